@@ -1,0 +1,53 @@
+"""Exceptions that say what was expected, what came and what to do, and the input checks that raise them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class MorsrError(Exception):
+    """Base of every error that morsr raises on purpose; the command line prints its message as one clear line."""
+
+
+class InputError(MorsrError, ValueError):
+    """An image, tensor, file or folder that was handed in cannot be used."""
+
+
+class ConfigError(MorsrError, ValueError):
+    """A setting that is unknown, out of range or cannot take effect."""
+
+
+class WeightsError(MorsrError, RuntimeError):
+    """Weights that are missing, cut short, or made for another model."""
+
+
+class MissingDependencyError(MorsrError, ImportError):
+    """An optional package is needed; the message names the extra that brings it."""
+
+
+def check_images(images: Tensor, *, name: str = "images", channels: int | None = 3) -> Tensor:
+    """Check that a tensor is a batch of images and return it unchanged.
+
+    Args:
+        images: floating-point tensor (B, C, H, W) with finite values in [0, 1].
+        name: what the message calls the tensor.
+        channels: the number of channels wanted, or None for any.
+
+    Raises:
+        InputError: wrong rank, kind of number, channels, an empty dimension, NaN or infinity, or a range outside [0, 1].
+    """
+    if images.ndim != 4:
+        raise InputError(f"{name}: expected a tensor (B, C, H, W), got shape {tuple(images.shape)}")
+    if not images.is_floating_point():
+        raise InputError(f"{name}: expected floating-point values in [0, 1], got {images.dtype}; divide by 255 first")
+    if channels is not None and images.shape[1] != channels:
+        raise InputError(f"{name}: expected {channels} channels, got {images.shape[1]}")
+    if 0 in images.shape:
+        raise InputError(f"{name}: expected at least one pixel and one image, got shape {tuple(images.shape)}")
+    low, high = (value.item() for value in images.aminmax())
+    if not (low >= -1e-4 and high <= 1 + 1e-4):  # written so that NaN fails too
+        raise InputError(f"{name}: expected finite values in [0, 1], got {low:.4g} to {high:.4g}")
+    return images

@@ -1,0 +1,60 @@
+"""What every test shares: no network, one thread, fixed seeds, an empty working folder, the optional data folder."""
+
+from __future__ import annotations
+
+import os
+import random
+from pathlib import Path
+
+REPO = Path(__file__).resolve().parents[1]
+
+# Set before torch or a hub client is imported, and inherited by the processes that tests start. The networks here are
+# so small that a second thread costs more than it gives; pytest-xdist uses the cores instead.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+os.environ["MPLBACKEND"] = "Agg"
+os.environ["PYTHONPATH"] = os.pathsep.join(
+    [str(REPO / "src"), *(path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if os.path.isabs(path))]
+)
+for _variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ.setdefault(_variable, "1")
+
+import hypothesis
+import numpy as np
+import pytest
+import torch
+
+hypothesis.settings.register_profile(
+    "morsr",
+    deadline=None,
+    derandomize=True,
+    database=None,
+    max_examples=25,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow, hypothesis.HealthCheck.function_scoped_fixture],
+)
+hypothesis.settings.load_profile("morsr")
+
+
+@pytest.fixture(autouse=True)
+def _reproducible(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seed every generator and work in an empty folder, so that no test depends on another or litters the checkout."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def repo_root() -> Path:
+    """The root of the checkout."""
+    return REPO
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder with photographs that are not part of the project: MORSR_SHARED_DATA, else ../shared/data."""
+    named = os.environ.get("MORSR_SHARED_DATA")
+    folder = Path(named) if named else REPO.parent / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip(f"needs the data folder, and {folder} is none; name it with MORSR_SHARED_DATA")
+    return folder.resolve()

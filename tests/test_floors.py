@@ -1,0 +1,158 @@
+"""The house has five floors and arrows point down only: every import of the source is read from its syntax tree."""
+
+from __future__ import annotations
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).resolve().parents[1] / "src"
+
+FLOORS = {
+    "cli": 5, "__main__": 5, "commands": 5, "bench": 5,
+    "training": 4, "data": 4, "evaluation": 4,
+    "models": 3,
+    # Estimators stand under the models: loading a generator builds the estimator that its router was trained with.
+    "adapters": 2, "degradation": 2, "estimators": 2,
+    "functional": 1,
+    "errors": 0,
+}  # fmt: skip
+# On the top floor the command line is made of its commands; on all others neighbours stay apart.
+NEIGHBOURS = {("cli", "commands"), ("cli", "bench"), ("__main__", "cli"), ("commands", "bench")}
+
+# A heavy package and the only places that may import it, as module prefixes.
+ONLY_IN = {
+    "basicsr": ("morsr.degradation.basicsr_compat",),
+    "diffusers": ("morsr.models.backbone", "morsr.models.pipeline"),
+    "transformers": ("morsr.estimators.clip",),
+    "lightning": ("morsr.training", "morsr.data", "morsr.evaluation", "morsr.commands", "morsr.bench", "morsr.cli"),
+    "pytorch_lightning": (),
+    "pickle": (),
+}
+FUNCTIONAL_ONLY = {"torch", "einops", "numpy", "morsr"}
+
+
+def source_files() -> list[Path]:
+    return sorted((SOURCE / "morsr").rglob("*.py"))
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(SOURCE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def is_module(name: str) -> bool:
+    path = SOURCE.joinpath(*name.split("."))
+    return path.is_dir() or path.with_suffix(".py").is_file()
+
+
+def public_names() -> dict[str, str]:
+    """The lazy names of the package: importing one of them from `morsr` is importing its module."""
+    for node in ast.parse((SOURCE / "morsr" / "__init__.py").read_text()).body:
+        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "_PUBLIC":
+            return ast.literal_eval(node.value)
+    raise AssertionError("src/morsr/__init__.py has no _PUBLIC table")
+
+
+def imported_modules(tree: ast.AST, module: str, *, package: bool) -> Iterator[tuple[int, str]]:
+    """Line and full name of everything imported: statements anywhere, also in functions, and import_module("...")."""
+    public = public_names()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield node.lineno, alias.name
+        elif isinstance(node, ast.ImportFrom):
+            parents = module.split(".")
+            parents = parents[: len(parents) - node.level + package] if node.level else []
+            origin = ".".join([*parents, *filter(None, [node.module])])
+            for alias in node.names:
+                full = f"{origin}.{alias.name}"
+                if origin == "morsr" and alias.name in public:
+                    yield node.lineno, public[alias.name]
+                else:
+                    yield node.lineno, full if origin.partition(".")[0] == "morsr" and is_module(full) else origin
+        elif isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
+            called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            if called in ("import_module", "__import__") and isinstance(node.args[0].value, str):
+                yield node.lineno, node.args[0].value
+
+
+def unit(module: str) -> str:
+    """The first name under the package, `models` for `morsr.models.generator`; empty for the package itself."""
+    return [*module.split("."), ""][1]
+
+
+def broken_import(module: str, target: str) -> str | None:
+    """Say what is wrong with one import, or None."""
+    here, root = unit(module), target.partition(".")[0]
+    if root == "morsr":
+        there = unit(target)
+        if not here or not there or here == there:
+            return None
+        if FLOORS[there] > FLOORS[here]:
+            return f"floor {FLOORS[here]} imports {target} of floor {FLOORS[there]}"
+        if FLOORS[there] == FLOORS[here] and (here, there) not in NEIGHBOURS:
+            return f"imports its neighbour {target}"
+        return None
+    if root in ONLY_IN and not any(module == place or module.startswith(place + ".") for place in ONLY_IN[root]):
+        return f"imports {target}, which only {', '.join(ONLY_IN[root]) or 'nobody'} may"
+    standard = root in sys.stdlib_module_names
+    if here == "functional" and root not in FUNCTIONAL_ONLY and not standard:
+        return f"imports {target}; functional/ knows torch, einops and numpy only"
+    if not here and not standard:
+        return f"imports {target}; `import morsr` stays light"
+    return None
+
+
+@pytest.mark.parametrize("path", source_files(), ids=module_name)
+def test_imports_point_down_only(path: Path):
+    module, tree = module_name(path), ast.parse(path.read_text())
+    assert not unit(module) or unit(module) in FLOORS, f"{module} has no floor: give it one in the table of this test"
+    found = imported_modules(tree, module, package=path.name == "__init__.py")
+    broken = [f"{path}:{line}: {problem}" for line, target in found if (problem := broken_import(module, target))]
+    assert not broken, "\n".join(broken)
+
+
+@pytest.mark.parametrize("path", source_files(), ids=module_name)
+def test_no_device_string_and_no_pickle(path: Path):
+    """Devices are handed in or asked of torch.accelerator; comparing with a device type is fine."""
+    tree, broken = ast.parse(path.read_text()), []
+    compared = {id(leaf) for node in ast.walk(tree) if isinstance(node, ast.Compare) for leaf in ast.walk(node)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in compared:
+            if node.value.partition(":")[0] in ("cuda", "mps", "xpu") and FLOORS.get(unit(module_name(path)), 0) < 5:
+                broken.append(f"{path}:{node.lineno}: device string {node.value!r}")
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) == "torch.load":
+            safe = [k for k in node.keywords if k.arg == "weights_only" and getattr(k.value, "value", None) is True]
+            if not safe:
+                broken.append(f"{path}:{node.lineno}: torch.load without weights_only=True")
+    assert not broken, "\n".join(broken)
+
+
+@pytest.mark.parametrize(
+    ("module", "statement", "words"),
+    [
+        ("morsr.functional.color", "import scipy", "functional/ knows"),
+        ("morsr.functional.color", "from morsr.adapters import inject", "of floor 2"),
+        ("morsr.adapters.layer", "from ..models import generator", "of floor 3"),
+        ("morsr.adapters.layer", "from morsr import Restorer", "of floor 3"),
+        ("morsr.models.generator", "def f():\n    from morsr.estimators import build_estimator", "neighbour"),
+        ("morsr.models.generator", "importlib.import_module('diffusers')", "only morsr.models.backbone"),
+        ("morsr.degradation.reference", "import basicsr.data.degradations", "only morsr.degradation.basicsr_compat"),
+        ("morsr.models.generator", "import lightning.pytorch as pl", "imports lightning.pytorch"),
+        ("morsr", "import torch", "stays light"),
+    ],
+)
+def test_the_walk_finds_what_is_forbidden(module: str, statement: str, words: str):
+    found = imported_modules(ast.parse(statement), module, package=False)
+    assert any(words in (broken_import(module, target) or "") for _, target in found)
+
+
+def test_the_walk_lets_pass_what_is_allowed():
+    statement = "import math\nfrom morsr.adapters import inject\nfrom morsr import __version__\nfrom . import backbone"
+    found = list(imported_modules(ast.parse(statement), "morsr.models.generator", package=False))
+    assert [target for _, target in found if target.startswith("morsr.models")] == ["morsr.models.backbone"]
+    assert not [problem for _, target in found if (problem := broken_import("morsr.models.generator", target))]

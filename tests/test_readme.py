@@ -1,0 +1,166 @@
+"""Every command of the README runs: in short form in `make test`, in full in `make test-all`.
+
+Each fenced bash block is preceded by one of these comments:
+    <!-- test: run -->    runs in short form and in full
+    <!-- test: slow -->   runs in full only
+    <!-- test: skip -->   is only shown (it needs a download or another machine)
+A block runs as one script, in the order of the README, in a folder that looks like the checkout: its entries are links,
+what the commands write lands beside them. It finds a photograph in photo.jpg and two in photos/.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+from PIL import Image
+
+README = Path(__file__).resolve().parents[1] / "README.md"
+MODES = ("run", "slow", "skip")
+
+# What both forms replace, line by line, first match wins: getting the code and installing it has happened already, and
+# the tests do not run themselves.
+ALWAYS = [
+    (r"git clone .*", "true"),
+    (r"cd morsr", "true"),
+    (r"(uv )?pip install .*", "true"),
+    (r"make setup", "true"),
+    (r"make (test|test-all)", r"make --dry-run \1"),
+]
+# What the short form replaces besides: two steps, one image.
+TWO_STEPS = "--trainer.max_steps=2 --trainer.limit_val_batches=1 --trainer.limit_test_batches=1"
+ONE_IMAGE = "--trainer.limit_test_batches=1"
+SHORT = [
+    (r'make (train|base|ablation)\b(.*?) ARGS="(.*)"(.*)', rf'make \1\2 ARGS="\3 {TWO_STEPS}"\4'),
+    (r"make (train|base|ablation)\b(.*)", rf'make \1\2 ARGS="{TWO_STEPS}"'),
+    (r'make eval\b(.*?) ARGS="(.*)"(.*)', rf'make eval\1 ARGS="\2 {ONE_IMAGE}"\3'),
+    (r"make eval\b(.*)", rf'make eval\1 ARGS="{ONE_IMAGE}"'),
+    (r"morsr fit\b(.*)", rf"morsr fit\1 {TWO_STEPS}"),
+    (r"morsr (validate|test|predict)\b(.*)", r"morsr \1\2 --trainer.limit_\1_batches=1"),
+    (r"(make (bench|lint))\b(.*)", r"make --dry-run \2\3"),
+]
+
+
+class Block(NamedTuple):
+    line: int
+    mode: str
+    script: str
+
+
+def bash_blocks(text: str) -> list[Block]:
+    found = []
+    for match in re.finditer(
+        r"(?:^<!-- test: (\w+) -->\n\s*)?^```(?:bash|sh|shell|console)\n(.*?)^```", text, re.M | re.S
+    ):
+        found.append(Block(text[: match.start(2)].count("\n") + 1, match[1] or "unmarked", match[2]))
+    return found
+
+
+def rewrite(script: str, table: list[tuple[str, str]]) -> str:
+    """Replace whole lines by the table; a trailing comment and continued lines are folded away first."""
+    lines = []
+    for line in script.replace("\\\n", " ").splitlines():
+        bare = re.sub(r"\s+#.*$", "", line).strip()
+        for pattern, replacement in table:
+            if re.fullmatch(pattern, bare):
+                bare = re.sub(rf"^{pattern}$", replacement, bare)
+                break
+        lines.append(bare)
+    return "\n".join(lines)
+
+
+BLOCKS = bash_blocks(README.read_text()) if README.is_file() else []
+
+
+def blocks(*modes: str) -> list:
+    return [pytest.param(block, id=f"line{block.line}") for block in BLOCKS if block.mode in modes]
+
+
+def photograph(height: int, width: int) -> Image.Image:
+    from skimage import data
+
+    return Image.fromarray(np.ascontiguousarray(data.chelsea()[60 : 60 + height, 100 : 100 + width]))
+
+
+@pytest.fixture(scope="module")
+def checkout(repo_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of links to the checkout's entries, for all blocks of this file: later commands find earlier outputs."""
+    folder = tmp_path_factory.mktemp("readme") / "morsr"
+    folder.mkdir()
+    for entry in repo_root.iterdir():
+        if entry.name not in (".git", ".venv", "runs", "outputs", "photo.jpg", "photos"):
+            (folder / entry.name).symlink_to(entry)
+    photograph(96, 128).save(folder / "photo.jpg", quality=90)
+    (folder / "photos").mkdir()
+    for number, size in enumerate([(40, 56), (48, 32)]):
+        photograph(*size).save(folder / "photos" / f"{number}.png")
+    tools = folder / ".tools"
+    tools.mkdir()
+    # The commands run with the Python of these tests, whether or not morsr is installed there, and `make` does not
+    # set up a second environment.
+    for name, command in {
+        "morsr": f'{shlex.quote(sys.executable)} -m morsr "$@"',
+        "make": f'{shutil.which("make")} PY={shlex.quote(sys.executable)} STAMP=.tools/stamp "$@"',
+    }.items():
+        (tools / name).write_text(f"#!/bin/sh\nexec {command}\n")
+        (tools / name).chmod(0o755)
+    (tools / "stamp").touch()
+    return folder
+
+
+def run_block(block: Block, table: list[tuple[str, str]], checkout: Path, timeout: float) -> None:
+    script = rewrite(block.script, table)
+    path = os.pathsep.join([str(checkout / ".tools"), str(Path(sys.executable).parent), os.environ["PATH"]])
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", script],
+        cwd=checkout, env=os.environ | {"PATH": path}, stdin=subprocess.DEVNULL,
+        capture_output=True, text=True, errors="replace", timeout=timeout,
+    )  # fmt: skip
+    assert done.returncode == 0, f"README.md line {block.line}:\n{script}\n{done.stdout[-4000:]}\n{done.stderr[-4000:]}"
+
+
+def test_every_block_says_how_it_is_tested():
+    assert BLOCKS, "README.md has no bash block"
+    wrong = [f"line {block.line}: {block.mode}" for block in BLOCKS if block.mode not in MODES]
+    assert not wrong, f"put <!-- test: run|slow|skip --> before these blocks of README.md: {wrong}"
+    assert any(block.mode == "run" for block in BLOCKS)
+
+
+@pytest.mark.parametrize("block", blocks("run"))
+def test_readme_command_in_short_form(block: Block, checkout: Path):
+    run_block(block, ALWAYS + SHORT, checkout, timeout=280)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("block", blocks("run", "slow"))
+def test_readme_command_in_full(block: Block, checkout: Path):
+    run_block(block, ALWAYS, checkout, timeout=3500)
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("make setup   # once", "true"),
+        ("make train", f'make train ARGS="{TWO_STEPS}"'),
+        ('make train CONFIG=a.yaml ARGS="--x=1"', f'make train CONFIG=a.yaml ARGS="--x=1 {TWO_STEPS}"'),
+        ("make test", "make --dry-run test"),
+        ("morsr upscale photo.jpg out.png", "morsr upscale photo.jpg out.png"),
+        ("morsr test --config \\\n a.yaml", "morsr test --config   a.yaml --trainer.limit_test_batches=1"),
+    ],
+)
+def test_short_form(line: str, expected: str):
+    assert rewrite(line, ALWAYS + SHORT) == expected
+
+
+def test_blocks_are_found_with_their_marks():
+    text = "a\n<!-- test: run -->\n```bash\nmake\n```\n\n```bash\nls\n```\n```python\nx\n```\n"
+    assert bash_blocks(text) == [Block(4, "run", "make\n"), Block(8, "unmarked", "ls\n")]
