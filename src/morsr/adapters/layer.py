@@ -1,0 +1,170 @@
+"""A frozen Linear or Conv2d with any number of adapter sets beside it.
+
+Dimensions: R ranks, I input features per group, O output features.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from morsr.adapters.config import MoRConfig
+from morsr.adapters.state import LayerGates, SharedState
+from morsr.errors import ConfigError, InputError
+from morsr.functional.lowrank import ConvGeometry, add_lowrank_conv2d, add_lowrank_linear, lowrank_weight
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def can_adapt(module: nn.Module) -> bool:
+    """Whether a module is a layer that can be adapted."""
+    return isinstance(module, (nn.Linear, nn.Conv2d))
+
+
+class RankSet(nn.Module):
+    """Ranks of one adapter set on one layer: ``down`` (R, I) or (R, I, kh, kw), and ``up`` (R, O), zero at first."""
+
+    def __init__(self, base: nn.Linear | nn.Conv2d, config: MoRConfig, index: int) -> None:
+        super().__init__()
+        dtype = base.weight.dtype if config.dtype == "base" else _DTYPES[config.dtype]
+        options: dict[str, Any] = {"device": base.weight.device, "dtype": dtype}
+        self.index = index
+        self.scale = float(config.scale)
+        ranks = config.stored_ranks
+        self.down = nn.Parameter(torch.empty(ranks, *base.weight.shape[1:], **options))
+        self.up = nn.Parameter(torch.zeros(ranks, base.weight.shape[0], **options))
+        with torch.no_grad():
+            if config.init == "gaussian":
+                self.down.normal_(std=1 / config.num_ranks)
+            else:
+                nn.init.kaiming_uniform_(self.down, a=math.sqrt(5))
+
+    def extra_repr(self) -> str:
+        return f"ranks={self.down.shape[0]}, down={tuple(self.down.shape)}, up={tuple(self.up.shape)}"
+
+    def pick(self, gates: LayerGates, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Rows of ``down`` and gated rows of ``up`` that work for the present routing, in the dtype to compute in.
+
+        Without a batch dimension where all images share them: (r, ...) and (r, O); else (B, r, ...) and (B, r, O).
+        """
+        down: Tensor = self.down
+        up: Tensor = self.up
+        if gates.factors is None:
+            scaled = up if self.scale == 1.0 else up * self.scale
+            return down.to(dtype), scaled.to(dtype)
+        factors = gates.factors
+        if gates.ranks is None:
+            factors = factors[0] if factors.shape[0] == 1 else factors
+            return down.to(dtype), (up * factors[..., None].to(up.dtype)).to(dtype)
+        if factors.shape[0] == 1:
+            down, up = down.index_select(0, gates.ranks[0]), up.index_select(0, gates.ranks[0])
+            return down.to(dtype), (up * factors[0, :, None].to(up.dtype)).to(dtype)
+        batch, ranks = factors.shape
+        rows = gates.ranks.flatten()
+        down = down.index_select(0, rows).view(batch, ranks, *down.shape[1:])
+        up = up.index_select(0, rows).view(batch, ranks, -1) * factors[..., None].to(up.dtype)
+        return down.to(dtype), up.to(dtype)
+
+    def weight_update(self, gates: LayerGates, image: int = 0, *, ranks: list[int] | None = None) -> Tensor:
+        """Update (O, I, ...) of the layer's weight for one image, in float32 (float64 where the ranks are).
+
+        Args:
+            gates: as the routing gives them.
+            image: which image of the batch.
+            ranks: positions among the gates' ranks to sum, all by default; what has factor 0 can be left out.
+        """
+        dtype = torch.promote_types(self.down.dtype, torch.float32)
+        if gates.factors is None:
+            return lowrank_weight(self.down.to(dtype), self.up.to(dtype) * self.scale)
+        down: Tensor = self.down
+        up: Tensor = self.up
+        factors = gates.factors[image].to(dtype)
+        if gates.ranks is not None:
+            rows = gates.ranks[image]
+            if ranks is not None:
+                keep = torch.tensor(ranks, device=rows.device, dtype=torch.int64)
+                rows, factors = rows[keep], factors[keep]
+            down, up = down.index_select(0, rows), up.index_select(0, rows)
+        return lowrank_weight(down.to(dtype), up.to(dtype), factors)
+
+
+class AdaptedLayer(nn.Module):
+    """Wrapper around one frozen layer; what it does not have itself it takes from ``base_layer``.
+
+    Attributes:
+        base_layer: the layer as it was, frozen.
+        sets: adapter sets by name.
+        contexts: routing contexts that live here; the first layer of a set carries its context, so that it moves,
+            trains and is saved with the model and is registered once.
+    """
+
+    def __init__(self, base_layer: nn.Linear | nn.Conv2d, shared: SharedState) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        self.sets = nn.ModuleDict()
+        self.contexts = nn.ModuleDict()
+        self.shared = shared
+        shared.layers.append(self)
+        self.training = base_layer.training
+        self._geometry = None
+        if isinstance(base_layer, nn.Conv2d):
+            padding = base_layer.padding
+            self._geometry = ConvGeometry(
+                base_layer.stride,  # type: ignore[arg-type]
+                padding if isinstance(padding, str) else tuple(padding),  # type: ignore[arg-type]
+                base_layer.dilation,  # type: ignore[arg-type]
+                base_layer.groups,
+                base_layer.padding_mode,
+                tuple(base_layer._reversed_padding_repeated_twice),
+            )
+
+    @property
+    def weight(self) -> Tensor:
+        """Weight of the base layer; with ``merged`` open, the merged one."""
+        return self.base_layer.weight
+
+    @property
+    def bias(self) -> Tensor | None:
+        """Bias of the base layer."""
+        return self.base_layer.bias
+
+    def __getattr__(self, name: str) -> Any:
+        # Model code reads in_channels, padding, out_features and the like on the layers it built.
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name == "base_layer":
+                raise
+            return getattr(super().__getattr__("base_layer"), name)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """The base layer's output plus the update of the active set, in the base layer's dtype."""
+        # Straight from the dict: torch's and our attribute lookup would cost more than the check itself.
+        output = self._modules["base_layer"](inputs)  # type: ignore[misc]
+        state = self.shared.current()
+        sets = self._modules["sets"]._modules
+        if state.active not in sets or state.is_merged:
+            return output
+        rows = state.gates[state.active]
+        if rows is None:
+            raise InputError(f"adapter set {state.active!r} has no routing: set context.condition to the scores first")
+        ranks: RankSet = sets[state.active]  # type: ignore[index,assignment]
+        gates = rows[ranks.index]
+        if gates.factors is not None and gates.factors.shape[0] not in (1, inputs.shape[0]):
+            raise InputError(
+                f"the routing of set {state.active!r} is for {gates.factors.shape[0]} images, but a layer got a batch "
+                f"of {inputs.shape[0]}; set context.condition for this batch, or a routing of one image for all of it"
+            )
+        down, up = ranks.pick(gates, inputs.dtype)
+        if output.dtype != inputs.dtype and not _autocasts(inputs):
+            raise ConfigError(f"a layer turns {inputs.dtype} into {output.dtype}; adapters need one dtype")
+        if self._geometry is None:
+            return add_lowrank_linear(output, inputs, down, up)
+        return add_lowrank_conv2d(output, inputs, down, up, self._geometry)
+
+
+def _autocasts(inputs: Tensor) -> bool:
+    return torch.is_autocast_enabled(inputs.device.type)

@@ -1,0 +1,152 @@
+"""Fold the ranks of one routing into the weights, for as long as a ``with`` block lasts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from morsr.adapters.inject import layers_of_set, shared_state
+from morsr.adapters.layer import AdaptedLayer, RankSet
+from morsr.adapters.state import LayerGates, SharedState
+from morsr.errors import ConfigError, InputError
+
+# Forward passes of the whole network with one routing from which a merge is repaid.
+MERGE_PAYS_FROM = 4
+
+
+@dataclass
+class Merge:
+    """An open merge.
+
+    Attributes:
+        name: set that is merged.
+        backup_bytes: memory of the one backup it holds: the adapted layers' own weights.
+        merges: how often the weights were written; it stays at 1 while the routing stays the same.
+        ranks_run: ranks folded in, summed over layers; chosen zero experts add none.
+        ranks_most: what it would be without zero experts.
+    """
+
+    name: str
+    backup_bytes: int = 0
+    merges: int = 0
+    ranks_run: int = 0
+    ranks_most: int = 0
+
+
+class _Merger:
+    def __init__(self, layers: list[tuple[str, AdaptedLayer, RankSet]], shared: SharedState, name: str) -> None:
+        self.layers, self.shared = layers, shared
+        self.originals = [layer.base_layer.weight.data for _, layer, _ in layers]  # type: ignore[union-attr]
+        self.key: list[Tensor] | None = None
+        self.merge = Merge(name, sum(weight.nbytes for weight in self.originals))  # type: ignore[misc]
+
+    @torch.no_grad()
+    def write(self) -> None:
+        """Merge the present gates, unless the weights hold just these."""
+        gates = self.shared.now.gates[self.merge.name]
+        if gates is None:
+            raise InputError(f"adapter set {self.merge.name!r} has no routing to merge: set context.condition first")
+        key, live = self._summary(gates)
+        if self.key is not None and len(key) == len(self.key) and all(map(torch.equal, key, self.key)):
+            return
+        run = 0
+        for (_, layer, ranks), original, row, kept in zip(self.layers, self.originals, gates, live, strict=True):
+            update = ranks.weight_update(row, ranks=kept)
+            weight = layer.base_layer.weight
+            merged = (original.to(update.dtype) + update).to(original.dtype)
+            # A new storage at first, then the same one again: the original stays untouched and comes back bit for bit.
+            if weight.data.data_ptr() == original.data_ptr():  # type: ignore[operator,union-attr]
+                weight.data = merged  # type: ignore[union-attr]
+            else:
+                weight.data.copy_(merged)  # type: ignore[union-attr,operator]
+            run += ranks.down.shape[0] if kept is None else len(kept)
+        self.key = key
+        self.merge.merges += 1
+        self.merge.ranks_run = run
+        self.merge.ranks_most = sum(
+            r.down.shape[0] if g.ranks is None else g.ranks.shape[1]
+            for g, (_, _, r) in zip(gates, self.layers, strict=True)
+        )
+
+    def _summary(self, gates: tuple[LayerGates, ...]) -> tuple[list[Tensor], list[list[int] | None]]:
+        """What identifies these gates, and per layer the positions of ranks that work; one transfer for all layers."""
+        factors = [row.factors for row in gates]
+        if factors[0] is None:
+            return [], [None] * len(gates)
+        stacked = torch.stack(factors)  # type: ignore[arg-type]
+        if stacked.shape[1] != 1:
+            raise InputError(
+                f"a merge holds the ranks of one image, the routing is for {stacked.shape[1]}; "
+                "set a routing of one image, as context.routing.image(0)"
+            )
+        key = [stacked.clone()]
+        if gates[0].ranks is None:
+            return key, [None] * len(gates)
+        key.append(torch.stack([row.ranks for row in gates]))  # type: ignore[misc]
+        works = (stacked[:, 0] != 0).tolist()
+        return key, [[place for place, on in enumerate(row) if on] for row in works]
+
+    def restore(self) -> None:
+        for (_, layer, _), original in zip(self.layers, self.originals, strict=True):
+            layer.base_layer.weight.data = original  # type: ignore[union-attr,assignment]
+
+
+@contextmanager
+def merged(model: nn.Module, name: str | None = None) -> Iterator[Merge]:
+    """Fold the ranks of the present routing into the weights; the layers then cost what the bare model costs.
+
+    Updates are added in float32 and rounded once to the weights' dtype. The block may set another condition, routing or
+    knob: the weights follow, and are left alone where nothing changed. On exit the original weights are back bit for
+    bit. While open it holds one more copy of the adapted layers' weights (``backup_bytes``).
+
+    Args:
+        model: an adapted model in evaluation mode.
+        name: a set; the active one by default.
+
+    Raises:
+        ConfigError: no set is active, another merge is open, or the set is in training mode.
+        InputError: no condition is set, or the routing is for more than one image.
+    """
+    shared = shared_state(model)
+    name = name or shared.now.active
+    if name is None:
+        raise ConfigError("no adapter set is active; say which one to merge")
+    layers_of_set(model, name)
+    layers = [(path, layer, layer.sets[name]) for path, layer in enumerate(shared.layers) if name in layer.sets]
+    layers.sort(key=lambda item: item[2].index)  # type: ignore[arg-type,return-value]
+    context = shared.contexts[name]
+    if shared.now.is_merged:
+        raise ConfigError("the model is merged already; leave that block first")
+    if context.training:
+        raise ConfigError("merged weights pass no gradient to the ranks; call model.eval() first")
+    merger = _Merger(layers, shared, name)  # type: ignore[arg-type]
+    active = shared.now.active
+    try:
+        merger.write()
+        context.on_change = merger.write
+        shared.change(active=name, is_merged=True)
+        yield merger.merge
+    finally:
+        context.on_change = None
+        shared.change(active=active, is_merged=False)
+        merger.restore()
+
+
+@contextmanager
+def auto_merged(model: nn.Module, passes: int, name: str | None = None) -> Iterator[Merge | None]:
+    """Merge if so many passes with one routing repay it, else leave the layers to gather their ranks.
+
+    Args:
+        model: an adapted model in evaluation mode.
+        passes: forward passes of the network that will share the routing (tiles, frames).
+        name: a set; the active one by default.
+    """
+    if passes < MERGE_PAYS_FROM:
+        yield None
+        return
+    with merged(model, name) as merge:
+        yield merge

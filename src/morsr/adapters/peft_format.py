@@ -1,0 +1,182 @@
+"""Exchange with peft and diffusers: one routing as a plain LoRA, and a LoRA as shared ranks."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+
+import torch
+from einops import rearrange
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from morsr.adapters.config import MoRConfig
+from morsr.adapters.inject import InjectionReport, inject, layers_of_set, routing_context
+from morsr.errors import ConfigError, InputError, WeightsError
+
+_PEFT_PREFIX = "base_model.model."
+_KEY = re.compile(r"(?:base_model\.model\.)?(?P<layer>.+)\.lora_(?P<part>[AB])(?:\.[^.]+)?\.weight")
+
+
+def lora_state_dict(model: nn.Module, *, name: str = "generator", prefix: str = "") -> dict[str, Tensor]:
+    """The present routing of one image as a plain LoRA, its gates and scale multiplied into B; alpha equals the rank.
+
+    Every layer gets the same rank: chosen zero experts become rows of zeros.
+
+    Args:
+        model: an adapted model, or an adapted part of it (names are as seen from it).
+        name: of the set.
+        prefix: put before every key, as "base_model.model." (peft) or "unet." (diffusers).
+
+    Returns:
+        Keys ``<layer>.lora_A.weight`` and ``<layer>.lora_B.weight`` in float32.
+
+    Raises:
+        InputError: no routing is set, or it is for more than one image.
+        ConfigError: a convolution with groups, or with borders other than zeros, which peft's ranks would not see.
+    """
+    layers = layers_of_set(model, name)
+    gates = layers[0][1].shared.now.gates[name]
+    if gates is None:
+        raise InputError(f"adapter set {name!r} has no routing to export: set context.condition first")
+    state: dict[str, Tensor] = {}
+    for layer_name, layer, ranks in layers:
+        row = gates[ranks.index]
+        if row.factors is not None and row.factors.shape[0] != 1:
+            raise InputError(
+                f"a LoRA holds one routing, got one for {row.factors.shape[0]} images; use context.routing.image(0)"
+            )
+        base = layer.base_layer
+        if isinstance(base, nn.Conv2d) and (base.groups > 1 or base.padding_mode != "zeros"):
+            raise ConfigError(f"{layer_name}: peft has no counterpart for a convolution with groups or padded borders")
+        down, up = (value.detach().float() for value in ranks.pick(row, torch.float32))
+        live = (up != 0).any(1) if row.factors is None else row.factors[0] != 0
+        down = down * live.view(-1, *[1] * (down.ndim - 1))
+        up = rearrange(up, "r o -> o r")
+        state[f"{prefix}{layer_name}.lora_A.weight"] = down.cpu().contiguous()
+        state[f"{prefix}{layer_name}.lora_B.weight"] = up.reshape(*up.shape, *[1] * (down.ndim - 2)).cpu().contiguous()
+    return state
+
+
+def export_lora(folder: str | os.PathLike[str], model: nn.Module, *, name: str = "generator") -> Path:
+    """Write the present routing as a peft adapter folder (adapter_config.json and adapter_model.safetensors).
+
+    ``peft.PeftModel.from_pretrained(bare_model, folder)`` then gives the same output as the adapted model.
+
+    Raises:
+        InputError, ConfigError: as ``lora_state_dict``.
+    """
+    state = lora_state_dict(model, name=name, prefix=_PEFT_PREFIX)
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    rank = next(iter(state.values())).shape[0]
+    layers = [
+        key.removeprefix(_PEFT_PREFIX).removesuffix(".lora_A.weight") for key in state if key.endswith("lora_A.weight")
+    ]
+    config = {
+        "peft_type": "LORA",
+        "r": rank,
+        "lora_alpha": rank,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        # A pattern, since peft takes a list of names for suffixes and "conv_in" would be found twice.
+        "target_modules": "^(?:" + "|".join(re.escape(layer) for layer in layers) + ")$",
+        "inference_mode": True,
+    }
+    save_file(state, str(folder / "adapter_model.safetensors"), metadata={"format": "pt"})
+    (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    return folder
+
+
+def import_lora(
+    source: str | os.PathLike[str] | dict[str, Tensor],
+    model: nn.Module,
+    *,
+    name: str = "generator",
+    config: MoRConfig | None = None,
+    condition_dim: int | None = None,
+    scale: float | None = None,
+) -> InjectionReport:
+    """Inject a LoRA of peft or diffusers as shared ranks, which work for every image.
+
+    Args:
+        source: a peft folder, a safetensors file, or a state dict with keys ``…lora_A.weight`` and ``…lora_B.weight``.
+        model: the model it was trained on.
+        name: of the new set.
+        config: to grow routed ranks beside the imported ones: its num_shared must equal the LoRA's rank, and its
+            targets are replaced by the LoRA's layers. A plain LoRA by default.
+        condition_dim: number of degradation scores, where the config routes.
+        scale: alpha / r; read from adapter_config.json, else 1.
+
+    Raises:
+        WeightsError: an unreadable file, keys that are not a LoRA's, ranks that differ between layers, layers or shapes
+            that the model does not have. ConfigError: a config that cannot hold the LoRA. Nothing has changed then.
+    """
+    state, read_scale, label = _read_lora(source)
+    scale = read_scale if scale is None else scale
+    pairs: dict[str, dict[str, Tensor]] = {}
+    for key, value in state.items():
+        match = _KEY.fullmatch(key)
+        if not match:
+            raise WeightsError(f"{label}: key {key!r} is not one of a LoRA on linear or convolutional layers")
+        pairs.setdefault(match["layer"], {})[match["part"]] = value
+    incomplete = [layer for layer, parts in pairs.items() if set(parts) != {"A", "B"}]
+    if incomplete or not pairs:
+        raise WeightsError(f"{label}: lora_A and lora_B are not both there for {incomplete or 'any layer'}")
+    modules = dict(model.named_modules())
+    for layer, parts in pairs.items():
+        weight = getattr(modules.get(layer), "weight", None)
+        if weight is None:
+            raise WeightsError(f"{label}: the model has no layer {layer!r}")
+        if parts["A"].shape[1:] != weight.shape[1:] or parts["B"].shape[0] != weight.shape[0]:
+            got = f"A {tuple(parts['A'].shape)}, B {tuple(parts['B'].shape)}"
+            raise WeightsError(f"{label}: {layer} has {got}, which do not fit a weight {tuple(weight.shape)}")
+    ranks = {parts["A"].shape[0] for parts in pairs.values()}
+    if len(ranks) != 1:
+        raise WeightsError(f"{label}: layers have different ranks {sorted(ranks)}; one set has one number of ranks")
+    rank = ranks.pop()
+    targets = [re.escape(layer) for layer in pairs]
+    if config is None:
+        config = MoRConfig.of_kind("lora", num_ranks=rank, targets=targets, scale=scale)
+        scale = 1.0
+    elif config.num_shared != rank:
+        raise ConfigError(f"num_shared={config.num_shared}: expected {rank}, the rank of the imported LoRA")
+    else:
+        config = MoRConfig.from_dict({**config.to_dict(), "targets": targets})
+        if config.scale == 0:
+            raise ConfigError("scale: 0 cannot hold an imported LoRA")
+        scale = scale / config.scale
+    report = inject(model, config, condition_dim=condition_dim, name=name)
+    by_name = dict(zip(routing_context(model, name).layer_names, layers_of_set(model, name), strict=True))
+    with torch.no_grad():
+        for layer, parts in pairs.items():
+            ranks_of_layer = by_name[layer][2]
+            ranks_of_layer.down[:rank].copy_(parts["A"])
+            ranks_of_layer.up[:rank].copy_(rearrange(parts["B"].flatten(1), "o r -> r o") * scale)
+    return report
+
+
+def _read_lora(source: str | os.PathLike[str] | dict[str, Tensor]) -> tuple[dict[str, Tensor], float, str]:
+    if isinstance(source, dict):
+        return source, 1.0, "state dict"
+    path = Path(source)
+    scale = 1.0
+    if path.is_dir():
+        try:
+            settings = json.loads((path / "adapter_config.json").read_text(encoding="utf-8"))
+            rank = settings["r"]
+            scale = settings["lora_alpha"] / (rank**0.5 if settings.get("use_rslora") else rank)
+        except (OSError, ValueError, KeyError) as error:
+            raise WeightsError(f"{path}: adapter_config.json cannot be read ({error})") from error
+        if settings.get("use_dora") or settings.get("rank_pattern") or settings.get("alpha_pattern"):
+            raise WeightsError(f"{path}: DoRA and ranks or alphas per layer cannot be imported as shared ranks")
+        path = path / "adapter_model.safetensors"
+    if not path.is_file():
+        raise WeightsError(f"{path}: no such file; pickled adapters are not read, save them as safetensors")
+    try:
+        return load_file(str(path)), scale, str(path)
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(f"{path}: not a whole safetensors file ({error})") from error

@@ -1,0 +1,71 @@
+"""Which layers of a model an adapter set is put on: patterns, presets by role, and how they match names."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from morsr.errors import ConfigError
+
+_ATTENTION = r"(?:to_q|to_k|to_v|to_out\.0)"
+_FEED_FORWARD = r"ff\.net\.(?:0\.proj|2)"
+_RESNET = r"(?:conv1|conv2|conv_shortcut)"
+_SAMPLERS = r"(?:down|up)samplers\.\d+\.conv"
+_BLOCKS = rf"(?:{_ATTENTION}|{_FEED_FORWARD}|proj_in|proj_out|{_RESNET}|{_SAMPLERS})"
+
+# Roles, not lists: the same preset fits the real networks and small ones of the same classes. Time embeddings, norms
+# and the VAE decoder are left alone, as in OSEDiff, PiSA-SR and FreqOrtho-SR.
+PRESETS: dict[str, tuple[str, ...]] = {
+    "sd_unet": (rf"(?:down_blocks|mid_block|up_blocks)\..*\.{_BLOCKS}", r"conv_in", r"conv_out"),
+    "sd_vae_encoder": (
+        rf"encoder\.(?:down_blocks|mid_block)\..*\.{_BLOCKS}",
+        r"encoder\.conv_in",
+        r"encoder\.conv_out",
+        r"quant_conv",
+    ),
+    "tiny_vae_encoder": (r"encoder\.layers\..*",),
+    "all_unet_like": (rf"(?:.*\.)?(?:{_BLOCKS}|conv_in|conv_out)",),
+}
+
+
+def preset_targets(name: str, prefix: str = "") -> tuple[str, ...]:
+    """Patterns of a preset.
+
+    Args:
+        name: "sd_unet" (258 layers of SD 2.1's UNet), "sd_vae_encoder" (31 layers of its VAE encoder and quant_conv),
+            "tiny_vae_encoder" (AutoencoderTiny) or "all_unet_like" (the same roles wherever they are in the model).
+        prefix: dotted name of the network inside the model, as "unet"; empty if it is the model itself.
+
+    Raises:
+        ConfigError: an unknown preset.
+    """
+    if name not in PRESETS:
+        raise ConfigError(f"unknown target preset {name!r}; there are {', '.join(PRESETS)}")
+    if not prefix:
+        return PRESETS[name]
+    return tuple(rf"{re.escape(prefix)}\.(?:{pattern})" for pattern in PRESETS[name])
+
+
+def expand_targets(targets: Sequence[str]) -> tuple[tuple[str, tuple[re.Pattern[str], ...]], ...]:
+    """Compile targets: (what the user wrote, its patterns), presets replaced by their patterns.
+
+    Raises:
+        ConfigError: a pattern that is no regular expression, or an unknown preset behind an ``@``.
+    """
+    compiled = []
+    for target in targets:
+        preset, _, prefix = target.partition("@")
+        patterns = preset_targets(preset, prefix) if preset in PRESETS or prefix else (target,)
+        try:
+            compiled.append((target, tuple(re.compile(pattern) for pattern in patterns)))
+        except re.error as error:
+            raise ConfigError(f"target {target!r} is not a regular expression: {error}") from error
+    return tuple(compiled)
+
+
+def matches(pattern: re.Pattern[str], name: str) -> bool:
+    """Whether a pattern is the whole of a dotted name, or its end from a dot on; never a substring."""
+    if pattern.fullmatch(name):
+        return True
+    plain = pattern.pattern.replace(r"\.", ".")
+    return re.fullmatch(r"[\w.]+", plain) is not None and name.endswith("." + plain)

@@ -1,0 +1,1 @@
+"""Pure tensor functions: torch, einops and numpy only."""

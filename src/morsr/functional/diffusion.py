@@ -1,0 +1,86 @@
+"""Arithmetic of a latent diffusion model: noise schedule, forward noising, clean-latent estimates, guidance.
+
+Everything here runs in float32 whatever comes in: at t = 999 of Stable Diffusion's schedule an error of the predicted
+noise grows 14.6 times on its way into the clean latent, so half precision shows as grain in the picture.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+Parametrization = Literal["epsilon", "residual"]
+
+
+def scaled_linear_alphas_cumprod(steps: int = 1000, *, beta_start: float = 0.00085, beta_end: float = 0.012) -> Tensor:
+    """Return ᾱ_t, the share of signal variance left at each timestep, of the scaled-linear schedule.
+
+    The square roots of the betas are linear in t. Shape (steps,), float32 computed through float64.
+
+    >>> scaled_linear_alphas_cumprod()[999].item()  # doctest: +ELLIPSIS
+    0.0046600...
+
+    Source: Stable Diffusion's `scaled_linear` betas (CompVis/latent-diffusion, ldm/modules/diffusionmodules/util.py).
+    """
+    betas = torch.linspace(beta_start**0.5, beta_end**0.5, steps, dtype=torch.float64).square()
+    return (1 - betas).cumprod(0).float()
+
+
+def _per_image(value: Tensor | float, like: Tensor) -> Tensor:
+    value = torch.as_tensor(value, dtype=torch.float32, device=like.device)
+    return value.reshape(-1, *[1] * (like.ndim - 1)) if value.ndim else value
+
+
+def add_noise(latents: Tensor, noise: Tensor, alpha_bar: Tensor | float) -> Tensor:
+    """Forward process q(z_t | z_0): √ᾱ z_0 + √(1 − ᾱ) ε.
+
+    Args:
+        latents: clean latents (B, C, h, w).
+        noise: standard normal noise of the same shape.
+        alpha_bar: ᾱ_t, one number or one per image (B,).
+
+    Source: Ho et al., "Denoising Diffusion Probabilistic Models", eq. 4.
+    """
+    alpha_bar = _per_image(alpha_bar, latents)
+    return alpha_bar.sqrt() * latents.float() + (1 - alpha_bar).sqrt() * noise.float()
+
+
+def clean_latents(
+    latents: Tensor, prediction: Tensor, alpha_bar: Tensor | float, parametrization: Parametrization = "epsilon"
+) -> Tensor:
+    """Estimate the clean latents z_0 from the latents at one timestep and the network's output.
+
+    Args:
+        latents: z_t, or the encoded low-quality image that stands in for it, (B, C, h, w).
+        prediction: the UNet's output of the same shape.
+        alpha_bar: ᾱ_t, one number or one per image (B,); unused for "residual".
+        parametrization: "epsilon": (z_t − √(1 − ᾱ) ε) / √ᾱ, as OSEDiff reads a low-quality latent at t = 999;
+            "residual": z_t − ε, as PiSA-SR does at t = 1.
+
+    Source: OSEDiff (arXiv 2406.08177) eq. 4; PiSA-SR (arXiv 2412.03017) eq. 4.
+    """
+    latents, prediction = latents.float(), prediction.float()
+    if parametrization == "residual":
+        return latents - prediction
+    alpha_bar = _per_image(alpha_bar, latents)
+    return (latents - (1 - alpha_bar).sqrt() * prediction) / alpha_bar.sqrt()
+
+
+def epsilon_from_velocity(latents: Tensor, velocity: Tensor, alpha_bar: Tensor | float) -> Tensor:
+    """Convert a v-prediction into the noise it implies: ε = √ᾱ v + √(1 − ᾱ) z_t.
+
+    Source: Salimans and Ho, "Progressive Distillation for Fast Sampling of Diffusion Models", appendix D.
+    """
+    alpha_bar = _per_image(alpha_bar, latents)
+    return alpha_bar.sqrt() * velocity.float() + (1 - alpha_bar).sqrt() * latents.float()
+
+
+def guide(conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
+    """Classifier-free guidance, ε_u + s (ε_c − ε_u): scale 1 is the conditional prediction, 0 the unconditional.
+
+    Source: Ho and Salimans, "Classifier-Free Diffusion Guidance", eq. 6 with s = 1 + w.
+    """
+    unconditional = unconditional.float()
+    return unconditional + scale * (conditional.float() - unconditional)

@@ -1,0 +1,219 @@
+"""Blur kernels of the Real-ESRGAN degradation family, one per image, and the filtering that applies them."""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from morsr.errors import InputError
+
+KERNEL_KINDS = (
+    "iso",
+    "aniso",
+    "generalized_iso",
+    "generalized_aniso",
+    "plateau_iso",
+    "plateau_aniso",
+    "sinc",
+    "none",
+)
+"""Names of the kernel kinds; a kind's number is its place here. "none" is a pulse, which leaves the image as it is."""
+
+SINC = KERNEL_KINDS.index("sinc")
+NONE = KERNEL_KINDS.index("none")
+
+
+def blur_kernels(
+    kind: Tensor,
+    size: Tensor,
+    sigma_x: Tensor,
+    sigma_y: Tensor,
+    rotation: Tensor,
+    beta: Tensor,
+    cutoff: Tensor,
+    *,
+    canvas: int = 21,
+) -> Tensor:
+    """One blur kernel per image, all on the same canvas.
+
+    With q the squared distance under the covariance R diag(sigma_x^2, sigma_y^2) R^T, a Gaussian is exp(-q/2), a
+    generalised Gaussian exp(-q^beta / 2), a plateau 1 / (1 + q^beta), each cut to size x size; "sinc" is the
+    circularly symmetric ideal low-pass. Everything is computed in float64 and returned in float32.
+
+    Args:
+        kind: (B,) integers, places in `KERNEL_KINDS`.
+        size: (B,) odd kernel sizes in pixels, at most `canvas`; outside of it the kernel is zero.
+        sigma_x, sigma_y: (B,) standard deviations in pixels; isotropic kinds read sigma_x only.
+        rotation: (B,) radians; read by the anisotropic kinds.
+        beta: (B,) shape; read by the generalised and plateau kinds.
+        cutoff: (B,) radians per pixel, in (0, pi]; read by "sinc".
+        canvas: odd side of the returned kernels.
+
+    Returns:
+        (B, canvas, canvas) float32, each summing to 1.
+
+    Raises:
+        InputError: an even canvas or size, or a size larger than the canvas.
+
+    Source: basicsr/data/degradations.py, bivariate_Gaussian, bivariate_generalized_Gaussian, bivariate_plateau and
+        circular_lowpass_kernel.
+    """
+    if canvas % 2 == 0 or bool((size % 2 == 0).any()) or int(size.max()) > canvas:
+        raise InputError(f"kernel sizes: expected odd sizes up to {canvas} (odd), got {sorted(set(size.tolist()))}")
+
+    def column(value: Tensor) -> Tensor:
+        return value.to(torch.float64).view(-1, 1, 1)
+
+    axis = torch.arange(canvas, dtype=torch.float64, device=kind.device) - canvas // 2
+    y, x = axis.view(1, -1, 1), axis.view(1, 1, -1)
+    isotropic = ((kind == 0) | (kind == 2) | (kind == 4)).view(-1, 1, 1)
+    width_x, width_y = column(sigma_x), column(sigma_y)
+    width_y = torch.where(isotropic, width_x, width_y)
+    angle = column(rotation)
+    along, across = torch.cos(angle) * x + torch.sin(angle) * y, torch.cos(angle) * y - torch.sin(angle) * x
+    distance = torch.where(
+        isotropic,
+        (x.square() + y.square()) / width_x.square(),
+        (along / width_x).square() + (across / width_y).square(),
+    )
+    powered = distance.pow(column(beta))
+
+    radius = torch.sqrt(x.square() + y.square())
+    frequency = column(cutoff)
+    # The centre is the limit J1(z) / z -> 1/2.
+    low_pass = torch.where(
+        radius > 0,
+        frequency * torch.special.bessel_j1(frequency * radius) / (2 * math.pi * radius.clamp_min(1e-12)),
+        frequency.square() / (4 * math.pi),
+    )
+
+    chosen = kind.view(-1, 1, 1)
+    kernel = torch.where(chosen <= 1, torch.exp(-0.5 * distance), torch.exp(-0.5 * powered))
+    kernel = torch.where((chosen == 4) | (chosen == 5), 1 / (1 + powered), kernel)
+    kernel = torch.where(chosen == SINC, low_pass, kernel)
+    kernel = torch.where(chosen == NONE, (radius == 0).to(torch.float64), kernel)
+    half = torch.div(size, 2, rounding_mode="floor").view(-1, 1, 1)
+    kernel = kernel * ((x.abs() <= half) & (y.abs() <= half))
+    return (kernel / kernel.sum(dim=(1, 2), keepdim=True)).to(torch.float32)
+
+
+def reflect_pad(images: Tensor, pad: int) -> Tensor:
+    """Mirror-pad the last two dimensions without repeating the edge, whatever the size (torch stops at pad < size)."""
+    height, width = images.shape[-2:]
+    if min(height, width) > pad:
+        return F.pad(images, (pad, pad, pad, pad), mode="reflect")
+    for dim, length in ((-2, height), (-1, width)):
+        place = torch.arange(-pad, length + pad, device=images.device)
+        period = max(2 * (length - 1), 1)
+        place = place.remainder(period)
+        images = images.index_select(
+            images.ndim + dim, torch.minimum(place, period - place) if length > 1 else place * 0
+        )
+    return images
+
+
+def filter_images(images: Tensor, kernels: Tensor) -> Tensor:
+    """Cross-correlate every image with its own kernel, with mirrored borders.
+
+    On a CPU a kernel with few taps, or one that is the product of a column and a row, is applied tap by tap: a tap is
+    one pass over an image that fits the cache. Every other kernel is applied in the frequency domain, where the cost
+    does not grow with its size. Both beat a grouped convolution with 21 x 21 taps several times.
+
+    Args:
+        images: (B, C, H, W) float32.
+        kernels: (B, k, k) or (1, k, k), k odd, float32.
+
+    Returns:
+        (B, C, H, W) float32.
+
+    Raises:
+        InputError: an even kernel, or a number of kernels that is neither 1 nor the number of images.
+
+    Source: basicsr/utils/img_process_util.py, filter2D (the same result by a grouped convolution).
+    """
+    side = kernels.shape[-1]
+    if side % 2 == 0 or kernels.shape[-2] != side:
+        raise InputError(f"kernels: expected odd, square kernels, got {tuple(kernels.shape)}")
+    if kernels.shape[0] not in (1, images.shape[0]):
+        raise InputError(f"kernels: expected 1 or {images.shape[0]} of them, got {kernels.shape[0]}")
+    if images.device.type != "cpu":
+        return _filter_in_frequency(images, kernels)
+    if kernels.shape[0] > 1:
+        pairs = zip(images.split(1), kernels.split(1), strict=True)
+        return torch.cat([filter_images(image, kernel) for image, kernel in pairs])
+    passes = _passes(kernels[0].detach().numpy())
+    return _filter_in_frequency(images, kernels) if passes is None else _filter_in_passes(images, passes)
+
+
+_MOST_PASSES = 50  # about where the passes of one image cost what its two Fourier transforms do
+_NEGLIGIBLE = 1e-6  # share of the kernel that may be dropped: four thousandths of an 8-bit level at most
+
+
+def _passes(kernel: np.ndarray) -> list[np.ndarray] | None:
+    """The kernel as a few one-pass filters [column, row] or [whole], cut to what matters; None if it takes too many."""
+    half = kernel.shape[0] // 2
+    place = np.abs(np.arange(-half, half + 1))
+    ring = np.bincount(np.maximum(place[:, None], place).ravel(), weights=np.abs(kernel).ravel(), minlength=half + 1)
+    outside = ring.sum() - np.cumsum(ring)
+    reach = int(np.argmax(outside < _NEGLIGIBLE * ring.sum()))
+    kernel = kernel[half - reach : half + reach + 1, half - reach : half + reach + 1].astype(np.float64)
+    if kernel.size <= _MOST_PASSES:
+        return [kernel]
+    column, row = kernel.sum(axis=1, keepdims=True), kernel.sum(axis=0, keepdims=True)
+    product = column * row / kernel.sum()
+    if column.size + row.size <= _MOST_PASSES and np.abs(product - kernel).sum() < _NEGLIGIBLE * ring.sum():
+        return [column / kernel.sum(), row]
+    return None
+
+
+def _filter_in_passes(images: Tensor, passes: list[np.ndarray]) -> Tensor:
+    reach = passes[0].shape[0] // 2
+    result = reflect_pad(images, reach)
+    for taps in passes:
+        source = result
+        height, width = source.shape[-2] - taps.shape[0] + 1, source.shape[-1] - taps.shape[1] + 1
+        result = source.new_zeros((*source.shape[:2], height, width))
+        for (top, left), weight in np.ndenumerate(taps):
+            if weight != 0:
+                result.add_(source[..., top : top + height, left : left + width], alpha=float(weight))
+    return result
+
+
+def _filter_in_frequency(images: Tensor, kernels: Tensor) -> Tensor:
+    half = kernels.shape[-1] // 2
+    height, width = images.shape[-2:]
+    padded = reflect_pad(images, half)
+    size = tuple(_fast_length(length) for length in padded.shape[-2:])
+    # The kernel is tiny beside the image: its spectrum is two small products with Fourier matrices, centred, so that
+    # the output lines up with the input and no shift is needed.
+    rows = _fourier_matrix(size[0], kernels.shape[-1], images.device)
+    columns = _fourier_matrix(size[1], kernels.shape[-1], images.device)[: size[1] // 2 + 1]
+    spectrum = rows @ (kernels.to(torch.complex64) @ columns.mT)
+    product = torch.fft.rfft2(padded, s=size).mul_(spectrum.unsqueeze(1))
+    return torch.fft.irfft2(product, s=size)[..., half : half + height, half : half + width]
+
+
+@functools.lru_cache(maxsize=128)
+def _fourier_matrix(length: int, side: int, device: torch.device) -> Tensor:
+    """(length, side) complex64: exp(+2 pi i f x / length), x centred; the sign of a cross-correlation."""
+    with torch.inference_mode(False):
+        frequency = torch.arange(length, dtype=torch.float64).view(-1, 1)
+        phase = frequency * (torch.arange(side, dtype=torch.float64) - side // 2) * (2 * math.pi / length)
+        return torch.polar(torch.ones_like(phase), phase).to(torch.complex64).to(device)
+
+
+def _fast_length(length: int) -> int:
+    """The smallest even length not under `length` whose only prime factors are 2, 3 and 5."""
+    while True:
+        rest = length
+        for prime in (2, 3, 5):
+            while rest % prime == 0:
+                rest //= prime
+        if rest == 1 and length % 2 == 0:
+            return length
+        length += 1

@@ -1,0 +1,201 @@
+"""How evenly a mixture of ranks uses its slots: load, entropy, dead experts, zero slots, all from one routing.
+
+Dimensions: L layers, B images, K chosen slots, N slots of the gate (the real experts first, then the zero experts).
+A load is a share of choices: it sums to 1 over N, and 1/N is even.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from morsr.errors import InputError
+
+DEAD_BELOW = 0.1  # of the even load 1/N
+
+
+def load_share(counts_LN: Tensor) -> Tensor:
+    """Shares (L, N) of the choices that went to each slot, from their counts; a layer without choices gets zeros."""
+    return counts_LN / counts_LN.sum(-1, keepdim=True).clamp_min(1)
+
+
+def load_entropy(load_LN: Tensor, *, normalized: bool = True) -> Tensor:
+    """Shannon entropy (L,) of the load: in nats, or divided by log N so that 1 is even and 0 is one slot for all."""
+    entropy = torch.special.entr(load_LN).sum(-1)
+    slots = load_LN.shape[-1]
+    if not normalized:
+        return entropy
+    return entropy / math.log(slots) if slots > 1 else torch.ones_like(entropy)
+
+
+def load_spread(load_LN: Tensor, top_k: int) -> Tensor:
+    """Entropy (L,) of the load, measured from the worst case that top-k allows.
+
+    It is 0 when every image takes the same k slots and 1 when the load is even. A layer that always chooses all of
+    its slots has nothing to spread and counts as 1.
+    """
+    slots = load_LN.shape[-1]
+    entropy = load_entropy(load_LN, normalized=False)
+    if top_k >= slots:
+        return torch.ones_like(entropy)
+    return ((entropy - math.log(top_k)) / (math.log(slots) - math.log(top_k))).clamp(0, 1)
+
+
+def load_variation(load_LN: Tensor) -> Tensor:
+    """Coefficient of variation (L,): standard deviation of the load over its mean; 0 is even."""
+    return load_LN.std(-1, correction=0) / load_LN.mean(-1).clamp_min(1e-12)
+
+
+def max_violation(load_LN: Tensor) -> Tensor:
+    """Largest load over the even load, minus 1 (L,): 0 is even, N - 1 is one slot for all.
+
+    Source: "MaxVio" of Wang et al., Auxiliary-Loss-Free Load Balancing Strategy for Mixture-of-Experts, 2024.
+    """
+    return load_LN.amax(-1) * load_LN.shape[-1] - 1
+
+
+def dead_experts(load_LN: Tensor, num_zero: int, *, below: float = DEAD_BELOW) -> Tensor:
+    """Which real experts (L, N - num_zero) carry less than `below` of the even load."""
+    slots = load_LN.shape[-1]
+    return load_LN[:, : slots - num_zero] < below / slots
+
+
+def zero_share(chosen_LBK: Tensor, num_real: int) -> Tensor:
+    """Share (L, B) of an image's k places that went to zero experts, the slots from `num_real` on; in [0, 1]."""
+    return (chosen_LBK >= num_real).float().mean(-1)
+
+
+def active_ranks(zero_share_LB: Tensor, top_k: int, num_shared: int, *, expert_rank: int = 1) -> Tensor:
+    """Ranks (L, B) that really run: the shared ones and those of the chosen real experts.
+
+    Args:
+        zero_share_LB: as from `zero_share`.
+        top_k: chosen slots per image and layer.
+        num_shared: ranks that are always on.
+        expert_rank: ranks of one routed expert: 1 for a mixture of ranks, more where whole LoRAs are the experts.
+    """
+    return num_shared + top_k * expert_rank * (1 - zero_share_LB)
+
+
+def mid_ranks(values: Tensor) -> Tensor:
+    """Ranks (I,) of a vector from 1 to I in float64; equal values share the mean of their ranks."""
+    _, inverse, counts = values.unique(return_inverse=True, return_counts=True)
+    last = counts.cumsum(0).double()
+    return (last - (counts.double() - 1) / 2)[inverse]
+
+
+def spearman(first: Tensor, second: Tensor) -> float:
+    """Spearman's rank correlation of two vectors (I,), ties by mid-ranks; NaN where either is constant or I < 3."""
+    if first.shape != second.shape or first.ndim != 1:
+        raise InputError(f"expected two vectors of equal length, got {tuple(first.shape)} and {tuple(second.shape)}")
+    if len(first) < 3:
+        return math.nan
+    ranks = torch.stack([mid_ranks(first), mid_ranks(second)])
+    centred = ranks - ranks.mean(1, keepdim=True)
+    norms = centred.norm(dim=1).prod().item()
+    return (centred[0] @ centred[1]).item() / norms if norms > 0 else math.nan
+
+
+def mutual_information(joint: Tensor) -> Tensor:
+    """Mutual information in bits of the tables (..., X, Y) of counts; zero tables give 0."""
+    joint = joint.double()
+    total = joint.sum((-2, -1), keepdim=True).clamp_min(1e-300)
+    p = joint / total
+    rows, columns = p.sum(-1), p.sum(-2)
+    entropies = torch.special.entr(rows).sum(-1) + torch.special.entr(columns).sum(-1)
+    return ((entropies - torch.special.entr(p).sum((-2, -1))) / math.log(2)).clamp_min(0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Utilization:
+    """Statistics of one window of training or of one set of images; vectors are over layers (L,), float64.
+
+    Attributes:
+        load: (L, N) share of choices.
+        entropy: normalised by log N, 1 is even.
+        spread: 0 when every image takes the same k slots.
+        variation: coefficient of variation.
+        violation: largest load over the even one, minus 1.
+        dead: share of the real experts under a tenth of the even load.
+        zero: share of the places that went to zero experts.
+        ranks: mean ranks that ran.
+        balance_real, balance_zero: the two terms of the balance loss without its factor α, the zero one weighted by
+            severity over mean severity; together 1 where load and probabilities are even.
+        images: how many images it saw.
+    """
+
+    load: Tensor
+    entropy: Tensor
+    spread: Tensor
+    variation: Tensor
+    violation: Tensor
+    dead: Tensor
+    zero: Tensor
+    ranks: Tensor
+    balance_real: Tensor
+    balance_zero: Tensor
+    images: int
+
+    def scalars(self) -> dict[str, float]:
+        """A few numbers over all layers: means, and the worst layer where a mean would hide a collapse."""
+        return {
+            "load_entropy": self.entropy.mean().item(),
+            "load_entropy_min": self.entropy.min().item(),
+            "load_spread_min": self.spread.min().item(),
+            "load_variation": self.variation.mean().item(),
+            "max_violation": self.violation.max().item(),
+            "dead_share": self.dead.mean().item(),
+            "dead_share_max": self.dead.max().item(),
+            "zero_share": self.zero.mean().item(),
+            "active_ranks": self.ranks.mean().item(),
+            "balance_real": self.balance_real.mean().item(),
+            "balance_zero": self.balance_zero.mean().item(),
+        }
+
+
+def summarize(
+    counts_LN: Tensor,
+    probability_LN: Tensor,
+    weighted_probability_LN: Tensor,
+    *,
+    images: int,
+    severity_sum: float,
+    top_k: int,
+    num_zero: int,
+    num_shared: int,
+    expert_rank: int = 1,
+) -> Utilization:
+    """Turn the sums of a window into statistics.
+
+    Args:
+        counts_LN: choices per slot (L, N).
+        probability_LN: sum over images of the full softmax (L, N).
+        weighted_probability_LN: the same sum with each image times its severity.
+        images: number of images in the sums.
+        severity_sum: sum of their severities.
+        top_k, num_zero, num_shared, expert_rank: of the adapter.
+    """
+    counts, probability, weighted = (t.double() for t in (counts_LN, probability_LN, weighted_probability_LN))
+    layers, slots = counts.shape
+    load = load_share(counts)
+    real = slots - num_zero
+    zero = load[:, real:].sum(-1)
+    mean_probability = probability / max(images, 1)
+    mean_weighted = weighted / max(severity_sum, 1e-12)
+    dead = dead_experts(load, num_zero).double().mean(-1) if real else torch.zeros(layers, dtype=torch.float64)
+    return Utilization(
+        load=load,
+        entropy=load_entropy(load),
+        spread=load_spread(load, top_k),
+        variation=load_variation(load),
+        violation=max_violation(load),
+        dead=dead,
+        zero=zero,
+        ranks=active_ranks(zero, top_k, num_shared, expert_rank=expert_rank),
+        balance_real=slots * (load[:, :real] * mean_probability[:, :real]).sum(-1),
+        balance_zero=slots * (load[:, real:] * mean_weighted[:, real:]).sum(-1),
+        images=images,
+    )
