@@ -1,0 +1,62 @@
+"""Random numbers keyed by sample: the same key gives the same draw, whatever the batch, worker or device.
+
+A key is one int64 per image. Draws come from a counter-based generator (splitmix64): draw number n of key k is a hash
+of (k, n), so no draw depends on how many were made before it or on who shares the batch.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def _signed(value: int) -> int:
+    return value - (1 << 64) if value >= 1 << 63 else value
+
+
+_STEP = _signed(0x9E3779B97F4A7C15)
+_FIRST = _signed(0xBF58476D1CE4E5B9)
+_SECOND = _signed(0x94D049BB133111EB)
+
+
+def mix(values: Tensor) -> Tensor:
+    """Hash int64 values, one to one; arithmetic wraps modulo 2^64. Source: splitmix64 (Steele, Lea, Flood 2014)."""
+    values = (values ^ ((values >> 30) & ((1 << 34) - 1))) * _FIRST
+    values = (values ^ ((values >> 27) & ((1 << 37) - 1))) * _SECOND
+    return values ^ ((values >> 31) & ((1 << 33) - 1))
+
+
+def uniforms(keys: Tensor, count: int) -> Tensor:
+    """The first `count` uniform draws of every key.
+
+    Args:
+        keys: (B,) int64.
+        count: number of draws per key.
+
+    Returns:
+        (B, count) float64 in [0, 1), 53 random bits each.
+    """
+    counter = torch.arange(1, count + 1, dtype=torch.int64, device=keys.device) * _STEP
+    bits = mix(mix(keys).unsqueeze(1) + counter)
+    return ((bits >> 11) & ((1 << 53) - 1)).to(torch.float64) * 2.0**-53
+
+
+def sample_keys(seed: int, epoch: int, index: Tensor) -> Tensor:
+    """Keys for the samples of a data set in one epoch.
+
+    Args:
+        seed: of the run.
+        epoch: number of the epoch.
+        index: (B,) int64 places of the samples in the data set.
+
+    Returns:
+        (B,) int64 keys, different (but for chance 2^-64) for every (seed, epoch, index).
+    """
+    start = torch.tensor([seed, epoch], dtype=torch.int64)
+    run = mix(mix(start[:1] + _STEP) + start[1:] * _STEP)
+    return mix(run.to(index.device) ^ mix(index.to(torch.int64) * _STEP))
+
+
+def noise_seed(key: int, draw: int) -> int:
+    """A 32-bit seed for the noise field number `draw` of the image with this key (CPU generators read 32 bits)."""
+    return int(mix(mix(torch.tensor([key], dtype=torch.int64)) ^ (draw + 1)).item()) & 0xFFFFFFFF

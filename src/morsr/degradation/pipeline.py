@@ -1,0 +1,155 @@
+"""Applying drawn parameters: HR images in, LR images out, every image on its own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from morsr.degradation.keys import noise_seed
+from morsr.degradation.parameters import DegradationParameters
+from morsr.degradation.recipe import DegradationRecipe
+from morsr.errors import InputError, check_images
+from morsr.functional.corrupt import (
+    add_gaussian_noise,
+    add_poisson_noise,
+    full_precision,
+    jpeg,
+    resize,
+    unsharp_mask,
+)
+from morsr.functional.kernels import blur_kernels, filter_images
+
+SMALLEST_LR = 4
+
+
+@torch.no_grad()
+def apply(hr: Tensor, parameters: DegradationParameters, *, scale: int = 4) -> Tensor:
+    """Degrade a batch by drawn parameters.
+
+    Order: blur, resize, noise, JPEG; then blur, resize, noise; then resize to the LR size and sinc filter before or
+    after the second JPEG; then 8 bits. Every image is worked on alone, so its result depends on neither its batch mates
+    nor the batch size, bit for bit. Noise fields come from the image's key and a generator of the image's device: they
+    are repeatable on one kind of device, and differ between CPU and GPU.
+
+    Args:
+        hr: (B, 3, H, W) in [0, 1], any floating type; the work is done in float32, under autocast too.
+        parameters: B sets, from `DegradationRecipe.sample`.
+        scale: HR pixels per LR pixel.
+
+    Returns:
+        (B, 3, H // scale, W // scale) float32 in [0, 1], on the device of `hr`, whole multiples of 1/255.
+
+    Raises:
+        InputError: not a batch of images, another number of parameter sets, a scale below 1, or images too small.
+
+    Source: Real-ESRGAN, realesrgan_model.py, feed_data.
+    """
+    check_arguments(hr, parameters, scale)
+    host = parameters.to("cpu")
+    kernels = stage_kernels(host, hr.device)
+    with torch.autocast(device_type=hr.device.type, enabled=False), full_precision():
+        results = [
+            _degrade_one(hr[place : place + 1].float(), row, [kernel[place : place + 1] for kernel in kernels], scale)
+            for place, row in enumerate(host.rows())
+        ]
+    return torch.cat(results)
+
+
+def degrade(
+    hr: Tensor,
+    recipe: DegradationRecipe | str = "realesrgan",
+    *,
+    scale: int = 4,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Degrade a batch, with one set of parameters per image drawn from a recipe.
+
+    Args:
+        hr: (B, 3, H, W) in [0, 1].
+        recipe: a recipe, a preset's name or the path of a YAML file.
+        scale: HR pixels per LR pixel.
+        generator: where the images' keys come from; None takes torch's global one.
+
+    Returns:
+        (B, 3, H // scale, W // scale) float32 in [0, 1].
+
+    Raises:
+        InputError: images that cannot be used.
+        ConfigError: an unknown or wrong recipe.
+    """
+    recipe = DegradationRecipe.load(recipe)
+    check_images(hr, name="hr")
+    parameters = recipe.sample(hr.shape[0], generator=generator)
+    if recipe.engine == "basicsr":
+        from morsr.degradation.reference import apply_reference
+
+        return apply_reference(hr, parameters, scale=scale)
+    return apply(hr, parameters, scale=scale)
+
+
+def check_arguments(hr: Tensor, parameters: DegradationParameters, scale: int) -> None:
+    """Checks shared by the engines, made before any work; raises InputError."""
+    check_images(hr, name="hr")
+    if len(parameters) != hr.shape[0]:
+        raise InputError(f"parameters: expected {hr.shape[0]} sets, one per image, got {len(parameters)}")
+    if isinstance(scale, bool) or not isinstance(scale, int) or scale < 1:
+        raise InputError(f"scale: expected a whole number of at least 1, got {scale!r}")
+    if min(hr.shape[-2:]) < SMALLEST_LR * scale:
+        raise InputError(
+            f"hr: expected at least {SMALLEST_LR * scale} x {SMALLEST_LR * scale} pixels at scale {scale}, "
+            f"got {hr.shape[-2]} x {hr.shape[-1]}"
+        )
+
+
+def stage_kernels(parameters: DegradationParameters, device: torch.device) -> list[Tensor]:
+    """The kernels of the first blur, the second blur and the final filter, each (B, 21, 21) float32."""
+    blurs = (parameters.first.blur, parameters.second.blur, parameters.final.blur)
+    return [blur_kernels(**vars(blur)).to(device) for blur in blurs]
+
+
+def intermediate_sizes(height: int, width: int, row: dict[str, Any], scale: int) -> tuple[tuple[int, int], ...]:
+    """(height, width) after the first resize, after the second, and of the LR image."""
+    first, second = row["first"]["resize_scale"], row["second"]["resize_scale"]
+    return (
+        (max(int(height * first), 1), max(int(width * first), 1)),
+        (max(int(height / scale * second), 1), max(int(width / scale * second), 1)),
+        (height // scale, width // scale),
+    )
+
+
+def _degrade_one(image: Tensor, row: dict[str, Any], kernels: list[Tensor], scale: int) -> Tensor:
+    first_size, second_size, lr_size = intermediate_sizes(image.shape[-2], image.shape[-1], row, scale)
+    first, second, final = row["first"], row["second"], row["final"]
+    generator = torch.Generator(device=image.device)
+
+    image = unsharp_mask(image) if row["sharpen"] else image
+    image = _blur(image, first["blur"], kernels[0])
+    image = resize(image, first_size, first["resize_mode"], scale=first["resize_scale"])
+    image = _noise(image, first, generator.manual_seed(noise_seed(row["key"], 0)))
+    image = _jpeg(image, first)
+
+    image = _blur(image, second["blur"], kernels[1])
+    image = resize(image, second_size, second["resize_mode"])
+    image = _noise(image, second, generator.manual_seed(noise_seed(row["key"], 1)))
+    if not final["jpeg_last"]:
+        image = _jpeg(image, second)
+    image = resize(image, lr_size, final["resize_mode"])
+    image = _blur(image, final["blur"], kernels[2])
+    if final["jpeg_last"]:
+        image = _jpeg(image.clamp(0, 1), second)
+    return image.mul(255).round_().clamp_(0, 255).div_(255)
+
+
+def _blur(image: Tensor, blur: dict[str, Any], kernel: Tensor) -> Tensor:
+    return image if blur["kind"] == "none" else filter_images(image, kernel)
+
+
+def _noise(image: Tensor, stage: dict[str, Any], generator: torch.Generator) -> Tensor:
+    add = add_gaussian_noise if stage["noise_kind"] == "gaussian" else add_poisson_noise
+    return add(image, stage["noise_level"], gray=stage["noise_gray"], generator=generator)
+
+
+def _jpeg(image: Tensor, stage: dict[str, Any]) -> Tensor:
+    return jpeg(image, torch.tensor([stage["jpeg_quality"]]))

@@ -1,0 +1,387 @@
+"""Degradation recipes: which distributions the parameters are drawn from, and the drawing."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from morsr.degradation.keys import uniforms
+from morsr.degradation.parameters import BlurParameters, DegradationParameters, FinalParameters, StageParameters
+from morsr.errors import ConfigError, InputError
+from morsr.functional.corrupt import RESIZE_MODES
+from morsr.functional.kernels import KERNEL_KINDS, NONE, SINC
+
+ENGINES = ("torch", "basicsr")
+
+
+def _check_range(name: str, value: Any, low: float, high: float) -> tuple[float, float]:
+    try:
+        first, last = (float(bound) for bound in value)
+    except (TypeError, ValueError):
+        raise ConfigError(f"{name}: expected two numbers [low, high], got {value!r}") from None
+    if not (low <= first <= last <= high):  # written so that NaN fails too
+        raise ConfigError(f"{name}: expected {low:g} <= low <= high <= {high:g}, got [{first:g}, {last:g}]")
+    return first, last
+
+
+def _check_probability(name: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
+        raise ConfigError(f"{name}: expected a probability from 0 to 1, got {value!r}")
+    return float(value)
+
+
+def _check_sum(name: str, values: tuple[float, ...]) -> None:
+    if abs(sum(values) - 1) > 1e-6:
+        raise ConfigError(f"{name}: expected probabilities that sum to 1, got {list(values)} (sum {sum(values):g})")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlurRecipe:
+    """Distribution of one blur.
+
+    Args:
+        probability: of blurring at all.
+        sinc_probability: of a sinc low-pass in place of the kinds.
+        kinds: probabilities of the kinds iso, aniso, generalized_iso, generalized_aniso, plateau_iso, plateau_aniso.
+        sizes: smallest and largest kernel side, odd, in pixels; all odd sizes between are equally likely.
+        sigma: range of both standard deviations, in pixels.
+        beta_generalized, beta_plateau: ranges of the shape; half of the draws lie in [low, 1], half in [1, high].
+    """
+
+    probability: float = 1.0
+    sinc_probability: float = 0.1
+    kinds: tuple[float, ...] = (0.45, 0.25, 0.12, 0.03, 0.12, 0.03)
+    sizes: tuple[int, int] = (7, 21)
+    sigma: tuple[float, float] = (0.2, 3.0)
+    beta_generalized: tuple[float, float] = (0.5, 4.0)
+    beta_plateau: tuple[float, float] = (1.0, 2.0)
+
+    def __post_init__(self) -> None:
+        _check_probability("blur.probability", self.probability)
+        _check_probability("blur.sinc_probability", self.sinc_probability)
+        if not isinstance(self.kinds, (list, tuple)) or len(self.kinds) != 6:
+            raise ConfigError(
+                f"blur.kinds: expected 6 probabilities, of {', '.join(KERNEL_KINDS[:6])}; got {self.kinds!r}"
+            )
+        kinds = tuple(_check_probability("blur.kinds", value) for value in self.kinds)
+        _check_sum("blur.kinds", kinds)
+        sizes = tuple(int(value) for value in _check_range("blur.sizes", self.sizes, 3, 21))
+        if sizes != tuple(self.sizes) or any(size % 2 == 0 for size in sizes):
+            raise ConfigError(f"blur.sizes: expected two odd whole numbers from 3 to 21, got {list(self.sizes)}")
+        object.__setattr__(self, "kinds", kinds)
+        object.__setattr__(self, "sizes", sizes)
+        object.__setattr__(self, "sigma", _check_range("blur.sigma", self.sigma, 0.05, 50))
+        for name in ("beta_generalized", "beta_plateau"):
+            low, high = _check_range(f"blur.{name}", getattr(self, name), 0.05, 50)
+            if not low <= 1 <= high:
+                raise ConfigError(f"blur.{name}: expected a range that holds 1, got [{low:g}, {high:g}]")
+            object.__setattr__(self, name, (low, high))
+
+    def draw(self, uniform: Tensor) -> BlurParameters:
+        """Kernels from (B, 9) uniform draws."""
+        low, high = self.sizes
+        size = low + 2 * torch.floor(uniform[:, 2] * ((high - low) // 2 + 1)).to(torch.int64)
+        kind = _choose(uniform[:, 3], self.kinds)
+        kind = torch.where(uniform[:, 1] < self.sinc_probability, torch.full_like(kind, SINC), kind)
+        kind = torch.where(uniform[:, 0] < self.probability, kind, torch.full_like(kind, NONE))
+        generalized, plateau = (
+            _around_one(uniform[:, 7], bounds) for bounds in (self.beta_generalized, self.beta_plateau)
+        )
+        # A small sinc kernel cannot hold a low cut-off.
+        lowest = torch.where(size < 13, math.pi / 3, math.pi / 5)
+        return BlurParameters(
+            kind=kind,
+            size=size,
+            sigma_x=_between(uniform[:, 4], self.sigma),
+            sigma_y=_between(uniform[:, 5], self.sigma),
+            rotation=_between(uniform[:, 6], (-math.pi, math.pi)),
+            beta=torch.where(kind >= 4, plateau, generalized),
+            cutoff=(lowest + (math.pi - lowest) * uniform[:, 8]).to(torch.float32),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResizeRecipe:
+    """Distribution of one resize: probabilities of enlarging, shrinking and keeping, and the range of the factor."""
+
+    up: float = 0.2
+    down: float = 0.7
+    keep: float = 0.1
+    range: tuple[float, float] = (0.15, 1.5)
+
+    def __post_init__(self) -> None:
+        chances = tuple(_check_probability(f"resize.{name}", getattr(self, name)) for name in ("up", "down", "keep"))
+        _check_sum("resize up + down + keep", chances)
+        low, high = _check_range("resize.range", self.range, 0.05, 4)
+        if not low <= 1 <= high:
+            raise ConfigError(f"resize.range: expected a range that holds 1, got [{low:g}, {high:g}]")
+        object.__setattr__(self, "range", (low, high))
+
+    def draw(self, uniform: Tensor) -> tuple[Tensor, Tensor]:
+        """Factors and modes from (B, 3) uniform draws."""
+        choice = _choose(uniform[:, 0], (self.up, self.down, self.keep))
+        low, high = self.range
+        factor = torch.where(choice == 0, _between(uniform[:, 1], (1, high)), _between(uniform[:, 1], (low, 1)))
+        return torch.where(choice == 2, torch.ones_like(factor), factor), _choose(uniform[:, 2], (1 / 3,) * 3)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoiseRecipe:
+    """Distribution of one noise: Gaussian (sigma in levels of 255) or else Poisson (a factor on shot noise)."""
+
+    gaussian_probability: float = 0.5
+    sigma: tuple[float, float] = (1.0, 30.0)
+    poisson_scale: tuple[float, float] = (0.05, 3.0)
+    gray_probability: float = 0.4
+
+    def __post_init__(self) -> None:
+        _check_probability("noise.gaussian_probability", self.gaussian_probability)
+        _check_probability("noise.gray_probability", self.gray_probability)
+        object.__setattr__(self, "sigma", _check_range("noise.sigma", self.sigma, 0, 255))
+        object.__setattr__(self, "poisson_scale", _check_range("noise.poisson_scale", self.poisson_scale, 0, 100))
+
+    def draw(self, uniform: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Kinds, levels and gray flags from (B, 3) uniform draws."""
+        kind = (uniform[:, 0] >= self.gaussian_probability).to(torch.int64)
+        level = torch.where(kind == 0, _between(uniform[:, 1], self.sigma), _between(uniform[:, 1], self.poisson_scale))
+        return kind, level, uniform[:, 2] < self.gray_probability
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageRecipe:
+    """One order of the chain: blur, resize, noise, JPEG (a range of qualities within [1, 100])."""
+
+    blur: BlurRecipe = field(default_factory=BlurRecipe)
+    resize: ResizeRecipe = field(default_factory=ResizeRecipe)
+    noise: NoiseRecipe = field(default_factory=NoiseRecipe)
+    jpeg: tuple[float, float] = (30.0, 95.0)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "jpeg", _check_range("jpeg", self.jpeg, 1, 100))
+
+    def draw(self, uniform: Tensor) -> StageParameters:
+        """Parameters from (B, 16) uniform draws."""
+        scale, mode = self.resize.draw(uniform[:, 9:12])
+        kind, level, gray = self.noise.draw(uniform[:, 12:15])
+        return StageParameters(
+            blur=self.blur.draw(uniform[:, :9]),
+            resize_scale=scale,
+            resize_mode=mode,
+            noise_kind=kind,
+            noise_level=level,
+            noise_gray=gray,
+            jpeg_quality=_between(uniform[:, 15], self.jpeg),
+        )
+
+
+def _second_order() -> StageRecipe:
+    return StageRecipe(
+        blur=BlurRecipe(probability=0.8, sigma=(0.2, 1.5)),
+        resize=ResizeRecipe(up=0.3, down=0.4, keep=0.3, range=(0.3, 1.2)),
+        noise=NoiseRecipe(sigma=(1.0, 25.0), poisson_scale=(0.05, 2.5)),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DegradationRecipe:
+    """The whole second-order degradation as distributions; `sample` draws one set of parameters per image.
+
+    Args:
+        name: what to call it; not part of the hash.
+        first, second: the two orders of blur, resize, noise and JPEG; the defaults are Real-ESRGAN's.
+        final_sinc_probability: of the last sinc filter, with a cut-off from pi/3 to pi.
+        jpeg_last_probability: of the second JPEG coming after the resize to the LR size, not before it.
+        sharpen: degrade an unsharp-masked HR image, as Real-ESRGAN does (its targets are sharpened too).
+        engine: "torch", our own operators; or "basicsr", the reference operators, slower.
+
+    Raises:
+        ConfigError: a range that is reversed or out of bounds, or probabilities that do not sum to 1.
+
+    Source: Real-ESRGAN (Wang et al. 2021), options of train_realesrnet_x4plus; OSEDiff, PiSA-SR and S3Diff for the
+        presets of their names.
+    """
+
+    name: str = "realesrgan"
+    first: StageRecipe = field(default_factory=StageRecipe)
+    second: StageRecipe = field(default_factory=_second_order)
+    final_sinc_probability: float = 0.8
+    jpeg_last_probability: float = 0.5
+    sharpen: bool = False
+    engine: str = "torch"
+
+    def __post_init__(self) -> None:
+        _check_probability("final_sinc_probability", self.final_sinc_probability)
+        _check_probability("jpeg_last_probability", self.jpeg_last_probability)
+        if not isinstance(self.sharpen, bool):
+            raise ConfigError(f"sharpen: expected true or false, got {self.sharpen!r}")
+        if self.engine not in ENGINES:
+            raise ConfigError(f"engine: expected one of {', '.join(ENGINES)}, got {self.engine!r}")
+
+    # ---------------------------------------------------------------------------------------- making and naming
+
+    @classmethod
+    def from_preset(cls, name: str) -> DegradationRecipe:
+        """A recipe that comes with the package: realesrgan, pisasr, s3diff or light.
+
+        Raises:
+            ConfigError: no preset has this name.
+        """
+        if name not in preset_names():
+            raise ConfigError(
+                f"recipe: expected one of {', '.join(preset_names())}, or the path of a .yaml; got {name!r}"
+            )
+        text = (resources.files("morsr.degradation") / "recipes" / f"{name}.yaml").read_text(encoding="utf-8")
+        return cls._from_text(text, name)
+
+    @classmethod
+    def from_yaml(cls, path: str | Path) -> DegradationRecipe:
+        """A recipe from a YAML file with the fields of this class; what is left out keeps its default.
+
+        Raises:
+            ConfigError: the file cannot be read, or has an unknown key or a wrong value.
+        """
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"recipe {path}: cannot be read ({error})") from error
+        return cls._from_text(text, str(path))
+
+    @classmethod
+    def load(cls, recipe: DegradationRecipe | str | Path) -> DegradationRecipe:
+        """A recipe from itself, a preset's name, or the path of a YAML file."""
+        if isinstance(recipe, DegradationRecipe):
+            return recipe
+        if str(recipe).endswith((".yaml", ".yml")):
+            return cls.from_yaml(recipe)
+        return cls.from_preset(str(recipe))
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> DegradationRecipe:
+        """The inverse of `to_dict`.
+
+        Raises:
+            ConfigError: an unknown key or a wrong value.
+        """
+        return _build(cls, values, "recipe")
+
+    @classmethod
+    def _from_text(cls, text: str, source: str) -> DegradationRecipe:
+        import yaml
+
+        try:
+            values = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"recipe {source}: not valid YAML ({str(error).splitlines()[0]})") from error
+        try:
+            return cls.from_dict({"name": Path(source).stem, **values} if isinstance(values, dict) else values)
+        except ConfigError as error:
+            raise ConfigError(f"recipe {source}: {error}") from error
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dictionaries, lists and numbers, ready for YAML or JSON."""
+        return json.loads(json.dumps(dataclasses.asdict(self)))
+
+    @property
+    def hash(self) -> str:
+        """16 hexadecimal digits that change with any setting but the name."""
+        values = {key: value for key, value in self.to_dict().items() if key != "name"}
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+
+    # -------------------------------------------------------------------------------------------------- drawing
+
+    def sample(self, keys: Tensor | int, *, generator: torch.Generator | None = None) -> DegradationParameters:
+        """Draw one full set of parameters per image, on the CPU.
+
+        Args:
+            keys: (B,) int64, one key per image; a set depends on its own key alone (see `sample_keys`). Or a
+                number of images, whose keys come from the generator.
+            generator: where the keys come from if only a number is given; None takes torch's global one.
+
+        Raises:
+            InputError: keys that are not a vector of int64, or a number below 1, or keys and a generator.
+        """
+        if isinstance(keys, int) and not isinstance(keys, bool):
+            if keys < 1:
+                raise InputError(f"keys: expected at least one image, got {keys}")
+            device = "cpu" if generator is None else generator.device
+            keys = torch.randint(0, 2**63 - 1, (keys,), generator=generator, device=device)
+        elif generator is not None:
+            raise InputError("sample: expected keys or a generator, got both; the generator would have no effect")
+        if not isinstance(keys, Tensor) or keys.dtype != torch.int64 or keys.ndim != 1 or len(keys) == 0:
+            what = f"{keys.dtype} {tuple(keys.shape)}" if isinstance(keys, Tensor) else type(keys).__name__
+            raise InputError(f"keys: expected a number of images or an int64 tensor (B,), got {what}")
+        keys = keys.cpu()
+        # Every draw has a fixed number, so that a change of one setting leaves the other draws as they were.
+        uniform = uniforms(keys, 48)
+        final = BlurRecipe(probability=self.final_sinc_probability, sinc_probability=1.0).draw(uniform[:, 32:41])
+        cutoff = _between(uniform[:, 40], (math.pi / 3, math.pi))
+        return DegradationParameters(
+            key=keys,
+            sharpen=torch.full_like(keys, self.sharpen, dtype=torch.bool),
+            first=self.first.draw(uniform[:, :16]),
+            second=self.second.draw(uniform[:, 16:32]),
+            final=FinalParameters(
+                blur=dataclasses.replace(final, cutoff=cutoff),
+                resize_mode=_choose(uniform[:, 41], (1 / len(RESIZE_MODES),) * len(RESIZE_MODES)),
+                jpeg_last=uniform[:, 42] < self.jpeg_last_probability,
+            ),
+        )
+
+
+def preset_names() -> tuple[str, ...]:
+    """Names of the recipes that come with the package."""
+    folder = resources.files("morsr.degradation") / "recipes"
+    return tuple(sorted(entry.name[:-5] for entry in folder.iterdir() if entry.name.endswith(".yaml")))
+
+
+def _between(uniform: Tensor, bounds: tuple[float, float]) -> Tensor:
+    return (bounds[0] + (bounds[1] - bounds[0]) * uniform).to(torch.float32)
+
+
+def _around_one(uniform: Tensor, bounds: tuple[float, float]) -> Tensor:
+    """Half of the draws uniform in [low, 1], half in [1, high], from one uniform number."""
+    low, high = bounds
+    return torch.where(uniform < 0.5, low + (1 - low) * 2 * uniform, 1 + (high - 1) * (2 * uniform - 1)).to(
+        torch.float32
+    )
+
+
+def _choose(uniform: Tensor, probabilities: tuple[float, ...]) -> Tensor:
+    """Places 0.. with the given probabilities."""
+    edges = torch.tensor(probabilities, dtype=torch.float64).cumsum(0)[:-1]
+    return torch.searchsorted(edges, uniform.contiguous(), right=True)
+
+
+_PARTS: dict[type, dict[str, type]] = {
+    DegradationRecipe: {"first": StageRecipe, "second": StageRecipe},
+    StageRecipe: {"blur": BlurRecipe, "resize": ResizeRecipe, "noise": NoiseRecipe},
+}
+
+
+def _build(kind: type, values: Any, where: str) -> Any:
+    if not isinstance(values, dict):
+        raise ConfigError(f"{where}: expected a mapping of settings, got {values!r}")
+    known = {entry.name for entry in dataclasses.fields(kind)}
+    unknown = sorted(str(key) for key in values if key not in known)
+    if unknown:
+        raise ConfigError(f"{where}: unknown key {', '.join(unknown)}; expected {', '.join(sorted(known))}")
+    parts = _PARTS.get(kind, {})
+    return kind(
+        **{
+            key: _build(parts[key], value, f"{where}.{key}")
+            if key in parts
+            else tuple(value)
+            if isinstance(value, list)
+            else value
+            for key, value in values.items()
+        }
+    )
