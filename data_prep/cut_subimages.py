@@ -1,0 +1,109 @@
+"""Cut large photographs into overlapping sub-images, so that training reads small files.
+
+    python data_prep/cut_subimages.py DIV2K_train_HR DIV2K_train_HR_sub --size 512 --step 480
+
+Sub-images are named STEM_s001.png, … in the subfolders of their photographs. The last row and column of an image are
+cut from its edge, so nothing is lost. A stopped run goes on where it was: sub-images that are there are not cut again.
+Files that cannot be read are named at the end, and the exit code is then 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+from PIL import Image
+from tqdm import tqdm
+
+from morsr.data.images import find_images, image_size, load_image
+from morsr.errors import InputError, MorsrError
+
+
+class Result(NamedTuple):
+    """What became of one photograph: sub-images made, sub-images that were there, why it failed ("" if it did not)."""
+
+    path: str
+    made: int
+    present: int
+    error: str = ""
+
+
+def positions(length: int, size: int, step: int, slack: int) -> list[int]:
+    """Where the cuts start along one side; a rest of at most `slack` pixels is left over."""
+    starts = list(range(0, length - size + 1, step))
+    if starts and length - (starts[-1] + size) > slack:
+        starts.append(length - size)
+    return starts
+
+
+def cut(path: str, *, source: Path, target: Path, size: int, step: int, slack: int) -> Result:
+    """Cut one photograph; sub-images are written under another name and renamed, so a present one is a whole one."""
+    folder = target / Path(path).relative_to(source).parent
+    try:
+        width, height = image_size(path)
+        boxes = [
+            (left, top, left + size, top + size)
+            for top in positions(height, size, step, slack)
+            for left in positions(width, size, step, slack)
+        ]
+        if not boxes:
+            return Result(path, 0, 0, f"{path}: {width}x{height} pixels, smaller than {size}")
+        names = [folder / f"{Path(path).stem}_s{number:03d}.png" for number in range(1, len(boxes) + 1)]
+        missing = [(name, box) for name, box in zip(names, boxes, strict=True) if not name.is_file()]
+        if missing:
+            folder.mkdir(parents=True, exist_ok=True)
+            photograph = Image.fromarray(load_image(path))
+            for name, box in missing:
+                handle, part = tempfile.mkstemp(dir=folder, suffix=".part")
+                os.close(handle)
+                photograph.crop(box).save(part, format="PNG", compress_level=3)
+                os.replace(part, name)
+        return Result(path, len(missing), len(boxes) - len(missing))
+    except InputError as error:
+        return Result(path, 0, 0, str(error))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the script and return its exit code."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", type=Path, metavar="IN")
+    parser.add_argument("target", type=Path, metavar="OUT")
+    parser.add_argument("--size", type=int, default=512, help="side of a sub-image in pixels (default: 512)")
+    parser.add_argument("--step", type=int, default=480, help="distance between sub-images (default: 480)")
+    parser.add_argument("--slack", type=int, default=16, help="a rest of so many pixels is left over (default: 16)")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: one per core)")
+    options = parser.parse_args(arguments)
+    try:
+        if not (
+            options.size >= 16 and 1 <= options.step <= options.size and options.slack >= 0 and options.workers > 0
+        ):
+            raise InputError("expected --size >= 16, 1 <= --step <= size, --slack >= 0 and --workers >= 1")
+        source, target = options.source.resolve(), options.target.resolve()
+        if target == source or source in target.parents:
+            raise InputError(
+                f"{options.target}: the output must lie outside {options.source}, or it would be cut again"
+            )
+        paths = find_images(source)
+        work = partial(cut, source=source, target=target, size=options.size, step=options.step, slack=options.slack)
+        with ProcessPoolExecutor(min(options.workers, len(paths))) as pool:
+            results = list(tqdm(pool.map(work, paths, chunksize=4), total=len(paths), unit="image"))
+    except (MorsrError, OSError) as error:
+        print(f"cut_subimages: {error}", file=sys.stderr)
+        return 2
+    failed = [result.error for result in results if result.error]
+    made, present = sum(result.made for result in results), sum(result.present for result in results)
+    print(f"{len(paths)} photographs: {made} sub-images made, {present} were there, in {options.target}")
+    for error in failed:
+        print(f"passed over: {error}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,383 @@
+"""RealESRGANDataModule: workers decode and crop, the device degrades."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning as L
+import torch
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from morsr.data.dead_leaves import dead_leaves
+from morsr.data.degraded import DegradedImage, apply_recipe, degraded_images, load_recipe
+from morsr.data.images import ImageList, is_paired, list_images, load_image
+from morsr.data.pairs import Pair, PairPaths, paired_folder, to_tensor
+from morsr.data.sampling import EpochSampler, TrainingLoader, epoch_batches, limited_batches, worker_seed
+from morsr.data.training_set import TrainingImages, collate, decode_small_set
+from morsr.errors import ConfigError, InputError
+
+
+class RealESRGANDataModule(L.LightningDataModule):
+    """Sharp images in, pairs of LR and HR out, degraded by a recipe with its own parameters for every image.
+
+    A training batch, as a LightningModule gets it: hr (B, 3, H, W) and lr (B, 3, H/4, W/4) float32 in [0, 1], stem
+    (list of B names), key (B,) int64, parameters (DegradationParameters, on the CPU). A validation or test batch has
+    the same entries and `set`, the name of each image's source; pairs read from folders have no key and no parameters.
+
+    Sources are explained in morsr/data/images.py and docs/data.md.
+
+    Args:
+        train: sources of HR images; may be empty if dead_leaves is 1.
+        val, test: sources of HR images, degraded with fixed seeds, or paired folders {lr, hr, name, optional}; a pair
+            of folders marked optional is left out where it is missing.
+        predict: folders of LR images.
+        dead_leaves: share of training samples that are synthetic, rendered on the device.
+        recipe: name of a degradation recipe, or a YAML file.
+        engine: "device", our batched operators; "basicsr", the reference ones; None, what the recipe says.
+        batch_size: training samples per step and device.
+        crop_size: side of HR crops in pixels, a multiple of scale.
+        samples_per_epoch: None takes the number of photographs, but at least 100 batches.
+        flips, turns: random mirroring; random turns by 90 degrees.
+        max_downscale: HR photographs are shrunk by a random factor from 1 to this; JPEG artefacts of the photographs
+            themselves shrink with them.
+        usm: sharpen the HR images first, as Real-ESRGAN does; they are then the target too.
+        val_seeds, test_seeds: seeds of the degradations; every image is degraded once per seed.
+        val_crop: sides of validation images are cropped to at most this many pixels.
+        val_multiple: sides of validation and test HR images are cropped to multiples of this.
+        val_batch_size: above 1, all validation images must come out at one size.
+        num_workers: processes that decode and crop; 0 does it in the main process.
+        cache_mb: training sets that take at most so many MiB decoded are kept in memory.
+        cache_dir: where degraded validation images are kept; None takes the user's cache folder.
+        seed: of everything random here.
+        scale: HR pixels per LR pixel.
+
+    Raises:
+        ConfigError: a setting out of range or without effect.
+    """
+
+    def __init__(
+        self,
+        *,
+        train: Sequence[str | dict[str, Any]] = ("skimage:train",),
+        val: Sequence[str | dict[str, Any]] = (),
+        test: Sequence[str | dict[str, Any]] = ("skimage:eval",),
+        predict: Sequence[str] = (),
+        dead_leaves: float = 0.0,
+        recipe: str = "realesrgan",
+        engine: Literal["device", "basicsr"] | None = None,
+        batch_size: int = 16,
+        crop_size: int = 256,
+        samples_per_epoch: int | None = None,
+        flips: bool = True,
+        turns: bool = True,
+        max_downscale: float = 1.0,
+        usm: bool = False,
+        val_seeds: Sequence[int] = (0,),
+        test_seeds: Sequence[int] = (0, 1, 2, 3, 4),
+        val_crop: int | None = None,
+        val_multiple: int = 64,
+        val_batch_size: int = 1,
+        num_workers: int = 2,
+        cache_mb: float = 512.0,
+        cache_dir: str | None = None,
+        seed: int = 0,
+        scale: int = 4,
+    ) -> None:
+        super().__init__()
+        _at_least(1, batch_size=batch_size, val_batch_size=val_batch_size, scale=scale, max_downscale=max_downscale)
+        _at_least(1, crop_size=crop_size, samples_per_epoch=samples_per_epoch, val_crop=val_crop)
+        _at_least(0, num_workers=num_workers, cache_mb=cache_mb)
+        if not 0 <= dead_leaves <= 1:
+            raise ConfigError(f"dead_leaves: expected a share in [0, 1], got {dead_leaves}")
+        if dead_leaves < 1 and not train:
+            raise ConfigError("train: expected at least one source, or dead_leaves: 1.0 for synthetic images alone")
+        if crop_size % scale or val_multiple % scale or val_multiple < 1 or crop_size < 16:
+            raise ConfigError(
+                f"crop_size and val_multiple: expected multiples of the scale {scale} and crops of at least 16, "
+                f"got {crop_size} and {val_multiple}"
+            )
+        if val_crop is not None and val_crop < val_multiple:
+            raise ConfigError(f"val_crop: expected at least val_multiple ({val_multiple}), got {val_crop}")
+        for name, seeds in (("val_seeds", val_seeds), ("test_seeds", test_seeds)):
+            if len(set(seeds)) != len(list(seeds)) or not list(seeds):
+                raise ConfigError(f"{name}: expected different whole numbers, got {list(seeds)}")
+        if isinstance(train, str) or isinstance(val, str) or isinstance(test, str) or isinstance(predict, str):
+            raise ConfigError("train, val, test and predict are lists of sources: write [source], not source")
+        self.train, self.val, self.test, self.predict = list(train), list(val), list(test), list(predict)
+        self.synthetic, self.recipe, self.engine = dead_leaves, recipe, engine
+        self.batch_size, self.crop_size, self.samples_per_epoch = batch_size, crop_size, samples_per_epoch
+        self.flips, self.turns, self.max_downscale, self.usm = flips, turns, max_downscale, usm
+        self.seeds = {"validate": list(val_seeds), "test": list(test_seeds)}
+        self.val_crop, self.val_multiple, self.val_batch_size = val_crop, val_multiple, val_batch_size
+        self.num_workers, self.cache_mb, self.cache_dir = num_workers, cache_mb, cache_dir
+        self.seed, self.scale = seed, scale
+        self.skipped: dict[str, str] = {}
+        self._recipe: Any = None
+        self._training: TrainingImages | None = None
+        self._resumed_batches = 0
+        self._named: set[str] = set()
+        self._sets: dict[str, list[tuple[str, DegradedImage | PairPaths]]] = {}
+
+    # ------------------------------------------------------------------------------------------------------ set-up
+
+    def setup(self, stage: str) -> None:
+        if self._recipe is None:
+            loaded = load_recipe(self.recipe, self.engine)
+            # sharpened targets need no second sharpening within the degradation
+            self._recipe = replace(loaded, sharpen=False) if self.usm else loaded
+        if stage == "fit":
+            self._resumed_batches = 0
+            self._training = self._training or self._training_set()
+        if stage in ("fit", "validate"):
+            self._prepare("validate", self.val)
+        if stage == "test":
+            self._prepare("test", self.test)
+        if stage == "predict" and not self.predict:
+            raise ConfigError("predict: expected at least one folder of LR images in the data settings")
+
+    def _training_set(self) -> TrainingImages:
+        images = ImageList.join([list_images(source) for source in self.train] if self.synthetic < 1 else [])
+        decoded: dict[str, Any] = {}
+        if len(images):
+            images, decoded, bad = decode_small_set(images, limit_mb=self.cache_mb, size=self.crop_size)
+            self.skipped.update(bad)
+            if not len(images):
+                raise InputError(f"no training image can be used; the first: {next(iter(bad.values()))}")
+        wanted = self.samples_per_epoch
+        if wanted is None:
+            photographs = len(images) / (1 - self.synthetic) if len(images) else 0
+            wanted = max(round(photographs), 100 * self.batch_size)
+        replicas = self.trainer.world_size if self.trainer is not None else 1
+        batches = epoch_batches(wanted, self.batch_size, replicas)
+        return TrainingImages(
+            images,
+            samples=batches * self.batch_size * replicas,
+            crop_size=self.crop_size,
+            seed=self.seed,
+            synthetic=self.synthetic,
+            flips=self.flips,
+            turns=self.turns,
+            max_downscale=self.max_downscale,
+            decoded=decoded,
+        )
+
+    def _prepare(self, stage: str, sources: Sequence[str | dict[str, Any]]) -> None:
+        if stage in self._sets:
+            return
+        found: list[tuple[str, DegradedImage | PairPaths]] = []
+        for source in sources:
+            if is_paired(source):
+                found += paired_source(source, scale=self.scale)  # type: ignore[arg-type]
+                continue
+            bad: dict[str, str] = {}
+            made = degraded_images(
+                [source],
+                self.seeds[stage],
+                load_recipe(self.recipe, self.engine),
+                multiple=self.val_multiple,
+                largest=self.val_crop if stage == "validate" else None,
+                scale=self.scale,
+                cache_dir=self.cache_dir,
+                skipped=bad,
+            )
+            self.skipped.update(bad)
+            found += [(source_name(source), pair) for pair in made]
+        self._sets[stage] = found
+
+    # ----------------------------------------------------------------------------------------------------- loaders
+
+    def train_dataloader(self) -> DataLoader:
+        if self._training is None:
+            self.setup("fit")
+        assert self._training is not None
+        replicas, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer is not None else (1, 0)
+        batches = len(self._training) // (self.batch_size * replicas)
+        epoch, start = divmod(self._batches_done(), limited_batches(self.trainer, batches))
+        sampler = EpochSampler(
+            batches=batches, batch_size=self.batch_size, epoch=epoch, start=start, replicas=replicas, rank=rank
+        )
+        return TrainingLoader(self._training, sampler=sampler, collate_fn=collate, **self._loading(self.batch_size))
+
+    def val_dataloader(self) -> DataLoader | list[DataLoader]:
+        return self._pair_loader("validate", self.val)
+
+    def test_dataloader(self) -> DataLoader | list[DataLoader]:
+        return self._pair_loader("test", self.test)
+
+    def predict_dataloader(self) -> DataLoader:
+        paths = [path for folder in self.predict for path in list_images(folder).paths]
+        return DataLoader(_SingleImages(paths), collate_fn=_collate_single, **self._loading(1))
+
+    def _pair_loader(self, stage: str, sources: Sequence[str | dict[str, Any]]) -> DataLoader | list[DataLoader]:
+        self._prepare(stage, sources)
+        if not self._sets[stage]:
+            return []
+        return DataLoader(_Pairs(self._sets[stage]), collate_fn=_collate_pairs, **self._loading(self.val_batch_size))
+
+    def _loading(self, batch_size: int) -> dict[str, Any]:
+        workers = self.num_workers
+        return {
+            "batch_size": batch_size,
+            "num_workers": workers,
+            "persistent_workers": workers > 0,
+            "worker_init_fn": worker_seed if workers else None,
+            "pin_memory": torch.accelerator.is_available(),
+        }
+
+    # ------------------------------------------------------------------------------------------------ on the device
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        # The parameters are drawn and read on the CPU: no transfer, and no pause of the device.
+        parameters = batch.pop("parameters", None)
+        if parameters is None and "synthetic" in batch:
+            parameters = self._recipe.sample(batch["key"])
+        batch = super().transfer_batch_to_device(batch, device, dataloader_idx)
+        return batch if parameters is None else {**batch, "parameters": parameters}
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        return self.finish_batch(batch)
+
+    @torch.no_grad()
+    def finish_batch(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Turn what a loader gives into what a model gets; Lightning's hook calls it, and so can a loop of your own."""
+        batch = dict(batch)
+        for name in ("hr", "lr"):
+            if name in batch and batch[name].dtype == torch.uint8:
+                batch[name] = batch[name].to(torch.float32).div_(255)
+        if "synthetic" not in batch:
+            return batch
+        hr, places = batch["hr"], batch.pop("synthetic")
+        self.skipped.update(batch.pop("skipped"))
+        if places:
+            keys = batch["key"][places]
+            hr[places] = dead_leaves(len(places), hr.shape[-1], keys=keys, device=hr.device)
+        if self.usm:
+            from morsr.functional.corrupt import unsharp_mask
+
+            hr = unsharp_mask(hr)
+        if "parameters" not in batch:
+            batch["parameters"] = self._recipe.sample(batch["key"])
+        batch["hr"] = hr
+        batch["lr"] = apply_recipe(hr, batch["parameters"], self._recipe, scale=self.scale)
+        return batch
+
+    # ------------------------------------------------------------------------------------------ bad files and resume
+
+    def teardown(self, stage: str) -> None:
+        new = [reason for path, reason in self.skipped.items() if path not in self._named]
+        if new:
+            more = f"\n  and {len(new) - 20} more" if len(new) > 20 else ""
+            rank_zero_warn(f"{len(new)} image files were passed over:\n  " + "\n  ".join(new[:20]) + more)
+        self._named.update(self.skipped)
+
+    def _batches_done(self) -> int:
+        """Training batches that are behind us, by the checkpoint that was loaded or by the trainer's own count.
+
+        Processed batches are counted, which is right wherever the checkpoint was written: after a step, after
+        validation, or when the run was stopped within a step. The checkpoint's number is kept here because Lightning
+        may ask for the loader before it restores its own.
+        """
+        if self.trainer is None or self.trainer.state.fn != TrainerFn.FITTING:
+            return 0
+        return max(self._resumed_batches, self.trainer.fit_loop.epoch_loop.batch_progress.total.processed)
+
+    def state_dict(self) -> dict[str, Any]:
+        settings = ("seed", "batch_size", "crop_size")
+        samples = len(self._training) if self._training is not None else None
+        return {name: getattr(self, name) for name in settings} | {"samples": samples, "batches": self._batches_done()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        if self.trainer is None or self.trainer.state.fn != TrainerFn.FITTING:
+            return
+        self._resumed_batches = state_dict.get("batches", 0)
+        now = self.state_dict()
+        changed = [
+            f"{name} {state_dict[name]} -> {now[name]}"
+            for name in ("seed", "batch_size", "crop_size", "samples")
+            if name in state_dict and state_dict[name] != now[name]
+        ]
+        if changed:
+            rank_zero_warn(f"samples will differ from those of the run before: {', '.join(changed)}")
+
+
+def source_name(source: str | dict[str, Any]) -> str:
+    """What a source is called in tables: its `name`, or the last part of its path."""
+    if isinstance(source, dict):
+        if "name" in source:
+            return str(source["name"])
+        source = str(source.get("source") or Path(source["hr"]).parent)
+    if source.startswith("skimage:"):
+        return "embedded" if source == "skimage:eval" else source
+    return Path(source).stem
+
+
+def paired_source(source: dict[str, Any], *, scale: int) -> list[tuple[str, PairPaths]]:
+    """The pairs of {lr, hr, name, optional}, each with the source's name.
+
+    Raises:
+        ConfigError: unknown or missing keys.
+        InputError: as `paired_folder`, unless the folders are missing and the source is optional.
+    """
+    unknown = set(source) - {"lr", "hr", "name", "optional"}
+    if unknown or not {"lr", "hr"} <= set(source):
+        raise ConfigError(f"source: expected {{lr, hr, name, optional}}, got {source}")
+    if source.get("optional") and not (Path(source["lr"]).is_dir() and Path(source["hr"]).is_dir()):
+        return []
+    return [(source_name(source), pair) for pair in paired_folder(source["lr"], source["hr"], scale=scale)]
+
+
+class _Pairs(Dataset):
+    def __init__(self, items: list[tuple[str, DegradedImage | PairPaths]]) -> None:
+        self.items = items
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, place: int) -> tuple[str, Pair]:
+        name, pair = self.items[place]
+        return name, pair.load()
+
+
+def _collate_pairs(items: list[tuple[str, Pair]]) -> dict[str, Any]:
+    shapes = {pair.hr.shape for _, pair in items}
+    if len(shapes) > 1:
+        sizes = ", ".join(f"{shape[1]}x{shape[0]}" for shape in sorted(shapes))
+        raise ConfigError(f"val_batch_size: images of several sizes ({sizes}) in one batch; set it to 1, or val_crop")
+    batch: dict[str, Any] = {
+        "hr": torch.stack([to_tensor(pair.hr) for _, pair in items]),
+        "lr": torch.stack([to_tensor(pair.lr) for _, pair in items]),
+        "stem": [pair.stem for _, pair in items],
+        "set": [name for name, _ in items],
+    }
+    parameters = [pair.parameters for _, pair in items]
+    if all(drawn is not None for drawn in parameters):
+        batch["key"] = torch.tensor([pair.key for _, pair in items])
+        batch["parameters"] = type(parameters[0]).concatenate(parameters)
+    return batch
+
+
+class _SingleImages(Dataset):
+    def __init__(self, paths: list[str]) -> None:
+        self.paths = paths
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, place: int) -> tuple[str, Tensor]:
+        return Path(self.paths[place]).stem, to_tensor(load_image(self.paths[place]))
+
+
+def _collate_single(items: list[tuple[str, Tensor]]) -> dict[str, Any]:
+    return {"lr": torch.stack([image for _, image in items]), "stem": [stem for stem, _ in items]}
+
+
+def _at_least(least: float, **settings: float | None) -> None:
+    for name, value in settings.items():
+        if value is not None and not value >= least:
+            raise ConfigError(f"{name}: expected at least {least}, got {value}")

@@ -1,0 +1,194 @@
+"""Image files: finding them, reading them, and naming where they come from.
+
+A source is what a config writes under `train`, `val` or `test`:
+    photos/                     a folder, searched with its subfolders
+    list.txt                    one path a line; sizes that follow it, as in basicsr's meta files, are passed over
+    manifest.csv                columns path, width, height, hash, weight (see manifests.py)
+    skimage:train, skimage:eval the photographs that come with scikit-image, for training and held out
+    {source: S, weight: 2.0, root: DIR}    any of these; each image is drawn twice as often; paths are relative to DIR
+    {lr: DIR, hr: DIR}          pairs of files with equal stems (validation and test only; see pairs.py)
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from morsr.errors import ConfigError, InputError, MissingDependencyError
+
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm"})
+
+SKIMAGE = {
+    "train": ("motorcycle_left", "motorcycle_right", "brick", "grass", "gravel", "coins", "camera"),
+    "eval": ("astronaut", "chelsea", "coffee", "rocket"),
+}
+
+Source = str | dict[str, Any]
+
+
+@dataclass(frozen=True)
+class ImageList:
+    """Image files that may not all be readable.
+
+    paths: one per image. weights: float64 (n,), how often an image is drawn relative to one of weight 1.
+    sizes: int64 (n, 2) of width and height where known, else 0. names: what the config called the sources.
+    """
+
+    paths: tuple[str, ...]
+    weights: np.ndarray
+    sizes: np.ndarray
+    names: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def keep(self, mask: np.ndarray) -> ImageList:
+        """The images where the mask (n,) is True."""
+        paths = tuple(path for path, kept in zip(self.paths, mask, strict=True) if kept)
+        return ImageList(paths, self.weights[mask], self.sizes[mask], self.names)
+
+    @classmethod
+    def join(cls, parts: Sequence[ImageList]) -> ImageList:
+        """All images of several lists, in their order."""
+        if not parts:
+            return cls((), np.zeros(0), np.zeros((0, 2), np.int64))
+        return cls(
+            tuple(path for part in parts for path in part.paths),
+            np.concatenate([part.weights for part in parts]),
+            np.concatenate([part.sizes for part in parts]),
+            tuple(name for part in parts for name in part.names),
+        )
+
+
+def load_image(path: str | Path) -> np.ndarray:
+    """Read an image file as 8-bit RGB.
+
+    Rotation noted in the file is applied, gray is repeated to three channels, 16-bit values become 8-bit ones, and
+    transparency is dropped.
+
+    Returns:
+        uint8 (H, W, 3).
+
+    Raises:
+        InputError: the file is missing, empty, cut short or no image.
+    """
+    try:
+        with Image.open(path) as picture:
+            picture.load()
+            picture = ImageOps.exif_transpose(picture)
+            if picture.mode.startswith("I") or picture.mode == "F":
+                values = np.asarray(picture, dtype=np.float64)
+                if picture.mode == "F":
+                    raise InputError(f"{path}: expected whole numbers of 8 or 16 bits, got floating-point pixels")
+                gray = np.rint(values / 257).clip(0, 255).astype(np.uint8)
+                return np.repeat(gray[..., None], 3, axis=2)
+            return np.asarray(picture.convert("RGB"))
+    except InputError:
+        raise
+    except Exception as error:  # Pillow raises SyntaxError, struct.error and more on damaged files
+        raise InputError(f"{path}: cannot be read as an image ({_first_line(error)})") from error
+
+
+def image_size(path: str | Path) -> tuple[int, int]:
+    """Width and height of an image after its noted rotation, read from the file's header alone.
+
+    Raises:
+        InputError: the file is missing or no image.
+    """
+    try:
+        with Image.open(path) as picture:
+            turned = picture.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+            return picture.size[::-1] if turned else picture.size
+    except Exception as error:
+        raise InputError(f"{path}: cannot be read as an image ({_first_line(error)})") from error
+
+
+def find_images(folder: str | Path) -> list[str]:
+    """Paths of all images in a folder and its subfolders, sorted.
+
+    Raises:
+        InputError: no such folder, or no image in it.
+    """
+    if not Path(folder).is_dir():
+        raise InputError(f"{folder}: expected a folder of images, and there is none")
+    found = [
+        os.path.join(parent, name)
+        for parent, _, names in os.walk(folder, followlinks=True)
+        for name in names
+        if os.path.splitext(name)[1].lower() in SUFFIXES and not name.startswith(".")
+    ]
+    if not found:
+        raise InputError(f"{folder}: the folder has no image; expected files ending in {', '.join(sorted(SUFFIXES))}")
+    return sorted(found)
+
+
+def skimage_photographs(which: str) -> list[str]:
+    """Paths of the photographs that come with scikit-image: "train" (7) or "eval" (4, held out).
+
+    Raises:
+        ConfigError: another name.
+        MissingDependencyError: scikit-image, or one of the files, is not installed.
+    """
+    if which not in SKIMAGE:
+        raise ConfigError(f"skimage:{which}: expected skimage:train or skimage:eval")
+    spec = importlib.util.find_spec("skimage")
+    if spec is None or spec.origin is None:
+        raise MissingDependencyError("the embedded photographs come with scikit-image: pip install scikit-image")
+    folder = Path(spec.origin).parent / "data"
+    paths = []
+    for name in SKIMAGE[which]:
+        found = [folder / f"{name}{suffix}" for suffix in (".png", ".jpg") if (folder / f"{name}{suffix}").is_file()]
+        if not found:
+            raise MissingDependencyError(f"{folder}: this scikit-image lacks {name}; pip install scikit-image==0.26")
+        paths.append(str(found[0]))
+    return paths
+
+
+def is_paired(source: Source) -> bool:
+    """Whether a source names two folders of pairs."""
+    return isinstance(source, Mapping) and ("lr" in source or "hr" in source)
+
+
+def list_images(source: Source) -> ImageList:
+    """Find the images of one source; files are not opened.
+
+    Raises:
+        InputError: a missing or empty folder, list or manifest.
+        ConfigError: unknown keys, a weight that is not above 0, or paired folders, which are no list of single images.
+    """
+    from morsr.data.manifests import read_list, read_manifest
+
+    if is_paired(source):
+        raise ConfigError(f"{source}: paired folders can be used in val and test; training makes its LR images itself")
+    settings = {"source": source} if isinstance(source, str) else dict(source)
+    unknown = set(settings) - {"source", "weight", "root"}
+    if unknown or not isinstance(settings.get("source"), str):
+        raise ConfigError(f"source: expected a path or {{source, weight, root}}, got {source}")
+    name, root = settings["source"], settings.get("root")
+    weight = settings.get("weight", 1.0)
+    if not isinstance(weight, int | float) or not 0 < weight < float("inf"):
+        raise ConfigError(f"{name}: expected a weight above 0, got {weight!r}")
+    if name.startswith("skimage:"):
+        found = _unweighted(skimage_photographs(name.removeprefix("skimage:")), name)
+    elif name.lower().endswith(".csv"):
+        found = read_manifest(name, root=root)
+    elif name.lower().endswith(".txt"):
+        found = _unweighted(read_list(name, root=root), name)
+    else:
+        found = _unweighted(find_images(name), name)
+    return ImageList(found.paths, found.weights * float(weight), found.sizes, found.names)
+
+
+def _unweighted(paths: list[str], name: str) -> ImageList:
+    return ImageList(tuple(paths), np.ones(len(paths)), np.zeros((len(paths), 2), np.int64), (name,))
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]

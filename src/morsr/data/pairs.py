@@ -1,0 +1,109 @@
+"""LR/HR pairs for validation and tests, and folders that hold them (degraded.py makes pairs of single images)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from morsr.data.images import find_images, image_size, load_image
+from morsr.errors import InputError
+
+SCALE = 4
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One LR image made from one HR image.
+
+    stem: unique among pairs of one call. image: stem of the HR file. lr, hr: uint8 (h, w, 3) and (4h, 4w, 3).
+    parameters: the true degradation (a batch of one), None for pairs from files. seed: of the degradation, None for
+    pairs from files. key: int64 key of the degradation, -1 for pairs from files.
+    """
+
+    stem: str
+    lr: np.ndarray
+    hr: np.ndarray
+    parameters: Any = None
+    seed: int | None = None
+    image: str = ""
+    key: int = -1
+
+
+class PairPaths(NamedTuple):
+    """Two files that show the same."""
+
+    stem: str
+    lr: str
+    hr: str
+
+    def load(self) -> Pair:
+        """Read both images."""
+        return Pair(self.stem, load_image(self.lr), load_image(self.hr), image=self.stem)
+
+
+def crop_to_multiple(image: np.ndarray, multiple: int, *, largest: int | None = None) -> np.ndarray:
+    """The central part of an image (H, W, 3) whose sides are multiples, at most `largest` pixels.
+
+    Raises:
+        InputError: an image smaller than one multiple.
+    """
+    height, width = (min(side, largest or side) // multiple * multiple for side in image.shape[:2])
+    if min(height, width) == 0:
+        raise InputError(f"expected at least {multiple} pixels a side, got {image.shape[1]}x{image.shape[0]}")
+    top, left = (image.shape[0] - height) // 2, (image.shape[1] - width) // 2
+    return np.ascontiguousarray(image[top : top + height, left : left + width])
+
+
+def paired_folder(lr: str | Path, hr: str | Path, *, scale: int = SCALE) -> list[PairPaths]:
+    """Pair the images of two folders by stem, sorted by it.
+
+    Args:
+        lr, hr: the folders; file endings may differ.
+        scale: HR pixels per LR pixel along each axis; every pair is checked by the files' headers.
+
+    Raises:
+        InputError: a missing or empty folder, files without a partner, two files of one stem, or sizes that do not
+            stand in this ratio; the message lists them.
+    """
+    by_stem = [_by_stem(folder) for folder in (lr, hr)]
+    lonely = [f"{folder}/{Path(found[stem]).name}"
+              for folder, found, other in ((lr, *by_stem), (hr, *by_stem[::-1]))
+              for stem in sorted(set(found) - set(other))]  # fmt: skip
+    if lonely:
+        raise InputError(f"{len(lonely)} files have no partner of the same stem: {some(lonely)}")
+    pairs = [PairPaths(stem, by_stem[0][stem], by_stem[1][stem]) for stem in sorted(by_stem[0])]
+    wrong = []
+    for pair in pairs:
+        (lr_width, lr_height), (hr_width, hr_height) = image_size(pair.lr), image_size(pair.hr)
+        if (hr_width, hr_height) != (scale * lr_width, scale * lr_height):
+            wrong.append(f"{pair.stem} ({lr_width}x{lr_height} and {hr_width}x{hr_height})")
+    if wrong:
+        raise InputError(f"{len(wrong)} pairs are not of sizes 1:{scale}: {some(wrong)}")
+    return pairs
+
+
+def to_tensor(image: np.ndarray) -> Tensor:
+    """uint8 (H, W, 3) to uint8 (3, H, W)."""
+    return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+
+
+def _by_stem(folder: str | Path) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for path in find_images(folder):
+        stem = Path(path).stem
+        if stem in found:
+            raise InputError(f"{folder}: two images have the stem {stem}: {found[stem]} and {path}")
+        found[stem] = path
+    return found
+
+
+def some(names: Iterable[str], most: int = 10) -> str:
+    """The first names of a list and how many more there are."""
+    names = list(names)
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -1,0 +1,183 @@
+"""Random crops of photographs, and empty places for synthetic images, which the device fills."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from morsr.data.images import ImageList, image_size, load_image
+from morsr.data.sampling import PassOrder, stratified_share
+from morsr.errors import InputError
+
+_ATTEMPTS = 200  # bad files in a row before the data set counts as unusable
+
+
+class TrainingImages(Dataset):
+    """Crops of HR images; sample number n is place n mod `samples` of epoch n div `samples`.
+
+    A file that cannot be read, or is smaller than the crop, is passed over: the next image of the list takes its place,
+    on every worker alike, and the item says which file it was.
+
+    Args:
+        images: where the photographs are; may be empty if all samples are synthetic.
+        samples: per epoch.
+        crop_size: side of the square crop in pixels.
+        seed: of the run.
+        synthetic: share of samples whose pixels are left at 0 for the device to fill.
+        flips, turns: mirror; turn by multiples of 90 degrees.
+        max_downscale: photographs are shrunk by a random factor from 1 to this, as far as their size allows.
+        decoded: images already in memory, by path.
+    """
+
+    def __init__(
+        self,
+        images: ImageList,
+        *,
+        samples: int,
+        crop_size: int,
+        seed: int,
+        synthetic: float = 0.0,
+        flips: bool = True,
+        turns: bool = True,
+        max_downscale: float = 1.0,
+        decoded: dict[str, np.ndarray] | None = None,
+    ) -> None:
+        self.images, self.samples, self.crop_size, self.seed = images, samples, crop_size, seed
+        self.synthetic, self.flips, self.turns, self.max_downscale = synthetic, flips, turns, max_downscale
+        self.decoded = decoded or {}
+        self.order = PassOrder(images.weights, seed) if len(images) else None
+        self.photographs = samples - int(stratified_share(samples, synthetic))
+        self.bad: dict[str, str] = {}
+
+    def __len__(self) -> int:
+        return self.samples
+
+    def __getitem__(self, number: int) -> dict[str, Any]:
+        return self.__getitems__([number])[0]
+
+    def __getitems__(self, numbers: Sequence[int]) -> list[dict[str, Any]]:
+        from morsr.degradation.keys import mix, sample_keys, uniforms
+
+        epochs = np.asarray(numbers) // self.samples
+        places = torch.as_tensor(np.asarray(numbers) % self.samples)
+        keys = torch.empty(len(numbers), dtype=torch.int64)
+        for epoch in np.unique(epochs):
+            here = torch.from_numpy(epochs == epoch)
+            keys[here] = sample_keys(self.seed, int(epoch), places[here])
+        # the degradation draws from the key itself: the crop gets a stream of its own
+        draws = uniforms(mix(keys + 1), 6).numpy()
+        items = zip(epochs.tolist(), places.tolist(), keys, draws, strict=True)
+        return [self._item(epoch, place, key, draw) for epoch, place, key, draw in items]
+
+    def _item(self, epoch: int, place: int, key: Tensor, draw: np.ndarray) -> dict[str, Any]:
+        before = int(stratified_share(place, self.synthetic))
+        if self.order is None or int(stratified_share(place + 1, self.synthetic)) > before:
+            empty = torch.zeros(3, self.crop_size, self.crop_size, dtype=torch.uint8)
+            stem = f"dead_leaves_{int(key) & 0xFFFFFFFFFFFFFFFF:016x}"
+            return {"hr": empty, "stem": stem, "key": key, "synthetic": True, "skipped": {}}
+        first = self.order(epoch * self.photographs + place - before)
+        skipped: dict[str, str] = {}
+        for attempt in range(min(_ATTEMPTS, len(self.images))):
+            path = self.images.paths[(first + attempt) % len(self.images)]
+            try:
+                crop = self._crop(path, draw)
+            except InputError as error:
+                skipped[path] = self.bad[path] = str(error)
+                continue
+            stem = _stem(path)
+            return {"hr": crop, "stem": stem, "key": key, "synthetic": False, "skipped": skipped}
+        raise InputError(
+            f"{len(skipped)} training images in a row cannot be used; the last: {list(skipped.values())[-1]}"
+        )
+
+    def _crop(self, path: str, draw: np.ndarray) -> Tensor:
+        if path in self.bad:
+            raise InputError(self.bad[path])
+        image = self.decoded[path] if path in self.decoded else load_image(path)
+        height, width = image.shape[:2]
+        size = self.crop_size
+        check_size(path, width, height, size)
+        factor = 1 + draw[0] * (min(self.max_downscale, min(height, width) / size) - 1)
+        side = min(round(size * factor), height, width)
+        top, left = int(draw[1] * (height - side + 1)), int(draw[2] * (width - side + 1))
+        crop = image[top : top + side, left : left + side]
+        if side != size:
+            crop = np.asarray(Image.fromarray(crop).resize((size, size), Image.Resampling.BICUBIC))
+        if self.flips and draw[3] < 0.5:
+            crop = crop[:, ::-1]
+        if self.turns:
+            crop = np.rot90(crop, int(4 * draw[4]))
+        return torch.from_numpy(np.ascontiguousarray(crop.transpose(2, 0, 1)))
+
+
+def check_size(path: str, width: int, height: int, size: int) -> None:
+    """Raise InputError for an image in which no crop of so many pixels fits."""
+    if min(width, height) < size:
+        raise InputError(f"{path}: {width}x{height} pixels, too small for crops of {size}")
+
+
+def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
+    """Items to a batch: hr uint8 (B, 3, H, W), stem, key int64 (B,), synthetic as the list of their places, skipped."""
+    skipped: dict[str, str] = {}
+    for item in items:
+        skipped.update(item["skipped"])
+    return {
+        "hr": torch.stack([item["hr"] for item in items]),
+        "stem": [item["stem"] for item in items],
+        "key": torch.stack([item["key"] for item in items]),
+        "synthetic": [place for place, item in enumerate(items) if item["synthetic"]],
+        "skipped": skipped,
+    }
+
+
+def decode_small_set(images: ImageList, *, limit_mb: float, size: int) -> tuple[ImageList, dict[str, np.ndarray], dict]:
+    """Decode all images once if that takes at most so many MiB.
+
+    Returns:
+        The images that can be used, their pixels by path (empty if the set is too large), and what is wrong with the
+        others by path.
+    """
+    bad: dict[str, str] = {}
+    known = (images.sizes > 0).all(1)
+    small = known & (images.sizes.min(1, initial=2**31) < size)
+    for place in np.flatnonzero(small):
+        width, height = images.sizes[place]
+        bad[images.paths[place]] = f"{images.paths[place]}: {width}x{height} pixels, too small for crops of {size}"
+    images = images.keep(~small)
+    # Headers tell how much memory it would be; more files than this are not a small set, whatever their size.
+    budget = limit_mb * 2**20
+    if budget <= 0 or len(images) > 5000:
+        return images, {}, bad
+    usable, total = np.ones(len(images), bool), 0
+    for place, path in enumerate(images.paths):
+        try:
+            width, height = image_size(path)
+            check_size(path, width, height, size)
+            total += 3 * width * height
+        except InputError as error:
+            usable[place], bad[path] = False, str(error)
+        if total > budget:
+            return images, {}, {}
+    decoded: dict[str, np.ndarray] = {}
+    for place in np.flatnonzero(usable):
+        path = images.paths[place]
+        try:
+            if path not in decoded:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    decoded[path] = load_image(path)
+        except InputError as error:
+            usable[place], bad[path] = False, str(error)
+    return images.keep(usable), decoded, bad
+
+
+def _stem(path: str) -> str:
+    name = path.replace("\\", "/").rsplit("/", 1)[-1]
+    return name.rsplit(".", 1)[0]
