@@ -1,0 +1,78 @@
+"""The `morsr` command: Lightning's fit, validate, test and predict, and one small function for each of the rest."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+import warnings
+from collections.abc import Sequence
+
+from morsr import __version__
+from morsr.errors import MorsrError
+
+LIGHTNING = {
+    "fit": "train what the config describes (resume with --ckpt_path)",
+    "validate": "run the validation of a config",
+    "test": "the benchmark table of a config",
+    "predict": "restore the images of a config's data module",
+}
+COMMANDS = {
+    "upscale": "restore an image or a folder",
+    "score": "metrics of a folder of outputs, one protocol for all",
+    "compare": "paired comparison of two per-image tables",
+    "degrade": "make low-quality images by a recipe",
+    "severity": "degradation scores of images",
+    "routing": "which ranks run for which image, as one HTML page",
+    "data-check": "what a config's data lacks, before a run",
+    "bench": "measurements as ratios against named peers",
+    "selftest": "restore a bundled image and compare with its expected output",
+}
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run one command line and return its exit code: 0, 1 if some items failed, 2 for an error, 130 when stopped."""
+    arguments = list(sys.argv[1:] if args is None else args)
+    try:
+        if arguments and arguments[0] in LIGHTNING:
+            return _lightning(arguments)
+        return _command(arguments)
+    except MorsrError as error:
+        print(f"morsr: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("morsr: stopped", file=sys.stderr)
+        return 130
+
+
+def _command(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="morsr", description=__doc__)
+    parser.add_argument("--version", action="version", version=f"morsr {__version__}")
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, help_text in LIGHTNING.items():
+        subparsers.add_parser(name, help=help_text, add_help=False)
+    # Only the command that runs is imported; the others need no more than their line of help.
+    chosen = next((argument for argument in arguments if not argument.startswith("-")), None)
+    for name, help_text in COMMANDS.items():
+        subparser = subparsers.add_parser(name, help=help_text)
+        if name == chosen:
+            module = importlib.import_module(f"morsr.commands.{name.replace('-', '_')}")
+            subparser.description = module.HELP
+            module.add_arguments(subparser)
+            subparser.set_defaults(run=module.run)
+    options = parser.parse_args(arguments)
+    return options.run(options) or 0
+
+
+def _lightning(arguments: list[str]) -> int:
+    from morsr.training.cli import run
+
+    with warnings.catch_warnings():
+        # These come from how we call Lightning or from small machines, and ask for nothing that a user could improve.
+        warnings.filterwarnings("ignore", message=".*LightningCLI's args parameter.*")
+        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        warnings.filterwarnings("ignore", message=".*GPU available but not used.*")
+        # The frozen networks stay in evaluation mode on purpose.
+        warnings.filterwarnings("ignore", message=".*module\\(s\\) in eval mode at the start of training.*")
+        warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")
+        return run(arguments)

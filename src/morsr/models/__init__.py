@@ -1,0 +1,1 @@
+"""The one-step model, its parts, losses, metrics and the restorer."""

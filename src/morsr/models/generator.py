@@ -1,0 +1,195 @@
+"""The one-step generator: a low-resolution image in, one pass of the latent diffusion model, an image out."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from morsr.adapters import MoRConfig, Routing, RoutingContext, inject
+from morsr.errors import ConfigError, InputError
+from morsr.estimators import DegradationEstimator, DegradationScores
+from morsr.functional.diffusion import Parametrization, clean_latents
+from morsr.models.backbone import Backbone
+
+Decoding = Literal["direct", "around_input"]
+
+
+class GeneratorOutput(NamedTuple):
+    """What one pass gives: the image, the clean latents, and what the router saw and decided.
+
+    sr: (B, 3, H, W), nominally in [0, 1], not clamped. z0: (B, C, h, w), scaled latents.
+    routing and scores: None where the generator has no adapters.
+    """
+
+    sr: Tensor
+    z0: Tensor
+    routing: Routing | None
+    scores: DegradationScores | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class OneStepConfig:
+    """How one UNet call becomes a clean latent. A checkpoint records it, because the settings do not mix.
+
+    Args:
+        timestep: the fixed t of the UNet call. OSEDiff: 999; PiSA-SR: 1.
+        parametrization: "epsilon", z0 = (z − √(1−ᾱ) ε)/√ᾱ (OSEDiff), or "residual", z0 = z − ε (PiSA-SR).
+        scale_input: multiply the encoded image by √ᾱ first, so that it stands at the signal level that the UNet has
+            seen at this timestep; then z0 = z − √((1−ᾱ)/ᾱ) ε. Meant for middle timesteps (`tiny`); at t = 999 almost
+            nothing of the image would be left.
+        decoding: "direct", sr = D(z0), or "around_input", sr = x + D(z0) − D(z) with the enlarged image x and its
+            latents z. The second costs another decoder pass and cancels what the autoencoder itself loses, which is
+            what a small one (`tiny`) needs: where the UNet changes nothing, the image is left as it is.
+
+    Raises:
+        ConfigError: a timestep outside the schedule, or scale_input with "residual", where it would do nothing good.
+    """
+
+    timestep: int = 999
+    parametrization: Parametrization = "epsilon"
+    scale_input: bool = False
+    decoding: Decoding = "direct"
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.timestep <= 999:
+            raise ConfigError(f"timestep: expected 0 to 999, got {self.timestep}")
+        if self.parametrization not in ("epsilon", "residual"):
+            raise ConfigError(f"parametrization: expected 'epsilon' or 'residual', got {self.parametrization!r}")
+        if self.decoding not in ("direct", "around_input"):
+            raise ConfigError(f"decoding: expected 'direct' or 'around_input', got {self.decoding!r}")
+        if self.scale_input and self.parametrization == "residual":
+            raise ConfigError("scale_input goes with parametrization 'epsilon' only")
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class OneStepGenerator(nn.Module):
+    """LR → bicubic enlargement → VAE mean → one UNet call at a fixed timestep → z0 → VAE decoder → SR.
+
+    Args:
+        backbone: the pretrained model; frozen here.
+        estimator: what turns the LR image into the scores that the router sees; needed with adapters only.
+        adapters: the mixture of ranks to inject, or None for the base model as it is.
+        one_step: timestep and parametrization.
+
+    Raises:
+        ConfigError: adapters without an estimator.
+
+    Source: OSEDiff (arXiv 2406.08177) section 3.2 for the path, MoR-DASR (arXiv 2511.16024) for the adapters.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        estimator: DegradationEstimator | None = None,
+        *,
+        adapters: MoRConfig | None = None,
+        one_step: OneStepConfig | None = None,
+    ) -> None:
+        super().__init__()
+        if adapters is not None and estimator is None:
+            raise ConfigError("adapters need a degradation estimator: their router sees nothing else of the image")
+        self.backbone = backbone.requires_grad_(False).eval()
+        self.backbone.to(memory_format=torch.channels_last)
+        self.estimator = estimator.requires_grad_(False).eval() if estimator is not None else None
+        self.one_step = one_step or OneStepConfig()
+        self.injection = None
+        if adapters is not None and estimator is not None:
+            names = estimator.names if adapters.is_routed else ()
+            self.injection = inject(backbone, adapters, condition_dim=estimator.dim, condition_names=names)
+
+    @property
+    def context(self) -> RoutingContext | None:
+        """The router and its decisions, shared by all adapted layers."""
+        return self.injection.context if self.injection is not None else None
+
+    @property
+    def multiple(self) -> int:
+        """Sides of the enlarged image that the networks take as they are; `forward` pads to it by itself."""
+        return self.backbone.multiple
+
+    def train(self, mode: bool = True) -> OneStepGenerator:
+        """Switch the router's noise; the frozen networks have neither dropout nor running statistics to switch."""
+        super().train(mode)
+        if self.estimator is not None:
+            self.estimator.eval()
+        return self
+
+    def condition(self, lr: Tensor) -> DegradationScores | None:
+        """Score the LR images (B, 3, h, w) in [0, 1] and set the routing of every layer from the scores."""
+        if self.context is None or self.estimator is None:
+            return None
+        scores = self.estimator(lr)
+        if self.context.config.is_routed:
+            self.context.condition = scores.scores
+        return scores
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Encode images (B, 3, H, W) in [0, 1] to latents; sides must be multiples of the latent factor."""
+        return self.backbone.encode(images * 2 - 1)
+
+    def denoise(self, latents: Tensor, prompt: Tensor | None = None) -> Tensor:
+        """The one UNet call: latents of the enlarged LR image to clean latents (B, C, h, w), float32."""
+        alpha_bar = self.backbone.alphas_cumprod[self.one_step.timestep]
+        if self.one_step.scale_input:
+            latents = latents * alpha_bar.sqrt().to(latents.dtype)
+        prediction = self.backbone.predict_noise(latents, self.one_step.timestep, prompt)
+        with torch.autocast(latents.device.type, enabled=False):
+            return clean_latents(latents, prediction, alpha_bar, self.one_step.parametrization)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Decode clean latents to images, nominally in [0, 1], not clamped."""
+        return self.backbone.decode(latents).float() / 2 + 0.5
+
+    def restore(self, enlarged: Tensor) -> tuple[Tensor, Tensor]:
+        """One pass over an enlarged image, or a tile of one, under the routing that is set.
+
+        Args:
+            enlarged: (B, 3, H, W) in [0, 1], sides multiples of `multiple`.
+
+        Returns:
+            The image (B, 3, H, W), nominally in [0, 1], not clamped, and the clean latents.
+        """
+        latents = self.encode(enlarged)
+        z0 = self.denoise(latents)
+        if self.one_step.decoding == "direct":
+            return self.decode(z0), z0
+        after, before = self.decode(torch.cat([z0.to(latents.dtype), latents])).chunk(2)
+        return enlarged + (after - before), z0
+
+    def forward(self, lr: Tensor, *, scale: float = 4.0, size: tuple[int, int] | None = None) -> GeneratorOutput:
+        """Restore LR images.
+
+        Args:
+            lr: (B, 3, h, w) in [0, 1].
+            scale: enlargement along each axis.
+            size: exact output size (H, W) in pixels; overrides scale.
+
+        Raises:
+            InputError: an output without pixels.
+        """
+        height, width = size or (round(lr.shape[-2] * scale), round(lr.shape[-1] * scale))
+        if min(height, width) < 1:
+            raise InputError(f"the output would be {height}x{width} pixels; give a larger scale or size")
+        scores = self.condition(lr)
+        sr, z0 = self.restore(pad_to_multiple(enlarge(lr, (height, width)), self.multiple))
+        return GeneratorOutput(sr[..., :height, :width], z0, self.context.routing if self.context is not None else None, scores)
+
+
+def enlarge(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bicubic interpolation (a = −0.75, half-pixel centres) to (H, W), clamped to [0, 1].
+
+    The kernel is OpenCV's INTER_CUBIC, so the starting point of the generator is the bicubic row of the tables.
+    """
+    return F.interpolate(images, size=size, mode="bicubic", align_corners=False).clamp(0, 1)
+
+
+def pad_to_multiple(images: Tensor, multiple: int) -> Tensor:
+    """Repeat the last row and column until both sides are multiples; returned as they are when they fit."""
+    bottom, right = (-images.shape[-2] % multiple, -images.shape[-1] % multiple)
+    return F.pad(images, (0, right, 0, bottom), mode="replicate") if bottom or right else images

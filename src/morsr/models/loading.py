@@ -1,0 +1,119 @@
+"""From a name or a file to a generator that is ready to run."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from morsr.adapters import MoRConfig, load_adapters, read_adapters_header
+from morsr.errors import WeightsError
+from morsr.estimators import build_estimator
+from morsr.models.backbone import load_backbone, package_weights
+from morsr.models.generator import OneStepConfig, OneStepGenerator
+
+ADAPTERS_FILE = "adapters.safetensors"
+
+
+def find_adapters(name_or_path: str | os.PathLike[str]) -> Path:
+    """Return the adapters file behind a shipped preset, a file, or a folder that holds `adapters.safetensors`.
+
+    Raises:
+        WeightsError: there is none; the message says what was looked for.
+    """
+    path = Path(name_or_path).expanduser()
+    if path.is_file():
+        return path
+    if path.is_dir():
+        if (path / ADAPTERS_FILE).is_file():
+            return path / ADAPTERS_FILE
+        raise WeightsError(f"{path}: expected a folder with {ADAPTERS_FILE}")
+    name = os.fspath(name_or_path)
+    shipped = package_weights("tiny").parent / name / ADAPTERS_FILE
+    if "/" not in name and shipped.is_file():
+        return shipped
+    raise WeightsError(
+        f"{name}: no such adapters file or folder, and no shipped preset has this name (there is 'tiny')"
+    )
+
+
+def load_generator(
+    name_or_path: str | os.PathLike[str] = "tiny", *, base: str | os.PathLike[str] | None = None
+) -> OneStepGenerator:
+    """Load a generator with its base, estimator and adapters, in evaluation mode, on the CPU in float32.
+
+    Args:
+        name_or_path: a shipped preset ("tiny"), an adapters `.safetensors`, a folder with `adapters.safetensors`, or
+            a training checkpoint `.ckpt`.
+        base: folder or hub id of the base model; default the one that the adapters name.
+
+    Raises:
+        WeightsError: a file that is missing, damaged, or made for another base.
+    """
+    path = find_adapters(name_or_path)
+    if path.suffix == ".ckpt":
+        return _from_checkpoint(path, base)
+    header = read_adapters_header(path)
+    generator = _build(MoRConfig.from_dict(header["config"]), _described(path, header.get("extra")), base)
+    load_adapters(path, generator.backbone, name="generator", base_id=generator.backbone.base_id)
+    return generator.eval()
+
+
+def _described(path: Path, extra: Any) -> Mapping[str, Any]:
+    missing = [key for key in ("estimator", "one_step", "base") if not isinstance(extra, Mapping) or key not in extra]
+    if missing:
+        raise WeightsError(
+            f"{path}: does not say how to run it ({', '.join(missing)} missing); expected a file saved by training"
+        )
+    return extra
+
+
+def _build(config: MoRConfig, extra: Mapping[str, Any], base: str | os.PathLike[str] | None) -> OneStepGenerator:
+    spec = extra["estimator"]
+    return OneStepGenerator(
+        load_backbone(base or extra["base"]),
+        build_estimator(spec["kind"], **spec["args"]),
+        adapters=config,
+        one_step=OneStepConfig(**extra["one_step"]),
+    )
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a training checkpoint; only tensors and plain values are accepted, nothing in it is executed.
+
+    Raises:
+        WeightsError: cut short, not a checkpoint, or not one of morsr's.
+    """
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged archive surfaces as any of half a dozen kinds
+        raise WeightsError(
+            f"{path}: cannot be read as a checkpoint; it may be cut short ({_first_line(error)})"
+        ) from error
+    if not isinstance(checkpoint, dict) or "morsr" not in checkpoint:
+        raise WeightsError(f"{path}: expected a checkpoint saved by `morsr fit`")
+    return checkpoint
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:120]
+
+
+def _from_checkpoint(path: Path, base: str | os.PathLike[str] | None) -> OneStepGenerator:
+    checkpoint = read_checkpoint(path)
+    described = checkpoint["morsr"]
+    generator = _build(MoRConfig.from_dict(described["adapters"]), _described(path, described.get("extra")), base)
+    if generator.backbone.base_id != described["base_id"]:
+        raise WeightsError(
+            f"{path}: trained on the base {described['base_id']!r}, got {generator.backbone.base_id!r}"
+        )
+    prefix = "generator."
+    state = {key.removeprefix(prefix): value for key, value in checkpoint["state_dict"].items()}
+    missing, unexpected = generator.load_state_dict(state, strict=False)
+    frozen = {name for name, parameter in generator.named_parameters() if not parameter.requires_grad}
+    if unexpected or any(key not in frozen for key in missing if key in dict(generator.named_parameters())):
+        raise WeightsError(f"{path}: its tensors do not fit the adapters that it describes")
+    return generator.eval()

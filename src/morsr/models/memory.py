@@ -1,0 +1,60 @@
+"""How much memory a device has left, and how to recognise that it has run out."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+
+UNKNOWN_FREE = 4 * 2**30
+"""Bytes assumed free where the system does not say."""
+
+_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "failed to allocate")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that host or device memory ran out; PyTorch has no one class for it."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _OUT_OF_MEMORY)
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that can still be allocated on a device; for the processor, of main memory within the container's limit."""
+    backend = getattr(torch, device.type, None)
+    if hasattr(backend, "mem_get_info"):
+        free, _ = backend.mem_get_info(device)
+        # What the allocator keeps for reuse is free for us though the driver counts it as taken.
+        return int(free + backend.memory_reserved(device) - backend.memory_allocated(device))
+    if hasattr(backend, "recommended_max_memory"):
+        return max(0, int(backend.recommended_max_memory() - backend.driver_allocated_memory()))
+    return min(_system_free(), _container_free())
+
+
+def release_memory(device: torch.device) -> None:
+    """Hand back what a device's allocator keeps for reuse."""
+    backend = getattr(torch, device.type, None)
+    if hasattr(backend, "empty_cache"):
+        backend.empty_cache()
+
+
+def _system_free() -> int:
+    try:
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    except (OSError, ValueError, IndexError):
+        pass
+    return UNKNOWN_FREE
+
+
+def _container_free() -> int:
+    root = Path("/sys/fs/cgroup")
+    try:
+        limit = (root / "memory.max").read_text().strip()
+        if limit == "max":
+            return sys.maxsize
+        return max(0, int(limit) - int((root / "memory.current").read_text()))
+    except (OSError, ValueError):
+        return sys.maxsize

@@ -1,0 +1,390 @@
+"""Pictures in files: PNG, JPEG, WebP, TIFF, BMP and single-frame GIF, 8 or 16 bits, written whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import struct
+import tempfile
+import warnings
+from collections.abc import Iterator
+from dataclasses import replace
+from io import BytesIO
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageCms, PngImagePlugin
+
+from morsr.errors import InputError, MorsrError
+from morsr.models.picture import (
+    ORIENTATION_TAG,
+    Form,
+    Picture,
+    from_pil,
+    from_samples,
+    parse_exif,
+    resized_exif,
+    to_pil,
+    to_samples,
+)
+from morsr.models.rasters import PNGWriter, RowWriter, TIFFWriter, write_bmp_rgba
+
+MAX_PIXELS = 100_000_000
+"""Larger images are refused: a few bytes can claim to be terabytes of pixels."""
+
+FORMATS = {
+    ".png": "PNG",
+    ".jpg": "JPEG",
+    ".jpeg": "JPEG",
+    ".webp": "WEBP",
+    ".tif": "TIFF",
+    ".tiff": "TIFF",
+    ".bmp": "BMP",
+    ".gif": "GIF",
+}
+SUFFIXES = {"PNG": ".png", "JPEG": ".jpg", "WEBP": ".webp", "TIFF": ".tif", "BMP": ".bmp", "GIF": ".gif"}
+_MODES = {
+    "PNG": ("1", "L", "LA", "P", "PA", "RGB", "RGBA"),
+    "JPEG": ("L", "RGB", "CMYK"),
+    "WEBP": ("RGB", "RGBA"),
+    "TIFF": ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK"),
+    "BMP": ("1", "L", "P", "RGB", "RGBA"),
+    "GIF": ("1", "L", "P", "PA"),
+}
+_LARGEST_SIDE = {"JPEG": 65500, "WEBP": 16383, "GIF": 65535}
+_DEEP = ("PNG", "TIFF")
+JPEG_QUALITY = 95
+_JPEG_SEGMENT = 65_000
+"""Bytes of metadata that one segment of a JPEG holds, with room for its name."""
+
+
+def read_file(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) -> Picture:
+    """Read an image file.
+
+    Args:
+        path: PNG, JPEG, WebP, TIFF, BMP or GIF; the content decides, not the suffix.
+        max_pixels: an image that claims more is refused before it is decoded.
+
+    Raises:
+        InputError: no such file, not an image, cut short, too large, animated or multi-page.
+    """
+    path = Path(path)
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror or error})") from error
+    if not data:
+        raise InputError(f"{path}: the file is empty")
+    try:
+        return _decode(data, max_pixels)
+    except MorsrError as error:
+        raise InputError(f"{path}: {error}") from error
+    except Image.UnidentifiedImageError as error:
+        raise InputError(f"{path}: not a PNG, JPEG, WebP, TIFF, BMP or GIF image") from error
+    except Exception as error:  # decoders of broken files raise anything from struct.error to SyntaxError
+        raise InputError(f"{path}: cannot be decoded, the file is damaged or cut short ({error})") from error
+
+
+def _decode(data: bytes, max_pixels: int) -> Picture:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            image = Image.open(BytesIO(data), formats=sorted(set(FORMATS.values())))
+        except Image.DecompressionBombError as error:
+            raise InputError(f"more than {max_pixels:,} pixels, refused") from error
+        with image:
+            if image.width * image.height > max_pixels:
+                raise InputError(f"{image.width} x {image.height} is more than {max_pixels:,} pixels, refused")
+            deep = _is_deep(image, data)
+            picture = from_pil(image, kind="file")
+            compression = image.info.get("compression")
+    form = replace(picture.form, format="JPEG" if picture.form.format == "MPO" else picture.form.format)
+    if form.format == "WEBP":
+        form = replace(form, info={**form.info, "lossless": b"VP8L" in data[:64]})
+    if form.format == "TIFF" and compression:
+        form = replace(form, info={**form.info, "compression": compression})
+    if not deep:
+        return replace(picture, form=form)
+    if form.mode not in ("LA", "RGB", "RGBA"):
+        raise InputError(f"16-bit {form.mode} images are not supported; convert to RGB first")
+    if form.format == "PNG" and data[25] == 4:  # gray with alpha, which Pillow widens
+        form = replace(form, mode="LA")
+    form = replace(form, depth=16)
+    return from_samples(_decode_deep(data, form, picture.size), form)
+
+
+def _is_deep(image: Image.Image, data: bytes) -> bool:
+    """Whether the file has 16-bit samples that Pillow would read as 8 bits."""
+    if image.mode.startswith("I"):
+        return False
+    if image.format == "PNG":
+        return data[24] == 16
+    if image.format == "TIFF":
+        bits = image.tag_v2.get(258, (8,))  # type: ignore[attr-defined]
+        return max(bits if isinstance(bits, tuple) else (bits,)) > 8
+    return False
+
+
+def _decode_deep(data: bytes, form: Form, size: tuple[int, int]) -> NDArray[np.uint16]:
+    """Colours of 16 bits in stored orientation; of a TIFF, as from Pillow, they come upright."""
+    import cv2
+
+    level = cv2.utils.logging.getLogLevel()
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # a damaged file is told by an error alone
+    try:
+        samples = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+    finally:
+        cv2.utils.logging.setLogLevel(level)
+    if samples is None or samples.dtype != np.uint16:
+        raise InputError("the 16-bit samples cannot be decoded")
+    if samples.shape[0] * samples.shape[1] != size[0] * size[1]:
+        raise InputError("the file's decoders disagree on its size")
+    channels = {"LA": 2, "RGB": 3, "RGBA": 4}[form.mode]
+    if samples.ndim == 2:
+        samples = samples[..., None].repeat(3, axis=2)
+    colours = samples[..., 2::-1]
+    if channels in (2, 4):
+        if samples.shape[2] != 4:
+            raise InputError("the 16-bit alpha channel cannot be decoded")
+        colours = np.concatenate([colours[..., : channels - 1], samples[..., 3:]], axis=2)
+    return np.ascontiguousarray(colours)
+
+
+def file_format(path: str | os.PathLike[str], wanted: str | None = None) -> str:
+    """Pillow's name of the format that a path's suffix, or `wanted` (such as "png"), asks for.
+
+    Raises:
+        InputError: a format that cannot be written.
+    """
+    suffix = f".{wanted.lower().lstrip('.')}" if wanted else Path(path).suffix.lower()
+    if suffix not in FORMATS:
+        known = ", ".join(sorted(FORMATS))
+        raise InputError(f"{path}: expected an output format among {known}, got {wanted or suffix or 'no suffix'!r}")
+    return FORMATS[suffix]
+
+
+def form_for(picture: Picture, path: str | os.PathLike[str], size: tuple[int, int], format: str | None = None) -> Form:
+    """The form in which a picture can be written to a format: its own, or the nearest one that loses nothing seen.
+
+    Args:
+        picture: as it was read; only its form and whether its alpha is used matter.
+        path, format: see `file_format`.
+        size: height and width that will be written.
+
+    Raises:
+        InputError: transparency into a format that has none, or more pixels along a side than the format allows.
+    """
+    name, form = file_format(path, format), picture.form
+    if max(size) > _LARGEST_SIDE.get(name, 2**31 - 1):
+        raise InputError(
+            f"{path}: {name} holds at most {_LARGEST_SIDE[name]} pixels a side, the output has {max(size)}"
+        )
+    mode = form.mode
+    if mode not in _MODES[name]:
+        opaque = {"LA": "L", "RGBA": "RGB", "PA": "P"}.get(mode)
+        if opaque and (picture.alpha is None or bool((picture.alpha >= 1).all())):
+            mode = opaque
+        if mode not in _MODES[name]:
+            mode = _nearest_mode(mode, name, path)
+    depth = form.depth if name in _DEEP or form.depth == 8 else 8
+    if depth == 32 and not (name == "TIFF" and mode == "L"):
+        depth = 16
+    if depth != 8 and mode == "PA":
+        mode = "RGBA"
+    icc = None if form.mode == "CMYK" and mode != "CMYK" else form.icc
+    if icc and (mode in ("L", "LA", "1")) != (form.mode in ("L", "LA", "1")):
+        icc = None  # a gray profile does not describe RGB samples, nor the other way round
+    orientation = form.orientation if _keeps_orientation(form, name) else 1
+    kind = "file"
+    return replace(form, kind=kind, mode=mode, depth=depth, icc=icc, orientation=orientation, format=name)
+
+
+def _nearest_mode(mode: str, name: str, path: str | os.PathLike[str]) -> str:
+    candidates = {
+        "1": ("L", "RGB"),
+        "L": ("RGB",),
+        "LA": ("RGBA",),
+        "P": ("RGB",),
+        "PA": ("RGBA",),
+        "RGB": ("P",),
+        "RGBA": ("PA",),
+        "CMYK": ("RGB", "P"),
+        "YCbCr": ("RGB", "P"),
+        "HSV": ("RGB", "P"),
+    }[mode]
+    for candidate in candidates:
+        if candidate in _MODES[name]:
+            return candidate
+    raise InputError(f"{path}: {name} holds no transparency and the image uses it; write PNG, WebP or TIFF")
+
+
+def _keeps_orientation(form: Form, name: str) -> bool:
+    if name not in ("PNG", "JPEG", "WEBP") or not form.exif:
+        return False
+    exif = parse_exif(form.exif)
+    return exif is not None and exif.get(ORIENTATION_TAG, 1) == form.orientation
+
+
+def write_picture(picture: Picture, path: str | os.PathLike[str], *, format: str | None = None) -> None:
+    """Write a picture to a file, in its own mode and depth where the format has them; whole, or not at all.
+
+    Args:
+        picture: one picture (B = 1).
+        path: its suffix decides the format, unless `format` does ("png", "jpg", …).
+
+    Raises:
+        InputError: the format cannot hold the picture, or the file cannot be written; an existing file stays as it was.
+    """
+    form = form_for(picture, path, picture.size, format)
+    name = form.format
+    with atomic_file(path) as file:
+        if picture.form.mode == "CMYK" and form.mode != "CMYK" and picture.form.icc:
+            picture = replace(picture, rgb=_cmyk_to_srgb(picture), black=None)
+        picture = picture.with_form(form)
+        if form.depth == 16:
+            samples = to_samples(picture)
+            writer = row_writer(file, form, samples.shape[1], samples.shape[0])
+            writer.write(samples)
+            writer.finish()
+        elif name == "BMP" and form.mode == "RGBA":
+            write_bmp_rgba(file, to_samples(picture))
+        else:
+            image = to_pil(picture)
+            try:
+                image.save(file, format=name, **_save_options(form, image))
+            except OSError:
+                raise
+            except Exception as error:  # encoders trip over third-party metadata in as many ways as decoders
+                raise InputError(f"{path}: cannot be encoded as {name} ({error})") from error
+
+
+def row_writer(file: IO[bytes], form: Form, width: int, height: int) -> RowWriter:
+    """A writer of rows for a form of 8 or 16 bits in PNG or TIFF, with the form's profile and metadata."""
+    channels = {"L": 1, "LA": 2, "RGB": 3, "RGBA": 4}[form.mode]
+    dpi = _dpi(form)
+    if form.format == "PNG":
+        exif, text = resized_exif(_without_rotation(form), (width, height)), _text(form)
+        chunks = _color_chunks(form)
+        return PNGWriter(
+            file, width, height, channels, depth=form.depth, icc=form.icc, exif=exif, text=text, dpi=dpi, chunks=chunks
+        )
+    return TIFFWriter(file, width, height, channels, depth=form.depth, icc=form.icc, dpi=dpi)
+
+
+def _without_rotation(form: Form) -> Form:
+    """The form with EXIF data that claim no rotation, if its pixels are written upright."""
+    if form.orientation != 1 or not form.exif:
+        return form
+    exif = parse_exif(form.exif)
+    if exif is None:
+        return replace(form, exif=None)  # what cannot be read here might still turn the picture in another program
+    if exif.get(ORIENTATION_TAG, 1) == 1:
+        return form
+    exif[ORIENTATION_TAG] = 1
+    return replace(form, exif=exif.tobytes())
+
+
+def _text(form: Form) -> dict[str, str]:
+    return {key: value for key, value in form.info.items() if isinstance(key, str) and isinstance(value, str)}
+
+
+def _color_chunks(form: Form) -> list[tuple[bytes, bytes]]:
+    """PNG's own words on colour, which a picture without an ICC profile may have."""
+    info, chunks = form.info, []
+    if form.icc:
+        return []
+    if info.get("srgb") in (0, 1, 2, 3):
+        chunks.append((b"sRGB", bytes([info["srgb"]])))
+    if isinstance(info.get("gamma"), float) and 0 < info["gamma"] < 40000:
+        chunks.append((b"gAMA", struct.pack(">I", round(info["gamma"] * 100000))))
+    chromaticity = info.get("chromaticity")
+    if isinstance(chromaticity, tuple) and len(chromaticity) == 8 and all(0 <= value < 40000 for value in chromaticity):
+        chunks.append((b"cHRM", struct.pack(">8I", *(round(value * 100000) for value in chromaticity))))
+    return chunks
+
+
+def _dpi(form: Form) -> tuple[float, float] | None:
+    try:
+        x, y = (float(value) for value in form.info["dpi"])
+        return (x, y) if 0 < x < 1e6 and 0 < y < 1e6 else None
+    except (KeyError, TypeError, ValueError, ZeroDivisionError):
+        return None
+
+
+def _save_options(form: Form, image: Image.Image) -> dict[str, Any]:
+    options: dict[str, Any] = {}
+    exif = resized_exif(_without_rotation(form), image.size)
+    if form.icc and form.format != "GIF":
+        options["icc_profile"] = form.icc
+    if form.format in ("PNG", "JPEG", "WEBP") and exif and (form.format != "JPEG" or len(exif) <= _JPEG_SEGMENT):
+        options["exif"] = exif
+    if (dpi := _dpi(form)) and form.format in ("PNG", "JPEG", "TIFF", "BMP"):
+        options["dpi"] = dpi
+    xmp = form.info.get("xmp")
+    if form.format in ("JPEG", "WEBP") and isinstance(xmp, bytes) and len(xmp) <= _JPEG_SEGMENT:
+        options["xmp"] = xmp
+    if form.format == "PNG":
+        options["pnginfo"] = PngImagePlugin.PngInfo()
+        for key, value in _text(form).items():
+            options["pnginfo"].add_itxt(key[:79], value)
+        for name, data in _color_chunks(form):
+            options["pnginfo"].add(name, data)
+    elif form.format == "JPEG":
+        options |= {"quality": JPEG_QUALITY, "subsampling": 0, "optimize": True}
+        if isinstance(form.info.get("comment"), bytes):
+            options["comment"] = form.info["comment"]
+    elif form.format == "WEBP":
+        options |= {"lossless": True} if form.info.get("lossless") else {"quality": JPEG_QUALITY}
+    elif form.format == "TIFF":
+        # JPEG inside TIFF would lose quality a second time, and fax codes hold only two colours.
+        kept = form.info.get("compression") in ("raw", "tiff_lzw", "packbits")
+        options["compression"] = form.info["compression"] if kept else "tiff_adobe_deflate"
+        if options["compression"] == "raw":
+            options["compression"] = None
+    return options
+
+
+def _cmyk_to_srgb(picture: Picture) -> Any:
+    """RGB planes of a CMYK picture by its own profile, for formats without CMYK; naively if the profile is broken."""
+    try:
+        profile = ImageCms.ImageCmsProfile(BytesIO(picture.form.icc or b""))
+        upright = replace(picture, form=replace(picture.form, orientation=1))
+        image = ImageCms.profileToProfile(to_pil(upright), profile, ImageCms.createProfile("sRGB"), outputMode="RGB")
+        return from_samples(np.asarray(image), Form(kind="file")).rgb
+    except (ImageCms.PyCMSError, OSError, ValueError):
+        return picture.rgb
+
+
+@contextlib.contextmanager
+def atomic_file(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
+    """Open a file that appears under its name only when everything was written, and leaves nothing behind otherwise.
+
+    Raises:
+        InputError: the folder cannot be made, no permission, a full disk, or pixels that the format refuses.
+    """
+    path = Path(path)
+    temporary: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_dir():
+            raise InputError(f"{path}: expected a file to write, this is a folder")
+        handle, name = tempfile.mkstemp(prefix=".morsr-", suffix=".part", dir=path.parent)
+        temporary = Path(name)
+        with os.fdopen(handle, "w+b") as file:
+            yield file
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+        temporary = None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror or error})") from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

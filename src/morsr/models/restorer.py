@@ -1,0 +1,391 @@
+"""Any image in, the restored image out, in the same kind, mode and depth: the one callable that users of a model need.
+
+Flow: picture → scores of the whole image → routing, once → enlarged windows → generator → blended bands of rows →
+colour → the picture's own form. Nothing but the rows in work exists at full size, so that a file can be streamed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+
+from morsr.adapters import Routing, RoutingContext, auto_merged
+from morsr.errors import ConfigError, InputError
+from morsr.functional.color import check_color
+from morsr.functional.resample import bicubic_window
+from morsr.models.bands import Bands, color_bands, upsampled_rows
+from morsr.models.passes import TilePlan, run_pass, tile_plan
+from morsr.models.picture import Picture, planes_to_samples, read_picture, to_planes
+from morsr.models.picture_files import atomic_file, form_for, row_writer, write_picture
+
+if TYPE_CHECKING:
+    from morsr.models.generator import OneStepGenerator
+
+RoutingMode = Literal["image", "tile", "sequence"]
+Progress = Callable[[int, int], None]
+
+STREAM_PIXELS = 32_000_000
+"""Files with larger outputs are written row by row instead of being held in memory."""
+
+
+DEFAULTS: dict[str, Any] = {
+    "scale": 4.0,
+    "budget": None,
+    "generative": 1.0,
+    "tile": "auto",
+    "color": "wavelet",
+    "color_strength": 1.0,
+    "routing": "image",
+}
+
+
+class Restorer:
+    """Restore images with a one-step generator.
+
+    Args:
+        generator: put into eval mode and onto the device.
+        device: where it runs; "auto" takes the machine's accelerator if there is one.
+        dtype: precision of the networks: "auto" (bfloat16 or float16 on an accelerator, float32 on a processor), or a
+            torch dtype or its name. Weights stay as they are; routing, scores and the clean latents are always float32.
+
+    Raises:
+        ConfigError: an unknown device or dtype.
+    """
+
+    def __init__(
+        self, generator: OneStepGenerator, *, device: str | torch.device = "auto", dtype: str | torch.dtype = "auto"
+    ) -> None:
+        self.device = resolve_device(device)
+        self.dtype = resolve_dtype(dtype, self.device)
+        self.generator = generator.eval().to(self.device)
+        self._held: Routing | None = None
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: str | os.PathLike[str] = "tiny",
+        *,
+        base: str | os.PathLike[str] | None = None,
+        device: str | torch.device = "auto",
+        dtype: str | torch.dtype = "auto",
+    ) -> Restorer:
+        """Load a trained model.
+
+        Args:
+            name_or_path: a shipped preset ("tiny"), an adapters .safetensors, a saved folder, or a training .ckpt.
+            base: folder or hub id of the base model, where the adapters do not bring it.
+            device, dtype: see the class.
+
+        Raises:
+            WeightsError: missing or damaged weights, or adapters of another base.
+        """
+        from morsr.models.loading import load_generator
+
+        resolve_dtype(dtype, resolve_device(device))  # a wrong setting is told before seconds of loading
+        return cls(load_generator(name_or_path, base=base), device=device, dtype=dtype)
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        image: Any,
+        *,
+        scale: float = 4.0,
+        budget: int | None = None,
+        generative: float = 1.0,
+        tile: int | Literal["auto"] | None = "auto",
+        color: str = "wavelet",
+        color_strength: float = 1.0,
+        routing: RoutingMode = "image",
+        return_routing: bool = False,
+    ) -> Any:
+        """Restore one image, or a batch of equal size as a tensor.
+
+        Args:
+            image: path, PIL image, numpy array (H, W) or (H, W, C) of uint8, uint16 or floats in [0, 1], or tensor
+                (B, 3, H, W) of floats in [0, 1]. Alpha is enlarged beside the colours.
+            scale: enlargement, 1 to 8; the output has exactly round(scale · side) pixels a side.
+            budget: at most so many routed ranks run per layer, those with the largest gates; None for all.
+            generative: factor on the routed gates: 0 keeps the shared ranks only, 1 is as trained.
+            tile: side of the tiles in output pixels, rounded up to what the networks take; "auto" goes by size and free
+                memory; None for a single pass. Should memory run out, smaller tiles are used.
+            color: "wavelet", "adain" or "none": how the input's colours are put back.
+            color_strength: 0 to 1.
+            routing: "image", one routing from the whole image for all tiles; "tile", each tile scored by itself;
+                "sequence", the routing of the first image for all that follow, see `reset_sequence`.
+            return_routing: return (image, Routing) instead, or a list of the tiles' Routings with routing="tile".
+
+        Returns:
+            The image in the kind, mode and depth in which it came; of a path a PIL image, or for 16-bit colours, which
+            Pillow does not have, a uint16 array.
+
+        Raises:
+            InputError: not an image, damaged, out of range, or too large for the memory.
+            ConfigError: a setting out of range, or one that cannot take effect.
+            WeightsError: the networks give NaN even in float32.
+        """
+        settings = Settings(self, scale, budget, generative, tile, color, color_strength, routing)
+        picture = read_picture(image)
+        with settings.applied():
+            result, routings = self._restore(picture, settings)
+        restored = result.to_kind()
+        return (restored, routings) if return_routing else restored
+
+    @torch.no_grad()
+    def restore_file(
+        self,
+        source: str | os.PathLike[str],
+        target: str | os.PathLike[str],
+        *,
+        scale: float = 4.0,
+        budget: int | None = None,
+        generative: float = 1.0,
+        tile: int | Literal["auto"] | None = "auto",
+        color: str = "wavelet",
+        color_strength: float = 1.0,
+        routing: RoutingMode = "image",
+        format: str | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        """Restore an image file into another file, which appears only when it is complete.
+
+        Large PNG and TIFF outputs are written row by row, so that memory grows with the width only.
+
+        Args:
+            source: the image file.
+            target: the file to write; its suffix decides the format, unless `format` does. Profile, EXIF and
+                resolution are carried over.
+            progress: called with (tiles done, tiles in all).
+            scale, budget, generative, tile, color, color_strength, routing: as for the call.
+
+        Raises:
+            InputError: as for the call, and a target that cannot be written, cannot hold the image, or is the source.
+        """
+        if os.path.exists(target) and os.path.samefile(source, target):
+            raise InputError(f"{target}: the output would overwrite the input")
+        settings = Settings(self, scale, budget, generative, tile, color, color_strength, routing)
+        picture = read_picture(source)
+        size = settings.size(picture)
+        form = form_for(picture, target, size, format)
+        streamable = form.format in ("PNG", "TIFF") and form.mode in ("L", "LA", "RGB", "RGBA") and form.depth < 32
+        with settings.applied():
+            if streamable and picture.black is None and size[0] * size[1] > STREAM_PIXELS:
+                form = replace(form, orientation=1)  # rows can be written upright only
+                with atomic_file(target) as file:
+                    writer = row_writer(file, form, size[1], size[0])
+                    self._stream(picture.with_form(form), settings, writer.write, progress)
+                    writer.finish()
+            else:
+                result, _ = self._restore(picture, settings, progress)
+                write_picture(result, target, format=format)
+
+    def check(self, **settings: Any) -> None:
+        """Check settings of a call without an image, with the defaults for those that are left out.
+
+        Raises:
+            ConfigError: a setting out of range, or one that cannot take effect.
+        """
+        Settings(self, **{**DEFAULTS, **settings})
+
+    def reset_sequence(self) -> None:
+        """Forget the routing that routing="sequence" holds, so that the next image sets it anew."""
+        self._held = None
+
+    def _restore(
+        self, picture: Picture, settings: Settings, progress: Progress | None = None
+    ) -> tuple[Picture, Routing | list[Routing] | None]:
+        size = settings.size(picture)
+        plan = tile_plan(self.generator, size, settings.tile, self.device)
+        batch = picture.rgb.shape[0]
+        share = batch if plan.single and settings.routing != "tile" else 1
+        share = max(1, min(share, plan.pixels_at_once // (plan.height * plan.width)))
+        parts, routings = [], []
+        for lr in picture.rgb.split(share):
+            bands, found = self._bands(lr.to(self.device), size, plan, settings, progress)
+            parts.append(torch.cat([rows.cpu() for rows in bands()], dim=-2))
+            routings += found
+        if settings.routing == "image" and len(routings) > 1:
+            routings = [join_routings(routings)]
+        alpha, black = (
+            None if plane is None else bicubic_window(plane, size, height=size[0], width=size[1]).clamp(0, 1)
+            for plane in (picture.alpha, picture.black)
+        )
+        result = picture.replaced(torch.cat(parts), alpha, black)
+        if settings.routing == "tile":
+            return result, routings
+        return result, routings[0] if routings else None
+
+    def _stream(
+        self, picture: Picture, settings: Settings, write: Callable[[Any], None], progress: Progress | None
+    ) -> None:
+        size = settings.size(picture)
+        plan = tile_plan(self.generator, size, settings.tile, self.device)
+        bands, _ = self._bands(picture.rgb.to(self.device), size, plan, settings, progress, hold=False)
+        top = 0
+        # Closed at once if the disk is full, so that merged weights are put back before the routing is cleared.
+        with contextlib.closing(bands()) as finished:
+            for rows in finished:
+                height = rows.shape[-2]
+                alpha = None
+                if picture.alpha is not None:
+                    alpha = bicubic_window(picture.alpha, size, top=top, height=height, width=size[1]).clamp(0, 1)
+                planes = to_planes(picture.replaced(rows.cpu(), alpha))
+                write(planes_to_samples(planes[0], picture.form))
+                top += height
+
+    def _bands(
+        self,
+        lr: Tensor,
+        size: tuple[int, int],
+        plan: TilePlan,
+        settings: Settings,
+        progress: Progress | None,
+        hold: bool = True,
+    ) -> tuple[Bands, list[Routing]]:
+        """Finished rows of one image or of one batch, made anew each time they are asked for, and its routing."""
+        context = self.generator.context
+        routings: list[Routing] = []
+        if settings.routing != "tile":
+            self._route(lr, settings)
+            if context is not None and context.routing is not None:
+                routings.append(context.routing)
+        mergeable = context is not None and lr.shape[0] == 1 and settings.routing != "tile"
+        passes = len(plan.windows)
+
+        def tiles() -> Iterator[tuple[Any, Tensor]]:
+            # An open merge costs a write per change of routing, so tiles with their own routing gather their ranks.
+            with auto_merged(self.generator.backbone, passes) if mergeable else contextlib.nullcontext():
+                for done, window in enumerate(plan.windows):
+                    if settings.routing == "tile":
+                        self._route(plan.source_part(lr, window, size), settings)
+                        if context is not None and context.routing is not None:
+                            routings.append(context.routing)
+                    enlarged = bicubic_window(
+                        lr, size, top=window.top, left=window.left, height=window.height, width=window.width
+                    ).clamp(0, 1)
+                    yield window, run_pass(self.generator, enlarged, plan, self.dtype)
+                    if progress is not None:
+                        progress(done + 1, passes)
+
+        reference = upsampled_rows(lr, size)
+        rows = plan.blended(tiles, size)
+        return color_bands(rows, reference, size, settings.color, settings.color_strength, hold=hold), routings
+
+    def _route(self, lr: Tensor, settings: Settings) -> None:
+        context = self.generator.context
+        if context is None or not context.config.is_routed:
+            return
+        if settings.routing != "sequence":
+            self.generator.condition(lr)
+            return
+        if self._held is None:
+            self.generator.condition(lr[:1])
+            self._held = context.routing
+        else:
+            context.routing = self._held
+
+
+class Settings:
+    """The settings of one call, checked against each other and the model before anything is done."""
+
+    def __init__(
+        self,
+        restorer: Restorer,
+        scale: float,
+        budget: int | None,
+        generative: float,
+        tile: int | str | None,
+        color: str,
+        color_strength: float,
+        routing: str,
+    ) -> None:
+        self.context: RoutingContext | None = restorer.generator.context
+        self.scale, self.budget, self.generative = scale, budget, generative
+        self.tile, self.color, self.color_strength, self.routing = tile, color, color_strength, routing
+        if not 1.0 <= scale <= 8.0:
+            raise ConfigError(f"scale: expected 1 to 8, got {scale}")
+        if budget is not None and (isinstance(budget, bool) or not isinstance(budget, int) or budget < 0):
+            raise ConfigError(f"budget: expected a number of ranks from 0, or None for all, got {budget!r}")
+        if not 0.0 <= generative < float("inf"):
+            raise ConfigError(f"generative: expected a factor from 0, got {generative}")
+        if tile not in ("auto", None) and (isinstance(tile, bool) or not isinstance(tile, int) or tile < 1):
+            raise ConfigError(f'tile: expected "auto", None or a size in output pixels, got {tile!r}')
+        if routing not in ("image", "tile", "sequence"):
+            raise ConfigError(f"routing: expected image, tile or sequence, got {routing!r}")
+        check_color(color, color_strength)
+        if color == "none" and color_strength != 1.0:
+            raise ConfigError('color_strength has no effect with color="none"')
+        routed = self.context is not None and self.context.config.is_routed
+        if not routed and (budget is not None or generative != 1.0 or routing != "image"):
+            raise ConfigError("budget, generative and routing need a model with routed adapters; this one has none")
+
+    def size(self, picture: Picture) -> tuple[int, int]:
+        """Exact height and width of the output."""
+        height, width = picture.size
+        return round(height * self.scale), round(width * self.scale)
+
+    @contextlib.contextmanager
+    def applied(self) -> Iterator[None]:
+        """Set the two knobs on the model's routing, and put back what was there."""
+        if self.context is None:
+            yield
+            return
+        before = self.context.budget, self.context.generative
+        self.context.budget, self.context.generative = self.budget, self.generative
+        try:
+            yield
+        finally:
+            self.context.condition = None
+            self.context.budget, self.context.generative = before
+
+
+def join_routings(routings: list[Routing]) -> Routing:
+    """Routings (L, B, …) of several batches as one."""
+    return Routing(
+        *(
+            torch.cat(parts, dim=1) if isinstance(parts[0], Tensor) else parts[0]
+            for parts in zip(*routings, strict=True)
+        )
+    )
+
+
+def resolve_device(device: str | torch.device) -> torch.device:
+    """The device meant by a name; "auto" is the machine's accelerator, or its processor.
+
+    Raises:
+        ConfigError: no such device on this machine.
+    """
+    if device == "auto":
+        found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        return found or torch.device("cpu")
+    try:
+        chosen = torch.device(device)
+        torch.empty(1, device=chosen)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"device {str(device)!r} cannot be used on this machine: {reason}") from error
+    return chosen
+
+
+def resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
+    """The precision meant by a name; "auto" is half precision on an accelerator and float32 on a processor.
+
+    Raises:
+        ConfigError: not one of float32, bfloat16 and float16.
+    """
+    allowed = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    if dtype == "auto":
+        if device.type == "cpu":
+            return torch.float32
+        backend = getattr(torch, device.type, None)
+        supported = getattr(backend, "is_bf16_supported", None)
+        return torch.bfloat16 if supported is not None and supported() else torch.float16
+    chosen = allowed.get(dtype) if isinstance(dtype, str) else dtype
+    if chosen not in allowed.values():
+        raise ConfigError(f"dtype: expected auto, {', '.join(allowed)}, got {dtype!r}")
+    return chosen

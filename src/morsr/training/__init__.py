@@ -1,0 +1,1 @@
+"""LightningModules, phases and callbacks."""

@@ -1,0 +1,21 @@
+"""Read-only observers of a run: use of the ranks, pictures, adapter files, averages and the closing summary."""
+
+from __future__ import annotations
+
+from morsr.training.callbacks.checkpoint import AdapterCheckpoint
+from morsr.training.callbacks.ema import AdapterEMA
+from morsr.training.callbacks.images import ImageGrid
+from morsr.training.callbacks.plot import utilization_plot
+from morsr.training.callbacks.progress import StepProgressBar
+from morsr.training.callbacks.summary import RunSummary
+from morsr.training.callbacks.utilization import ExpertUtilization
+
+__all__ = [
+    "AdapterCheckpoint",
+    "AdapterEMA",
+    "ExpertUtilization",
+    "ImageGrid",
+    "RunSummary",
+    "StepProgressBar",
+    "utilization_plot",
+]

@@ -1,0 +1,127 @@
+"""Writes validation pictures: enlarged input, output and target side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch import Tensor
+
+from morsr.errors import ConfigError
+from morsr.training.callbacks.common import run_folder, write_atomically
+
+COLUMNS = ("LR (bicubic)", "ours", "HR")
+
+
+class ImageGrid(Callback):
+    """One row per validation image, LR by bicubic | ours | HR, to TensorBoard and as PNG into the run's folder.
+
+    The files are images/step_000500.png and so on; `before_after.png` is always the newest.
+
+    Args:
+        num_images: the first so many validation images are shown.
+        max_size: longest side of one picture in pixels; larger ones are centre-cropped, never shrunk, because a
+            smaller copy would hide what super-resolution is about.
+
+    Raises:
+        ConfigError: a setting out of range.
+    """
+
+    def __init__(self, *, num_images: int = 4, max_size: int = 512) -> None:
+        if num_images < 1 or max_size < 16:
+            raise ConfigError(f"ImageGrid: expected num_images >= 1, max_size >= 16, got {num_images}, {max_size}")
+        self.num_images = num_images
+        self.max_size = max_size
+        self.latest: Path | None = None
+        self._rows: list[Tensor] = []
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._rows = []
+
+    @torch.no_grad()
+    def on_validation_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        missing = self.num_images - len(self._rows)
+        if missing <= 0 or trainer.sanity_checking or not trainer.is_global_zero:
+            return
+        if not (isinstance(batch, Mapping) and "lr" in batch and "hr" in batch):
+            return
+        lr, hr, sr = batch["lr"], batch["hr"], _restored(pl_module, outputs, batch["lr"])
+        enlarged = F.interpolate(lr[:missing].float(), size=hr.shape[-2:], mode="bicubic", align_corners=False)
+        triples = torch.stack([enlarged, sr[:missing].float(), hr[:missing].float()], dim=1).clamp(0, 1)
+        self._rows.extend(_crop(triples, self.max_size).mul(255).round().byte().cpu())
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        folder = run_folder(trainer)
+        if not self._rows:
+            return
+        grid = compose(self._rows)
+        self._rows = []
+        step = trainer.global_step
+        for path in (folder / "images" / f"step_{step:06d}.png", folder / "before_after.png"):
+            _write_png(path, grid)
+        self.latest = folder / "before_after.png"
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_image("validation/LR_ours_HR", grid, global_step=step, dataformats="HWC")
+
+
+def compose(rows: list[Tensor], *, gap: int = 4) -> np.ndarray:
+    """Lay out uint8 rows (columns, 3, H, W), whose sizes may differ, as one captioned picture (H, W, 3)."""
+    from PIL import Image, ImageDraw
+
+    strips = [np.asarray(_row(row, gap)) for row in rows]
+    width = max(strip.shape[1] for strip in strips)
+    header = 20
+    canvas = Image.new("RGB", (width, header + sum(len(strip) + gap for strip in strips) - gap), "white")
+    draw = ImageDraw.Draw(canvas)
+    cell = rows[0].shape[-1] + gap
+    for column, caption in enumerate(COLUMNS):
+        draw.text((column * cell + 3, 4), caption, fill="black")
+    top = header
+    for strip in strips:
+        canvas.paste(Image.fromarray(strip), (0, top))
+        top += len(strip) + gap
+    return np.asarray(canvas)
+
+
+def _row(row: Tensor, gap: int) -> np.ndarray:
+    padded = F.pad(row, (0, gap), value=255)
+    return rearrange(padded, "column channel height width -> height (column width) channel")[:, :-gap].numpy()
+
+
+def _restored(pl_module: L.LightningModule, outputs: Any, lr: Tensor) -> Tensor:
+    """The output that validation already made; the network runs once more only where a module keeps none."""
+    if isinstance(outputs, Mapping) and "sr" in outputs:
+        return outputs["sr"]
+    last = getattr(pl_module, "last_output", None)
+    if last is not None and len(last.sr) == len(lr):
+        return last.sr
+    return pl_module.generator(lr).sr
+
+
+def _crop(images: Tensor, size: int) -> Tensor:
+    height, width = images.shape[-2:]
+    top, left = max(0, (height - size) // 2), max(0, (width - size) // 2)
+    return images[..., top : top + size, left : left + size]
+
+
+def _write_png(path: Path, image: np.ndarray) -> None:
+    from PIL import Image
+
+    write_atomically(path, lambda part: Image.fromarray(image).save(part))

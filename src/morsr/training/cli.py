@@ -1,0 +1,70 @@
+"""LightningCLI as morsr uses it: configs name classes by import path, and errors are one line."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import lightning as L
+import torch
+from jsonargparse import ArgumentError
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+
+from morsr.errors import ConfigError, MorsrError
+
+
+class MorsrCLI(LightningCLI):
+    """LightningCLI with a setting for CPU threads."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves PyTorch's choice")
+
+    def before_instantiate_classes(self) -> None:
+        threads = self.config[self.subcommand].threads
+        if threads > 0:
+            torch.set_num_threads(threads)
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one of Lightning's subcommands and return the exit code.
+
+    Args:
+        arguments: the subcommand and its options, as on the command line.
+
+    Raises:
+        ConfigError: an unknown key, a wrong type or a missing file in the config or on the command line.
+    """
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_no_advertisement)
+    quiet = {"exit_on_error": False}
+    try:
+        MorsrCLI(
+            L.LightningModule,
+            L.LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            args=list(arguments),
+            parser_kwargs={**quiet, **{name: quiet for name in ("fit", "validate", "test", "predict")}},
+            save_config_kwargs={"overwrite": True},
+            seed_everything_default=0,
+        )
+    except (ArgumentError, ValueError) as error:
+        cause = _deliberate_cause(error)
+        if cause is not None:
+            raise cause from None
+        if isinstance(error, ArgumentError):
+            raise ConfigError(" ".join(str(error).split())) from error
+        raise
+    return 0
+
+
+def _is_no_advertisement(record: logging.LogRecord) -> bool:
+    return "Tip: For seamless" not in record.getMessage()
+
+
+def _deliberate_cause(error: BaseException | None) -> MorsrError | None:
+    """The error of ours that jsonargparse has wrapped in one about unions of types, if there is one."""
+    while error is not None:
+        if isinstance(error, MorsrError):
+            return error
+        error = error.__cause__ or error.__context__
+    return None

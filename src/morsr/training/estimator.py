@@ -1,0 +1,246 @@
+"""Training of the learned degradation estimator on degradations whose parameters are known."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+import torch.nn.functional as F
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
+
+from morsr.degradation import (
+    DegradationMeasures,
+    DegradationRecipe,
+    degradation_measures,
+    sample_keys,
+    true_severity,
+)
+from morsr.errors import ConfigError, InputError
+from morsr.estimators.learned import NAMES, DegradationNet, save_net
+from morsr.functional.corrupt import add_gaussian_noise, jpeg, resize
+from morsr.functional.kernels import reflect_pad
+from morsr.training.schedules import ScheduleName, learning_rate_factor
+
+# One factor alone: blur sigma in LR pixels, noise sigma in levels of 255, JPEG quality.
+FACTOR_RANGES = {"blur": (0.4, 2.0), "noise": (1.0, 30.0), "jpeg": (30.0, 95.0)}
+FACTORS = ("clean", *FACTOR_RANGES)
+
+
+def single_factor(hr: Tensor, factor: str, value: float, *, key: int, gray: bool = False, scale: int = 4) -> Tensor:
+    """Shrink one image by area averages and degrade it in one way only.
+
+    Args:
+        hr: (1, 3, H, W) float32 in [0, 1].
+        factor: "clean", "blur" (before shrinking), "noise" or "jpeg" (after it).
+        value: sigma in LR pixels, sigma in levels of 255, or quality; "clean" reads none.
+        key: seed of the noise field.
+        gray: the same noise in all channels.
+        scale: HR pixels per LR pixel.
+
+    Returns:
+        (1, 3, H // scale, W // scale) in [0, 1], whole multiples of 1/255.
+
+    Raises:
+        InputError: an unknown factor.
+    """
+    if factor not in FACTORS:
+        raise InputError(f"factor: expected one of {', '.join(FACTORS)}, got {factor!r}")
+    height, width = (length // scale for length in hr.shape[-2:])
+    if factor == "blur":
+        hr = _gaussian_blur(hr, scale * value)
+    lr = resize(hr[..., : height * scale, : width * scale], (height, width), "area")
+    if factor == "noise":
+        generator = torch.Generator(device=lr.device).manual_seed(key & 0xFFFFFFFF)
+        lr = add_gaussian_noise(lr, value, gray=gray, generator=generator)
+    if factor == "jpeg":
+        lr = jpeg(lr, torch.tensor([value]))
+    return lr.mul(255).round_().clamp_(0, 255).div_(255)
+
+
+def _gaussian_blur(images: Tensor, sigma: float) -> Tensor:
+    radius = max(1, round(3 * sigma))
+    taps = torch.arange(-radius, radius + 1, dtype=images.dtype, device=images.device)
+    kernel = (-0.5 * (taps / sigma).square()).exp()
+    kernel = (kernel / kernel.sum()).expand(images.shape[1], 1, 1, -1)
+    padded = reflect_pad(images, radius)
+    groups = images.shape[1]
+    return F.conv2d(F.conv2d(padded, kernel, groups=groups), kernel.transpose(-2, -1), groups=groups)
+
+
+class FactorRanks:
+    """Ranks of given measures among the draws of a recipe: the target of images with a single factor.
+
+    Args:
+        recipe: a recipe, a preset's name or a YAML file.
+        draws: size of the reference draw.
+    """
+
+    def __init__(self, recipe: DegradationRecipe | str = "realesrgan", *, draws: int = 10_000) -> None:
+        measures = degradation_measures(DegradationRecipe.load(recipe).sample(sample_keys(0, 0, torch.arange(draws))))
+        self._reference = [column.sort().values for column in self._harmful(measures)]
+
+    @staticmethod
+    def _harmful(measures: DegradationMeasures) -> list[Tensor]:
+        return [measures.blur, measures.noise, 100 - measures.jpeg, -measures.resize]
+
+    def __call__(self, measures: DegradationMeasures) -> Tensor:
+        """Ranks (B, 5) in [0, 1] of blur, noise, jpeg and resize, and their mean."""
+        ranks = []
+        for values, reference in zip(self._harmful(measures), self._reference, strict=True):
+            values = values.double().contiguous()
+            both = torch.searchsorted(reference, values) + torch.searchsorted(reference, values, right=True)
+            ranks.append(both / (2 * len(reference)))
+        stacked = torch.stack(ranks, dim=1)
+        return torch.cat([stacked, stacked.mean(dim=1, keepdim=True)], dim=1).float()
+
+    def single(self, factor: str, value: float) -> Tensor:
+        """Ranks (1, 5) of an image with one factor."""
+        measured = {"blur": 0.0, "noise": 0.0, "jpeg": 100.0, "resize": 1.0}
+        if factor in measured:
+            measured[factor] = value
+        return self(DegradationMeasures(**{name: torch.tensor([number]) for name, number in measured.items()}))
+
+
+class LearnedEstimatorTraining(L.LightningModule):
+    """Trains a DegradationNet to tell the ranks of blur, noise, JPEG and resize, and their mean.
+
+    A share of every batch is replaced by images with one factor alone, or none, made of the same HR crops: the recipe
+    never leaves an image clean, and the network would otherwise not know what clean is.
+
+    Args:
+        out: file for the weights (.safetensors), written at the end.
+        width: channels of the convolutions.
+        hidden: width of the MLP.
+        dropout: of the MLP.
+        recipe: recipe among whose draws the ranks are taken; the data module's own.
+        single_share: share of images with a single factor or none.
+        replay: how many earlier images are learned again beside every new one; degrading costs more than learning. The
+            pool of earlier images is not part of a checkpoint.
+        pool: how many images the pool holds.
+        lr: learning rate of AdamW.
+        weight_decay: of AdamW.
+        warmup: steps of linear rise.
+        schedule: "constant" or "cosine".
+
+    Raises:
+        ConfigError: a share outside [0, 1].
+    """
+
+    def __init__(
+        self,
+        *,
+        out: str = "runs/estimator/estimator.safetensors",
+        width: Sequence[int] = (16, 32, 48),
+        hidden: int = 128,
+        dropout: float = 0.1,
+        recipe: str = "realesrgan",
+        single_share: float = 0.35,
+        replay: int = 3,
+        pool: int = 8192,
+        lr: float = 2e-3,
+        weight_decay: float = 1e-2,
+        warmup: int = 20,
+        schedule: ScheduleName = "cosine",
+    ) -> None:
+        super().__init__()
+        if not 0 <= single_share <= 1:
+            raise ConfigError(f"single_share: expected a share from 0 to 1, got {single_share}")
+        if replay < 0 or pool < 1:
+            raise ConfigError(f"replay and pool: expected at least 0 and 1, got {replay} and {pool}")
+        self.out, self.recipe, self.single_share = Path(out), recipe, single_share
+        self.replay, self.pool = replay, pool
+        self._seen: list[tuple[Tensor, Tensor]] = []
+        self.lr, self.weight_decay, self.warmup, self.schedule = lr, weight_decay, warmup, schedule
+        self.net = DegradationNet(width=width, hidden=hidden, dropout=dropout)
+        self._validation: list[tuple[Tensor, Tensor]] = []
+
+    @functools.cached_property
+    def ranks(self) -> FactorRanks:
+        """The recipe's reference draw, made at first use."""
+        return FactorRanks(self.recipe)
+
+    def targets(self, batch: dict[str, Any]) -> Tensor:
+        """True ranks (B, 5) of a batch's parameters, ordered as the network's outputs."""
+        if "parameters" not in batch:
+            raise InputError("the estimator learns from known parameters: give folders of sharp images, not pairs")
+        return torch.stack(list(true_severity(batch["parameters"], self.recipe)), dim=1).to(batch["lr"].device)
+
+    @torch.no_grad()
+    def mixed(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """Images (B, 3, h, w) and targets (B, 5), the first ones replaced by images with a single factor."""
+        lr, targets = batch["lr"].clone(), self.targets(batch)
+        for place in range(round(self.single_share * len(lr))):
+            factor = FACTORS[int(torch.randint(len(FACTORS), ()))]
+            low, high = FACTOR_RANGES.get(factor, (0.0, 0.0))
+            value, gray = low + (high - low) * float(torch.rand(())), float(torch.rand(())) < 0.4
+            key = int(torch.randint(2**31, ()))
+            lr[place] = single_factor(batch["hr"][place : place + 1], factor, value, key=key, gray=gray)[0]
+            targets[place] = self.ranks.single(factor, value)[0].to(targets)
+        return lr, targets
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        lr, targets = self._with_earlier(*self.mixed(batch))
+        if bool((self.net.deviation == 1).all()):  # the first batch ever; a resumed run has them in its checkpoint
+            self.net.set_standardization(lr)
+        loss = F.mse_loss(self.net(lr), targets)
+        self.log("train/mse", loss, prog_bar=True, batch_size=len(lr))
+        return loss
+
+    def _with_earlier(self, lr: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        if self.replay == 0:
+            return lr, targets
+        count = min(self.replay * len(lr), len(self._seen))
+        places = torch.randperm(len(self._seen))[:count].tolist()
+        fresh = list(zip(lr.mul(255).round().byte(), targets, strict=True))
+        if places:
+            images, ranks = (torch.stack(parts) for parts in zip(*(self._seen[place] for place in places), strict=True))
+            lr, targets = torch.cat([lr, images.to(lr) / 255]), torch.cat([targets, ranks])
+        for item in fresh:  # a full pool forgets at random
+            if len(self._seen) < self.pool:
+                self._seen.append(item)
+            else:
+                self._seen[int(torch.randint(self.pool, ()))] = item
+        return lr, targets
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        self._validation.append((self.net(batch["lr"]).cpu(), self.targets(batch).cpu()))
+
+    def on_validation_epoch_end(self) -> None:
+        if len(self._validation) > 1:
+            found, truth = (torch.cat(parts) for parts in zip(*self._validation, strict=True))
+            for index, name in enumerate(NAMES):
+                self.log(f"val/spearman_{name}", spearman(found[:, index], truth[:, index]), prog_bar=name == "overall")
+        self._validation.clear()
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.AdamW(self.net.parameters(), lr=self.lr, weight_decay=self.weight_decay)
+        total = int(self.trainer.estimated_stepping_batches)
+        factor = learning_rate_factor(self.schedule, warmup=self.warmup, total=total)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_fit_end(self) -> None:
+        if self.trainer.is_global_zero:
+            save_net(self.out, self.net)
+            rank_zero_info(f"estimator written to {self.out}")
+
+
+def spearman(first: Tensor, second: Tensor) -> Tensor:
+    """Spearman's rank correlation of two vectors; equal values share their mean rank.
+
+    >>> spearman(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([10.0, 20.0, 15.0]))
+    tensor(0.5000)
+    """
+
+    def centred_ranks(values: Tensor) -> Tensor:
+        order = values.sort().values
+        both = torch.searchsorted(order, values.contiguous()) + torch.searchsorted(order, values.contiguous(), right=True)
+        return both.double() - both.double().mean()
+
+    a, b = centred_ranks(first), centred_ranks(second)
+    return ((a * b).sum() / (a.square().sum() * b.square().sum()).sqrt().clamp_min(1e-12)).float()
