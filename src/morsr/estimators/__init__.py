@@ -1,0 +1,7 @@
+"""Degradation estimators: image to named scores in [0, 1], higher is worse."""
+
+from __future__ import annotations
+
+from morsr.estimators.base import DegradationEstimator, DegradationScores, build_estimator, score_statistics
+
+__all__ = ["DegradationEstimator", "DegradationScores", "build_estimator", "score_statistics"]

@@ -1,0 +1,115 @@
+"""What every degradation estimator promises: images in, named scores in [0, 1] out, higher is worse."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from morsr.errors import ConfigError, InputError, check_images
+
+
+class DegradationScores(NamedTuple):
+    """What an estimator says of a batch of B images in D named dimensions.
+
+    Attributes:
+        scores: (B, D) float32 in [0, 1], higher is worse.
+        severity: (B,) float32 in [0, 1], all dimensions in one number.
+        names: the D names.
+    """
+
+    scores: Tensor
+    severity: Tensor
+    names: tuple[str, ...]
+
+
+class DegradationEstimator(nn.Module):
+    """Base of the estimators; a subclass sets `names` and writes `estimate`.
+
+    The call is made without gradient, in float32 even under autocast, and one image's scores do not depend on the
+    other images of its batch.
+    """
+
+    names: tuple[str, ...] = ()
+
+    @property
+    def dim(self) -> int:
+        """Number of scores per image."""
+        return len(self.names)
+
+    def estimate(self, lr: Tensor) -> tuple[Tensor, Tensor]:
+        """Scores (B, D) and severity (B,) of checked float32 images (B, 3, H, W) in [0, 1]."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def forward(self, lr: Tensor) -> DegradationScores:
+        """Score a batch of low-resolution images.
+
+        Args:
+            lr: (B, 3, H, W) floating point in [0, 1], any size from 1 x 1.
+
+        Raises:
+            InputError: not a batch of RGB images in [0, 1], or NaN or infinity in it.
+        """
+        check_images(lr, name="lr")
+        with torch.autocast(device_type=lr.device.type, enabled=False):
+            scores, severity = self.estimate(lr.float().clamp(0, 1))
+        return DegradationScores(scores.clamp(0, 1), severity.clamp(0, 1), self.names)
+
+
+@torch.no_grad()
+def score_statistics(
+    estimator: DegradationEstimator, batches: Iterable[Tensor], *, minimum: int = 1000
+) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of the scores over degraded images: the calibration pass of the router's input.
+
+    Made once before training and then frozen: running statistics drift and differ between devices. The paper leaves
+    the standardisation open. A dimension that never moves gets deviation 1, so that it is centred and not blown up.
+
+    Args:
+        estimator: any estimator.
+        batches: batches of images (B, 3, H, W) in [0, 1]; sizes may differ between batches.
+        minimum: how many images are needed.
+
+    Returns:
+        mean and deviation, both (D,) float32 on the CPU.
+
+    Raises:
+        InputError: fewer than `minimum` images came.
+    """
+    scores = [estimator(batch).scores.double().cpu() for batch in batches]
+    count = sum(len(part) for part in scores)
+    if count < max(minimum, 2):
+        raise InputError(f"calibration needs at least {max(minimum, 2)} images, got {count}; give more, or lower minimum")
+    stacked = torch.cat(scores)
+    deviation = stacked.std(dim=0)
+    deviation = torch.where(deviation < 1e-4, torch.ones_like(deviation), deviation)
+    return stacked.mean(dim=0).float(), deviation.float()
+
+
+def build_estimator(kind: str, **settings: object) -> DegradationEstimator:
+    """Make an estimator by name.
+
+    Args:
+        kind: "frequency" (no weights), "learned" (small network, weights shipped) or "clip" (CLIP image and text).
+        settings: what the estimator's constructor takes.
+
+    Raises:
+        ConfigError: unknown kind or setting.
+    """
+    if kind == "frequency":
+        from morsr.estimators.frequency import FrequencyEstimator as chosen
+    elif kind == "learned":
+        from morsr.estimators.learned import LearnedEstimator as chosen
+    elif kind == "clip":
+        from morsr.estimators.clip import ClipEstimator as chosen
+    else:
+        raise ConfigError(f'estimator: expected "clip", "frequency" or "learned", got {kind!r}')
+    try:
+        inspect.signature(chosen).bind(**settings)
+    except TypeError as error:
+        raise ConfigError(f"estimator {kind!r}: {error}") from error
+    return chosen(**settings)

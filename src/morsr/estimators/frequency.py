@@ -1,0 +1,94 @@
+"""Degradation scores from spectrum, block and edge statistics: no weights, only calibrated constants."""
+
+from __future__ import annotations
+
+import functools
+import json
+from importlib import resources
+from typing import Any
+
+import torch
+from einops import rearrange, reduce
+from torch import Tensor
+
+from morsr.estimators.base import DegradationEstimator
+from morsr.estimators.statistics import contrast, image_statistics, luma_chroma
+from morsr.estimators.views import bounded_view, native_crops, pad_to_smallest
+
+CALIBRATION_FILE = "frequency_calibration.json"
+
+
+@functools.lru_cache(maxsize=1)
+def load_calibration() -> dict[str, Any]:
+    """The shipped constants: reach of every statistic, and per dimension its weights and monotone curve."""
+    return json.loads(resources.files("morsr.estimators").joinpath(CALIBRATION_FILE).read_text(encoding="utf-8"))
+
+
+def piecewise_linear(values: Tensor, knots: Tensor) -> Tensor:
+    """Monotone curve through (knots[d, j], j / (J - 1)), flat outside: values (B, D), knots (D, J) rising -> (B, D)."""
+    low, high = knots[:, :-1], knots[:, 1:]
+    part = (values[..., None] - low) / (high - low).clamp_min(1e-6)
+    return part.clamp(0, 1).mean(dim=-1)
+
+
+def expand(unit: Tensor, pairs: Tensor) -> Tensor:
+    """Statistics (B, S) in [-1, 1], their squares, and the products of every two of those at `pairs`."""
+    chosen = unit[:, pairs]
+    first, second = torch.triu_indices(len(pairs), len(pairs), offset=1, device=unit.device)
+    return torch.cat([unit, unit.square(), chosen[:, first] * chosen[:, second]], dim=1)
+
+
+class FrequencyEstimator(DegradationEstimator):
+    """Scores from image statistics, taken on the LR image itself, where JPEG's grid still has 8 pixels.
+
+    Dimensions: 4 radial band shares and their low-to-high ratio (oriented so that lost detail scores high), `block`
+    (8-pixel block gradients), and the composites `blur`, `noise`, `jpeg`, `resize` and `overall`. A dimension is a
+    fixed linear map of clipped statistics (for the composites also of their squares and some products), and a monotone
+    curve onto [0, 1], both measured once on degraded photographs (benchmarks/calibrate_frequency.py): constants of the
+    code, no weights. `overall` is the severity.
+
+    Images above 128 pixels are looked at through at most 9 crops at native resolution; their contrast is that of an
+    anti-aliased view of the whole, since a single crop may be all sky.
+
+    Source: extends the frequency features of FreqOrtho-SR; the paper itself uses CLIP.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        calibration = load_calibration()
+        self.statistics: tuple[str, ...] = tuple(calibration["statistics"])
+        self.names = tuple(calibration["dimensions"])
+        rows = [calibration["dimensions"][name] for name in self.names]
+        count, pairs = len(self.statistics), len(calibration["pairs"])
+        weights = torch.zeros(len(rows), 2 * count + pairs * (pairs - 1) // 2)
+        for place, row in enumerate(rows):
+            for term, value in row["weights"].items():
+                weights[place, int(term)] = value
+        # constants of the code, not weights: they stay out of checkpoints
+        for name, value in {
+            "low": torch.tensor(calibration["low"]),
+            "high": torch.tensor(calibration["high"]),
+            "pairs": torch.tensor(calibration["pairs"]),
+            "weights": weights,
+            "knots": torch.tensor([row["knots"] for row in rows]),
+        }.items():
+            self.register_buffer(name, value, persistent=False)
+
+    def measure(self, lr: Tensor) -> Tensor:
+        """Raw statistics (B, number of statistics) of float32 images (B, 3, H, W) in [0, 1]."""
+        padded = pad_to_smallest(lr)
+        crops = native_crops(padded)
+        parts = image_statistics(rearrange(crops, "b k c h w -> (b k) c h w"))
+        values = torch.stack([parts[name] for name in self.statistics], dim=-1)
+        values = reduce(values, "(b k) s -> b s", "mean", b=len(lr))
+        if crops.shape[1] > 1:
+            values[:, self.statistics.index("contrast")] = contrast(luma_chroma(bounded_view(padded))[0])
+        return values
+
+    def estimate(self, lr: Tensor) -> tuple[Tensor, Tensor]:
+        low, high = self.low.float(), self.high.float()
+        unit = ((self.measure(lr) - low) / (high - low)).clamp(0, 1) * 2 - 1
+        # summed row by row: a matrix product could round an image differently with other batch mates
+        linear = (expand(unit, self.pairs)[:, None, :] * self.weights.float()).sum(dim=-1)
+        scores = piecewise_linear(linear, self.knots.float())
+        return scores, scores[:, self.names.index("overall")]

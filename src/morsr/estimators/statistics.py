@@ -1,0 +1,281 @@
+"""Raw image statistics that follow noise, blur and JPEG; pure functions of native-resolution crops (N, 3, h, w).
+
+All of them take planes in grey levels of 255 and give one float32 number per crop, mostly a logarithm. Letters in
+shapes: N crops, M blocks of 8 x 8, h and w pixels (at least 16 each).
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor
+
+LUMA = (0.299, 0.587, 0.114)
+BAND_EDGES = (0.0, 0.06, 0.14, 0.27, 0.75)  # cycles per pixel; the last reaches past the corner of the spectrum
+BAND_NAMES = ("band_low", "band_mid", "band_high", "band_top")
+# zigzag ranges of the 8 x 8 DCT (sum of the two indices), from coarse to fine
+DCT_RANGES = {"coarse": (1, 3), "middle": (3, 6), "fine": (6, 9), "finest": (9, 15)}
+# the low coefficients that JPEG keeps, by (row, column), with their steps in the standard's luminance table
+TABLE_STEPS = {
+    (0, 1): 11, (1, 0): 12, (1, 1): 12, (0, 2): 10, (2, 0): 14, (1, 2): 14,
+    (2, 1): 13, (2, 2): 16, (0, 3): 16, (3, 0): 14, (1, 3): 19, (3, 1): 17,
+}  # fmt: skip
+QUALITIES = tuple(range(20, 98, 3))
+
+
+def luma_chroma(crops: Tensor) -> tuple[Tensor, Tensor]:
+    """Luma (N, h, w) and the two BT.601 chroma planes (N, 2, h, w), in grey levels of 255."""
+    red, green, blue = (255 * crops).unbind(dim=1)
+    luma = LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue
+    return luma, torch.stack([(blue - luma) * 0.564, (red - luma) * 0.713], dim=1)
+
+
+def _log(values: Tensor, floor: float = 0.1) -> Tensor:
+    return (values + floor).log()
+
+
+def _filter(planes: Tensor, kernel: Tensor) -> Tensor:
+    """Correlate every plane (..., h, w) with one kernel, valid region."""
+    flat = planes.reshape(-1, 1, *planes.shape[-2:])
+    out = F.conv2d(flat, kernel[None, None])
+    return out.view(*planes.shape[:-2], *out.shape[-2:])
+
+
+# --- spectrum -------------------------------------------------------------------------------------------------------
+
+
+def band_energies(luma: Tensor) -> Tensor:
+    """Shares of the spectrum's energy in 4 radial bands (N, 4), summing to 1; a constant image is all low band.
+
+    Source: the frequency features of FreqOrtho-SR, here on the LR image itself and under a Hann window, without which
+    the jump between opposite borders fills the high bands.
+    """
+    height, width = luma.shape[-2:]
+    window = (
+        torch.hann_window(height, periodic=False, device=luma.device)[:, None]
+        * torch.hann_window(width, periodic=False, device=luma.device)[None, :]
+    )
+    centred = luma - (luma * window).sum(dim=(-2, -1), keepdim=True) / window.sum()
+    power = torch.fft.rfft2(centred * window).abs().square() / window.square().sum()
+    radius = torch.hypot(
+        torch.fft.fftfreq(height, device=luma.device)[:, None], torch.fft.rfftfreq(width, device=luma.device)[None, :]
+    )
+    # a column strictly between 0 and Nyquist stands for its mirror image too
+    twice = torch.full((power.shape[-1],), 2.0, device=luma.device)
+    twice[0] = 1.0
+    if width % 2 == 0:
+        twice[-1] = 1.0
+    masks = torch.stack([(radius >= low) & (radius < high) for low, high in zip(BAND_EDGES, BAND_EDGES[1:])])
+    bands = power.flatten(1) @ (masks * twice).flatten(1).T
+    bands = bands + bands.new_tensor([1e-3, 0.0, 0.0, 0.0])
+    return bands / bands.sum(dim=-1, keepdim=True)
+
+
+def spectrum_statistics(luma: Tensor) -> dict[str, Tensor]:
+    """Logarithms of the 4 band shares, and of the low half's energy over the high half's."""
+    bands = band_energies(luma).clamp_min(1e-7)
+    out = {name: bands[:, index].log() for index, name in enumerate(BAND_NAMES)}
+    out["low_to_high"] = ((bands[:, 0] + bands[:, 1]) / (bands[:, 2] + bands[:, 3])).log()
+    return out
+
+
+# --- noise ----------------------------------------------------------------------------------------------------------
+
+
+def _block_deviation(planes: Tensor) -> Tensor:
+    """Root mean square in half-overlapping 8 x 8 blocks: (N, C, h, w) -> (N, M), all channels together."""
+    return F.avg_pool2d(planes.square().mean(dim=1, keepdim=True), 8, stride=4).flatten(1).sqrt()
+
+
+def noise_statistics(crops: Tensor) -> dict[str, Tensor]:
+    """Noise level (log grey levels) in the flattest tenth of the blocks, by Immerkaer's difference of two Laplacians.
+
+    The mean of R, G and B makes gray and coloured noise of one sigma count the same. `noise_half` is taken at half
+    resolution, where noise that was resized or compressed still shows; `noise_next` is the correlation of neighbours in
+    the filtered image, which tells noise of single pixels from noise that was spread.
+
+    Source: J. Immerkaer, Fast noise variance estimation, 1996 (the mask); the flat-block quantile replaces its mean.
+    """
+    mask = crops.new_tensor([[1.0, -2.0, 1.0], [-2.0, 4.0, -2.0], [1.0, -2.0, 1.0]]) * (255 / 6)
+    full = _filter(crops, mask)
+    half = _filter(F.avg_pool2d(F.pad(crops, (0, 4, 0, 4), mode="replicate"), 2), mask)
+    # the mask is linear: luma and chroma of the residual are those of the image, filtered
+    luma, chroma = luma_chroma(full / 255)
+    blocks, halved, coloured = _block_deviation(full), _block_deviation(half), _block_deviation(chroma)
+    power = luma.square().mean(dim=(1, 2)) + 0.01
+    across = (luma[..., 1:] * luma[..., :-1]).mean(dim=(1, 2))
+    down = (luma[..., 1:, :] * luma[..., :-1, :]).mean(dim=(1, 2))
+    return {
+        "noise": _log(blocks.quantile(0.1, dim=1)),
+        "noise_half": _log(halved.quantile(0.1, dim=1)),
+        "noise_median": _log(luma[:, ::2, ::2].abs().flatten(1).median(dim=1).values),
+        "noise_blocks": _log(blocks.median(dim=1).values),
+        "noise_chroma": _log(coloured.quantile(0.1, dim=1)),
+        "noise_chroma_blocks": _log(coloured.median(dim=1).values),
+        "noise_next": (across + down) / (2 * power),
+    }
+
+
+# --- blocks ---------------------------------------------------------------------------------------------------------
+
+
+@functools.lru_cache(maxsize=8)
+def _dct_matrix(device: torch.device) -> Tensor:
+    frequency, place = torch.arange(8.0)[:, None], torch.arange(8.0)[None, :]
+    matrix = torch.cos(math.pi * (2 * place + 1) * frequency / 16) / 2
+    matrix[0] /= math.sqrt(2)
+    return matrix.to(device)
+
+
+def block_dct(planes: Tensor) -> Tensor:
+    """Orthonormal 8 x 8 DCT of whole blocks counted from the upper left corner: (..., h, w) -> (..., M, 8, 8)."""
+    height, width = planes.shape[-2:]
+    blocks = rearrange(
+        planes[..., : height // 8 * 8, : width // 8 * 8], "... (a u) (b v) -> ... (a b) u v", u=8, v=8
+    )
+    matrix = _dct_matrix(planes.device)
+    return matrix @ blocks @ matrix.T
+
+
+def _table_fit(coefficients: Tensor) -> Tensor:
+    """The quality (0 to 100) whose standard table explains the DCT coefficients (N, M, 8, 8); 100 where none does.
+
+    In a JPEG that was not resized since, every coefficient is a multiple of its step, so the mean cosine of
+    2 pi c / step over the coefficients that are not quantised to zero is near 1 at the right quality. A divisor of
+    the steps does as well: the lowest quality that comes close to the best is taken.
+    """
+    places = list(TABLE_STEPS)
+    chosen = torch.stack([coefficients[..., row, column] for row, column in places], dim=-1)
+    qualities = chosen.new_tensor(QUALITIES)
+    factor = torch.where(qualities < 50, 50 / qualities, 2 - qualities / 50)
+    steps = (chosen.new_tensor([TABLE_STEPS[place] for place in places]) * factor[:, None]).round().clamp_min(1)
+    value = chosen[:, None]  # (N, 1, M, places) against steps (qualities, 1, places)
+    step = steps[:, None]
+    usable = (value.abs() > 0.6 * step) & (step >= 3)
+    agreement = (torch.cos(2 * math.pi * value / step) * usable).sum(dim=(-2, -1)) / (usable.sum(dim=(-2, -1)) + 8)
+    best = agreement.max(dim=-1).values
+    first = (agreement > 0.6 * best[:, None]).float().argmax(dim=-1)
+    return torch.where(best > 0.35, qualities[first], torch.full_like(best, 100.0))
+
+
+def _boundary_steps(luma: Tensor) -> Tensor:
+    """Mean absolute step from each column to the next (N, w - 1)."""
+    return (luma[..., 1:] - luma[..., :-1]).abs().mean(dim=-2)
+
+
+def _grid_jump(steps: Tensor) -> tuple[Tensor, Tensor]:
+    """The mean step across the borders of 8-pixel columns, and across all others."""
+    on_grid = torch.arange(steps.shape[-1], device=steps.device) % 8 == 7
+    return steps[:, on_grid].mean(dim=-1), steps[:, ~on_grid].mean(dim=-1)
+
+
+@functools.lru_cache(maxsize=8)
+def _range_masks(device: torch.device) -> Tensor:
+    order = torch.arange(8)[:, None] + torch.arange(8)[None, :]
+    masks = torch.stack([((order >= low) & (order < high)).float() for low, high in DCT_RANGES.values()])
+    return (masks / masks.sum(dim=(1, 2), keepdim=True)).flatten(1).T.to(device)  # (64, ranges)
+
+
+def block_statistics(luma: Tensor, chroma: Tensor) -> dict[str, Tensor]:
+    """Traces of a grid of blocks, and the energy of the blocks' DCT coefficients in flat, usual and busy blocks.
+
+    `block` compares the steps across the 8-pixel grid with the others (log ratio, 0 without JPEG). `block_zeros`
+    compares how many coefficients are not zero on the grid and half a block away from it. `table` is 100 minus the
+    quality of the table that fits (0 where none does).
+    """
+    aligned, shifted = block_dct(luma), block_dct(luma[..., 4:-4, 4:-4])
+    across, down = _boundary_steps(luma), _boundary_steps(luma.transpose(-2, -1))
+    (here, beside), (here_down, beside_down) = _grid_jump(across), _grid_jump(down)
+    out = {"block": _log(here + here_down) - _log(beside + beside_down)}
+    for name, threshold in (("block_zeros", 1.5), ("block_zeros_fine", 0.5)):
+        on, off = ((part.flatten(-2)[..., 1:].abs() > threshold).float().mean(dim=(-2, -1)) for part in (aligned, shifted))
+        out[name] = _log(off, 0.01) - _log(on, 0.01)
+    out["table"] = 100 - _table_fit(aligned)
+    masks = _range_masks(luma.device)
+    energy = (aligned.flatten(-2).square() @ masks).sqrt()
+    quantiles = energy.quantile(energy.new_tensor([0.1, 0.5, 0.9]), dim=1)
+    colour = (block_dct(chroma).square().mean(dim=1).flatten(-2) @ masks).sqrt().median(dim=1).values
+    for index, name in enumerate(DCT_RANGES):
+        for part, value in zip(("flat", "usual", "busy"), quantiles):
+            out[f"dct_{name}_{part}"] = _log(value[:, index])
+        out[f"chroma_{name}"] = _log(colour[:, index])
+    return out
+
+
+# --- blur -----------------------------------------------------------------------------------------------------------
+
+
+def contrast(luma: Tensor) -> Tensor:
+    """Log standard deviation of luma (N, h, w), from every second pixel each way."""
+    return _log(luma[:, ::2, ::2].flatten(1).std(dim=1))
+
+
+def blur_statistics(luma: Tensor) -> dict[str, Tensor]:
+    """How wide edges are, whatever their height.
+
+    `edge_ratio` is the gradient at strong edges over the gradient there after one more blur of sigma 1: for a step
+    edge of width sigma it is sqrt(1 + 1/sigma^2), whatever the step's height. The others are the mean
+    loss of gradient under the same blur, neighbour correlations of the gradient, and its tail.
+
+    Source: S. Zhuo, T. Sim, Defocus map estimation from a single image, 2011 (the ratio); the loss of gradient
+    follows F. Crete et al., The blur effect, 2007.
+    """
+    sobel = luma.new_tensor([[1.0, 2.0, 1.0], [0.0, 0.0, 0.0], [-1.0, -2.0, -1.0]]) / 8
+    kernel = (-0.5 * torch.arange(-2.0, 3.0, device=luma.device).square()).exp()
+    kernel = kernel / kernel.sum()
+    padded = F.pad(luma[:, None], (2, 2, 2, 2), mode="replicate")[:, 0]
+    blurred = _filter(_filter(padded, kernel[None, :]), kernel[:, None])
+    down, across = _filter(luma, sobel), _filter(luma, sobel.T)
+    before = torch.hypot(down, across)
+    after = torch.hypot(_filter(blurred, sobel), _filter(blurred, sobel.T))
+    inner = before[:, 1:-1, 1:-1]
+    # the ridge of an edge: the largest gradient along its own direction, to the nearest axis
+    peak = torch.where(
+        (across.abs() >= down.abs())[:, 1:-1, 1:-1],
+        inner >= torch.maximum(before[:, 1:-1, 2:], before[:, 1:-1, :-2]),
+        inner >= torch.maximum(before[:, 2:, 1:-1], before[:, :-2, 1:-1]),
+    )
+    sample = before[:, ::2, ::2].flatten(1)
+    usual, strongest, top = sample.quantile(sample.new_tensor([0.7, 0.9, 0.98]), dim=1)
+    out = {}
+    spread = contrast(luma)
+    # the floors let a flat area count as neither sharp nor blurred
+    ratio = ((before + 0.3) / (after + 0.3))[:, 1:-1, 1:-1]
+    for name, bound in (("edge_ratio", usual), ("edge_ratio_strong", strongest)):
+        strong = peak & (inner >= bound[:, None, None])
+        out[name] = (ratio * strong).sum(dim=(1, 2)) / strong.sum(dim=(1, 2)).clamp_min(1)
+    out["gradient_loss"] = _log(after.mean(dim=(1, 2))) - _log(before.mean(dim=(1, 2)))
+    out["gradient_top"] = _log(top) - spread
+    out["contrast"] = spread
+    step = luma[..., 1:] - luma[..., :-1]
+    power = step.square().mean(dim=(1, 2)) + 0.01
+    out["gradient_next"] = (step[..., 1:] * step[..., :-1]).mean(dim=(1, 2)) / power
+    out["gradient_second"] = (step[..., 2:] * step[..., :-2]).mean(dim=(1, 2)) / power
+    out["gradient_tail"] = (step.square().square().mean(dim=(1, 2)) + 1e-4).log() - 2 * power.log()
+    return out
+
+
+def image_statistics(crops: Tensor) -> dict[str, Tensor]:
+    """All statistics of native-resolution crops (N, 3, h, w) in [0, 1], h and w at least 16; each (N,)."""
+    luma, chroma = luma_chroma(crops)
+    return {
+        **spectrum_statistics(luma),
+        **noise_statistics(crops),
+        **block_statistics(luma, chroma),
+        **blur_statistics(luma),
+    }
+
+
+def dct_profile(crops: Tensor) -> Tensor:
+    """Log energy of every AC coefficient: of luma over all blocks, over the flattest quarter, and of chroma (N, 189)."""
+    luma, chroma = luma_chroma(crops)
+    power = block_dct(luma).square().flatten(-2)[..., 1:]  # (N, M, 63)
+    busy = power.sum(dim=-1)
+    flat = (busy <= busy.quantile(0.25, dim=1, keepdim=True)).to(power.dtype)
+    flat_power = torch.einsum("nm,nmf->nf", flat, power) / flat.sum(dim=1, keepdim=True).clamp_min(1)
+    colour = block_dct(chroma).square().flatten(-2)[..., 1:].mean(dim=(1, 2))
+    return torch.cat([power.mean(dim=1), flat_power, colour], dim=1).add(0.01).log()
