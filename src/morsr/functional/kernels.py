@@ -66,37 +66,36 @@ def blur_kernels(
     if canvas % 2 == 0 or bool((size % 2 == 0).any()) or int(size.max()) > canvas:
         raise InputError(f"kernel sizes: expected odd sizes up to {canvas} (odd), got {sorted(set(size.tolist()))}")
 
-    def column(value: Tensor) -> Tensor:
-        return value.to(torch.float64).view(-1, 1, 1)
-
     axis = torch.arange(canvas, dtype=torch.float64, device=kind.device) - canvas // 2
     y, x = axis.view(1, -1, 1), axis.view(1, 1, -1)
-    isotropic = ((kind == 0) | (kind == 2) | (kind == 4)).view(-1, 1, 1)
-    width_x, width_y = column(sigma_x), column(sigma_y)
-    width_y = torch.where(isotropic, width_x, width_y)
-    angle = column(rotation)
-    along, across = torch.cos(angle) * x + torch.sin(angle) * y, torch.cos(angle) * y - torch.sin(angle) * x
-    distance = torch.where(
-        isotropic,
-        (x.square() + y.square()) / width_x.square(),
-        (along / width_x).square() + (across / width_y).square(),
-    )
-    powered = distance.pow(column(beta))
-
     radius = torch.sqrt(x.square() + y.square())
-    frequency = column(cutoff)
+    kernel = (radius == 0).to(torch.float64).repeat(len(kind), 1, 1)
+
+    def rows(chosen: Tensor, *values: Tensor) -> list[Tensor]:
+        return [value[chosen].to(torch.float64).view(-1, 1, 1) for value in values]
+
+    # Every family is computed for its own images: powers and Bessel functions are what takes the time.
+    for first in (0, 2, 4):
+        chosen = (kind == first) | (kind == first + 1)
+        angle, width_x, width_y, power = rows(chosen, rotation, sigma_x, sigma_y, beta)
+        isotropic = (kind[chosen] == first).view(-1, 1, 1)
+        width_y = torch.where(isotropic, width_x, width_y)
+        along, across = torch.cos(angle) * x + torch.sin(angle) * y, torch.cos(angle) * y - torch.sin(angle) * x
+        distance = (along / width_x).square() + (across / width_y).square()
+        if first == 0:
+            kernel[chosen] = torch.exp(-0.5 * distance)
+        elif first == 2:
+            kernel[chosen] = torch.exp(-0.5 * distance.pow(power))
+        else:
+            kernel[chosen] = 1 / (1 + distance.pow(power))
+    chosen = kind == SINC
+    (frequency,) = rows(chosen, cutoff)
     # The centre is the limit J1(z) / z -> 1/2.
-    low_pass = torch.where(
+    kernel[chosen] = torch.where(
         radius > 0,
         frequency * torch.special.bessel_j1(frequency * radius) / (2 * math.pi * radius.clamp_min(1e-12)),
         frequency.square() / (4 * math.pi),
     )
-
-    chosen = kind.view(-1, 1, 1)
-    kernel = torch.where(chosen <= 1, torch.exp(-0.5 * distance), torch.exp(-0.5 * powered))
-    kernel = torch.where((chosen == 4) | (chosen == 5), 1 / (1 + powered), kernel)
-    kernel = torch.where(chosen == SINC, low_pass, kernel)
-    kernel = torch.where(chosen == NONE, (radius == 0).to(torch.float64), kernel)
     half = torch.div(size, 2, rounding_mode="floor").view(-1, 1, 1)
     kernel = kernel * ((x.abs() <= half) & (y.abs() <= half))
     return (kernel / kernel.sum(dim=(1, 2), keepdim=True)).to(torch.float32)

@@ -26,19 +26,24 @@ class ConvGeometry(NamedTuple):
     border: tuple[int, ...] = ()  # widths as torch.nn.functional.pad wants them, used where padding_mode is not "zeros"
 
 
-def lowrank_weight(down: Tensor, up: Tensor, gates: Tensor | None = None) -> Tensor:
-    """Weight update of a sum of ranks.
+def add_lowrank_weight(weight: Tensor, down: Tensor, up: Tensor) -> Tensor:
+    """Fold ranks into a weight: added in float32 (float64 for float64) and rounded once to the weight's dtype.
 
     Args:
+        weight: (O, ...).
         down: (R, ...) one row of input features, or one kernel (I, kh, kw), per rank.
-        up: (R, O).
-        gates: (R,) factor of each rank, or None for ones.
+        up: (R, O), gates and scale already multiplied in.
 
     Returns:
-        (O, ...) an update of the layer's weight in the dtype of ``down``.
+        A new tensor in the dtype and memory format of ``weight``.
     """
-    weighted = up if gates is None else up * gates[:, None].to(up.dtype)
-    return (weighted.t() @ down.flatten(1)).reshape(up.shape[1], *down.shape[1:])
+    if weight.ndim == 4 and _channels_last(weight):
+        weight, down = (rearrange(kernels, "o i h w -> o h w i") for kernels in (weight, down))
+        return rearrange(add_lowrank_weight(weight, down, up), "o h w i -> o i h w")
+    dtype = torch.promote_types(torch.float32, weight.dtype)
+    # One product reads the weight and writes the sum, for a merge is bound by memory and not by its operations.
+    total = torch.addmm(weight.flatten(1).to(dtype), up.to(dtype).t(), down.flatten(1).to(dtype))
+    return total.to(weight.dtype).view(weight.shape)
 
 
 def add_lowrank_linear(output: Tensor, inputs: Tensor, down: Tensor, up: Tensor) -> Tensor:

@@ -2,10 +2,10 @@
 
 Dimensions: B images, N blocks of one image, h and w the sides of a block, F features (36: 18 at each of two scales).
 
-The arithmetic keeps the float32 roundings of basicsr's `calculate_niqe`, to which it is equal up to the last digits: in
-flat regions the sign of a rounding error decides whether a pixel counts as darker or brighter than its neighbourhood, so
-more exact arithmetic would score saturated images differently. It is some ten times faster, because all blocks go
-through every step at once and the table of the generalised Gaussian is made once.
+The arithmetic keeps the float32 roundings of basicsr's `calculate_niqe`, to which it is equal within 0.006 (largest
+difference over 100 photographs): in flat regions the sign of a rounding error decides whether a pixel counts as darker
+or brighter than its neighbourhood, so more exact arithmetic would score saturated images differently. All blocks go
+through every step at once and the table of the generalised Gaussian is made once, which makes it some six times faster.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ def niqe(images: Tensor, pristine_mean: Tensor, pristine_covariance: Tensor, *, 
         luma: "ycbcr" (studio swing, as basicsr and MATLAB) or "yiq" (full swing, pyiqa's default).
 
     Returns:
-        (B,) float64, range [0, inf), photographs about 3 to 5. Lower is better. NaN where fewer than two blocks have any
-        texture.
+        (B,) float64, range [0, inf), photographs about 3 to 5. Lower is better. NaN where fewer than two blocks have
+        any texture.
 
     Raises:
         InputError: values that are not images in [0, 1], fewer than two blocks, or an unknown luma.
@@ -113,11 +113,12 @@ def _halve(gray: Tensor) -> Tensor:
         head = maps.narrow(axis, 0, 3).flip(axis)
         tail = maps.narrow(axis, size - 3, 3).flip(axis)
         padded = torch.cat([head, maps, tail], dim=axis)
-        even, odd = (padded.index_select(axis, torch.arange(start, size + 6, 2, device=maps.device)) for start in (0, 1))
-        half = size // 2
-        maps = sum(
-            (even, odd)[tap % 2].narrow(axis, tap // 2, half) * weight for tap, weight in enumerate(_HALVING_TAPS)
+        even, odd = (
+            padded.index_select(axis, torch.arange(start, size + 6, 2, device=maps.device)) for start in (0, 1)
         )
+        half = size // 2
+        taps = [(even, odd)[tap % 2].narrow(axis, tap // 2, half) * w for tap, w in enumerate(_HALVING_TAPS)]
+        maps = torch.stack(taps).sum(dim=0)
     return maps * 255
 
 

@@ -6,6 +6,7 @@ package. Two prompt embeddings go with it: "clean" steers towards good photograp
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -17,7 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from morsr.errors import ConfigError, InputError, WeightsError
+from morsr.errors import ConfigError, WeightsError
 from morsr.functional.diffusion import epsilon_from_velocity, scaled_linear_alphas_cumprod
 
 PROMPTS_FILE = "prompt_embeddings.safetensors"
@@ -159,6 +160,7 @@ class Backbone(nn.Module):
         target = Path(folder)
         for name, module in (("vae", self.vae), ("unet", self.unet)):
             module.save_config(target / name)
+            _drop_unknown_keys(target / name / "config.json", type(module))
             state = {key: value.detach().to("cpu", dtype).contiguous() for key, value in module.state_dict().items()}
             save_file(state, target / name / "diffusion_pytorch_model.safetensors", metadata={"format": "pt"})
         DDPMScheduler(
@@ -317,13 +319,8 @@ def _initialize_tiny(vae: nn.Module) -> None:
             nn.init.zeros_(module.conv[-1].weight)
 
 
-def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Read one diffusers config.json.
-
-    Raises:
-        InputError: the file is missing or is no JSON.
-    """
-    try:
-        return json.loads(Path(path).read_text())
-    except (OSError, json.JSONDecodeError) as error:
-        raise InputError(f"{path}: expected a JSON config ({error})") from error
+def _drop_unknown_keys(path: Path, kind: type[nn.Module]) -> None:
+    """AutoencoderTiny writes a key into its config that it warns about at every load."""
+    known = inspect.signature(kind.__init__).parameters
+    config = {key: value for key, value in json.loads(path.read_text()).items() if key in known or key[0] == "_"}
+    path.write_text(json.dumps(config, indent=2) + "\n")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -14,9 +14,6 @@ from morsr.errors import ConfigError, InputError
 from morsr.estimators import DegradationEstimator, DegradationScores
 from morsr.functional.diffusion import Parametrization, clean_latents
 from morsr.models.backbone import Backbone
-
-Decoding = Literal["direct", "around_input"]
-
 
 class GeneratorOutput(NamedTuple):
     """What one pass gives: the image, the clean latents, and what the router saw and decided.
@@ -41,9 +38,6 @@ class OneStepConfig:
         scale_input: multiply the encoded image by √ᾱ first, so that it stands at the signal level that the UNet has
             seen at this timestep; then z0 = z − √((1−ᾱ)/ᾱ) ε. Meant for middle timesteps (`tiny`); at t = 999 almost
             nothing of the image would be left.
-        decoding: "direct", sr = D(z0), or "around_input", sr = x + D(z0) − D(z) with the enlarged image x and its
-            latents z. The second costs another decoder pass and cancels what the autoencoder itself loses, which is
-            what a small one (`tiny`) needs: where the UNet changes nothing, the image is left as it is.
 
     Raises:
         ConfigError: a timestep outside the schedule, or scale_input with "residual", where it would do nothing good.
@@ -52,15 +46,12 @@ class OneStepConfig:
     timestep: int = 999
     parametrization: Parametrization = "epsilon"
     scale_input: bool = False
-    decoding: Decoding = "direct"
 
     def __post_init__(self) -> None:
         if not 0 <= self.timestep <= 999:
             raise ConfigError(f"timestep: expected 0 to 999, got {self.timestep}")
         if self.parametrization not in ("epsilon", "residual"):
             raise ConfigError(f"parametrization: expected 'epsilon' or 'residual', got {self.parametrization!r}")
-        if self.decoding not in ("direct", "around_input"):
-            raise ConfigError(f"decoding: expected 'direct' or 'around_input', got {self.decoding!r}")
         if self.scale_input and self.parametrization == "residual":
             raise ConfigError("scale_input goes with parametrization 'epsilon' only")
 
@@ -146,22 +137,6 @@ class OneStepGenerator(nn.Module):
         """Decode clean latents to images, nominally in [0, 1], not clamped."""
         return self.backbone.decode(latents).float() / 2 + 0.5
 
-    def restore(self, enlarged: Tensor) -> tuple[Tensor, Tensor]:
-        """One pass over an enlarged image, or a tile of one, under the routing that is set.
-
-        Args:
-            enlarged: (B, 3, H, W) in [0, 1], sides multiples of `multiple`.
-
-        Returns:
-            The image (B, 3, H, W), nominally in [0, 1], not clamped, and the clean latents.
-        """
-        latents = self.encode(enlarged)
-        z0 = self.denoise(latents)
-        if self.one_step.decoding == "direct":
-            return self.decode(z0), z0
-        after, before = self.decode(torch.cat([z0.to(latents.dtype), latents])).chunk(2)
-        return enlarged + (after - before), z0
-
     def forward(self, lr: Tensor, *, scale: float = 4.0, size: tuple[int, int] | None = None) -> GeneratorOutput:
         """Restore LR images.
 
@@ -177,8 +152,9 @@ class OneStepGenerator(nn.Module):
         if min(height, width) < 1:
             raise InputError(f"the output would be {height}x{width} pixels; give a larger scale or size")
         scores = self.condition(lr)
-        sr, z0 = self.restore(pad_to_multiple(enlarge(lr, (height, width)), self.multiple))
-        return GeneratorOutput(sr[..., :height, :width], z0, self.context.routing if self.context is not None else None, scores)
+        z0 = self.denoise(self.encode(pad_to_multiple(enlarge(lr, (height, width)), self.multiple)))
+        sr = self.decode(z0)[..., :height, :width]
+        return GeneratorOutput(sr, z0, self.context.routing if self.context is not None else None, scores)
 
 
 def enlarge(images: Tensor, size: tuple[int, int]) -> Tensor:

@@ -1,7 +1,7 @@
 """Image quality metrics by name, behind one face.
 
-`psnr`, `ssim`, `niqe` and the Fréchet distance are computed here; the others are pyiqa's networks and formulas. A metric
-whose weights cannot be had is reported as absent, with the files it wanted, and does not stop the rest.
+`psnr`, `ssim`, `niqe` and the Fréchet distance are computed here; the others are pyiqa's networks and formulas. A
+metric whose weights cannot be had is reported as absent, with the files it wanted, and does not stop the rest.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -37,9 +37,9 @@ _TIMEOUT = 15.0  # seconds that a download may stay silent
 class Metric:
     """One metric, ready to use.
 
-    Calling it scores a batch: `metric(sr, hr)` with images (B, 3, H, W) in [0, 1] gives (B,) float64 on the CPU; metrics
-    without reference ignore `hr`. A metric over sets (`info.kind == "set"`) gives features (B, D) of one batch instead,
-    and `distance(features, reference)` the score.
+    Calling it scores a batch: `metric(sr, hr)` with images (B, 3, H, W) in [0, 1] gives (B,) float64 on the CPU;
+    metrics without reference ignore `hr`. A metric over sets (`info.kind == "set"`) gives features (B, D) of one batch
+    instead, and `distance(features, reference)` the score.
     """
 
     info: MetricInfo
@@ -140,13 +140,13 @@ def build_metric(name: str, *, device: torch.device | None = None, download: boo
     network = _inception(info) if info.kind == "set" else _pyiqa_network(info)
     network = network.to(device)
     if info.kind == "set":
-        return Metric(info, lambda sr, _: network(_inception_input(sr).to(sr.device), False, False)[0].flatten(1), device)
+        return Metric(
+            info, lambda sr, _: network(_inception_input(sr).to(sr.device), False, False)[0].flatten(1), device
+        )
     return Metric(info, lambda sr, hr: network(sr.float(), None if hr is None else hr.float()), device)
 
 
-def build_metrics(
-    names: Iterable[str], *, device: torch.device | None = None, download: bool = True
-) -> MetricSet:
+def build_metrics(names: Iterable[str], *, device: torch.device | None = None, download: bool = True) -> MetricSet:
     """Make metrics ready; one that needs what is not there is noted in `absent` and the rest go on.
 
     Raises:
@@ -183,7 +183,7 @@ def _niqe_parameters() -> tuple[Tensor, Tensor]:
     # Only the file is wanted: importing basicsr would take seconds and load half of its training code.
     found = importlib.util.find_spec("basicsr")
     if found is None or found.origin is None:
-        raise MissingDependencyError("niqe needs basicsr's pristine model: pip install 'morsr[basicsr]'")
+        raise MissingDependencyError("niqe needs basicsr's pristine model: pip install 'morsr[reference]'")
     with np.load(Path(found.origin).parent / "metrics" / "niqe_pris_params.npz", allow_pickle=False) as archive:
         return torch.from_numpy(archive["mu_pris_param"]), torch.from_numpy(archive["cov_pris_param"])
 
@@ -202,7 +202,7 @@ def _require_weights(info: MetricInfo, *, download: bool) -> None:
             raise WeightsError(f"{info.name} needs {wanted}; {host} cannot be reached: fetch {sources} elsewhere")
 
 
-@lru_cache(maxsize=None)
+@cache
 def _reachable(host: str) -> bool:
     try:
         urllib.request.urlopen(urllib.request.Request(f"https://{host}/", method="HEAD"), timeout=_TIMEOUT).close()

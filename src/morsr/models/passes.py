@@ -32,6 +32,10 @@ MEMORY_SHARE = 0.5
 """Share of the free memory that a pass may be expected to use."""
 
 
+OUTPUT_BYTES = 40
+"""Main memory per pixel of an output that is not streamed: its bands, the whole, and the samples made of it."""
+
+
 @dataclass
 class TilePlan:
     """Windows of the enlarged image, padded to the networks' grid.
@@ -107,6 +111,20 @@ def tile_plan(
     side = max(side, 2 * multiple)  # less leaves no room for an overlap
     windows = tile_windows(height, width, side, overlap=overlap_of(side, multiple), multiple=multiple)
     return TilePlan(windows, height, width, multiple, affordable)
+
+
+def check_output_memory(size: tuple[int, int], batch: int) -> None:
+    """Refuse an output that main memory cannot hold, before any work is done.
+
+    Raises:
+        InputError: with the memory that is needed and what is free.
+    """
+    needed, free = OUTPUT_BYTES * size[0] * size[1] * batch, free_memory(torch.device("cpu"))
+    if needed > free:
+        raise InputError(
+            f"an output of {size[1]} x {size[0]} needs about {needed / 2**30:.1f} GiB of memory, {free / 2**30:.1f} GiB "
+            "are free; take a smaller scale, or write PNG or TIFF files of gray or RGB, which are streamed"
+        )
 
 
 def overlap_of(side: int, multiple: int) -> int:

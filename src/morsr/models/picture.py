@@ -23,6 +23,7 @@ from morsr.errors import InputError, MorsrError, check_images
 LUMA = (0.299, 0.587, 0.114)
 ORIENTATION_TAG = 0x0112
 CHANNELS = {"1": 1, "L": 1, "LA": 2, "RGB": 3, "RGBA": 4, "P": 3, "PA": 4, "CMYK": 4, "YCbCr": 3, "HSV": 3}
+_NOT_INFO = ("icc_profile", "exif", "transparency")
 _READ_AS = {"P": "RGB", "PA": "RGBA", "RGBX": "RGB", "RGBa": "RGBA", "La": "LA", "YCbCr": "RGB", "HSV": "RGB"}
 
 
@@ -199,8 +200,9 @@ def from_pil(image: Image.Image, *, kind: Literal["file", "pil"] = "pil") -> Pic
         InputError: animated or multi-page images, 32-bit samples out of range, a mode that cannot be used.
     """
     # Cameras append previews and depth maps to a JPEG; the photograph is the first picture of such an MPO file.
-    if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
-        raise InputError(f"the image has {image.n_frames} frames or pages; split it and give one at a time")
+    frames = getattr(image, "n_frames", 1)
+    if image.format != "MPO" and frames > 1:
+        raise InputError(f"the image has {frames} frames or pages; split it and give one at a time")
     orientation = _orientation(image)
     image.load()
     if _orientation(image) != orientation:  # Pillow turns a TIFF upright while it loads
@@ -235,7 +237,7 @@ def from_pil(image: Image.Image, *, kind: Literal["file", "pil"] = "pil") -> Pic
         format=image.format,
         icc=image.info.get("icc_profile"),
         exif=image.info.get("exif"),
-        info={key: value for key, value in image.info.items() if key not in ("icc_profile", "exif", "transparency")},
+        info={str(key): value for key, value in image.info.items() if key not in _NOT_INFO},
         array_dtype=np.float32 if depth == 32 else None,
     )
     return from_samples(samples, form)
@@ -317,7 +319,7 @@ def resized_exif(form: Form, size: tuple[int, int]) -> bytes | None:
     if exif is None:
         return form.exif
     try:
-        tables = [(exif, 0x0100, 0x0101)]
+        tables: list[tuple[Any, int, int]] = [(exif, 0x0100, 0x0101)]
         if 0x8769 in exif:  # asking for a table makes it
             tables.append((exif.get_ifd(0x8769), 0xA002, 0xA003))
         for table, width_tag, height_tag in tables:

@@ -55,6 +55,7 @@ _MODES = {
 }
 _LARGEST_SIDE = {"JPEG": 65500, "WEBP": 16383, "GIF": 65535}
 _DEEP = ("PNG", "TIFF")
+_OPAQUE = 1 - 0.5 / 255  # what 8 bits round to opaque
 JPEG_QUALITY = 95
 _JPEG_SEGMENT = 65_000
 """Bytes of metadata that one segment of a JPEG holds, with room for its name."""
@@ -184,7 +185,7 @@ def form_for(picture: Picture, path: str | os.PathLike[str], size: tuple[int, in
     mode = form.mode
     if mode not in _MODES[name]:
         opaque = {"LA": "L", "RGBA": "RGB", "PA": "P"}.get(mode)
-        if opaque and (picture.alpha is None or bool((picture.alpha >= 1).all())):
+        if opaque and (picture.alpha is None or bool((picture.alpha > _OPAQUE).all())):
             mode = opaque
         if mode not in _MODES[name]:
             mode = _nearest_mode(mode, name, path)
@@ -197,8 +198,7 @@ def form_for(picture: Picture, path: str | os.PathLike[str], size: tuple[int, in
     if icc and (mode in ("L", "LA", "1")) != (form.mode in ("L", "LA", "1")):
         icc = None  # a gray profile does not describe RGB samples, nor the other way round
     orientation = form.orientation if _keeps_orientation(form, name) else 1
-    kind = "file"
-    return replace(form, kind=kind, mode=mode, depth=depth, icc=icc, orientation=orientation, format=name)
+    return replace(form, kind="file", mode=mode, depth=depth, icc=icc, orientation=orientation, format=name)
 
 
 def _nearest_mode(mode: str, name: str, path: str | os.PathLike[str]) -> str:

@@ -20,7 +20,7 @@ from morsr.errors import ConfigError, InputError
 from morsr.functional.color import check_color
 from morsr.functional.resample import bicubic_window
 from morsr.models.bands import Bands, color_bands, upsampled_rows
-from morsr.models.passes import TilePlan, run_pass, tile_plan
+from morsr.models.passes import TilePlan, check_output_memory, run_pass, tile_plan
 from morsr.models.picture import Picture, planes_to_samples, read_picture, to_planes
 from morsr.models.picture_files import atomic_file, form_for, row_writer, write_picture
 
@@ -200,8 +200,9 @@ class Restorer:
         self, picture: Picture, settings: Settings, progress: Progress | None = None
     ) -> tuple[Picture, Routing | list[Routing] | None]:
         size = settings.size(picture)
-        plan = tile_plan(self.generator, size, settings.tile, self.device)
         batch = picture.rgb.shape[0]
+        check_output_memory(size, batch)
+        plan = tile_plan(self.generator, size, settings.tile, self.device)
         share = batch if plan.single and settings.routing != "tile" else 1
         share = max(1, min(share, plan.pixels_at_once // (plan.height * plan.width)))
         parts, routings = [], []
@@ -386,6 +387,6 @@ def resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype
         supported = getattr(backend, "is_bf16_supported", None)
         return torch.bfloat16 if supported is not None and supported() else torch.float16
     chosen = allowed.get(dtype) if isinstance(dtype, str) else dtype
-    if chosen not in allowed.values():
+    if chosen is None or chosen not in allowed.values():
         raise ConfigError(f"dtype: expected auto, {', '.join(allowed)}, got {dtype!r}")
     return chosen

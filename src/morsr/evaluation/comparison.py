@@ -1,0 +1,154 @@
+"""Two tables of scores per image, compared pair by pair."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from morsr.errors import ConfigError, InputError
+from morsr.evaluation.statistics import Interval, paired_difference
+from morsr.evaluation.tables import markdown_table
+from morsr.models.metric_info import ALIASES, METRICS, MetricInfo
+
+_Scores = dict[str, dict[str, float]]  # metric to image to score
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The difference of run B to run A, metric by metric, over the images of both.
+
+    Attributes:
+        name_a, name_b: what the runs are called.
+        rows: metric, mean of A, mean of B, interval of B - A; means over the common images.
+        unmatched: images that only one of them has.
+    """
+
+    name_a: str
+    name_b: str
+    rows: Sequence[tuple[MetricInfo, float, float, Interval]]
+    unmatched: Sequence[str]
+
+    def to_markdown(self) -> str:
+        """A table with one line per metric and a verdict for B."""
+        lines = []
+        for info, mean_a, mean_b, value in self.rows:
+            verdict = value.verdict(lower_is_better=info.lower_is_better)
+            verdict = verdict if verdict.startswith("not") else f"B is {verdict}"
+            cells = [f"{info.name} {info.arrow}", f"{mean_a:.4f}", f"{mean_b:.4f}", str(value), str(value.count)]
+            lines.append([*cells, verdict])
+        level = self.rows[0][3].level
+        head = ["metric", "A", "B", f"B - A, {level:.0%} interval", "images", "verdict"]
+        parts = [f"A: {self.name_a}\nB: {self.name_b}", markdown_table(head, lines)]
+        if self.unmatched:
+            parts.append(f"In one table only, left out ({len(self.unmatched)}): {', '.join(self.unmatched)}")
+        return "\n\n".join(parts) + "\n"
+
+    def to_dict(self) -> dict[str, Any]:
+        """The comparison as plain data."""
+        metrics = {
+            info.name: {
+                "a": mean_a,
+                "b": mean_b,
+                "difference": value.mean,
+                "low": value.low,
+                "high": value.high,
+                "count": value.count,
+                "level": value.level,
+                "verdict": value.verdict(lower_is_better=info.lower_is_better),
+            }
+            for info, mean_a, mean_b, value in self.rows
+        }
+        return {"a": self.name_a, "b": self.name_b, "metrics": metrics, "unmatched": list(self.unmatched)}
+
+
+def compare_tables(
+    a: str | Path,
+    b: str | Path,
+    *,
+    method_a: str | None = None,
+    method_b: str | None = None,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Comparison:
+    """Compare two tables of scores per image.
+
+    Args:
+        a, b: CSV files as `BenchmarkReport.to_csv` writes them, or published ones with an `image` column and one
+            column per metric. The same file may be given twice with two methods.
+        method_a, method_b: which method of each file; None takes the only one beside "bicubic".
+        level: coverage of the intervals.
+        seed: of the resampling.
+
+    Raises:
+        InputError: a file that is no such table, or no image or metric in common.
+        ConfigError: a method that the file does not have, or several to choose from.
+    """
+    name_a, scores_a = _choose(Path(a), method_a, "--method-a")
+    name_b, scores_b = _choose(Path(b), method_b, "--method-b")
+    shared = [name for name in scores_a if name in scores_b]
+    if not shared:
+        raise InputError(f"no metric in common: {a} has {sorted(scores_a)}, {b} has {sorted(scores_b)}")
+    rows = []
+    for name in shared:
+        one, two = scores_a[name], scores_b[name]
+        images = [image for image in one if image in two and math.isfinite(one[image] + two[image])]
+        if not images:
+            continue
+        interval = paired_difference(two, one, level=level, seed=seed)
+        mean_a, mean_b = (math.fsum(side[image] for image in images) / len(images) for side in (one, two))
+        rows.append((METRICS.get(name, _unknown(name)), mean_a, mean_b, interval))
+    if not rows:
+        raise InputError(f"no image in common with a score on both sides: {a} and {b}")
+    images_a, images_b = (set().union(*scores.values()) for scores in (scores_a, scores_b))
+    return Comparison(f"{name_a} of {a}", f"{name_b} of {b}", rows, sorted(images_a ^ images_b))
+
+
+def read_scores(path: Path) -> dict[str, _Scores]:
+    """Method to metric to image to score, of a CSV file; a table without a `method` column has one, its file name.
+
+    Raises:
+        InputError: not readable, no `image` column, no numbers, or an image twice for one method.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as stream:
+            lines = list(csv.DictReader(stream))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path}: cannot be read as a table ({error})") from error
+    if not lines or "image" not in lines[0]:
+        raise InputError(f"{path}: expected a CSV table with a column 'image' and at least one line")
+    methods: dict[str, _Scores] = {}
+    for number, line in enumerate(lines, start=2):
+        image = Path(line["image"] or "").stem if Path(line["image"] or "").suffix else line["image"]
+        method = methods.setdefault(line.get("method") or path.stem, {})
+        for column, text in line.items():
+            if column in (None, "image", "method", "seconds", "memory_mb"):
+                continue
+            name = ALIASES.get(column.strip().lower(), column.strip().lower())
+            scores = method.setdefault(name, {})
+            if image in scores:
+                raise InputError(f"{path}, line {number}: {image} stands twice for one method")
+            try:
+                scores[image] = float(text) if text else math.nan
+            except (TypeError, ValueError) as error:
+                raise InputError(f"{path}, line {number}: expected a number for {column}, got {text!r}") from error
+    return methods
+
+
+def _choose(path: Path, method: str | None, option: str) -> tuple[str, _Scores]:
+    methods = read_scores(path)
+    if method is None:
+        candidates = [name for name in methods if name != "bicubic"] or list(methods)
+        if len(candidates) > 1:
+            raise ConfigError(f"{path} has several methods, name one with {option}: {', '.join(candidates)}")
+        method = candidates[0]
+    if method not in methods:
+        raise ConfigError(f"{path} has no method {method!r}; it has {', '.join(methods)}")
+    return method, methods[method]
+
+
+def _unknown(name: str) -> MetricInfo:
+    return MetricInfo(name, "none", False, "not stated", "a column of the tables, taken as higher is better")

@@ -1,0 +1,141 @@
+"""Pairing files by stem and checking them, before any is scored."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from morsr.errors import InputError
+from morsr.evaluation.images import SUFFIXES, ImageHeader, mismatch, read_header, unusable
+
+
+@dataclass(frozen=True)
+class Job:
+    """One reference image with the outputs of every method for it.
+
+    Attributes:
+        stem: the name that the files share.
+        outputs: method to file.
+        hr: the reference, or None when scoring without one.
+        lr: the input, for the bicubic row, or None.
+    """
+
+    stem: str
+    outputs: dict[str, Path]
+    hr: Path | None = None
+    lr: Path | None = None
+
+
+def find_images(where: Path, role: str, problems: list[str]) -> dict[str, Path]:
+    """Image files of a folder (not of its subfolders) by stem, or one file.
+
+    Files that share a stem are added to `problems` and none of them is returned.
+
+    Raises:
+        InputError: nothing is there, or the folder holds no image.
+    """
+    if where.is_file():
+        return {where.stem: where}
+    if not where.is_dir():
+        raise InputError(f"{role}: {where} is neither a folder nor a file")
+    found: dict[str, list[Path]] = {}
+    for path in sorted(where.iterdir()):
+        if path.is_file() and path.suffix.lower() in SUFFIXES and not path.name.startswith("."):
+            found.setdefault(path.stem, []).append(path)
+    if not found:
+        raise InputError(f"{role}: {where} holds no image ({', '.join(sorted(SUFFIXES))})")
+    for paths in found.values():
+        if len(paths) > 1:
+            problems.append(f"{role}: one stem for several files: {', '.join(path.name for path in paths)}")
+    return {stem: paths[0] for stem, paths in found.items() if len(paths) == 1}
+
+
+def pair_up(
+    outputs: Mapping[str, Path], hr: Path | None, lr: Path | None, *, crop: bool = False
+) -> tuple[list[Job], list[str]]:
+    """Pair outputs with their references by stem and check every file's head.
+
+    Args:
+        outputs: method to folder, or to one file.
+        hr: folder or file of references, or None.
+        lr: folder or file of inputs, or None.
+        crop: whether different sizes are fine, to be cropped to the common size.
+
+    Returns:
+        The jobs that can be scored, in the order of their stems, and one line of text for everything that cannot.
+
+    Raises:
+        InputError: a folder that is missing or empty, or files mixed with folders.
+    """
+    problems: list[str] = []
+    places = [*outputs.values(), *(place for place in (hr, lr) if place is not None)]
+    single = [place.is_file() for place in places]
+    if any(single) and not all(single):
+        raise InputError(f"expected either folders everywhere or files everywhere, got {', '.join(map(str, places))}")
+    by_method = {method: find_images(place, method, problems) for method, place in outputs.items()}
+    truths = find_images(hr, "gt", problems) if hr else None
+    inputs = find_images(lr, "lr", problems) if lr else None
+    if all(single):  # files that are named one by one belong together whatever they are called
+        stem = next(iter(outputs.values())).stem
+        by_method = {method: {stem: path} for method, path in outputs.items()}
+        truths, inputs = ({stem: place} if place else None for place in (hr, lr))
+    wanted: set[str] = set().union(*by_method.values(), truths or ())
+    for role, files in [*by_method.items(), ("gt", truths), ("lr", inputs)]:
+        if files is not None:
+            problems += _missing(role, wanted - set(files), "nothing for")
+    if inputs is not None:
+        problems += _missing("lr", set(inputs) - wanted, "without partner")
+    complete = wanted.intersection(*by_method.values(), *(files for files in (truths, inputs) if files is not None))
+    jobs = []
+    for stem in sorted(complete):
+        job = Job(
+            stem,
+            {method: files[stem] for method, files in by_method.items()},
+            truths[stem] if truths is not None else None,
+            inputs[stem] if inputs is not None else None,
+        )
+        found = _check(job, crop=crop)
+        problems += found
+        if not found:
+            jobs.append(job)
+    return jobs, problems
+
+
+def _missing(role: str, stems: set[str], words: str) -> list[str]:
+    return [f"{role}: {words} {', '.join(sorted(stems))}"] if stems else []
+
+
+def _check(job: Job, *, crop: bool) -> list[str]:
+    problems: list[str] = []
+    hr = _header(job.hr, problems, alone=False) if job.hr else None
+    if job.lr:
+        _header(job.lr, problems, alone=True)
+    for path in job.outputs.values():
+        sr = _header(path, problems, alone=hr is None)
+        if sr is None or hr is None:
+            continue
+        # What sets the two apart comes first: it says more than what is wrong with one of them.
+        text = mismatch(sr, hr, crop=crop) or unusable(sr) or unusable(hr)
+        if text:
+            problems.append(text)
+    return problems
+
+
+def _header(path: Path, problems: list[str], *, alone: bool) -> ImageHeader | None:
+    try:
+        header = read_header(path)
+    except InputError as error:
+        problems.append(str(error))
+        return None
+    if alone and (text := unusable(header)):
+        problems.append(text)
+    return header
+
+
+def describe(problems: Sequence[str], limit: int = 12) -> str:
+    """The problems as indented lines, the first ones in full and the number of the others."""
+    lines = [f"  {text}" for text in problems[:limit]]
+    if len(problems) > limit:
+        lines.append(f"  and {len(problems) - limit} more")
+    return "\n".join(lines)

@@ -1,0 +1,117 @@
+"""Reading images for scoring: what a file holds is checked before any of its pixels count."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from morsr.errors import InputError
+
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
+_KINDS = {"L": "gray", "1": "gray", "RGB": "RGB", "P": "RGB", "RGBA": "RGBA", "LA": "gray with alpha", "CMYK": "CMYK"}
+_KINDS |= {"I;16": "gray", "I;16B": "gray", "I": "gray", "F": "gray", "PA": "RGBA"}
+_ORIENTATION, _BITS_PER_SAMPLE = 274, 258
+
+
+@dataclass(frozen=True)
+class ImageHeader:
+    """What the head of an image file says: size in px (after EXIF rotation), kind of channels, bits per channel."""
+
+    path: Path
+    width: int
+    height: int
+    kind: str
+    bits: int
+
+    @property
+    def size(self) -> str:
+        """Width x height as text."""
+        return f"{self.width}x{self.height}"
+
+
+def read_header(path: Path) -> ImageHeader:
+    """Read the head of an image file.
+
+    Raises:
+        InputError: the file cannot be opened as an image.
+    """
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+            # The base class's method: that of PNG files would decode the whole image first.
+            if Image.Image.getexif(image).get(_ORIENTATION, 1) >= 5:  # turned by a quarter
+                width, height = height, width
+            return ImageHeader(path, width, height, _KINDS.get(image.mode, image.mode), _bits(path, image))
+    except (OSError, SyntaxError, ValueError) as error:
+        raise InputError(f"{path.name}: cannot be read as an image ({error})") from error
+
+
+def read_rgb(path: Path) -> np.ndarray:
+    """Decode an 8-bit gray or RGB file to (H, W, 3) uint8, gray repeated, EXIF rotation applied.
+
+    Raises:
+        InputError: the file cannot be decoded, holds more than 8 bits, or other channels than gray or RGB.
+    """
+    from PIL import Image, ImageOps
+
+    header = read_header(path)
+    if problem := unusable(header):
+        raise InputError(problem)
+    try:
+        with Image.open(path) as image:
+            return np.array(ImageOps.exif_transpose(image).convert("RGB"))
+    except (OSError, SyntaxError, ValueError) as error:
+        raise InputError(f"{path.name}: cannot be decoded ({error})") from error
+
+
+def unusable(header: ImageHeader) -> str:
+    """Why a file cannot be scored on its own, or an empty text."""
+    if header.bits != 8:
+        return f"{header.path.name}: {header.bits} bits per channel; scores are defined on 8 bits, convert it first"
+    if header.kind not in ("gray", "RGB"):
+        return f"{header.path.name}: {header.kind} channels; expected gray or RGB, flatten it first"
+    return ""
+
+
+def mismatch(sr: ImageHeader, hr: ImageHeader, *, crop: bool) -> str:
+    """Why two files cannot be compared, or an empty text. With `crop`, different sizes are no reason."""
+    names = f"{sr.path.name} against {hr.path.name}"
+    if sr.bits != hr.bits:
+        return f"{names}: {sr.bits}-bit against {hr.bits}-bit"
+    if sr.kind != hr.kind:
+        return f"{names}: {sr.kind} against {hr.kind}"
+    if (sr.width, sr.height) != (hr.width, hr.height) and not crop:
+        return f"{names}: {sr.size} against {hr.size} px (crop both to the common size with --crop)"
+    return ""
+
+
+def to_tensor(image: np.ndarray) -> Tensor:
+    """(H, W, 3) uint8 to (1, 3, H, W) float32 in [0, 1]."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).unsqueeze(0).float().div(255)
+
+
+def to_uint8(image: Tensor) -> np.ndarray:
+    """(1, 3, H, W) in [0, 1] to (H, W, 3) uint8, clamped and rounded."""
+    return image[0].detach().float().clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).cpu().numpy()
+
+
+def _bits(path: Path, image: object) -> int:
+    # Pillow opens a 16-bit RGB PNG as 8-bit RGB without a word, so the depth is read from the file.
+    if getattr(image, "format", "") == "PNG":
+        with path.open("rb") as stream:
+            head = stream.read(26)
+        depth, color = struct.unpack(">BB", head[24:26])
+        return 8 if color == 3 or depth < 8 else depth
+    tags = getattr(image, "tag_v2", None)
+    if tags is not None and _BITS_PER_SAMPLE in tags:
+        depth = tags[_BITS_PER_SAMPLE]
+        return max(8, max(depth) if isinstance(depth, tuple) else depth)
+    mode = getattr(image, "mode", "")
+    return 32 if mode in ("I", "F") else 16 if mode.startswith("I;16") else 8

@@ -1,0 +1,287 @@
+"""Scoring folders of outputs: paired by stem, in parallel, resumable."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, TextIO
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+import morsr
+from morsr.errors import ConfigError, InputError
+from morsr.evaluation.benchmark import score_image, set_scores
+from morsr.evaluation.classical import bicubic
+from morsr.evaluation.folders import Job, describe, pair_up
+from morsr.evaluation.images import read_rgb, to_tensor
+from morsr.evaluation.published import PublishedRow
+from morsr.evaluation.tables import PROTOCOL, BenchmarkReport, ImageScore
+from morsr.models.metrics import Metric, MetricSet, build_metrics, metric_info
+
+PROGRESS = "progress.jsonl"
+BICUBIC = "bicubic"
+
+_Result = tuple[dict[str, dict[str, float]], list[str]]  # method to metric to score, and what went wrong
+_Writer = Callable[[Job, _Result], None]
+
+
+def score_folders(
+    outputs: Mapping[str, str | Path],
+    hr: str | Path | None = None,
+    lr: str | Path | None = None,
+    metrics: Sequence[str] = ("psnr", "ssim", "niqe"),
+    *,
+    out: str | Path | None = None,
+    processes: int = 1,
+    crop: bool = False,
+    skip_problems: bool = False,
+    progress: bool = True,
+    device: torch.device | None = None,
+    download: bool = True,
+    published: Sequence[PublishedRow] = (),
+) -> BenchmarkReport:
+    """Score folders (or single files) of restored images.
+
+    Args:
+        outputs: method to folder or file.
+        hr: references of the same stems; without them only metrics that need none are computed.
+        lr: inputs of the same stems; adds the bicubic row, upsampled to the size of the reference or output.
+        metrics: names, see `morsr.models.metrics`.
+        out: folder for scores.csv, scores.json, scores.md, and for progress.jsonl, from which a stopped run goes on;
+            a result is used again only when its files, the metrics and the version are the same.
+        processes: worker processes; with more than one the caller's main module must be importable. Metrics on an
+            accelerator run in this process.
+        crop: crop both images of a pair to their common top left part where sizes differ.
+        skip_problems: score the rest when some files cannot be scored; the report lists them.
+        progress: show a progress bar.
+        device: where learned metrics run; None is the CPU.
+        download: whether missing weights of metrics may be fetched.
+        published: rows of papers to print beside.
+
+    Raises:
+        ConfigError: unknown metrics, no method, or a method called "bicubic" beside the bicubic row.
+        InputError: folders that are missing or empty, or, unless `skip_problems`, anything that cannot be paired,
+            compared or read; the message names every file.
+    """
+    if not outputs:
+        raise ConfigError("score: expected at least one folder of outputs, got none")
+    if lr is not None and BICUBIC in outputs:
+        raise ConfigError(f"score: a method is called {BICUBIC!r}, as the row made from lr; rename one or leave out lr")
+    if processes < 1:
+        raise ConfigError(f"score: expected at least one process, got {processes}")
+    infos = [metric_info(name) for name in metrics]
+    jobs, problems = pair_up(
+        {method: Path(place) for method, place in outputs.items()},
+        Path(hr) if hr is not None else None,
+        Path(lr) if lr is not None else None,
+        crop=crop,
+    )
+    if problems and not skip_problems:
+        raise InputError(
+            f"{len(problems)} problems, nothing was scored (--skip-problems scores the rest):\n{describe(problems)}"
+        )
+    if not jobs:
+        raise InputError(f"no image is left to score:\n{describe(problems)}")
+    compared = [info.name for info in infos if hr is None and info.kind != "none"]
+    chosen = _build([info.name for info in infos if info.name not in compared], device, download)
+    absent = {**chosen.absent, **dict.fromkeys(compared, "needs reference images (--gt)")}
+    single = {name: metric for name, metric in chosen.metrics.items() if metric.info.kind != "set"}
+    per_set = {name: metric for name, metric in chosen.metrics.items() if metric.info.kind == "set"}
+    done, failures = _score_all(
+        jobs, single, out=Path(out) if out is not None else None, processes=processes if device is None else 1,
+        crop=crop, progress=progress, download=download,
+    )  # fmt: skip
+    problems += failures
+    methods = [*([BICUBIC] if lr is not None else []), *outputs]
+    rows = [
+        ImageScore(job.stem, method, done[job.stem][method]) for method in methods for job in jobs if job.stem in done
+    ]
+    if not rows:
+        raise InputError(f"no image could be scored:\n{describe(problems)}")
+    report = BenchmarkReport(
+        rows=rows,
+        metrics=[metric.info for metric in chosen.metrics.values()],
+        absent=absent,
+        reference=methods[0] if len(methods) > 1 else None,
+        set_scores=_score_sets(per_set, [job for job in jobs if job.stem in done], methods, crop=crop),
+        problems=problems,
+        incomplete=len(done) < len(jobs),
+        published=published,
+        notes=("Pairs of different sizes were cropped to their common top left part.",) if crop else (),
+    )
+    if out is not None:
+        report.save(out)
+    return report
+
+
+def _build(names: list[str], device: torch.device | None, download: bool) -> MetricSet:
+    return build_metrics(names, device=device, download=download) if names else MetricSet({}, {})
+
+
+def _score_all(
+    jobs: Sequence[Job],
+    metrics: Mapping[str, Metric],
+    *,
+    out: Path | None,
+    processes: int,
+    crop: bool,
+    progress: bool,
+    download: bool,
+) -> tuple[dict[str, dict[str, dict[str, float]]], list[str]]:
+    """Score every job that an earlier run has not; stem to method to metric to score, and what went wrong."""
+    signature = {"protocol": PROTOCOL, "version": morsr.__version__, "metrics": sorted(metrics), "crop": crop}
+    done: dict[str, dict[str, dict[str, float]]] = {}
+    problems: list[str] = []
+    with _journal(out, signature) as (earlier, write):
+        remaining = []
+        for job in jobs:
+            known = earlier.get(job.stem)
+            if known is not None and known["files"] == _fingerprint(job):
+                done[job.stem] = {
+                    method: {name: math.nan if value is None else value for name, value in scores.items()}
+                    for method, scores in known["scores"].items()
+                }
+                problems += known["problems"]
+            else:
+                remaining.append(job)
+        bar = tqdm(total=len(jobs), initial=len(done), desc="score", unit="image", disable=not progress)
+        with bar:
+            for job, result in _results(remaining, metrics, processes=processes, crop=crop, download=download):
+                bar.update()
+                if isinstance(result, str):
+                    problems.append(result)
+                    continue
+                done[job.stem] = result[0]
+                problems += result[1]
+                write(job, result)
+    return done, problems
+
+
+def _results(
+    jobs: Sequence[Job], metrics: Mapping[str, Metric], *, processes: int, crop: bool, download: bool
+) -> Iterator[tuple[Job, _Result | str]]:
+    processes = min(processes, len(jobs))
+    if processes <= 1:
+        for job in jobs:
+            yield job, _score_job(job, metrics, crop)
+        return
+    pool = ProcessPoolExecutor(
+        processes, mp_context=get_context("spawn"), initializer=_start_worker, initargs=(list(metrics), crop, download)
+    )
+    try:
+        futures = {pool.submit(_score_in_worker, job): job for job in jobs}
+        for future in as_completed(futures):
+            yield futures[future], future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+_WORKER: dict[str, Any] = {}
+
+
+def _start_worker(names: list[str], crop: bool, download: bool) -> None:
+    torch.set_num_threads(1)  # the processes share the cores already
+    _WORKER.update(metrics=_build(names, None, download).metrics, crop=crop)
+
+
+def _score_in_worker(job: Job) -> _Result | str:
+    return _score_job(job, _WORKER["metrics"], _WORKER["crop"])
+
+
+def _score_job(job: Job, metrics: Mapping[str, Metric], crop: bool) -> _Result | str:
+    """Scores of every method on one image, or a text when a file turns out to be unreadable."""
+    scores: dict[str, dict[str, float]] = {}
+    problems: list[str] = []
+    try:
+        for method, sr, hr in _images(job, crop):
+            scores[method], failed = score_image(metrics, sr, hr)
+            problems += [f"{method} on {job.stem}: {text}" for text in failed]
+    except InputError as error:
+        return str(error)
+    return scores, problems
+
+
+def _images(job: Job, crop: bool) -> Iterator[tuple[str, Tensor, Tensor | None]]:
+    """(method, output, reference) of one job, the bicubic row first."""
+    truth = read_rgb(job.hr) if job.hr is not None else None
+    outputs = {method: read_rgb(path) for method, path in job.outputs.items()}
+    if job.lr is not None:
+        first = next(iter(outputs.values())) if truth is None else truth
+        outputs = {BICUBIC: bicubic(read_rgb(job.lr), *first.shape[:2]), **outputs}
+    for method, image in outputs.items():
+        if truth is None:
+            yield method, to_tensor(image), None
+            continue
+        height, width = (min(a, b) for a, b in zip(image.shape[:2], truth.shape[:2], strict=True))
+        if not crop and image.shape != truth.shape:
+            raise InputError(f"{job.stem}: {method} is {image.shape[:2]}, the reference {truth.shape[:2]}")
+        yield method, to_tensor(image[:height, :width]), to_tensor(truth[:height, :width])
+
+
+def _score_sets(
+    metrics: Mapping[str, Metric], jobs: Iterable[Job], methods: Sequence[str], *, crop: bool
+) -> dict[str, dict[str, float]]:
+    if not metrics:
+        return {}
+    features: dict[str, dict[str, list[Tensor]]] = {name: {} for name in metrics}
+    for job in jobs:
+        for index, (method, sr, hr) in enumerate(_images(job, crop)):
+            for name, metric in metrics.items():
+                if index == 0 and hr is not None:
+                    features[name].setdefault("", []).append(metric(hr))
+                features[name].setdefault(method, []).append(metric(sr))
+    return set_scores(metrics, features, methods)
+
+
+@contextmanager
+def _journal(out: Path | None, signature: dict[str, Any]) -> Iterator[tuple[dict[str, Any], _Writer]]:
+    """What an earlier run wrote, by stem, and a function that adds one result to it."""
+    if out is None:
+        yield {}, lambda job, result: None
+        return
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / PROGRESS
+    earlier = _read_journal(path, signature)
+    if not earlier:
+        path.write_text(json.dumps(signature) + "\n", encoding="utf-8")
+    elif not path.read_bytes().endswith(b"\n"):  # the last line was cut short
+        with path.open("a", encoding="utf-8") as stream:
+            stream.write("\n")
+    with path.open("a", encoding="utf-8") as stream:
+        yield earlier, lambda job, result: _write(stream, job, result)
+
+
+def _read_journal(path: Path, signature: dict[str, Any]) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    entries = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            entries.append(json.loads(line))
+        except ValueError:  # the line that was being written when the run was stopped
+            entries.append(None)
+    if not entries or entries[0] != signature:
+        return {}
+    return {entry["stem"]: entry for entry in entries[1:] if entry is not None}
+
+
+def _write(stream: TextIO, job: Job, result: _Result) -> None:
+    scores = {
+        method: {name: value if math.isfinite(value) else None for name, value in found.items()}
+        for method, found in result[0].items()
+    }
+    entry = {"stem": job.stem, "files": _fingerprint(job), "scores": scores, "problems": result[1]}
+    stream.write(json.dumps(entry) + "\n")
+    stream.flush()
+
+
+def _fingerprint(job: Job) -> list[list[Any]]:
+    paths = [*job.outputs.values(), *(path for path in (job.hr, job.lr) if path is not None)]
+    return [[str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns] for path in paths]

@@ -1,0 +1,85 @@
+"""What each slot is for: the mutual information between its being chosen and the kind of degradation.
+
+Dimensions: I images, L layers, K chosen slots, N slots, G kinds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from morsr.errors import InputError
+from morsr.functional.utilization import mutual_information
+
+MIN_IMAGES = 8
+
+
+@dataclass(frozen=True)
+class Specialisation:
+    """What each slot is for, as far as it can be told from which kinds of images choose it.
+
+    Attributes:
+        kinds: the G kinds of degradation.
+        information: (L, N) mutual information in bits between "the slot was chosen" and the kind, chance subtracted
+            (Miller and Madow's term), so that slots unrelated to the kind lie around 0.
+        kind: (L, N) index of the kind that chooses the slot most over its own share of images.
+        lift: (L, N) how many times more often that kind chooses the slot than an average image does.
+        p_value: (L, N) chance of so much information without any relation (G-test), times L·N (Bonferroni), at most 1.
+    """
+
+    kinds: tuple[str, ...]
+    information: Tensor
+    kind: Tensor
+    lift: Tensor
+    p_value: Tensor
+
+    def top(self, count: int = 20, *, kind: str | None = None, below: float = 0.01) -> list[tuple[int, int]]:
+        """(layer, slot) of the most specialised slots, the most informative first, significant ones only."""
+        allowed = self.p_value < below
+        if kind is not None:
+            if kind not in self.kinds:
+                raise InputError(f"kind: expected one of {', '.join(self.kinds)}, got {kind!r}")
+            allowed &= self.kind == self.kinds.index(kind)
+        order = self.information.masked_fill(~allowed, -1).flatten().argsort(descending=True)
+        kept = order[: min(count, int(allowed.sum()))]
+        return [divmod(index, self.information.shape[1]) for index in kept.tolist()]
+
+
+def specialise(chosen_ILK: Tensor, kinds: Sequence[str], num_slots: int) -> Specialisation:
+    """Measure which slots are chosen for which kind of degradation.
+
+    Args:
+        chosen_ILK: int64 slots (I, L, K), each at most once per image and layer.
+        kinds: one kind per image.
+        num_slots: N.
+
+    Raises:
+        InputError: all images are of one kind, or there are fewer than 8.
+    """
+    images, layers, _ = chosen_ILK.shape
+    names = tuple(sorted(set(kinds)))
+    if len(names) < 2 or images < MIN_IMAGES:
+        raise InputError(
+            f"specialisation needs at least {MIN_IMAGES} images of 2 kinds of degradation, got {images} of {len(names)}"
+        )
+    member = torch.tensor([[kind == name for name in names] for kind in kinds], dtype=torch.float64)
+    marks = torch.zeros(images, layers, num_slots, dtype=torch.float64).scatter_(2, chosen_ILK, 1.0)
+    yes = torch.einsum("iln,ig->lng", marks, member)
+    sizes = member.sum(0)
+    raw = mutual_information(torch.stack([yes, sizes - yes], dim=-2))
+    freedom = len(names) - 1
+    statistic = 2 * images * math.log(2) * raw
+    chance = torch.special.gammaincc(torch.tensor(freedom / 2, dtype=torch.float64), statistic / 2)
+    average = yes.sum(-1, keepdim=True) / images
+    best = ((yes / sizes) / average.clamp_min(1e-12)).max(-1)
+    return Specialisation(
+        kinds=names,
+        information=raw - freedom / (2 * images * math.log(2)),
+        kind=best.indices,
+        lift=best.values,
+        p_value=(chance * raw.numel()).clamp(max=1),
+    )
