@@ -1,0 +1,1 @@
+"""Measurements as ratios against a named peer, run by `morsr bench`."""

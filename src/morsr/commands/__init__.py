@@ -1,0 +1,1 @@
+"""One file per subcommand of `morsr` that is not a Lightning one."""

@@ -1,0 +1,154 @@
+"""`morsr data-check`: what a config's data lacks, before a run starts."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from morsr.errors import ConfigError, InputError, MorsrError
+
+HELP = (
+    "Check the data that a config names: settings, recipe, every source of train, val, test and predict, a sample of "
+    "the image files, and the cache folder. Each line says ok, absent (a source marked optional) or MISSING with the "
+    "reason; exit code 1 if anything is missing. Nothing is written or downloaded."
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.add_argument("--config", required=True, metavar="YAML", help="config of a run, as for `morsr fit`")
+    parser.add_argument(
+        "--sample", type=int, default=200, metavar="N",
+        help="look at the headers of N images per source, evenly spread; 0 looks at all (default: 200)",
+    )  # fmt: skip
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print one line per thing checked; 1 if something is missing.
+
+    Raises:
+        ConfigError: the config cannot be read, names another data module, or has a setting that it does not take.
+    """
+    from morsr.data.datamodule import RealESRGANDataModule
+    from morsr.data.degraded import load_recipe
+
+    if options.sample < 0:
+        raise ConfigError(f"--sample: expected 0 or more, got {options.sample}")
+    settings = read_data_settings(options.config)
+    known = inspect.signature(RealESRGANDataModule).parameters
+    unknown = sorted(set(settings) - set(known))
+    if unknown:
+        raise ConfigError(f"{options.config}: data has no setting {', '.join(unknown)}; expected {', '.join(known)}")
+    data = RealESRGANDataModule(**settings)
+    report = _Report()
+    report.check("recipe", str(data.recipe), lambda: load_recipe(data.recipe, data.engine).hash)
+    if data.engine == "basicsr":
+        report.check("engine", "basicsr", _check_basicsr)
+    if data.synthetic > 0:
+        report.line("ok", "train", "dead leaves", f"{data.synthetic:.0%} of the samples, made on the device")
+    least = {"train": data.crop_size, "val": data.val_multiple, "test": data.val_multiple, "predict": 1}
+    for use in ("train", "val", "test", "predict"):
+        if use == "train" and data.synthetic == 1:
+            continue
+        for source in getattr(data, use):
+            _check_source(report, use, source, data.scale, least[use], options.sample)
+    if data.val or data.test:
+        report.check("cache", "LR images", lambda: _check_cache(data.cache_dir))
+    print(f"{report.missing} missing" if report.missing else "everything is there")
+    return 1 if report.missing else 0
+
+
+def read_data_settings(path: str) -> dict[str, Any]:
+    """The constructor's arguments of the data module that a config names.
+
+    Raises:
+        ConfigError: no such file, no YAML, no data section, or another data module.
+    """
+    import yaml
+
+    try:
+        config = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path}: cannot be read as a config ({' '.join(str(error).split())})") from error
+    data = config.get("data") if isinstance(config, dict) else None
+    if not isinstance(data, dict):
+        raise ConfigError(f"{path}: expected a config with a data section")
+    if str(data.get("class_path", "")).rsplit(".", 1)[-1] != "RealESRGANDataModule":
+        raise ConfigError(f"{path}: data-check knows RealESRGANDataModule, got {data.get('class_path')}")
+    return dict(data.get("init_args") or {})
+
+
+class _Report:
+    def __init__(self) -> None:
+        self.missing = 0
+
+    def line(self, state: str, use: str, name: str, detail: str) -> None:
+        self.missing += state == "MISSING"
+        print(f"{state:8}{use:9}{name}: {detail}")
+
+    def check(self, use: str, name: str, work: Callable[[], str]) -> None:
+        """Say ok with what `work` returns, or MISSING with the error it raises."""
+        try:
+            self.line("ok", use, name, work())
+        except MorsrError as error:
+            self.line("MISSING", use, name, str(error))
+
+
+def _check_source(report: _Report, use: str, source: Any, scale: int, least: int, sample: int) -> None:
+    from morsr.data.datamodule import paired_source, source_name
+    from morsr.data.images import is_paired, list_images
+
+    if is_paired(source):
+        if use in ("train", "predict"):
+            report.check(use, source_name(source), lambda: str(len(list_images(source))))
+            return
+        try:
+            pairs = paired_source(source, scale=scale)
+        except MorsrError as error:
+            report.line("MISSING", use, source_name(source), str(error))
+            return
+        state, detail = ("ok", f"{len(pairs)} pairs") if pairs else ("absent", f"optional, {source['lr']}")
+        report.line(state, use, source_name(source), detail)
+        return
+    name = source if isinstance(source, str) else str(source.get("source"))
+    report.check(use, name, lambda: _check_images(list_images(source).paths, least, sample))
+
+
+def _check_images(paths: tuple[str, ...], least: int, sample: int) -> str:
+    from morsr.data.images import image_size
+    from morsr.data.training_set import check_size
+
+    step = max(1, len(paths) // sample) if sample else 1
+    looked_at = paths[::step]
+    bad = []
+    for path in looked_at:
+        try:
+            check_size(path, *image_size(path), least)
+        except InputError as error:
+            bad.append(str(error))
+    if len(bad) == len(looked_at):
+        raise InputError(f"none of {len(looked_at)} images looked at can be used; the first: {bad[0]}")
+    note = f"; {len(bad)} of {len(looked_at)} looked at will be passed over, the first: {bad[0]}" if bad else ""
+    return f"{len(paths)} images{note}"
+
+
+def _check_basicsr() -> str:
+    from morsr.degradation.basicsr_compat import import_basicsr
+
+    import_basicsr("data.degradations")
+    return "installed"
+
+
+def _check_cache(cache_dir: str | None) -> str:
+    from morsr.data.degraded import cache_folder
+
+    folder = cache_folder(cache_dir)
+    # the folder is made by the run: here it is enough that its nearest existing parent can be written
+    existing = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise InputError(f"{folder}: {existing} cannot be written; set data.init_args.cache_dir")
+    return str(folder)

@@ -1,0 +1,223 @@
+"""`morsr degrade`: low-quality images by a recipe, with the parameters that made them."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections import defaultdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from morsr.errors import ConfigError, InputError, MorsrError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy as np
+    from PIL import Image
+
+    from morsr.degradation import DegradationRecipe
+
+HELP = (
+    "Make low-quality images from sharp ones by a degradation recipe: a folder of PNG files, parameters.jsonl with one "
+    "line of true parameters per image, and contact_sheet.png. The result for an image depends on its name and the "
+    "seed alone, not on the images around it."
+)
+
+SHEET_IMAGES = 24
+_COLUMNS, _TILE, _MARGIN, _CAPTION = 3, 192, 8, 30
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.add_argument("input", metavar="IN", help="image file or folder of sharp images")
+    parser.add_argument("output", metavar="OUT", help="folder for the low-quality images")
+    parser.add_argument("--recipe", default="realesrgan", help="preset or .yaml file (default: %(default)s)")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="other seeds give other degradations (default: %(default)s)"
+    )
+    parser.add_argument("--scale", type=int, default=4, help="HR pixels per LR pixel (default: %(default)s)")
+    parser.add_argument("--hr", metavar="DIR", help="also write the sharp images, cropped so that the pairs fit")
+    parser.add_argument(
+        "--device", default="cpu",
+        help="cpu, cuda, cuda:1, mps, …; noise differs between kinds of device (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument("--overwrite", action="store_true", help="replace outputs that exist")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Degrade every image; 1 if some could not be read.
+
+    Raises:
+        MorsrError: a wrong recipe or setting, nothing to do, outputs that exist or cannot be written; before any work.
+    """
+    import torch
+
+    from morsr.degradation import DegradationRecipe
+
+    recipe = DegradationRecipe.load(options.recipe)
+    if options.scale < 1:
+        raise ConfigError(f"--scale: expected a whole number of at least 1, got {options.scale}")
+    try:
+        torch.zeros(1, device=options.device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"--device {options.device}: cannot be used ({str(error).splitlines()[0]})") from error
+    target = Path(options.output).expanduser()
+    hr_folder = Path(options.hr).expanduser() if options.hr else None
+    images = _plan(Path(options.input).expanduser(), target)
+    _check_outputs(images, target, hr_folder, options.overwrite)
+
+    from tqdm import tqdm
+
+    lines: list[str] = []
+    shown: list[tuple[np.ndarray, np.ndarray, str]] = []
+    failed: list[str] = []
+    for path, stem in tqdm(images, unit="image", disable=None):
+        try:
+            hr, lr, line, caption = _degrade_file(path, stem, recipe, options)
+        except InputError as error:
+            failed.append(str(error) if str(path) in str(error) else f"{path}: {error}")
+            continue
+        _save(lr, target / f"{stem}.png")
+        if hr_folder is not None:
+            _save(hr, hr_folder / f"{stem}.png")
+        lines.append(line)
+        if len(shown) < SHEET_IMAGES:
+            shown.append((hr, lr, caption))
+    if lines:
+        (target / "parameters.jsonl").write_text("".join(lines), encoding="utf-8")
+        contact_sheet(shown).save(target / "contact_sheet.png")
+    _say(f"{len(lines)} of {len(images)} images degraded into {target}")
+    if failed:
+        _say(f"{len(failed)} failed:\n  " + "\n  ".join(failed))
+    return 1 if failed else 0
+
+
+def _plan(source: Path, target: Path) -> list[tuple[Path, str]]:
+    """Image files with the stems of their outputs, which keep the subfolder."""
+    from morsr.data.images import find_images
+
+    if source.is_file():
+        return [(source, source.stem)]
+    if not source.exists():
+        raise InputError(f"{source}: no such file or folder")
+    if target.resolve() == source.resolve() or target.resolve() in source.resolve().parents:
+        raise InputError(f"{target}: the outputs would lie among the inputs; choose another folder")
+    inside = target.resolve()
+    paths = [path for path in map(Path, find_images(source)) if inside not in path.resolve().parents]
+    by_stem: dict[str, list[Path]] = defaultdict(list)
+    for path in paths:
+        by_stem[path.relative_to(source).with_suffix("").as_posix()].append(path)
+    twins = [", ".join(path.name for path in found) for found in by_stem.values() if len(found) > 1]
+    if twins:
+        raise InputError(f"{source}: images of one name would share an output: {'; '.join(twins[:5])}")
+    if not by_stem:
+        raise InputError(f"{source}: no image outside the output folder {target}")
+    return [(found[0], stem) for stem, found in by_stem.items()]
+
+
+def _check_outputs(images: Sequence[tuple[Path, str]], target: Path, hr: Path | None, overwrite: bool) -> None:
+    folders = [target] if hr is None else [target, hr]
+    if hr is not None and hr.resolve() == target.resolve():
+        raise InputError(f"--hr {hr}: expected another folder than the one of the low-quality images")
+    sources = {path.resolve() for path, _ in images}
+    for folder in folders:
+        outputs = [folder / f"{stem}.png" for _, stem in images]
+        overlapping = [path for path in outputs if path.resolve() in sources]
+        if overlapping:
+            raise InputError(f"{overlapping[0]}: is one of the inputs; choose another output folder")
+        existing = [path for path in (*outputs, folder / "parameters.jsonl") if path.exists()]
+        if existing and not overwrite:
+            raise InputError(f"{existing[0]}: exists; choose an empty folder, or --overwrite")
+    for folder in folders:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"{folder}: cannot be made ({error.strerror})") from error
+        if not os.access(folder, os.W_OK):
+            raise InputError(f"{folder}: cannot be written; choose another folder")
+
+
+def _degrade_file(
+    path: Path, stem: str, recipe: DegradationRecipe, options: argparse.Namespace
+) -> tuple[np.ndarray, np.ndarray, str, str]:
+    """The cropped HR and the LR image as uint8 (H, W, 3), the line of parameters, the caption."""
+    import torch
+    from einops import rearrange
+
+    from morsr.data.degraded import apply_recipe, image_key
+    from morsr.data.images import load_image
+    from morsr.data.pairs import crop_to_multiple, to_tensor
+    from morsr.degradation import degradation_measures, true_severity
+
+    hr = crop_to_multiple(load_image(path), options.scale)
+    parameters = recipe.sample(torch.tensor([image_key(stem, options.seed)]))
+    images = to_tensor(hr).to(options.device).unsqueeze(0).float() / 255
+    made = apply_recipe(images, parameters, recipe, scale=options.scale)
+    lr = rearrange(made[0] * 255, "c h w -> h w c").round().to(torch.uint8).cpu().numpy()
+
+    severity = true_severity(parameters, recipe, scale=options.scale)
+    measures = degradation_measures(parameters, scale=options.scale)
+    extra = {
+        "file": f"{stem}.png",
+        "source": path.name,
+        "recipe": recipe.name,
+        "recipe_hash": recipe.hash,
+        "seed": options.seed,
+        "scale": options.scale,
+        "severity": {name: round(value.item(), 5) for name, value in severity._asdict().items()},
+        "measures": {name: round(value.item(), 5) for name, value in measures._asdict().items()},
+    }
+    caption = (
+        f"{Path(stem).name}  severity {severity.combined.item():.2f}\nblur {measures.blur.item():.1f} px  "
+        f"noise {measures.noise.item():.0f}  JPEG {measures.jpeg.item():.0f}  grid {measures.resize.item():.2f}"
+    )
+    return hr, lr, parameters.to_jsonl(extra=[extra]), caption
+
+
+def contact_sheet(shown: Sequence[tuple[np.ndarray, np.ndarray, str]]) -> Image.Image:
+    """One picture of several pairs: HR on the left, LR enlarged without smoothing on the right, captions below.
+
+    Args:
+        shown: triples of an HR and an LR image, uint8 (H, W, 3), and the caption.
+    """
+    from PIL import Image, ImageDraw
+
+    width, height = 2 * _TILE + _MARGIN, _TILE + _CAPTION
+    columns = min(_COLUMNS, len(shown))
+    rows = -(-len(shown) // columns)
+    sheet = Image.new(
+        "RGB", (columns * (width + _MARGIN) + _MARGIN, rows * (height + _MARGIN) + _MARGIN), (255, 255, 255)
+    )
+    draw = ImageDraw.Draw(sheet)
+    for place, (hr, lr, caption) in enumerate(shown):
+        left = _MARGIN + place % columns * (width + _MARGIN)
+        top = _MARGIN + place // columns * (height + _MARGIN)
+        # The centre of the image, so that single LR pixels can be seen.
+        side = min(*lr.shape[:2], _TILE // 2)
+        up, over = (lr.shape[0] - side) // 2, (lr.shape[1] - side) // 2
+        ratio = hr.shape[0] // lr.shape[0]
+        crops = (
+            (hr[up * ratio : (up + side) * ratio, over * ratio : (over + side) * ratio], Image.Resampling.LANCZOS),
+            (lr[up : up + side, over : over + side], Image.Resampling.NEAREST),
+        )
+        for column, (crop, resampling) in enumerate(crops):
+            tile = Image.fromarray(crop).resize((_TILE, _TILE), resampling)
+            sheet.paste(tile, (left + column * (_TILE + _MARGIN), top))
+        draw.multiline_text((left, top + _TILE + 3), caption, fill=(0, 0, 0), spacing=1)
+    return sheet
+
+
+def _save(image: np.ndarray, path: Path) -> None:
+    from PIL import Image
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(path)
+    except OSError as error:
+        raise MorsrError(f"{path}: cannot be written ({error})") from error
+
+
+def _say(message: Any) -> None:
+    print(message, file=sys.stderr)

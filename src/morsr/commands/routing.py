@@ -1,0 +1,177 @@
+"""`morsr routing`: which ranks run for which image, as one HTML page."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from morsr.errors import ConfigError, InputError, MissingDependencyError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from morsr.evaluation.example import Example
+    from morsr.evaluation.routing import RoutingTable
+    from morsr.models.restorer import Restorer
+
+HELP = (
+    "Route images with the degradation estimator and the router, which takes no UNet, and write one HTML page that "
+    "works offline: load of every slot, what each slot is for, zero slots against severity, active ranks along the "
+    "network, and one image with groups of ranks switched off."
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    parser.add_argument("input", metavar="IN", help="image, folder of images, or a table that --table or a run wrote")
+    parser.add_argument("--out", required=True, metavar="HTML", help="the page")
+    parser.add_argument("--model", default="tiny", help="shipped preset, adapters file, saved folder or checkpoint")
+    parser.add_argument("--base", help="folder or hub id of the base model, if the adapters do not bring it")
+    parser.add_argument("--table", metavar="FILE", help="also write the routing as one .safetensors")
+    parser.add_argument(
+        "--degrade", metavar="RECIPE",
+        help="the images are sharp: degrade them by this recipe first, so that the true degradations are known",
+    )  # fmt: skip
+    parser.add_argument("--copies", type=int, default=1, help="with --degrade: degradations per image (default: 1)")
+    parser.add_argument("--seed", type=int, default=0, help="with --degrade: seed of the degradations (default: 0)")
+    parser.add_argument(
+        "--example", metavar="NAME", help="stem of the image shown in depth, or none (default: the most severe)"
+    )
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps, …")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Make the page; 1 if some files could not be read.
+
+    Raises:
+        MorsrError: nothing to route, a wrong setting, or a model that cannot be loaded, before anything is written.
+    """
+    source, out = Path(options.input).expanduser(), Path(options.out).expanduser()
+    _check(options, source, out)
+    from morsr.evaluation.report import write_report
+    from morsr.evaluation.routing import RoutingTable
+
+    if source.suffix == ".safetensors":
+        table = RoutingTable.load(source)
+        write_report(table, out, title=f"Which ranks run: {source.name}")
+        print(out)
+        return 0
+
+    from morsr.models.restorer import Restorer
+
+    paths = _images(source)
+    restorer = Restorer.from_pretrained(options.model, base=options.base, device=options.device, dtype="float32")
+    parts, failed, pictures = _route(restorer, paths, options)
+    if not parts:
+        raise InputError(f"{source}: none of the {len(paths)} images can be read; the first: {failed[0]}")
+    table = RoutingTable.concatenate(parts)
+    if options.table:
+        table.save(options.table)
+    examples = _example(restorer, table, pictures, options.example)
+    notes = [f"{len(failed)} of {len(paths)} images could not be read: {failed[0]}"] if failed else []
+    write_report(table, out, examples=examples, notes=notes, title=f"Which ranks run: {options.model} on {source.name}")
+    for line in failed:
+        print(line, file=sys.stderr)
+    print(out)
+    return 1 if failed else 0
+
+
+def _check(options: argparse.Namespace, source: Path, out: Path) -> None:
+    import importlib.util
+
+    if importlib.util.find_spec("plotly") is None:
+        raise MissingDependencyError("morsr routing needs plotly: pip install 'morsr[report]'")
+    if out.suffix.lower() not in (".html", ".htm"):
+        raise ConfigError(f"--out: expected a name that ends in .html, got {options.out}")
+    if not source.exists():
+        raise InputError(f"{source}: no such file or folder")
+    if out.is_dir():
+        raise InputError(f"{out}: expected the name of a file, this is a folder")
+    if options.copies < 1:
+        raise ConfigError(f"--copies: expected at least 1, got {options.copies}")
+    if options.copies > 1 and not options.degrade:
+        raise ConfigError("--copies goes with --degrade: an image as it is has one routing")
+    if source.suffix == ".safetensors" and (options.degrade or options.table or options.example):
+        raise ConfigError("a table holds no images: --degrade, --table and --example go with images")
+    if options.table and Path(options.table).suffix != ".safetensors":
+        raise ConfigError(f"--table: expected a name that ends in .safetensors, got {options.table}")
+    if options.degrade:
+        from morsr.degradation import DegradationRecipe
+
+        DegradationRecipe.load(options.degrade)
+
+
+def _images(source: Path) -> list[Path]:
+    from morsr.models.picture_files import FORMATS
+
+    if source.is_file():
+        return [source]
+    found = [path for path in sorted(source.rglob("*")) if path.suffix.lower() in FORMATS and path.is_file()]
+    if not found:
+        raise InputError(f"{source}: no images ({', '.join(sorted(FORMATS))}) in this folder")
+    return found
+
+
+def _route(
+    restorer: Restorer, paths: list[Path], options: argparse.Namespace
+) -> tuple[list[RoutingTable], list[str], dict[str, Any]]:
+    """Tables of the images that can be read, complaints about the others, and how to get each LR image again."""
+    import torch
+    from tqdm import tqdm
+
+    from morsr.degradation import DegradationRecipe, apply, sample_keys
+    from morsr.evaluation.routing import RoutingTable
+    from morsr.models.picture import read_picture
+
+    parts: list[RoutingTable] = []
+    failed: list[str] = []
+    pictures: dict[str, Any] = {}
+    recipe = DegradationRecipe.load(options.degrade) if options.degrade else None
+    for index, path in enumerate(tqdm(paths, unit="image", disable=None)):
+        try:
+            image = read_picture(path).rgb
+            if recipe is None:
+                parts.append(RoutingTable.from_images(restorer, image, names=[path.stem]))
+                pictures[path.stem] = path
+                continue
+            hr = _hr_crop(image, path)
+        except InputError as error:
+            failed.append(str(error) if str(path) in str(error) else f"{path}: {error}")
+            continue
+        numbers = index * options.copies + torch.arange(options.copies)
+        drawn = recipe.sample(sample_keys(options.seed, 0, numbers))
+        names = [f"{path.stem}-{copy}" if options.copies > 1 else path.stem for copy in range(options.copies)]
+        lr = apply(hr.expand(options.copies, -1, -1, -1), drawn)
+        parts.append(RoutingTable.from_images(restorer, lr, drawn, recipe=recipe, names=names))
+        pictures |= dict(zip(names, lr.split(1), strict=True))
+    return parts, failed, pictures
+
+
+def _hr_crop(image: Tensor, path: Path, *, side: int = 512) -> Tensor:
+    """Centre of a sharp image, at most `side` pixels and a multiple of 4 each way, as the recipes need it."""
+    height, width = (min(length, side) // 4 * 4 for length in image.shape[-2:])
+    if min(height, width) < 64:
+        raise InputError(
+            f"{path}: {image.shape[-1]}x{image.shape[-2]} pixels are too few to degrade; 64 each way are needed"
+        )
+    top, left = (image.shape[-2] - height) // 2, (image.shape[-1] - width) // 2
+    return image[..., top : top + height, left : left + width]
+
+
+def _example(restorer: Restorer, table: RoutingTable, pictures: dict[str, Any], wanted: str | None) -> list[Example]:
+    from morsr.evaluation.example import examine
+    from morsr.models.picture import read_picture
+
+    if wanted == "none":
+        return []
+    if wanted is not None and wanted not in pictures:
+        raise InputError(f"--example: no image is called {wanted!r}; there are {', '.join(list(pictures)[:5])} …")
+    name = wanted or table.names[int(table.severity.argmax())]
+    try:
+        specialisation = table.specialisation()
+    except InputError:
+        specialisation = None  # the page says why
+    lr = read_picture(pictures[name]).rgb.to(restorer.device)
+    return [examine(restorer.generator, lr, name=name, specialisation=specialisation)]
