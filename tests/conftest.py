@@ -58,3 +58,25 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"needs the data folder, and {folder} is none; name it with MORSR_SHARED_DATA")
     return folder.resolve()
+
+
+@pytest.fixture(scope="session")
+def small_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base model of the real classes with two small blocks and random weights, saved as a diffusers folder."""
+    from morsr.models.backbone import build_backbone
+
+    torch.manual_seed(0)
+    unet = {
+        "sample_size": 8, "in_channels": 4, "out_channels": 4, "block_out_channels": [8, 8], "layers_per_block": 1,
+        "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"], "mid_block_type": "UNetMidBlock2DCrossAttn",
+        "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"], "cross_attention_dim": 8, "attention_head_dim": 4,
+        "norm_num_groups": 4, "use_linear_projection": True,
+    }  # fmt: skip
+    vae = {
+        "in_channels": 3, "out_channels": 3, "latent_channels": 4, "upsampling_scaling_factor": 2,
+        "encoder_block_out_channels": [8, 8, 8], "decoder_block_out_channels": [8, 8, 8],
+        "num_encoder_blocks": [0, 1, 1], "num_decoder_blocks": [1, 1, 0],
+    }  # fmt: skip
+    folder = tmp_path_factory.mktemp("bases") / "small"
+    build_backbone(unet, vae, base_id="morsr/test").save(folder)
+    return folder

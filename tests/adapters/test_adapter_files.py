@@ -1,0 +1,250 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from morsr.adapters import (
+    AdaptedLayer,
+    MoRConfig,
+    adapter_names,
+    inject,
+    load_adapters,
+    merged,
+    read_adapters_header,
+    save_adapters,
+)
+from morsr.errors import ConfigError, InputError, WeightsError
+
+GOLDEN = Path(__file__).parent / "files"
+
+
+def fresh(toy):
+    torch.manual_seed(0)
+    return toy().eval()
+
+
+def is_bare(model):
+    return not any(isinstance(module, AdaptedLayer) for module in model.modules())
+
+
+@pytest.fixture
+def saved(make_toy, tmp_path, images, scores):
+    model, report = make_toy()
+    context = report.context
+    context.condition_names = ("blur", "noise", "jpeg")
+    context.set_standardization(torch.tensor([0.1, 0.2, 0.3]), torch.tensor([1.0, 2.0, 3.0]))
+    context.train()
+    context.condition = scores
+    context.balance_loss(torch.tensor([0.1, 0.5, 0.9]))
+    context.eval()
+    path = save_adapters(tmp_path / "sub" / "a.safetensors", model, base_id="toy", extra={"steps": 7, "t": [1, 2]})
+    with torch.no_grad():
+        return path, model, model(images)
+
+
+def rewrite(path, change_header=None, change_tensors=None, **metadata):
+    """The same file with something else in it."""
+    from safetensors import safe_open
+
+    tensors = load_file(path)
+    with safe_open(path, framework="pt") as file:
+        kept = dict(file.metadata())
+    if change_header:
+        header = json.loads(kept["header"])
+        change_header(header)
+        kept["header"] = json.dumps(header)
+    if change_tensors:
+        change_tensors(tensors)
+    other = path.with_name("changed.safetensors")
+    save_file(tensors, other, metadata={**kept, **metadata})
+    return other
+
+
+def test_round_trip_gives_the_same_image_and_state(saved, toy, images, scores):
+    path, model, expected = saved
+    twin = fresh(toy)
+    report = load_adapters(path, twin, base_id="toy")
+    assert report.context.condition_names == ("blur", "noise", "jpeg")
+    for key, value in model.state_dict().items():
+        torch.testing.assert_close(twin.state_dict()[key], value, rtol=0, atol=0)
+    report.context.condition = scores
+    with torch.no_grad():
+        torch.testing.assert_close(twin(images), expected, rtol=0, atol=0)
+    header = read_adapters_header(path)
+    assert header["extra"] == {"steps": 7, "t": [1, 2]}
+    assert (header["base_id"], header["format_version"]) == ("toy", 1)
+    assert MoRConfig.from_dict(header["config"]) == model.conv_in.contexts["generator"].config
+    assert not list(path.parent.glob("*.part"))
+
+
+def test_load_into_a_set_that_is_there_and_under_another_name(saved, toy, make_toy, images, scores):
+    path, _, expected = saved
+    model, report = make_toy(filled=False)
+    assert load_adapters(path, model).context is report.context
+    report.context.condition = scores
+    with torch.no_grad():
+        torch.testing.assert_close(model(images), expected, rtol=0, atol=0)
+    load_adapters(path, model, name="second")
+    assert adapter_names(model) == ("generator", "second")
+
+
+@pytest.mark.parametrize(("dtype", "error"), [(torch.float16, 1e-3), (torch.bfloat16, 1e-2)])
+def test_half_precision_files(dtype, error, saved, toy, images, scores, tmp_path):
+    path, model, expected = saved
+    small = save_adapters(tmp_path / "small.safetensors", model, dtype=dtype)
+    tensors = load_file(small)
+    assert {value.dtype for key, value in tensors.items() if key.startswith("layers.")} == {dtype}
+    assert {value.dtype for key, value in tensors.items() if key.startswith("context.")} == {torch.float32}
+    assert small.stat().st_size < path.stat().st_size
+    report = load_adapters(small, fresh(toy))
+    assert report.context.layer_names == model.conv_in.contexts["generator"].layer_names
+    twin = fresh(toy)
+    load_adapters(small, twin).context.condition = scores
+    with torch.no_grad():
+        torch.testing.assert_close(twin(images), expected, rtol=10 * error, atol=10 * error)
+
+
+def other_base(model):
+    model.to_q.weight.data.mul_(1.5)
+
+
+def test_another_base_is_refused(saved, toy):
+    path, _, _ = saved
+    with pytest.raises(WeightsError, match="made for the base 'toy', not for 'other'"):
+        load_adapters(path, fresh(toy), base_id="other")
+    model = fresh(toy)
+    other_base(model)
+    with pytest.raises(WeightsError, match=r"a\.safetensors.*the weights of to_q differ"):
+        load_adapters(path, model)
+    assert is_bare(model)
+    load_adapters(path, model, check_base=False)
+    with pytest.raises(WeightsError, match="conv_in has shape"):
+        load_adapters(path, toy(width=16))
+    nothing = torch.nn.Sequential(torch.nn.Linear(2, 2))
+    with pytest.raises(WeightsError, match="does not fit this model"):
+        load_adapters(path, nothing)
+    assert is_bare(nothing)
+
+
+def test_base_in_lower_precision_is_the_same_base(saved, toy):
+    path, _, _ = saved
+    load_adapters(path, fresh(toy).to(torch.bfloat16))
+
+
+@pytest.mark.parametrize(
+    ("header", "tensors", "message"),
+    [
+        (None, lambda t: t.pop("layers.to_q.up"), r"missing tensors layers\.to_q\.up"),
+        (None, lambda t: t.update(x=torch.zeros(1)), "unexpected tensors x"),
+        (
+            None,
+            lambda t: t.update({"context.bias": torch.zeros(1)}),
+            r"context\.bias has shape \(1,\), expected \(8, 12\)",
+        ),
+        (None, lambda t: t["layers.to_q.down"].fill_(float("nan")), "holds NaN"),
+        (lambda h: h["config"].update(top_k=99), None, "settings cannot be read"),
+        (lambda h: h["config"].update(banana=1), None, "banana"),
+        (lambda h: h["layers"].reverse(), None, "another order"),
+        (lambda h: h["config"].update(targets=["to_q"]), None, "another base"),
+    ],
+)
+def test_damaged_files_change_nothing(header, tensors, message, saved, toy):
+    path = rewrite(saved[0], header, tensors)
+    model = fresh(toy)
+    with pytest.raises(WeightsError, match=message) as error:
+        load_adapters(path, model)
+    assert "changed.safetensors" in str(error.value)
+    assert is_bare(model)
+
+
+def test_foreign_and_cut_files(saved, toy, tmp_path):
+    path, _, _ = saved
+    cut = tmp_path / "cut.safetensors"
+    cut.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    foreign = tmp_path / "foreign.safetensors"
+    save_file({"x": torch.zeros(1)}, foreign)
+    text = tmp_path / "text.safetensors"
+    text.write_text("hello")
+    newer = rewrite(path, format_version="2")
+    for file, message in (
+        (cut, r"cut\.safetensors: not a whole"),
+        (foreign, "not one of morsr's adapters"),
+        (text, "not a whole"),
+        (newer, "written in format 2"),
+        (tmp_path / "absent", "no such adapter file"),
+    ):
+        with pytest.raises(WeightsError, match=message):
+            read_adapters_header(file)
+        with pytest.raises(WeightsError, match=message):
+            load_adapters(file, fresh(toy))
+
+
+def test_same_name_with_other_settings_is_refused(saved, make_toy):
+    path, _, _ = saved
+    model, report = make_toy(filled=False, top_k=2)
+    before = report.context.weight.clone()
+    with pytest.raises(WeightsError, match=r"top_k=4 \(here 2\)"):
+        load_adapters(path, model)
+    assert torch.equal(report.context.weight, before)
+
+
+def test_saves_that_cannot_be(make_toy, tmp_path, scores):
+    model, report = make_toy()
+    with pytest.raises(InputError, match="fit JSON"):
+        save_adapters(tmp_path / "x", model, extra={"tensor": torch.zeros(1)})
+    with pytest.raises(ConfigError, match="no adapter set 'other'"):
+        save_adapters(tmp_path / "x", model, name="other")
+    with pytest.raises(ConfigError, match="dtype"):
+        save_adapters(tmp_path / "x", model, dtype=torch.int8)
+    with pytest.raises(ConfigError, match=r"holds 1 of the 8 layers"):
+        save_adapters(tmp_path / "x", model.head)
+    report.context.condition = scores[:1]
+    with merged(model):
+        with pytest.raises(ConfigError, match="is merged"):
+            save_adapters(tmp_path / "x", model)
+        with pytest.raises(ConfigError, match="is merged"):
+            inject(model, MoRConfig.of_kind("lora", targets=["to_q"]), name="late")
+    assert not (tmp_path / "x").exists()
+
+
+def golden_model():
+    """Twelve fixed numbers per layer, so that the model does not depend on a version's random numbers."""
+    model = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3, padding=1), torch.nn.Flatten(), torch.nn.Linear(36, 2))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.linspace(-0.5, 0.5, parameter.numel()).view_as(parameter))
+    return model.eval()
+
+
+# The outputs that format version 1 gave when its file was made, as `make_golden` below printed them.
+GOLDEN_OUTPUTS = {1: GOLDEN / "outputs_v1.json"}
+
+
+def golden_output(path):
+    model = golden_model()
+    load_adapters(path, model).context.condition = torch.tensor([[0.2, 0.9]])
+    with torch.no_grad():
+        return model(torch.linspace(0, 1, 27).view(1, 3, 3, 3)).flatten()
+
+
+def make_golden(version: int) -> None:
+    """Write the file of a new format version; called by hand, once per version."""
+    torch.manual_seed(version)
+    model = golden_model()
+    config = MoRConfig(num_ranks=6, num_shared=2, top_k=2, num_zero=1, targets=["0", "2"])
+    inject(model, config, condition_dim=2, condition_names=("blur", "noise"))
+    for module in model.modules():
+        if isinstance(module, AdaptedLayer):
+            torch.nn.init.normal_(module.sets["generator"].up)
+    path = save_adapters(GOLDEN / f"v{version}.safetensors", model, base_id="golden")
+    GOLDEN_OUTPUTS[version].write_text(json.dumps(golden_output(path).tolist()) + "\n")
+
+
+@pytest.mark.parametrize("version", GOLDEN_OUTPUTS)
+def test_files_of_every_format_version_load(version):
+    expected = torch.tensor(json.loads(GOLDEN_OUTPUTS[version].read_text()))
+    torch.testing.assert_close(golden_output(GOLDEN / f"v{version}.safetensors"), expected, rtol=1e-5, atol=1e-6)

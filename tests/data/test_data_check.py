@@ -1,0 +1,81 @@
+"""`morsr data-check` names what is missing, and nothing else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from morsr.cli import main
+
+Settings = dict[str, object]
+
+
+@pytest.fixture
+def config(tmp_path: Path):
+    def write(class_path: str = "morsr.data.RealESRGANDataModule", **settings: object) -> str:
+        init = {"crop_size": 32, "val_multiple": 16, "cache_dir": str(tmp_path / "cache"), **settings}
+        (tmp_path / "c.yaml").write_text(yaml.safe_dump({"data": {"class_path": class_path, "init_args": init}}))
+        return str(tmp_path / "c.yaml")
+
+    return write
+
+
+def test_complete_data(config, photos: Path, capsys: pytest.CaptureFixture[str]):
+    absent = {"lr": "absent/LR", "hr": "absent/HR", "optional": True, "name": "real"}
+    path = config(train=[str(photos)], val=[str(photos)], test=["skimage:eval", absent], dead_leaves=0.5)
+    assert main(["data-check", "--config", path]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1] == "everything is there"
+    assert any(line.split()[:2] == ["ok", "train"] and "7 images" in line for line in lines)
+    assert any(line.split()[:3] == ["absent", "test", "real:"] for line in lines)
+
+
+def test_every_missing_thing_is_named(config, photos: Path, capsys: pytest.CaptureFixture[str]):
+    (photos / "photo2.png").write_bytes(b"damaged")
+    path = config(
+        train=[str(photos), "nowhere"], val=[{"lr": "a", "hr": "b"}], test=[str(photos)], crop_size=68, recipe="unheard"
+    )
+    assert main(["data-check", "--config", path]) == 1
+    output = capsys.readouterr().out
+    missing = [line for line in output.splitlines() if line.startswith("MISSING")]
+    assert len(missing) == 4
+    assert all(
+        any(name in line for line in missing) for name in ("nowhere", "too small for crops of 68", "unheard", "a: ")
+    )
+    assert "7 images; 1 of 7 looked at will be passed over" in output
+    assert output.endswith("4 missing\n")
+
+
+@pytest.mark.parametrize(
+    ("class_path", "settings", "message"),
+    [
+        ("morsr.data.RealESRGANDataModule", {"crop": 3}, "no setting crop"),
+        ("some.OtherModule", {}, "OtherModule"),
+        ("morsr.data.RealESRGANDataModule", {"dead_leaves": 3}, "dead_leaves"),
+    ],
+)
+def test_wrong_configs(config, class_path: str, settings: Settings, message: str, capsys: pytest.CaptureFixture[str]):
+    assert main(["data-check", "--config", config(class_path, **settings)]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_unreadable_configs(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(["data-check", "--config", str(tmp_path / "none.yaml")]) == 2
+    (tmp_path / "c.yaml").write_text("data: [1, 2")
+    assert main(["data-check", "--config", str(tmp_path / "c.yaml")]) == 2
+    (tmp_path / "c.yaml").write_text("model: x")
+    assert main(["data-check", "--config", str(tmp_path / "c.yaml")]) == 2
+    assert capsys.readouterr().err.count("\n") == 3
+
+
+def test_shipped_configs_name_settings_that_exist(repo_root: Path):
+    import inspect
+
+    from morsr.commands.data_check import read_data_settings
+    from morsr.data.datamodule import RealESRGANDataModule
+
+    known = inspect.signature(RealESRGANDataModule).parameters
+    for path in sorted((repo_root / "experiments").glob("*.yaml")):
+        assert set(read_data_settings(str(path))) <= set(known), path.name

@@ -1,0 +1,78 @@
+"""Dead leaves: one image per key and size, with the statistics that make them stand in for photographs."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from morsr.data import dead_leaves as module
+from morsr.data.dead_leaves import dead_leaves
+from morsr.errors import InputError
+
+
+def test_an_image_depends_on_its_key_alone():
+    keys = torch.tensor([5, -3, 2**62, 5])
+    images = dead_leaves(4, 48, keys=keys)
+    assert images.shape == (4, 3, 48, 48)
+    assert images.dtype == torch.float32
+    torch.testing.assert_close(images[0], images[3], rtol=0, atol=0)
+    torch.testing.assert_close(dead_leaves(1, 48, keys=keys[1:2])[0], images[1], rtol=0, atol=1e-6)
+    assert (images[0] - images[1]).abs().mean() > 0.05
+    assert (images[1] - images[2]).abs().mean() > 0.05
+
+
+def test_splitting_the_batch_changes_nothing(monkeypatch: pytest.MonkeyPatch):
+    keys = torch.arange(6)
+    whole = dead_leaves(6, 32, keys=keys)
+    monkeypatch.setattr(module, "_SUBPIXELS_CPU", 1)
+    torch.testing.assert_close(dead_leaves(6, 32, keys=keys), whole, rtol=0, atol=1e-6)
+
+
+def test_keys_come_from_the_generator():
+    first = dead_leaves(2, 16, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(dead_leaves(2, 16, generator=torch.Generator().manual_seed(1)), first, rtol=0, atol=0)
+    assert not torch.equal(first, dead_leaves(2, 16, generator=torch.Generator().manual_seed(2)))
+
+
+@settings(max_examples=6)
+@given(size=st.integers(16, 70), key=st.integers(-(2**63), 2**63 - 1))
+def test_any_size_and_key_gives_an_image(size: int, key: int):
+    (image,) = dead_leaves(1, size, keys=torch.tensor([key]))
+    assert image.shape == (3, size, size)
+    assert torch.isfinite(image).all()
+    assert 0 <= image.min() <= image.max() <= 1
+
+
+def test_statistics_are_those_of_photographs():
+    images = dead_leaves(12, 64, keys=torch.arange(12))
+    gray = images.mean(1)
+    assert 0.25 < gray.mean() < 0.65
+    assert gray.flatten(1).std(1).mean() > 0.1
+    # the amplitude spectrum falls about as 1/f: a photograph's slope lies between -1.6 and -0.7
+    power = torch.fft.rfft2(gray - gray.mean((1, 2), keepdim=True)).abs().square().mean(0)
+    frequency = (torch.fft.fftfreq(64)[:, None].square() + torch.fft.rfftfreq(64).square()).sqrt()
+    band = (frequency > 0.03) & (frequency < 0.4)
+    x, y = frequency[band].log(), power[band].sqrt().log()
+    slope = ((x - x.mean()) * (y - y.mean())).mean() / x.var(unbiased=False)
+    assert -1.6 < slope < -0.7
+    # edges: gradients are far more heavy-tailed than a Gaussian's kurtosis of 3
+    gradient = (gray[:, :, 1:] - gray[:, :, :-1]).flatten()
+    assert gradient.pow(4).mean() / gradient.square().mean().square() > 6
+
+
+def test_sign_bit_mask_equals_where():
+    level = torch.tensor([-1.0, 0.0, 2.0, -1e-30])
+    for dtype in (torch.int32, torch.int64):
+        values = torch.tensor([7, 8, 9, 10], dtype=dtype)
+        assert module._where_negative(level.clone(), values).tolist() == [7, 0, 0, 10]
+
+
+@pytest.mark.parametrize(
+    ("batch", "size", "keys"),
+    [(0, 64, None), (1, 8, None), (2, 64, torch.zeros(3, dtype=torch.int64)), (2, 64, torch.zeros(2))],
+)
+def test_wrong_arguments_are_refused(batch: int, size: int, keys: torch.Tensor | None):
+    with pytest.raises(InputError, match="expected"):
+        dead_leaves(batch, size, keys=keys)

@@ -1,0 +1,133 @@
+"""Reading images of any kind, and finding them in folders, lists, manifests and scikit-image."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from morsr.data.images import ImageList, find_images, image_size, list_images, load_image, skimage_photographs
+from morsr.data.manifests import ManifestRow, file_hash, read_list, read_manifest, read_rows, write_manifest
+from morsr.errors import ConfigError, InputError
+
+
+def test_every_mode_becomes_rgb(tmp_path: Path):
+    ramp = np.arange(48, dtype=np.uint8).reshape(6, 8)
+    rgb = np.stack([ramp, ramp + 50, ramp + 100], axis=-1)
+    Image.fromarray(rgb).save(tmp_path / "rgb.png")
+    Image.fromarray(ramp).save(tmp_path / "gray.png")
+    Image.fromarray(np.dstack([rgb, 255 - ramp])).save(tmp_path / "alpha.png")
+    Image.fromarray(ramp.astype(np.uint16) * 257).save(tmp_path / "deep.png")
+    np.testing.assert_array_equal(load_image(tmp_path / "rgb.png"), rgb)
+    np.testing.assert_array_equal(load_image(tmp_path / "alpha.png"), rgb)
+    for name in ("gray.png", "deep.png"):
+        np.testing.assert_array_equal(load_image(tmp_path / name), np.repeat(ramp[..., None], 3, axis=2))
+
+
+def test_noted_rotation_is_applied(tmp_path: Path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(np.zeros((6, 8, 3), np.uint8)).save(tmp_path / "turned.png", exif=exif)
+    assert load_image(tmp_path / "turned.png").shape == (8, 6, 3)
+    assert image_size(tmp_path / "turned.png") == (6, 8)
+
+
+def test_damaged_files_are_input_errors(tmp_path: Path, photos: Path):
+    whole = (photos / "photo0.png").read_bytes()
+    for name, content in (("empty.png", b""), ("text.jpg", b"hello"), ("cut.png", whole[: len(whole) // 2])):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(InputError, match=name):
+            load_image(tmp_path / name)
+    with pytest.raises(InputError, match=r"missing\.png"):
+        load_image(tmp_path / "missing.png")
+
+
+def test_folders_are_searched_recursively_and_sorted(photos: Path):
+    (photos / "notes.txt").write_text("no image")
+    (photos / ".hidden.png").write_bytes(b"")
+    found = find_images(photos)
+    assert [Path(path).name for path in found] == [f"photo{number}.png" for number in range(7)]
+    with pytest.raises(InputError, match="there is none"):
+        find_images(photos / "absent")
+    (photos / "empty").mkdir()
+    with pytest.raises(InputError, match="no image"):
+        find_images(photos / "empty")
+
+
+def test_text_lists_and_meta_files(tmp_path: Path, photos: Path):
+    listing = tmp_path / "meta.txt"
+    listing.write_text("# chosen\nphotos/photo0.png (64,72,3)\n\nphotos/a b.png, photos/other.png\nphotos/plain.PNG\n")
+    expected = [tmp_path / "photos" / name for name in ("photo0.png", "a b.png", "plain.PNG")]
+    assert [Path(path) for path in read_list(listing)] == expected
+    assert Path(read_list(listing, root="/data")[0]) == Path("/data/photos/photo0.png")
+    listing.write_text("\n# nothing\n")
+    with pytest.raises(InputError, match="names no image"):
+        list_images(str(listing))
+
+
+def test_manifest_round_trip(tmp_path: Path, photos: Path):
+    path = photos / "photo1.png"
+    rows = [ManifestRow("photos/photo1.png", 76, 64, file_hash(path), 2.5), ManifestRow("photos/x, y.png", 1, 2, "")]
+    write_manifest(tmp_path / "m.csv", rows)
+    assert read_rows(tmp_path / "m.csv") == rows
+    images = read_manifest(tmp_path / "m.csv")
+    assert images.paths[0] == str(path)
+    assert images.sizes.tolist() == [[76, 64], [1, 2]]
+    assert images.weights.tolist() == [2.5, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("file,width\na.png,3\n", "column path"),
+        ("path,colour\na.png,red\n", "unknown columns"),
+        ("path,width\na.png,wide\n", "line 2"),
+        ("path,weight\na.png,-1\n", "weight of at least 0"),
+        ("path\n", "names no image"),
+        ("path,weight\na.png,0\n", "all weights are 0"),
+    ],
+)
+def test_wrong_manifests_are_refused(tmp_path: Path, text: str, message: str):
+    (tmp_path / "m.csv").write_text(text)
+    with pytest.raises(InputError, match=message):
+        read_manifest(tmp_path / "m.csv")
+
+
+def test_weights_of_sources_multiply_those_of_images(tmp_path: Path, photos: Path):
+    write_manifest(tmp_path / "m.csv", [ManifestRow("a.png", 9, 9, "", 3.0)])
+    joined = ImageList.join([list_images({"source": str(tmp_path / "m.csv"), "weight": 2}), list_images(str(photos))])
+    assert joined.weights.tolist() == [6.0] + 7 * [1.0]
+    kept = joined.keep(joined.weights > 1)
+    assert [Path(path).name for path in kept.paths] == ["a.png"]
+
+
+def test_embedded_photographs_are_these_and_no_others():
+    train = [Path(path).stem for path in skimage_photographs("train")]
+    assert train == ["motorcycle_left", "motorcycle_right", "brick", "grass", "gravel", "coins", "camera"]
+    assert [Path(path).stem for path in list_images("skimage:eval").paths] == [
+        "astronaut",
+        "chelsea",
+        "coffee",
+        "rocket",
+    ]
+    assert load_image(skimage_photographs("train")[6]).shape == (512, 512, 3)
+    with pytest.raises(ConfigError, match="skimage:all"):
+        list_images("skimage:all")
+
+
+@pytest.mark.parametrize(
+    "source",
+    [{"path": "x"}, {"source": "x", "wieght": 2}, {"source": 3}, {"lr": "a", "hr": "b"}, {"source": "x", "weight": 0}],
+)
+def test_wrong_sources_are_refused(source: dict):
+    with pytest.raises(ConfigError):
+        list_images(source)
+
+
+def test_odd_images_of_the_data_folder(shared_data: Path):
+    for path in find_images(shared_data / "odd_images"):
+        image = load_image(path)
+        assert image.dtype == np.uint8
+        assert image.shape == (*image_size(path)[::-1], 3)

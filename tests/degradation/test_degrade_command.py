@@ -1,0 +1,146 @@
+"""`morsr degrade` and `morsr bench degrade`, in this process."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from morsr.bench import degrade as bench
+from morsr.commands import degrade as command
+from morsr.degradation import DegradationParameters, apply
+from morsr.errors import ConfigError, InputError, MissingDependencyError
+
+
+def _run(*arguments: str) -> int:
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    return command.run(parser.parse_args([str(argument) for argument in arguments]))
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    from skimage import data
+
+    folder = tmp_path / "photos"
+    (folder / "more").mkdir(parents=True)
+    Image.fromarray(data.astronaut()[:98, :131]).save(folder / "a.png")
+    Image.fromarray(data.coffee()[:64, :80]).save(folder / "more" / "b.jpg", quality=95)
+    Image.fromarray(data.camera()[:64, :64]).save(folder / "gray.png")
+    return folder
+
+
+def test_a_folder_with_parameters_that_replay(photos: Path, tmp_path: Path) -> None:
+    out, hr = tmp_path / "lr", tmp_path / "hr"
+    assert _run(photos, out, "--seed", 3, "--hr", hr) == 0
+    text = (out / "parameters.jsonl").read_text()
+    rows = [json.loads(line) for line in text.splitlines()]
+    assert [row["file"] for row in rows] == ["a.png", "gray.png", "more/b.png"]
+    assert all(0 <= row["severity"]["combined"] <= 1 and row["seed"] == 3 for row in rows)
+    parameters = DegradationParameters.from_jsonl(text)
+    for place, row in enumerate(rows):
+        sharp = np.array(Image.open(hr / row["file"]))
+        made = np.array(Image.open(out / row["file"]))
+        assert sharp.shape[0] == 4 * made.shape[0]
+        assert sharp.shape[1] == 4 * made.shape[1]
+        images = torch.from_numpy(sharp).permute(2, 0, 1).unsqueeze(0).float() / 255
+        again = (apply(images, parameters[place]) * 255).round()[0].permute(1, 2, 0)
+        np.testing.assert_array_equal(again.numpy(), made)
+    with Image.open(out / "contact_sheet.png") as sheet:
+        assert sheet.size[0] > 1000
+        assert np.asarray(sheet).std() > 20
+
+
+def test_an_image_depends_on_its_name_and_the_seed_alone(photos: Path, tmp_path: Path) -> None:
+    assert _run(photos, tmp_path / "all") == 0
+    assert _run(photos / "a.png", tmp_path / "one") == 0
+    assert _run(photos / "a.png", tmp_path / "other", "--seed", 1) == 0
+    every, one, other = (np.array(Image.open(tmp_path / name / "a.png")) for name in ("all", "one", "other"))
+    np.testing.assert_array_equal(every, one)
+    assert (every != other).any()
+
+
+def test_a_damaged_file_is_named_and_the_rest_is_made(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (photos / "broken.png").write_bytes((photos / "a.png").read_bytes()[:500])
+    Image.fromarray(np.zeros((9, 9, 3), np.uint8)).save(photos / "small.png")
+    assert _run(photos, tmp_path / "lr") == 1
+    said = capsys.readouterr().err
+    assert "broken.png" in said
+    assert "small.png" in said
+    assert "3 of 5" in said
+    assert len((tmp_path / "lr" / "parameters.jsonl").read_text().splitlines()) == 3
+
+
+def test_wrong_input_is_refused_before_anything_is_written(photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "lr"
+    with pytest.raises(ConfigError, match="realesrgan"):
+        _run(photos, out, "--recipe", "none")
+    with pytest.raises(ConfigError, match="--scale"):
+        _run(photos, out, "--scale", 0)
+    with pytest.raises(ConfigError, match="--device"):
+        _run(photos, out, "--device", "quantum")
+    with pytest.raises(InputError, match="no such"):
+        _run(tmp_path / "nothing", out)
+    with pytest.raises(InputError, match="among the inputs"):
+        _run(photos, photos)
+    with pytest.raises(InputError, match="another folder"):
+        _run(photos, out, "--hr", out)
+    with pytest.raises(InputError, match="is one of the inputs"):
+        _run(photos / "a.png", photos)
+    Image.new("RGB", (64, 64)).save(photos / "a.bmp")
+    with pytest.raises(InputError, match=r"a\.bmp, a\.png"):
+        _run(photos, out)
+    assert not out.exists()
+
+
+def test_outputs_that_exist_are_kept(photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "lr"
+    assert _run(photos, out) == 0
+    before = (out / "a.png").read_bytes()
+    with pytest.raises(InputError, match="--overwrite"):
+        _run(photos, out, "--seed", 1)
+    assert (out / "a.png").read_bytes() == before
+    assert _run(photos, out, "--seed", 1, "--overwrite") == 0
+    assert (out / "a.png").read_bytes() != before
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="a superuser can write anywhere")
+def test_a_read_only_output_is_refused(photos: Path, tmp_path: Path) -> None:
+    out = tmp_path / "locked"
+    out.mkdir(mode=0o555)
+    with pytest.raises(InputError, match="cannot be written"):
+        _run(photos, out)
+
+
+def test_an_output_that_is_a_file_is_refused(photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot be made"):
+        _run(photos, tmp_path / "file" / "lr")
+
+
+def test_the_benchmark_runs_and_its_ratios_are_those_of_its_figures() -> None:
+    parser = argparse.ArgumentParser()
+    bench.add_arguments(parser)
+    state = torch.get_rng_state()
+    try:
+        result = bench.run(parser.parse_args(["--quick", "--device", "cpu"]))
+    except MissingDependencyError as error:
+        pytest.skip(str(error))
+    assert torch.equal(state, torch.get_rng_state())
+    rows = result["rows"]
+    assert [row["what"] for row in rows] == ["full chain", "blur", "Gaussian noise", "Poisson noise", "JPEG"]
+    for row in rows:
+        assert row["ratio"] == pytest.approx(row["morsr images/s"] / row["basicsr images/s"], rel=1e-6)
+        assert row["ratio low"] <= row["ratio"] * 1.0001
+        assert row["ratio"] <= row["ratio high"] * 1.0001
+    json.dumps(result)
+    with pytest.raises(ConfigError, match="--rounds"):
+        bench.run(parser.parse_args(["--rounds", "0"]))

@@ -1,0 +1,192 @@
+"""The CLIP estimator against transformers' own logits, on a small model saved in the real format."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from morsr.errors import ConfigError, InputError, WeightsError
+from morsr.estimators import build_estimator
+from morsr.estimators.clip import ClipEstimator, save_text_cache
+from morsr.estimators.prompts import load_prompts
+
+transformers = pytest.importorskip("transformers")
+
+SIZE = 32
+
+
+def _save_tokenizer(folder):
+    letters = [chr(code) for code in range(33, 127)]
+    words = ["sh", "ph", "oto</w>", "photo</w>", "no", "is"]
+    vocabulary = letters + [letter + "</w>" for letter in letters] + ["ot", "oto</w>", "pho", "photo</w>"]
+    vocabulary += [word for word in words if word not in vocabulary] + ["<|startoftext|>", "<|endoftext|>"]
+    merges = [("o", "t"), ("ot", "o</w>"), ("p", "h"), ("ph", "oto</w>"), ("s", "h"), ("n", "o"), ("i", "s")]
+    tokenizer = transformers.CLIPTokenizer(
+        vocab={token: index for index, token in enumerate(vocabulary)}, merges=merges, model_max_length=77
+    )
+    tokenizer.save_pretrained(folder)
+    return len(vocabulary)
+
+
+@pytest.fixture(scope="module")
+def clip_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("clip")
+    size = _save_tokenizer(folder)
+    torch.manual_seed(0)
+    common = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = transformers.CLIPConfig(
+        text_config={**common, "vocab_size": size, "eos_token_id": size - 1, "bos_token_id": size - 2, "pad_token_id": size - 1},
+        vision_config={**common, "image_size": SIZE, "patch_size": 8},
+        projection_dim=24,
+    )
+    model = transformers.CLIPModel(config)
+    for parameter in model.parameters():  # default weights are so small that all embeddings coincide
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=0.3)
+    model.save_pretrained(folder)
+    return folder
+
+
+def _reference_scores(folder, images, prompts, temperature=None):
+    model = transformers.CLIPModel.from_pretrained(folder).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    estimator = build_estimator("clip", model=folder)
+    pixels = (images - estimator.pixel_mean) / estimator.pixel_std
+    scores = []
+    for (positive,), (negative,) in zip(prompts.positive, prompts.negative):
+        tokens = tokenizer([positive, negative], padding=True, return_tensors="pt")
+        with torch.no_grad():
+            logits = model(pixel_values=pixels, **tokens).logits_per_image
+        if temperature is not None:
+            logits = logits / model.logit_scale.exp() * temperature
+        scores.append(logits.softmax(dim=1)[:, 1])
+    return torch.stack(scores, dim=1).detach()
+
+
+@pytest.mark.parametrize("temperature", [None, 1.0])
+def test_scores_are_the_softmax_of_the_models_own_logits(clip_folder, temperature):
+    images = torch.rand(3, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(1))
+    estimator = build_estimator("clip", model=clip_folder, temperature=temperature)
+    result = estimator(images)
+    expected = _reference_scores(clip_folder, images, load_prompts("pairs"), temperature)
+    torch.testing.assert_close(result.scores, expected, atol=2e-5, rtol=1e-4)
+    assert estimator.dim == 7 and result.names[1] == "blur"
+    torch.testing.assert_close(result.severity, expected.mean(dim=1), atol=2e-5, rtol=1e-4)
+
+
+def test_without_a_temperature_the_scores_hardly_move(clip_folder):
+    images = torch.rand(8, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(1)) ** 2
+    spread = [build_estimator("clip", model=clip_folder, temperature=tau)(images).scores.std(dim=0).mean() for tau in (1.0, None)]
+    assert spread[1] > 5 * spread[0]
+
+
+def test_text_cache_replaces_text_tower_and_tokenizer(clip_folder, tmp_path):
+    whole = build_estimator("clip", model=clip_folder)
+    save_text_cache(tmp_path / "texts.safetensors", whole.text_cache)
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (bare / name).write_bytes((clip_folder / name).read_bytes())
+    cached = build_estimator("clip", model=bare, text_cache=tmp_path / "texts.safetensors")
+    images = torch.rand(2, 3, 40, 24, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(cached(images).scores, whole(images).scores)
+    assert not any("text_model" in name for name, _ in whole.named_parameters())
+    with pytest.raises(ConfigError, match="other prompts"):
+        build_estimator("clip", model=bare, text_cache=tmp_path / "texts.safetensors", prompts="ensemble")
+    (tmp_path / "cut.safetensors").write_bytes((tmp_path / "texts.safetensors").read_bytes()[:40])
+    with pytest.raises(WeightsError, match="cut.safetensors"):
+        build_estimator("clip", model=bare, text_cache=tmp_path / "cut.safetensors")
+
+
+def test_incomplete_weights_are_refused(clip_folder, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    for path in clip_folder.iterdir():
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    weights = load_file(clip_folder / "model.safetensors")
+    weights.pop("visual_projection.weight")
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(WeightsError, match="visual_projection"):
+        build_estimator("clip", model=tmp_path)
+
+
+def test_text_embeddings_travel_in_the_state(clip_folder):
+    estimator = build_estimator("clip", model=clip_folder)
+    state = estimator.state_dict()
+    assert state["text_embeddings"].shape == (7, 2, 24) and "temperature" in state
+    torch.testing.assert_close(state["text_embeddings"].norm(dim=-1), torch.ones(7, 2))
+
+
+def test_large_and_odd_images(clip_folder):
+    estimator = build_estimator("clip", model=clip_folder)
+    for size in [(1, 1), (1, 300), (8, 8), (31, 97), (200, 150)]:
+        assert torch.isfinite(estimator(torch.full((1, 3, *size), 0.5)).scores).all()
+    with pytest.raises(InputError):
+        estimator(torch.full((1, 3, 8, 8), float("nan")))
+
+
+def test_noise_in_a_large_image_is_seen_at_native_resolution(clip_folder):
+    generator = torch.Generator().manual_seed(0)
+    flat = torch.full((1, 3, 32 * 8, 32 * 8), 0.5)
+    noisy = (flat + 0.3 * (torch.rand(flat.shape, generator=generator) - 0.5)).clamp(0, 1)
+    estimator = build_estimator("clip", model=clip_folder)
+    whole = (estimator._compare(estimator._fit(flat)) - estimator._compare(estimator._fit(noisy))).abs().max()
+    both = (estimator.cosines(flat) - estimator.cosines(noisy)).abs().max()
+    assert both > 2 * whole
+
+
+def test_ensembles_and_own_prompts(clip_folder, tmp_path):
+    images = torch.rand(2, 3, SIZE, SIZE)
+    ensemble = build_estimator("clip", model=clip_folder, prompts="ensemble")(images)
+    assert ensemble.names == load_prompts("pairs").names
+    own = tmp_path / "own.yaml"
+    own.write_text("dimensions:\n  rain: {positive: dry photo, negative: [wet photo, wet photo]}\n")
+    assert build_estimator("clip", model=clip_folder, prompts=own)(images).names == ("rain",)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("dimensions: {}", "dimensions"),
+        ("dimensions: {a: {positive: x}}", "negative"),
+        ("dimensions: {a: {positive: x, negative: []}}", "list of texts"),
+        ("dimensions: {a: {positive: x, negative: y}}\ntemplates: [no place]", "template"),
+        ("dimensions: {a: {positive: x, negative: y}}\nextra: 1", "extra"),
+        ("dimensions: [", "not YAML"),
+    ],
+)
+def test_prompts_that_cannot_be_used(tmp_path, text, message):
+    path = tmp_path / "prompts.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        load_prompts(path)
+
+
+def test_missing_weights_say_what_would_do(tmp_path):
+    with pytest.raises(WeightsError, match="clip-vit-base-patch32.*frequency"):
+        build_estimator("clip", model=[tmp_path / "nothing", tmp_path], local_files_only=True)
+    with pytest.raises(ConfigError, match="temperature"):
+        build_estimator("clip", model=tmp_path, temperature=-1.0)
+
+
+@pytest.mark.parametrize(
+    ("patch", "width", "inner", "layers", "heads", "projection"), [(32, 768, 3072, 12, 12, 512), (14, 1024, 4096, 24, 16, 768)]
+)
+def test_true_shapes(patch, width, inner, layers, heads, projection):
+    """ViT-B/32 and ViT-L/14 at their true sizes, without memory: every shape is checked on the meta device."""
+    config = transformers.CLIPVisionConfig(
+        hidden_size=width, intermediate_size=inner, num_hidden_layers=layers, num_attention_heads=heads,
+        patch_size=patch, image_size=224, projection_dim=projection,
+    )  # fmt: skip
+    estimator = ClipEstimator.__new__(ClipEstimator)
+    torch.nn.Module.__init__(estimator)
+    with torch.device("meta"):
+        estimator.vision = transformers.CLIPVisionModelWithProjection(config)
+        estimator.size = 224
+        estimator.text_embeddings = torch.empty(7, 2, projection)
+        estimator.temperature = torch.tensor(100.0)
+        estimator.pixel_mean, estimator.pixel_std = torch.zeros(1, 3, 1, 1), torch.ones(1, 3, 1, 1)
+        scores, severity = estimator.estimate(torch.empty(2, 3, 500, 300))
+    count = sum(parameter.numel() for parameter in estimator.parameters())
+    assert scores.shape == (2, 7) and severity.shape == (2,)
+    assert count == {32: 87_849_216, 14: 303_966_208}[patch]

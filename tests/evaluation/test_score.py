@@ -1,0 +1,311 @@
+"""`morsr score` and `morsr compare`: pairing, every kind of bad input, resuming, and the numbers."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from morsr.commands import compare, score
+from morsr.errors import ConfigError, InputError
+from morsr.evaluation import scoring
+from morsr.evaluation.comparison import compare_tables
+from morsr.evaluation.images import read_header, read_rgb
+from morsr.evaluation.scoring import score_folders
+from morsr.models import metrics
+
+
+def command(module: ModuleType, *words: object) -> int:
+    parser = argparse.ArgumentParser()
+    module.add_arguments(parser)
+    return module.run(parser.parse_args([str(word) for word in words]))
+
+
+def picture(seed: int, size: int = 32) -> np.ndarray:
+    coarse = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), dtype=np.uint8)
+    return np.asarray(Image.fromarray(coarse).resize((size, size), Image.Resampling.BICUBIC))
+
+
+def noisy(image: np.ndarray, sigma: float) -> np.ndarray:
+    return np.clip(image + np.random.default_rng(1).normal(0, sigma, image.shape), 0, 255).astype(np.uint8)
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> Path:
+    """gt, lr and two sets of outputs of four images."""
+    for name in ("gt", "lr", "good", "bad"):
+        (tmp_path / name).mkdir()
+    for seed, stem in enumerate(("a", "b", "c", "d")):
+        hr = picture(seed)
+        Image.fromarray(hr).save(tmp_path / "gt" / f"{stem}.png")
+        Image.fromarray(hr).resize((8, 8), Image.Resampling.BOX).save(tmp_path / "lr" / f"{stem}.png")
+        Image.fromarray(noisy(hr, 3)).save(tmp_path / "good" / f"{stem}.png")
+        Image.fromarray(noisy(hr, 20)).save(tmp_path / "bad" / f"{stem}.png")
+    return tmp_path
+
+
+def quiet(folders: Path, **options):
+    options = {"outputs": {"good": folders / "good"}, "hr": folders / "gt", "metrics": ["psnr"], **options}
+    return score_folders(progress=False, **options)
+
+
+def test_score_command(folders: Path, capsys: pytest.CaptureFixture[str]):
+    words = ("--pred", folders / "good", f"worse={folders / 'bad'}", "--gt", folders / "gt", "--lr", folders / "lr",
+             "--metrics", "psnr,ssim,lpips", "--out", folders / "out", "--jobs", 1,
+             "--published", "RealSR")  # fmt: skip
+    assert command(score, *words) == 0
+    printed = capsys.readouterr().out
+    lines = list(csv.DictReader((folders / "out" / "scores.csv").open()))
+    assert [line["method"] for line in lines] == ["bicubic"] * 4 + ["good"] * 4 + ["worse"] * 4
+    report = json.loads((folders / "out" / "scores.json").read_text())
+    assert report["protocol"] == "stablesr"
+    assert "alexnet" in report["absent"]["lpips"]
+    assert report["summary"]["good"]["mean"]["psnr"] > report["summary"]["worse"]["mean"]["psnr"]
+    for text in ("protocol stablesr", "| bicubic |", "| good |", "| worse |", "MoR-DASR (published)"):
+        assert text in printed
+    assert (folders / "out" / "scores.md").read_text() in printed
+
+
+def test_published_outputs_of_a_peer(shared_data: Path, tmp_path: Path):
+    data = shared_data / "realsr"
+    places = {name: tmp_path / name for name in ("osediff", "HR", "LR")}
+    for name, place in places.items():
+        place.mkdir()
+        for path in sorted((data / name).iterdir())[:5]:
+            (place / path.name).symlink_to(path)
+    report = score_folders({"osediff": places["osediff"]}, places["HR"], places["LR"], ["psnr", "ssim"],
+                           out=tmp_path / "out", progress=False)  # fmt: skip
+    published = data / "osediff_published_scores.csv"
+    found = compare_tables(published, tmp_path / "out" / "scores.csv")
+    assert [info.name for info, *_ in found.rows] == ["psnr", "ssim"]
+    assert all(abs(value.low) < 1e-4 and abs(value.high) < 1e-4 for *_, value in found.rows)
+    assert len(found.unmatched) == 95
+    assert report.mean("bicubic", "psnr") > report.mean("osediff", "psnr")
+
+
+def test_single_files_of_any_name(folders: Path):
+    report = quiet(folders, outputs={"x": folders / "good" / "a.png"}, hr=folders / "gt" / "b.png")
+    assert report.images == ("a",)
+    with pytest.raises(InputError, match="folders everywhere or files everywhere"):
+        quiet(folders, outputs={"x": folders / "good" / "a.png"})
+
+
+def test_without_reference_only_what_needs_none(folders: Path):
+    with pytest.raises(ConfigError, match="at least one folder"):
+        quiet(folders, outputs={})
+    report = quiet(folders, hr=None, metrics=["psnr", "niqe"])
+    assert report.absent == {"psnr": "needs reference images (--gt)"}
+    assert [i.name for i in report.metrics] == ["niqe"]
+
+
+def damage(folders: Path, kind: str) -> str:
+    """Spoil one file; returns the words that the message must hold."""
+    target, image = folders / "good" / "b.png", picture(1)
+    if kind == "size":
+        Image.fromarray(image[:-2]).save(target)
+        return "b.png against b.png: 32x30 against 32x32 px"
+    if kind == "depth":
+        import cv2
+
+        cv2.imwrite(str(target), image.astype(np.uint16) * 257)
+        return "b.png against b.png: 16-bit against 8-bit"
+    if kind == "gray":
+        Image.fromarray(image[..., 0]).save(target)
+        return "b.png against b.png: gray against RGB"
+    if kind == "alpha":
+        Image.fromarray(image).convert("RGBA").save(target)
+        return "b.png against b.png: RGBA against RGB"
+    if kind == "missing":
+        target.unlink()
+        return "good: nothing for b"
+    if kind == "extra":
+        (folders / "gt" / "b.png").unlink()
+        return "gt: nothing for b"
+    if kind == "no lr":
+        (folders / "lr" / "b.png").unlink()
+        return "lr: nothing for b"
+    if kind == "twice":
+        Image.fromarray(image).save(folders / "good" / "b.jpg")
+        return "one stem for several files: b.jpg, b.png"
+    target.write_bytes(b"not an image")
+    return "b.png: cannot be read as an image"
+
+
+KINDS = ["size", "depth", "gray", "alpha", "missing", "extra", "no lr", "twice", "unreadable"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_cannot_be_scored_is_named_and_nothing_is_written(folders: Path, kind: str):
+    words = damage(folders, kind)
+    with pytest.raises(InputError) as error:
+        quiet(folders, lr=folders / "lr", out=folders / "out")
+    assert words in str(error.value)
+    assert "nothing was scored" in str(error.value)
+    assert not (folders / "out").exists()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_rest_is_scored_when_asked_and_the_table_tells(folders: Path, kind: str):
+    words = damage(folders, kind)
+    report = quiet(folders, lr=folders / "lr", skip_problems=True)
+    assert report.images == ("a", "c", "d")
+    assert words in report.to_markdown()
+
+
+def test_sizes_are_cropped_only_when_asked(folders: Path):
+    damage(folders, "size")
+    Image.fromarray(np.asarray(Image.open(folders / "gt" / "b.png"))[:-2]).save(folders / "good" / "b.png")
+    report = quiet(folders, crop=True)
+    assert report.values("good", "psnr")["b"] == pytest.approx(80)
+    assert "cropped" in report.to_markdown()
+
+
+def test_16_bits_on_both_sides_are_refused_too(folders: Path):
+    import cv2
+
+    for name in ("good", "gt"):
+        cv2.imwrite(str(folders / name / "b.png"), picture(1).astype(np.uint16) * 257)
+    with pytest.raises(InputError, match=r"b\.png: 16 bits per channel; scores are defined on 8 bits"):
+        quiet(folders)
+
+
+def test_a_file_cut_in_half_is_named_and_the_rest_goes_on(folders: Path, capsys: pytest.CaptureFixture[str]):
+    target = folders / "good" / "b.png"
+    Image.fromarray(noisy(picture(1, 64), 9)).resize((32, 32)).save(target)
+    target.write_bytes(target.read_bytes()[:-900])  # the head is whole
+    code = command(score, "--pred", folders / "good", "--gt", folders / "gt", "--metrics", "psnr", "--jobs", 1,
+                   "--out", folders / "out")  # fmt: skip
+    assert code == 1
+    assert "b.png: cannot be decoded" in capsys.readouterr().out
+    assert len(list(csv.DictReader((folders / "out" / "scores.csv").open()))) == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "words"),
+    [
+        ({"hr": "nowhere"}, InputError, "gt: nowhere is neither a folder nor a file"),
+        ({"hr": "empty"}, InputError, "gt: empty holds no image"),
+        ({"metrics": ["psnrr"]}, ConfigError, "unknown metric 'psnrr'"),
+        ({"processes": 0}, ConfigError, "at least one process"),
+        ({"outputs": {"bicubic": "good"}, "lr": "lr"}, ConfigError, "a method is called 'bicubic'"),
+    ],
+)
+def test_arguments_that_cannot_work(
+    folders: Path, monkeypatch: pytest.MonkeyPatch, options: dict, error: type[Exception], words: str
+):
+    monkeypatch.setattr(metrics, "_pyiqa_configs", dict)  # importing pyiqa takes seconds
+    (folders / "empty").mkdir()
+    with pytest.raises(error, match=words):
+        quiet(folders, **options)
+
+
+def test_two_rows_of_one_name(folders: Path):
+    with pytest.raises(ConfigError, match="two rows would be called 'good'"):
+        score.named_paths([str(folders / "good"), str(folders / "good")])
+
+
+def test_a_stopped_run_goes_on(folders: Path, monkeypatch: pytest.MonkeyPatch):
+    whole = quiet(folders).values("good", "psnr")
+    real, seen = scoring.score_image, []
+
+    def stops(metrics, sr, hr):
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+        seen.append(1)
+        return real(metrics, sr, hr)
+
+    monkeypatch.setattr(scoring, "score_image", stops)
+    with pytest.raises(KeyboardInterrupt):
+        quiet(folders, out=folders / "out")
+    with (folders / "out" / "progress.jsonl").open("a") as stream:
+        stream.write('{"stem": "c", "fi')  # killed in the middle of a line
+    counted = []
+    monkeypatch.setattr(scoring, "score_image", lambda *a: counted.append(1) or real(*a))
+    assert quiet(folders, out=folders / "out").values("good", "psnr") == whole
+    assert len(counted) == 2
+    counted.clear()
+    assert quiet(folders, out=folders / "out").values("good", "psnr") == whole
+    assert not counted
+    Image.fromarray(picture(9)).save(folders / "good" / "a.png")  # a changed file is scored again, the others not
+    changed = quiet(folders, out=folders / "out").values("good", "psnr")
+    assert len(counted) == 1
+    assert changed["a"] != whole["a"]
+    assert changed["b"] == whole["b"]
+    quiet(folders, out=folders / "out", metrics=["ssim"])  # other metrics start anew
+    assert len(counted) == 5
+
+
+@pytest.mark.slow
+def test_processes_give_the_same_rows(folders: Path):
+    one, two = quiet(folders, lr=folders / "lr"), quiet(folders, lr=folders / "lr", processes=2)
+    assert one.to_csv() == two.to_csv()
+
+
+def test_headers_tell_what_is_inside(tmp_path: Path, shared_data: Path):
+    expected = {
+        "tree_alpha_16bit.png": ("RGBA", 16),
+        "children-alpha.png": ("RGBA", 8),
+        "00017_gray.png": ("gray", 8),
+        "wolf_gray.jpg": ("gray", 8),
+        "0014.jpg": ("RGB", 8),
+    }
+    for name, (kind, bits) in expected.items():
+        header = read_header(shared_data / "odd_images" / name)
+        assert (header.kind, header.bits) == (kind, bits), name
+
+
+def test_turned_photographs_are_turned_back(tmp_path: Path):
+    image = Image.fromarray(picture(0)[:20])
+    exif = Image.Exif()
+    exif[274] = 6
+    image.save(tmp_path / "turned.png", exif=exif)
+    header = read_header(tmp_path / "turned.png")
+    assert (header.width, header.height) == (20, 32)
+    assert read_rgb(tmp_path / "turned.png").shape == (32, 20, 3)
+
+
+def test_compare_command(folders: Path, capsys: pytest.CaptureFixture[str]):
+    for name in ("good", "bad"):
+        quiet(folders, outputs={name: folders / name}, lr=folders / "lr", out=folders / f"out-{name}")
+    a, b = (folders / f"out-{name}" / "scores.csv" for name in ("good", "bad"))
+    assert command(compare, a, b, "--json", folders / "difference.json") == 0
+    printed = capsys.readouterr().out
+    assert "B is worse" in printed
+    assert "95% interval" in printed
+    data = json.loads((folders / "difference.json").read_text())["metrics"]["psnr"]
+    assert data["difference"] == pytest.approx(data["b"] - data["a"])
+    assert data["high"] < 0
+    assert data["count"] == 4
+    command(compare, a, a)
+    assert "not distinguishable" in capsys.readouterr().out
+
+
+def test_tables_that_cannot_be_compared(folders: Path):
+    table = folders / "a.csv"
+    for text, words in (
+        ("", "column 'image'"),
+        ("name,psnr\na,1\n", "column 'image'"),
+        ("image,psnr\na,many\n", "line 2: expected a number for psnr, got 'many'"),
+        ("image,psnr\na.png,1\na,2\n", "line 3: a stands twice"),
+        ("image,ssim\na,1\n", "no metric in common"),
+        ("image,psnr\nz,1\n", "no image in common"),
+    ):
+        other = folders / "other.csv"
+        other.write_text("image,psnr\na,1\nb,2\n")
+        table.write_text(text)
+        with pytest.raises(InputError, match=words):
+            compare_tables(table, other)
+    with pytest.raises(InputError, match="cannot be read as a table"):
+        compare_tables(folders / "absent.csv", table)
+    table.write_text("image,method,psnr\na,x,1\na,y,2\n")
+    with pytest.raises(ConfigError, match="several methods, name one with --method-a: x, y"):
+        compare_tables(table, table)
+    with pytest.raises(ConfigError, match="no method 'z'"):
+        compare_tables(table, table, method_a="z")
+    assert compare_tables(table, table, method_a="x", method_b="y").rows[0][3].mean == 1

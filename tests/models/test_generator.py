@@ -1,0 +1,104 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from morsr.adapters import MoRConfig, active_adapters
+from morsr.errors import ConfigError, InputError
+from morsr.estimators import build_estimator
+from morsr.models.backbone import load_backbone
+from morsr.models.generator import OneStepConfig, OneStepGenerator, enlarge, pad_to_multiple
+
+ADAPTERS = MoRConfig(
+    num_ranks=6, num_shared=2, top_k=2, num_zero=1, targets=("sd_unet@unet", "tiny_vae_encoder@vae"), scale=1.0
+)
+
+
+def build(base: Path, **one_step: object) -> OneStepGenerator:
+    config = OneStepConfig(**{"timestep": 150, "scale_input": True, **one_step})
+    return OneStepGenerator(load_backbone(base), build_estimator("frequency"), adapters=ADAPTERS, one_step=config)
+
+
+def wake(generator: OneStepGenerator) -> None:
+    """Move the up projections off zero, so that routing shows in the output."""
+    with torch.no_grad():
+        for parameter in generator.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.05 * torch.randn_like(parameter))
+
+
+def test_fresh_adapters_leave_the_base_as_it_is(small_base: Path) -> None:
+    generator = build(small_base).eval()
+    lr = torch.rand(2, 3, 8, 8)
+    with torch.no_grad():
+        adapted = generator(lr).sr
+        with active_adapters(generator.backbone, None):
+            plain = generator(lr).sr
+    torch.testing.assert_close(adapted, plain, atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("size", [(8, 8), (5, 11), (1, 3)])
+@pytest.mark.parametrize("scale", [4.0, 2.5])
+def test_output_has_the_size_that_was_asked_for(small_base: Path, size: tuple[int, int], scale: float) -> None:
+    generator = build(small_base).eval()
+    with torch.no_grad():
+        sr = generator(torch.rand(1, 3, *size), scale=scale).sr
+    assert sr.shape == (1, 3, round(size[0] * scale), round(size[1] * scale))
+
+
+def test_an_images_output_does_not_depend_on_its_batch(small_base: Path) -> None:
+    generator = build(small_base).eval()
+    wake(generator)
+    lr = torch.rand(4, 3, 8, 8) * torch.tensor([0.2, 1.0, 0.6, 0.9]).view(4, 1, 1, 1)
+    with torch.no_grad():
+        together = generator(lr).sr
+        apart = torch.cat([generator(lr[i : i + 1]).sr for i in range(4)])
+    torch.testing.assert_close(together, apart, atol=1e-4, rtol=0)
+
+
+def test_epsilon_step_at_999_is_osediffs_line(small_base: Path) -> None:
+    generator = build(small_base, timestep=999, scale_input=False).eval()
+    latents = torch.randn(1, 4, 4, 4)
+    with torch.no_grad(), active_adapters(generator.backbone, None):
+        z0 = generator.denoise(latents)
+        epsilon = generator.backbone.predict_noise(latents, 999)
+    torch.testing.assert_close(z0, 14.6488 * latents - 14.6146 * epsilon, atol=2e-3, rtol=1e-4)
+
+
+def test_enlarging_is_opencvs_bicubic() -> None:
+    import cv2
+    import numpy as np
+
+    image = np.random.default_rng(0).random((7, 9, 3), dtype=np.float32)
+    ours = enlarge(torch.from_numpy(image).permute(2, 0, 1)[None], (28, 36))
+    theirs = cv2.resize(image, (36, 28), interpolation=cv2.INTER_CUBIC).clip(0, 1)
+    torch.testing.assert_close(ours[0].permute(1, 2, 0), torch.from_numpy(theirs), atol=1e-5, rtol=0)
+
+
+def test_padding_repeats_the_edge() -> None:
+    padded = pad_to_multiple(torch.arange(6.0).view(1, 1, 2, 3), 4)
+    assert padded.shape == (1, 1, 4, 4)
+    torch.testing.assert_close(padded[0, 0, :, 3], torch.tensor([2.0, 5.0, 5.0, 5.0]))
+
+
+@pytest.mark.parametrize(
+    ("settings", "word"),
+    [
+        ({"timestep": 1000}, "0 to 999"),
+        ({"parametrization": "x0"}, "epsilon"),
+        ({"parametrization": "residual", "scale_input": True}, "scale_input"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(settings: dict[str, object], word: str) -> None:
+    with pytest.raises(ConfigError, match=word):
+        OneStepConfig(**settings)
+
+
+def test_adapters_need_an_estimator(small_base: Path) -> None:
+    with pytest.raises(ConfigError, match="estimator"):
+        OneStepGenerator(load_backbone(small_base), adapters=ADAPTERS)
+
+
+def test_an_empty_output_is_refused(small_base: Path) -> None:
+    with pytest.raises(InputError, match="larger scale"):
+        build(small_base)(torch.rand(1, 3, 4, 4), scale=0.1)

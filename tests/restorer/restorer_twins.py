@@ -1,0 +1,97 @@
+"""Generators small enough to run in milliseconds: a real one with random weights, and fakes with known behaviour."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from morsr.adapters import MoRConfig
+from morsr.estimators import DegradationEstimator
+from morsr.models.backbone import build_backbone
+from morsr.models.generator import OneStepConfig, OneStepGenerator
+from morsr.models.restorer import Restorer
+
+
+class MeanEstimator(DegradationEstimator):
+    """Scores an image by its mean and its deviation."""
+
+    names = ("mean", "deviation")
+
+    def estimate(self, lr: Tensor) -> tuple[Tensor, Tensor]:
+        mean, deviation = lr.mean(dim=(1, 2, 3)), lr.flatten(1).std(dim=1, unbiased=False)
+        return torch.stack([mean, deviation], dim=1), mean
+
+
+class FakeGenerator(nn.Module):
+    """The generator's face over any function of images; sees which sizes came."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor] = lambda images: images, multiple: int = 16) -> None:
+        super().__init__()
+        self.multiple, self.function, self.context = multiple, function, None
+        self.backbone = SimpleNamespace(latent_factor=4)
+        self.sizes: list[tuple[int, int]] = []
+
+    def encode(self, images: Tensor) -> Tensor:
+        assert images.shape[-1] % self.multiple == images.shape[-2] % self.multiple == 0
+        self.sizes.append((images.shape[-2], images.shape[-1]))
+        return images
+
+    def denoise(self, latents: Tensor) -> Tensor:
+        return self.function(latents)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        return latents
+
+
+def smoothing(images: Tensor) -> Tensor:
+    """A convolution that sees beyond a tile's border, as networks do."""
+    padded = F.pad(images, (3, 3, 3, 3), mode="replicate")
+    return F.avg_pool2d(padded, 7, stride=1)
+
+
+def fake(function: Callable[[Tensor], Tensor] = lambda images: images, multiple: int = 16) -> Restorer:
+    return Restorer(FakeGenerator(function, multiple), device="cpu")  # type: ignore[arg-type]
+
+
+def small_generator(*, adapters: bool = True) -> OneStepGenerator:
+    """A diffusers UNet and AutoencoderTiny with random weights, and adapters that change the output."""
+    torch.manual_seed(0)
+    backbone = build_backbone(
+        {
+            "in_channels": 4,
+            "out_channels": 4,
+            "block_out_channels": (16, 16),
+            "layers_per_block": 1,
+            "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+            "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+            "attention_head_dim": 8,
+            "cross_attention_dim": 8,
+            "norm_num_groups": 4,
+        },
+        {
+            "encoder_block_out_channels": (8, 8, 8),
+            "decoder_block_out_channels": (8, 8, 8),
+            "num_encoder_blocks": (1, 1, 1),
+            "num_decoder_blocks": (1, 1, 1),
+            "latent_channels": 4,
+        },
+    )
+    config = MoRConfig(num_ranks=12, num_shared=4, top_k=3, num_zero=2, targets=("sd_unet@unet",))
+    generator = OneStepGenerator(
+        backbone,
+        MeanEstimator() if adapters else None,
+        adapters=config if adapters else None,
+        one_step=OneStepConfig(timestep=250, scale_input=True),
+    )
+    if adapters:
+        generator.context.set_standardization(torch.tensor([0.5, 0.25]), torch.tensor([0.05, 0.05]))
+        for name, parameter in generator.named_parameters():
+            if ".up" in name and parameter.requires_grad:
+                nn.init.normal_(parameter, std=0.05)
+        for parameter in (generator.context.weight, generator.context.bias):
+            nn.init.normal_(parameter)
+    return generator.eval()

@@ -1,0 +1,185 @@
+"""`morsr upscale`: files and folders, resuming, what fails and what is never touched."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import restorer_twins as twins
+from PIL import Image
+
+from morsr.cli import main
+from morsr.models.restorer import Restorer
+
+
+@pytest.fixture(autouse=True)
+def model(monkeypatch: pytest.MonkeyPatch) -> Restorer:
+    """A fake model in place of the shipped one, with what it was asked for."""
+    restorer = twins.fake()
+    restorer.asked = []  # type: ignore[attr-defined]
+
+    def from_pretrained(name: str, **options: object) -> Restorer:
+        restorer.asked.append((name, options))  # type: ignore[attr-defined]
+        return restorer
+
+    monkeypatch.setattr(Restorer, "from_pretrained", from_pretrained)
+    return restorer
+
+
+def photo(path: str, size: tuple[int, int] = (12, 9), mode: str = "RGB") -> Path:
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (*size[::-1], 3)).astype(np.uint8)).convert(mode).save(
+        path
+    )
+    return Path(path)
+
+
+def sizes(folder: str) -> dict[str, tuple[int, int]]:
+    paths = sorted(path for path in Path(folder).rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): Image.open(path).size for path in paths}
+
+
+def test_a_file_becomes_a_file(model: Restorer, capsys: pytest.CaptureFixture[str]):
+    photo("photo.jpg")
+    assert main(["upscale", "photo.jpg", "new/out.png"]) == 0
+    assert Image.open("new/out.png").size == (48, 36)
+    assert "out.png" in capsys.readouterr().err
+    assert model.asked == [("tiny", {"base": None, "device": "auto", "dtype": "auto"})]  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("target", "made"), [("folder/", "folder/photo.jpg"), ("plain", "plain/photo.jpg"), ("there", "there/photo.jpg")]
+)
+def test_a_file_into_a_folder_keeps_its_name(target: str, made: str):
+    photo("photo.jpg")
+    os.mkdir("there")
+    assert main(["upscale", "photo.jpg", target, "--scale", "2"]) == 0
+    assert Image.open(made).size == (24, 18)
+
+
+def test_options_reach_the_restorer(model: Restorer, monkeypatch: pytest.MonkeyPatch):
+    seen = {}
+    monkeypatch.setattr(model, "restore_file", lambda source, target, **options: seen.update(options))
+    monkeypatch.setattr(model, "check", lambda **options: None)
+    photo("photo.png")
+    arguments = "--scale 1.5 --tile 256 --color adain --color-strength 0.5 --generative 0.7 --budget 3 --routing tile"
+    assert (
+        main(["upscale", "photo.png", "out", *arguments.split(), "--format", "webp", "--model", "m", "--base", "b"])
+        == 0
+    )
+    seen.pop("progress")
+    assert seen == {
+        "scale": 1.5,
+        "tile": 256,
+        "color": "adain",
+        "color_strength": 0.5,
+        "generative": 0.7,
+        "budget": 3,
+        "routing": "tile",
+        "format": "webp",
+    }
+    assert model.asked[0][0] == "m"  # type: ignore[attr-defined]
+    assert model.asked[0][1]["base"] == "b"  # type: ignore[attr-defined]
+
+
+def test_a_folder_is_restored_with_its_subfolders():
+    photo("in/a.png")
+    photo("in/sub/b.jpg", (7, 5))
+    photo("in/sub/gray.TIF", mode="L")
+    Path("in/notes.txt").write_text("not an image")
+    photo("in/.hidden.png")
+    assert main(["upscale", "in", "out", "--scale", "2"]) == 0
+    assert sizes("out") == {"a.png": (24, 18), "sub/b.jpg": (14, 10), "sub/gray.TIF": (24, 18)}
+    assert Image.open("out/sub/gray.TIF").mode == "L"
+
+
+def test_a_format_for_all_files():
+    photo("in/a.png")
+    photo("in/b.jpg")
+    assert main(["upscale", "in", "out", "--format", "webp"]) == 0
+    assert sorted(sizes("out")) == ["a.webp", "b.webp"]
+    assert {Image.open(f"out/{name}").format for name in sizes("out")} == {"WEBP"}
+
+
+def test_a_stopped_run_goes_on_where_it_was(model: Restorer, capsys: pytest.CaptureFixture[str]):
+    for name in "abc":
+        photo(f"in/{name}.png")
+    Path("out").mkdir()
+    Path("out/b.png").write_bytes(b"made before")
+    assert main(["upscale", "in", "out"]) == 0
+    assert Path("out/b.png").read_bytes() == b"made before"
+    assert "1 of 3 outputs exist" in capsys.readouterr().err
+    assert len(model.generator.sizes) == 2
+    assert main(["upscale", "in", "out"]) == 0
+    assert len(model.generator.sizes) == 2
+    assert main(["upscale", "in", "out", "--overwrite"]) == 0
+    assert Image.open("out/b.png").size == (48, 36)
+
+
+def test_outputs_inside_the_input_folder_are_not_inputs_of_the_next_run(model: Restorer):
+    photo("in/a.png")
+    assert main(["upscale", "in", "in/out"]) == 0
+    assert main(["upscale", "in", "in/out", "--overwrite"]) == 0
+    assert sizes("in") == {"a.png": (12, 9), "out/a.png": (48, 36)}
+
+
+def test_a_failed_file_does_not_stop_the_others(capsys: pytest.CaptureFixture[str]):
+    photo("in/a.png")
+    Path("in/b.png").write_text("not an image")
+    Path("in/c.png").write_bytes(b"")
+    photo("in/d.png")
+    assert main(["upscale", "in", "out"]) == 1
+    told = capsys.readouterr().err
+    assert "2 of 4 images restored" in told
+    assert "2 failed" in told
+    assert "in/b.png: not a PNG" in told
+    assert "in/c.png: the file is empty" in told
+    assert sorted(sizes("out")) == ["a.png", "d.png"]
+    assert sorted(os.listdir("out")) == ["a.png", "d.png"], "nothing half-written"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["missing.png", "out.png"], "missing.png: no such file or folder"),
+        (["empty", "out"], "no images"),
+        (["photo.png", "photo.png"], "overwrite an input"),
+        (["photo.png", "./empty/../photo.png"], "overwrite an input"),
+        (["in", "in"], "overwrite the inputs"),
+        (["in", "photo.png"], "this is a file"),
+        (["photo.png", "out.docx"], "output format"),
+        (["in", "out", "--format", "docx"], "output format"),
+        (["in", "out", "--format", "png"], "both become"),
+        (["photo.png", "out.png", "--scale", "9"], "scale: expected 1 to 8"),
+        (["photo.png", "out.png", "--color", "none", "--color-strength", "0.5"], "no effect"),
+        (["photo.png", "out.png", "--budget", "3"], "routed adapters"),
+        (["text.png", "out.png"], "not a PNG"),
+    ],
+)
+def test_what_cannot_be_done_is_told_in_one_line(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]):
+    photo("photo.png")
+    photo("in/a.png")
+    photo("in/a.jpg")
+    os.mkdir("empty")
+    Path("text.png").write_text("Dear Sir or Madam")
+    before = {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()}
+    assert main(["upscale", *arguments]) == 2
+    told = capsys.readouterr().err.strip()
+    assert words in told
+    assert "\n" not in told
+    assert {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()} == before
+
+
+def test_a_tile_that_is_no_number_is_refused(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit):
+        main(["upscale", "a.png", "b.png", "--tile", "big"])
+    assert "expected auto, none or a number" in capsys.readouterr().err
+
+
+def test_no_images_are_loaded_for_help(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as stopped:
+        main(["upscale", "--help"])
+    assert stopped.value.code == 0
+    assert "--color-strength" in capsys.readouterr().out

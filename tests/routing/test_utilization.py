@@ -1,0 +1,136 @@
+"""Statistics of the use of slots, against definitions written out and SciPy."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from morsr.errors import InputError
+from morsr.functional.layer_names import block_of, flow_order
+from morsr.functional.routing import route, slot_load
+from morsr.functional.utilization import (
+    active_ranks,
+    dead_experts,
+    load_entropy,
+    load_share,
+    load_spread,
+    load_variation,
+    max_violation,
+    mid_ranks,
+    mutual_information,
+    spearman,
+    summarize,
+    zero_share,
+)
+
+
+def test_even_and_collapsed_loads_are_the_ends_of_every_scale():
+    even, collapsed = torch.full((1, 12), 1 / 12), torch.tensor([[1 / 3] * 3 + [0.0] * 9])
+    for measure, ends in (
+        (load_entropy, (1, math.log(3) / math.log(12))),
+        (lambda load: load_spread(load, 3), (1, 0)),
+        (load_variation, (0, math.sqrt(3))),
+        (max_violation, (0, 3)),
+    ):
+        assert measure(even).item() == pytest.approx(ends[0], abs=1e-6)
+        assert measure(collapsed).item() == pytest.approx(ends[1], abs=1e-6)
+
+
+def test_a_layer_that_chooses_all_its_slots_is_not_collapsed():
+    assert load_spread(torch.tensor([[0.5, 0.5]]), 2).item() == 1
+
+
+def test_dead_experts_are_real_ones_under_a_tenth_of_the_even_load():
+    load = torch.tensor([[0.009, 0.011, 0.48, 0.5, *[0.0] * 6]])
+    assert dead_experts(load, 4).tolist() == [[True, False, False, False, True, True]]
+
+
+@given(st.integers(0, 2**31), st.integers(1, 6), st.integers(1, 4), st.integers(0, 4))
+def test_counts_shares_and_ranks_of_any_routing(seed: int, images: int, top_k: int, num_zero: int):
+    generator = torch.Generator().manual_seed(seed)
+    slots = 5 + num_zero
+    routing = route(torch.randn(3, images, slots, generator=generator), top_k)
+    load = load_share(slot_load(routing.chosen, slots))
+    torch.testing.assert_close(load.sum(1), torch.ones(3))
+    share = zero_share(routing.chosen, 5)
+    torch.testing.assert_close(share.mean(1), load[:, 5:].sum(1))
+    ranks = active_ranks(share, top_k, 2, expert_rank=4)
+    torch.testing.assert_close(ranks, 2 + 4 * (routing.gates[..., :5] > 0).sum(-1).float())
+
+
+def test_rank_correlation_agrees_with_scipy():
+    stats = pytest.importorskip("scipy.stats")
+    generator = torch.Generator().manual_seed(0)
+    first = torch.randint(0, 6, (200,), generator=generator).float()  # many ties
+    second = first + 3 * torch.rand(200, generator=generator)
+    assert spearman(first, second) == pytest.approx(stats.spearmanr(first, second).statistic, abs=1e-12)
+    torch.testing.assert_close(mid_ranks(first), torch.from_numpy(stats.rankdata(first.numpy())))
+
+
+def test_rank_correlation_of_what_does_not_vary():
+    assert math.isnan(spearman(torch.ones(9), torch.arange(9.0)))
+    assert math.isnan(spearman(torch.zeros(2), torch.ones(2)))
+    with pytest.raises(InputError, match="equal length"):
+        spearman(torch.zeros(3), torch.zeros(4))
+
+
+def test_mutual_information_in_bits():
+    tables = torch.tensor([[[5, 0], [0, 5]], [[4, 4], [2, 2]], [[0, 0], [0, 0]]])
+    torch.testing.assert_close(mutual_information(tables), torch.tensor([1.0, 0.0, 0.0], dtype=torch.float64))
+
+
+def test_summary_of_a_window_and_its_balance_terms():
+    layers, slots, zero, images = 2, 8, 2, 40
+    even = torch.full((layers, slots), 1.0)
+    summary = summarize(
+        even * 15, even * images / slots, even * 12 / slots, images=images, severity_sum=12.0,
+        top_k=3, num_zero=zero, num_shared=5,
+    )  # fmt: skip
+    torch.testing.assert_close(summary.balance_real + summary.balance_zero, torch.ones(layers, dtype=torch.float64))
+    torch.testing.assert_close(summary.ranks, torch.full((layers,), 5 + 3 * 0.75, dtype=torch.float64))
+    assert summary.scalars()["dead_share_max"] == 0
+
+    collapsed = torch.zeros(layers, slots)
+    collapsed[:, 0] = 1
+    collapsed[1] = 1 / slots
+    summary = summarize(
+        collapsed * 120, collapsed * images, collapsed * 12, images=images, severity_sum=12.0,
+        top_k=3, num_zero=zero, num_shared=5,
+    )  # fmt: skip
+    assert summary.balance_real[0].item() == pytest.approx(slots)
+    # One even layer must not hide the one that has collapsed.
+    assert summary.scalars()["load_entropy_min"] == pytest.approx(0, abs=1e-9)
+    assert summary.scalars()["dead_share_max"] == pytest.approx(5 / 6)
+
+
+def test_names_of_blocks():
+    assert block_of("unet.down_blocks.1.attentions.0.to_q") == "unet.down_blocks.1"
+    assert block_of("unet.mid_block.resnets.0.conv1") == "unet.mid_block"
+    assert block_of("vae.encoder.layers.3.conv.0") == "vae.encoder"
+    assert block_of("unet.conv_in") == "unet.conv_in"
+
+
+def test_layers_in_the_order_of_the_data():
+    ordered = [
+        "vae.encoder.layers.0",
+        "vae.encoder.layers.3.conv.0",
+        "unet.conv_in",
+        "unet.down_blocks.0.resnets.0.conv1",
+        "unet.down_blocks.0.attentions.0.to_q",
+        "unet.down_blocks.0.resnets.1.conv1",
+        "unet.down_blocks.0.downsamplers.0.conv",
+        "unet.down_blocks.10.resnets.0.conv1",
+        "unet.mid_block.resnets.0.conv1",
+        "unet.mid_block.attentions.0.to_q",
+        "unet.mid_block.resnets.1.conv1",
+        "unet.up_blocks.0.resnets.0.conv1",
+        "unet.conv_out",
+        "other.layer",
+    ]
+    # As diffusers registers them: up before mid, attentions before ResNets, the UNet before the VAE.
+    registered = [ordered[i] for i in (2, 4, 3, 5, 6, 7, 11, 9, 8, 10, 12, 0, 1, 13)]
+    assert [registered[index] for index in flow_order(registered)] == ordered

@@ -1,0 +1,108 @@
+"""The command line in-process: every config runs, and what a user gets wrong is one line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from morsr.cli import main
+
+EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
+CONFIGS = sorted(path.name for path in EXPERIMENTS.glob("*.yaml"))
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    noise = np.random.default_rng(0)
+    for index in range(3):
+        Image.fromarray(noise.integers(0, 256, (96, 80, 3), dtype=np.uint8)).save(folder / f"{index}.png")
+    return folder
+
+
+def arguments(name: str, base: Path, photos: Path, out: Path) -> list[str]:
+    """A config shrunk to two steps on small images and the small base."""
+    config = yaml.safe_load((EXPERIMENTS / name).read_text())
+    options = [
+        "fit", "--config", str(EXPERIMENTS / name), f"--trainer.default_root_dir={out}", "--trainer.fast_dev_run=2",
+        "--trainer.accelerator=cpu", f"--data.train=[{photos}]", f"--data.val=[{photos}]", "--data.batch_size=2",
+        "--data.crop_size=32", "--data.num_workers=0", "--data.val_multiple=16", f"--data.cache_dir={out}",
+        "--trainer.precision=32-true",
+    ]  # fmt: skip
+    kind = config["model"]["class_path"]
+    if kind.endswith("OneStepSRModule"):
+        options += [f"--model.base={base}", "--model.calibration_images=4", "--model.loss={l2: 1.0}"]
+        options += ["--model.adapters.targets=[sd_unet@unet, tiny_vae_encoder@vae]"]
+    elif kind.endswith("DiffusionTraining"):
+        options += [f"--model.base={base}", f"--model.out={out}/base"]
+    elif kind.endswith("AutoencoderTraining"):
+        options += [f"--model.out={out}/base"]
+    return options
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_config_runs(name: str, small_base: Path, photos: Path, tmp_path: Path) -> None:
+    assert main(arguments(name, small_base, photos, tmp_path / "out")) == 0
+
+
+def test_base_phases_leave_a_folder_that_loads(small_base: Path, photos: Path, tmp_path: Path) -> None:
+    from morsr.models.backbone import load_backbone
+
+    main(arguments("base_tiny_diffusion.yaml", small_base, photos, tmp_path / "out"))
+    before, after = load_backbone(small_base), load_backbone(tmp_path / "out" / "base")
+    assert after.base_id == before.base_id
+    changed = (after.unet.conv_in.weight - before.unet.conv_in.weight).abs().max()
+    assert changed > 0
+    assert (after.prompt_clean - before.prompt_clean).abs().max() > 0
+    assert (after.vae.encoder.layers[0].weight - before.vae.encoder.layers[0].weight).abs().max() == 0
+
+
+@pytest.mark.parametrize(
+    ("extra", "words"),
+    [
+        (["--model.colour=red"], "colour"),
+        (["--model.adapters.num_rank=4"], "num_rank"),
+        (["--model.adapters.top_k=99"], "top_k"),
+        (["--model.base=/nowhere/at/all"], "/nowhere/at/all"),
+        (["--data.recipe=sunshine"], "sunshine"),
+        (["--model.loss={l2: -1}"], "loss weights"),
+        (["--model.one_step.timestep=1000"], "0 to 999"),
+    ],
+)
+def test_a_wrong_option_is_one_line_that_names_it(
+    extra: list[str], words: str, small_base: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = main([*arguments("mor_tiny.yaml", small_base, photos, tmp_path / "out"), *extra])
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("morsr: ")]
+    assert code == 2
+    assert len(lines) == 1
+    assert words in lines[0]
+    assert not (tmp_path / "out").exists() or not list((tmp_path / "out").rglob("*.ckpt"))
+
+
+def test_a_missing_config_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fit", "--config", "nowhere.yaml"]) == 2
+    assert "nowhere.yaml" in capsys.readouterr().err
+
+
+def test_an_empty_folder_of_photographs_is_named(
+    small_base: Path, tmp_path: Path, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "empty").mkdir()
+    options = [*arguments("mor_tiny.yaml", small_base, photos, tmp_path / "out"), f"--data.train=[{tmp_path}/empty]"]
+    assert main(options) == 2
+    assert "empty" in capsys.readouterr().err
+
+
+def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    for name in ("fit", "test", "upscale", "score", "degrade", "routing", "selftest"):
+        assert name in text

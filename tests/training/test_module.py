@@ -1,0 +1,184 @@
+"""The module under Lightning, on a small base: what is trained, saved, resumed and refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch.utils.data import DataLoader
+
+from morsr.adapters import MoRConfig, read_adapters_header
+from morsr.errors import WeightsError
+from morsr.models.generator import OneStepConfig
+from morsr.models.loading import load_generator
+from morsr.training.module import OneStepSRModule
+
+ADAPTERS = MoRConfig(num_ranks=6, num_shared=2, top_k=2, num_zero=1, targets=("sd_unet@unet", "tiny_vae_encoder@vae"))
+
+
+class Pairs(L.LightningDataModule):
+    """Random pairs that depend on their number alone."""
+
+    def train_dataloader(self) -> DataLoader:
+        return DataLoader([self.pair(index) for index in range(6)], batch_size=2, collate_fn=self.collate)
+
+    def val_dataloader(self) -> DataLoader:
+        return DataLoader([self.pair(index) for index in range(100, 102)], batch_size=1, collate_fn=self.collate)
+
+    def pair(self, index: int) -> dict[str, Any]:
+        generator = torch.Generator().manual_seed(index)
+        lr = torch.rand(3, 8, 8, generator=generator)
+        hr = torch.rand(3, 32, 32, generator=generator)
+        return {"lr": lr, "hr": hr, "stem": str(index)}
+
+    def collate(self, pairs: list[dict[str, Any]]) -> dict[str, Any]:
+        stacked = {name: torch.stack([pair[name] for pair in pairs]) for name in ("lr", "hr")}
+        return {**stacked, "stem": [pair["stem"] for pair in pairs]}
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        return batch
+
+    def finish_batch(self, batch: dict[str, Any]) -> dict[str, Any]:
+        return batch
+
+
+def build(base: Path, **settings: Any) -> OneStepSRModule:
+    torch.manual_seed(0)
+    return OneStepSRModule(
+        **{
+            "base": str(base),
+            "adapters": ADAPTERS,
+            "one_step": OneStepConfig(timestep=150, scale_input=True),
+            "loss": {"l2": 1.0},
+            "lr": 1e-2,
+            "calibration_images": 8,
+            **settings,
+        }
+    )
+
+
+def fit(module: OneStepSRModule, folder: Path, steps: int, *, ckpt: Path | None = None, save_at: int = 0) -> L.Trainer:
+    callbacks = []
+    if save_at:
+        callbacks.append(ModelCheckpoint(dirpath=folder, filename="at-{step}", every_n_train_steps=save_at, save_top_k=-1))
+    trainer = L.Trainer(
+        max_steps=steps, accelerator="cpu", logger=False, default_root_dir=folder, callbacks=callbacks,
+        enable_checkpointing=bool(save_at), enable_progress_bar=False, enable_model_summary=False,
+        num_sanity_val_steps=0, limit_val_batches=0,
+    )  # fmt: skip
+    torch.manual_seed(1)
+    trainer.fit(module, datamodule=Pairs(), ckpt_path=ckpt)
+    return trainer
+
+
+def test_frozen_weights_stay_bit_equal_and_adapters_move(small_base: Path, tmp_path: Path) -> None:
+    module = build(small_base)
+    before = {name: tensor.clone() for name, tensor in module.named_parameters()}
+    fit(module, tmp_path, 3)
+    moved = 0
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            moved += not torch.equal(parameter, before[name])
+        else:
+            torch.testing.assert_close(parameter, before[name], atol=0, rtol=0, msg=name)
+    assert moved > 20
+
+
+def test_the_router_learns_from_the_second_step_on(small_base: Path) -> None:
+    # With the up projections at zero the gates have no effect, so the task tells the router nothing at step 0.
+    module = build(small_base, adapters=MoRConfig.from_dict({**ADAPTERS.to_dict(), "balance_alpha": 0.0}))
+    module.train()
+    batch = Pairs().collate([Pairs().pair(0), Pairs().pair(1)])
+    optimizer = torch.optim.SGD([p for p in module.parameters() if p.requires_grad], lr=0.1)
+    sizes = []
+    for _ in range(2):
+        optimizer.zero_grad()
+        loss = module.loss(module.generator(batch["lr"]).sr, batch["hr"])["total"]
+        loss.backward()
+        sizes.append(module.generator.context.weight.grad.abs().sum().item())
+        optimizer.step()
+    assert sizes[0] == 0
+    assert sizes[1] > 0
+
+
+def test_the_router_is_standardised_once_and_saved(small_base: Path, tmp_path: Path) -> None:
+    module = build(small_base)
+    assert not module.generator.context.standardized
+    fit(module, tmp_path, 1)
+    mean = module.generator.context.mean.clone()
+    assert module.generator.context.standardized
+    module.save_adapters(tmp_path / "adapters.safetensors")
+    loaded = load_generator(tmp_path / "adapters.safetensors")
+    torch.testing.assert_close(loaded.context.mean, mean, atol=0, rtol=0)
+
+
+def test_a_resumed_run_equals_a_straight_one(small_base: Path, tmp_path: Path) -> None:
+    straight = build(small_base)
+    fit(straight, tmp_path / "straight", 6, save_at=3)
+    resumed = build(small_base)
+    fit(resumed, tmp_path / "resumed", 6, ckpt=tmp_path / "straight" / "at-step=3.ckpt")
+    for name, parameter in straight.named_parameters():
+        if parameter.requires_grad:
+            torch.testing.assert_close(dict(resumed.named_parameters())[name], parameter, atol=1e-6, rtol=1e-5, msg=name)
+
+
+def test_a_checkpoint_holds_adapters_and_no_base(small_base: Path, tmp_path: Path) -> None:
+    fit(build(small_base), tmp_path, 2, save_at=2)
+    checkpoint = torch.load(tmp_path / "at-step=2.ckpt", weights_only=True)
+    keys = checkpoint["state_dict"]
+    assert keys
+    assert not any("base_layer" in key or "vae.decoder" in key or "norm" in key for key in keys)
+    assert checkpoint["morsr"]["base_id"] == "morsr/test"
+
+
+def test_checkpoint_and_adapters_file_give_the_same_generator(small_base: Path, tmp_path: Path) -> None:
+    module = build(small_base)
+    fit(module, tmp_path, 2, save_at=2)
+    module.save_adapters(tmp_path / "adapters.safetensors")
+    lr = torch.rand(1, 3, 8, 8)
+    with torch.no_grad():
+        expected = module.eval().generator(lr).sr
+        for file in ("at-step=2.ckpt", "adapters.safetensors"):
+            torch.testing.assert_close(load_generator(tmp_path / file)(lr).sr, expected, atol=1e-6, rtol=0, msg=file)
+
+
+def test_adapters_say_how_they_are_run(small_base: Path, tmp_path: Path) -> None:
+    build(small_base).save_adapters(tmp_path / "a.safetensors")
+    header = read_adapters_header(tmp_path / "a.safetensors")
+    assert header["base_id"] == "morsr/test"
+    assert header["extra"]["one_step"]["timestep"] == 150
+    assert header["extra"]["estimator"]["kind"] == "frequency"
+
+
+def test_a_checkpoint_of_other_adapters_is_refused(small_base: Path, tmp_path: Path) -> None:
+    fit(build(small_base), tmp_path, 1, save_at=1)
+    other = build(small_base, adapters=MoRConfig.from_dict({**ADAPTERS.to_dict(), "targets": ["sd_unet@unet"]}))
+    with pytest.raises(WeightsError, match="does not fit"):
+        fit(other, tmp_path, 2, ckpt=tmp_path / "at-step=1.ckpt")
+
+
+def test_half_a_checkpoint_is_refused_by_name(small_base: Path, tmp_path: Path) -> None:
+    fit(build(small_base), tmp_path, 1, save_at=1)
+    file = tmp_path / "at-step=1.ckpt"
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    with pytest.raises(WeightsError, match="at-step=1.ckpt"):
+        load_generator(file)
+
+
+def test_adapters_for_another_base_are_refused_before_anything_changes(small_base: Path, tmp_path: Path) -> None:
+    from morsr.models.backbone import load_backbone
+
+    other = load_backbone(small_base)
+    other.base_id = "somebody/else"
+    other.save(tmp_path / "other")
+    build(tmp_path / "other").save_adapters(tmp_path / "a.safetensors")
+    module = build(small_base)
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    with pytest.raises(WeightsError, match="somebody/else"):
+        module.load_adapters(tmp_path / "a.safetensors")
+    for name, tensor in module.state_dict().items():
+        torch.testing.assert_close(tensor, before[name], atol=0, rtol=0, msg=name)
