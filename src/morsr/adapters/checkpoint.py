@@ -95,7 +95,10 @@ def save_adapters(
     metadata = {"format": FORMAT, "format_version": str(FORMAT_VERSION), "header": text}
     partial = path.with_name(path.name + ".part")
     path.parent.mkdir(parents=True, exist_ok=True)
+    partial.touch()
+    mode = partial.stat().st_mode  # what this user's new files get; safetensors would make it private
     save_file(tensors, str(partial), metadata=metadata)
+    partial.chmod(mode)
     os.replace(partial, path)
     return path
 

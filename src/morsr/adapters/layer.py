@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from morsr.adapters.config import MoRConfig
 from morsr.adapters.state import LayerGates, SharedState
 from morsr.errors import ConfigError, InputError
-from morsr.functional.lowrank import ConvGeometry, add_lowrank_conv2d, add_lowrank_linear, lowrank_weight
+from morsr.functional.lowrank import ConvGeometry, add_lowrank_conv2d, add_lowrank_linear, add_lowrank_weight
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -68,27 +68,18 @@ class RankSet(nn.Module):
         up = up.index_select(0, rows).view(batch, ranks, -1) * factors[..., None].to(up.dtype)
         return down.to(dtype), up.to(dtype)
 
-    def weight_update(self, gates: LayerGates, image: int = 0, *, ranks: list[int] | None = None) -> Tensor:
-        """Update (O, I, ...) of the layer's weight for one image, in float32 (float64 where the ranks are).
+    def add_to_weight(self, weight: Tensor, gates: LayerGates, *, live: list[int] | None = None) -> Tensor:
+        """The layer's weight with the ranks of one image folded in.
 
         Args:
-            gates: as the routing gives them.
-            image: which image of the batch.
-            ranks: positions among the gates' ranks to sum, all by default; what has factor 0 can be left out.
+            weight: of the base layer.
+            gates: of one image, as the routing gives them.
+            live: positions among the gates' ranks to add, all by default; what has factor 0 can be left out.
         """
-        dtype = torch.promote_types(self.down.dtype, torch.float32)
-        if gates.factors is None:
-            return lowrank_weight(self.down.to(dtype), self.up.to(dtype) * self.scale)
-        down: Tensor = self.down
-        up: Tensor = self.up
-        factors = gates.factors[image].to(dtype)
-        if gates.ranks is not None:
-            rows = gates.ranks[image]
-            if ranks is not None:
-                keep = torch.tensor(ranks, device=rows.device, dtype=torch.int64)
-                rows, factors = rows[keep], factors[keep]
-            down, up = down.index_select(0, rows), up.index_select(0, rows)
-        return lowrank_weight(down.to(dtype), up.to(dtype), factors)
+        if live is not None and gates.ranks is not None and gates.factors is not None:
+            keep = torch.tensor(live, device=gates.ranks.device, dtype=torch.int64)
+            gates = LayerGates(gates.ranks[:, keep], gates.factors[:, keep])
+        return add_lowrank_weight(weight, *self.pick(gates, torch.promote_types(self.down.dtype, torch.float32)))
 
 
 class AdaptedLayer(nn.Module):
@@ -146,11 +137,13 @@ class AdaptedLayer(nn.Module):
         output = self._modules["base_layer"](inputs)  # type: ignore[misc]
         state = self.shared.current()
         sets = self._modules["sets"]._modules
-        if state.active not in sets or state.is_merged:
+        if state.active not in sets:
             return output
         rows = state.gates[state.active]
         if rows is None:
             raise InputError(f"adapter set {state.active!r} has no routing: set context.condition to the scores first")
+        if state.is_merged:
+            return output
         ranks: RankSet = sets[state.active]  # type: ignore[index,assignment]
         gates = rows[ranks.index]
         if gates.factors is not None and gates.factors.shape[0] not in (1, inputs.shape[0]):

@@ -55,9 +55,8 @@ class _Merger:
             return
         run = 0
         for (_, layer, ranks), original, row, kept in zip(self.layers, self.originals, gates, live, strict=True):
-            update = ranks.weight_update(row, ranks=kept)
             weight = layer.base_layer.weight
-            merged = (original.to(update.dtype) + update).to(original.dtype)
+            merged = ranks.add_to_weight(original, row, live=kept)
             # A new storage at first, then the same one again: the original stays untouched and comes back bit for bit.
             if weight.data.data_ptr() == original.data_ptr():  # type: ignore[operator,union-attr]
                 weight.data = merged  # type: ignore[union-attr]
@@ -71,6 +70,16 @@ class _Merger:
             r.down.shape[0] if g.ranks is None else g.ranks.shape[1]
             for g, (_, _, r) in zip(gates, self.layers, strict=True)
         )
+
+    def follow(self) -> None:
+        """Write again after a change; without a routing, or with one that cannot be merged, layers refuse to run."""
+        if self.shared.now.gates[self.merge.name] is None:
+            return
+        try:
+            self.write()
+        except InputError:
+            self.shared.set_gates(self.merge.name, None)
+            raise
 
     def _summary(self, gates: tuple[LayerGates, ...]) -> tuple[list[Tensor], list[list[int] | None]]:
         """What identifies these gates, and per layer the positions of ranks that work; one transfer for all layers."""
@@ -127,7 +136,7 @@ def merged(model: nn.Module, name: str | None = None) -> Iterator[Merge]:
     active = shared.now.active
     try:
         merger.write()
-        context.on_change = merger.write
+        context.on_change = merger.follow
         shared.change(active=name, is_merged=True)
         yield merger.merge
     finally:

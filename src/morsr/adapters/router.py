@@ -154,7 +154,7 @@ class RoutingContext(nn.Module):
 
     def logits(self, scores: Tensor) -> Tensor:
         """Logits (L, B, N) of scores (B, D), standardised first."""
-        scores = (scores.to(self.weight) - self.mean) / self.std
+        scores = (scores.to(self.weight) - self.mean) / self.std.clone()  # DDP writes to buffers in its forward
         if self.config.router == "mlp":
             scores = F.silu(router_logits(scores, self.hidden_weight, self.hidden_bias))
         return router_logits(scores, self.weight, self.bias)
@@ -324,7 +324,7 @@ class RoutingContext(nn.Module):
         with torch.autocast(severity.device.type, enabled=False):
             return balance_loss(
                 routing.probabilities,
-                self.share,
+                self.share.clone(),  # the next micro-batch may write to it before this one's backward pass
                 weight,
                 config.num_experts,
                 alpha=config.balance_alpha,

@@ -288,9 +288,12 @@ class RealESRGANDataModule(L.LightningDataModule):
         return max(self._resumed_batches, self.trainer.fit_loop.epoch_loop.batch_progress.total.processed)
 
     def state_dict(self) -> dict[str, Any]:
-        settings = ("seed", "batch_size", "crop_size")
-        samples = len(self._training) if self._training is not None else None
-        return {name: getattr(self, name) for name in settings} | {"samples": samples, "batches": self._batches_done()}
+        return {
+            **{name: getattr(self, name) for name in ("seed", "batch_size", "crop_size")},
+            "samples": len(self._training) if self._training is not None else None,
+            "devices": self.trainer.world_size if self.trainer is not None else 1,
+            "batches": self._batches_done(),
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         if self.trainer is None or self.trainer.state.fn != TrainerFn.FITTING:
@@ -299,7 +302,7 @@ class RealESRGANDataModule(L.LightningDataModule):
         now = self.state_dict()
         changed = [
             f"{name} {state_dict[name]} -> {now[name]}"
-            for name in ("seed", "batch_size", "crop_size", "samples")
+            for name in ("seed", "batch_size", "crop_size", "samples", "devices")
             if name in state_dict and state_dict[name] != now[name]
         ]
         if changed:

@@ -80,14 +80,13 @@ def load_image(path: str | Path) -> np.ndarray:
         InputError: the file is missing, empty, cut short or no image.
     """
     try:
-        with Image.open(path) as picture:
-            picture.load()
-            picture = ImageOps.exif_transpose(picture)
-            if picture.mode.startswith("I") or picture.mode == "F":
-                values = np.asarray(picture, dtype=np.float64)
-                if picture.mode == "F":
-                    raise InputError(f"{path}: expected whole numbers of 8 or 16 bits, got floating-point pixels")
-                gray = np.rint(values / 257).clip(0, 255).astype(np.uint8)
+        with Image.open(path) as file:
+            file.load()
+            picture = ImageOps.exif_transpose(file)
+            if picture.mode == "F":
+                raise InputError(f"{path}: expected whole numbers of 8 or 16 bits, got floating-point pixels")
+            if picture.mode.startswith("I"):
+                gray = np.rint(np.asarray(picture, dtype=np.float64) / 257).clip(0, 255).astype(np.uint8)
                 return np.repeat(gray[..., None], 3, axis=2)
             return np.asarray(picture.convert("RGB"))
     except InputError:

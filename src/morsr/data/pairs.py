@@ -71,13 +71,12 @@ def paired_folder(lr: str | Path, hr: str | Path, *, scale: int = SCALE) -> list
         InputError: a missing or empty folder, files without a partner, two files of one stem, or sizes that do not
             stand in this ratio; the message lists them.
     """
-    by_stem = [_by_stem(folder) for folder in (lr, hr)]
-    lonely = [f"{folder}/{Path(found[stem]).name}"
-              for folder, found, other in ((lr, *by_stem), (hr, *by_stem[::-1]))
-              for stem in sorted(set(found) - set(other))]  # fmt: skip
+    found_lr, found_hr = _by_stem(lr), _by_stem(hr)
+    lonely = [found_lr[stem] for stem in sorted(set(found_lr) - set(found_hr))]
+    lonely += [found_hr[stem] for stem in sorted(set(found_hr) - set(found_lr))]
     if lonely:
         raise InputError(f"{len(lonely)} files have no partner of the same stem: {some(lonely)}")
-    pairs = [PairPaths(stem, by_stem[0][stem], by_stem[1][stem]) for stem in sorted(by_stem[0])]
+    pairs = [PairPaths(stem, found_lr[stem], found_hr[stem]) for stem in sorted(found_lr)]
     wrong = []
     for pair in pairs:
         (lr_width, lr_height), (hr_width, hr_height) = image_size(pair.lr), image_size(pair.hr)

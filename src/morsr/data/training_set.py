@@ -148,14 +148,16 @@ def decode_small_set(images: ImageList, *, limit_mb: float, size: int) -> tuple[
     known = (images.sizes > 0).all(1)
     small = known & (images.sizes.min(1, initial=2**31) < size)
     for place in np.flatnonzero(small):
-        width, height = images.sizes[place]
-        bad[images.paths[place]] = f"{images.paths[place]}: {width}x{height} pixels, too small for crops of {size}"
+        try:
+            check_size(images.paths[place], *images.sizes[place].tolist(), size)
+        except InputError as error:
+            bad[images.paths[place]] = str(error)
     images = images.keep(~small)
     # Headers tell how much memory it would be; more files than this are not a small set, whatever their size.
     budget = limit_mb * 2**20
     if budget <= 0 or len(images) > 5000:
         return images, {}, bad
-    usable, total = np.ones(len(images), bool), 0
+    usable, total, found_by_manifest = np.ones(len(images), bool), 0, dict(bad)
     for place, path in enumerate(images.paths):
         try:
             width, height = image_size(path)
@@ -164,7 +166,7 @@ def decode_small_set(images: ImageList, *, limit_mb: float, size: int) -> tuple[
         except InputError as error:
             usable[place], bad[path] = False, str(error)
         if total > budget:
-            return images, {}, {}
+            return images, {}, found_by_manifest
     decoded: dict[str, np.ndarray] = {}
     for place in np.flatnonzero(usable):
         path = images.paths[place]

@@ -130,7 +130,6 @@ class BasicsrChain:
     def __call__(self, hr: Tensor) -> Tensor:
         """Degrade (B, 3, H, W) in [0, 1] to (B, 3, H // scale, W // scale)."""
         recipe, (height, width) = self.recipe, hr.shape[-2:]
-        filter_2d = import_basicsr("utils.img_process_util").filter2D
         lr_size = (height // self.scale, width // self.scale)
         count, device = hr.shape[0], hr.device
         first, second = (self.kernels(stage.blur, count).to(device) for stage in (recipe.first, recipe.second))
@@ -138,21 +137,21 @@ class BasicsrChain:
 
         image = hr
         if np.random.uniform() < recipe.first.blur.probability:
-            image = filter_2d(hr, first)
+            image = _filter(hr, first)
         factor = self._factor(recipe.first)
         image = F.interpolate(image, scale_factor=factor, mode=self._mode())
         image = self._jpeg(self._noise(image, recipe.first), recipe.first)
         if np.random.uniform() < recipe.second.blur.probability:
-            image = filter_2d(image, second)
+            image = _filter(image, second)
         factor = self._factor(recipe.second)
         size = (int(height / self.scale * factor), int(width / self.scale * factor))
         image = self._noise(F.interpolate(image, size=size, mode=self._mode()), recipe.second)
         if np.random.uniform() < recipe.jpeg_last_probability:
-            image = filter_2d(F.interpolate(image, size=lr_size, mode=self._mode()), final)
+            image = _filter(F.interpolate(image, size=lr_size, mode=self._mode()), final)
             image = self._jpeg(image, recipe.second)
         else:
             image = self._jpeg(image, recipe.second)
-            image = filter_2d(F.interpolate(image, size=lr_size, mode=self._mode()), final)
+            image = _filter(F.interpolate(image, size=lr_size, mode=self._mode()), final)
         return torch.clamp((image * 255).round(), 0, 255) / 255
 
     @staticmethod

@@ -83,16 +83,16 @@ class ImageGrid(Callback):
 
 def compose(rows: list[Tensor], *, gap: int = 4) -> np.ndarray:
     """Lay out uint8 rows (columns, 3, H, W), whose sizes may differ, as one captioned picture (H, W, 3)."""
-    from PIL import Image, ImageDraw
+    from PIL import Image, ImageDraw, ImageFont
 
     strips = [np.asarray(_row(row, gap)) for row in rows]
     width = max(strip.shape[1] for strip in strips)
     header = 20
     canvas = Image.new("RGB", (width, header + sum(len(strip) + gap for strip in strips) - gap), "white")
-    draw = ImageDraw.Draw(canvas)
+    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(size=14)
     cell = rows[0].shape[-1] + gap
     for column, caption in enumerate(COLUMNS):
-        draw.text((column * cell + 3, 4), caption, fill="black")
+        draw.text((column * cell + 3, 1), caption, fill="black", font=font)
     top = header
     for strip in strips:
         canvas.paste(Image.fromarray(strip), (0, top))

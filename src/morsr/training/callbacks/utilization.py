@@ -139,6 +139,8 @@ class ExpertUtilization(Callback):
 
     def _log(self, trainer: L.Trainer, *, final: bool = False) -> None:
         sums, pairs = self._gather(trainer)
+        # A run shorter than one window still gets its numbers; else the odd end of a window would only add noise.
+        to_loggers = not final or self._previous is None
         if final and self._previous is not None:
             # The last window may hold a few images only; the one before it makes the closing picture steady.
             sums = sums + self._previous
@@ -168,7 +170,7 @@ class ExpertUtilization(Callback):
         if correlation == correlation:  # NaN where all images agree: no point rather than a broken curve
             scalars["routing/zero_severity_spearman"] = correlation
         scalars |= self._by_block(usage)
-        if not final:
+        if to_loggers:
             for logger in trainer.loggers:
                 logger.log_metrics(scalars, step=trainer.global_step)
         self._warn(collapsed, usage, trainer.global_step)
