@@ -40,7 +40,7 @@ Array = NDArray[np.float64]
 
 def to_hr(path: str) -> torch.Tensor:
     """A photograph (1, 3, H, W) in [0, 1], cropped to multiples of 16."""
-    image = torch.from_numpy(np.ascontiguousarray(load_image(path))).permute(2, 0, 1)[None].float() / 255
+    image = torch.from_numpy(load_image(path).copy()).permute(2, 0, 1)[None].float() / 255
     height, width = (length // 16 * 16 for length in image.shape[-2:])
     return image[..., :height, :width]
 
@@ -109,7 +109,8 @@ def calibrate(names: list[str], values: Array, targets: Array, weights: Array, r
     terms = expand(clipped, torch.tensor(pairs)).numpy()
     design = np.concatenate([terms, np.ones((len(terms), 1))], axis=1)
     fitted = np.linalg.solve(
-        design.T @ (design * weights[:, None]) + ridge * np.eye(design.shape[1]), design.T @ (targets * weights[:, None])
+        design.T @ (design * weights[:, None]) + ridge * np.eye(design.shape[1]),
+        design.T @ (targets * weights[:, None]),
     )[:-1].T
     dimensions: dict[str, object] = {}
     for name, sign in SINGLES.items():

@@ -139,7 +139,7 @@ def test_no_device_string_and_no_pickle(path: Path):
         ("morsr.functional.color", "from morsr.adapters import inject", "of floor 2"),
         ("morsr.adapters.layer", "from ..models import generator", "of floor 3"),
         ("morsr.adapters.layer", "from morsr import Restorer", "of floor 3"),
-        ("morsr.models.generator", "def f():\n    from morsr.estimators import build_estimator", "neighbour"),
+        ("morsr.estimators.base", "def f():\n    from morsr.degradation import degrade", "neighbour"),
         ("morsr.models.generator", "importlib.import_module('diffusers')", "only morsr.models.backbone"),
         ("morsr.degradation.reference", "import basicsr.data.degradations", "only morsr.degradation.basicsr_compat"),
         ("morsr.models.generator", "import lightning.pytorch as pl", "imports lightning.pytorch"),

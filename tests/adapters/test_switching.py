@@ -228,8 +228,8 @@ def test_merge_in_bf16_rounds_once(fill_set, scores):
         up, down = ranks.up[rank].double(), ranks.down[rank].double()
         exact = exact + factor.double() * torch.einsum("o,ihw->oihw", up, down)
     with merged(model):
-        # One rounding to bf16 is at most 2^-9 of the value.
-        torch.testing.assert_close(layer.weight.double(), exact, rtol=2**-9, atol=1e-6)
+        # One rounding to bf16 moves a value by at most 2^-8 of itself.
+        torch.testing.assert_close(layer.weight.double(), exact, rtol=2**-8, atol=1e-6)
     assert layer.weight.dtype == torch.bfloat16
 
 

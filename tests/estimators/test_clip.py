@@ -35,7 +35,13 @@ def clip_folder(tmp_path_factory):
     torch.manual_seed(0)
     common = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
     config = transformers.CLIPConfig(
-        text_config={**common, "vocab_size": size, "eos_token_id": size - 1, "bos_token_id": size - 2, "pad_token_id": size - 1},
+        text_config={
+            **common,
+            "vocab_size": size,
+            "eos_token_id": size - 1,
+            "bos_token_id": size - 2,
+            "pad_token_id": size - 1,
+        },
         vision_config={**common, "image_size": SIZE, "patch_size": 8},
         projection_dim=24,
     )
@@ -53,7 +59,7 @@ def _reference_scores(folder, images, prompts, temperature=None):
     estimator = build_estimator("clip", model=folder)
     pixels = (images - estimator.pixel_mean) / estimator.pixel_std
     scores = []
-    for (positive,), (negative,) in zip(prompts.positive, prompts.negative):
+    for (positive,), (negative,) in zip(prompts.positive, prompts.negative, strict=False):
         tokens = tokenizer([positive, negative], padding=True, return_tensors="pt")
         with torch.no_grad():
             logits = model(pixel_values=pixels, **tokens).logits_per_image
@@ -70,13 +76,17 @@ def test_scores_are_the_softmax_of_the_models_own_logits(clip_folder, temperatur
     result = estimator(images)
     expected = _reference_scores(clip_folder, images, load_prompts("pairs"), temperature)
     torch.testing.assert_close(result.scores, expected, atol=2e-5, rtol=1e-4)
-    assert estimator.dim == 7 and result.names[1] == "blur"
+    assert estimator.dim == 7
+    assert result.names[1] == "blur"
     torch.testing.assert_close(result.severity, expected.mean(dim=1), atol=2e-5, rtol=1e-4)
 
 
 def test_without_a_temperature_the_scores_hardly_move(clip_folder):
     images = torch.rand(8, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(1)) ** 2
-    spread = [build_estimator("clip", model=clip_folder, temperature=tau)(images).scores.std(dim=0).mean() for tau in (1.0, None)]
+    spread = [
+        build_estimator("clip", model=clip_folder, temperature=tau)(images).scores.std(dim=0).mean()
+        for tau in (1.0, None)
+    ]
     assert spread[1] > 5 * spread[0]
 
 
@@ -94,7 +104,7 @@ def test_text_cache_replaces_text_tower_and_tokenizer(clip_folder, tmp_path):
     with pytest.raises(ConfigError, match="other prompts"):
         build_estimator("clip", model=bare, text_cache=tmp_path / "texts.safetensors", prompts="ensemble")
     (tmp_path / "cut.safetensors").write_bytes((tmp_path / "texts.safetensors").read_bytes()[:40])
-    with pytest.raises(WeightsError, match="cut.safetensors"):
+    with pytest.raises(WeightsError, match=r"cut.safetensors"):
         build_estimator("clip", model=bare, text_cache=tmp_path / "cut.safetensors")
 
 
@@ -113,7 +123,8 @@ def test_incomplete_weights_are_refused(clip_folder, tmp_path):
 def test_text_embeddings_travel_in_the_state(clip_folder):
     estimator = build_estimator("clip", model=clip_folder)
     state = estimator.state_dict()
-    assert state["text_embeddings"].shape == (7, 2, 24) and "temperature" in state
+    assert state["text_embeddings"].shape == (7, 2, 24)
+    assert "temperature" in state
     torch.testing.assert_close(state["text_embeddings"].norm(dim=-1), torch.ones(7, 2))
 
 
@@ -163,14 +174,15 @@ def test_prompts_that_cannot_be_used(tmp_path, text, message):
 
 
 def test_missing_weights_say_what_would_do(tmp_path):
-    with pytest.raises(WeightsError, match="clip-vit-base-patch32.*frequency"):
+    with pytest.raises(WeightsError, match=r"clip-vit-base-patch32.*frequency"):
         build_estimator("clip", model=[tmp_path / "nothing", tmp_path], local_files_only=True)
     with pytest.raises(ConfigError, match="temperature"):
         build_estimator("clip", model=tmp_path, temperature=-1.0)
 
 
 @pytest.mark.parametrize(
-    ("patch", "width", "inner", "layers", "heads", "projection"), [(32, 768, 3072, 12, 12, 512), (14, 1024, 4096, 24, 16, 768)]
+    ("patch", "width", "inner", "layers", "heads", "projection"),
+    [(32, 768, 3072, 12, 12, 512), (14, 1024, 4096, 24, 16, 768)],
 )
 def test_true_shapes(patch, width, inner, layers, heads, projection):
     """ViT-B/32 and ViT-L/14 at their true sizes, without memory: every shape is checked on the meta device."""
@@ -188,5 +200,6 @@ def test_true_shapes(patch, width, inner, layers, heads, projection):
         estimator.pixel_mean, estimator.pixel_std = torch.zeros(1, 3, 1, 1), torch.ones(1, 3, 1, 1)
         scores, severity = estimator.estimate(torch.empty(2, 3, 500, 300))
     count = sum(parameter.numel() for parameter in estimator.parameters())
-    assert scores.shape == (2, 7) and severity.shape == (2,)
+    assert scores.shape == (2, 7)
+    assert severity.shape == (2,)
     assert count == {32: 87_849_216, 14: 303_966_208}[patch]

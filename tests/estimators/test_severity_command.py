@@ -27,7 +27,9 @@ def folder(tmp_path):
 def test_folder_to_table_csv_and_plot(folder, tmp_path, capsys):
     assert main(["severity", str(folder), "--csv", "scores.csv", "--plot", "scores.png"]) == 0
     shown = capsys.readouterr().out
-    assert "sub/noisy.png" in shown and "severity" in shown and "mean" in shown
+    assert "sub/noisy.png" in shown
+    assert "severity" in shown
+    assert "mean" in shown
     with open("scores.csv", newline="") as file:
         rows = {row["image"]: row for row in csv.DictReader(file)}
     assert set(rows) == {"smooth.png", "gray.png", "sub/noisy.png"}
@@ -41,7 +43,8 @@ def test_a_broken_file_does_not_stop_a_folder(folder, capsys):
     (folder / "cut.png").write_bytes((folder / "smooth.png").read_bytes()[:60])
     assert main(["severity", str(folder)]) == 1
     streams = capsys.readouterr()
-    assert "cut.png" in streams.err and "smooth.png" in streams.out
+    assert "cut.png" in streams.err
+    assert "smooth.png" in streams.out
 
 
 @pytest.mark.parametrize(
@@ -59,4 +62,5 @@ def test_a_broken_file_does_not_stop_a_folder(folder, capsys):
 def test_errors_are_one_line(folder, capsys, arguments, message):
     assert main(["severity", *(argument.format(folder=folder) for argument in arguments)]) == 2
     error = capsys.readouterr().err
-    assert message in error and error.count("\n") == 1
+    assert message in error
+    assert error.count("\n") == 1

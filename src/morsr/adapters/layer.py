@@ -53,19 +53,19 @@ class RankSet(nn.Module):
         down: Tensor = self.down
         up: Tensor = self.up
         if gates.factors is None:
-            scaled = up if self.scale == 1.0 else up * self.scale
+            scaled = up if self.scale == 1.0 else up.to(torch.promote_types(up.dtype, dtype)) * self.scale
             return down.to(dtype), scaled.to(dtype)
         factors = gates.factors
         if gates.ranks is None:
             factors = factors[0] if factors.shape[0] == 1 else factors
-            return down.to(dtype), (up * factors[..., None].to(up.dtype)).to(dtype)
+            return down.to(dtype), (up * factors[..., None]).to(dtype)
         if factors.shape[0] == 1:
             down, up = down.index_select(0, gates.ranks[0]), up.index_select(0, gates.ranks[0])
-            return down.to(dtype), (up * factors[0, :, None].to(up.dtype)).to(dtype)
+            return down.to(dtype), (up * factors[0, :, None]).to(dtype)
         batch, ranks = factors.shape
         rows = gates.ranks.flatten()
         down = down.index_select(0, rows).view(batch, ranks, *down.shape[1:])
-        up = up.index_select(0, rows).view(batch, ranks, -1) * factors[..., None].to(up.dtype)
+        up = up.index_select(0, rows).view(batch, ranks, -1) * factors[..., None]
         return down.to(dtype), up.to(dtype)
 
     def add_to_weight(self, weight: Tensor, gates: LayerGates, *, live: list[int] | None = None) -> Tensor:
@@ -137,14 +137,14 @@ class AdaptedLayer(nn.Module):
         output = self._modules["base_layer"](inputs)  # type: ignore[misc]
         state = self.shared.current()
         sets = self._modules["sets"]._modules
-        if state.active not in sets:
+        if state.active is None or state.active not in sets:
             return output
         rows = state.gates[state.active]
         if rows is None:
             raise InputError(f"adapter set {state.active!r} has no routing: set context.condition to the scores first")
         if state.is_merged:
             return output
-        ranks: RankSet = sets[state.active]  # type: ignore[index,assignment]
+        ranks: RankSet = sets[state.active]  # type: ignore[assignment]
         gates = rows[ranks.index]
         if gates.factors is not None and gates.factors.shape[0] not in (1, inputs.shape[0]):
             raise InputError(

@@ -144,7 +144,7 @@ class _Networks:
         self.lora = peft.get_peft_model(self.lora, config)
         for layer in self.mor.modules():
             if isinstance(layer, AdaptedLayer):
-                torch.nn.init.normal_(layer.sets["generator"].up, std=0.01)
+                torch.nn.init.normal_(layer.sets["generator"].get_parameter("up"), std=0.01)
         for key, parameter in self.lora.named_parameters():
             if "lora_B" in key:
                 torch.nn.init.normal_(parameter, std=0.01)
@@ -177,9 +177,9 @@ class _Networks:
                 unet.enable_gradient_checkpointing() if on else unet.disable_gradient_checkpointing()
                 model.train()
             label = f"training step, checkpointing {'on' if on else 'off'}: MoR / peft LoRA r40"
-            steps = [self._step(name) for name in ("mor", "lora")]
-            rows.append(self._row(f"{label}, time", *steps, goal=1.00))
-            sizes = [self._memory(step) for step in steps]
+            ours, peer = self._step("mor"), self._step("lora")
+            rows.append(self._row(f"{label}, time", ours, peer, goal=1.00))
+            sizes = [self._memory(step) for step in (ours, peer)]
             rows.append(
                 {
                     "what": f"{label}, memory",

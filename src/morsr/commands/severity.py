@@ -51,16 +51,16 @@ def run(options: argparse.Namespace) -> int:
     paths = find_images(source) if source.is_dir() else [str(source)]
     estimator = _estimator(options)
     names, rows, failed = (*estimator.names, "severity"), [], 0
-    for path in paths:
+    for place in paths:
         try:
-            values = _score(estimator, path)
+            values = _score(estimator, place)
         except InputError as error:
             if not source.is_dir():
                 raise
             print(f"morsr: {error}", file=sys.stderr)
             failed += 1
             continue
-        rows.append((str(Path(path).relative_to(source)) if source.is_dir() else Path(path).name, values))
+        rows.append((str(Path(place).relative_to(source)) if source.is_dir() else Path(place).name, values))
     if not rows:
         raise InputError(f"{source}: none of its {len(paths)} images can be read")
 
@@ -115,12 +115,28 @@ def _score(estimator: Any, path: str) -> list[float]:
 def _table(names: Sequence[str], rows: Sequence[tuple[str, list[float]]]) -> str:
     first = max(len("image"), *(len(image) for image, _ in rows))
     widths = [max(len(name), 5) for name in names]
-    lines = ["  ".join(["image".ljust(first), *(name.rjust(width) for name, width in zip(names, widths))])]
+    lines = [
+        "  ".join(["image".ljust(first), *(name.rjust(width) for name, width in zip(names, widths, strict=False))])
+    ]
     for image, values in rows:
-        lines.append("  ".join([image.ljust(first), *(f"{value:.3f}".rjust(width) for value, width in zip(values, widths))]))
+        lines.append(
+            "  ".join(
+                [
+                    image.ljust(first),
+                    *(f"{value:.3f}".rjust(width) for value, width in zip(values, widths, strict=False)),
+                ]
+            )
+        )
     if len(rows) > 1:
-        means = [sum(column) / len(rows) for column in zip(*(values for _, values in rows))]
-        lines.append("  ".join(["mean".ljust(first), *(f"{value:.3f}".rjust(width) for value, width in zip(means, widths))]))
+        means = [sum(column) / len(rows) for column in zip(*(values for _, values in rows), strict=False)]
+        lines.append(
+            "  ".join(
+                [
+                    "mean".ljust(first),
+                    *(f"{value:.3f}".rjust(width) for value, width in zip(means, widths, strict=False)),
+                ]
+            )
+        )
     return "\n".join(lines)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -10,6 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from morsr.errors import ConfigError, InputError, check_images
+
+# imported when asked for: CLIP brings transformers
+_KINDS = {
+    "frequency": ("morsr.estimators.frequency", "FrequencyEstimator"),
+    "learned": ("morsr.estimators.learned", "LearnedEstimator"),
+    "clip": ("morsr.estimators.clip", "ClipEstimator"),
+}
 
 
 class DegradationScores(NamedTuple):
@@ -83,7 +91,9 @@ def score_statistics(
     scores = [estimator(batch).scores.double().cpu() for batch in batches]
     count = sum(len(part) for part in scores)
     if count < max(minimum, 2):
-        raise InputError(f"calibration needs at least {max(minimum, 2)} images, got {count}; give more, or lower minimum")
+        raise InputError(
+            f"calibration needs at least {max(minimum, 2)} images, got {count}; give more, or lower minimum"
+        )
     stacked = torch.cat(scores)
     deviation = stacked.std(dim=0)
     deviation = torch.where(deviation < 1e-4, torch.ones_like(deviation), deviation)
@@ -100,14 +110,10 @@ def build_estimator(kind: str, **settings: object) -> DegradationEstimator:
     Raises:
         ConfigError: unknown kind or setting.
     """
-    if kind == "frequency":
-        from morsr.estimators.frequency import FrequencyEstimator as chosen
-    elif kind == "learned":
-        from morsr.estimators.learned import LearnedEstimator as chosen
-    elif kind == "clip":
-        from morsr.estimators.clip import ClipEstimator as chosen
-    else:
+    if kind not in _KINDS:
         raise ConfigError(f'estimator: expected "clip", "frequency" or "learned", got {kind!r}')
+    module, name = _KINDS[kind]
+    chosen = getattr(importlib.import_module(module), name)
     try:
         inspect.signature(chosen).bind(**settings)
     except TypeError as error:

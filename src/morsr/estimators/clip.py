@@ -90,6 +90,11 @@ class ClipEstimator(DegradationEstimator):
     Source: MoR-DASR, degradation estimation; the learned scale as in CLIP-IQA.
     """
 
+    text_embeddings: Tensor
+    temperature: Tensor
+    pixel_mean: Tensor
+    pixel_std: Tensor
+
     def __init__(
         self,
         model: str | Path | Sequence[str | Path] = CLIP_SOURCES[:1],
@@ -111,10 +116,10 @@ class ClipEstimator(DegradationEstimator):
         self.text_key = made.key
         self.names = made.names
         self.logit_scale = made.logit_scale
-        self.size = int(self.vision.config.image_size)
+        self.size = int(self.vision.config.image_size)  # type: ignore[arg-type]
         self.register_buffer("text_embeddings", made.embeddings.float())
         self.register_buffer("temperature", torch.tensor(float(temperature or made.logit_scale)))
-        for name, value in zip(("pixel_mean", "pixel_std"), statistics):
+        for name, value in zip(("pixel_mean", "pixel_std"), statistics, strict=False):
             self.register_buffer(name, torch.tensor(value).view(1, 3, 1, 1), persistent=False)
 
     def train(self, mode: bool = True) -> ClipEstimator:
@@ -224,13 +229,11 @@ def _embed_texts(
 
     def side(texts: Sequence[str]) -> Tensor:
         tokens = tokenizer(list(texts), padding=True, truncation=True, return_tensors="pt")
-        pooled = whole.text_model(
-            input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]
-        ).pooler_output
+        pooled = whole.text_model(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]).pooler_output
         unit = F.normalize(whole.text_projection(pooled).float(), dim=-1)
         return F.normalize(unit.mean(dim=0), dim=-1)
 
-    rows = [torch.stack([side(pos), side(neg)]) for pos, neg in zip(prompts.positive, prompts.negative)]
+    rows = [torch.stack([side(pos), side(neg)]) for pos, neg in zip(prompts.positive, prompts.negative, strict=False)]
     scale = float(whole.logit_scale.detach().float().exp())
     # the image half of the same model: what CLIPVisionModelWithProjection would load, without reading the file again
     vision_config = whole.config.vision_config

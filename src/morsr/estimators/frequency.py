@@ -53,6 +53,12 @@ class FrequencyEstimator(DegradationEstimator):
     Source: extends the frequency features of FreqOrtho-SR; the paper itself uses CLIP.
     """
 
+    low: Tensor
+    high: Tensor
+    pairs: Tensor
+    weights: Tensor
+    knots: Tensor
+
     def __init__(self) -> None:
         super().__init__()
         calibration = load_calibration()

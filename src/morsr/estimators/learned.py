@@ -37,7 +37,9 @@ class DegradationNet(nn.Module):
     def __init__(self, *, width: Sequence[int] = (16, 32, 48), hidden: int = 128, dropout: float = 0.1) -> None:
         super().__init__()
         if len(width) != 3 or min(*width, hidden) < 1:
-            raise ConfigError(f"width and hidden: expected three positive widths and one, got {list(width)} and {hidden}")
+            raise ConfigError(
+                f"width and hidden: expected three positive widths and one, got {list(width)} and {hidden}"
+            )
         self.settings = {"width": list(width), "hidden": hidden, "dropout": dropout}
         first, second, third = width
         self.stages = nn.ModuleList(
@@ -110,14 +112,17 @@ def load_net(path: str | Path) -> DegradationNet:
     try:
         with safe_open(str(path), framework="pt") as file:
             metadata = file.metadata() or {}
-            state = {key: file.get_tensor(key).float() for key in file.keys()}
+            keys = file.keys()  # the handle itself cannot be iterated over
+            state = {key: file.get_tensor(key).float() for key in keys}
     except (OSError, SafetensorError) as error:
         raise WeightsError(
             f"estimator weights {path}: cannot be read ({error}); train them with experiments/estimator_learned.yaml, "
             'or choose estimator "frequency", which needs none'
         ) from error
     if metadata.get("kind") != _MARK or metadata.get("format") != str(FORMAT):
-        raise WeightsError(f"estimator weights {path}: expected {_MARK} of format {FORMAT}, got {metadata or 'no metadata'}")
+        raise WeightsError(
+            f"estimator weights {path}: expected {_MARK} of format {FORMAT}, got {metadata or 'no metadata'}"
+        )
     try:
         net = DegradationNet(**json.loads(metadata["settings"]))
         net.load_state_dict(state)

@@ -7,6 +7,7 @@ shapes: N crops, M blocks of 8 x 8, h and w pixels (at least 16 each).
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 
 import torch
@@ -69,7 +70,7 @@ def band_energies(luma: Tensor) -> Tensor:
     twice[0] = 1.0
     if width % 2 == 0:
         twice[-1] = 1.0
-    masks = torch.stack([(radius >= low) & (radius < high) for low, high in zip(BAND_EDGES, BAND_EDGES[1:])])
+    masks = torch.stack([(radius >= low) & (radius < high) for low, high in itertools.pairwise(BAND_EDGES)])
     bands = power.flatten(1) @ (masks * twice).flatten(1).T
     bands = bands + bands.new_tensor([1e-3, 0.0, 0.0, 0.0])
     return bands / bands.sum(dim=-1, keepdim=True)
@@ -134,9 +135,7 @@ def _dct_matrix(device: torch.device) -> Tensor:
 def block_dct(planes: Tensor) -> Tensor:
     """Orthonormal 8 x 8 DCT of whole blocks counted from the upper left corner: (..., h, w) -> (..., M, 8, 8)."""
     height, width = planes.shape[-2:]
-    blocks = rearrange(
-        planes[..., : height // 8 * 8, : width // 8 * 8], "... (a u) (b v) -> ... (a b) u v", u=8, v=8
-    )
+    blocks = rearrange(planes[..., : height // 8 * 8, : width // 8 * 8], "... (a u) (b v) -> ... (a b) u v", u=8, v=8)
     matrix = _dct_matrix(planes.device)
     return matrix @ blocks @ matrix.T
 
@@ -192,7 +191,9 @@ def block_statistics(luma: Tensor, chroma: Tensor) -> dict[str, Tensor]:
     (here, beside), (here_down, beside_down) = _grid_jump(across), _grid_jump(down)
     out = {"block": _log(here + here_down) - _log(beside + beside_down)}
     for name, threshold in (("block_zeros", 1.5), ("block_zeros_fine", 0.5)):
-        on, off = ((part.flatten(-2)[..., 1:].abs() > threshold).float().mean(dim=(-2, -1)) for part in (aligned, shifted))
+        on, off = (
+            (part.flatten(-2)[..., 1:].abs() > threshold).float().mean(dim=(-2, -1)) for part in (aligned, shifted)
+        )
         out[name] = _log(off, 0.01) - _log(on, 0.01)
     out["table"] = 100 - _table_fit(aligned)
     masks = _range_masks(luma.device)
@@ -200,7 +201,7 @@ def block_statistics(luma: Tensor, chroma: Tensor) -> dict[str, Tensor]:
     quantiles = energy.quantile(energy.new_tensor([0.1, 0.5, 0.9]), dim=1)
     colour = (block_dct(chroma).square().mean(dim=1).flatten(-2) @ masks).sqrt().median(dim=1).values
     for index, name in enumerate(DCT_RANGES):
-        for part, value in zip(("flat", "usual", "busy"), quantiles):
+        for part, value in zip(("flat", "usual", "busy"), quantiles, strict=False):
             out[f"dct_{name}_{part}"] = _log(value[:, index])
         out[f"chroma_{name}"] = _log(colour[:, index])
     return out
@@ -271,7 +272,7 @@ def image_statistics(crops: Tensor) -> dict[str, Tensor]:
 
 
 def dct_profile(crops: Tensor) -> Tensor:
-    """Log energy of every AC coefficient: of luma over all blocks, over the flattest quarter, and of chroma (N, 189)."""
+    """Log energy of every AC coefficient (N, 189): luma of all blocks, of the flattest quarter, and chroma."""
     luma, chroma = luma_chroma(crops)
     power = block_dct(luma).square().flatten(-2)[..., 1:]  # (N, M, 63)
     busy = power.sum(dim=-1)

@@ -82,7 +82,7 @@ class BenchmarkTable(L.Callback):
         for name, pairs in self._pairs.items():
             report = evaluate(
                 methods,
-                pairs,
+                _spread_first(pairs, self.pictures),
                 self.metrics,
                 out=folder / name,
                 reference=self.reference,
@@ -95,6 +95,12 @@ class BenchmarkTable(L.Callback):
             self.reports[name] = report
             rank_zero_info(f"\n{name}: {len(pairs)} pairs\n\n{report.to_markdown()}\nwritten to {folder / name}\n")
         self._pairs = {}
+
+
+def _spread_first(pairs: list[_HeldPair], count: int) -> list[_HeldPair]:
+    """Evenly spaced pairs first: neighbours show the same photograph, and the sheet is drawn of the first few."""
+    first = [index * len(pairs) // count for index in range(min(count, len(pairs)))]
+    return [pairs[index] for index in first] + [pair for index, pair in enumerate(pairs) if index not in first]
 
 
 def _published(test_set: str) -> Sequence[PublishedRow]:

@@ -87,9 +87,7 @@ def feather_weights(
     return axes[0][:, None] * axes[1][None, :]
 
 
-def blend_bands(
-    tiles: Iterable[tuple[Window, Tensor]], height: int, width: int, *, rows: int = 128
-) -> Iterator[Tensor]:
+def blend_bands(tiles: Iterable[tuple[Window, Tensor]], height: int, width: int, *, rows: int = 64) -> Iterator[Tensor]:
     """Blend tiles into bands of finished rows, holding no more than one row of tiles.
 
     Args:

@@ -122,8 +122,8 @@ def check_output_memory(size: tuple[int, int], batch: int) -> None:
     needed, free = OUTPUT_BYTES * size[0] * size[1] * batch, free_memory(torch.device("cpu"))
     if needed > free:
         raise InputError(
-            f"an output of {size[1]} x {size[0]} needs about {needed / 2**30:.1f} GiB of memory, {free / 2**30:.1f} GiB "
-            "are free; take a smaller scale, or write PNG or TIFF files of gray or RGB, which are streamed"
+            f"an output of {size[1]} x {size[0]} needs about {needed / 2**30:.1f} GiB of memory and "
+            f"{free / 2**30:.1f} GiB are free; take a smaller scale, or write PNG or TIFF files, which are streamed"
         )
 
 

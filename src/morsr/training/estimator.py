@@ -239,7 +239,9 @@ def spearman(first: Tensor, second: Tensor) -> Tensor:
 
     def centred_ranks(values: Tensor) -> Tensor:
         order = values.sort().values
-        both = torch.searchsorted(order, values.contiguous()) + torch.searchsorted(order, values.contiguous(), right=True)
+        both = torch.searchsorted(order, values.contiguous()) + torch.searchsorted(
+            order, values.contiguous(), right=True
+        )
         return both.double() - both.double().mean()
 
     a, b = centred_ranks(first), centred_ranks(second)

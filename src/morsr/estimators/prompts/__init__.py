@@ -52,7 +52,9 @@ def _parse(content: Any, source: str | Path) -> PromptSet:
         raise ConfigError(f"prompts: {source} needs an entry `dimensions` with at least one named pair")
     unknown = set(content) - {"dimensions", "templates"}
     if unknown:
-        raise ConfigError(f"prompts: {source} has the unknown entry {sorted(unknown)[0]!r}; known: dimensions, templates")
+        raise ConfigError(
+            f"prompts: {source} has the unknown entry {sorted(unknown)[0]!r}; known: dimensions, templates"
+        )
     templates = _texts(content.get("templates", "{}"), f"{source}: templates")
     for template in templates:
         if template.count("{}") != 1:
@@ -60,7 +62,9 @@ def _parse(content: Any, source: str | Path) -> PromptSet:
     sides: dict[str, list[tuple[str, ...]]] = {"positive": [], "negative": []}
     for name, pair in content["dimensions"].items():
         if not isinstance(pair, dict) or set(pair) != set(sides):
-            raise ConfigError(f"prompts: {source}: dimension {name!r} needs exactly `positive` and `negative`, got {pair!r}")
+            raise ConfigError(
+                f"prompts: {source}: dimension {name!r} needs exactly `positive` and `negative`, got {pair!r}"
+            )
         for side, found in sides.items():
             texts = _texts(pair[side], f"{source}: {name}.{side}")
             found.append(tuple(template.format(text) for template in templates for text in texts))

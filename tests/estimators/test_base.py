@@ -1,0 +1,60 @@
+"""The protocol of estimators: building by name, calibration statistics."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from morsr.errors import ConfigError, InputError
+from morsr.estimators import build_estimator, score_statistics
+from morsr.estimators.views import bounded_view, native_crops, pad_to_smallest
+
+
+def test_unknown_kinds_and_settings_are_named():
+    with pytest.raises(ConfigError, match=r"frequency.*learned.*'musiq'"):
+        build_estimator("musiq")
+    with pytest.raises(ConfigError, match="sharpness"):
+        build_estimator("frequency", sharpness=3)
+
+
+def test_calibration_statistics():
+    estimator = build_estimator("frequency")
+    batches = [
+        torch.rand((4, 3, 24 + 8 * i, 32), generator=torch.Generator().manual_seed(i)) ** (1 + i) for i in range(3)
+    ]
+    scores = torch.cat([estimator(batch).scores for batch in batches])
+    mean, deviation = score_statistics(estimator, iter(batches), minimum=12)
+    torch.testing.assert_close(mean, scores.mean(dim=0))
+    moving = scores.std(dim=0) > 1e-4
+    torch.testing.assert_close(deviation[moving], scores.std(dim=0)[moving])
+    with pytest.raises(InputError, match=r"1000.*12"):
+        score_statistics(estimator, batches)
+
+
+def test_a_dimension_that_never_moves_is_only_centred():
+    estimator = build_estimator("frequency")
+    _, deviation = score_statistics(estimator, [torch.full((3, 3, 16, 16), 0.5)], minimum=3)
+    torch.testing.assert_close(deviation, torch.ones(estimator.dim))
+
+
+@pytest.mark.parametrize(("height", "width", "count"), [(128, 128, 1), (20, 300, 3), (129, 100, 2), (1000, 900, 9)])
+def test_crops_are_bounded_on_the_grid_and_reach_the_borders(height, width, count):
+    rows = torch.arange(height).view(-1, 1).expand(height, width)
+    columns = torch.arange(width).expand(height, width)
+    crops = native_crops(torch.stack([rows, columns]).float()[None])
+    assert crops.shape[:3] == (1, count, 2)
+    assert max(crops.shape[-2:]) <= 128
+    assert bool((crops[0, :, :, 0, 0] % 8 == 0).all())
+    for axis, length in enumerate((height, width)):
+        assert crops[:, :, axis].min() == 0
+        assert crops[:, :, axis].max() > length - 1 - 8
+
+
+def test_view_does_not_alias_and_padding_replicates():
+    stripes = (torch.arange(1024) % 2).float().expand(1, 3, 600, 1024)
+    view = bounded_view(stripes)
+    assert max(view.shape[-2:]) == 128
+    torch.testing.assert_close(view, torch.full_like(view, 0.5))
+    padded = pad_to_smallest(torch.arange(3.0).view(1, 1, 1, 3))
+    assert padded.shape == (1, 1, 16, 16)
+    assert padded[0, 0, 5].tolist() == [0, 1] + [2] * 14

@@ -1,0 +1,190 @@
+"""The learned estimator: its file, its face, its training."""
+
+from __future__ import annotations
+
+import importlib.resources
+
+import pytest
+import torch
+
+from morsr.degradation import DegradationRecipe, apply, sample_keys, true_severity
+from morsr.errors import ConfigError, InputError, WeightsError
+from morsr.estimators import build_estimator
+from morsr.estimators.learned import NAMES, DegradationNet, load_net, save_net
+from morsr.training.estimator import FACTOR_RANGES, FactorRanks, LearnedEstimatorTraining, single_factor, spearman
+
+
+@pytest.fixture
+def weights(tmp_path):
+    net = DegradationNet(width=(4, 6, 8), hidden=16)
+    net.set_standardization(torch.rand(8, 3, 32, 32))
+    save_net(tmp_path / "net.safetensors", net)
+    return tmp_path / "net.safetensors"
+
+
+def photographs(count, side=96):
+    """Smooth colourful blobs: enough structure for a degradation to show."""
+    coarse = torch.rand((count, 3, side // 8, side // 8), generator=torch.Generator().manual_seed(3))
+    return torch.nn.functional.interpolate(coarse, size=(side, side), mode="bicubic").clamp(0, 1)
+
+
+def recipe_batch(count, epoch=0):
+    hr = photographs(count)
+    parameters = DegradationRecipe.from_preset("realesrgan").sample(sample_keys(0, epoch, torch.arange(count)))
+    return {"hr": hr, "lr": apply(hr, parameters), "parameters": parameters}
+
+
+@pytest.mark.parametrize("size", [(1, 1), (8, 8), (1, 90), (33, 17), (150, 260)])
+def test_any_size_and_batch_mates(weights, size):
+    estimator = build_estimator("learned", weights=weights)
+    images = torch.rand((3, 3, *size), generator=torch.Generator().manual_seed(0))
+    whole = estimator(images)
+    assert whole.names == NAMES
+    assert whole.scores.shape == (3, 5)
+    assert torch.isfinite(whole.scores).all()
+    torch.testing.assert_close(estimator(images[1:2]).scores, whole.scores[1:2], atol=1e-4, rtol=0)
+    torch.testing.assert_close(whole.severity, whole.scores[:, -1])
+
+
+def test_deterministic_and_frozen_even_in_training_mode(weights):
+    estimator = build_estimator("learned", weights=weights).train()
+    image = torch.rand(1, 3, 40, 40)
+    torch.testing.assert_close(estimator(image).scores, estimator(image).scores, atol=0, rtol=0)
+    assert not any(parameter.requires_grad for parameter in estimator.parameters())
+    with pytest.raises(InputError):
+        estimator(torch.full((1, 3, 8, 8), float("nan")))
+
+
+def test_half_precision_file_keeps_the_scores(tmp_path):
+    net = DegradationNet(width=(4, 6, 8), hidden=16).eval()
+    images = torch.rand(4, 3, 32, 32)
+    net.set_standardization(images)
+    save_net(tmp_path / "half.safetensors", net)
+    save_net(tmp_path / "full.safetensors", net, half=False)
+    torch.testing.assert_close(load_net(tmp_path / "full.safetensors")(images), net(images))
+    torch.testing.assert_close(load_net(tmp_path / "half.safetensors")(images), net(images), atol=5e-3, rtol=0)
+
+
+def test_files_that_cannot_be_used(weights, tmp_path):
+    from safetensors.torch import save_file
+
+    with pytest.raises(WeightsError, match=r"estimator_learned.yaml"):
+        build_estimator("learned", weights=tmp_path / "none.safetensors")
+    (tmp_path / "cut.safetensors").write_bytes(weights.read_bytes()[:100])
+    with pytest.raises(WeightsError, match=r"cut.safetensors"):
+        load_net(tmp_path / "cut.safetensors")
+    save_file({"a": torch.zeros(1)}, tmp_path / "other.safetensors")
+    with pytest.raises(WeightsError, match="no metadata"):
+        load_net(tmp_path / "other.safetensors")
+    with pytest.raises(ConfigError, match="three"):
+        DegradationNet(width=(4, 4))
+
+
+def test_shipped_weights_are_small_and_follow_the_degradation():
+    path = importlib.resources.files("morsr").joinpath("weights", "tiny", "estimator.safetensors")
+    if not path.is_file():
+        pytest.skip("no weights of the learned estimator are shipped")
+    estimator = build_estimator("learned")
+    assert sum(parameter.numel() for parameter in estimator.parameters()) <= 500_000
+    assert path.stat().st_size <= 1_000_000
+    hr = photographs(4, side=256)
+    for factor, levels in {"noise": (2, 10, 28), "jpeg": (90, 60, 32), "blur": (0.4, 0.9, 1.8)}.items():
+        column = estimator.names.index(factor)
+        means = [
+            torch.stack(
+                [estimator(single_factor(hr[i : i + 1], factor, level, key=i)).scores[0, column] for i in range(4)]
+            ).mean()
+            for level in levels
+        ]
+        assert means[0] < means[1] < means[2], (factor, means)
+
+
+def test_single_factors_do_what_they_say():
+    hr = torch.full((1, 3, 128, 128), 0.5)
+    clean = single_factor(hr, "clean", 0.0, key=0)
+    assert clean.shape == (1, 3, 32, 32)
+    torch.testing.assert_close(clean, torch.full_like(clean, 128 / 255))
+    noisy = single_factor(hr, "noise", 12.0, key=5)
+    assert 10.5 < 255 * float(noisy.std()) < 13.5
+    torch.testing.assert_close(noisy, single_factor(hr, "noise", 12.0, key=5), atol=0, rtol=0)
+    gray = single_factor(hr, "noise", 12.0, key=5, gray=True)
+    torch.testing.assert_close(gray[:, 0], gray[:, 2])
+    edge = (torch.arange(128) >= 64).float().expand(1, 3, 128, 128)
+    step = single_factor(edge, "blur", 1.5, key=0)[0, 0, 16].diff()
+    centre = (step * torch.arange(31)).sum()
+    assert abs(float((step * (torch.arange(31) - centre) ** 2).sum().sqrt()) - 1.5) < 0.15
+    with pytest.raises(InputError, match="factor"):
+        single_factor(hr, "rain", 1.0, key=0)
+
+
+def test_ranks_agree_with_those_of_the_recipe():
+    parameters = DegradationRecipe.from_preset("light").sample(sample_keys(3, 0, torch.arange(20)))
+    from morsr.degradation import degradation_measures
+
+    expected = torch.stack(list(true_severity(parameters, "light")), dim=1)
+    torch.testing.assert_close(FactorRanks("light")(degradation_measures(parameters)), expected)
+    ranks = FactorRanks()
+    for factor, (low, high) in FACTOR_RANGES.items():
+        mild, heavy = (ranks.single(factor, value) for value in ((low, high) if factor != "jpeg" else (high, low)))
+        assert heavy[0, NAMES.index(factor)] > mild[0, NAMES.index(factor)] + 0.5
+        assert heavy[0, -1] > ranks.single("clean", 0.0)[0, -1]
+
+
+def test_training_step_learns_and_replays():
+    torch.manual_seed(0)
+    module = LearnedEstimatorTraining(width=(4, 6, 8), hidden=32, dropout=0.0, replay=2, pool=16, lr=5e-3)
+    module.log = lambda *args, **kwargs: None
+    optimizer = torch.optim.AdamW(module.net.parameters(), lr=5e-3)
+    batch, losses = recipe_batch(8), []
+    for _ in range(25):
+        loss = module.training_step(dict(batch), 0)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss))
+    assert sum(losses[-5:]) < 0.6 * sum(losses[:5])
+    assert len(module._seen) == 16
+    assert not bool((module.net.deviation == 1).all())
+
+
+def test_mixed_batches_hold_single_factors_with_their_ranks():
+    module = LearnedEstimatorTraining(width=(4, 6, 8), hidden=16, single_share=0.5)
+    batch = recipe_batch(6)
+    lr, targets = module.mixed(batch)
+    assert not torch.equal(lr[:3], batch["lr"][:3])
+    torch.testing.assert_close(lr[3:], batch["lr"][3:], atol=0, rtol=0)
+    torch.testing.assert_close(targets[3:], module.targets(batch)[3:])
+    assert (targets[:3, :3] > 0.01).sum(dim=1).max() <= 1
+    with pytest.raises(InputError, match="known parameters"):
+        module.targets({"lr": lr})
+    with pytest.raises(ConfigError, match="single_share"):
+        LearnedEstimatorTraining(single_share=1.5)
+
+
+def test_spearman_is_scipys():
+    stats = pytest.importorskip("scipy.stats")
+    generator = torch.Generator().manual_seed(0)
+    first = torch.randint(0, 9, (60,), generator=generator).float()
+    second = first + 3 * torch.randn(60, generator=generator)
+    expected = stats.spearmanr(first.numpy(), second.numpy()).statistic
+    torch.testing.assert_close(spearman(first, second), torch.tensor(expected, dtype=torch.float32))
+    assert float(spearman(torch.ones(5), torch.arange(5.0))) == 0
+
+
+@pytest.mark.slow
+def test_the_config_trains_end_to_end(tmp_path, shared_data, repo_root):
+    from morsr.cli import main
+
+    out = tmp_path / "estimator.safetensors"
+    folder = str(shared_data / "bsds500" / "val")
+    code = main(
+        [
+            "fit", "--config", str(repo_root / "experiments" / "estimator_learned.yaml"),
+            "--trainer.max_steps=2", "--trainer.limit_val_batches=2", "--trainer.val_check_interval=2",
+            "--trainer.logger=false", "--trainer.enable_checkpointing=false", f"--model.init_args.out={out}",
+            f"--data.init_args.train=[{folder}]", f"--data.init_args.val=[{folder}]", "--data.init_args.batch_size=4",
+            "--data.init_args.crop_size=128", f"--data.init_args.cache_dir={tmp_path}",
+        ]
+    )  # fmt: skip
+    assert code == 0
+    assert build_estimator("learned", weights=out).dim == 5
