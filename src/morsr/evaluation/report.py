@@ -16,7 +16,7 @@ from morsr.evaluation.example import Example
 from morsr.evaluation.page import PAGE, data_image, section, table_html
 from morsr.evaluation.routing import RoutingTable
 from morsr.evaluation.specialisation import Specialisation
-from morsr.functional.layer_names import flow_order
+from morsr.functional.layer_names import block_of, flow_order
 from morsr.functional.utilization import dead_experts, load_entropy, spearman
 
 GREEN, RED, GRAY = "#21918c", "#c0392b", "#9aa0a6"
@@ -138,7 +138,7 @@ def _load(table: RoutingTable) -> str:
         for (name, _), value in zip(groups, values, strict=True)
     ]
     menu = {"buttons": buttons, "x": 0, "xanchor": "left", "y": 1.0, "yanchor": "bottom", "pad": {"b": 6}}
-    _layers_axis(figure, table, 60)
+    _layers_axis(figure, table, order, 60)
     figure.update_layout(updatemenus=[menu])
     if table.num_zero:
         figure.add_vline(x=table.num_real - 0.5, line={"color": "white", "width": 2})
@@ -168,7 +168,7 @@ def _specialised(table: RoutingTable, found: Specialisation | None) -> str:
             hovertemplate="%{y}<br>%{x}: %{z} bits<br>%{text}<extra></extra>",
         )
     )  # fmt: skip
-    _layers_axis(figure, table, 20)
+    _layers_axis(figure, table, order, 20)
     top = found.top(12)
     rows = [
         (
@@ -212,7 +212,10 @@ def _zero(table: RoutingTable, missing: list[str]) -> str:
             hovertemplate="%{text}<br>severity %{x}, zero share %{y}<extra></extra>",
         )  # fmt: skip
     figure.add_hline(
-        y=table.num_zero / table.num_slots, line={"color": GRAY, "dash": "dash"}, annotation_text="even load"
+        y=table.num_zero / table.num_slots,
+        line={"color": GRAY, "dash": "dash"},
+        annotation_text="even load",
+        annotation_position="bottom left",
     )
     figure.update_layout(
         xaxis_title="severity", yaxis_title="share of zero slots", height=380, yaxis_rangemode="tozero"
@@ -245,7 +248,12 @@ def _ranks(table: RoutingTable) -> str:
                 line={"color": colour}, hovertemplate="%{x}<br>%{y} ranks<extra></extra>",
             )  # fmt: skip
     most = table.num_shared + table.top_k * table.expert_rank
-    figure.add_hline(y=most, line={"color": GRAY, "dash": "dash"}, annotation_text="no zero slot chosen")
+    figure.add_hline(
+        y=most,
+        line={"color": GRAY, "dash": "dash"},
+        annotation_text="no zero slot chosen",
+        annotation_position="bottom left",
+    )
     figure.update_layout(yaxis_title="ranks per image", height=380)
     figure.update_xaxes(showticklabels=False, title="layers from input to output (names on hover)")
     return section(
@@ -307,12 +315,17 @@ def _names(table: RoutingTable, order: Sequence[int]) -> list[str]:
     return [table.layer_names[index] for index in order]
 
 
-def _layers_axis(figure: Any, table: RoutingTable, top: int) -> None:
-    """First layer on top; names only where there is room for them."""
-    few = len(table.layer_names) <= 40
-    figure.update_yaxes(autorange="reversed", showticklabels=few)
+def _layers_axis(figure: Any, table: RoutingTable, order: Sequence[int], top: int) -> None:
+    """First layer on top; one tick per network block, at its first layer, since there is no room for every name."""
+    names = _names(table, order)
+    blocks = [block_of(name) for name in names]
+    starts = [row for row in range(len(names)) if row == 0 or blocks[row] != blocks[row - 1]]
+    room = [row for row, end in zip(starts, [*starts[1:], len(names)], strict=True) if end - row >= len(names) / 40]
+    figure.update_yaxes(
+        autorange="reversed", tickvals=[names[row] for row in room], ticktext=[f"{blocks[row]} " for row in room]
+    )
     figure.update_xaxes(showticklabels=False, title="slots")
-    figure.update_layout(height=max(360, min(900, 14 * len(table.layer_names))), margin={"t": top})
+    figure.update_layout(height=max(360, min(900, 14 * len(names))), margin={"t": top})
 
 
 def _rounded(values: torch.Tensor, digits: int) -> list[Any]:
@@ -323,5 +336,6 @@ def _html(figure: Any) -> str:
     figure.update_layout(template="plotly_white", font={"family": "system-ui, sans-serif", "size": 13})
     if figure.layout.margin.t is None:
         figure.update_layout(margin={"t": 20})
-    figure.update_layout(margin={"l": 60, "r": 20, "b": 50})
+    figure.update_layout(margin={"l": 70, "r": 20, "b": 50})
+    figure.update_yaxes(automargin=True)
     return figure.to_html(full_html=False, include_plotlyjs=False, config={"displaylogo": False, "responsive": True})
