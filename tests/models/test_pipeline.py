@@ -25,8 +25,11 @@ def generator(small_base: Path) -> OneStepGenerator:
 def test_it_is_a_diffusers_pipeline_over_the_same_networks(generator: OneStepGenerator) -> None:
     pipeline = MoRPipeline(generator)
     assert isinstance(pipeline, DiffusionPipeline)
-    assert set(pipeline.components) == {"vae", "unet", "scheduler"}
+    assert set(pipeline.components) == {"generator"}
     assert pipeline.unet is generator.backbone.unet
+    assert pipeline.vae is generator.backbone.vae
+    pipeline.to(torch.float64)
+    assert generator.backbone.unet.conv_in.weight.dtype == torch.float64
 
 
 def test_it_gives_what_the_restorer_gives(generator: OneStepGenerator) -> None:

@@ -209,7 +209,7 @@ def test_transparency_is_not_dropped_in_silence():
     assert Image.open("out.jpg").mode == "RGB"
 
 
-@pytest.mark.parametrize("profile", [None, SRGB[:100]])
+@pytest.mark.parametrize("profile", [None, SRGB[:100]], ids=["no profile", "profile"])
 def test_cmyk_becomes_rgb_where_it_must(profile: bytes | None):
     saved("in.jpg", "CMYK")
     if profile:

@@ -35,6 +35,8 @@ def arguments(name: str, base: Path, photos: Path, out: Path) -> list[str]:
         "--trainer.precision=32-true",
     ]  # fmt: skip
     kind = config["model"]["class_path"]
+    if kind.endswith("LearnedEstimatorTraining"):
+        options += ["--data.crop_size=64"]  # its network needs LR images of 16 pixels
     if kind.endswith("OneStepSRModule"):
         options += [f"--model.base={base}", "--model.calibration_images=4", "--model.loss={l2: 1.0}"]
         options += ["--model.adapters.targets=[sd_unet@unet, tiny_vae_encoder@vae]"]

@@ -1,5 +1,21 @@
-"""Benchmarks of models and of routing."""
+"""Benchmarks of models and of routing. Importing it is cheap: `morsr score` needs neither Lightning nor diffusers."""
 
-from morsr.evaluation.callback import BenchmarkTable
+from __future__ import annotations
 
-__all__ = ["BenchmarkTable"]
+import importlib
+from typing import Any
+
+_PUBLIC = {
+    "BenchmarkReport": "tables",
+    "BenchmarkTable": "callback",
+    "RoutingTable": "routing",
+    "evaluate": "benchmark",
+}
+
+__all__ = sorted(_PUBLIC)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PUBLIC:
+        return getattr(importlib.import_module(f"morsr.evaluation.{_PUBLIC[name]}"), name)
+    raise AttributeError(f"module 'morsr.evaluation' has no attribute {name!r}")

@@ -100,6 +100,16 @@ class OneStepGenerator(nn.Module):
         return self.injection.context if self.injection is not None else None
 
     @property
+    def device(self) -> torch.device:
+        """Where the base's weights are."""
+        return self.backbone.alphas_cumprod.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the base's weights are stored as."""
+        return self.backbone.unet.dtype
+
+    @property
     def multiple(self) -> int:
         """Sides of the enlarged image that the networks take as they are; `forward` pads to it by itself."""
         return self.backbone.multiple

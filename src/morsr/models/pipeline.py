@@ -6,7 +6,7 @@ import os
 from typing import Any
 
 import torch
-from diffusers import DDPMScheduler, DiffusionPipeline, ImagePipelineOutput
+from diffusers import DiffusionPipeline, ImagePipelineOutput
 
 from morsr.errors import ConfigError
 from morsr.models.generator import OneStepGenerator
@@ -18,7 +18,8 @@ class MoRPipeline(DiffusionPipeline):
     """A diffusers pipeline over the parts of a one-step generator; it restores images and takes no prompt.
 
     Args:
-        generator: a loaded generator; its VAE and UNet, with adapters in place, become the pipeline's components.
+        generator: a loaded generator; the pipeline's one component, so that `.to` moves all of it. `vae` and `unet` are
+            its networks with the adapters in place.
 
     Example:
         >>> pipeline = MoRPipeline.from_pretrained("tiny")
@@ -26,16 +27,19 @@ class MoRPipeline(DiffusionPipeline):
         torch.Size([1, 3, 32, 32])
     """
 
-    model_cpu_offload_seq = "unet->vae"
-
     def __init__(self, generator: OneStepGenerator) -> None:
         super().__init__()
-        backbone = generator.backbone
-        scheduler = DDPMScheduler(
-            beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type=backbone.prediction_type
-        )
-        self.register_modules(vae=backbone.vae, unet=backbone.unet, scheduler=scheduler)
-        self.mor_generator = generator
+        self.register_modules(generator=generator)
+
+    @property
+    def vae(self) -> torch.nn.Module:
+        """The autoencoder, its encoder adapted."""
+        return self.generator.backbone.vae
+
+    @property
+    def unet(self) -> torch.nn.Module:
+        """The adapted UNet."""
+        return self.generator.backbone.unet
 
     @classmethod
     def from_pretrained(  # type: ignore[override]
@@ -67,7 +71,7 @@ class MoRPipeline(DiffusionPipeline):
         """
         if output_type not in ("pil", "np", "pt"):
             raise ConfigError(f"output_type: expected 'pil', 'np' or 'pt', got {output_type!r}")
-        restorer = Restorer(self.mor_generator, device=self.device)
+        restorer = Restorer(self.generator, device=self.device)
         tensor = image if isinstance(image, torch.Tensor) else self._to_tensor(image)
         restored = restorer(tensor, scale=scale, **options)
         if output_type == "pt":
