@@ -37,7 +37,7 @@ def check_images(images: Tensor, *, name: str = "images", channels: int | None =
         channels: the number of channels wanted, or None for any.
 
     Raises:
-        InputError: wrong rank, kind of number, channels, an empty dimension, NaN or infinity, or a range outside [0, 1].
+        InputError: wrong rank, kind of number or channels, an empty dimension, NaN or infinity, values outside [0, 1].
     """
     if images.ndim != 4:
         raise InputError(f"{name}: expected a tensor (B, C, H, W), got shape {tuple(images.shape)}")

@@ -143,7 +143,7 @@ def test_training_step_learns_and_replays():
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        losses.append(float(loss))
+        losses.append(loss.item())
     assert sum(losses[-5:]) < 0.6 * sum(losses[:5])
     assert len(module._seen) == 16
     assert not bool((module.net.deviation == 1).all())

@@ -82,5 +82,5 @@ def test_a_perfect_model_is_better_than_every_other_row(
 
 
 def test_several_devices_are_refused() -> None:
-    with pytest.raises(ConfigError, match="trainer.devices"):
+    with pytest.raises(ConfigError, match=r"trainer\.devices"):
         BenchmarkTable().setup(SimpleNamespace(world_size=2), None, "test")  # type: ignore[arg-type]

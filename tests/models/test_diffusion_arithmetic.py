@@ -67,4 +67,6 @@ def test_guidance_between_and_beyond() -> None:
     conditional, unconditional = torch.randn(2, 3)
     torch.testing.assert_close(guide(conditional, unconditional, 1.0), conditional)
     torch.testing.assert_close(guide(conditional, unconditional, 0.0), unconditional)
-    torch.testing.assert_close(guide(conditional, unconditional, 7.5) - unconditional, 7.5 * (conditional - unconditional))
+    torch.testing.assert_close(
+        guide(conditional, unconditional, 7.5) - unconditional, 7.5 * (conditional - unconditional)
+    )

@@ -64,7 +64,9 @@ def build(base: Path, **settings: Any) -> OneStepSRModule:
 def fit(module: OneStepSRModule, folder: Path, steps: int, *, ckpt: Path | None = None, save_at: int = 0) -> L.Trainer:
     callbacks = []
     if save_at:
-        callbacks.append(ModelCheckpoint(dirpath=folder, filename="at-{step}", every_n_train_steps=save_at, save_top_k=-1))
+        callbacks.append(
+            ModelCheckpoint(dirpath=folder, filename="at-{step}", every_n_train_steps=save_at, save_top_k=-1)
+        )
     trainer = L.Trainer(
         max_steps=steps, accelerator="cpu", logger=False, default_root_dir=folder, callbacks=callbacks,
         enable_checkpointing=bool(save_at), enable_progress_bar=False, enable_model_summary=False,
@@ -123,7 +125,9 @@ def test_a_resumed_run_equals_a_straight_one(small_base: Path, tmp_path: Path) -
     fit(resumed, tmp_path / "resumed", 6, ckpt=tmp_path / "straight" / "at-step=3.ckpt")
     for name, parameter in straight.named_parameters():
         if parameter.requires_grad:
-            torch.testing.assert_close(dict(resumed.named_parameters())[name], parameter, atol=1e-6, rtol=1e-5, msg=name)
+            torch.testing.assert_close(
+                dict(resumed.named_parameters())[name], parameter, atol=1e-6, rtol=1e-5, msg=name
+            )
 
 
 def test_a_checkpoint_holds_adapters_and_no_base(small_base: Path, tmp_path: Path) -> None:
@@ -165,7 +169,7 @@ def test_half_a_checkpoint_is_refused_by_name(small_base: Path, tmp_path: Path) 
     fit(build(small_base), tmp_path, 1, save_at=1)
     file = tmp_path / "at-step=1.ckpt"
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-    with pytest.raises(WeightsError, match="at-step=1.ckpt"):
+    with pytest.raises(WeightsError, match=r"at-step=1\.ckpt"):
         load_generator(file)
 
 

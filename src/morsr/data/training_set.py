@@ -149,7 +149,7 @@ def decode_small_set(images: ImageList, *, limit_mb: float, size: int) -> tuple[
     small = known & (images.sizes.min(1, initial=2**31) < size)
     for place in np.flatnonzero(small):
         try:
-            check_size(images.paths[place], *images.sizes[place].tolist(), size)
+            check_size(images.paths[place], *images.sizes[place].tolist(), size)  # type: ignore[call-arg]
         except InputError as error:
             bad[images.paths[place]] = str(error)
     images = images.keep(~small)
@@ -158,7 +158,7 @@ def decode_small_set(images: ImageList, *, limit_mb: float, size: int) -> tuple[
     if budget <= 0 or len(images) > 5000:
         return images, {}, bad
     usable, total, found_by_manifest = np.ones(len(images), bool), 0, dict(bad)
-    for place, path in enumerate(images.paths):
+    for place, path in enumerate(images.paths):  # type: ignore[assignment]
         try:
             width, height = image_size(path)
             check_size(path, width, height, size)

@@ -58,7 +58,9 @@ class BenchmarkTable(L.Callback):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if stage == "test" and trainer.world_size > 1:
-            raise ConfigError(f"BenchmarkTable: expected one device, got {trainer.world_size}; set trainer.devices to 1")
+            raise ConfigError(
+                f"BenchmarkTable: expected one device, got {trainer.world_size}; set trainer.devices to 1"
+            )
 
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._pairs, self.reports = {}, {}

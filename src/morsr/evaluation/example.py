@@ -173,7 +173,7 @@ def _strongest(generator: OneStepGenerator, routing: Routing) -> tuple[int, int]
     config = context.config
     strength = []
     for row, name in enumerate(context.layer_names):
-        ranks = _layer(generator, name).sets[context.name]
+        ranks = _layer(generator, name).sets[context.name]  # type: ignore[index]
         norms = ranks.down.flatten(1).norm(dim=1) * ranks.up.flatten(1).norm(dim=1)
         experts = norms[config.num_shared :].float().view(config.num_experts, config.expert_rank).norm(dim=1)
         strength.append(routing.gates[row, 0, : config.num_experts] * experts)

@@ -285,7 +285,7 @@ class RoutingTable:
         except (OSError, SafetensorError) as error:
             raise InputError(f"{path}: cannot be read as a routing table ({error})") from error
         return cls(
-            **{name: tuple(facts[name]) for name in ("names", "layer_names", "score_names", "labels")},
+            **{name: tuple(facts[name]) for name in ("names", "layer_names", "score_names", "labels")},  # type: ignore[arg-type]
             **{name: facts[name] for name in ("num_slots", "num_zero", "num_shared", "expert_rank")},
             **{name: tensors[name] for name in ("scores", "severity", "gates")},
             chosen=tensors["chosen"].long(),
@@ -313,7 +313,7 @@ class RoutingTable:
                   ("scores", "severity", "chosen", "gates")}  # fmt: skip
         return cls(
             **{name: getattr(first, name) for name in same},
-            **joined,
+            **joined,  # type: ignore[arg-type]
             names=tuple(name for part in parts for name in part.names),
             labels=tuple(label for part in parts for label in part.labels),
             truth={name: torch.cat([part.truth[name] for part in parts]) for name in first.truth},

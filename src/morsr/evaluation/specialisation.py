@@ -75,10 +75,11 @@ def specialise(chosen_ILK: Tensor, kinds: Sequence[str], num_slots: int) -> Spec
     statistic = 2 * images * math.log(2) * raw
     chance = torch.special.gammaincc(torch.tensor(freedom / 2, dtype=torch.float64), statistic / 2)
     average = yes.sum(-1, keepdim=True) / images
+    varies = (average[..., 0] > 0) & (average[..., 0] < 1)  # a slot chosen always or never has nothing to explain away
     best = ((yes / sizes) / average.clamp_min(1e-12)).max(-1)
     return Specialisation(
         kinds=names,
-        information=raw - freedom / (2 * images * math.log(2)),
+        information=raw - varies * freedom / (2 * images * math.log(2)),
         kind=best.indices,
         lift=best.values,
         p_value=(chance * raw.numel()).clamp(max=1),

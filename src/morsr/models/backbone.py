@@ -23,9 +23,7 @@ from morsr.functional.diffusion import epsilon_from_velocity, scaled_linear_alph
 
 PROMPTS_FILE = "prompt_embeddings.safetensors"
 
-POSITIVE_PROMPT = (
-    "A high-resolution, 8K, ultra-realistic image with sharp focus, vibrant colors, and natural lighting."
-)
+POSITIVE_PROMPT = "A high-resolution, 8K, ultra-realistic image with sharp focus, vibrant colors, and natural lighting."
 NEGATIVE_PROMPT = "oil painting, cartoon, blur, dirty, messy, low quality, deformation, low resolution, oversmooth"
 """The prompts of S3Diff (ArcticHare105/S3Diff, src/inference_s3diff.py)."""
 
@@ -66,6 +64,8 @@ class Backbone(nn.Module):
         ConfigError: embeddings of the wrong width, latent channels that differ, an unknown prediction type.
     """
 
+    unet: Any  # diffusers sets most of their attributes at run time
+    vae: Any
     alphas_cumprod: Tensor
     prompt_clean: Tensor
     prompt_degraded: Tensor
@@ -316,7 +316,7 @@ def _initialize_tiny(vae: nn.Module) -> None:
                 nn.init.zeros_(module.bias)
     for module in vae.modules():
         if type(module).__name__ == "AutoencoderTinyBlock":
-            nn.init.zeros_(module.conv[-1].weight)
+            nn.init.zeros_(module.conv[-1].weight)  # type: ignore[index]
 
 
 def _drop_unknown_keys(path: Path, kind: type[nn.Module]) -> None:

@@ -15,6 +15,7 @@ from morsr.estimators import DegradationEstimator, DegradationScores
 from morsr.functional.diffusion import Parametrization, clean_latents
 from morsr.models.backbone import Backbone
 
+
 class GeneratorOutput(NamedTuple):
     """What one pass gives: the image, the clean latents, and what the router saw and decided.
 
@@ -107,7 +108,7 @@ class OneStepGenerator(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """What the base's weights are stored as."""
-        return self.backbone.unet.dtype
+        return next(self.backbone.unet.parameters()).dtype
 
     @property
     def multiple(self) -> int:

@@ -107,9 +107,7 @@ def _from_checkpoint(path: Path, base: str | os.PathLike[str] | None) -> OneStep
     described = checkpoint["morsr"]
     generator = _build(MoRConfig.from_dict(described["adapters"]), _described(path, described.get("extra")), base)
     if generator.backbone.base_id != described["base_id"]:
-        raise WeightsError(
-            f"{path}: trained on the base {described['base_id']!r}, got {generator.backbone.base_id!r}"
-        )
+        raise WeightsError(f"{path}: trained on the base {described['base_id']!r}, got {generator.backbone.base_id!r}")
     prefix = "generator."
     state = {key.removeprefix(prefix): value for key, value in checkpoint["state_dict"].items()}
     missing, unexpected = generator.load_state_dict(state, strict=False)

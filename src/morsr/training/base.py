@@ -31,6 +31,7 @@ class _BaseTraining(L.LightningModule):
         self.lr, self.weight_decay, self.warmup, self.schedule = lr, weight_decay, warmup, schedule
 
     def trained(self) -> nn.ParameterList:
+        """The parameters that this phase moves."""
         raise NotImplementedError
 
     def configure_optimizers(self) -> Any:
@@ -49,10 +50,11 @@ class _BaseTraining(L.LightningModule):
 class AutoencoderTraining(_BaseTraining):
     """Trains the autoencoder of a new backbone on sharp images.
 
-    Half of the images are shrunk four times and enlarged again first, as those that the one-step generator encodes.
-    L1 between image and reconstruction and between their differences of neighbouring pixels, a small penalty that keeps the latents within the range that the decoder of
-    AutoencoderTiny accepts (it squashes at ±3), and noise on the latents, so that the small errors of a one-step
-    UNet stay small in the picture. At the end the scaling factor is set to one over the latents' deviation.
+    Half of the images are shrunk four times and enlarged again first, like those that the one-step generator encodes.
+    The loss is the L1 between image and reconstruction and between their differences of neighbouring pixels, and a
+    small penalty that keeps the latents within the range that the decoder of AutoencoderTiny accepts (it squashes at
+    ±3). Noise on the latents keeps the small errors of a one-step UNet small in the picture. At the end the scaling
+    factor is set to one over the latents' deviation.
 
     Args:
         unet: settings of the UNet2DConditionModel that will be trained next; only stored here.

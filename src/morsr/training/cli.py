@@ -43,7 +43,7 @@ def run(arguments: Sequence[str]) -> int:
             subclass_mode_model=True,
             subclass_mode_data=True,
             args=list(arguments),
-            parser_kwargs={**quiet, **{name: quiet for name in ("fit", "validate", "test", "predict")}},
+            parser_kwargs={**quiet, **dict.fromkeys(("fit", "validate", "test", "predict"), quiet)},
             save_config_kwargs={"overwrite": True},
             seed_everything_default=0,
         )

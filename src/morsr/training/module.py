@@ -76,7 +76,7 @@ class OneStepSRModule(L.LightningModule):
             raise ConfigError(f"calibration_images: expected at least 2, got {calibration_images}")
         self.adapters, self.one_step = adapters or MoRConfig(), one_step or OneStepConfig()
         self.base = base
-        self.estimator_spec = {"kind": estimator, "args": dict(estimator_args or {})}
+        self.estimator_spec: dict[str, Any] = {"kind": estimator, "args": dict(estimator_args or {})}
         self.lr, self.router_lr_scale = lr, router_lr_scale
         self.weight_decay, self.betas = weight_decay, betas
         self.warmup, self.schedule = warmup, schedule
@@ -174,7 +174,8 @@ class OneStepSRModule(L.LightningModule):
     @torch.no_grad()
     def _calibrate(self) -> None:
         """Standardise the router's input by mean and deviation over degraded training images, once."""
-        datamodule = self.trainer.datamodule
+        datamodule, estimator = self.trainer.datamodule, self.generator.estimator
+        assert estimator is not None
 
         def degraded() -> Iterator[Tensor]:
             left = self.calibration_images
@@ -185,7 +186,7 @@ class OneStepSRModule(L.LightningModule):
                 if left <= 0:
                     return
 
-        mean, deviation = score_statistics(self.generator.estimator, degraded(), minimum=2)
+        mean, deviation = score_statistics(estimator, degraded(), minimum=2)
         self.generator.context.set_standardization(mean, deviation)
         rank_zero_info(f"router input standardised over at least {self.calibration_images} degraded images")
 

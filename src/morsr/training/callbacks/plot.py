@@ -85,7 +85,7 @@ def utilization_plot(
     _label_blocks(heat, layer_names, layers)
     _draw_ranks(ranks, load[:, slots - num_zero :].sum(1).numpy(), num_shared, top_k * expert_rank)
     _draw_profile(profile, load, num_zero)
-    _draw_zero(zero, *(values.detach().double().cpu().numpy() for values in zero_share_by_severity), num_zero, slots)
+    _draw_zero(zero, *(values.detach().double().cpu().numpy() for values in zero_share_by_severity), num_zero, slots)  # type: ignore[arg-type,call-arg]
     path = Path(path)
     write_atomically(path, lambda part: figure.savefig(part, dpi=110))
     return path

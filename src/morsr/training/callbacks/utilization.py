@@ -144,7 +144,7 @@ class ExpertUtilization(Callback):
         if final and self._previous is not None:
             # The last window may hold a few images only; the one before it makes the closing picture steady.
             sums = sums + self._previous
-        self._previous = sums
+        self._previous = sums  # type: ignore[assignment]
         self._logged = trainer.global_step
         self.severity, self.zero_share = pairs
         config = self._context.config
