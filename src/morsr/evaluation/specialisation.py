@@ -72,7 +72,12 @@ def specialise(chosen_ILK: Tensor, kinds: Sequence[str], num_slots: int) -> Spec
     sizes = member.sum(0)
     raw = mutual_information(torch.stack([yes, sizes - yes], dim=-2))
     freedom = len(names) - 1
-    statistic = 2 * images * math.log(2) * raw
+    # Williams' correction: with a handful of choices per kind the plain G-test finds too much.
+    chosen = yes.sum(-1).clamp(1, images - 1)
+    williams = (
+        (images / chosen + images / (images - chosen) - 1) * ((images / sizes).sum() - 1) / (6 * images * freedom)
+    )
+    statistic = 2 * images * math.log(2) * raw / (1 + williams)
     chance = torch.special.gammaincc(torch.tensor(freedom / 2, dtype=torch.float64), statistic / 2)
     average = yes.sum(-1, keepdim=True) / images
     varies = (average[..., 0] > 0) & (average[..., 0] < 1)  # a slot chosen always or never has nothing to explain away
