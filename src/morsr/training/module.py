@@ -110,7 +110,9 @@ class OneStepSRModule(L.LightningModule):
         if self.adapters.is_routed:
             terms["balance"] = context.balance_loss(output.scores.severity)
             total = total + terms["balance"]
-        self.last_output = output
+        # Detached, so that the callbacks that read it do not keep the step's graph alive.
+        routing = output.routing.detach() if output.routing is not None else None
+        self.last_output = output._replace(sr=output.sr.detach(), z0=output.z0.detach(), routing=routing)
         values = {f"train/{name}": value.detach() for name, value in terms.items()}
         self.log_dict(values, batch_size=len(batch["hr"]))
         self.log("train/loss", total.detach(), prog_bar=True, batch_size=len(batch["hr"]))
