@@ -8,6 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from morsr.errors import ConfigError, WeightsError
+from morsr.functional.quality import rgb_to_y
+
+PSNR_FLOOR = 1e-3
+"""Added to the mean square error under the logarithm of the PSNR term, or flat crops would outweigh all others."""
 
 
 class RestorationLoss(nn.Module):
@@ -17,18 +21,28 @@ class RestorationLoss(nn.Module):
         l1: weight of the mean absolute error on images in [0, 1].
         l2: weight of the mean square error on images in [−1, 1] (OSEDiff: 1).
         charbonnier: weight of √(e² + 1e-6), a smooth L1, on images in [0, 1].
+        psnr: weight of the mean over images of minus PSNR in dB on luma, so that every image counts alike however
+            hard it is, as in the tables; an image above 30 dB counts less and less (`PSNR_FLOOR`).
         lpips: weight of LPIPS with VGG features (OSEDiff: 2); its weights are read from the local cache.
 
     Raises:
         ConfigError: a negative weight, or all of them zero.
         WeightsError: LPIPS is asked for and its weights cannot be had.
 
-    Source: OSEDiff (arXiv 2406.08177) eq. 7.
+    Source: OSEDiff (arXiv 2406.08177) eq. 7; for the PSNR term HINet (arXiv 2105.06086) section 3.2.
     """
 
-    def __init__(self, *, l1: float = 0.0, l2: float = 1.0, charbonnier: float = 0.0, lpips: float = 0.0) -> None:
+    def __init__(
+        self, *, l1: float = 0.0, l2: float = 1.0, charbonnier: float = 0.0, psnr: float = 0.0, lpips: float = 0.0
+    ) -> None:
         super().__init__()
-        self.weights: Mapping[str, float] = {"l1": l1, "l2": l2, "charbonnier": charbonnier, "lpips": lpips}
+        self.weights: Mapping[str, float] = {
+            "l1": l1,
+            "l2": l2,
+            "charbonnier": charbonnier,
+            "psnr": psnr,
+            "lpips": lpips,
+        }
         negative = {name: weight for name, weight in self.weights.items() if weight < 0}
         if negative or not any(self.weights.values()):
             raise ConfigError(f"loss weights: expected none negative and at least one positive, got {self.weights}")
@@ -49,6 +63,9 @@ class RestorationLoss(nn.Module):
             terms["l2"] = 4 * F.mse_loss(sr, hr)
         if self.weights["charbonnier"]:
             terms["charbonnier"] = ((sr - hr).square() + 1e-6).sqrt().mean()
+        if self.weights["psnr"]:
+            error = (rgb_to_y(sr) - rgb_to_y(hr)).square().mean((1, 2, 3))
+            terms["psnr"] = 10 * (error + PSNR_FLOOR).log10().mean()
         if self.lpips is not None:
             terms["lpips"] = self.lpips(sr.clamp(0, 1), hr)
         total = sum((self.weights[name] * term for name, term in terms.items()), start=sr.new_zeros(()))
