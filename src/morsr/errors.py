@@ -24,6 +24,10 @@ class WeightsError(MorsrError, RuntimeError):
     """Weights that are missing, cut short, or made for another model."""
 
 
+class TrainingError(MorsrError, RuntimeError):
+    """A run that cannot go on; its last checkpoint can be used."""
+
+
 class MissingDependencyError(MorsrError, ImportError):
     """An optional package is needed; the message names the extra that brings it."""
 

@@ -3,78 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import lightning as L
 import pytest
 import torch
+import training_twins as twins
 from lightning.pytorch.callbacks import ModelCheckpoint
-from torch.utils.data import DataLoader
+from training_twins import ADAPTERS, build
+from training_twins import batch as random_batch
 
 from morsr.adapters import MoRConfig, read_adapters_header
 from morsr.errors import WeightsError
-from morsr.models.generator import OneStepConfig
 from morsr.models.loading import load_generator
 from morsr.training.module import OneStepSRModule
 
-ADAPTERS = MoRConfig(num_ranks=6, num_shared=2, top_k=2, num_zero=1, targets=("sd_unet@unet", "tiny_vae_encoder@vae"))
-
-
-class Pairs(L.LightningDataModule):
-    """Random pairs that depend on their number alone."""
-
-    def train_dataloader(self) -> DataLoader:
-        return DataLoader([self.pair(index) for index in range(6)], batch_size=2, collate_fn=self.collate)
-
-    def val_dataloader(self) -> DataLoader:
-        return DataLoader([self.pair(index) for index in range(100, 102)], batch_size=1, collate_fn=self.collate)
-
-    def pair(self, index: int) -> dict[str, Any]:
-        generator = torch.Generator().manual_seed(index)
-        lr = torch.rand(3, 8, 8, generator=generator)
-        hr = torch.rand(3, 32, 32, generator=generator)
-        return {"lr": lr, "hr": hr, "stem": str(index)}
-
-    def collate(self, pairs: list[dict[str, Any]]) -> dict[str, Any]:
-        stacked = {name: torch.stack([pair[name] for pair in pairs]) for name in ("lr", "hr")}
-        return {**stacked, "stem": [pair["stem"] for pair in pairs]}
-
-    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        return batch
-
-    def finish_batch(self, batch: dict[str, Any]) -> dict[str, Any]:
-        return batch
-
-
-def build(base: Path, **settings: Any) -> OneStepSRModule:
-    torch.manual_seed(0)
-    return OneStepSRModule(
-        **{
-            "base": str(base),
-            "adapters": ADAPTERS,
-            "one_step": OneStepConfig(timestep=150, scale_input=True),
-            "loss": {"l2": 1.0},
-            "lr": 1e-2,
-            "calibration_images": 8,
-            **settings,
-        }
-    )
-
 
 def fit(module: OneStepSRModule, folder: Path, steps: int, *, ckpt: Path | None = None, save_at: int = 0) -> L.Trainer:
-    callbacks = []
-    if save_at:
-        callbacks.append(
-            ModelCheckpoint(dirpath=folder, filename="at-{step}", every_n_train_steps=save_at, save_top_k=-1)
-        )
-    trainer = L.Trainer(
-        max_steps=steps, accelerator="cpu", logger=False, default_root_dir=folder, callbacks=callbacks,
-        enable_checkpointing=bool(save_at), enable_progress_bar=False, enable_model_summary=False,
-        num_sanity_val_steps=0, limit_val_batches=0,
-    )  # fmt: skip
-    torch.manual_seed(1)
-    trainer.fit(module, datamodule=Pairs(), ckpt_path=ckpt)
-    return trainer
+    keep = ModelCheckpoint(dirpath=folder, filename="at-{step}", every_n_train_steps=save_at, save_top_k=-1)
+    return twins.fit(module, folder, steps, ckpt=ckpt, callbacks=[keep] if save_at else None)
 
 
 def test_frozen_weights_stay_bit_equal_and_adapters_move(small_base: Path, tmp_path: Path) -> None:
@@ -94,7 +40,7 @@ def test_the_router_learns_from_the_second_step_on(small_base: Path) -> None:
     # With the up projections at zero the gates have no effect, so the task tells the router nothing at step 0.
     module = build(small_base, adapters=MoRConfig.from_dict({**ADAPTERS.to_dict(), "balance_alpha": 0.0}))
     module.train()
-    batch = Pairs().collate([Pairs().pair(0), Pairs().pair(1)])
+    batch = random_batch()
     optimizer = torch.optim.SGD([p for p in module.parameters() if p.requires_grad], lr=0.1)
     sizes = []
     for _ in range(2):

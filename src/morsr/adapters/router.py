@@ -32,6 +32,7 @@ class RoutingContext(nn.Module):
         layer_names: names of its layers, in the order of the routing's first dimension.
         condition_names: what the D scores are called, if known; saved with the set.
         noise_sigma: deviation of the noise on the logits, used in training mode only.
+        noise: standard normal numbers (L, B, N) for it, or None to draw them from torch's own generator.
     """
 
     mean: Tensor
@@ -57,6 +58,7 @@ class RoutingContext(nn.Module):
         self.condition_dim = condition_dim
         self.condition_names = tuple(condition_names)
         self.noise_sigma = 0.0
+        self.noise: Tensor | None = None
         self.on_change: Callable[[], None] | None = None
         self._state: SharedState | None = None
         self._condition: Tensor | None = None
@@ -149,7 +151,7 @@ class RoutingContext(nn.Module):
         with torch.autocast(self.weight.device.type, enabled=False):
             logits = self.logits(scores)
             sigma = self.noise_sigma if self.training else 0.0
-            noise = torch.randn_like(logits) * sigma if sigma > 0 else None
+            noise = (torch.randn_like(logits) if self.noise is None else self.noise) * sigma if sigma > 0 else None
             return route(logits, self.config.top_k, noise=noise, normalization=self.config.gate)
 
     def logits(self, scores: Tensor) -> Tensor:

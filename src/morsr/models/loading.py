@@ -109,7 +109,12 @@ def _from_checkpoint(path: Path, base: str | os.PathLike[str] | None) -> OneStep
     if generator.backbone.base_id != described["base_id"]:
         raise WeightsError(f"{path}: trained on the base {described['base_id']!r}, got {generator.backbone.base_id!r}")
     prefix = "generator."
-    state = {key.removeprefix(prefix): value for key, value in checkpoint["state_dict"].items()}
+    # A checkpoint also holds the networks that only training needs: the score network's set and the discriminator.
+    state = {
+        key.removeprefix(prefix): value
+        for key, value in checkpoint["state_dict"].items()
+        if key.startswith(prefix) and ".sets.score." not in key and ".contexts.score." not in key
+    }
     missing, unexpected = generator.load_state_dict(state, strict=False)
     frozen = {name for name, parameter in generator.named_parameters() if not parameter.requires_grad}
     if unexpected or any(key not in frozen for key in missing if key in dict(generator.named_parameters())):

@@ -3,31 +3,40 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import lightning as L
 import torch
 from lightning.pytorch.utilities import rank_zero_info
-from torch import Tensor
+from torch import Tensor, nn
 
-from morsr.adapters import MoRConfig, adapter_parameter_groups, load_adapters, read_adapters_header, save_adapters
-from morsr.errors import ConfigError, WeightsError
-from morsr.estimators import build_estimator, score_statistics
+from morsr.adapters import MoRConfig, load_adapters, save_adapters
+from morsr.errors import ConfigError
+from morsr.estimators import build_estimator
 from morsr.functional.quality import psnr_y, ssim_y
 from morsr.models.backbone import load_backbone
+from morsr.models.discriminator import DiscriminatorConfig
+from morsr.models.draws import Draws
 from morsr.models.generator import GeneratorOutput, OneStepConfig, OneStepGenerator
 from morsr.models.loading import find_adapters
-from morsr.models.losses import RestorationLoss
-from morsr.training.schedules import ScheduleName, learning_rate_factor
+from morsr.models.score_network import ScoreConfig
+from morsr.training.adapter_state import check_checkpoint, newest_adapters, saved_keys
+from morsr.training.calibration import standardize_router
+from morsr.training.objective import Objective
+from morsr.training.optim import OptimizerSettings, build_networks
+from morsr.training.phases import Network, OneStepPhase, StepReport
+from morsr.training.schedules import ScheduleName
+from morsr.training.strategy import check_trainer
 
 
 class OneStepSRModule(L.LightningModule):
     """Trains the adapters of a one-step generator on pairs of low- and high-resolution images.
 
-    Only the adapters and their router are trained and saved; the base model is named in the checkpoint and read from
-    where it came from.
+    Only the adapters and their router are trained and saved, with the score network's adapters and the discriminator's
+    heads where the losses ask for them; the base model is named in the checkpoint and read from where it came from.
+    Steps are counted by the generator's: so do max_steps, checkpoints, loggers and every schedule.
 
     Args:
         base: a preset ("tiny", "sd21", "sd-turbo"), a local diffusers folder, a hub id, or a list of ids.
@@ -35,16 +44,17 @@ class OneStepSRModule(L.LightningModule):
         estimator: kind of degradation estimator, "frequency", "learned" or "clip".
         estimator_args: settings of that estimator.
         one_step: timestep and parametrization of the UNet call.
-        loss: the reconstruction terms and their weights.
+        loss: weights by term, each a number or {weight, start, ramp}; see `Objective`.
+        score: settings of the distillation, where loss.vsd or loss.csd is on.
+        discriminator: settings of the discriminator, where loss.gan is on.
         weights: adapters file to start from, to validate or to test. None: `fit` starts afresh; the others take the
             newest adapters among the runs, else the shipped ones.
-        lr: learning rate of the ranks.
-        router_lr_scale: the router's learning rate over that of the ranks.
-        weight_decay: of AdamW.
-        betas: of AdamW.
-        warmup: steps of linear rise of the learning rates.
-        schedule: "constant" (OSEDiff) or "cosine" to zero at the last step.
+        lr, router_lr_scale, weight_decay, betas, warmup, schedule: see `OptimizerSettings`.
+        clip: largest norm of each network's gradient; 0 for none. It stands in for the trainer's gradient_clip_val.
+        accumulate: parts that each batch is split into to save memory; stands in for accumulate_grad_batches.
+        max_skipped: steps in a row whose gradient is not finite before the run stops; each of them is left out.
         calibration_images: degraded images whose mean and deviation standardise what the router sees.
+        seed: of the noise of losses and router.
 
     Raises:
         ConfigError: a setting outside its range.
@@ -61,7 +71,9 @@ class OneStepSRModule(L.LightningModule):
         estimator: str = "frequency",
         estimator_args: dict[str, Any] | None = None,
         one_step: OneStepConfig | None = None,
-        loss: dict[str, float] | None = None,
+        loss: dict[str, Any] | None = None,
+        score: ScoreConfig | None = None,
+        discriminator: DiscriminatorConfig | None = None,
         weights: str | None = None,
         lr: float = 5e-5,
         router_lr_scale: float = 20.0,
@@ -69,22 +81,32 @@ class OneStepSRModule(L.LightningModule):
         betas: tuple[float, float] = (0.9, 0.999),
         warmup: int = 0,
         schedule: ScheduleName = "constant",
+        clip: float = 1.0,
+        accumulate: int = 1,
+        max_skipped: int = 10,
         calibration_images: int = 1024,
+        seed: int = 0,
     ) -> None:
         super().__init__()
         if calibration_images < 2:
             raise ConfigError(f"calibration_images: expected at least 2, got {calibration_images}")
-        self.adapters, self.one_step = adapters or MoRConfig(), one_step or OneStepConfig()
-        self.base = base
+        self.automatic_optimization = False
+        self.adapters, self.one_step, self.base = adapters or MoRConfig(), one_step or OneStepConfig(), base
         self.estimator_spec: dict[str, Any] = {"kind": estimator, "args": dict(estimator_args or {})}
-        self.lr, self.router_lr_scale = lr, router_lr_scale
-        self.weight_decay, self.betas = weight_decay, betas
-        self.warmup, self.schedule = warmup, schedule
-        self.calibration_images = calibration_images
-        self.weights_file = weights
+        self.optimizer_settings = OptimizerSettings(
+            lr=lr,
+            router_lr_scale=router_lr_scale,
+            weight_decay=weight_decay,
+            betas=betas,
+            warmup=warmup,
+            schedule=schedule,
+        )
+        self.step_settings: dict[str, Any] = {"clip": clip, "accumulate": accumulate, "max_skipped": max_skipped}
+        self.calibration_images, self.seed, self.weights_file = calibration_images, seed, weights
         self.last_output: GeneratorOutput | None = None
+        self.phase: OneStepPhase | None = None
         self._build_models()
-        self.loss = RestorationLoss(**(loss or {}))
+        self._build_losses(loss, score, discriminator)
         if weights is not None:
             self.load_adapters(weights)
 
@@ -95,31 +117,39 @@ class OneStepSRModule(L.LightningModule):
         )
         self.strict_loading = False  # checkpoints hold the adapters alone; `on_load_checkpoint` checks them
 
+    def _build_losses(self, loss: Any, score: ScoreConfig | None, discriminator: DiscriminatorConfig | None) -> None:
+        self.objective = Objective(self.generator, loss, score=score, discriminator=discriminator)
+        # Registered here, so that they move with the module and are saved with it.
+        self.loss, self.discriminator = self.objective.restoration, self.objective.discriminator
+
     # -- steps ---------------------------------------------------------------------------------------------------
 
     def forward(self, lr: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         """Restore LR images (B, 3, h, w) in [0, 1]; the result is clamped to [0, 1]."""
         return self.generator(lr, size=size).sr.clamp(0, 1)
 
-    def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
-        context = self.generator.context
-        context.noise_sigma = self.adapters.noise_at(self.global_step / max(self._total_steps(), 1))
-        output = self.generator(batch["lr"], size=tuple(batch["hr"].shape[-2:]))
-        terms = self.loss(output.sr, batch["hr"])
-        total = terms.pop("total")
-        if self.adapters.is_routed:
-            terms["balance"] = context.balance_loss(output.scores.severity)
-            total = total + terms["balance"]
-        # Detached, so that the callbacks that read it do not keep the step's graph alive.
-        routing = output.routing.detach() if output.routing is not None else None
-        self.last_output = output._replace(sr=output.sr.detach(), z0=output.z0.detach(), routing=routing)
-        values = {f"train/{name}": value.detach() for name, value in terms.items()}
-        self.log_dict(values, batch_size=len(batch["hr"]))
-        self.log("train/loss", total.detach(), prog_bar=True, batch_size=len(batch["hr"]))
-        return total
+    def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
+        assert self.phase is not None
+        count, step = len(batch["hr"]), self.global_step
+        if self.generator.context is not None:
+            self.generator.context.noise_sigma = self.adapters.noise_at(step / max(self._total_steps(), 1))
+        first = self.trainer.global_rank * count
+        draws = Draws.of_step(seed=self.seed, step=step, first=first, count=count, device=self.device)
+        report = self.phase.run(batch, draws, step=step)
+        self.last_output = report.output
+        self._log_report(report, count)
+
+    def _log_report(self, report: StepReport, count: int) -> None:
+        values: dict[str, Any] = {f"train/{name}": value for name, value in report.terms.items()}
+        values |= {f"grad_norm/{name}": value for name, value in report.norms.items()}
+        if report.skipped:
+            values |= {f"skipped/{name}": float(self.phase.skipped_in_all[name]) for name in report.skipped}
+        self.log_dict(values, batch_size=count)
+        self.log("train/loss", report.total, prog_bar=True, batch_size=count)
 
     def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> dict[str, Tensor]:
-        sr = self._restore_as_saved(batch)
+        # With the values that an 8-bit file would hold, so that scores agree with `morsr score`.
+        sr = (self(batch["lr"], size=tuple(batch["hr"].shape[-2:])) * 255).round() / 255
         count = len(batch["hr"])
         self.log("val/psnr", psnr_y(sr, batch["hr"]).mean(), prog_bar=True, batch_size=count, sync_dist=True)
         self.log("val/ssim", ssim_y(sr, batch["hr"]).mean(), prog_bar=True, batch_size=count, sync_dist=True)
@@ -128,74 +158,62 @@ class OneStepSRModule(L.LightningModule):
     def test_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
         """Nothing here: `morsr.evaluation.BenchmarkTable` collects the pairs and runs every row of the table alike."""
 
-    def setup(self, stage: str) -> None:
-        if stage == "fit" or self.weights_file is not None or self.trainer.ckpt_path is not None:
-            return
-        path = self._newest_adapters() or find_adapters("tiny")
-        self.load_adapters(path)
-        rank_zero_info(f"adapters: {path}")
-
-    def _newest_adapters(self) -> Path | None:
-        """The newest file of adapters with this configuration and base among the runs beside this one."""
-        runs = Path(self.trainer.log_dir or self.trainer.default_root_dir).parent
-        found = sorted(runs.glob("*/adapters*.safetensors"), key=lambda path: path.stat().st_mtime, reverse=True)
-        for path in found:
-            header = read_adapters_header(path)
-            same = header["config"] == self.adapters.to_dict() and header["base_id"] == self.generator.backbone.base_id
-            if same:
-                return path
-        return None
-
     def predict_step(self, batch: Mapping[str, Any], batch_idx: int) -> dict[str, Any]:
         return {"sr": self(batch["lr"]), "stem": batch.get("stem")}
 
-    def _restore_as_saved(self, batch: Mapping[str, Any]) -> Tensor:
-        """Restored images with the values that an 8-bit file would hold, so that scores agree with `morsr score`."""
-        sr = self(batch["lr"], size=tuple(batch["hr"].shape[-2:]))
-        return (sr * 255).round() / 255
+    # -- optimization --------------------------------------------------------------------------------------------
+
+    def build_networks(self, total_steps: int = -1) -> list[Network]:
+        """Generator, and score network and discriminator where there are any, each with its optimizer."""
+        return build_networks(self.objective, self.optimizer_settings, total_steps=total_steps)
+
+    def configure_optimizers(self) -> Any:
+        networks = self.build_networks(self._total_steps())
+        self.phase = OneStepPhase(
+            self.objective, networks, backward=self._backward, update=self._update, **self.step_settings
+        )
+        schedulers = [{"scheduler": n.scheduler, "interval": "step", "name": f"lr/{n.name}"} for n in networks]
+        return [network.optimizer for network in networks], schedulers
+
+    def _backward(self, loss: Tensor, average: bool) -> None:
+        block = None if average else getattr(self.trainer.strategy, "block_backward_sync", None)
+        with block() if block is not None else nullcontext():
+            self.manual_backward(loss)
+
+    def _update(self, network: Network) -> None:
+        optimizers = self.optimizers()
+        if network.name == "generator":
+            (optimizers[0] if isinstance(optimizers, list) else optimizers).step()
+        else:
+            # Past Lightning's wrapper, which would count this as a step of the run.
+            self.trainer.strategy.optimizer_step(network.optimizer, lambda: None)
 
     def _total_steps(self) -> int:
         return int(self.trainer.estimated_stepping_batches)
 
-    # -- optimization --------------------------------------------------------------------------------------------
+    # -- start of a run ------------------------------------------------------------------------------------------
 
-    def configure_optimizers(self) -> Any:
-        groups = adapter_parameter_groups(
-            self.generator.backbone, "generator", lr=self.lr, router_lr_scale=self.router_lr_scale
-        )
-        optimizer = torch.optim.AdamW(groups, lr=self.lr, betas=self.betas, weight_decay=self.weight_decay)
-        factor = learning_rate_factor(self.schedule, warmup=self.warmup, total=self._total_steps())
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+    def setup(self, stage: str) -> None:
+        if stage == "fit":
+            check_trainer(self.trainer, networks=len(self.objective.trained()))
+        elif self.weights_file is None and self.trainer.ckpt_path is None:
+            path = newest_adapters(self.trainer, self.generator) or find_adapters("tiny")
+            self.load_adapters(path)
+            rank_zero_info(f"adapters: {path}")
 
     def on_fit_start(self) -> None:
-        context = self.generator.context
-        if self.adapters.is_routed and not context.standardized:
-            self._calibrate()
-
-    @torch.no_grad()
-    def _calibrate(self) -> None:
-        """Standardise the router's input by mean and deviation over degraded training images, once."""
-        datamodule, estimator = self.trainer.datamodule, self.generator.estimator
-        assert estimator is not None
-
-        def degraded() -> Iterator[Tensor]:
-            left = self.calibration_images
-            for batch in datamodule.train_dataloader():
-                moved = datamodule.transfer_batch_to_device(batch, self.device, 0)
-                yield datamodule.finish_batch(moved)["lr"]
-                left -= len(moved["stem"])
-                if left <= 0:
-                    return
-
-        mean, deviation = score_statistics(estimator, degraded(), minimum=2)
-        self.generator.context.set_standardization(mean, deviation)
-        rank_zero_info(f"router input standardised over at least {self.calibration_images} degraded images")
+        self.objective.part = self.trainer.profiler.profile
+        standardize_router(self.trainer, self.generator, images=self.calibration_images)
 
     # -- adapters file and checkpoint ----------------------------------------------------------------------------
 
+    def averaged_parameters(self) -> dict[str, nn.Parameter]:
+        """What `AdapterEMA` averages: the generator's own adapters."""
+        mine = {id(parameter) for parameter in self.objective.trained()["generator"]}
+        return {name: value for name, value in self.generator.named_parameters() if id(value) in mine}
+
     def save_adapters(self, path: str | os.PathLike[str], *, dtype: torch.dtype | None = None) -> None:
-        """Write the adapters, their router and everything needed to run them on the same base as one safetensors file.
+        """Write the generator's adapters, their router and how to run them on the same base as one safetensors file.
 
         Args:
             path: target; written beside it first and moved, so that a stop leaves no half file.
@@ -214,37 +232,18 @@ class OneStepSRModule(L.LightningModule):
         Raises:
             WeightsError: another base, another configuration, or a damaged file; nothing is changed then.
         """
-        if not Path(path).is_file():
-            raise WeightsError(f"{path}: no such adapters file")
         backbone = self.generator.backbone
         load_adapters(path, backbone, name="generator", base_id=backbone.base_id)
 
     def _saved_keys(self) -> set[str]:
-        """Names of what a checkpoint holds: trainable tensors and the buffers of the adapters' context."""
-        trainable = {name for name, parameter in self.named_parameters() if parameter.requires_grad}
-        context = self.generator.context
-        inside = {id(tensor) for tensor in (*context.parameters(), *context.buffers())}
-        return trainable | {name for name, tensor in self.state_dict(keep_vars=True).items() if id(tensor) in inside}
+        trained = [parameter for network in self.objective.trained().values() for parameter in network]
+        return saved_keys(self, trained, self.generator)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         keep = self._saved_keys()
         checkpoint["state_dict"] = {key: value for key, value in checkpoint["state_dict"].items() if key in keep}
-        checkpoint["morsr"] = {
-            "base_id": self.generator.backbone.base_id,
-            "adapters": self.adapters.to_dict(),
-            "extra": self._recipe(),
-        }
+        base_id = self.generator.backbone.base_id
+        checkpoint["morsr"] = {"base_id": base_id, "adapters": self.adapters.to_dict(), "extra": self._recipe()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        wanted, found = self._saved_keys(), set(checkpoint["state_dict"])
-        base_id = checkpoint.get("morsr", {}).get("base_id")
-        if base_id != self.generator.backbone.base_id:
-            raise WeightsError(
-                f"the checkpoint was trained on the base {base_id!r}, this run uses {self.generator.backbone.base_id!r}"
-            )
-        if wanted != found:
-            odd: Sequence[str] = sorted(wanted ^ found)
-            raise WeightsError(
-                f"the checkpoint does not fit the configured adapters: {len(wanted - found)} tensors missing and "
-                f"{len(found - wanted)} unexpected, such as {odd[0]}"
-            )
+        check_checkpoint(checkpoint, self._saved_keys(), self.generator.backbone.base_id)

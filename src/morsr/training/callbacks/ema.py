@@ -127,4 +127,6 @@ class AdapterEMA(Callback):
 
 
 def _named(pl_module: L.LightningModule) -> dict[str, nn.Parameter]:
+    if hasattr(pl_module, "averaged_parameters"):
+        return pl_module.averaged_parameters()
     return dict(getattr(pl_module, "generator", pl_module).named_parameters())

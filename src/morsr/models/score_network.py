@@ -1,0 +1,148 @@
+"""Variational score distillation: a frozen teacher and a score network, both of them the generator's own UNet.
+
+The base weights are held once. The teacher is the UNet without adapters, the score network the UNet with a small
+adapter set of its own; which one runs is switched for each call.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from morsr.adapters import MoRConfig, active_adapters, adapter_parameters, inject
+from morsr.errors import ConfigError
+from morsr.functional.diffusion import add_noise, clean_latents, distillation_gradient, distillation_loss, guide
+from morsr.models.backbone import Backbone
+from morsr.models.draws import Draws
+
+SCORE_SET = "score"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreConfig:
+    """Settings of the distillation; the defaults are OSEDiff's.
+
+    Args:
+        rank: of the score network's LoRA.
+        scale: factor on its update, peft's alpha / r (OSEDiff: 8 / 4).
+        targets: layers that it adapts.
+        guidance: classifier-free guidance of the teacher, over the base's "degraded" embedding.
+        low, high: timesteps of the distillation, both included.
+        lr: learning rate of the score network.
+
+    Raises:
+        ConfigError: a setting outside its range.
+    """
+
+    rank: int = 4
+    scale: float = 2.0
+    targets: tuple[str, ...] = ("sd_unet@unet",)
+    guidance: float = 7.5
+    low: int = 20
+    high: int = 979
+    lr: float = 5e-5
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.low <= self.high <= 999:
+            raise ConfigError(f"score: expected 0 <= low <= high <= 999, got {self.low} and {self.high}")
+        if self.lr <= 0 or self.rank < 1:
+            raise ConfigError(f"score: expected lr > 0 and rank >= 1, got {self.lr} and {self.rank}")
+
+
+class Teacher:
+    """The frozen UNet as the judge of generated latents.
+
+    Args:
+        backbone: shared with the generator; not owned.
+        config: guidance and timesteps.
+    """
+
+    def __init__(self, backbone: Backbone, config: ScoreConfig) -> None:
+        self.backbone, self.config = backbone, config
+
+    def classifier_loss(self, latents: Tensor, draws: Draws) -> Tensor:
+        """Classifier score distillation: the guided teacher against its own negative side; needs no score network.
+
+        Args:
+            latents: generated z (B, C, h, w), scaled.
+            draws: of these images.
+
+        Source: PiSA-SR (arXiv 2412.03017), section on the semantic-level adapters.
+        """
+        with torch.no_grad():
+            noisy, timesteps = self.noised(latents, draws, "distillation", self.config.low, self.config.high)
+            conditional, unconditional = self._both_sides(noisy, timesteps)
+            guided = guide(conditional, unconditional, self.config.guidance)
+            real, fake = (self.clean(noisy, noise, timesteps) for noise in (guided, unconditional))
+            gradient = distillation_gradient(latents, fake, real)
+        return distillation_loss(latents, gradient)
+
+    def noised(self, latents: Tensor, draws: Draws, name: str, low: int, high: int) -> tuple[Tensor, Tensor]:
+        """Latents with noise of a random timestep each, and the timesteps."""
+        timesteps = draws.timesteps(f"{name}/t", low, high)
+        noise = draws.normal(f"{name}/noise", tuple(latents.shape[1:]))
+        return add_noise(latents, noise, self.backbone.alphas_cumprod[timesteps]), timesteps
+
+    def clean(self, noisy: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """Clean latents behind noised ones, in float32."""
+        return clean_latents(noisy, noise, self.backbone.alphas_cumprod[timesteps])
+
+    def guided(self, noisy: Tensor, timesteps: Tensor) -> Tensor:
+        """The teacher's noise with guidance, in float32."""
+        return guide(*self._both_sides(noisy, timesteps), self.config.guidance)
+
+    def _both_sides(self, noisy: Tensor, timesteps: Tensor) -> tuple[Tensor, Tensor]:
+        backbone = self.backbone
+        with active_adapters(backbone, None):
+            conditional = backbone.predict_noise(noisy, timesteps, backbone.prompt_clean)
+            unconditional = backbone.predict_noise(noisy, timesteps, backbone.prompt_degraded)
+        return conditional, unconditional
+
+
+class ScoreNetwork(Teacher):
+    """The teacher, and beside it an adapter set that learns the distribution of the generated latents.
+
+    Args:
+        backbone: shared with the generator; the set is injected here, and nothing is copied.
+        config: rank, guidance, timesteps.
+
+    Source: OSEDiff (arXiv 2406.08177) section 3.3; ProlificDreamer (arXiv 2305.16213) for the distillation.
+    """
+
+    def __init__(self, backbone: Backbone, config: ScoreConfig) -> None:
+        super().__init__(backbone, config)
+        adapters = MoRConfig.of_kind("lora", num_ranks=config.rank, scale=config.scale, targets=config.targets)
+        inject(backbone, adapters, name=SCORE_SET)
+
+    def parameters(self) -> list[nn.Parameter]:
+        """What the score network trains."""
+        return adapter_parameters(self.backbone, SCORE_SET)
+
+    def variational_loss(self, latents: Tensor, draws: Draws) -> Tensor:
+        """Variational score distillation of generated latents z (B, C, h, w), scaled.
+
+        t ~ U{low..high} per image; the score network and the guided teacher each say what clean latents they see behind
+        the same noise; z moves from the former towards the latter. Neither of them gets a gradient.
+        """
+        with torch.no_grad():
+            noisy, timesteps = self.noised(latents, draws, "distillation", self.config.low, self.config.high)
+            with active_adapters(self.backbone, SCORE_SET):
+                fake = self.clean(noisy, self.backbone.predict_noise(noisy, timesteps), timesteps)
+            real = self.clean(noisy, self.guided(noisy, timesteps), timesteps)
+            gradient = distillation_gradient(latents, fake, real)
+        return distillation_loss(latents, gradient)
+
+    def denoising_loss(self, latents: Tensor, draws: Draws) -> Tensor:
+        """The score network's own loss: mean square error of its noise on generated latents, at any timestep.
+
+        The latents are detached here: the generator gets no gradient.
+        """
+        latents = latents.detach()
+        noise = draws.normal("score/noise", tuple(latents.shape[1:]))
+        timesteps = draws.timesteps("score/t", 0, self.backbone.alphas_cumprod.numel() - 1)
+        noisy = add_noise(latents, noise, self.backbone.alphas_cumprod[timesteps])
+        with active_adapters(self.backbone, SCORE_SET):
+            predicted = self.backbone.predict_noise(noisy, timesteps)
+        return (predicted.float() - noise).square().mean()

@@ -1,0 +1,72 @@
+"""Optimizers of the alternating networks, from one set of settings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from morsr.adapters import adapter_parameter_groups
+from morsr.errors import ConfigError
+from morsr.training.objective import Objective
+from morsr.training.phases import Network
+from morsr.training.schedules import ScheduleName, learning_rate_factor
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerSettings:
+    """AdamW and its schedule.
+
+    Args:
+        lr: learning rate of the generator's ranks; the other networks have rates of their own.
+        router_lr_scale: the router's learning rate over that of the ranks.
+        weight_decay, betas: of AdamW, for all networks.
+        warmup: steps of linear rise, counted from each network's first step.
+        schedule: "constant" or "cosine" to zero at the last step.
+
+    Raises:
+        ConfigError: a setting outside its range.
+    """
+
+    lr: float = 5e-5
+    router_lr_scale: float = 20.0
+    weight_decay: float = 1e-2
+    betas: tuple[float, float] = (0.9, 0.999)
+    warmup: int = 0
+    schedule: ScheduleName = "constant"
+
+    def __post_init__(self) -> None:
+        if self.lr <= 0 or self.router_lr_scale <= 0 or self.weight_decay < 0 or self.warmup < 0:
+            raise ConfigError(
+                "expected lr and router_lr_scale above 0, weight_decay and warmup of at least 0, got "
+                f"{self.lr}, {self.router_lr_scale}, {self.weight_decay}, {self.warmup}"
+            )
+
+
+def build_networks(objective: Objective, settings: OptimizerSettings, *, total_steps: int) -> list[Network]:
+    """The networks of an objective with their optimizers, the generator first.
+
+    Args:
+        objective: whose networks they are.
+        settings: of AdamW.
+        total_steps: generator steps of the run, for the cosine; a helper that starts later has as many fewer.
+    """
+    rates: dict[str, Any] = {"generator": settings.lr}
+    if objective.score is not None:
+        rates["score"] = objective.score.config.lr
+    if objective.discriminator is not None:
+        rates["discriminator"] = objective.discriminator.config.lr
+    networks = []
+    for name, parameters in objective.trained().items():
+        groups: list[dict[str, Any]] = [{"params": parameters}]
+        if name == "generator":
+            groups = adapter_parameter_groups(
+                objective.backbone, "generator", lr=settings.lr, router_lr_scale=settings.router_lr_scale
+            )
+        optimizer = torch.optim.AdamW(groups, lr=rates[name], betas=settings.betas, weight_decay=settings.weight_decay)
+        steps = total_steps - objective.first_step(name) if total_steps > 0 else total_steps
+        factor = learning_rate_factor(settings.schedule, warmup=settings.warmup, total=max(steps, min(total_steps, 1)))
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        networks.append(Network(name, parameters, optimizer, scheduler))
+    return networks

@@ -1,0 +1,224 @@
+"""Which network moves when: one step of the generator, then one of each network that helps it.
+
+Nothing here knows Lightning. Backward pass and optimizer step are handed in, so the module runs this under any strategy
+and precision, and a benchmark runs it with plain PyTorch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from morsr.adapters import Routing
+from morsr.errors import ConfigError, TrainingError
+from morsr.estimators import DegradationScores
+from morsr.models.draws import Draws
+from morsr.models.generator import GeneratorOutput
+from morsr.training.objective import Objective
+
+Backward = Callable[[Tensor, bool], None]
+"""Called with a loss, and whether gradients are averaged over devices now (False for all but the last part)."""
+Update = Callable[["Network"], None]
+
+
+@dataclass(eq=False)
+class Network:
+    """One of the alternating networks: its name, what it trains, its optimizer and its learning rate's schedule."""
+
+    name: str
+    parameters: Sequence[nn.Parameter]
+    optimizer: torch.optim.Optimizer
+    scheduler: torch.optim.lr_scheduler.LRScheduler
+
+
+@contextmanager
+def toggled(networks: Sequence[Network], active: Network) -> Iterator[None]:
+    """Let one network alone take gradients inside a ``with`` block; afterwards all have their own setting again.
+
+    A loss of the generator runs through the discriminator's heads: without this they would collect its gradient.
+    """
+    others = [parameter for network in networks if network is not active for parameter in network.parameters]
+    before = [parameter.requires_grad for parameter in others]
+    for parameter in others:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter, flag in zip(others, before, strict=True):
+            parameter.requires_grad_(flag)
+
+
+@dataclass
+class StepReport:
+    """What one iteration did.
+
+    Attributes:
+        terms: unweighted terms of the generator by name, then the losses of the other networks by theirs.
+        total: the generator's weighted sum.
+        norms: norm of each network's gradient before clipping.
+        output: the generator's pass over the whole batch, detached.
+        skipped: networks whose step was left out because a gradient was not finite.
+    """
+
+    terms: dict[str, Tensor]
+    total: Tensor
+    output: GeneratorOutput
+    norms: dict[str, Tensor] = field(default_factory=dict)
+    skipped: list[str] = field(default_factory=list)
+
+
+class OneStepPhase:
+    """Alternates generator, score network and discriminator over the parts of a batch.
+
+    Args:
+        objective: the losses.
+        networks: the generator first.
+        backward: runs one backward pass.
+        update: steps one network's optimizer.
+        accumulate: parts that a batch is split into; their gradients add up to the whole batch's.
+        clip: largest norm of each network's gradient; 0 leaves it as it is.
+        max_skipped: steps in a row that may be left out, per network, before the run stops.
+
+    Raises:
+        ConfigError: a setting outside its range.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        networks: Sequence[Network],
+        *,
+        backward: Backward,
+        update: Update,
+        accumulate: int = 1,
+        clip: float = 1.0,
+        max_skipped: int = 10,
+    ) -> None:
+        if accumulate < 1 or clip < 0 or max_skipped < 1:
+            raise ConfigError(
+                f"expected accumulate >= 1, clip >= 0 and max_skipped >= 1, got {accumulate}, {clip}, {max_skipped}"
+            )
+        self.objective, self.networks = objective, list(networks)
+        self.backward, self.update = backward, update
+        self.accumulate, self.clip, self.max_skipped = accumulate, clip, max_skipped
+        self.skipped_in_a_row = dict.fromkeys((network.name for network in networks), 0)
+        self.skipped_in_all = dict.fromkeys((network.name for network in networks), 0)
+
+    def run(self, batch: Mapping[str, Any], draws: Draws, *, step: int) -> StepReport:
+        """One generator step on a batch, then one step of every helper whose term has started.
+
+        Args:
+            batch: lr (B, 3, h, w) and hr (B, 3, H, W) in [0, 1].
+            draws: random numbers of the batch.
+            step: generator steps done so far.
+
+        Raises:
+            TrainingError: too many steps in a row had gradients that are not finite.
+            ConfigError: fewer images than parts.
+        """
+        parts = self._parts(len(batch["lr"]))
+        generator, *helpers = self.networks
+        with toggled(self.networks, generator):
+            report = self._generator_pass(batch, draws, parts, step)
+            self._finish(generator, report)
+        if generator.name in report.skipped:
+            return report  # the latents of such a step would only carry the damage on
+        for network in helpers:
+            if step >= self.objective.first_step(network.name):
+                with toggled(self.networks, network):
+                    self._helper_pass(network, batch, draws, parts, report)
+                    self._finish(network, report)
+        return report
+
+    def _parts(self, count: int) -> list[slice]:
+        if count < self.accumulate:
+            raise ConfigError(
+                f"accumulate={self.accumulate}: the batch has {count} images only, one per part is needed"
+            )
+        edges = [count * index // self.accumulate for index in range(self.accumulate + 1)]
+        return [slice(first, last) for first, last in pairwise(edges)]
+
+    def _generator_pass(self, batch: Mapping[str, Any], draws: Draws, parts: Sequence[slice], step: int) -> StepReport:
+        count, losses = len(batch["lr"]), []
+        for part in parts:
+            images = {name: batch[name][part] for name in ("lr", "hr")}
+            share = (part.stop - part.start) / count
+            loss = self.objective.generator_loss(images, draws[part], step=step)
+            with self.objective.part("backward/generator"):
+                self.backward(loss.total * share, part is parts[-1])
+            terms = {name: value.detach() * share for name, value in loss.terms.items()}
+            losses.append((terms, loss.total.detach() * share, _detached(loss.output)))
+        terms = {name: torch.stack([part[0][name] for part in losses]).sum() for name in losses[0][0]}
+        return StepReport(terms, torch.stack([part[1] for part in losses]).sum(), _joined([p[2] for p in losses]))
+
+    def _helper_pass(
+        self, network: Network, batch: Mapping[str, Any], draws: Draws, parts: Sequence[slice], report: StepReport
+    ) -> None:
+        count, values = len(batch["lr"]), []
+        for part in parts:
+            share = (part.stop - part.start) / count
+            with self.objective.part(network.name):
+                loss = self.objective.helper_loss(network.name, report.output.z0[part], batch["hr"][part], draws[part])
+            with self.objective.part(f"backward/{network.name}"):
+                self.backward(loss * share, part is parts[-1])
+            values.append(loss.detach() * share)
+        report.terms[network.name] = torch.stack(values).sum()
+
+    def _finish(self, network: Network, report: StepReport) -> None:
+        """Clip and step one network, or leave its step out where the gradient is not finite."""
+        with self.objective.part(f"optimizer/{network.name}"):
+            gradients = [parameter.grad for parameter in network.parameters if parameter.grad is not None]
+            norm = nn.utils.get_total_norm(gradients)
+            report.norms[network.name] = norm
+            # Gradients are the same on all devices by now, so all decide alike.
+            if bool(norm.isfinite()):
+                if self.clip:
+                    nn.utils.clip_grads_with_norm_(network.parameters, self.clip, norm)
+                self.update(network)
+                network.scheduler.step()
+                self.skipped_in_a_row[network.name] = 0
+            else:
+                report.skipped.append(network.name)
+            network.optimizer.zero_grad(set_to_none=True)
+        if network.name in report.skipped:
+            self._count_skip(network.name)
+
+    def _count_skip(self, name: str) -> None:
+        self.skipped_in_a_row[name] += 1
+        self.skipped_in_all[name] += 1
+        if self.skipped_in_a_row[name] >= self.max_skipped:
+            raise TrainingError(
+                f"the gradient of the {name} was not finite in {self.skipped_in_a_row[name]} steps in a row; its "
+                "weights are those of the last good step. Lower the learning rate or the weight of the newest loss "
+                "term, or train in float32 to see whether the precision is to blame, from the last checkpoint on"
+            )
+
+
+def _detached(output: GeneratorOutput) -> GeneratorOutput:
+    """The same without its graph, so that whoever reads it later does not keep that alive."""
+    routing = output.routing.detach() if output.routing is not None else None
+    return output._replace(sr=output.sr.detach(), z0=output.z0.detach(), routing=routing)
+
+
+def _joined(outputs: Sequence[GeneratorOutput]) -> GeneratorOutput:
+    """The passes over the parts of a batch as one over the whole."""
+    if len(outputs) == 1:
+        return outputs[0]
+    routings = [output.routing for output in outputs if output.routing is not None]
+    scores = [output.scores for output in outputs if output.scores is not None]
+    return GeneratorOutput(
+        torch.cat([output.sr for output in outputs]),
+        torch.cat([output.z0 for output in outputs]),
+        Routing(*(torch.cat(fields, dim=1) for fields in zip(*routings, strict=True))) if routings else None,
+        DegradationScores(
+            torch.cat([s.scores for s in scores]), torch.cat([s.severity for s in scores]), scores[0].names
+        )
+        if scores
+        else None,
+    )

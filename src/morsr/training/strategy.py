@@ -1,0 +1,42 @@
+"""What the alternating networks ask of a trainer."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+
+from morsr.errors import ConfigError
+
+_DDP = "ddp_find_unused_parameters_true"
+
+
+def check_trainer(trainer: L.Trainer, *, networks: int) -> None:
+    """Refuse settings under which the networks would train wrongly or not at all.
+
+    Args:
+        trainer: of the run.
+        networks: how many networks alternate.
+
+    Raises:
+        ConfigError: float16 with a loss scaler, a strategy that splits parameters, or DDP that waits for the gradients
+            of networks that rest.
+    """
+    precision = str(trainer.precision)
+    if precision in ("16-mixed", "16-true"):
+        raise ConfigError(
+            f"trainer.precision: got {precision}, whose range the one-step arithmetic leaves; take bf16-mixed or "
+            "32-true"
+        )
+    strategy: Any = trainer.strategy
+    if not isinstance(strategy, (SingleDeviceStrategy, DDPStrategy)):
+        raise ConfigError(
+            f"trainer.strategy: expected one device or DDP, got {type(strategy).__name__}: the adapters are small "
+            "enough to need no splitting"
+        )
+    if isinstance(strategy, DDPStrategy) and networks > 1 and not strategy._ddp_kwargs.get("find_unused_parameters"):
+        raise ConfigError(
+            f"trainer.strategy: {networks} networks take turns, and plain ddp would wait for the gradients of those "
+            f"that rest; set it to {_DDP}"
+        )

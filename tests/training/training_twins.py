@@ -1,0 +1,113 @@
+"""What the tests of the training core share: random pairs, a small module, and how it is run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from morsr.adapters import MoRConfig
+from morsr.models.draws import Draws
+from morsr.models.generator import OneStepConfig
+from morsr.training.module import OneStepSRModule
+from morsr.training.phases import OneStepPhase
+
+ADAPTERS = MoRConfig(num_ranks=6, num_shared=2, top_k=2, num_zero=1, targets=("sd_unet@unet", "tiny_vae_encoder@vae"))
+ALL_LOSSES = {"l2": 1.0, "features": 0.5, "vsd": 1.0, "gan": 0.1}
+
+
+class Pairs(L.LightningDataModule):
+    """Random pairs that depend on their number alone."""
+
+    def __init__(self, batch_size: int = 2, count: int = 6) -> None:
+        super().__init__()
+        self.batch_size, self.count = batch_size, count
+
+    def train_dataloader(self) -> DataLoader:
+        pairs = [self.pair(index) for index in range(self.count)]
+        return DataLoader(pairs, batch_size=self.batch_size, collate_fn=self.collate)
+
+    def val_dataloader(self) -> DataLoader:
+        return DataLoader([self.pair(index) for index in range(100, 102)], batch_size=1, collate_fn=self.collate)
+
+    def pair(self, index: int) -> dict[str, Any]:
+        generator = torch.Generator().manual_seed(index)
+        lr = torch.rand(3, 8, 8, generator=generator)
+        hr = torch.rand(3, 32, 32, generator=generator)
+        return {"lr": lr, "hr": hr, "stem": str(index)}
+
+    def collate(self, pairs: list[dict[str, Any]]) -> dict[str, Any]:
+        stacked = {name: torch.stack([pair[name] for pair in pairs]) for name in ("lr", "hr")}
+        return {**stacked, "stem": [pair["stem"] for pair in pairs]}
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        return batch
+
+    def finish_batch(self, batch: dict[str, Any]) -> dict[str, Any]:
+        return batch
+
+
+def build(base: Path, **settings: Any) -> OneStepSRModule:
+    """A seeded module on a small base."""
+    torch.manual_seed(0)
+    return OneStepSRModule(
+        **{
+            "base": str(base),
+            "adapters": ADAPTERS,
+            "one_step": OneStepConfig(timestep=150, scale_input=True),
+            "loss": {"l2": 1.0},
+            "lr": 1e-2,
+            "calibration_images": 8,
+            **settings,
+        }
+    )
+
+
+def fit(
+    module: OneStepSRModule,
+    folder: Path,
+    steps: int,
+    *,
+    ckpt: Path | None = None,
+    callbacks: list[L.Callback] | None = None,
+    data: L.LightningDataModule | None = None,
+    **settings: Any,
+) -> L.Trainer:
+    """Train for so many steps on the CPU, without validation."""
+    trainer = L.Trainer(
+        **{
+            "max_steps": steps, "accelerator": "cpu", "logger": False, "default_root_dir": folder,
+            "callbacks": callbacks, "enable_checkpointing": bool(callbacks), "enable_progress_bar": False,
+            "enable_model_summary": False, "num_sanity_val_steps": 0, "limit_val_batches": 0, **settings,
+        }
+    )  # fmt: skip
+    torch.manual_seed(1)
+    trainer.fit(module, datamodule=data or Pairs(), ckpt_path=ckpt)
+    return trainer
+
+
+def batch(count: int = 2, first: int = 0) -> dict[str, Any]:
+    """A batch of random pairs."""
+    pairs = Pairs()
+    return pairs.collate([pairs.pair(first + index) for index in range(count)])
+
+
+def draws(count: int = 2, *, step: int = 0, first: int = 0) -> Draws:
+    """Random numbers of a step."""
+    return Draws.of_step(seed=0, step=step, first=first, count=count, device=torch.device("cpu"))
+
+
+def plain_phase(module: OneStepSRModule, **settings: Any) -> OneStepPhase:
+    """The module's iteration with plain PyTorch, without a trainer."""
+
+    def backward(loss: Tensor, average: bool) -> None:
+        loss.backward()
+
+    module.train()
+    return OneStepPhase(
+        module.objective, module.build_networks(), backward=backward, update=lambda n: n.optimizer.step(), **settings
+    )
