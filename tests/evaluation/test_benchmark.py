@@ -17,6 +17,7 @@ from PIL import Image
 from morsr.errors import ConfigError, InputError
 from morsr.evaluation.benchmark import evaluate
 from morsr.evaluation.classical import bicubic, bilateral, classical_methods, estimate_noise, non_local_means
+from morsr.evaluation.comparison import compare_tables
 from morsr.evaluation.meter import measured
 from morsr.evaluation.pictures import detailed_corner, side_by_side
 from morsr.evaluation.published import published_datasets, published_rows
@@ -109,12 +110,26 @@ def test_pairs_that_are_read_when_needed():
     assert evaluate({"x": nearest}, [Lazy()], ["psnr"], progress=False).images == ("photo0",)
 
 
-def test_groups_reach_the_intervals():
+def test_intervals_are_per_image_and_again_by_photograph(tmp_path: Path):
     pairs = given_pairs(4)
     for index, pair in enumerate(pairs):
         pair.group = "ab"[index // 2]
-    report = evaluate({"bicubic": classical_methods()["bicubic"], "x": nearest}, pairs, ["psnr"], progress=False)
-    assert report.difference("x", "psnr").count == 2
+    methods = {"bicubic": classical_methods()["bicubic"], "x": nearest}
+    report = evaluate(methods, pairs, ["psnr"], out=tmp_path, progress=False)
+    images, photographs = report.difference("x", "psnr"), report.difference("x", "psnr", clustered=True)
+    assert (images.count, photographs.count) == (4, 2)
+    assert images.mean == photographs.mean
+    assert "2 photographs resampled" in report.to_markdown()
+    assert json.loads(report.to_json())["summary"]["x"]["difference to bicubic, by group"]["psnr"]["count"] == 2
+    found = compare_tables(tmp_path / "scores.csv", tmp_path / "scores.csv", method_a="bicubic", method_b="x")
+    assert found.rows[0][3].count == 4
+    assert found.clustered["psnr"].low == pytest.approx(photographs.low, abs=1e-5)
+    assert "by photograph" in found.to_markdown()
+    for pair in pairs:  # one image of each is no group, and nothing is said of any
+        pair.group = pair.stem
+    report = evaluate(methods, pairs, ["psnr"], progress=False)
+    assert "resampled" not in report.to_markdown()
+    assert "group" not in report.to_csv()
 
 
 def test_metrics_over_sets_use_the_saved_images():

@@ -28,7 +28,8 @@ class RealESRGANDataModule(L.LightningDataModule):
 
     A training batch, as a LightningModule gets it: hr (B, 3, H, W) and lr (B, 3, H/4, W/4) float32 in [0, 1], stem
     (list of B names), key (B,) int64, parameters (DegradationParameters, on the CPU). A validation or test batch has
-    the same entries and `set`, the name of each image's source; pairs read from folders have no key and no parameters.
+    the same entries and `set`, the name of each image's source, and `image`, its photograph; pairs read from folders
+    have no key and no parameters.
 
     Sources are explained in morsr/data/images.py and docs/data.md.
 
@@ -357,6 +358,7 @@ def _collate_pairs(items: list[tuple[str, Pair]]) -> dict[str, Any]:
         "lr": torch.stack([to_tensor(pair.lr) for _, pair in items]),
         "stem": [pair.stem for _, pair in items],
         "set": [name for name, _ in items],
+        "image": [pair.image for _, pair in items],
     }
     parameters = [pair.parameters for _, pair in items]
     if all(drawn is not None for drawn in parameters):

@@ -20,8 +20,9 @@ from morsr.evaluation.pictures import side_by_side
 from morsr.evaluation.published import PublishedRow
 from morsr.evaluation.tables import BenchmarkReport, ImageScore
 from morsr.models.metrics import Metric, MetricSet, build_metrics
+from morsr.models.scores import score_image
 
-__all__ = ["BenchmarkReport", "ImageScore", "LazyPair", "Method", "Pair", "evaluate", "score_image", "set_scores"]
+__all__ = ["BenchmarkReport", "ImageScore", "LazyPair", "Method", "Pair", "evaluate", "set_scores"]
 
 Method = Callable[[Tensor], Tensor]
 
@@ -30,7 +31,7 @@ class Pair(Protocol):
     """A low-resolution image and its reference, both (H, W, 3) uint8.
 
     A pair may also have `group: str`, the same for pairs that hang together (several degradations of one photograph):
-    intervals then resample groups instead of images.
+    the report then gives each interval a second time, with whole groups resampled.
     """
 
     @property
@@ -150,25 +151,6 @@ def evaluate(
         if sheet:
             Image.fromarray(side_by_side(sheet)).save(Path(out) / "side_by_side.png")
     return report
-
-
-def score_image(metrics: Mapping[str, Metric], sr: Tensor, hr: Tensor | None) -> tuple[dict[str, float], list[str]]:
-    """Scores of one image (1, 3, H, W) in [0, 1] by metric name, and what went wrong.
-
-    A metric that cannot score the image (too small, no texture) gives NaN and one line of text.
-    """
-    scores, problems = {}, []
-    for name, metric in metrics.items():
-        try:
-            scores[name] = metric(sr, hr).item()
-        except (InputError, RuntimeError) as error:
-            scores[name] = math.nan
-            problems.append(str(error))
-            continue
-        if not math.isfinite(scores[name]):
-            scores[name] = math.nan
-            problems.append(f"{name} has no value here (an image without texture has no statistics to fit)")
-    return scores, problems
 
 
 def _checked(pair: Pair, seen: set[str]) -> tuple[np.ndarray, np.ndarray]:

@@ -26,6 +26,7 @@ class _HeldPair:
     stem: str
     lr: np.ndarray
     hr: np.ndarray
+    group: str | None = None
 
 
 class BenchmarkTable(L.Callback):
@@ -75,8 +76,9 @@ class BenchmarkTable(L.Callback):
         dataloader_idx: int = 0,
     ) -> None:
         sets = batch.get("set") or ["test"] * len(batch["stem"])
-        for stem, name, lr, hr in zip(batch["stem"], sets, batch["lr"], batch["hr"], strict=True):
-            self._pairs.setdefault(name, []).append(_HeldPair(stem, to_uint8(lr[None]), to_uint8(hr[None])))
+        photographs = batch.get("image") or [None] * len(batch["stem"])
+        for stem, name, image, lr, hr in zip(batch["stem"], sets, photographs, batch["lr"], batch["hr"], strict=True):
+            self._pairs.setdefault(name, []).append(_HeldPair(stem, to_uint8(lr[None]), to_uint8(hr[None]), image))
 
     def on_test_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         folder = Path(self.out or Path(trainer.log_dir or trainer.default_root_dir) / "benchmark")
@@ -92,7 +94,11 @@ class BenchmarkTable(L.Callback):
                 pictures=self.pictures,
             )
             lines = "\n".join(f"- {line}" for line in _against_all(report, "morsr"))
-            report.notes = [*report.notes, f"Paired differences with 95 % bootstrap intervals:\n{lines}"]
+            photographs = ", in braces with whole photographs resampled" if report.groups else ""
+            report.notes = [
+                *report.notes,
+                f"Paired differences with 95 % bootstrap intervals{photographs}:\n{lines}",
+            ]
             report.save(folder / name)
             self.reports[name] = report
             rank_zero_info(f"\n{name}: {len(pairs)} pairs\n\n{report.to_markdown()}\nwritten to {folder / name}\n")
@@ -113,12 +119,19 @@ def _published(test_set: str) -> Sequence[PublishedRow]:
 
 def _against_all(report: BenchmarkReport, method: str) -> list[str]:
     """One line per other row: the paired differences of the method to it."""
-    lines = []
-    for other in report.methods:
-        if other != method:
-            values = [f"{info.name} {report.difference(method, info.name, other)}" for info in report.image_metrics]
-            lines.append(f"{method} against {other}: {', '.join(values)}")
-    return lines
+
+    def text(metric: str, other: str) -> str:
+        value = f"{metric} {report.difference(method, metric, other)}"
+        if not report.groups:
+            return value
+        wide = report.difference(method, metric, other, clustered=True)
+        return f"{value} {{{wide.low:+.4f}, {wide.high:+.4f}}}"
+
+    return [
+        f"{method} against {other}: {', '.join(text(info.name, other) for info in report.image_metrics)}"
+        for other in report.methods
+        if other != method
+    ]
 
 
 def model_methods(module: Any) -> dict[str, Method]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +25,14 @@ class Comparison:
         name_a, name_b: what the runs are called.
         rows: metric, mean of A, mean of B, interval of B - A; means over the common images.
         unmatched: images that only one of them has.
+        clustered: metric to the interval with whole groups of images resampled, where the tables have groups.
     """
 
     name_a: str
     name_b: str
     rows: Sequence[tuple[MetricInfo, float, float, Interval]]
     unmatched: Sequence[str]
+    clustered: Mapping[str, Interval] = field(default_factory=dict)
 
     def to_markdown(self) -> str:
         """A table with one line per metric and a verdict for B."""
@@ -39,9 +41,14 @@ class Comparison:
             verdict = value.verdict(lower_is_better=info.lower_is_better)
             verdict = verdict if verdict.startswith("not") else f"B is {verdict}"
             cells = [f"{info.name} {info.arrow}", f"{mean_a:.4f}", f"{mean_b:.4f}", str(value), str(value.count)]
+            if self.clustered:
+                wide = self.clustered[info.name]
+                cells += [f"[{wide.low:+.4f}, {wide.high:+.4f}]", str(wide.count)]
             lines.append([*cells, verdict])
         level = self.rows[0][3].level
-        head = ["metric", "A", "B", f"B - A, {level:.0%} interval", "images", "verdict"]
+        head = ["metric", "A", "B", f"B - A, {level:.0%} interval", "images"]
+        head += ["by photograph", "photographs"] if self.clustered else []
+        head.append("verdict")
         parts = [f"A: {self.name_a}\nB: {self.name_b}", markdown_table(head, lines)]
         if self.unmatched:
             parts.append(f"In one table only, left out ({len(self.unmatched)}): {', '.join(self.unmatched)}")
@@ -59,10 +66,17 @@ class Comparison:
                 "count": value.count,
                 "level": value.level,
                 "verdict": value.verdict(lower_is_better=info.lower_is_better),
+                **self._by_group(info.name),
             }
             for info, mean_a, mean_b, value in self.rows
         }
         return {"a": self.name_a, "b": self.name_b, "metrics": metrics, "unmatched": list(self.unmatched)}
+
+    def _by_group(self, name: str) -> dict[str, Any]:
+        if name not in self.clustered:
+            return {}
+        value = self.clustered[name]
+        return {"by_group": {"low": value.low, "high": value.high, "count": value.count}}
 
 
 def compare_tables(
@@ -92,7 +106,8 @@ def compare_tables(
     shared = [name for name in scores_a if name in scores_b]
     if not shared:
         raise InputError(f"no metric in common: {a} has {sorted(scores_a)}, {b} has {sorted(scores_b)}")
-    rows = []
+    groups = {**read_groups(Path(a)), **read_groups(Path(b))}
+    rows, clustered = [], {}
     for name in shared:
         one, two = scores_a[name], scores_b[name]
         images = [image for image in one if image in two and math.isfinite(one[image] + two[image])]
@@ -100,11 +115,14 @@ def compare_tables(
             continue
         interval = paired_difference(two, one, level=level, seed=seed)
         mean_a, mean_b = (math.fsum(side[image] for image in images) / len(images) for side in (one, two))
-        rows.append((METRICS.get(name, _unknown(name)), mean_a, mean_b, interval))
+        info = METRICS.get(name, _unknown(name))
+        rows.append((info, mean_a, mean_b, interval))
+        if groups:
+            clustered[info.name] = paired_difference(two, one, level=level, seed=seed, groups=groups)
     if not rows:
         raise InputError(f"no image in common with a score on both sides: {a} and {b}")
     images_a, images_b = (set().union(*scores.values()) for scores in (scores_a, scores_b))
-    return Comparison(f"{name_a} of {a}", f"{name_b} of {b}", rows, sorted(images_a ^ images_b))
+    return Comparison(f"{name_a} of {a}", f"{name_b} of {b}", rows, sorted(images_a ^ images_b), clustered)
 
 
 def read_scores(path: Path) -> dict[str, _Scores]:
@@ -125,7 +143,7 @@ def read_scores(path: Path) -> dict[str, _Scores]:
         image = Path(line["image"] or "").stem if Path(line["image"] or "").suffix else line["image"]
         method = methods.setdefault(line.get("method") or path.stem, {})
         for column, text in line.items():
-            if column in (None, "image", "method", "seconds", "memory_mb"):
+            if column in (None, "image", "method", "seconds", "memory_mb", "group"):
                 continue
             name = ALIASES.get(column.strip().lower(), column.strip().lower())
             scores = method.setdefault(name, {})
@@ -136,6 +154,12 @@ def read_scores(path: Path) -> dict[str, _Scores]:
             except (TypeError, ValueError) as error:
                 raise InputError(f"{path}, line {number}: expected a number for {column}, got {text!r}") from error
     return methods
+
+
+def read_groups(path: Path) -> dict[str, str]:
+    """Image to group of a table that has such a column; empty for others."""
+    with path.open(newline="", encoding="utf-8-sig") as stream:
+        return {line["image"]: line["group"] for line in csv.DictReader(stream) if line.get("group")}
 
 
 def _choose(path: Path, method: str | None, option: str) -> tuple[str, _Scores]:

@@ -2,33 +2,52 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, TextIO
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 import morsr
 from morsr.errors import ConfigError, InputError
-from morsr.evaluation.benchmark import score_image, set_scores
+from morsr.evaluation.benchmark import set_scores
 from morsr.evaluation.classical import bicubic
 from morsr.evaluation.folders import Job, describe, pair_up
 from morsr.evaluation.images import read_rgb, to_tensor
 from morsr.evaluation.published import PublishedRow
 from morsr.evaluation.tables import PROTOCOL, BenchmarkReport, ImageScore
 from morsr.models.metrics import Metric, MetricSet, build_metrics, metric_info
+from morsr.models.scores import score_image
 
 PROGRESS = "progress.jsonl"
 BICUBIC = "bicubic"
 
-_Result = tuple[dict[str, dict[str, float]], list[str]]  # method to metric to score, and what went wrong
+
+@dataclass
+class _Result:
+    """What came of one image.
+
+    Attributes:
+        scores: method to metric to score.
+        features: metric over sets to method to (1, D), the reference under the empty name.
+        problems: what went wrong.
+    """
+
+    scores: dict[str, dict[str, float]] = field(default_factory=dict)
+    features: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+
+
 _Writer = Callable[[Job, _Result], None]
 
 
@@ -92,16 +111,17 @@ def score_folders(
     compared = [info.name for info in infos if hr is None and info.kind != "none"]
     chosen = _build([info.name for info in infos if info.name not in compared], device, download)
     absent = {**chosen.absent, **dict.fromkeys(compared, "needs reference images (--gt)")}
-    single = {name: metric for name, metric in chosen.metrics.items() if metric.info.kind != "set"}
-    per_set = {name: metric for name, metric in chosen.metrics.items() if metric.info.kind == "set"}
     done, failures = _score_all(
-        jobs, single, out=Path(out) if out is not None else None, processes=processes if device is None else 1,
+        jobs, chosen.metrics, out=Path(out) if out is not None else None, processes=processes if device is None else 1,
         crop=crop, progress=progress, download=download,
     )  # fmt: skip
     problems += failures
     methods = [*([BICUBIC] if lr is not None else []), *outputs]
     rows = [
-        ImageScore(job.stem, method, done[job.stem][method]) for method in methods for job in jobs if job.stem in done
+        ImageScore(job.stem, method, done[job.stem].scores[method])
+        for method in methods
+        for job in jobs
+        if job.stem in done
     ]
     if not rows:
         raise InputError(f"no image could be scored:\n{describe(problems)}")
@@ -110,7 +130,7 @@ def score_folders(
         metrics=[metric.info for metric in chosen.metrics.values()],
         absent=absent,
         reference=methods[0] if len(methods) > 1 else None,
-        set_scores=_score_sets(per_set, [job for job in jobs if job.stem in done], methods, crop=crop),
+        set_scores=_score_sets(chosen.metrics, [done[job.stem] for job in jobs if job.stem in done], methods),
         problems=problems,
         incomplete=len(done) < len(jobs),
         published=published,
@@ -134,20 +154,17 @@ def _score_all(
     crop: bool,
     progress: bool,
     download: bool,
-) -> tuple[dict[str, dict[str, dict[str, float]]], list[str]]:
-    """Score every job that an earlier run has not; stem to method to metric to score, and what went wrong."""
+) -> tuple[dict[str, _Result], list[str]]:
+    """Score every job that an earlier run has not; results by stem, and what went wrong."""
     signature = {"protocol": PROTOCOL, "version": morsr.__version__, "metrics": sorted(metrics), "crop": crop}
-    done: dict[str, dict[str, dict[str, float]]] = {}
+    done: dict[str, _Result] = {}
     problems: list[str] = []
     with _journal(out, signature) as (earlier, write):
         remaining = []
         for job in jobs:
             known = earlier.get(job.stem)
             if known is not None and known["files"] == _fingerprint(job):
-                done[job.stem] = {
-                    method: {name: math.nan if value is None else value for name, value in scores.items()}
-                    for method, scores in known["scores"].items()
-                }
+                done[job.stem] = _decoded(known)
                 problems += known["problems"]
             else:
                 remaining.append(job)
@@ -158,8 +175,8 @@ def _score_all(
                 if isinstance(result, str):
                     problems.append(result)
                     continue
-                done[job.stem] = result[0]
-                problems += result[1]
+                done[job.stem] = result
+                problems += result.problems
                 write(job, result)
     return done, problems
 
@@ -197,15 +214,20 @@ def _score_in_worker(job: Job) -> _Result | str:
 
 def _score_job(job: Job, metrics: Mapping[str, Metric], crop: bool) -> _Result | str:
     """Scores of every method on one image, or a text when a file turns out to be unreadable."""
-    scores: dict[str, dict[str, float]] = {}
-    problems: list[str] = []
+    single = {name: metric for name, metric in metrics.items() if metric.info.kind != "set"}
+    per_set = {name: metric for name, metric in metrics.items() if metric.info.kind == "set"}
+    result = _Result(features={name: {} for name in per_set})
     try:
         for method, sr, hr in _images(job, crop):
-            scores[method], failed = score_image(metrics, sr, hr)
-            problems += [f"{method} on {job.stem}: {text}" for text in failed]
+            result.scores[method], failed = score_image(single, sr, hr)
+            result.problems += [f"{method} on {job.stem}: {text}" for text in failed]
+            for name, metric in per_set.items():
+                if hr is not None and "" not in result.features[name]:
+                    result.features[name][""] = metric(hr)
+                result.features[name][method] = metric(sr)
     except InputError as error:
         return str(error)
-    return scores, problems
+    return result
 
 
 def _images(job: Job, crop: bool) -> Iterator[tuple[str, Tensor, Tensor | None]]:
@@ -226,18 +248,17 @@ def _images(job: Job, crop: bool) -> Iterator[tuple[str, Tensor, Tensor | None]]
 
 
 def _score_sets(
-    metrics: Mapping[str, Metric], jobs: Iterable[Job], methods: Sequence[str], *, crop: bool
+    metrics: Mapping[str, Metric], results: Sequence[_Result], methods: Sequence[str]
 ) -> dict[str, dict[str, float]]:
-    if not metrics:
-        return {}
-    features: dict[str, dict[str, list[Tensor]]] = {name: {} for name in metrics}
-    for job in jobs:
-        for index, (method, sr, hr) in enumerate(_images(job, crop)):
-            for name, metric in metrics.items():
-                if index == 0 and hr is not None:
-                    features[name].setdefault("", []).append(metric(hr))
-                features[name].setdefault(method, []).append(metric(sr))
-    return set_scores(metrics, features, methods)
+    per_set = {name: metric for name, metric in metrics.items() if metric.info.kind == "set"}
+    features = {
+        name: {
+            method: [result.features[name][method] for result in results if method in result.features[name]]
+            for method in ("", *methods)
+        }
+        for name in per_set
+    }
+    return set_scores(per_set, features, methods)
 
 
 @contextmanager
@@ -273,13 +294,40 @@ def _read_journal(path: Path, signature: dict[str, Any]) -> dict[str, Any]:
 
 
 def _write(stream: TextIO, job: Job, result: _Result) -> None:
-    scores = {
-        method: {name: value if math.isfinite(value) else None for name, value in found.items()}
-        for method, found in result[0].items()
+    entry: dict[str, Any] = {
+        "stem": job.stem,
+        "files": _fingerprint(job),
+        "scores": {
+            method: {name: value if math.isfinite(value) else None for name, value in found.items()}
+            for method, found in result.scores.items()
+        },
+        "problems": result.problems,
     }
-    entry = {"stem": job.stem, "files": _fingerprint(job), "scores": scores, "problems": result[1]}
+    if result.features:
+        entry["features"] = {
+            name: {
+                method: base64.b64encode(values.float().numpy().tobytes()).decode() for method, values in found.items()
+            }
+            for name, found in result.features.items()
+        }
     stream.write(json.dumps(entry) + "\n")
     stream.flush()
+
+
+def _decoded(entry: Mapping[str, Any]) -> _Result:
+    """The result that `_write` wrote."""
+    scores = {
+        method: {name: math.nan if value is None else value for name, value in found.items()}
+        for method, found in entry["scores"].items()
+    }
+    features = {
+        name: {
+            method: torch.from_numpy(np.frombuffer(base64.b64decode(text), dtype=np.float32).copy())[None].double()
+            for method, text in found.items()
+        }
+        for name, found in entry.get("features", {}).items()
+    }
+    return _Result(scores, features, entry["problems"])
 
 
 def _fingerprint(job: Job) -> list[list[Any]]:

@@ -102,8 +102,29 @@ class BenchmarkReport:
             return self.set_scores[method][metric]
         return _mean(self.values(method, metric).values())
 
-    def difference(self, method: str, metric: str, reference: str | None = None, *, level: float = 0.95) -> Interval:
+    @cached_property
+    def groups(self) -> dict[str, str]:
+        """Image to group, where images hang together; empty where none is known to or every group has one image."""
+        found = {row.image: row.group for row in self.rows if row.group is not None}
+        return found if len(set(found.values())) < len(found) else {}
+
+    def difference(
+        self,
+        method: str,
+        metric: str,
+        reference: str | None = None,
+        *,
+        level: float = 0.95,
+        clustered: bool = False,
+    ) -> Interval:
         """Paired difference of a method to the reference row, with its bootstrap interval.
+
+        Args:
+            method, metric: which row and column.
+            reference: the row that is subtracted; None is the report's own.
+            level: coverage of the interval.
+            clustered: resample whole groups (the photographs) instead of images. The interval then speaks of other
+                photographs, and not only of other degradations of these.
 
         Raises:
             ConfigError: unknown method or metric, or no reference.
@@ -112,20 +133,21 @@ class BenchmarkReport:
         reference = reference or self.reference
         if reference is None:
             raise ConfigError("the report has no reference row; name one of " + ", ".join(self.methods))
-        groups = {row.image: row.group for row in self.rows if row.group is not None}
+        groups = (self.groups or None) if clustered else None
         return paired_difference(
-            self.values(method, metric), self.values(reference, metric), level=level, groups=groups or None
+            self.values(method, metric), self.values(reference, metric), level=level, groups=groups
         )
 
     def to_csv(self) -> str:
-        """One line per image and method: image, method, the metrics, seconds, memory_mb."""
+        """One line per image and method: image, method, the metrics, seconds, memory_mb, and group where there are."""
         names = [info.name for info in self.image_metrics]
         stream = io.StringIO()
         writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(["image", "method", *names, "seconds", "memory_mb"])
+        writer.writerow(["image", "method", *names, "seconds", "memory_mb", *(["group"] if self.groups else [])])
         for row in self.rows:
             scores = [_number(row.scores.get(name)) for name in names]
-            writer.writerow([row.image, row.method, *scores, _number(row.seconds, 4), _number(row.memory_mb, 1)])
+            cells = [row.image, row.method, *scores, _number(row.seconds, 4), _number(row.memory_mb, 1)]
+            writer.writerow([*cells, row.group] if self.groups else cells)
         return stream.getvalue()
 
     def to_dict(self) -> dict[str, Any]:
@@ -137,10 +159,11 @@ class BenchmarkReport:
             entry["seconds"] = _finite(self._mean_of(method, "seconds"))
             entry["memory_mb"] = _finite(self._mean_of(method, "memory_mb"))
             if self.reference and method != self.reference:
-                entry[f"difference to {self.reference}"] = {
-                    name: {"mean": value.mean, "low": value.low, "high": value.high, "count": value.count}
-                    for name, value in self._differences(method).items()
-                }
+                entry[f"difference to {self.reference}"] = _plain(self._differences(method))
+                if self.groups:
+                    entry[f"difference to {self.reference}, by group"] = _plain(
+                        self._differences(method, clustered=True)
+                    )
             summary[method] = entry
         return {
             "protocol": self.protocol,
@@ -174,6 +197,12 @@ class BenchmarkReport:
                 "(bold: the interval excludes zero):"
             )
             parts.append(self._differences_table())
+            if self.groups:
+                parts.append(
+                    f"The same with the {len(set(self.groups.values()))} photographs resampled, each with all its "
+                    "images (few photographs say little about others, however many images are made of them):"
+                )
+                parts.append(self._differences_table(clustered=True))
         if self.published:
             parts.append("Published, not computed here:")
             parts.append(self._published_table())
@@ -209,11 +238,11 @@ class BenchmarkReport:
         values = [getattr(row, attribute) for row in self.rows if row.method == method]
         return _mean(value for value in values if value is not None)
 
-    def _differences(self, method: str) -> dict[str, Interval]:
+    def _differences(self, method: str, *, clustered: bool = False) -> dict[str, Interval]:
         found = {}
         for info in self.image_metrics:
             try:
-                found[info.name] = self.difference(method, info.name)
+                found[info.name] = self.difference(method, info.name, clustered=clustered)
             except InputError:  # the two share no image with a value: the cell stays empty
                 continue
         return found
@@ -241,13 +270,13 @@ class BenchmarkReport:
         # A mean over fewer images is not comparable with the column's others, so it says so itself.
         return text if scored in (0, len(self.images)) else f"{text} (n={scored})"
 
-    def _differences_table(self) -> str:
+    def _differences_table(self, *, clustered: bool = False) -> str:
         head = ["method", *(f"Δ {info.name} {info.arrow}" for info in self.image_metrics)]
         lines = []
         for method in self.methods:
             if method == self.reference:
                 continue
-            found = self._differences(method)
+            found = self._differences(method, clustered=clustered)
             cells = [_interval_text(found.get(info.name)) for info in self.image_metrics]
             lines.append([method, *cells])
         return markdown_table(head, lines)
@@ -274,6 +303,13 @@ def _interval_text(value: Interval | None) -> str:
     if value is None:
         return "–"
     return f"**{value}**" if value.excludes_zero else str(value)
+
+
+def _plain(values: Mapping[str, Interval]) -> dict[str, dict[str, float]]:
+    return {
+        name: {"mean": value.mean, "low": value.low, "high": value.high, "count": value.count}
+        for name, value in values.items()
+    }
 
 
 def _mean(values: Iterable[float]) -> float:

@@ -43,6 +43,8 @@ class MetricInfo:
         weights: files that it downloads once; empty when it needs none.
         pyiqa: the name that pyiqa has for it, or empty when computed here.
         options: settings of pyiqa that differ from its defaults.
+        complete: whether the first of the files holds the whole network. pyiqa fetches ImageNet weights for the
+            backbone of such a network too, only to overwrite them; here they are left out.
     """
 
     name: str
@@ -53,6 +55,7 @@ class MetricInfo:
     weights: tuple[Weight, ...] = ()
     pyiqa: str = ""
     options: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}), hash=False)
+    complete: bool = False
 
     @property
     def arrow(self) -> str:
@@ -104,7 +107,7 @@ _ALL = (
     ),
     MetricInfo(
         "lpips-vgg", "full", True, "0 to ~1", "pyiqa `lpips-vgg`, VGG16, version 0.1",
-        (_pyiqa("LPIPS_v0.1_vgg-b9e42362.pth"), _VGG16), "lpips-vgg",
+        (_pyiqa("LPIPS_v0.1_vgg-a78928a0.pth"), _VGG16), "lpips-vgg",
     ),
     MetricInfo(
         "dists", "full", True, "0 to ~1", "pyiqa `dists`, VGG16",
@@ -116,20 +119,20 @@ _ALL = (
     ),
     MetricInfo(
         "maniqa", "none", False, "~0 to 1", "pyiqa `maniqa`, trained on KonIQ-10k (not comparable with maniqa-pipal)",
-        (_pyiqa("ckpt_koniq10k.pt"),), "maniqa",
+        (_pyiqa("ckpt_koniq10k.pt"),), "maniqa", complete=True,
     ),
     MetricInfo(
         "maniqa-pipal", "none", False, "~0 to 1", "pyiqa `maniqa-pipal`, trained on PIPAL (not comparable with maniqa)",
-        (_pyiqa("MANIQA_PIPAL-ae6d356b.pth"),), "maniqa-pipal",
+        (_pyiqa("MANIQA_PIPAL-ae6d356b.pth"),), "maniqa-pipal", complete=True,
     ),
     MetricInfo("clipiqa", "none", False, "0 to 1", "pyiqa `clipiqa`, CLIP RN50", (_CLIP_RN50,), "clipiqa"),
     MetricInfo(
         "topiq", "none", False, "~0 to 1", "pyiqa `topiq_nr`, ResNet-50, trained on KonIQ-10k",
-        (_pyiqa("cfanet_nr_koniq_res50-9a73138b.pth"),), "topiq_nr",
+        (_pyiqa("cfanet_nr_koniq_res50-9a73138b.pth"),), "topiq_nr", complete=True,
     ),
     MetricInfo(
         "tres", "none", False, "~0 to 100", "pyiqa `tres`, trained on KonIQ-10k",
-        (_pyiqa("tres_koniq-f0502926.pth"), _torchvision("resnet50-0676ba61.pth")), "tres",
+        (_pyiqa("tres_koniq-f0502926.pth"),), "tres", complete=True,
     ),
     MetricInfo(
         "fid", "set", True, "0 to inf",

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cache, lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -242,9 +243,33 @@ def _pyiqa_network(info: MetricInfo) -> torch.nn.Module:
     _pyiqa_configs()
     from pyiqa.models.inference_model import InferenceModel
 
-    with _loading(info):
+    with _loading(info), _without_backbone_weights() if info.complete else contextlib.nullcontext():
         network = InferenceModel(info.pyiqa, device=torch.device("cpu"), **dict(info.options))
     return network.eval().requires_grad_(False)
+
+
+@contextlib.contextmanager
+def _without_backbone_weights() -> Iterator[None]:
+    """Build backbones of timm and torchvision without fetching weights that the metric's own file overwrites.
+
+    The file is loaded strictly, so a tensor that it does not hold is an error and never an initial value.
+    """
+    import timm
+    import torchvision
+
+    makers = ((timm, "create_model", "pretrained", False), (torchvision.models, "resnet50", "weights", None))
+    originals = [getattr(place, name) for place, name, *_ in makers]
+
+    def bare(make: Callable[..., torch.nn.Module], option: str, nothing: Any) -> Callable[..., torch.nn.Module]:
+        return lambda *arguments, **options: make(*arguments, **{**options, option: nothing})
+
+    try:
+        for (place, name, option, nothing), original in zip(makers, originals, strict=True):
+            setattr(place, name, bare(original, option, nothing))
+        yield
+    finally:
+        for (place, name, *_), original in zip(makers, originals, strict=True):
+            setattr(place, name, original)
 
 
 def _inception(info: MetricInfo) -> torch.nn.Module:

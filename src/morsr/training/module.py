@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -15,13 +15,14 @@ from torch import Tensor, nn
 from morsr.adapters import MoRConfig, load_adapters, save_adapters
 from morsr.errors import ConfigError
 from morsr.estimators import build_estimator
-from morsr.functional.quality import psnr_y, ssim_y
+from morsr.functional.quality import quantize_8bit
 from morsr.models.backbone import load_backbone
 from morsr.models.discriminator import DiscriminatorConfig
 from morsr.models.draws import Draws
 from morsr.models.generator import GeneratorOutput, OneStepConfig, OneStepGenerator
 from morsr.models.loading import find_adapters
 from morsr.models.score_network import ScoreConfig
+from morsr.models.scores import ScoreMeans
 from morsr.training.adapter_state import check_checkpoint, newest_adapters, saved_keys
 from morsr.training.calibration import standardize_router
 from morsr.training.objective import Objective
@@ -55,6 +56,7 @@ class OneStepSRModule(L.LightningModule):
         max_skipped: steps in a row whose gradient is not finite before the run stops; each of them is left out.
         calibration_images: degraded images whose mean and deviation standardise what the router sees.
         seed: of the noise of losses and router.
+        val_metrics: what validation logs, by the names of `morsr score`.
 
     Raises:
         ConfigError: a setting outside its range.
@@ -86,6 +88,7 @@ class OneStepSRModule(L.LightningModule):
         max_skipped: int = 10,
         calibration_images: int = 1024,
         seed: int = 0,
+        val_metrics: Sequence[str] = ("psnr", "ssim", "niqe"),
     ) -> None:
         super().__init__()
         if calibration_images < 2:
@@ -94,19 +97,16 @@ class OneStepSRModule(L.LightningModule):
         self.adapters, self.one_step, self.base = adapters or MoRConfig(), one_step or OneStepConfig(), base
         self.estimator_spec: dict[str, Any] = {"kind": estimator, "args": dict(estimator_args or {})}
         self.optimizer_settings = OptimizerSettings(
-            lr=lr,
-            router_lr_scale=router_lr_scale,
-            weight_decay=weight_decay,
-            betas=betas,
-            warmup=warmup,
+            lr=lr, router_lr_scale=router_lr_scale, weight_decay=weight_decay, betas=betas, warmup=warmup,
             schedule=schedule,
-        )
+        )  # fmt: skip
         self.step_settings: dict[str, Any] = {"clip": clip, "accumulate": accumulate, "max_skipped": max_skipped}
         self.calibration_images, self.seed, self.weights_file = calibration_images, seed, weights
         self.last_output: GeneratorOutput | None = None
         self.phase: OneStepPhase | None = None
         self._build_models()
         self._build_losses(loss, score, discriminator)
+        self.scores = ScoreMeans(val_metrics)
         if weights is not None:
             self.load_adapters(weights)
 
@@ -148,12 +148,13 @@ class OneStepSRModule(L.LightningModule):
         self.log("train/loss", report.total, prog_bar=True, batch_size=count)
 
     def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> dict[str, Tensor]:
-        # With the values that an 8-bit file would hold, so that scores agree with `morsr score`.
-        sr = (self(batch["lr"], size=tuple(batch["hr"].shape[-2:])) * 255).round() / 255
-        count = len(batch["hr"])
-        self.log("val/psnr", psnr_y(sr, batch["hr"]).mean(), prog_bar=True, batch_size=count, sync_dist=True)
-        self.log("val/ssim", ssim_y(sr, batch["hr"]).mean(), prog_bar=True, batch_size=count, sync_dist=True)
+        sr = quantize_8bit(self(batch["lr"], size=tuple(batch["hr"].shape[-2:])))  # as a saved file has it
+        self.scores.update(sr, batch["hr"])
         return {"sr": sr}
+
+    def on_validation_epoch_end(self) -> None:
+        self.log_dict({f"val/{name}": mean for name, mean in self.scores.compute().items()}, prog_bar=True)
+        self.scores.reset()
 
     def test_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
         """Nothing here: `morsr.evaluation.BenchmarkTable` collects the pairs and runs every row of the table alike."""

@@ -1,0 +1,75 @@
+"""Scores of images as numbers: one image by many metrics, and their means while a model is validated."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+import torchmetrics
+from torch import Tensor
+from torchmetrics.utilities import rank_zero_warn
+
+from morsr.errors import InputError
+from morsr.functional.quality import quantize_8bit
+from morsr.models.metrics import Metric, build_metrics
+
+
+def score_image(metrics: Mapping[str, Metric], sr: Tensor, hr: Tensor | None) -> tuple[dict[str, float], list[str]]:
+    """Scores of one image (1, 3, H, W) in [0, 1] by metric name, and what went wrong.
+
+    A metric that cannot score the image (too small, no texture) gives NaN and one line of text.
+    """
+    scores, problems = {}, []
+    for name, metric in metrics.items():
+        try:
+            scores[name] = metric(sr, hr).item()
+        except (InputError, RuntimeError) as error:
+            scores[name] = math.nan
+            problems.append(str(error))
+            continue
+        if not math.isfinite(scores[name]):
+            scores[name] = math.nan
+            problems.append(f"{name} has no value here (an image without texture has no statistics to fit)")
+    return scores, problems
+
+
+class ScoreMeans(torchmetrics.Metric):
+    """Means of metrics over the images of a validation, over all processes, for a training's logs.
+
+    Images are rounded to 8 bits first, so the means are those that `morsr score` gives for the saved files.
+
+    Args:
+        names: metrics of single images, as `morsr score` knows them. Weights are not downloaded; a metric that lacks
+            them is warned of once and stands in `absent` with its reason.
+
+    Raises:
+        ConfigError: an unknown name, or a name given twice.
+    """
+
+    full_state_update = False
+    rows: list[Tensor]
+
+    def __init__(self, names: Sequence[str] = ("psnr", "ssim", "niqe")) -> None:
+        super().__init__()
+        built = build_metrics(names, download=False)
+        self.absent = dict(built.absent)
+        for name, reason in built.absent.items():
+            rank_zero_warn(f"{name} will not be scored: {reason}")
+        self.metrics = {name: metric for name, metric in built.metrics.items() if metric.info.kind != "set"}
+        # One row per image rather than a sum: float32, which every device has, would lose digits in a sum.
+        self.add_state("rows", default=[], dist_reduce_fx="cat")
+
+    def update(self, sr: Tensor, hr: Tensor) -> None:
+        """Score restored images (B, 3, H, W) in [0, 1] against their references of the same shape."""
+        for restored, truth in zip(quantize_8bit(sr).split(1), quantize_8bit(hr).split(1), strict=True):
+            scores, _ = score_image(self.metrics, restored, truth)
+            self.rows.append(torch.tensor([[scores[name] for name in self.metrics]], device=sr.device))
+
+    def compute(self) -> dict[str, float]:
+        """Mean by metric over the images that have a value; metrics without any value are left out."""
+        if not len(self.rows):
+            return {}
+        rows = self.rows if isinstance(self.rows, Tensor) else torch.cat(self.rows)
+        means = rows.cpu().double().nanmean(dim=0).tolist()
+        return {name: mean for name, mean in zip(self.metrics, means, strict=True) if math.isfinite(mean)}
