@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image
 
@@ -99,6 +100,27 @@ def test_an_empty_folder_of_photographs_is_named(
     options = [*arguments("mor_tiny.yaml", small_base, photos, tmp_path / "out"), f"--data.train=[{tmp_path}/empty]"]
     assert main(options) == 2
     assert "empty" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("kept", "words"), [(None, "no such checkpoint"), (0.5, "cut short"), (0.0, "cut short")])
+def test_a_damaged_checkpoint_is_one_line(
+    kept: float | None,
+    words: str,
+    small_base: Path,
+    photos: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    path = tmp_path / "half.ckpt"
+    if kept is not None:
+        torch.save({"state_dict": {"x": torch.zeros(1000)}}, path)
+        path.write_bytes(path.read_bytes()[: int(kept * path.stat().st_size)])
+    options = [*arguments("mor_tiny.yaml", small_base, photos, tmp_path / "out"), f"--ckpt_path={path}"]
+    assert main(options) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("morsr: ")]
+    assert len(lines) == 1
+    assert "half.ckpt" in lines[0]
+    assert words in lines[0]
 
 
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:

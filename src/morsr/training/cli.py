@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import logging
+import zipfile
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import lightning as L
 import torch
 from jsonargparse import ArgumentError
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
-from morsr.errors import ConfigError, MorsrError
+from morsr.errors import ConfigError, MorsrError, WeightsError
 
 
 class MorsrCLI(LightningCLI):
@@ -18,6 +21,11 @@ class MorsrCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves PyTorch's choice")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        super().parse_arguments(parser, args)
+        # Here, because Lightning opens the checkpoint for its hyperparameters next.
+        _check_checkpoint(self.config[self.config["subcommand"]].get("ckpt_path"))
 
     def before_instantiate_classes(self) -> None:
         threads = self.config[self.subcommand].threads
@@ -55,6 +63,16 @@ def run(arguments: Sequence[str]) -> int:
             raise ConfigError(" ".join(str(error).split())) from error
         raise
     return 0
+
+
+def _check_checkpoint(path: str | None) -> None:
+    """Refuse a missing or damaged checkpoint before models are built and images read."""
+    if path is None or path in ("best", "last", "hpc", "registry") or "://" in path:
+        return
+    if not Path(path).exists():
+        raise WeightsError(f"{path}: no such checkpoint")
+    if Path(path).is_file() and not zipfile.is_zipfile(path):  # the directory of torch's archives stands at their end
+        raise WeightsError(f"{path}: not a whole checkpoint, it is damaged or cut short; take an earlier one")
 
 
 def _is_no_advertisement(record: logging.LogRecord) -> bool:
