@@ -26,8 +26,8 @@ NEIGHBOURS = {("cli", "commands"), ("cli", "bench"), ("__main__", "cli"), ("comm
 # A heavy package and the only places that may import it, as module prefixes.
 ONLY_IN = {
     "basicsr": ("morsr.degradation.basicsr_compat",),
-    "diffusers": ("morsr.models.backbone", "morsr.models.pipeline"),
-    "transformers": ("morsr.estimators.clip",),
+    "diffusers": ("morsr.models.backbone", "morsr.models.pretrained", "morsr.models.pipeline"),
+    "transformers": ("morsr.estimators.clip", "morsr.models.pretrained"),
     "lightning": ("morsr.training", "morsr.data", "morsr.evaluation", "morsr.commands", "morsr.bench", "morsr.cli"),
     "pytorch_lightning": (),
     "pickle": (),

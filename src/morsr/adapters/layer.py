@@ -151,9 +151,16 @@ class AdaptedLayer(nn.Module):
                 f"the routing of set {state.active!r} is for {gates.factors.shape[0]} images, but a layer got a batch "
                 f"of {inputs.shape[0]}; set context.condition for this batch, or a routing of one image for all of it"
             )
-        down, up = ranks.pick(gates, inputs.dtype)
+        if output.dtype == torch.float32 and (inputs.dtype != torch.float32 or _autocasts(inputs)):
+            # A layer that keeps to float32 in a network that runs in less; so does its update.
+            with torch.autocast(inputs.device.type, enabled=False):
+                return self._updated(output, inputs.float(), ranks, gates)
         if output.dtype != inputs.dtype and not _autocasts(inputs):
             raise ConfigError(f"a layer turns {inputs.dtype} into {output.dtype}; adapters need one dtype")
+        return self._updated(output, inputs, ranks, gates)
+
+    def _updated(self, output: Tensor, inputs: Tensor, ranks: RankSet, gates: LayerGates) -> Tensor:
+        down, up = ranks.pick(gates, inputs.dtype)
         if self._geometry is None:
             return add_lowrank_linear(output, inputs, down, up)
         return add_lowrank_conv2d(output, inputs, down, up, self._geometry)

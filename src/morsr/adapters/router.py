@@ -17,6 +17,7 @@ from morsr.adapters.config import MoRConfig
 from morsr.adapters.state import LayerGates, SharedState
 from morsr.errors import ConfigError, InputError
 from morsr.functional.balance import balance_loss, running_rate
+from morsr.functional.precision import keep_float32
 from morsr.functional.routing import Routing, chosen_ranks, limit_experts, rank_gates, route, router_logits, slot_load
 
 _COMPUTE = ("auto", "gathered", "masked")
@@ -94,12 +95,7 @@ class RoutingContext(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> RoutingContext:
         # .to(bfloat16) of the whole model moves the router but leaves its precision: gates are float32 by contract.
-        def keep(tensor: Tensor) -> Tensor:
-            moved = fn(tensor)
-            low = moved.dtype in (torch.float16, torch.bfloat16)
-            return tensor.to(moved.device) if low and tensor.dtype == torch.float32 else moved
-
-        return super()._apply(keep, recurse)
+        return super()._apply(keep_float32(fn), recurse)
 
     def __getstate__(self) -> dict[str, Any]:
         # As in SharedState: what carries autograd history is left behind.

