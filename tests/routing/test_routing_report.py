@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from morsr.errors import ConfigError, InputError
 from morsr.estimators import build_estimator
 from morsr.evaluation.dump import RoutingDump
 from morsr.evaluation.example import examine, switch_off
+from morsr.evaluation.report import write_report
 from morsr.evaluation.routing import RoutingTable
 from morsr.models.backbone import build_backbone
 from morsr.models.generator import OneStepConfig, OneStepGenerator
@@ -229,3 +232,43 @@ def test_validation_writes_its_routings(generator: OneStepGenerator, tmp_path: P
     assert table.names == ("i0", "i1", "i2", "i3")
     torch.testing.assert_close(table.truth["noise"], true_severity(drawn[:4], "light").noise)
     torch.testing.assert_close(table.chosen, RoutingTable.from_images(generator, images[:4]).chosen)
+    assert [json.loads(line) for line in table.parameters] == [
+        json.loads(line) for line in drawn[:4].to_jsonl().splitlines()
+    ]
+
+
+def test_a_model_without_routing_gets_a_page_of_its_scores(photos: Path, tmp_path: Path, monkeypatch: Any):
+    made = OneStepGenerator(
+        build_backbone(UNET, VAE),
+        build_estimator("frequency"),
+        adapters=MoRConfig.of_kind("lora", num_ranks=4, targets=("to_q",)),
+    ).eval()
+    monkeypatch.setattr(Restorer, "from_pretrained", lambda *_, **__: Restorer(made, device="cpu", dtype="float32"))
+    out, table = tmp_path / "lora.html", tmp_path / "lora.safetensors"
+    assert command.run(options(str(photos), "--out", str(out), "--table", str(table))) == 0
+    for page in (out, tmp_path / "again.html"):
+        if page != out:
+            assert command.run(options(str(table), "--out", str(page))) == 0
+        text = page.read_text()
+        assert "this model has no routing" in text
+        assert "Degradation scores of the images" in text
+        assert "Load of every slot" not in text
+    assert len(RoutingTable.load(table)) == 9
+
+
+def test_a_collapsed_router_is_named_on_the_page(generator: OneStepGenerator, tmp_path: Path):
+    images = torch.rand(60, 3, 16, 16)
+    healthy = RoutingTable.from_images(generator, images)
+    chosen = torch.stack(
+        [torch.randperm(SETTINGS.num_slots)[: SETTINGS.top_k] for _ in range(60 * healthy.chosen.shape[1])]
+    )
+    even = replace(healthy, chosen=chosen.view_as(healthy.chosen))
+    collapsed = even.chosen.clone()
+    collapsed[:, 1] = torch.arange(SETTINGS.top_k)
+    pages = [
+        write_report(table, tmp_path / f"{name}.html").read_text()
+        for name, table in (("even", even), ("collapsed", replace(even, chosen=collapsed)))
+    ]
+    assert "experts have collapsed" not in pages[0]
+    assert f"In 1 of {len(even.layer_names)} layers" in pages[1]
+    assert f"<td>{even.layer_names[1]}</td>" in pages[1]

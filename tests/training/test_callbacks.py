@@ -26,6 +26,7 @@ from torch.utils.data import DataLoader, Dataset
 from morsr.errors import ConfigError, WeightsError
 from morsr.training.callbacks import AdapterCheckpoint, AdapterEMA, ExpertUtilization, ImageGrid, RunSummary
 from morsr.training.callbacks.common import write_atomically
+from morsr.training.callbacks.window import RoutingWindow
 
 Routing = namedtuple("Routing", "gates chosen probabilities")
 Scores = namedtuple("Scores", "scores severity names")
@@ -153,11 +154,15 @@ def test_a_run_shorter_than_a_window_is_logged_at_its_end(tmp_path: Path):
     assert [int(row["step"]) for row in rows(tmp_path, "routing/load_entropy")] == [6]
 
 
-def test_gradient_accumulation_counts_every_micro_batch_and_logs_by_optimizer_step(tmp_path: Path):
+def test_gradient_accumulation_counts_every_micro_batch_and_logs_by_optimizer_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     watch = ExpertUtilization(every_n_steps=2)
     seen: list[int] = []
-    original = watch._gather
-    watch._gather = lambda trainer: seen.append(watch._images) or original(trainer)  # type: ignore[method-assign]
+    original = RoutingWindow.take
+    monkeypatch.setattr(
+        RoutingWindow, "take", lambda self, trainer: seen.append(self.images) or original(self, trainer)
+    )
     fit(tmp_path, Module(), [watch], steps=4, accumulate_grad_batches=3)
     assert seen[:2] == [24, 24], "2 steps of 3 micro-batches of 4 images"
     assert [int(row["step"]) for row in rows(tmp_path, "routing/load_entropy")] == [2, 4]
@@ -193,6 +198,60 @@ def test_correlation_of_zero_share_and_severity(tmp_path: Path):
     fit(tmp_path, Module("severe"), [ExpertUtilization(every_n_steps=12)])
     row = rows(tmp_path, "routing/zero_severity_spearman")[0]
     assert float(row["routing/zero_severity_spearman"]) < -0.8
+
+
+def test_scores_of_every_batch_are_logged(tmp_path: Path):
+    fit(tmp_path, Module(), [ExpertUtilization(every_n_steps=12)])
+    row = rows(tmp_path, "degradation/brightness")[0]
+    levels = torch.tensor([(index * 0.37) % 1 for index in range(48)])
+    assert float(row["degradation/brightness"]) == pytest.approx(levels.mean().item(), abs=1e-5)
+    assert float(row["degradation/severity"]) == pytest.approx(levels.mean().item(), abs=1e-5)
+    width = levels.std(correction=0).item()
+    assert float(row["degradation_deviation/brightness"]) == pytest.approx(width, abs=1e-5)
+
+
+def test_every_layer_has_a_line_in_the_table_of_the_run(tmp_path: Path):
+    watch = ExpertUtilization(every_n_steps=4, heatmap_every_n_steps=8)
+    fit(tmp_path, Module("severe"), [watch], steps=8)
+    with next(tmp_path.rglob("expert_utilization.csv")).open() as file:
+        lines = list(csv.DictReader(file))
+    # At step 8, and at the end with the two last windows as one.
+    assert [(line["step"], line["layer"], line["images"]) for line in lines] == [
+        ("8", name, images) for images in ("16", "16") for name in NAMES
+    ]
+    for line, load, ranks in zip(lines[-LAYERS:], watch.latest.load, watch.latest.ranks, strict=True):
+        found = torch.tensor([float(line[f"load_{slot}"]) for slot in range(SLOTS)], dtype=torch.float64)
+        torch.testing.assert_close(found, load, rtol=1e-5, atol=1e-6)
+        assert float(line["active_ranks"]) == pytest.approx(ranks.item(), rel=1e-5)
+        assert float(line["zero_severity_spearman"]) < -0.8
+
+
+def test_a_log_copies_to_the_host_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    copies: list[tuple[int, ...]] = []
+    for name in ("cpu", "item", "tolist", "numpy"):
+        original = getattr(Tensor, name)
+
+        def counted(self: Tensor, *arguments: Any, original: Any = original, **options: Any) -> Any:
+            if self.dtype == torch.float32:  # what has been copied is worked on in float64
+                copies.append(tuple(self.shape))
+            return original(self, *arguments, **options)
+
+        monkeypatch.setattr(Tensor, name, counted)
+    watch = ExpertUtilization(every_n_steps=1, heatmap_every_n_steps=0)
+    module = Module()
+    module.last_output = module.generator(torch.rand(4, 3, 8, 8))
+    trainer: Any = SimpleNamespace(
+        global_step=0, world_size=1, loggers=[], is_global_zero=True, log_dir=str(tmp_path)
+    )  # fmt: skip
+    watch.on_fit_start(trainer, module)
+    watch.on_train_start(trainer, module)
+    copies.clear()
+    watch.on_train_batch_end(trainer, module, None, None, 0)
+    assert copies == [], "a batch is only added up"
+    trainer.global_step = 1
+    watch.on_train_batch_end(trainer, module, None, None, 1)
+    assert len(copies) == 1
+    assert watch.latest.images == 8
 
 
 @pytest.mark.slow

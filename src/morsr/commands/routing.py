@@ -133,7 +133,7 @@ def _route(
         try:
             image = read_picture(path).rgb
             if recipe is None:
-                parts.append(RoutingTable.from_images(restorer, image, names=[path.stem]))
+                parts.append(RoutingTable.from_images(restorer, image, names=[path.stem], scores_only=True))
                 pictures[path.stem] = path
                 continue
             hr = _hr_crop(image, path)
@@ -144,7 +144,7 @@ def _route(
         drawn = recipe.sample(sample_keys(options.seed, 0, numbers))
         names = [f"{path.stem}-{copy}" if options.copies > 1 else path.stem for copy in range(options.copies)]
         lr = apply(hr.expand(options.copies, -1, -1, -1), drawn)
-        parts.append(RoutingTable.from_images(restorer, lr, drawn, recipe=recipe, names=names))
+        parts.append(RoutingTable.from_images(restorer, lr, drawn, recipe=recipe, names=names, scores_only=True))
         pictures |= dict(zip(names, lr.split(1), strict=True))
     return parts, failed, pictures
 
@@ -164,7 +164,7 @@ def _example(restorer: Restorer, table: RoutingTable, pictures: dict[str, Any], 
     from morsr.evaluation.example import examine
     from morsr.models.picture import read_picture
 
-    if wanted == "none":
+    if wanted == "none" or not table.is_routed:
         return []
     if wanted is not None and wanted not in pictures:
         raise InputError(f"--example: no image is called {wanted!r}; there are {', '.join(list(pictures)[:5])} …")

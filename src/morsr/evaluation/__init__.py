@@ -8,6 +8,7 @@ from typing import Any
 _PUBLIC = {
     "BenchmarkReport": "tables",
     "BenchmarkTable": "callback",
+    "RoutingDump": "dump",
     "RoutingTable": "routing",
     "evaluate": "benchmark",
 }

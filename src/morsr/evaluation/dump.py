@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,10 +9,10 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_info
-from torch import Tensor
 
 from morsr.errors import ConfigError
 from morsr.evaluation.routing import RoutingTable
+from morsr.models.batches import first_images
 
 
 class RoutingDump(Callback):
@@ -49,8 +48,10 @@ class RoutingDump(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        missing = self.max_images - sum(len(part) for part in self._parts)
-        if missing <= 0 or trainer.sanity_checking or not (isinstance(batch, Mapping) and "lr" in batch):
+        if trainer.sanity_checking:
+            return
+        kept = first_images(batch, self.max_images - sum(len(part) for part in self._parts), "lr")
+        if kept is None:
             return
         context = getattr(getattr(pl_module, "generator", None), "context", None)
         if context is None or not context.config.is_routed:
@@ -58,12 +59,11 @@ class RoutingDump(Callback):
                 rank_zero_info("RoutingDump: this model has no routing; nothing is written")
                 self._told = True
             return
-        lr: Tensor = batch["lr"][:missing]
-        names = [str(stem) for stem in batch.get("stem", ())][:missing]
-        parameters = batch.get("parameters")
-        parameters = parameters[: len(lr)] if parameters is not None else None
+        names = [str(stem) for stem in kept.get("stem", ())]
         recipe = getattr(trainer.datamodule, "recipe", "realesrgan")
-        self._parts.append(RoutingTable.from_images(pl_module, lr, parameters, recipe=recipe, names=names))
+        self._parts.append(
+            RoutingTable.from_images(pl_module, kept["lr"], kept.get("parameters"), recipe=recipe, names=names)
+        )
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         folder = Path(trainer.log_dir or trainer.default_root_dir)

@@ -7,17 +7,24 @@ import importlib.metadata
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from morsr.errors import InputError, MissingDependencyError
 from morsr.evaluation.example import Example
+from morsr.evaluation.figures import figure_html, layer_labels, layers_axis, rounded, slot_names
 from morsr.evaluation.page import PAGE, data_image, section, table_html
 from morsr.evaluation.routing import RoutingTable
 from morsr.evaluation.specialisation import Specialisation
-from morsr.functional.layer_names import block_of, flow_order
-from morsr.functional.utilization import dead_experts, load_entropy, spearman
+from morsr.functional.layer_names import flow_order
+from morsr.functional.routing import slot_load
+from morsr.functional.utilization import (
+    collapsed_layers,
+    dead_experts,
+    load_entropy,
+    load_spread,
+    spearman,
+)
 
 GREEN, RED, GRAY = "#21918c", "#c0392b", "#9aa0a6"
 
@@ -47,15 +54,22 @@ def write_report(
     except ImportError as error:
         raise MissingDependencyError("the report needs plotly: pip install 'morsr[report]'") from error
     missing = list(notes)
-    specialisation = _specialisation(table, missing)
-    parts = [
-        _overview(table),
-        _load(table),
-        _specialised(table, specialisation),
-        _zero(table, missing),
-        _ranks(table),
-        *(_example(example, table) for example in examples),
-    ]
+    parts = [_overview(table)]
+    if table.is_routed:
+        specialisation = _specialisation(table, missing)
+        parts += [
+            _collapse(table),
+            _load(table),
+            _specialised(table, specialisation),
+            _zero(table, missing),
+            _ranks(table),
+        ]
+    else:
+        missing.append(
+            "Everything about ranks: this model has no routing, its ranks all run for every image. What its estimator "
+            "says of the images is below."
+        )
+    parts += [_scores(table), *(_example(example, table) for example in examples)]
     if not examples:
         missing.append("Restored pictures with ranks switched off: no image was restored for this page.")
     if missing:
@@ -92,6 +106,9 @@ def _specialisation(table: RoutingTable, missing: list[str]) -> Specialisation |
 
 
 def _overview(table: RoutingTable) -> str:
+    severity = f"{table.severity.min():.2f} to {table.severity.max():.2f}, mean {table.severity.mean():.2f}"
+    if not table.is_routed:
+        return table_html(("", ""), [("images", str(len(table))), ("severity", severity)])
     load = table.loads()
     dead = dead_experts(load, table.num_zero)
     ranks = table.active_ranks()
@@ -112,8 +129,45 @@ def _overview(table: RoutingTable) -> str:
                 f"{load_entropy(load).mean():.3f} on average, {load_entropy(load).min():.3f} in the worst layer",
             ),
             ("dead experts", f"{int(dead.sum())} of {dead.numel()} (under a tenth of the even load)"),
-            ("severity", f"{table.severity.min():.2f} to {table.severity.max():.2f}, mean {table.severity.mean():.2f}"),
+            ("severity", severity),
         ],
+    )
+
+
+def _collapse(table: RoutingTable) -> str:
+    """A warning that names the layers whose router has collapsed, or nothing."""
+    counts = slot_load(table.chosen.transpose(0, 1), table.num_slots)
+    collapsed = collapsed_layers(counts, table.top_k, table.num_zero)
+    if not collapsed:
+        return ""
+    load = table.loads()
+    spread = load_spread(load, table.top_k)
+    dead = dead_experts(load, table.num_zero).double().mean(1)
+    rows = [(table.layer_names[row], f"{dead[row]:.0%}", f"{spread[row]:.2f}") for row in collapsed[:20]]
+    lead = (
+        f"In {len(collapsed)} of {len(load)} layers more than half of the experts are dead, or nearly all images take "
+        "the same slots. The router tells no images apart there; a larger balance weight, more or longer router noise "
+        "or a lower router learning rate helps."
+    )
+    return section("Warning: experts have collapsed", table_html(("layer", "dead experts", "load spread"), rows), lead)
+
+
+def _scores(table: RoutingTable) -> str:
+    import plotly.graph_objects as go
+
+    figure = go.Figure()
+    for name, values in [("severity", table.severity), *zip(table.score_names, table.scores.unbind(1), strict=True)]:
+        figure.add_box(
+            y=rounded(values, 4), name=name, boxpoints="all" if len(table) <= 400 else "outliers", jitter=0.4,
+            pointpos=0, marker={"size": 3, "opacity": 0.5}, line={"color": GREEN}, text=list(table.names),
+            hovertemplate="%{text}<br>%{y}<extra></extra>",
+        )  # fmt: skip
+    figure.update_layout(yaxis={"range": [0, 1], "title": "score"}, height=340, showlegend=False)
+    return section(
+        "Degradation scores of the images",
+        figure_html(figure),
+        "What the estimator says of every image, 1 is worst. The router sees the scores and nothing else: where they "
+        "hardly vary, it has nothing to tell images apart by.",
     )
 
 
@@ -125,10 +179,10 @@ def _load(table: RoutingTable) -> str:
         groups += [(f"kind: {name}", load) for name, load in zip(*table.heatmap("kind"), strict=True)]
         groups += [(f"severity: {name}", load) for name, load in zip(*table.heatmap("severity"), strict=True)]
     order = flow_order(table.layer_names)
-    values = [_rounded(load[order] * table.num_slots, 2) for _, load in groups]
+    values = [rounded(load[order] * table.num_slots, 2) for _, load in groups]
     figure = go.Figure(
         go.Heatmap(
-            z=values[0], x=_slot_names(table), y=_names(table, order), zmin=0, zmax=3, colorscale="Viridis",
+            z=values[0], x=slot_names(table), y=layer_labels(table, order), zmin=0, zmax=3, colorscale="Viridis",
             colorbar={"title": "load over<br>even load"},
             hovertemplate="%{y}<br>%{x}: %{z} times the even load<extra></extra>",
         )
@@ -138,13 +192,13 @@ def _load(table: RoutingTable) -> str:
         for (name, _), value in zip(groups, values, strict=True)
     ]
     menu = {"buttons": buttons, "x": 0, "xanchor": "left", "y": 1.0, "yanchor": "bottom", "pad": {"b": 6}}
-    _layers_axis(figure, table, order, 60)
+    layers_axis(figure, table, order, 60)
     figure.update_layout(updatemenus=[menu])
     if table.num_zero:
         figure.add_vline(x=table.num_real - 0.5, line={"color": "white", "width": 2})
     return section(
         "Load of every slot",
-        _html(figure),
+        figure_html(figure),
         "Each row is a layer, each column a slot of its gate; zero experts stand to the right of the white line. 1 is "
         "the even load. Choose a kind of degradation or a severity above the picture. Slots of the same number in "
         "different layers have nothing to do with each other.",
@@ -163,17 +217,17 @@ def _specialised(table: RoutingTable, found: Specialisation | None) -> str:
     ]
     figure = go.Figure(
         go.Heatmap(
-            z=_rounded(found.information[order].clamp_min(0), 3), x=_slot_names(table), y=_names(table, order),
+            z=rounded(found.information[order].clamp_min(0), 3), x=slot_names(table), y=layer_labels(table, order),
             text=hover, colorscale="Magma", zmin=0, colorbar={"title": "bits"},
             hovertemplate="%{y}<br>%{x}: %{z} bits<br>%{text}<extra></extra>",
         )
     )  # fmt: skip
-    _layers_axis(figure, table, order, 20)
+    layers_axis(figure, table, order, 20)
     top = found.top(12)
     rows = [
         (
             table.layer_names[layer],
-            _slot_names(table)[slot],
+            slot_names(table)[slot],
             found.kinds[int(found.kind[layer, slot])],
             f"{found.information[layer, slot]:.3f}",
             f"{found.lift[layer, slot]:.2f}",
@@ -188,7 +242,7 @@ def _specialised(table: RoutingTable, found: Specialisation | None) -> str:
         listed, words = "", "<p>No slot stands for a kind of degradation beyond chance in these images.</p>"
     return section(
         "What each slot is for",
-        words + _html(figure) + listed,
+        words + figure_html(figure) + listed,
         "Mutual information between the choice of a slot and the kind of degradation, chance subtracted: 0 bits, the "
         "slot does not care. Beyond chance means p &lt; 0.01 after correction for the number of slots.",
     )
@@ -207,7 +261,7 @@ def _zero(table: RoutingTable, missing: list[str]) -> str:
         mine = torch.tensor([other == kind for other in kinds])
         names = [name for name, keep in zip(table.names, mine.tolist(), strict=True) if keep]
         figure.add_scatter(
-            x=_rounded(table.severity[mine], 4), y=_rounded(share[mine], 4), text=names, mode="markers", name=kind,
+            x=rounded(table.severity[mine], 4), y=rounded(share[mine], 4), text=names, mode="markers", name=kind,
             marker={"size": 7, "opacity": 0.6},
             hovertemplate="%{text}<br>severity %{x}, zero share %{y}<extra></extra>",
         )  # fmt: skip
@@ -230,7 +284,7 @@ def _zero(table: RoutingTable, missing: list[str]) -> str:
             if correlation < -0.1
             else "severe images do not use fewer zero slots."
         )
-    return section("Zero slots against severity", _html(figure), words)
+    return section("Zero slots against severity", figure_html(figure), words)
 
 
 def _ranks(table: RoutingTable) -> str:
@@ -244,7 +298,7 @@ def _ranks(table: RoutingTable) -> str:
         mine = torch.tensor([group == name for group in groups])
         if mine.any():
             figure.add_scatter(
-                x=_names(table, order), y=_rounded(ranks[mine].mean(0), 3), name=f"{name} ({int(mine.sum())})",
+                x=layer_labels(table, order), y=rounded(ranks[mine].mean(0), 3), name=f"{name} ({int(mine.sum())})",
                 line={"color": colour}, hovertemplate="%{x}<br>%{y} ranks<extra></extra>",
             )  # fmt: skip
     most = table.num_shared + table.top_k * table.expert_rank
@@ -258,7 +312,7 @@ def _ranks(table: RoutingTable) -> str:
     figure.update_xaxes(showticklabels=False, title="layers from input to output (names on hover)")
     return section(
         "Active ranks along the network",
-        _html(figure),
+        figure_html(figure),
         f"Shared ranks ({table.num_shared}) and the chosen real experts, on average over the images of each third of "
         "severity.",
     )
@@ -290,7 +344,7 @@ def _example(example: Example, table: RoutingTable) -> str:
         )
     return section(
         f"One image: {html.escape(example.name)}",
-        _html(figure) + f'<div class="pictures">{"".join(pictures)}</div>',
+        figure_html(figure) + f'<div class="pictures">{"".join(pictures)}</div>',
         facts,
     )
 
@@ -305,37 +359,3 @@ def _flops(value: float) -> str:
             return f"{value:.3g} {unit}FLOP"
         value /= 1000
     raise AssertionError
-
-
-def _slot_names(table: RoutingTable) -> list[str]:
-    return [f"expert {slot}" for slot in range(table.num_real)] + [f"zero {slot}" for slot in range(table.num_zero)]
-
-
-def _names(table: RoutingTable, order: Sequence[int]) -> list[str]:
-    return [table.layer_names[index] for index in order]
-
-
-def _layers_axis(figure: Any, table: RoutingTable, order: Sequence[int], top: int) -> None:
-    """First layer on top; one tick per network block, at its first layer, since there is no room for every name."""
-    names = _names(table, order)
-    blocks = [block_of(name) for name in names]
-    starts = [row for row in range(len(names)) if row == 0 or blocks[row] != blocks[row - 1]]
-    room = [row for row, end in zip(starts, [*starts[1:], len(names)], strict=True) if end - row >= len(names) / 40]
-    figure.update_yaxes(
-        autorange="reversed", tickvals=[names[row] for row in room], ticktext=[f"{blocks[row]} " for row in room]
-    )
-    figure.update_xaxes(showticklabels=False, title="slots")
-    figure.update_layout(height=max(360, min(900, 14 * len(names))), margin={"t": top})
-
-
-def _rounded(values: torch.Tensor, digits: int) -> list[Any]:
-    return values.double().round(decimals=digits).tolist()
-
-
-def _html(figure: Any) -> str:
-    figure.update_layout(template="plotly_white", font={"family": "system-ui, sans-serif", "size": 13})
-    if figure.layout.margin.t is None:
-        figure.update_layout(margin={"t": 20})
-    figure.update_layout(margin={"l": 70, "r": 20, "b": 50})
-    figure.update_yaxes(automargin=True)
-    return figure.to_html(full_html=False, include_plotlyjs=False, config={"displaylogo": False, "responsive": True})

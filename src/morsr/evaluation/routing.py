@@ -7,7 +7,7 @@ Dimensions: I images, L layers, K chosen slots, N slots (real experts first, the
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,11 @@ from torch import Tensor
 
 from morsr.degradation.parameters import DegradationParameters
 from morsr.degradation.recipe import DegradationRecipe
-from morsr.degradation.severity import true_severity
 from morsr.errors import ConfigError, InputError, MissingDependencyError
+from morsr.evaluation.inputs import device_of, image_batches, image_name, true_severities, unique_names
 from morsr.evaluation.specialisation import Specialisation, specialise
 from morsr.functional.routing import slot_load
 from morsr.functional.utilization import active_ranks, load_share, mid_ranks, zero_share
-from morsr.models.picture import read_picture
 
 FORMAT = "morsr-routing-1"
 SEVERITY_NAMES = ("light", "medium", "severe")
@@ -45,6 +44,9 @@ class RoutingTable:
         num_slots, num_zero, num_shared, expert_rank: of the adapter.
         truth: known severities per image by kind of degradation, each (I,); empty where nothing is known.
         labels: a known kind per image; empty where nothing is known.
+        parameters: the drawn degradation of each image as one line of JSON; empty where it is not known.
+
+    A model that routes nothing has no layers here: L = K = N = 0, and only scores and severities.
     """
 
     names: tuple[str, ...]
@@ -60,6 +62,7 @@ class RoutingTable:
     expert_rank: int = 1
     truth: Mapping[str, Tensor] = field(default_factory=dict)
     labels: tuple[str, ...] = ()
+    parameters: tuple[str, ...] = ()
 
     @classmethod
     @torch.no_grad()
@@ -73,6 +76,7 @@ class RoutingTable:
         labels: Sequence[str] = (),
         names: Sequence[str] = (),
         batch_size: int = 16,
+        scores_only: bool = False,
     ) -> RoutingTable:
         """Route images with the estimator and the router alone.
 
@@ -86,53 +90,70 @@ class RoutingTable:
             labels: kind of degradation per image, where it is known outright; goes before `parameters`.
             names: names of the images; by default paths keep their stems and others are numbered.
             batch_size: images of one size that are scored together.
+            scores_only: accept a model that routes nothing (a plain LoRA), for its degradation scores alone.
 
         Raises:
-            ConfigError: the model routes nothing.
+            ConfigError: the model routes nothing, or has no estimator either.
             InputError: no image, an unreadable one, or parameters, labels or names of another length.
         """
         generator = getattr(model, "generator", model)
         context = getattr(generator, "context", None)
-        if context is None or not context.config.is_routed:
+        routed = context is not None and context.config.is_routed
+        if not (routed or scores_only):
             raise ConfigError(
                 "this model has no routing: it is a base model or a plain LoRA, whose ranks always all run"
             )
+        if generator.estimator is None:
+            raise ConfigError("this model has neither routing nor a degradation estimator: there is nothing to show")
         count = len(images)
         if not count:
             raise InputError("expected at least one image, got none")
-        truth = _truth(parameters, recipe, count)
+        truth = true_severities(parameters, recipe, count)
         for what, given in (("labels", labels), ("names", names)):
             if given and len(given) != count:
                 raise InputError(f"{what}: expected {count}, one per image, got {len(given)}")
+        drawn = tuple(parameters.to_jsonl().splitlines()) if isinstance(parameters, DegradationParameters) else ()
         scored, routings = [], []
-        training = context.training
-        context.eval()  # in training mode the router would add its noise
+        training = routed and context.training
+        if routed:
+            context.eval()  # in training mode the router would add its noise
         try:
-            for batch in _batches(images, batch_size, _device(generator)):
+            for batch in image_batches(images, batch_size, device_of(generator)):
                 scored.append(generator.estimator(batch))
                 # Asked for without being set: a restorer in the middle of a sequence keeps its own routing.
-                routings.append(context.compute_routing(scored[-1].scores))
+                routings += [context.compute_routing(scored[-1].scores)] if routed else []
         finally:
-            context.train(training)
-        config = context.config
+            if routed:
+                context.train(training)
+        config = context.config if routed else None
+        nothing = torch.zeros(count, 0, 0)
+        choices = {
+            "chosen": torch.cat([routing.chosen.transpose(0, 1) for routing in routings]).cpu(),
+            "gates": torch.cat([routing.selected.transpose(0, 1) for routing in routings]).float().cpu(),
+        } if routed else {"chosen": nothing.long(), "gates": nothing}  # fmt: skip
         return cls(
-            names=tuple(names) or tuple(_name(images[index], index) for index in range(count)),
-            layer_names=tuple(context.layer_names),
+            names=tuple(names) or tuple(image_name(images[index], index) for index in range(count)),
+            layer_names=tuple(context.layer_names) if routed else (),
             score_names=tuple(scored[0].names),
             scores=torch.cat([part.scores for part in scored]).float().cpu(),
             severity=torch.cat([part.severity for part in scored]).float().cpu(),
-            chosen=torch.cat([routing.chosen.transpose(0, 1) for routing in routings]).cpu(),
-            gates=torch.cat([routing.selected.transpose(0, 1) for routing in routings]).float().cpu(),
-            num_slots=config.num_slots,
-            num_zero=config.num_zero,
-            num_shared=config.num_shared,
-            expert_rank=config.expert_rank,
+            **choices,
+            num_slots=config.num_slots if config else 0,
+            num_zero=config.num_zero if config else 0,
+            num_shared=config.num_shared if config else 0,
+            expert_rank=config.expert_rank if config else 1,
             truth=truth,
             labels=tuple(labels),
+            parameters=drawn,
         )
 
     def __len__(self) -> int:
         return len(self.names)
+
+    @property
+    def is_routed(self) -> bool:
+        """Whether there is any routing in the table."""
+        return bool(self.layer_names)
 
     @property
     def num_real(self) -> int:
@@ -226,7 +247,7 @@ class RoutingTable:
         row = torch.arange(images).repeat_interleave(layers * places).numpy()
         layer = torch.arange(layers).repeat_interleave(places).repeat(images).numpy()
         frame = {
-            "image": pandas.Categorical.from_codes(row, _unique(self.names)),
+            "image": pandas.Categorical.from_codes(row, unique_names(self.names)),
             "layer": pandas.Categorical.from_codes(layer, list(self.layer_names)),
             "slot": self.chosen.flatten().numpy(),
             "is_zero": (self.chosen >= self.num_real).flatten().numpy(),
@@ -253,6 +274,7 @@ class RoutingTable:
             "layer_names": self.layer_names,
             "score_names": self.score_names,
             "labels": self.labels,
+            "parameters": self.parameters,
             "truth": list(self.truth),
             "num_slots": self.num_slots,
             "num_zero": self.num_zero,
@@ -290,6 +312,7 @@ class RoutingTable:
             **{name: tensors[name] for name in ("scores", "severity", "gates")},
             chosen=tensors["chosen"].long(),
             truth={name: tensors[f"truth.{name}"] for name in facts["truth"]},
+            parameters=tuple(facts.get("parameters", ())),
         )
 
     @classmethod
@@ -306,7 +329,9 @@ class RoutingTable:
         for part in parts[1:]:
             differ = [name for name in same if getattr(part, name) != getattr(first, name)]
             differ += ["truth"] * (part.truth.keys() != first.truth.keys())
-            differ += ["labels"] * (bool(part.labels) != bool(first.labels))
+            differ += [
+                name for name in ("labels", "parameters") if bool(getattr(part, name)) != bool(getattr(first, name))
+            ]
             if differ:
                 raise InputError(f"tables differ in {', '.join(differ)} and cannot be joined")
         joined = {name: torch.cat([getattr(part, name) for part in parts]) for name in
@@ -316,62 +341,6 @@ class RoutingTable:
             **joined,  # type: ignore[arg-type]
             names=tuple(name for part in parts for name in part.names),
             labels=tuple(label for part in parts for label in part.labels),
+            parameters=tuple(line for part in parts for line in part.parameters),
             truth={name: torch.cat([part.truth[name] for part in parts]) for name in first.truth},
         )
-
-
-def _batches(images: Tensor | Sequence[Any], batch_size: int, device: torch.device) -> Iterator[Tensor]:
-    """Runs of neighbouring images of one size, as tensors (B, 3, H, W) on the device."""
-    if isinstance(images, Tensor):
-        yield from (part.to(device) for part in images.split(batch_size))
-        return
-    waiting: list[Tensor] = []
-    for image in images:
-        if isinstance(image, Tensor) and image.ndim == 3:
-            image = image[None]
-        rgb = read_picture(image).rgb
-        if len(rgb) != 1:
-            raise InputError(f"images: expected one image per entry, got a batch of {len(rgb)}")
-        if waiting and (waiting[0].shape != rgb.shape or len(waiting) == batch_size):
-            yield torch.cat(waiting).to(device)
-            waiting = []
-        waiting.append(rgb)
-    if waiting:
-        yield torch.cat(waiting).to(device)
-
-
-def _truth(parameters: Any, recipe: DegradationRecipe | str, count: int) -> dict[str, Tensor]:
-    if parameters is None:
-        return {}
-    if isinstance(parameters, DegradationParameters):
-        parameters = true_severity(parameters, recipe)
-    if hasattr(parameters, "_asdict"):
-        parameters = parameters._asdict()
-    if not isinstance(parameters, Mapping):
-        raise InputError(
-            f"parameters: expected DegradationParameters or severities by kind, got {type(parameters).__name__}"
-        )
-    # The combined severity is no kind of its own: it would win or lose against its own parts.
-    truth = {name: torch.as_tensor(values).float().cpu() for name, values in parameters.items() if name != "combined"}
-    for name, values in truth.items():
-        if values.shape != (count,) or not values.isfinite().all():
-            raise InputError(f"parameters: {name}: expected {count} finite severities, got shape {tuple(values.shape)}")
-    return truth
-
-
-def _device(generator: Any) -> torch.device:
-    return next((tensor.device for tensor in generator.parameters()), torch.device("cpu"))
-
-
-def _name(image: Any, index: int) -> str:
-    return Path(image).stem if isinstance(image, (str, Path)) else f"{index:05d}"
-
-
-def _unique(names: Sequence[str]) -> list[str]:
-    """Names made different by a number where two images share one."""
-    seen: dict[str, int] = {}
-    unique = []
-    for name in names:
-        seen[name] = seen.get(name, 0) + 1
-        unique.append(name if seen[name] == 1 else f"{name} ({seen[name]})")
-    return unique

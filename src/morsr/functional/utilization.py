@@ -15,6 +15,10 @@ from torch import Tensor
 from morsr.errors import InputError
 
 DEAD_BELOW = 0.1  # of the even load 1/N
+# A layer has collapsed when more than this share of its experts is dead, or its load spread is lower than this.
+MAX_DEAD_SHARE = 0.5
+MIN_SPREAD = 0.25
+MIN_EVEN_COUNT = 10  # choices per slot at an even load; below, an unused slot may be chance
 
 
 def load_share(counts_LN: Tensor) -> Tensor:
@@ -61,6 +65,34 @@ def dead_experts(load_LN: Tensor, num_zero: int, *, below: float = DEAD_BELOW) -
     """Which real experts (L, N - num_zero) carry less than `below` of the even load."""
     slots = load_LN.shape[-1]
     return load_LN[:, : slots - num_zero] < below / slots
+
+
+def collapsed_layers(
+    counts_LN: Tensor,
+    top_k: int,
+    num_zero: int,
+    *,
+    max_dead_share: float = MAX_DEAD_SHARE,
+    min_spread: float = MIN_SPREAD,
+) -> list[int]:
+    """Layers whose router has collapsed, the worst first; none where too few choices were seen to tell.
+
+    Args:
+        counts_LN: choices per slot.
+        top_k, num_zero: of the adapter.
+        max_dead_share: a layer with a larger share of dead experts has collapsed.
+        min_spread: so has one whose load spread is lower (0: every image takes the same slots, 1: even).
+    """
+    slots = counts_LN.shape[1]
+    if counts_LN.sum(1).min() < MIN_EVEN_COUNT * slots:
+        return []
+    load = load_share(counts_LN.double())
+    spread = load_spread(load, top_k)
+    dead = dead_experts(load, num_zero)
+    bad = spread < min_spread
+    if dead.shape[1]:
+        bad |= dead.double().mean(1) > max_dead_share
+    return sorted(bad.nonzero().flatten().tolist(), key=lambda layer: spread[layer].item())
 
 
 def zero_share(chosen_LBK: Tensor, num_real: int) -> Tensor:
@@ -138,6 +170,20 @@ class Utilization:
     balance_real: Tensor
     balance_zero: Tensor
     images: int
+
+    def vectors(self) -> dict[str, Tensor]:
+        """Every statistic of the single layers (L,) by name, without the load."""
+        return {
+            "load_entropy": self.entropy,
+            "load_spread": self.spread,
+            "load_variation": self.variation,
+            "max_violation": self.violation,
+            "dead_share": self.dead,
+            "zero_share": self.zero,
+            "active_ranks": self.ranks,
+            "balance_real": self.balance_real,
+            "balance_zero": self.balance_zero,
+        }
 
     def scalars(self) -> dict[str, float]:
         """A few numbers over all layers: means, and the worst layer where a mean would hide a collapse."""

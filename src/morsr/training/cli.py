@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,12 +13,13 @@ import lightning as L
 import torch
 from jsonargparse import ArgumentError
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from morsr.errors import ConfigError, MorsrError, WeightsError
 
 
 class MorsrCLI(LightningCLI):
-    """LightningCLI with a setting for CPU threads."""
+    """LightningCLI with a setting for CPU threads, and with every logged value in metrics.csv beside TensorBoard's."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves PyTorch's choice")
@@ -31,6 +33,17 @@ class MorsrCLI(LightningCLI):
         threads = self.config[self.subcommand].threads
         if threads > 0:
             torch.set_num_threads(threads)
+
+    def instantiate_trainer(self, **settings: Any) -> L.Trainer:
+        trainer = super().instantiate_trainer(**settings)
+        first = trainer.logger
+        if isinstance(first, TensorBoardLogger) and not any(isinstance(one, CSVLogger) for one in trainer.loggers):
+            # Built here, because one from the config would count its own versions and write into another folder.
+            table = CSVLogger(first.save_dir, name=first.name, version=first.version)
+            trainer.loggers = [*trainer.loggers, table]
+            # It would threaten to delete the folder's files, and means an old metrics.csv.
+            warnings.filterwarnings("ignore", message="Experiment logs directory .* exists and is not empty")
+        return trainer
 
 
 def run(arguments: Sequence[str]) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from morsr.training.callbacks.checkpoint import AdapterCheckpoint
 from morsr.training.callbacks.ema import AdapterEMA
 from morsr.training.callbacks.images import ImageGrid
+from morsr.training.callbacks.layout import TensorBoardPage
 from morsr.training.callbacks.plot import utilization_plot
 from morsr.training.callbacks.progress import StepProgressBar
 from morsr.training.callbacks.summary import RunSummary
@@ -17,5 +18,6 @@ __all__ = [
     "ImageGrid",
     "RunSummary",
     "StepProgressBar",
+    "TensorBoardPage",
     "utilization_plot",
 ]

@@ -21,11 +21,11 @@ def routing_context(pl_module: L.LightningModule) -> Any | None:
 
 
 def last_routing(pl_module: L.LightningModule) -> tuple[Any, Any] | None:
-    """Routing and severity (B,) of the module's last step, or None where it kept none."""
+    """Routing and degradation scores of the module's last step, or None where it kept none."""
     output = getattr(pl_module, "last_output", None)
     if output is None or output.routing is None:
         return None
-    return output.routing, output.scores.severity
+    return output.routing, output.scores
 
 
 def write_atomically(path: Path, write: Callable[[Path], object]) -> None:

@@ -16,6 +16,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
 from morsr.errors import ConfigError
+from morsr.models.batches import first_images
 from morsr.training.callbacks.common import run_folder, write_atomically
 
 COLUMNS = ("LR (bicubic)", "ours", "HR")
@@ -56,14 +57,15 @@ class ImageGrid(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        missing = self.num_images - len(self._rows)
-        if missing <= 0 or trainer.sanity_checking or not trainer.is_global_zero:
+        if trainer.sanity_checking or not trainer.is_global_zero:
             return
-        if not (isinstance(batch, Mapping) and "lr" in batch and "hr" in batch):
+        shown = first_images(batch, self.num_images - len(self._rows), "lr", "hr")
+        if shown is None:
             return
-        lr, hr, sr = batch["lr"], batch["hr"], _restored(pl_module, outputs, batch["lr"])
-        enlarged = F.interpolate(lr[:missing].float(), size=hr.shape[-2:], mode="bicubic", align_corners=False)
-        triples = torch.stack([enlarged, sr[:missing].float(), hr[:missing].float()], dim=1).clamp(0, 1)
+        hr = shown["hr"].float()
+        sr = _restored(pl_module, outputs, batch["lr"])[: len(hr)].float()
+        enlarged = F.interpolate(shown["lr"].float(), size=hr.shape[-2:], mode="bicubic", align_corners=False)
+        triples = torch.stack([enlarged, sr, hr], dim=1).clamp(0, 1)
         self._rows.extend(_crop(triples, self.max_size).mul(255).round().byte().cpu())
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

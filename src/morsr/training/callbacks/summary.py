@@ -82,6 +82,8 @@ def describe(
         lines += ["", f"  restore a photo with it:  morsr upscale photo.jpg out.png --model {adapters}"]
     if "TensorBoard" in files:
         lines += [f"  look at the curves:       tensorboard --logdir {files['TensorBoard']}"]
+    if "routing table" in files:
+        lines.append(f"  see the experts:          morsr routing {files['routing table']} --out report.html")
     return "\n".join([*lines, ""])
 
 
@@ -115,6 +117,9 @@ def _written(trainer: L.Trainer, pl_module: L.LightningModule, folder: Path) -> 
             files["metrics table"] = Path(logger.log_dir) / "metrics.csv"
     if grid := _find(trainer, ImageGrid):
         files["before and after"] = grid.latest
+    tables = sorted((folder / "routing").glob("*.safetensors"))
+    if tables:
+        files["routing table"] = tables[-1]
     usage = _find(trainer, ExpertUtilization)
     context = routing_context(pl_module)
     if usage and usage.latest and context is not None:

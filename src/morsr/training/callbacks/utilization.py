@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 from collections import defaultdict
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -10,28 +12,36 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
-from torch import Tensor
 
 from morsr.errors import ConfigError
 from morsr.functional.layer_names import block_of, flow_order
-from morsr.functional.utilization import Utilization, spearman, summarize, zero_share
-from morsr.training.callbacks.common import last_routing, routing_context
+from morsr.functional.utilization import (
+    MAX_DEAD_SHARE,
+    MIN_SPREAD,
+    Utilization,
+    collapsed_layers,
+    spearman,
+    summarize,
+)
+from morsr.training.callbacks.common import last_routing, routing_context, run_folder
 from morsr.training.callbacks.plot import heat_map_image
+from morsr.training.callbacks.window import RoutingWindow, WindowSums
 
-# Below this many choices per slot in a window, an unused slot may be chance and no warning is given.
-MIN_EVEN_COUNT = 10
+LAYERS_TABLE = "expert_utilization.csv"
 
 
 class ExpertUtilization(Callback):
-    """Logs load, entropy, dead experts, zero slots and active ranks, over all layers and by network block.
+    """Logs load, entropy, dead experts, zero slots and active ranks, over all layers, by network block and by layer.
 
     Every micro-batch is added up on the device; at a log the sums of all processes are gathered by one call and
-    copied to the host once. Scalars go to every logger of the trainer, heat maps (layers x slots) to TensorBoard.
-    A model without routing is reported once and left alone.
+    copied to the host once. Scalars go to every logger of the trainer, heat maps (layers x slots) to TensorBoard, and
+    what every single layer does, with the load of each slot, to expert_utilization.csv in the run's folder.
+    Degradation scores are logged beside, as mean and deviation over the same images: a deviation near zero means that
+    the router has nothing to tell images apart by. A model without routing is reported once and left alone.
 
     Args:
         every_n_steps: optimizer steps between two logs.
-        heatmap_every_n_steps: optimizer steps between two heat maps; 0 for none.
+        heatmap_every_n_steps: optimizer steps between two heat maps and two entries of the table; 0 for none.
         severity_window: last images, per process, that the correlation of zero share and severity is taken over.
         max_dead_share: warn when more than this share of a layer's experts is dead (under 0.1 of the even load).
         min_spread: warn when a layer's load spread is lower: 0 means that every image takes the same slots, 1 even.
@@ -46,8 +56,8 @@ class ExpertUtilization(Callback):
         every_n_steps: int = 50,
         heatmap_every_n_steps: int = 500,
         severity_window: int = 1024,
-        max_dead_share: float = 0.5,
-        min_spread: float = 0.25,
+        max_dead_share: float = MAX_DEAD_SHARE,
+        min_spread: float = MIN_SPREAD,
     ) -> None:
         if every_n_steps < 1 or severity_window < 3 or heatmap_every_n_steps < 0:
             raise ConfigError(
@@ -68,8 +78,12 @@ class ExpertUtilization(Callback):
         self.layer_names: tuple[str, ...] = ()
         self.severity = self.zero_share = torch.empty(0)
         self._context: Any = None
-        self._flat: Tensor | None = None
+        self._folder = Path()
+        self._window: RoutingWindow | None = None
+        self._previous: WindowSums | None = None
+        self._score_names: tuple[str, ...] = ()
         self._collapsed = False
+        self._logged = self._drawn = 0
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._context = routing_context(pl_module)
@@ -78,10 +92,10 @@ class ExpertUtilization(Callback):
             rank_zero_info("ExpertUtilization: this model has no routing; there is nothing to watch")
             return
         self.layer_names = tuple(self._context.layer_names)
+        self._folder = run_folder(trainer)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._flat, self._previous, self._collapsed = None, None, False
-        self._images = self._position = 0
+        self._window, self._previous, self._collapsed = None, None, False
         self._logged = self._drawn = trainer.global_step
 
     def on_train_batch_end(
@@ -90,99 +104,103 @@ class ExpertUtilization(Callback):
         seen = last_routing(pl_module) if self._context is not None else None
         if seen is None:
             return
-        self._add(*seen)
+        routing, scores = seen
+        if self._window is None:
+            self._score_names = tuple(scores.names)
+            layers, _, slots = routing.probabilities.shape
+            self._window = RoutingWindow(
+                layers=layers,
+                slots=slots,
+                scores=len(scores.names),
+                last=self.severity_window,
+                num_real=slots - self._context.config.num_zero,
+                device=routing.probabilities.device,
+            )
+        self._window.add(routing, scores.scores, scores.severity)
         # Only a finished optimizer step can make this true: under accumulation the micro-batches just add up.
         if trainer.global_step // self.every_n_steps > self._logged // self.every_n_steps:
-            self._log(trainer)
+            self._log(trainer, self._window)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if self._context is not None and (self._images or self._previous is not None):
-            self._log(trainer, final=True)
+        if self._window is not None and (self._window.images or self._previous is not None):
+            self._log(trainer, self._window, final=True)
 
-    @torch.no_grad()
-    def _add(self, routing: Any, severity: Tensor) -> None:
-        chosen, probabilities = routing.chosen, routing.probabilities.detach().float()
-        layers, batch, slots = probabilities.shape
-        if self._flat is None:
-            window = self.severity_window
-            self._shape = (layers, slots)
-            self._flat = torch.zeros(3 * layers * slots + 2 + 2 * window, device=probabilities.device)
-            sums, self._totals, pairs = self._flat.split((3 * layers * slots, 2, 2 * window))
-            self._counts, self._probability, self._weighted = sums.view(3, layers, slots)
-            self._pairs = pairs.view(2, window).fill_(torch.nan)
-        severity = severity.detach().float()
-        flat = chosen.flatten(1)
-        self._counts.scatter_add_(1, flat, torch.ones_like(flat, dtype=torch.float32))
-        self._probability += probabilities.sum(1)
-        self._weighted += torch.einsum("lbn,b->ln", probabilities, severity)
-        self._totals[1] += severity.sum()
-        self._images += batch
-        shares = zero_share(chosen, slots - self._context.config.num_zero).mean(0)
-        kept = min(batch, self.severity_window)
-        if self._position + kept > self.severity_window:
-            self._position = 0
-        ring = slice(self._position, self._position + kept)
-        self._pairs[:, ring] = torch.stack([severity, shares])[:, -kept:]
-        self._position += kept
-
-    def _gather(self, trainer: L.Trainer) -> tuple[Tensor, Tensor]:
-        """Sums of all processes (3LN + 2,) and their pairs of severity and zero share (2, I), both on the host."""
-        assert self._flat is not None
-        self._totals[0] = self._images
-        gathered = trainer.strategy.all_gather(self._flat) if trainer.world_size > 1 else self._flat
-        host = gathered.reshape(-1, self._flat.numel()).cpu().double()
-        cut = self._flat.numel() - 2 * self.severity_window
-        pairs = host[:, cut:].reshape(-1, 2, self.severity_window).transpose(0, 1).flatten(1)
-        self._flat[:cut].zero_()
-        self._images = 0
-        return host[:, :cut].sum(0), pairs[:, ~pairs[0].isnan()]
-
-    def _log(self, trainer: L.Trainer, *, final: bool = False) -> None:
-        sums, pairs = self._gather(trainer)
+    def _log(self, trainer: L.Trainer, window: RoutingWindow, *, final: bool = False) -> None:
+        sums = window.take(trainer)
         # A run shorter than one window still gets its numbers; else the odd end of a window would only add noise.
         to_loggers = not final or self._previous is None
         if final and self._previous is not None:
             # The last window may hold a few images only; the one before it makes the closing picture steady.
-            sums = sums + self._previous
-        self._previous = sums  # type: ignore[assignment]
+            sums = sums.joined(self._previous)
+        self._previous = sums
         self._logged = trainer.global_step
-        self.severity, self.zero_share = pairs
+        self.severity, self.zero_share = sums.severity, sums.zero_share.mean(1)
         config = self._context.config
-        layers, slots = self._shape
-        counts, probability, weighted = sums[:-2].view(3, layers, slots)
-        images, severity_sum = int(sums[-2].item()), sums[-1].item()
         usage = summarize(
-            counts,
-            probability,
-            weighted,
-            images=images,
-            severity_sum=severity_sum,
+            sums.counts,
+            sums.probability,
+            sums.weighted,
+            images=sums.images,
+            severity_sum=sums.severity_sum,
             top_k=config.top_k,
             num_zero=config.num_zero,
             num_shared=config.num_shared,
             expert_rank=config.expert_rank,
         )
         self.latest = usage
-        collapsed = self._find_collapse(usage, even_count=images * config.top_k / slots)
-        scalars = {f"routing/{name}": value for name, value in usage.scalars().items()}
-        scalars["routing/collapsed_layers"] = float(len(collapsed))
-        correlation = spearman(self.severity, self.zero_share)
-        if correlation == correlation:  # NaN where all images agree: no point rather than a broken curve
-            scalars["routing/zero_severity_spearman"] = correlation
-        scalars |= self._by_block(usage)
+        collapsed = collapsed_layers(
+            sums.counts,
+            config.top_k,
+            config.num_zero,
+            max_dead_share=self.max_dead_share,
+            min_spread=self.min_spread,
+        )
         if to_loggers:
+            scalars = self._scalars(sums, usage, len(collapsed))
             for logger in trainer.loggers:
                 logger.log_metrics(scalars, step=trainer.global_step)
         self._warn(collapsed, usage, trainer.global_step)
         every = self.heatmap_every_n_steps
         if every and (final or trainer.global_step // every > self._drawn // every):
             self._drawn = trainer.global_step
-            image = heat_map_image(usage.load[flow_order(self.layer_names)], config.num_zero)
-            for logger in trainer.loggers:
-                if isinstance(logger, TensorBoardLogger) and trainer.is_global_zero:
-                    logger.experiment.add_image(
-                        "routing/load", image, global_step=trainer.global_step, dataformats="HWC"
-                    )
+            if trainer.is_global_zero:
+                self._draw(trainer, sums, usage)
+
+    def _scalars(self, sums: WindowSums, usage: Utilization, collapsed: int) -> dict[str, float]:
+        scalars = {f"routing/{name}": value for name, value in usage.scalars().items()}
+        scalars["routing/collapsed_layers"] = float(collapsed)
+        correlation = spearman(self.severity, self.zero_share)
+        if correlation == correlation:  # NaN where all images agree: no point rather than a broken curve
+            scalars["routing/zero_severity_spearman"] = correlation
+        mean = sums.scores / sums.images
+        deviation = (sums.squares / sums.images - mean.square()).clamp_min(0).sqrt()
+        for name, middle, width in zip(self._score_names, mean.tolist(), deviation.tolist(), strict=True):
+            scalars |= {f"degradation/{name}": middle, f"degradation_deviation/{name}": width}
+        scalars["degradation/severity"] = sums.severity_sum / sums.images
+        return scalars | self._by_block(usage)
+
+    def _draw(self, trainer: L.Trainer, sums: WindowSums, usage: Utilization) -> None:
+        """Heat map to TensorBoard, and one line per layer to the table in the run's folder."""
+        image = heat_map_image(usage.load[flow_order(self.layer_names)], self._context.config.num_zero)
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                logger.experiment.add_image("routing/load", image, global_step=trainer.global_step, dataformats="HWC")
+        path = self._folder / LAYERS_TABLE
+        path.parent.mkdir(parents=True, exist_ok=True)
+        begun = path.is_file()
+        vectors = usage.vectors()
+        vectors["zero_severity_spearman"] = torch.tensor(
+            [spearman(self.severity, shares) for shares in sums.zero_share.T], dtype=torch.float64
+        )
+        with path.open("a", newline="", encoding="utf-8") as stream:
+            writer = csv.writer(stream)
+            if not begun:
+                slots = [f"load_{slot}" for slot in range(usage.load.shape[1])]
+                writer.writerow(["step", "layer", "images", *vectors, *slots])
+            columns = [*(values.tolist() for values in vectors.values()), *usage.load.T.tolist()]
+            for name, *cells in zip(self.layer_names, *columns, strict=True):
+                texts = ["" if cell != cell else f"{cell:.6g}" for cell in cells]
+                writer.writerow([trainer.global_step, name, usage.images, *texts])
 
     def _by_block(self, usage: Utilization) -> dict[str, float]:
         blocks: dict[str, list[int]] = defaultdict(list)
@@ -195,16 +213,10 @@ class ExpertUtilization(Callback):
             scalars[f"routing_dead_share/{block}"] = usage.dead[rows].mean().item()
         return scalars
 
-    def _find_collapse(self, usage: Utilization, *, even_count: float) -> list[int]:
-        if even_count < MIN_EVEN_COUNT:
-            return []
-        bad = (usage.dead > self.max_dead_share) | (usage.spread < self.min_spread)
-        return bad.nonzero().flatten().tolist()
-
     def _warn(self, collapsed: list[int], usage: Utilization, step: int) -> None:
         # Once per collapse: a warning in every log would bury the rest, and a recovery arms it again.
         if collapsed and not self._collapsed:
-            worst = min(collapsed, key=lambda layer: usage.spread[layer].item())
+            worst = collapsed[0]
             rank_zero_warn(
                 f"experts have collapsed in {len(collapsed)} of {len(usage.spread)} layers at step {step}; worst is "
                 f"{self.layer_names[worst]}: {usage.dead[worst]:.0%} of its experts dead, load spread "

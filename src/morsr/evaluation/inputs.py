@@ -1,0 +1,76 @@
+"""What a routing table is made of: images in batches, known degradations, names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from morsr.degradation.parameters import DegradationParameters
+from morsr.degradation.recipe import DegradationRecipe
+from morsr.degradation.severity import true_severity
+from morsr.errors import InputError
+from morsr.models.picture import read_picture
+
+
+def image_batches(images: Tensor | Sequence[Any], batch_size: int, device: torch.device) -> Iterator[Tensor]:
+    """Runs of neighbouring images of one size, as tensors (B, 3, H, W) on the device."""
+    if isinstance(images, Tensor):
+        yield from (part.to(device) for part in images.split(batch_size))
+        return
+    waiting: list[Tensor] = []
+    for image in images:
+        if isinstance(image, Tensor) and image.ndim == 3:
+            image = image[None]
+        rgb = read_picture(image).rgb
+        if len(rgb) != 1:
+            raise InputError(f"images: expected one image per entry, got a batch of {len(rgb)}")
+        if waiting and (waiting[0].shape != rgb.shape or len(waiting) == batch_size):
+            yield torch.cat(waiting).to(device)
+            waiting = []
+        waiting.append(rgb)
+    if waiting:
+        yield torch.cat(waiting).to(device)
+
+
+def true_severities(parameters: Any, recipe: DegradationRecipe | str, count: int) -> dict[str, Tensor]:
+    """What is known of the degradations as severities by kind, each (I,); see `RoutingTable.from_images`."""
+    if parameters is None:
+        return {}
+    if isinstance(parameters, DegradationParameters):
+        parameters = true_severity(parameters, recipe)
+    if hasattr(parameters, "_asdict"):
+        parameters = parameters._asdict()
+    if not isinstance(parameters, Mapping):
+        raise InputError(
+            f"parameters: expected DegradationParameters or severities by kind, got {type(parameters).__name__}"
+        )
+    # The combined severity is no kind of its own: it would win or lose against its own parts.
+    truth = {name: torch.as_tensor(values).float().cpu() for name, values in parameters.items() if name != "combined"}
+    for name, values in truth.items():
+        if values.shape != (count,) or not values.isfinite().all():
+            raise InputError(f"parameters: {name}: expected {count} finite severities, got shape {tuple(values.shape)}")
+    return truth
+
+
+def device_of(generator: Any) -> torch.device:
+    """Where a module's parameters are."""
+    return next((tensor.device for tensor in generator.parameters()), torch.device("cpu"))
+
+
+def image_name(image: Any, index: int) -> str:
+    """A path's stem, or a number."""
+    return Path(image).stem if isinstance(image, (str, Path)) else f"{index:05d}"
+
+
+def unique_names(names: Sequence[str]) -> list[str]:
+    """Names made different by a number where two images share one."""
+    seen: dict[str, int] = {}
+    unique = []
+    for name in names:
+        seen[name] = seen.get(name, 0) + 1
+        unique.append(name if seen[name] == 1 else f"{name} ({seen[name]})")
+    return unique
