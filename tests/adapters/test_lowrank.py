@@ -100,6 +100,10 @@ def test_a_rank_is_an_outer_product():
     last = add_lowrank_weight(weight.contiguous(memory_format=torch.channels_last), down, up)
     assert last.is_contiguous(memory_format=torch.channels_last)
     torch.testing.assert_close(last, expected)
+    for like in (weight, weight.contiguous(memory_format=torch.channels_last), weight.double(), weight.bfloat16()):
+        out = torch.full_like(like, float("nan"))
+        assert add_lowrank_weight(like, down, up, out=out).data_ptr() == out.data_ptr()
+        assert torch.equal(out, add_lowrank_weight(like, down, up))
 
 
 @pytest.mark.parametrize("kind", ["3x3 stride 2 unpadded", "grouped", "1x1"])
@@ -120,3 +124,29 @@ def test_gradients_of_linear():
     arguments = [torch.randn(2, 5, 3), torch.randn(2, 2, 3), torch.randn(2, 2, 4)]
     arguments = [value.double().requires_grad_() for value in arguments]
     assert torch.autograd.gradcheck(lambda x, a, b: add_lowrank_linear(x @ weight.t(), x, a, b), arguments)
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("per_image", ["none", "up", "both"])
+@pytest.mark.parametrize("kind", ["3x3", "grouped"])
+def test_update_in_place_gives_the_same_bits_without_a_copy(kind, per_image, memory_format):
+    torch.manual_seed(0)
+    layer, geometry = layer_and_geometry(kind)
+    inputs = torch.randn(2, 4, 7, 6, dtype=torch.float64).to(memory_format=memory_format)
+    down = torch.randn(2, 3, *layer.weight.shape[1:], dtype=torch.float64)
+    up = torch.randn(2, 3, 8, dtype=torch.float64)
+    down, up = down if per_image == "both" else down[0], up if per_image != "none" else up[0]
+    with torch.no_grad():
+        for images, rows in ((inputs, up), (inputs[:1], up[:1] if per_image != "none" else up)):
+            kernels = down[: len(images)] if per_image == "both" else down
+            output = layer(images)
+            expected = add_lowrank_conv2d(output, images, kernels, rows, geometry)
+            result = add_lowrank_conv2d(output, images, kernels, rows, geometry, in_place=True)
+            assert torch.equal(result, expected)
+            assert result.data_ptr() == output.data_ptr() or kind == "grouped"
+        tokens, weight = torch.randn(2, 5, 4, dtype=torch.float64), torch.randn(8, 4, dtype=torch.float64)
+        rows = torch.randn(2, 3, 4, dtype=torch.float64) if per_image == "both" else torch.randn(3, 4).double()
+        output = tokens @ weight.t()
+        expected = add_lowrank_linear(output, tokens, rows, up)
+        assert torch.equal(add_lowrank_linear(output, tokens, rows, up, in_place=True), expected)
+        assert torch.equal(output, expected)

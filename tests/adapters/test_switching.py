@@ -259,3 +259,32 @@ def test_auto_merges_when_passes_repay_it(fill_set, scores):
     with auto_merged(model, passes=100) as merge:
         assert merge.merges == 1
         assert model.blocks[0][0].shared.now.is_merged
+
+
+@torch.no_grad()
+def test_hook_of_a_base_layer_keeps_what_it_saw(fill_set, scores):
+    model, context = two_sets(fill_set)
+    context.condition = scores
+    base, inputs = model.blocks[0][0].base_layer, torch.randn(3, 4, 5, 5)
+    expected = base(inputs)
+    seen = []
+    handle = base.register_forward_hook(lambda module, arguments, output: seen.append(output))
+    updated = model.blocks[0][0](inputs)
+    handle.remove()
+    assert torch.equal(seen[0], expected)
+    assert torch.equal(model.blocks[0][0](inputs), updated)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("dtype", "bound"), [(torch.float64, 1e-6), (torch.float32, 1e-6), (torch.float16, 2e-3), (torch.bfloat16, 2e-2)]
+)
+def test_gathered_and_merged_agree_in_every_precision(dtype, bound, fill_set, scores):
+    model, context = two_sets(fill_set)
+    model.eval().to(dtype)
+    inputs = torch.randn(2, 4, 9, 9, dtype=dtype)
+    context.condition = scores[:1]
+    gathered = model(inputs).double()
+    with merged(model):
+        difference = model(inputs).double() - gathered
+    assert difference.square().mean().sqrt() < bound * gathered.square().mean().sqrt()

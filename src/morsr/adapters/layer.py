@@ -68,18 +68,22 @@ class RankSet(nn.Module):
         up = up.index_select(0, rows).view(batch, ranks, -1) * factors[..., None]
         return down.to(dtype), up.to(dtype)
 
-    def add_to_weight(self, weight: Tensor, gates: LayerGates, *, live: list[int] | None = None) -> Tensor:
+    def add_to_weight(
+        self, weight: Tensor, gates: LayerGates, *, live: list[int] | None = None, out: Tensor | None = None
+    ) -> Tensor:
         """The layer's weight with the ranks of one image folded in.
 
         Args:
             weight: of the base layer.
             gates: of one image, as the routing gives them.
             live: positions among the gates' ranks to add, all by default; what has factor 0 can be left out.
+            out: where to write it; a new tensor if None.
         """
         if live is not None and gates.ranks is not None and gates.factors is not None:
             keep = torch.tensor(live, device=gates.ranks.device, dtype=torch.int64)
             gates = LayerGates(gates.ranks[:, keep], gates.factors[:, keep])
-        return add_lowrank_weight(weight, *self.pick(gates, torch.promote_types(self.down.dtype, torch.float32)))
+        ranks = self.pick(gates, torch.promote_types(self.down.dtype, torch.float32))
+        return add_lowrank_weight(weight, *ranks, out=out)
 
 
 class AdaptedLayer(nn.Module):
@@ -161,9 +165,11 @@ class AdaptedLayer(nn.Module):
 
     def _updated(self, output: Tensor, inputs: Tensor, ranks: RankSet, gates: LayerGates) -> Tensor:
         down, up = ranks.pick(gates, inputs.dtype)
+        # A hook of the base layer may have kept its output, which must then stay what the base layer computed.
+        in_place = not (torch.is_grad_enabled() or self._modules["base_layer"]._forward_hooks)  # type: ignore[union-attr]
         if self._geometry is None:
-            return add_lowrank_linear(output, inputs, down, up)
-        return add_lowrank_conv2d(output, inputs, down, up, self._geometry)
+            return add_lowrank_linear(output, inputs, down, up, in_place=in_place)
+        return add_lowrank_conv2d(output, inputs, down, up, self._geometry, in_place=in_place)
 
 
 def _autocasts(inputs: Tensor) -> bool:

@@ -55,13 +55,12 @@ class _Merger:
             return
         run = 0
         for (_, layer, ranks), original, row, kept in zip(self.layers, self.originals, gates, live, strict=True):
-            weight = layer.base_layer.weight
-            merged = ranks.add_to_weight(original, row, live=kept)
+            present: Tensor = layer.base_layer.weight.data  # type: ignore[union-attr,assignment]
             # A new storage at first, then the same one again: the original stays untouched and comes back bit for bit.
-            if weight.data.data_ptr() == original.data_ptr():  # type: ignore[operator,union-attr]
-                weight.data = merged  # type: ignore[union-attr]
-            else:
-                weight.data.copy_(merged)  # type: ignore[union-attr,operator]
+            out = None if present.data_ptr() == original.data_ptr() else present  # type: ignore[operator]
+            merged = ranks.add_to_weight(original, row, live=kept, out=out)
+            if out is None:
+                layer.base_layer.weight.data = merged  # type: ignore[union-attr]
             run += ranks.down.shape[0] if kept is None else len(kept)
         self.key = key
         self.merge.merges += 1

@@ -31,7 +31,7 @@ def table(result: dict[str, Any]) -> str:
 
 def _cell(value: Any) -> str:
     if isinstance(value, float):
-        return f"{value:.3f}"
+        return f"{value:.3f}" if value == 0 or abs(value) >= 0.01 else f"{value:.1e}"
     if isinstance(value, (list, tuple)):
         return " to ".join(_cell(item) for item in value)
     return "" if value is None else str(value)

@@ -26,27 +26,33 @@ class ConvGeometry(NamedTuple):
     border: tuple[int, ...] = ()  # widths as torch.nn.functional.pad wants them, used where padding_mode is not "zeros"
 
 
-def add_lowrank_weight(weight: Tensor, down: Tensor, up: Tensor) -> Tensor:
+def add_lowrank_weight(weight: Tensor, down: Tensor, up: Tensor, *, out: Tensor | None = None) -> Tensor:
     """Fold ranks into a weight: added in float32 (float64 for float64) and rounded once to the weight's dtype.
 
     Args:
         weight: (O, ...).
         down: (R, ...) one row of input features, or one kernel (I, kh, kw), per rank.
         up: (R, O), gates and scale already multiplied in.
+        out: where to write it, like ``weight`` in shape, dtype and memory format; a new tensor if None.
 
     Returns:
-        A new tensor in the dtype and memory format of ``weight``.
+        ``out``, or a new tensor in the dtype and memory format of ``weight``.
     """
     if weight.ndim == 4 and _channels_last(weight):
         weight, down = (rearrange(kernels, "o i h w -> o h w i") for kernels in (weight, down))
-        return rearrange(add_lowrank_weight(weight, down, up), "o h w i -> o i h w")
+        out = None if out is None else rearrange(out, "o i h w -> o h w i")
+        return rearrange(add_lowrank_weight(weight, down, up, out=out), "o h w i -> o i h w")
     dtype = torch.promote_types(torch.float32, weight.dtype)
-    # One product reads the weight and writes the sum, for a merge is bound by memory and not by its operations.
-    total = torch.addmm(weight.flatten(1).to(dtype), up.to(dtype).t(), down.flatten(1).to(dtype))
-    return total.to(weight.dtype).view(weight.shape)
+    factors = weight.flatten(1).to(dtype), up.to(dtype).t(), down.flatten(1).to(dtype)
+    # One product reads the weight and writes the sum, for a merge is bound by memory and not by its operations; most of
+    # its time goes to touching new memory, so memory that is there already is written in place.
+    if out is not None and out.dtype == dtype:
+        return torch.addmm(*factors, out=out.flatten(1)).view(out.shape)
+    total = torch.addmm(*factors).view(weight.shape)
+    return total.to(weight.dtype) if out is None else out.copy_(total)
 
 
-def add_lowrank_linear(output: Tensor, inputs: Tensor, down: Tensor, up: Tensor) -> Tensor:
+def add_lowrank_linear(output: Tensor, inputs: Tensor, down: Tensor, up: Tensor, *, in_place: bool = False) -> Tensor:
     """Add a low-rank update to the output of a linear layer.
 
     Args:
@@ -54,6 +60,7 @@ def add_lowrank_linear(output: Tensor, inputs: Tensor, down: Tensor, up: Tensor)
         inputs: (B, ..., I) what it was given.
         down: (R, I) for all images, or (B, R, I) one set per image.
         up: (R, O) or (B, R, O), gates and scale already multiplied in.
+        in_place: write the sum into ``output``, which saves a copy of it; for passes without gradients.
 
     Returns:
         (B, ..., O) in the dtype of ``output``.
@@ -61,14 +68,16 @@ def add_lowrank_linear(output: Tensor, inputs: Tensor, down: Tensor, up: Tensor)
     if down.ndim == 2 and up.ndim == 2:
         hidden = F.linear(inputs, down)
         flat = output.reshape(-1, output.shape[-1])
-        return torch.addmm(flat, hidden.reshape(-1, hidden.shape[-1]), up).view(output.shape)
+        return _add_product(flat, hidden.reshape(-1, hidden.shape[-1]), up, in_place).view(output.shape)
     batch = inputs.shape[0]
     tokens = inputs.reshape(batch, -1, inputs.shape[-1])
     hidden = F.linear(tokens, down) if down.ndim == 2 else torch.bmm(tokens, down.transpose(1, 2))
-    return torch.baddbmm(output.reshape(batch, -1, output.shape[-1]), hidden, up).view(output.shape)
+    return _add_product(output.reshape(batch, -1, output.shape[-1]), hidden, up, in_place).view(output.shape)
 
 
-def add_lowrank_conv2d(output: Tensor, inputs: Tensor, down: Tensor, up: Tensor, geometry: ConvGeometry) -> Tensor:
+def add_lowrank_conv2d(
+    output: Tensor, inputs: Tensor, down: Tensor, up: Tensor, geometry: ConvGeometry, *, in_place: bool = False
+) -> Tensor:
     """Add a low-rank update to the output of a 2-D convolution.
 
     Args:
@@ -77,6 +86,7 @@ def add_lowrank_conv2d(output: Tensor, inputs: Tensor, down: Tensor, up: Tensor,
         down: (R, I, kh, kw) for all images, or (B, R, I, kh, kw) one set per image.
         up: (R, O) or (B, R, O), gates and scale already multiplied in.
         geometry: stride, padding, dilation and groups of the layer.
+        in_place: write the sum into ``output``, which saves a copy of it; for passes without gradients.
 
     Returns:
         (B, O, H', W') in the dtype and memory format of ``output``.
@@ -87,16 +97,27 @@ def add_lowrank_conv2d(output: Tensor, inputs: Tensor, down: Tensor, up: Tensor,
     batch, channels = output.shape[:2]
     if up.ndim == 3 and batch != 1:
         if _channels_last(output):
-            result = torch.baddbmm(_rows(output), _rows(hidden), up)
+            result = _add_product(_rows(output), _rows(hidden), up, in_place)
             return rearrange(result, "b (h w) o -> b o h w", h=output.shape[2])
-        return torch.baddbmm(output.flatten(2), up.transpose(1, 2), hidden.flatten(2)).view(output.shape)
+        return _add_product(output.flatten(2), up.transpose(1, 2), hidden.flatten(2), in_place).view(output.shape)
     up = up.reshape(-1, channels)
     if _channels_last(output):
-        result = torch.addmm(_rows(output).flatten(0, 1), _rows(hidden).flatten(0, 1), up)
+        result = _add_product(_rows(output).flatten(0, 1), _rows(hidden).flatten(0, 1), up, in_place)
         return rearrange(result, "(b h w) o -> b o h w", b=batch, h=output.shape[2])
     if batch == 1:
-        return torch.addmm(output.reshape(channels, -1), up.t(), hidden.reshape(up.shape[0], -1)).view(output.shape)
-    return torch.baddbmm(output.flatten(2), up.t().expand(batch, -1, -1), hidden.flatten(2)).view(output.shape)
+        flat = output.reshape(channels, -1)
+        return _add_product(flat, up.t(), hidden.reshape(up.shape[0], -1), in_place).view(output.shape)
+    up = up.t().expand(batch, -1, -1)
+    return _add_product(output.flatten(2), up, hidden.flatten(2), in_place).view(output.shape)
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor, in_place: bool) -> Tensor:
+    """total + left @ right, of matrices or of batches of them."""
+    if not in_place:
+        return torch.addmm(total, left, right) if total.ndim == 2 else torch.baddbmm(total, left, right)
+    # Autocast leaves methods that write in place alone, so the factors get the dtype of the sum here.
+    left, right = left.to(total.dtype), right.to(total.dtype)
+    return total.addmm_(left, right) if total.ndim == 2 else total.baddbmm_(left, right)
 
 
 def _channels_last(images: Tensor) -> bool:
