@@ -76,14 +76,46 @@ def test_a_recipe_ranks_within_itself() -> None:
 
 
 def test_known_widths() -> None:
+    pixel = 0.0904  # the box of one LR pixel less that of an HR pixel, at half response
     still = {"second__blur__kind": 7, "final__blur__kind": 7, "first__blur__size": 21}
-    parameters = _change(RECIPE.sample(1), first__blur__kind=0, first__blur__sigma_x=2.0, **still)
-    assert degradation_measures(parameters).blur.item() == pytest.approx(2.0 / 4, rel=1e-3)
+    plain = {"first__resize_scale": 1, "second__resize_scale": 1, "second__resize_mode": 0}
+    parameters = _change(RECIPE.sample(1), first__blur__kind=0, first__blur__sigma_x=2.0, **still, **plain)
+    assert degradation_measures(parameters).blur.item() == pytest.approx(np.sqrt((2 / 4) ** 2 + pixel), rel=0.02)
     both = _change(parameters, second__blur__kind=0, second__blur__size=21, second__blur__sigma_x=1.5)
-    both = _change(both, first__resize_scale=0.5)  # one pixel of the second blur is two HR pixels
-    expected = np.hypot(2.0, 3.0) / 4
-    assert degradation_measures(both).blur.item() == pytest.approx(expected, rel=1e-3)
-    assert degradation_measures(_change(parameters, first__blur__kind=7)).blur.item() == 0
+    both = _change(both, first__resize_scale=0.5, first__resize_mode=0)  # now a pixel is two HR pixels
+    expected = np.sqrt((2 / 4) ** 2 + (3 / 4) ** 2 + pixel)
+    assert degradation_measures(both).blur.item() == pytest.approx(expected, rel=0.02)
+    none = _change(parameters, first__blur__kind=7)
+    assert degradation_measures(none).blur.item() == pytest.approx(np.sqrt(pixel), rel=0.02)
+    sinc = _change(none, final__blur__kind=6, final__blur__cutoff=np.pi / 3)
+    assert degradation_measures(sinc).blur.item() == pytest.approx(np.sqrt(2 * np.log(2)) * 3 / np.pi, rel=0.06)
+    coarse = _change(none, second__resize_scale=0.3, final__resize_mode=1)  # a box and a triangle of a wide grid
+    assert degradation_measures(coarse).blur.item() == pytest.approx(np.sqrt(0.0964 + 0.1789) / 0.3, rel=0.04)
+
+
+def test_the_blur_measure_is_what_the_chain_does_to_edges(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline_module, "jpeg", lambda image, quality: image)
+    quiet = {f"{stage}__{name}": 0 for stage in ("first", "second") for name in ("noise_kind", "noise_level")}
+    parameters = _change(RECIPE.sample(torch.arange(50)), **quiet)
+    side, count = 192, len(parameters)
+    responses = []
+    for turned in (False, True):
+        # Edges at four phases of the LR grid, interleaved: the response at a quarter of an LR pixel.
+        profiles = []
+        for phase in range(4):
+            edge = torch.where(torch.arange(side) < side // 2 - phase, 0.25, 0.75).expand(count, 3, side, side)
+            lr = apply(edge.transpose(-2, -1) if turned else edge, parameters)[:, 0].double()
+            profiles.append(lr.mean(dim=2 if turned else 1)[:, 6:-6])
+        spread = torch.stack(profiles, dim=2).flatten(1).diff(dim=1) / 0.5
+        responses.append(torch.fft.rfft(spread, n=4096, dim=1).abs())
+    response = (responses[0] + responses[1]) / 2
+    half = (response < response[:, :1] / 2).float().argmax(dim=1) * 4 / 4096  # cycles per LR pixel
+    found = np.sqrt(np.log(2) / 2) / (np.pi * half.double())
+    ratio = degradation_measures(parameters).blur / found
+    assert stats.spearmanr(ratio * found, found).statistic > 0.85
+    assert 0.95 < ratio.median() < 1.05
+    assert ratio.quantile(0.15) > 0.9
+    assert ratio.quantile(0.75) < 1.1  # on a coarse grid, four phases of an edge are too few
 
 
 def test_the_noise_measure_is_what_the_chain_leaves(monkeypatch: pytest.MonkeyPatch) -> None:

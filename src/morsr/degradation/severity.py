@@ -5,17 +5,19 @@ from __future__ import annotations
 import functools
 import json
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from morsr.degradation.keys import sample_keys
-from morsr.degradation.parameters import BlurParameters, DegradationParameters, StageParameters
+from morsr.degradation.parameters import DegradationParameters, StageParameters
 from morsr.degradation.recipe import DegradationRecipe
 from morsr.errors import InputError
 from morsr.functional.corrupt import RESIZE_MODES
-from morsr.functional.kernels import NONE, SINC, blur_kernels
+from morsr.functional.kernels import blur_kernels
+from morsr.functional.resample import CUBIC_A
 
 REFERENCE_DRAWS = 10_000
 
@@ -24,13 +26,18 @@ _SHOT_SIGMA = 255 * math.sqrt(0.5 / 256)
 # Variance that interpolation without antialiasing leaves of white noise, averaged over the phase, at 2-D: (2/3)^2 for
 # the triangle; bicubic (a = -0.75) from the same integral of its squared taps.
 _BILINEAR_GAIN, _BICUBIC_GAIN = 4 / 9, 0.7347
+# Cycles per LR pixel at which the response of the chain is followed; the HR image itself has none beyond 2 at scale 4.
+_FREQUENCIES = torch.linspace(0, 2, 161, dtype=torch.float64)[1:]
+# A Gaussian of standard deviation s passes half at _HALF / s cycles.
+_HALF = math.sqrt(math.log(2) / 2) / math.pi
 
 
 class DegradationMeasures(NamedTuple):
     """Physical measures of drawn parameters, all (B,) float64.
 
-    blur: effective standard deviation of all filters, in LR pixels. noise: standard deviation at the LR size before the
-    last JPEG, in levels of 255, at middle gray. jpeg: the lower of the two qualities. resize: the smallest grid that
+    blur: standard deviation, in LR pixels, of the Gaussian that passes half at the frequency where the whole chain of
+    filters and resizes does. noise: standard deviation at the LR size before the last JPEG, in levels of 255, at middle
+    gray. jpeg: the lower of the two qualities. resize: the smallest grid that
     the image passes through, as a factor of the LR size, at most 1.
     """
 
@@ -53,8 +60,10 @@ class DegradationSeverity(NamedTuple):
 def degradation_measures(parameters: DegradationParameters, *, scale: int = 4) -> DegradationMeasures:
     """Measures of drawn parameters, from the parameters alone.
 
-    A filter's width is the square root of half the trace of its second moments; a sinc filter's is that of the Gaussian
-    whose response is 1/2 at the cut-off. Noise of the first order is followed through the second blur and both resizes,
+    The blur is read from the product of the responses of all filters and resizes along both axes, each at its own grid:
+    an area average passes a sinc, interpolation the transform of its kernel on the grid that it comes from. So an
+    image that passes through a coarse grid is as blurred as that grid. A test compares it with what `apply` does to
+    edges. Noise of the first order is followed through the second blur and both resizes,
     every filter taken as a Gaussian of its noise-equivalent width; a test compares the result with what `apply` leaves
     on flat gray. What JPEG does to the noise is left out.
 
@@ -67,19 +76,16 @@ def degradation_measures(parameters: DegradationParameters, *, scale: int = 4) -
     second_grid = host.second.resize_scale.double()
     pitch_first, pitch_second = 1 / first_grid, 1 / second_grid
 
-    second_kernel = _kernel_moments(host.second.blur)
-    final_kernel = _kernel_moments(host.final.blur)
-    blur = (
-        (_kernel_moments(host.first.blur)[0] / scale).square()
-        + (second_kernel[0] * pitch_first).square()
-        + final_kernel[0].square()
-    ).sqrt()
+    kernels = [blur_kernels(**vars(part.blur)).double() for part in (host.first, host.second, host.final)]
+    blur = _effective_blur(host, kernels, pitch_first, pitch_second, scale)
 
     # Noise after the second order and after the last resize, as variance; `area` is what it is averaged over.
-    area = pitch_first.square() * second_kernel[1] + _resize_area(pitch_first, pitch_second, host.second.resize_mode)
+    area = pitch_first.square() * _kernel_area(kernels[1]) + _resize_area(
+        pitch_first, pitch_second, host.second.resize_mode
+    )
     one = torch.ones_like(pitch_second)
     last = _resize_area(pitch_second, one, host.final.resize_mode)
-    last = torch.where(host.second.resize_scale == 1, torch.zeros_like(last), last) + final_kernel[1]
+    last = torch.where(host.second.resize_scale == 1, torch.zeros_like(last), last) + _kernel_area(kernels[2])
     variance = _noise_sigma(host.first).square() * pitch_first.square() / (pitch_first.square() + area + last)
     variance = variance + _noise_sigma(host.second).square() * pitch_second.square() / (pitch_second.square() + last)
 
@@ -134,16 +140,63 @@ def _rank(value: Tensor, reference: Tensor) -> Tensor:
     return (below + up_to).to(torch.float64) / (2 * len(reference))
 
 
-def _kernel_moments(blur: BlurParameters) -> tuple[Tensor, Tensor]:
-    """Effective width in pixels, and the area in squared pixels by which it divides white noise's variance, less 1."""
-    kernel = blur_kernels(**vars(blur)).double()
-    axis = torch.arange(kernel.shape[-1], dtype=torch.float64) - kernel.shape[-1] // 2
-    radius = axis.view(-1, 1).square() + axis.square()
-    width = ((kernel * radius).sum(dim=(1, 2)) / 2).clamp_min(0).sqrt()
-    cutoff = blur.cutoff.double()
-    width = torch.where(blur.kind == SINC, math.sqrt(2 * math.log(2)) / cutoff, width)
-    width = torch.where(blur.kind == NONE, torch.zeros_like(width), width)
-    return width, 1 / kernel.square().sum(dim=(1, 2)) - 1
+def _kernel_area(kernel: Tensor) -> Tensor:
+    """The area in squared pixels by which filters (B, side, side) divide white noise's variance, less 1."""
+    return 1 / kernel.square().sum(dim=(1, 2)) - 1
+
+
+def _effective_blur(
+    host: DegradationParameters, kernels: Sequence[Tensor], first: Tensor, second: Tensor, scale: int
+) -> Tensor:
+    """Standard deviation (B,) in LR pixels by the half response; first and second are the pitches of the two grids."""
+    start, one = torch.full_like(first, 1 / scale), torch.ones_like(first)
+    resized = (
+        _resize_response(start, first, host.first.resize_mode)
+        * _resize_response(first, second, host.second.resize_mode)
+        * _resize_response(second, one, host.final.resize_mode)
+    )
+    total = torch.stack([resized, resized], dim=1)  # (B, axes, F)
+    for kernel, pitch in zip(kernels, (start, first, one), strict=True):
+        profiles = torch.stack([kernel.sum(dim=1), kernel.sum(dim=2)], dim=1)
+        place = torch.arange(kernel.shape[-1], dtype=torch.float64) - kernel.shape[-1] // 2
+        waves = (2 * math.pi * pitch[:, None, None] * place[:, None] * _FREQUENCIES).cos()
+        total = total * (profiles @ waves)
+    total = total.mean(dim=1)
+    # where the response first falls under a half, between two frequencies by a straight line
+    padded = torch.cat([torch.ones_like(total[:, :1]), total, torch.zeros_like(total[:, :1])], dim=1)
+    step = float(_FREQUENCIES[0])
+    after = (padded < 0.5).to(torch.int64).argmax(dim=1, keepdim=True)
+    high, low = padded.gather(1, after - 1), padded.gather(1, after)
+    half = step * (after - 1 + (high - 0.5) / (high - low)).squeeze(1)
+    return _HALF / half
+
+
+def _resize_response(before: Tensor, after: Tensor, mode: Tensor) -> Tensor:
+    """What a resize from one pixel pitch to another passes (B, F) at _FREQUENCIES; pitches (B,) in LR pixels."""
+    place = before[:, None] * _FREQUENCIES
+    # averaging n samples of width b over a is nearly a box of sqrt(a^2 - b^2); enlarging repeats pixels of width b
+    box = torch.where(after > before, (after.square() - before.square()).clamp_min(0).sqrt(), before)
+    passed = {
+        "area": torch.sinc(box[:, None] * _FREQUENCIES),
+        "bilinear": torch.sinc(place).square(),
+        "bicubic": _cubic_response(place),
+    }
+    chosen = torch.stack([passed[name] for name in RESIZE_MODES]).gather(
+        0, mode.view(1, -1, 1).expand(1, -1, len(_FREQUENCIES))
+    )
+    return torch.where((before == after)[:, None], torch.ones_like(place), chosen.squeeze(0))
+
+
+def _cubic_response(frequency: Tensor) -> Tensor:
+    """Fourier transform of the cubic kernel with a = -0.75, at cycles per pixel; by the kernel's values."""
+    place = (torch.arange(64, dtype=torch.float64) + 0.5) / 32  # (0, 2)
+    near = ((CUBIC_A + 2) * place - (CUBIC_A + 3)) * place.square() + 1
+    far = ((CUBIC_A * place - 5 * CUBIC_A) * place + 8 * CUBIC_A) * place - 4 * CUBIC_A
+    kernel = torch.where(place < 1, near, far)
+    table = (2 * math.pi * place * torch.linspace(0, 16, 1601, dtype=torch.float64)[:, None]).cos() @ kernel / 16
+    position = (frequency.clamp(0, 15.99) * 100).to(torch.int64)
+    share = frequency.clamp(0, 15.99) * 100 - position
+    return table[position] * (1 - share) + table[position + 1] * share
 
 
 def _noise_sigma(stage: StageParameters) -> Tensor:

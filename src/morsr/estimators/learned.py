@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from morsr.errors import ConfigError, WeightsError
 from morsr.estimators.base import DegradationEstimator
 from morsr.estimators.statistics import dct_profile, image_statistics
+from morsr.estimators.traces import image_traces
 from morsr.estimators.views import native_crops, pad_to_smallest
 
 NAMES = ("blur", "noise", "jpeg", "resize", "overall")
@@ -24,38 +25,42 @@ _MARK = "morsr.degradation_net"
 class DegradationNet(nn.Module):
     """Crops at native resolution to one number in [0, 1] per name.
 
-    Three strided convolutions, each read out as the log root mean square of its channels over the crop, beside fixed
-    statistics (spectrum, blocks, noise, edges, DCT energies); a small MLP maps both to the ranks of blur, noise, JPEG
-    and resize, and to their mean. The strides multiply to 8, the side of a JPEG block, and crops start on the grid.
+    Fixed statistics (spectrum, blocks, noise, edges, DCT energies, traces of resizing) go through a small MLP to the
+    ranks of blur, noise, JPEG and resize, and to their mean. Beside them, if asked for, three strided convolutions,
+    each read out as the log root mean square of its channels over the crop; their strides multiply to 8, the side of
+    a JPEG block, and crops start on the grid.
 
     Args:
-        width: channels of the three convolutions.
+        width: channels of the three convolutions; empty leaves them out.
         hidden: width of the MLP.
-        dropout: on its input and hidden units, in training only.
+        dropout: on its first hidden units, half of it on its input, in training only.
+        traces: also read the statistics of `traces.py`.
+
+    Raises:
+        ConfigError: another number of convolutions than three or none, or a width below 1.
     """
 
-    def __init__(self, *, width: Sequence[int] = (16, 32, 48), hidden: int = 128, dropout: float = 0.1) -> None:
+    def __init__(
+        self, *, width: Sequence[int] = (), hidden: int = 256, dropout: float = 0.5, traces: bool = True
+    ) -> None:
         super().__init__()
-        if len(width) != 3 or min(*width, hidden) < 1:
+        if len(width) not in (0, 3) or min(*width, hidden, hidden) < 1:
             raise ConfigError(
-                f"width and hidden: expected three positive widths and one, got {list(width)} and {hidden}"
+                f"width and hidden: expected three positive widths or none, and one, got {list(width)} and {hidden}"
             )
-        self.settings = {"width": list(width), "hidden": hidden, "dropout": dropout}
-        first, second, third = width
+        self.settings = {"width": list(width), "hidden": hidden, "dropout": dropout, "traces": traces}
+        self.traces = traces
+        kernels = ((3, 5), *((channels, 3) for channels in width[:-1]))
         self.stages = nn.ModuleList(
-            [
-                nn.Conv2d(3, first, 5, stride=2, padding=2, padding_mode="replicate"),
-                nn.Conv2d(first, second, 3, stride=2, padding=1, padding_mode="replicate"),
-                nn.Conv2d(second, third, 3, stride=2, padding=1, padding_mode="replicate"),
-            ]
+            nn.Conv2d(before, after, side, stride=2, padding=side // 2, padding_mode="replicate")
+            for (before, side), after in zip(kernels, width, strict=False)
         )
-        with torch.no_grad():
-            count = self._fixed(torch.full((1, 3, 16, 16), 0.5)).shape[1]
+        count = self.fixed(torch.full((1, 3, 16, 16), 0.5)).shape[1]
         self.register_buffer("mean", torch.zeros(count))
         self.register_buffer("deviation", torch.ones(count))
-        self.norm = nn.LayerNorm(sum(width))
+        self.norm = nn.LayerNorm(sum(width)) if width else None
         self.head = nn.Sequential(
-            nn.Dropout(dropout),
+            nn.Dropout(dropout / 2),
             nn.Linear(sum(width) + count, hidden),
             nn.GELU(),
             nn.Dropout(dropout),
@@ -64,26 +69,33 @@ class DegradationNet(nn.Module):
             nn.Linear(hidden // 2, len(NAMES)),
         )
 
-    @staticmethod
     @torch.no_grad()
-    def _fixed(crops: Tensor) -> Tensor:
-        return torch.cat([torch.stack(list(image_statistics(crops).values()), dim=1), dct_profile(crops)], dim=1)
+    def fixed(self, crops: Tensor) -> Tensor:
+        """The statistics of crops (N, 3, h, w) in [0, 1] that no training changes: (N, S)."""
+        parts = [torch.stack(list(image_statistics(crops).values()), dim=1), dct_profile(crops)]
+        return torch.cat([*parts, image_traces(crops)] if self.traces else parts, dim=1)
 
     @torch.no_grad()
-    def set_standardization(self, crops: Tensor) -> None:
-        """Take mean and deviation of the fixed statistics from crops (N, 3, h, w), N of some hundreds."""
-        fixed = self._fixed(crops)
+    def set_standardization(self, fixed: Tensor) -> None:
+        """Take mean and deviation from the fixed statistics (N, S) of some hundreds of crops."""
         self.mean.copy_(fixed.mean(dim=0))
         self.deviation.copy_(fixed.std(dim=0).clamp_min(1e-2))
 
-    def forward(self, crops: Tensor) -> Tensor:
-        """Crops (N, 3, h, w) in [0, 1], h and w at least 16, to (N, 5) in [0, 1], ordered as NAMES."""
-        hidden, pooled = crops - 0.5, []
-        for stage in self.stages:
-            hidden = nn.functional.gelu(stage(hidden))
-            pooled.append((hidden.square().mean(dim=(2, 3)) + 1e-6).log())
-        fixed = ((self._fixed(crops) - self.mean) / self.deviation).clamp(-4, 4)
-        return self.head(torch.cat([self.norm(torch.cat(pooled, dim=1)), fixed], dim=1)).sigmoid()
+    def forward(self, crops: Tensor, fixed: Tensor | None = None) -> Tensor:
+        """Crops (N, 3, h, w) in [0, 1], h and w at least 16, to (N, 5) in [0, 1], ordered as NAMES.
+
+        `fixed` (N, S) are their statistics where they are known already; without convolutions the crops are then not
+        looked at.
+        """
+        fixed = self.fixed(crops) if fixed is None else fixed
+        parts = [((fixed - self.mean) / self.deviation).clamp(-4, 4)]
+        if self.norm is not None:
+            hidden, pooled = crops - 0.5, []
+            for stage in self.stages:
+                hidden = nn.functional.gelu(stage(hidden))
+                pooled.append((hidden.square().mean(dim=(2, 3)) + 1e-6).log())
+            parts.insert(0, self.norm(torch.cat(pooled, dim=1)))
+        return self.head(torch.cat(parts, dim=1)).sigmoid()
 
 
 def save_net(path: str | Path, net: DegradationNet, *, half: bool = True) -> None:
@@ -124,7 +136,8 @@ def load_net(path: str | Path) -> DegradationNet:
             f"estimator weights {path}: expected {_MARK} of format {FORMAT}, got {metadata or 'no metadata'}"
         )
     try:
-        net = DegradationNet(**json.loads(metadata["settings"]))
+        # files from before the traces do not name them
+        net = DegradationNet(**{"traces": False, **json.loads(metadata["settings"])})
         net.load_state_dict(state)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise WeightsError(f"estimator weights {path}: do not fit their own settings ({error})") from error

@@ -140,12 +140,11 @@ def block_dct(planes: Tensor) -> Tensor:
     return matrix @ blocks @ matrix.T
 
 
-def _table_fit(coefficients: Tensor) -> Tensor:
-    """The quality (0 to 100) whose standard table explains the DCT coefficients (N, M, 8, 8); 100 where none does.
+def table_agreement(coefficients: Tensor) -> Tensor:
+    """How well the standard table of each of `QUALITIES` explains DCT coefficients (N, M, 8, 8): (N, qualities).
 
     In a JPEG that was not resized since, every coefficient is a multiple of its step, so the mean cosine of
-    2 pi c / step over the coefficients that are not quantised to zero is near 1 at the right quality. A divisor of
-    the steps does as well: the lowest quality that comes close to the best is taken.
+    2 pi c / step over the coefficients that are not quantised to zero is near 1 at the right quality.
     """
     places = list(TABLE_STEPS)
     chosen = torch.stack([coefficients[..., row, column] for row, column in places], dim=-1)
@@ -155,9 +154,18 @@ def _table_fit(coefficients: Tensor) -> Tensor:
     value = chosen[:, None]  # (N, 1, M, places) against steps (qualities, 1, places)
     step = steps[:, None]
     usable = (value.abs() > 0.6 * step) & (step >= 3)
-    agreement = (torch.cos(2 * math.pi * value / step) * usable).sum(dim=(-2, -1)) / (usable.sum(dim=(-2, -1)) + 8)
+    return (torch.cos(2 * math.pi * value / step) * usable).sum(dim=(-2, -1)) / (usable.sum(dim=(-2, -1)) + 8)
+
+
+def _table_fit(coefficients: Tensor) -> Tensor:
+    """The quality (0 to 100) whose standard table explains the DCT coefficients (N, M, 8, 8); 100 where none does.
+
+    A divisor of the steps does as well: the lowest quality that comes close to the best is taken.
+    """
+    agreement = table_agreement(coefficients)
     best = agreement.max(dim=-1).values
     first = (agreement > 0.6 * best[:, None]).float().argmax(dim=-1)
+    qualities = agreement.new_tensor(QUALITIES)
     return torch.where(best > 0.35, qualities[first], torch.full_like(best, 100.0))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,8 @@ from morsr.training.schedules import ScheduleName, learning_rate_factor
 # One factor alone: blur sigma in LR pixels, noise sigma in levels of 255, JPEG quality.
 FACTOR_RANGES = {"blur": (0.4, 2.0), "noise": (1.0, 30.0), "jpeg": (30.0, 95.0)}
 FACTORS = ("clean", *FACTOR_RANGES)
+STANDARDIZED = 1024  # images whose statistics standardise the network's input
+_PLAIN_SPREAD = 0.0904  # variance that `degradation_measures` gives a plain area average, in squared LR pixels
 
 
 def single_factor(hr: Tensor, factor: str, value: float, *, key: int, gray: bool = False, scale: int = 4) -> Tensor:
@@ -103,6 +106,7 @@ class FactorRanks:
         measured = {"blur": 0.0, "noise": 0.0, "jpeg": 100.0, "resize": 1.0}
         if factor in measured:
             measured[factor] = value
+        measured["blur"] = math.sqrt(measured["blur"] ** 2 + _PLAIN_SPREAD)
         return self(DegradationMeasures(**{name: torch.tensor([number]) for name, number in measured.items()}))
 
 
@@ -114,13 +118,13 @@ class LearnedEstimatorTraining(L.LightningModule):
 
     Args:
         out: file for the weights (.safetensors), written at the end.
-        width: channels of the convolutions.
-        hidden: width of the MLP.
-        dropout: of the MLP.
+        width: channels of the network's convolutions; empty leaves them out.
+        hidden: width of its MLP.
+        dropout: of its MLP.
         recipe: recipe among whose draws the ranks are taken; the data module's own.
         single_share: share of images with a single factor or none.
-        replay: how many earlier images are learned again beside every new one; degrading costs more than learning. The
-            pool of earlier images is not part of a checkpoint.
+        replay: how many earlier images are learned again beside every new one. Degrading an image costs far more than
+            learning from it, since its statistics are kept. The pool of earlier images is not part of a checkpoint.
         pool: how many images the pool holds.
         lr: learning rate of AdamW.
         weight_decay: of AdamW.
@@ -135,15 +139,15 @@ class LearnedEstimatorTraining(L.LightningModule):
         self,
         *,
         out: str = "runs/estimator/estimator.safetensors",
-        width: Sequence[int] = (16, 32, 48),
-        hidden: int = 128,
-        dropout: float = 0.1,
+        width: Sequence[int] = (),
+        hidden: int = 256,
+        dropout: float = 0.5,
         recipe: str = "realesrgan",
-        single_share: float = 0.35,
-        replay: int = 3,
-        pool: int = 8192,
-        lr: float = 2e-3,
-        weight_decay: float = 1e-2,
+        single_share: float = 0.3,
+        replay: int = 31,
+        pool: int = 20_000,
+        lr: float = 1e-3,
+        weight_decay: float = 0.1,
         warmup: int = 20,
         schedule: ScheduleName = "cosine",
     ) -> None:
@@ -154,8 +158,10 @@ class LearnedEstimatorTraining(L.LightningModule):
             raise ConfigError(f"replay and pool: expected at least 0 and 1, got {replay} and {pool}")
         self.out, self.recipe, self.single_share = Path(out), recipe, single_share
         self.replay, self.pool = replay, pool
-        self._seen: list[tuple[Tensor, Tensor]] = []
+        self._seen: list[tuple[Tensor, Tensor, Tensor]] = []
         self.lr, self.weight_decay, self.warmup, self.schedule = lr, weight_decay, warmup, schedule
+        self.standardized: Tensor
+        self.register_buffer("standardized", torch.tensor(0))
         self.net = DegradationNet(width=width, hidden=hidden, dropout=dropout)
         self._validation: list[tuple[Tensor, Tensor]] = []
 
@@ -184,28 +190,28 @@ class LearnedEstimatorTraining(L.LightningModule):
         return lr, targets
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        lr, targets = self._with_earlier(*self.mixed(batch))
-        if bool((self.net.deviation == 1).all()):  # the first batch ever; a resumed run has them in its checkpoint
-            self.net.set_standardization(lr)
-        loss = F.mse_loss(self.net(lr), targets)
+        lr, fixed, targets = self._with_earlier(*self.mixed(batch))
+        loss = F.mse_loss(self.net(lr, fixed), targets)
         self.log("train/mse", loss, prog_bar=True, batch_size=len(lr))
         return loss
 
-    def _with_earlier(self, lr: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        if self.replay == 0:
-            return lr, targets
-        count = min(self.replay * len(lr), len(self._seen))
-        places = torch.randperm(len(self._seen))[:count].tolist()
-        fresh = list(zip(lr.mul(255).round().byte(), targets, strict=True))
-        if places:
-            images, ranks = (torch.stack(parts) for parts in zip(*(self._seen[place] for place in places), strict=True))
-            lr, targets = torch.cat([lr, images.to(lr) / 255]), torch.cat([targets, ranks])
+    def _with_earlier(self, lr: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Images, their statistics and targets: those of the batch, and earlier ones at random."""
+        fixed = self.net.fixed(lr)
+        # without convolutions nothing is learned from the pixels
+        pixels = (lr if self.net.norm is not None else lr[:, :, :1, :1]).mul(255).round().byte()
+        fresh = list(zip(pixels, fixed, targets, strict=True))
+        chosen = [self._seen[place] for place in torch.randperm(len(self._seen))[: self.replay * len(lr)].tolist()]
         for item in fresh:  # a full pool forgets at random
             if len(self._seen) < self.pool:
                 self._seen.append(item)
             else:
                 self._seen[int(torch.randint(self.pool, ()))] = item
-        return lr, targets
+        if int(self.standardized) < STANDARDIZED:  # a resumed run has it behind it
+            self.net.set_standardization(torch.stack([item[1] for item in self._seen]))
+            self.standardized.fill_(len(self._seen))
+        images, statistics, ranks = (torch.stack(parts) for parts in zip(*fresh, *chosen, strict=True))
+        return images.float() / 255, statistics, ranks
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         self._validation.append((self.net(batch["lr"]).cpu(), self.targets(batch).cpu()))
