@@ -101,10 +101,13 @@ def large(steps: int, folder: Path) -> dict[str, Any]:
     names = tuple(f"unet.down_blocks.{index // 60}.layer{index}" for index in range(layers))
     context = SimpleNamespace(config=config, layer_names=names)
     routing = route(torch.randn(layers, batch, slots), 8)
-    output = SimpleNamespace(routing=routing, scores=SimpleNamespace(severity=torch.rand(batch)))
+    scores = SimpleNamespace(scores=torch.rand(batch, 11), severity=torch.rand(batch), names=tuple("abcdefghijk"))
+    output = SimpleNamespace(routing=routing, scores=scores)
     module: Any = SimpleNamespace(generator=SimpleNamespace(context=context), last_output=output)
     loggers = [TensorBoardLogger(folder), CSVLogger(folder)]
-    trainer: Any = SimpleNamespace(global_step=0, world_size=1, loggers=loggers, is_global_zero=True)
+    trainer: Any = SimpleNamespace(
+        global_step=0, world_size=1, loggers=loggers, is_global_zero=True, log_dir=str(folder)
+    )  # fmt: skip
     watch = Timed(every_n_steps=50, heatmap_every_n_steps=200)
     watch.on_fit_start(trainer, module)
     watch.on_train_start(trainer, module)

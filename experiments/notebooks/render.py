@@ -2,7 +2,8 @@
 
     python experiments/notebooks/render.py [NAME ...] [--set MODEL='"tiny"' ...]
 
-The notebooks themselves stay without outputs; a test runs them with the same functions.
+The notebooks themselves stay without outputs; a test runs them with the same functions. They run in a temporary folder,
+so that their own files (a report, a training run) do not litter the checkout. About three minutes on two cores.
 """
 
 from __future__ import annotations
@@ -10,6 +11,12 @@ from __future__ import annotations
 import argparse
 import ast
 import base64
+import re
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -50,9 +57,31 @@ def execute(notebook: nbformat.NotebookNode, folder: Path, *, timeout: int = 180
     return NotebookClient(notebook, timeout=timeout, kernel_name="python3", resources=resources).execute()
 
 
+@contextmanager
+def workplace() -> Iterator[Path]:
+    """A temporary folder in which the notebooks find the configs where they look for them, one folder up."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name) / "notebooks"
+        folder.mkdir()
+        for config in HERE.parent.glob("*.yaml"):
+            shutil.copy(config, folder.parent)
+        yield folder
+
+
+def plain(text: str) -> str:
+    """What a terminal would show in the end: without colours, carriage returns and folders of this machine."""
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
+    text = "\n".join(line.rsplit("\r", 1)[-1] for line in text.splitlines())
+    return re.sub(
+        rf"({re.escape(str(Path.home()))}|{re.escape(tempfile.gettempdir())}/[^/\s]+|/\S+/site-packages)/", "", text
+    )
+
+
 def markdown(notebook: nbformat.NotebookNode, name: str, folder: Path) -> Path:
     """Write an executed notebook as `folder`/name.md with its pictures beside it."""
     folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.glob(f"{name}_*.png"):
+        old.unlink()
     lines, pictures = [], 0
     for cell in notebook.cells:
         if cell.cell_type == "markdown":
@@ -67,7 +96,8 @@ def markdown(notebook: nbformat.NotebookNode, name: str, folder: Path) -> Path:
                 lines += [f"![output]({file.name})", ""]
                 pictures += 1
             elif output.get("name") == "stdout" or "text/plain" in data:
-                lines += ["```text", (output.get("text") or data["text/plain"]).rstrip(), "```", ""]
+                text = plain(output.get("text") or data["text/plain"]).rstrip()
+                lines += ["```text", text, "```", ""] if text else []
     path = folder / f"{name}.md"
     path.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
     return path
@@ -81,8 +111,10 @@ def main() -> None:
     options = parser.parse_args()
     values = {name: ast.literal_eval(value) for name, _, value in (pair.partition("=") for pair in options.set)}
     for name in options.names:
-        notebook = execute(load(HERE / f"{name}.ipynb", values), HERE)
-        print(markdown(notebook, name, options.out))
+        started = time.perf_counter()
+        with workplace() as folder:
+            notebook = execute(load(HERE / f"{name}.ipynb", values), folder)
+        print(f"{markdown(notebook, name, options.out)}  {time.perf_counter() - started:.0f} s")
 
 
 if __name__ == "__main__":
