@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,3 +27,8 @@ def keep_float32(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Ten
         return tensor.to(moved.device) if moved.dtype in _HALF and tensor.dtype == torch.float32 else moved
 
     return keep
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
+    """Switch autocast off inside a ``with`` block; on the meta device, which has none, nothing happens."""
+    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)

@@ -13,6 +13,7 @@ from morsr.adapters import MoRConfig, Routing, RoutingContext, inject
 from morsr.errors import ConfigError, InputError
 from morsr.estimators import DegradationEstimator, DegradationScores
 from morsr.functional.diffusion import Parametrization, clean_latents
+from morsr.functional.precision import without_autocast
 from morsr.models.backbone import Backbone
 
 
@@ -145,7 +146,7 @@ class OneStepGenerator(nn.Module):
         if self.one_step.scale_input:
             latents = latents * alpha_bar.sqrt().to(latents.dtype)
         prediction = self.backbone.predict_noise(latents, self.one_step.timestep, prompt)
-        with torch.autocast(latents.device.type, enabled=False):
+        with without_autocast(latents.device):
             return clean_latents(latents, prediction, alpha_bar, self.one_step.parametrization)
 
     def decode(self, latents: Tensor) -> Tensor:

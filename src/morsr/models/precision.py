@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from morsr.functional.precision import keep_float32
+from morsr.functional.precision import keep_float32, without_autocast
 
 
 class _Float32(nn.Module):
@@ -19,7 +19,7 @@ class _Float32(nn.Module):
         return super()._apply(keep_float32(fn), recurse)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        with torch.autocast(inputs.device.type, enabled=False):
+        with without_autocast(inputs.device):
             return super().forward(inputs.to(self.weight.dtype))
 
 

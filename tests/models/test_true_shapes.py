@@ -1,0 +1,44 @@
+"""Stable Diffusion 2.1's true shapes, on the meta device: no weights, no arithmetic."""
+
+import pytest
+import torch
+
+from morsr.adapters import MoRConfig, adapter_parameters, inject
+from morsr.models.backbone import Backbone, load_backbone
+
+
+@pytest.fixture(scope="module")
+def backbone() -> Backbone:
+    with torch.device("meta"):
+        return load_backbone("random:sd21", decoder="random:taesd").eval().requires_grad_(False)
+
+
+def test_it_has_the_published_sizes(backbone: Backbone) -> None:
+    sizes = {name: sum(p.numel() for p in getattr(backbone, name).parameters()) for name in ("unet", "vae")}
+    assert sizes == {"unet": 865_910_724, "vae": 83_653_863}
+    assert sum(p.numel() for p in backbone.decoder.decoder.parameters()) == 1_222_531
+    assert (backbone.latent_factor, backbone.multiple, backbone.scaling_factor) == (8, 64, 0.18215)
+    assert backbone.prompt_clean.shape == (1, 77, 1024)
+
+
+def test_an_image_goes_through_at_full_size(backbone: Backbone) -> None:
+    images = torch.empty(2, 3, 512, 512, device="meta")
+    with torch.no_grad():
+        latents = backbone.encode(images)
+        assert latents.shape == (2, 4, 64, 64)
+        noise = backbone.predict_noise(latents, torch.empty(2, dtype=torch.int64, device="meta"))
+        assert noise.shape == latents.shape
+        assert noise.dtype == torch.float32
+        for decoder in (backbone.decoder, None):
+            kept, backbone.decoder = backbone.decoder, decoder
+            assert backbone.decode(latents).shape == images.shape
+            backbone.decoder = kept
+
+
+def test_the_papers_adapters_have_44_million_parameters(backbone: Backbone) -> None:
+    report = inject(backbone, MoRConfig(targets=("sd_unet@unet", "sd_vae_encoder@vae")), condition_dim=7)
+    assert len(report.matched) == 258 + 31 + 1
+    # 1.0139 M + 0.0923 M per rank, 40 ranks, and a router of 290 layers x 36 slots x (7 + 1)
+    assert sum(p.numel() for p in adapter_parameters(backbone)) == 44_334_200
+    inject(backbone, MoRConfig.of_kind("lora", num_ranks=4, targets=("sd_unet@unet",)), name="score")
+    assert sum(p.numel() for p in adapter_parameters(backbone, "score")) == 4_055_712
