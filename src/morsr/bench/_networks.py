@@ -9,29 +9,10 @@ import torch
 from torch import nn
 
 from morsr.functional.routing import Routing
+from morsr.models.architectures import ARCHITECTURES
 from morsr.models.backbone import build_backbone
 
-# The published config of stabilityai/stable-diffusion-2-1-base, and a network of the same classes to try the benchmark.
-UNETS: dict[str, dict[str, Any]] = {
-    "sd21": {
-        "sample_size": 64,
-        "attention_head_dim": [5, 10, 20, 20],
-        "block_out_channels": [320, 640, 1280, 1280],
-        "cross_attention_dim": 1024,
-        "use_linear_projection": True,
-    },
-    "small": {
-        "sample_size": 16,
-        "attention_head_dim": 8,
-        "block_out_channels": [32, 64],
-        "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
-        "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"],
-        "cross_attention_dim": 32,
-        "norm_num_groups": 8,
-        "layers_per_block": 1,
-        "use_linear_projection": True,
-    },
-}
+UNETS = {name: ARCHITECTURES[name].unet for name in ("sd21", "small")}
 _VAE: dict[str, Any] = {
     "encoder_block_out_channels": [4],
     "decoder_block_out_channels": [4],
