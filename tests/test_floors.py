@@ -14,7 +14,7 @@ SOURCE = Path(__file__).resolve().parents[1] / "src"
 FLOORS = {
     "cli": 5, "__main__": 5, "commands": 5, "bench": 5,
     "training": 4, "data": 4, "evaluation": 4,
-    "models": 3,
+    "models": 3, "pipeline": 4,
     # Estimators stand under the models: loading a generator builds the estimator that its router was trained with.
     "adapters": 2, "degradation": 2, "estimators": 2,
     "functional": 1,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import keyword
 import sys
 import warnings
 from collections.abc import Sequence
@@ -25,6 +26,8 @@ COMMANDS = {
     "severity": "degradation scores of images",
     "routing": "which ranks run for which image, as one HTML page",
     "data-check": "what a config's data lacks, before a run",
+    "import": "OSEDiff's or PiSA-SR's weights as an adapters file",
+    "export": "one fixed routing as a LoRA, a diffusers folder or ONNX",
     "bench": "measurements as ratios against named peers",
     "selftest": "restore a bundled image and compare with its expected output",
 }
@@ -56,7 +59,9 @@ def _command(arguments: list[str]) -> int:
     for name, help_text in COMMANDS.items():
         subparser = subparsers.add_parser(name, help=help_text)
         if name == chosen:
-            module = importlib.import_module(f"morsr.commands.{name.replace('-', '_')}")
+            # "import" is a word of the language, so its module is import_.
+            place = f"{name}_" if keyword.iskeyword(name) else name.replace("-", "_")
+            module = importlib.import_module(f"morsr.commands.{place}")
             subparser.description = module.HELP
             module.add_arguments(subparser)
             subparser.set_defaults(run=module.run)

@@ -14,7 +14,9 @@ from morsr.adapters import (
     inject,
     load_adapters,
     merged,
+    plain_state_dict,
     read_adapters_header,
+    routing_context,
     save_adapters,
 )
 from morsr.errors import ConfigError, InputError, WeightsError
@@ -169,12 +171,12 @@ def test_foreign_and_cut_files(saved, toy, tmp_path):
     save_file({"x": torch.zeros(1)}, foreign)
     text = tmp_path / "text.safetensors"
     text.write_text("hello")
-    newer = rewrite(path, format_version="2")
+    newer = rewrite(path, format_version="3")
     for file, message in (
         (cut, r"cut\.safetensors: not a whole"),
         (foreign, "not one of morsr's adapters"),
         (text, "not a whole"),
-        (newer, "written in format 2"),
+        (newer, "written in format 3"),
         (tmp_path / "absent", "no such adapter file"),
     ):
         with pytest.raises(WeightsError, match=message):
@@ -220,8 +222,8 @@ def golden_model():
     return model.eval()
 
 
-# The outputs that format version 1 gave when its file was made, as `make_golden` below printed them.
-GOLDEN_OUTPUTS = {1: GOLDEN / "outputs_v1.json"}
+# The outputs that each format version gave when its file was made, as `make_golden` below wrote them.
+GOLDEN_OUTPUTS = {version: GOLDEN / f"outputs_v{version}.json" for version in (1, 2)}
 
 
 def golden_output(path):
@@ -240,6 +242,12 @@ def make_golden(version: int) -> None:
     for module in model.modules():
         if isinstance(module, AdaptedLayer):
             torch.nn.init.normal_(module.sets["generator"].up)
+    if version >= 2:
+        context = routing_context(model)
+        context.whole = ("0.weight", "2.bias")
+        with torch.no_grad():
+            model[0].base_layer.weight.add_(0.25)
+            model[2].base_layer.bias.sub_(0.5)
     path = save_adapters(GOLDEN / f"v{version}.safetensors", model, base_id="golden")
     GOLDEN_OUTPUTS[version].write_text(json.dumps(golden_output(path).tolist()) + "\n")
 
@@ -248,3 +256,49 @@ def make_golden(version: int) -> None:
 def test_files_of_every_format_version_load(version):
     expected = torch.tensor(json.loads(GOLDEN_OUTPUTS[version].read_text()))
     torch.testing.assert_close(golden_output(GOLDEN / f"v{version}.safetensors"), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_parameters_trained_whole_travel_with_the_set(make_toy, toy, images, scores, tmp_path):
+    model, report = make_toy()
+    report.context.whole = ("conv_in.weight", "norm.bias")  # one of an adapted layer, one of a layer that is not
+    with torch.no_grad():
+        model.conv_in.base_layer.weight.mul_(1.5)
+        model.norm.bias.add_(0.1)
+    report.context.condition = scores
+    path = save_adapters(tmp_path / "a.safetensors", model)
+    assert read_adapters_header(path)["format_version"] == 2
+    assert read_adapters_header(path)["whole"] == {"conv_in.weight": [8, 3, 3, 3], "norm.bias": [8]}
+
+    loaded = fresh(toy)
+    context = load_adapters(path, loaded).context
+    context.condition = scores
+    assert context.whole == report.context.whole
+    torch.testing.assert_close(loaded(images), model(images), rtol=0, atol=0)
+    again = save_adapters(tmp_path / "b.safetensors", loaded)
+    assert read_adapters_header(again)["layers"] == read_adapters_header(path)["layers"]
+    load_adapters(again, loaded)  # over itself, whose weight is no longer the base's
+
+    gone = rewrite(path, lambda header: header["whole"].update({"norm.weights": [8]}))
+    with pytest.raises(WeightsError, match=r"missing tensors whole\.norm\.weights"):
+        load_adapters(gone, fresh(toy))
+    elsewhere = rewrite(
+        path,
+        lambda header: header["whole"].update({"norm.offset": header["whole"].pop("norm.bias")}),
+        lambda tensors: tensors.update({"whole.norm.offset": tensors.pop("whole.norm.bias")}),
+    )
+    untouched = fresh(toy)
+    with pytest.raises(WeightsError, match=r"no parameter norm\.offset"):
+        load_adapters(elsewhere, untouched)
+    assert is_bare(untouched)
+
+
+def test_plain_state_is_that_of_the_bare_model(make_toy, toy, images, scores):
+    model, report = make_toy()
+    bare = fresh(toy)
+    assert list(plain_state_dict(model)) == list(bare.state_dict())
+    torch.testing.assert_close(plain_state_dict(model), dict(bare.state_dict()), rtol=0, atol=0)
+    report.context.condition = scores[:1]
+    expected = model(images[:1])
+    with merged(model):
+        bare.load_state_dict(plain_state_dict(model))
+    torch.testing.assert_close(bare(images[:1]), expected)

@@ -13,6 +13,7 @@ from morsr.adapters.inject import (
     adapter_parameters,
     checkpoint_function,
     inject,
+    plain_state_dict,
     routing_context,
 )
 from morsr.adapters.layer import AdaptedLayer
@@ -42,6 +43,7 @@ __all__ = [
     "load_adapters",
     "lora_state_dict",
     "merged",
+    "plain_state_dict",
     "preset_targets",
     "read_adapters_header",
     "routing_context",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +25,13 @@ from morsr.adapters.inject import (
     routing_context,
     shared_state,
 )
+from morsr.adapters.layer import AdaptedLayer
 from morsr.adapters.router import RoutingContext
 from morsr.errors import ConfigError, InputError, WeightsError
 
 FORMAT = "morsr-adapters"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""1: ranks and router. 2: also parameters of the base that were trained whole; written only where there are any."""
 _SAMPLES = 256
 _SAVE_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
@@ -44,6 +46,8 @@ def save_adapters(
     extra: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write one adapter set to a safetensors file; an existing file is replaced in one step.
+
+    Parameters of the base that the set's context names as ``whole`` are stored beside the ranks.
 
     Args:
         path: of the file.
@@ -69,6 +73,7 @@ def save_adapters(
         )
     if dtype is not None and dtype not in _SAVE_DTYPES:
         raise ConfigError(f"dtype: expected one of {', '.join(map(str, _SAVE_DTYPES))}, got {dtype}")
+    whole = {key: parameter.detach() for key, parameter in _whole_parameters(model, context.whole).items()}
     header = {
         "config": context.config.to_dict(),
         "name": name,
@@ -76,9 +81,14 @@ def save_adapters(
         "condition_dim": context.condition_dim,
         "condition_names": list(context.condition_names),
         "layers": [
-            {"name": layer_name, "shape": list(layer.weight.shape), "print": _fingerprint(layer.weight)}
+            {
+                "name": layer_name,
+                "shape": list(layer.weight.shape),
+                "print": [] if f"{layer_name}.weight" in whole else _fingerprint(layer.weight),
+            }
             for layer_name, layer, _ in layers
         ],
+        **({"whole": {key: list(value.shape) for key, value in whole.items()}} if whole else {}),
         "extra": dict(extra or {}),
     }
     try:
@@ -92,7 +102,9 @@ def save_adapters(
             tensors[f"layers.{layer_name}.{key}"] = value.to("cpu", dtype or value.dtype).contiguous()
     for key, value in context.state_dict().items():
         tensors[f"context.{key}"] = value.detach().to("cpu").contiguous()
-    metadata = {"format": FORMAT, "format_version": str(FORMAT_VERSION), "header": text}
+    for key, value in whole.items():
+        tensors[f"whole.{key}"] = value.to("cpu").contiguous()
+    metadata = {"format": FORMAT, "format_version": "2" if whole else "1", "header": text}
     partial = path.with_name(path.name + ".part")
     path.parent.mkdir(parents=True, exist_ok=True)
     partial.touch()
@@ -108,7 +120,7 @@ def read_adapters_header(path: str | os.PathLike[str]) -> dict[str, Any]:
 
     Returns:
         A dict with config (of MoRConfig), name, base_id, condition_dim, condition_names, layers (name, shape, print),
-        extra and format_version.
+        extra, format_version and, where parameters of the base were trained whole, whole (their names and shapes).
 
     Raises:
         WeightsError: the file is missing, cut short, of another kind, or of a newer format.
@@ -147,6 +159,8 @@ def load_adapters(
 ) -> InjectionReport:
     """Load an adapter file into a model; the set is injected if the model lacks it.
 
+    Parameters of the base that the file holds whole take the place of the model's own, for good.
+
     Args:
         path: of the file.
         model: the model it was saved from, or its twin.
@@ -179,6 +193,7 @@ def load_adapters(
             raise WeightsError(f"{path}: does not fit this model: {error}") from error
         present = [(layer_name, candidate.base.weight) for layer_name, candidate in plan.matched]
     _check_layers(path, header, present, check_base)
+    whole = _whole_parameters(model, header.get("whole", {}), path=path)
     if is_there:
         report = report_of(model, name)
     else:
@@ -195,6 +210,9 @@ def load_adapters(
             ranks.up.copy_(tensors[f"layers.{layer_name}.up"])
         for key, value in report.context.state_dict().items():
             value.copy_(tensors[f"context.{key}"])
+        for key, parameter in whole.items():
+            parameter.copy_(tensors[f"whole.{key}"])
+    report.context.whole = tuple(whole)
     report.context.condition_names = tuple(header["condition_names"])
     report.context.condition = None
     return report
@@ -221,6 +239,7 @@ def _read_tensors(path: str | os.PathLike[str], header: dict[str, Any], config: 
     names = [layer["name"] for layer in header["layers"]]
     skeleton = RoutingContext(config, names, header["condition_dim"], device=torch.device("meta"))
     wanted |= {f"context.{key}": tuple(value.shape) for key, value in skeleton.state_dict().items()}
+    wanted |= {f"whole.{key}": tuple(shape) for key, shape in header.get("whole", {}).items()}
     missing, unexpected = sorted(set(wanted) - set(tensors)), sorted(set(tensors) - set(wanted))
     if missing or unexpected:
         raise WeightsError(f"{path}: missing tensors {_some(missing)}; unexpected tensors {_some(unexpected)}")
@@ -230,6 +249,26 @@ def _read_tensors(path: str | os.PathLike[str], header: dict[str, Any], config: 
         if not tensors[key].isfinite().all():
             raise WeightsError(f"{path}: {key} holds NaN or infinity")
     return tensors
+
+
+def _whole_parameters(
+    model: nn.Module, names: Iterable[str] | Mapping[str, Sequence[int]], *, path: str | os.PathLike[str] = ""
+) -> dict[str, nn.Parameter]:
+    """Parameters of the base by the names that they have without adapters, checked against shapes where given."""
+    found: dict[str, nn.Parameter] = {}
+    for name in names:
+        layer_name, _, key = name.rpartition(".")
+        try:
+            layer = model.get_submodule(layer_name)
+            found[name] = getattr(layer.base_layer if isinstance(layer, AdaptedLayer) else layer, key)
+        except AttributeError as error:
+            raise WeightsError(f"{path}: made for another base: there is no parameter {name} here") from error
+        if isinstance(names, Mapping) and tuple(found[name].shape) != tuple(names[name]):
+            raise WeightsError(
+                f"{path}: made for another base: {name} has shape {tuple(names[name])} there, "
+                f"{tuple(found[name].shape)} here"
+            )
+    return found
 
 
 def _check_same(

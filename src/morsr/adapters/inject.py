@@ -8,7 +8,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from morsr.adapters.config import MoRConfig
@@ -84,6 +84,21 @@ class _Candidate:
 def adapted_layers(model: nn.Module) -> list[tuple[str, AdaptedLayer]]:
     """Names and adapted layers of a model, in its own order."""
     return [(name, module) for name, module in model.named_modules() if isinstance(module, AdaptedLayer)]
+
+
+def plain_state_dict(model: nn.Module) -> dict[str, Tensor]:
+    """State of the bare model under its own names: without adapters, and as merged while a merge is open."""
+    named = model.named_modules(remove_duplicate=False)
+    adapted = {name for name, module in named if isinstance(module, AdaptedLayer)}
+    added = tuple(f"{name}.{part}." for name in adapted for part in ("sets", "contexts"))
+    state: dict[str, Tensor] = {}
+    for key, value in model.state_dict().items():
+        layer, wrapped, parameter = key.rpartition(".base_layer.")
+        if wrapped and layer in adapted:
+            state[f"{layer}.{parameter}"] = value
+        elif not key.startswith(added):
+            state[key] = value
+    return state
 
 
 def layers_of_set(model: nn.Module, name: str) -> list[tuple[str, AdaptedLayer, RankSet]]:

@@ -34,6 +34,7 @@ class RoutingContext(nn.Module):
         condition_names: what the D scores are called, if known; saved with the set.
         noise_sigma: deviation of the noise on the logits, used in training mode only.
         noise: standard normal numbers (L, B, N) for it, or None to draw them from torch's own generator.
+        whole: names of parameters of the base that were trained whole with this set and are saved with it.
     """
 
     mean: Tensor
@@ -60,6 +61,7 @@ class RoutingContext(nn.Module):
         self.condition_names = tuple(condition_names)
         self.noise_sigma = 0.0
         self.noise: Tensor | None = None
+        self.whole: tuple[str, ...] = ()
         self.on_change: Callable[[], None] | None = None
         self._state: SharedState | None = None
         self._condition: Tensor | None = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -42,6 +42,8 @@ class DegradationEstimator(nn.Module):
     """
 
     names: tuple[str, ...] = ()
+    spec: dict[str, Any] | None = None
+    """{"kind", "args"} from which `build_estimator` makes it again; None where it was made by hand."""
 
     @property
     def dim(self) -> int:
@@ -118,4 +120,6 @@ def build_estimator(kind: str, **settings: object) -> DegradationEstimator:
         inspect.signature(chosen).bind(**settings)
     except TypeError as error:
         raise ConfigError(f"estimator {kind!r}: {error}") from error
-    return chosen(**settings)
+    estimator = chosen(**settings)
+    estimator.spec = {"kind": kind, "args": settings}
+    return estimator

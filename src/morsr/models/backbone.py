@@ -18,13 +18,13 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from morsr.adapters import adapter_names, checkpoint_function
+from morsr.adapters import adapter_names, checkpoint_function, plain_state_dict
 from morsr.errors import ConfigError
 from morsr.functional.diffusion import epsilon_from_velocity, scaled_linear_alphas_cumprod
 from morsr.functional.precision import keep_float32
 from morsr.models.architectures import TAESD, architecture
 from morsr.models.precision import to_float32
-from morsr.models.pretrained import PROMPTS_FILE, first_readable, read_base, read_decoder, read_prompts
+from morsr.models.pretrained import PROMPTS_FILE, cached_prompt, first_readable, read_base, read_decoder, read_prompts
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -57,6 +57,8 @@ class Backbone(nn.Module):
         alphas_cumprod: ᾱ_t (T,), default Stable Diffusion's.
         prediction_type: what the UNet predicts, "epsilon" or "v_prediction".
         base_id: what adapters record as their base.
+        source: from where `load_backbone` gets the same base again; None for one that was made by hand.
+        prompt: text behind the "clean" embedding, where it is known.
 
     Raises:
         ConfigError: embeddings of the wrong width, a decoder for other latents, latent channels that differ, an unknown
@@ -80,6 +82,8 @@ class Backbone(nn.Module):
         alphas_cumprod: Tensor | None = None,
         prediction_type: str = "epsilon",
         base_id: str = "custom",
+        source: str | None = None,
+        prompt: str | None = None,
     ) -> None:
         super().__init__()
         width = unet.config.cross_attention_dim
@@ -103,6 +107,7 @@ class Backbone(nn.Module):
             if getattr(unet, name, None) is not None:
                 setattr(unet, name, to_float32(getattr(unet, name)))
         self.prediction_type, self.base_id = prediction_type, base_id
+        self.source, self.prompt = source, prompt
         self.register_buffer("prompt_clean", prompts["clean"].float())
         self.register_buffer("prompt_degraded", prompts["degraded"].float())
         alphas = scaled_linear_alphas_cumprod() if alphas_cumprod is None else alphas_cumprod.float()
@@ -193,6 +198,8 @@ class Backbone(nn.Module):
     def save(self, folder: str | os.PathLike[str], *, dtype: torch.dtype | None = None) -> None:
         """Write the backbone as a diffusers folder with the prompt embeddings beside it.
 
+        Adapters are left out; while `merged` is open the weights are the merged ones.
+
         Args:
             folder: made if it is not there.
             dtype: what floating-point weights are stored as; default as they are.
@@ -203,12 +210,15 @@ class Backbone(nn.Module):
         for name, module in (("vae", self.vae), ("unet", self.unet)):
             module.save_config(target / name)
             _drop_unknown_keys(target / name / "config.json", type(module))
-            state = {key: value.detach().to("cpu", dtype).contiguous() for key, value in module.state_dict().items()}
+            state = {
+                key: value.detach().to("cpu", dtype).contiguous() for key, value in plain_state_dict(module).items()
+            }
             save_file(state, target / name / "diffusion_pytorch_model.safetensors", metadata={"format": "pt"})
         DDPMScheduler(
             beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type=self.prediction_type
         ).save_config(target / "scheduler")
-        save_file(self.prompts, target / PROMPTS_FILE, metadata={"base_id": self.base_id})
+        metadata = {"base_id": self.base_id} | ({} if self.prompt is None else {"prompt": self.prompt})
+        save_file(self.prompts, target / PROMPTS_FILE, metadata=metadata)
 
 
 def load_backbone(
@@ -236,6 +246,7 @@ def load_backbone(
         ConfigError: a scheduler, UNet, autoencoder or decoder that a one-step generator cannot use.
     """
     storage = _resolve_dtype(dtype)
+    origin = os.fspath(source) if isinstance(source, (str, os.PathLike)) else None
     if isinstance(source, (str, os.PathLike)):
         name = os.fspath(source)
         if name.startswith("random:"):
@@ -250,8 +261,15 @@ def load_backbone(
         embeddings: dict[str, Any] = dict(prompts or {})
         if set(embeddings) != {"clean", "degraded"} or not all(isinstance(one, Tensor) for one in embeddings.values()):
             embeddings = read_prompts(folder, name, embeddings)
-        base_id = _base_id(folder, name)
-        return Backbone(**parts._asdict(), prompts=embeddings, decoder=small, base_id=base_id)
+        text = (prompts or {}).get("clean", cached_prompt(folder))
+        return Backbone(
+            **parts._asdict(),
+            prompts=embeddings,
+            decoder=small,
+            base_id=_base_id(folder, name),
+            source=origin or name,
+            prompt=text if isinstance(text, str) else None,
+        )
 
     backbone = first_readable(source, read, "base model")
     return backbone.to(storage) if storage is not None else backbone

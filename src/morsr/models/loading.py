@@ -10,12 +10,11 @@ from typing import Any
 import torch
 
 from morsr.adapters import MoRConfig, load_adapters, read_adapters_header
-from morsr.errors import WeightsError
+from morsr.errors import ConfigError, WeightsError
 from morsr.estimators import build_estimator
 from morsr.models.backbone import load_backbone, package_weights
 from morsr.models.generator import OneStepConfig, OneStepGenerator
-
-ADAPTERS_FILE = "adapters.safetensors"
+from morsr.models.saving import ADAPTERS_FILE, CONFIG_FILE, read_description
 
 
 def find_adapters(name_or_path: str | os.PathLike[str]) -> Path:
@@ -24,40 +23,81 @@ def find_adapters(name_or_path: str | os.PathLike[str]) -> Path:
     Raises:
         WeightsError: there is none; the message says what was looked for.
     """
+    path = find_model(name_or_path)
+    if path.is_dir():
+        path = path / ADAPTERS_FILE
+        if not path.is_file():
+            raise WeightsError(f"{path.parent}: expected a folder with {ADAPTERS_FILE}")
+    return path
+
+
+def find_model(name_or_path: str | os.PathLike[str], **hub: Any) -> Path:
+    """Return the file or folder of a model: a path as it is, a shipped preset, or the download of a hub repository.
+
+    Args:
+        name_or_path: file, folder, preset, or hub id such as "user/model".
+        hub: revision, cache_dir, token, local_files_only, as `huggingface_hub.snapshot_download` takes them.
+
+    Raises:
+        WeightsError: there is none; the message says what was looked for.
+    """
     path = Path(name_or_path).expanduser()
     if path.is_file():
         return path
     if path.is_dir():
-        if (path / ADAPTERS_FILE).is_file():
-            return path / ADAPTERS_FILE
-        raise WeightsError(f"{path}: expected a folder with {ADAPTERS_FILE}")
+        if (path / CONFIG_FILE).is_file() or (path / ADAPTERS_FILE).is_file():
+            return path
+        raise WeightsError(f"{path}: expected a folder with {ADAPTERS_FILE} or {CONFIG_FILE}")
     name = os.fspath(name_or_path)
     shipped = package_weights("tiny").parent / name / ADAPTERS_FILE
     if "/" not in name and shipped.is_file():
         return shipped
+    if name.count("/") == 1 and not name.startswith((".", "/", "~")) and not Path(name).suffix:
+        return _download(name, **hub)
     raise WeightsError(
         f"{name}: no such adapters file or folder, and no shipped preset has this name (there is 'tiny')"
     )
 
 
+def _download(repository: str, **hub: Any) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(repository, allow_patterns=["*.safetensors", "*.json", "*.txt"], **hub))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise WeightsError(
+            f"{repository}: no such file or folder here, and not to be had from the hub ({_first_line(error)})"
+        ) from error
+
+
 def load_generator(
-    name_or_path: str | os.PathLike[str] = "tiny", *, base: str | os.PathLike[str] | None = None
+    name_or_path: str | os.PathLike[str] = "tiny", *, base: str | os.PathLike[str] | None = None, **hub: Any
 ) -> OneStepGenerator:
     """Load a generator with its base, estimator and adapters, in evaluation mode, on the CPU in float32.
 
     Args:
-        name_or_path: a shipped preset ("tiny"), an adapters `.safetensors`, a folder with `adapters.safetensors`, or
-            a training checkpoint `.ckpt`.
+        name_or_path: a shipped preset ("tiny"), an adapters `.safetensors`, a saved folder, a folder with
+            `adapters.safetensors`, a training checkpoint `.ckpt`, or the hub id of a saved folder.
         base: folder or hub id of the base model; default the one that the adapters name.
+        hub: as for `find_model`.
 
     Raises:
         WeightsError: a file that is missing, damaged, or made for another base.
     """
-    path = find_adapters(name_or_path)
+    path = find_model(name_or_path, **hub)
+    if path.is_dir():
+        described = read_description(path)
+        if described is not None and described["adapters"] is None:
+            return _build(path, None, described, base).eval()
+        path = path / ADAPTERS_FILE
+    else:
+        described = None
     if path.suffix == ".ckpt":
         return _from_checkpoint(path, base)
     header = read_adapters_header(path)
-    generator = _build(MoRConfig.from_dict(header["config"]), _described(path, header.get("extra")), base)
+    extra = described or _described(path, header.get("extra"))
+    generator = _build(path, MoRConfig.from_dict(header["config"]), extra, base)
     load_adapters(path, generator.backbone, name="generator", base_id=generator.backbone.base_id)
     return generator.eval()
 
@@ -71,14 +111,18 @@ def _described(path: Path, extra: Any) -> Mapping[str, Any]:
     return extra
 
 
-def _build(config: MoRConfig, extra: Mapping[str, Any], base: str | os.PathLike[str] | None) -> OneStepGenerator:
+def _build(
+    path: Path, config: MoRConfig | None, extra: Mapping[str, Any], base: str | os.PathLike[str] | None
+) -> OneStepGenerator:
     spec = extra["estimator"]
-    return OneStepGenerator(
-        load_backbone(base or extra["base"]),
-        build_estimator(spec["kind"], **spec["args"]),
-        adapters=config,
-        one_step=OneStepConfig(**extra["one_step"]),
-    )
+    try:
+        one_step = OneStepConfig(**extra["one_step"])
+        estimator = None if spec is None else build_estimator(spec["kind"], **spec["args"])
+    except (KeyError, TypeError, ConfigError) as error:
+        raise WeightsError(f"{path}: its description cannot be read ({error})") from error
+    prompt = extra.get("prompt")
+    backbone = load_backbone(base or extra["base"], prompts=None if prompt is None else {"clean": prompt})
+    return OneStepGenerator(backbone, estimator, adapters=config, one_step=one_step)
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -105,7 +149,8 @@ def _first_line(error: Exception) -> str:
 def _from_checkpoint(path: Path, base: str | os.PathLike[str] | None) -> OneStepGenerator:
     checkpoint = read_checkpoint(path)
     described = checkpoint["morsr"]
-    generator = _build(MoRConfig.from_dict(described["adapters"]), _described(path, described.get("extra")), base)
+    config, extra = MoRConfig.from_dict(described["adapters"]), _described(path, described.get("extra"))
+    generator = _build(path, config, extra, base)
     if generator.backbone.base_id != described["base_id"]:
         raise WeightsError(f"{path}: trained on the base {described['base_id']!r}, got {generator.backbone.base_id!r}")
     prefix = "generator."

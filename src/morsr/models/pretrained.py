@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -269,6 +270,8 @@ def read_prompts(folder: Path, name: str, texts: Mapping[str, str] | None = None
     unknown = sorted(set(texts) - {"clean", "degraded"})
     if unknown:
         raise ConfigError(f"prompts: expected texts for 'clean' and 'degraded', got {', '.join(unknown)}")
+    if texts.get("clean") is not None and texts["clean"] == cached_prompt(folder):
+        del texts["clean"]
     cached = folder / PROMPTS_FILE
     prompts: dict[str, Tensor] = {}
     if cached.is_file():
@@ -281,6 +284,15 @@ def read_prompts(folder: Path, name: str, texts: Mapping[str, str] | None = None
     if texts:
         prompts |= dict(zip(texts, encode_texts(folder, name, list(texts.values())).split(1), strict=True))
     return prompts
+
+
+def cached_prompt(folder: Path) -> str | None:
+    """The text behind the "clean" embedding that is cached in a base's folder, where the file says so."""
+    try:
+        with safe_open(folder / PROMPTS_FILE, "pt") as file:
+            return (file.metadata() or {}).get("prompt")
+    except (OSError, SafetensorError):
+        return None
 
 
 def encode_texts(folder: Path, name: str, texts: Sequence[str]) -> Tensor:

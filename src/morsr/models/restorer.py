@@ -10,6 +10,7 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -74,13 +75,16 @@ class Restorer:
         base: str | os.PathLike[str] | None = None,
         device: str | torch.device = "auto",
         dtype: str | torch.dtype = "auto",
+        **hub: Any,
     ) -> Restorer:
         """Load a trained model.
 
         Args:
-            name_or_path: a shipped preset ("tiny"), an adapters .safetensors, a saved folder, or a training .ckpt.
+            name_or_path: a shipped preset ("tiny"), an adapters .safetensors, a saved folder, a training .ckpt, or the
+                hub id of a saved folder.
             base: folder or hub id of the base model, where the adapters do not bring it.
             device, dtype: see the class.
+            hub: revision, cache_dir, token and local_files_only, as `huggingface_hub.snapshot_download` takes them.
 
         Raises:
             WeightsError: missing or damaged weights, or adapters of another base.
@@ -88,7 +92,21 @@ class Restorer:
         from morsr.models.loading import load_generator
 
         resolve_dtype(dtype, resolve_device(device))  # a wrong setting is told before seconds of loading
-        return cls(load_generator(name_or_path, base=base), device=device, dtype=dtype)
+        return cls(load_generator(name_or_path, base=base, **hub), device=device, dtype=dtype)
+
+    def save_pretrained(self, folder: str | os.PathLike[str], *, include_base: bool | None = None) -> Path:
+        """Write the model as a folder for `from_pretrained`, here or uploaded to the hub.
+
+        Args:
+            folder: made if it is not there.
+            include_base: put the base's weights in; default only where no preset or hub id names it.
+
+        Raises:
+            InputError, ConfigError: a folder that is a file, or parts that cannot be described.
+        """
+        from morsr.models.saving import save_generator
+
+        return save_generator(folder, self.generator, include_base=include_base)
 
     @torch.no_grad()
     def __call__(

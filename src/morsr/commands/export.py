@@ -1,0 +1,78 @@
+"""`morsr export`: one fixed routing in the forms that others read."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from morsr.errors import ConfigError
+
+HELP = (
+    "Fix the routing of one image, or of given degradation scores, and write the model with it: as plain LoRA folders "
+    "of peft, as a diffusers folder with the ranks folded into the weights, or as an ONNX file."
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's arguments."""
+    forms = parser.add_subparsers(dest="form", metavar="lora|diffusers|onnx", required=True)
+    for name, text in (
+        ("lora", "peft folders OUT/unet and OUT/vae"),
+        ("diffusers", "a folder OUT with vae, unet and scheduler, ranks folded in"),
+        ("onnx", "a file OUT for images of any size, without tiles and colour correction"),
+    ):
+        form = forms.add_parser(name, help=text, description=f"Export {text}.")
+        form.add_argument("output", metavar="OUT")
+        form.add_argument("--model", default="tiny", help="shipped preset, adapters file, saved folder or checkpoint")
+        form.add_argument("--base", help="folder or hub id of the base model, if the adapters do not bring it")
+        form.add_argument("--image", help="the image whose routing is fixed")
+        form.add_argument("--scores", metavar="S1,S2,…", help="degradation scores instead of an image, each in [0, 1]")
+        form.add_argument("--generative", type=float, default=1.0, help="factor on the routed ranks (default: 1)")
+        form.add_argument("--budget", type=int, help="at most so many routed ranks per layer")
+        if name == "diffusers":
+            form.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), help="of the stored weights")
+        if name == "onnx":
+            form.add_argument("--scale", type=int, default=4, help="whole enlargement, 1 to 8 (default: 4)")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Export the model.
+
+    Raises:
+        MorsrError: a setting without effect, a model that cannot be loaded, or a form that cannot hold it.
+    """
+    import torch
+
+    from morsr.models import export
+    from morsr.models.loading import load_generator
+
+    scores = _numbers(options.scores)
+    generator = load_generator(options.model, base=options.base)
+    found = export.fix_routing(
+        generator, image=options.image, scores=scores, budget=options.budget, generative=options.generative
+    )
+    if found:
+        _say("routing of " + ", ".join(f"{name} {value:.3f}" for name, value in found.items()))
+    if options.form == "lora":
+        for folder in export.export_lora(options.output, generator):
+            _say(str(folder))
+    elif options.form == "diffusers":
+        dtype = getattr(torch, options.dtype) if options.dtype else None
+        _say(str(export.export_diffusers(options.output, generator, dtype=dtype)))
+    else:
+        difference = export.export_onnx(options.output, generator, scale=options.scale)
+        _say(f"{options.output}: differs from the model by at most {difference:.1e} in onnxruntime")
+    return 0
+
+
+def _numbers(text: str | None) -> list[float] | None:
+    if text is None:
+        return None
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise ConfigError(f"--scores: expected numbers with commas between them, got {text!r}") from None
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr)

@@ -1,0 +1,231 @@
+"""One fixed routing of a model in the forms that others read: a plain LoRA, a diffusers folder, an ONNX file.
+
+With the routing fixed, a mixture of ranks is an ordinary LoRA, and folded into the weights it is no adapter at all.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import os
+import tempfile
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from morsr.adapters import export_lora as export_peft
+from morsr.adapters import merged
+from morsr.errors import ConfigError, InputError, MissingDependencyError
+from morsr.models.backbone import load_backbone
+from morsr.models.generator import OneStepGenerator
+from morsr.models.picture import read_picture
+from morsr.models.saving import write_description
+
+ONE_FILE_BYTES = 1_500_000_000
+"""Above this the weights go beside the ONNX file, for a protobuf message holds 2 GiB at most."""
+
+ONNX_SIZES = ((1, 3, 24, 32), (1, 3, 17, 13))
+"""LR images that an ONNX file is checked with; the second fits no grid."""
+
+
+def fix_routing(
+    generator: OneStepGenerator,
+    *,
+    image: Any = None,
+    scores: Sequence[float] | None = None,
+    budget: int | None = None,
+    generative: float = 1.0,
+) -> dict[str, float]:
+    """Set the one routing that is to be exported, from an image or from degradation scores.
+
+    Args:
+        generator: its context keeps the routing.
+        image: what the restorer takes; scored by the model's own estimator.
+        scores: one number in [0, 1] per score of the estimator, in its order; instead of an image.
+        budget, generative: the two knobs, as for the restorer; they are exported with the routing.
+
+    Returns:
+        The scores by name; empty where nothing is routed.
+
+    Raises:
+        ConfigError: neither or both of image and scores for a routed model, any of them for one that routes nothing,
+            or a wrong number or range of scores.
+    """
+    context = generator.context
+    if context is None or not context.config.is_routed:
+        if image is not None or scores is not None or budget is not None or generative != 1.0:
+            raise ConfigError("this model routes nothing: image, scores, budget and generative have no effect")
+        return {}
+    names = context.condition_names or tuple(f"score{index}" for index in range(context.condition_dim))
+    if (image is None) == (scores is None):
+        raise ConfigError(f"give either an image or the {context.condition_dim} scores {', '.join(names)}")
+    context.budget, context.generative = budget, generative
+    if scores is None:
+        generator.condition(read_picture(image).rgb[:1].to(generator.device))
+    else:
+        if len(scores) != context.condition_dim or not all(0 <= score <= 1 for score in scores):
+            raise ConfigError(
+                f"scores: expected {context.condition_dim} numbers in [0, 1] ({', '.join(names)}), got {list(scores)}"
+            )
+        context.condition = torch.tensor([list(scores)], dtype=torch.float32, device=generator.device)
+    assert context.condition is not None
+    return dict(zip(names, context.condition[0].tolist(), strict=True))
+
+
+def export_lora(folder: str | os.PathLike[str], generator: OneStepGenerator) -> list[Path]:
+    """Write the present routing as plain LoRA folders of peft, one per network: `unet/` and `vae/`.
+
+    Raises:
+        InputError: no routing is set.
+        ConfigError: no adapters, or parameters trained whole, which a LoRA cannot hold.
+    """
+    context = generator.context
+    if context is None:
+        raise ConfigError("this model has no adapters to export as a LoRA")
+    if context.whole:
+        raise ConfigError(
+            f"{', '.join(context.whole)} were trained whole, which a LoRA cannot hold; export as diffusers instead"
+        )
+    written = []
+    for part in ("unet", "vae"):
+        if any(name.startswith(f"{part}.") for name in context.layer_names):
+            network = getattr(generator.backbone, part)
+            written.append(export_peft(Path(folder) / part, network, name=context.name))
+    return written
+
+
+def export_diffusers(
+    folder: str | os.PathLike[str], generator: OneStepGenerator, *, dtype: torch.dtype | None = None
+) -> Path:
+    """Write the present routing, folded into the weights, as a diffusers folder with `vae/`, `unet/`, `scheduler/`.
+
+    Diffusers loads each part by itself; `Restorer.from_pretrained` loads the folder as a model without adapters.
+
+    Args:
+        folder: made if it is not there.
+        generator: with its routing set.
+        dtype: what the weights are stored as; their own by default.
+
+    Raises:
+        InputError: no routing is set, or the folder is a file.
+    """
+    folder = Path(folder).expanduser()
+    if folder.is_file():
+        raise InputError(f"{folder}: expected a folder to export into, this is a file")
+    with _fixed(generator):
+        generator.backbone.save(folder, dtype=dtype)
+    description = {
+        "base": ".",
+        "estimator": None,
+        "one_step": generator.one_step.to_dict(),
+        "prompt": generator.backbone.prompt,
+    }
+    write_description(folder, description, adapted=False)
+    return folder
+
+
+class TensorGenerator(nn.Module):
+    """LR image to SR image with nothing but tensors: what goes into an ONNX file.
+
+    Args:
+        generator: without adapters.
+        scale: whole enlargement.
+    """
+
+    def __init__(self, generator: OneStepGenerator, scale: int) -> None:
+        super().__init__()
+        self.generator, self.scale = generator, scale
+
+    def forward(self, lr: Tensor) -> Tensor:
+        """Images (1, 3, h, w) in [0, 1] of any size to (1, 3, scale·h, scale·w) in [0, 1]."""
+        height, width = (self.scale * side for side in lr.shape[-2:])
+        multiple, factor = self.generator.multiple, float(self.scale)
+        # Padded to the grid by repeated rows and columns of the LR image, as the restorer does; by indices, since a
+        # size is a symbol while it is traced.
+        rows, columns = (
+            torch.arange(side + -(-multiple // self.scale), device=lr.device).clamp(max=side - 1)
+            for side in lr.shape[-2:]
+        )
+        padded = lr.index_select(-2, rows).index_select(-1, columns)
+        padded = F.interpolate(padded, scale_factor=(factor, factor), mode="bicubic", align_corners=False).clamp(0, 1)
+        padded = padded[..., : height + -height % multiple, : width + -width % multiple]
+        latents = self.generator.denoise(self.generator.encode(padded))
+        return self.generator.decode(latents).clamp(0, 1)[..., :height, :width]
+
+
+def export_onnx(path: str | os.PathLike[str], generator: OneStepGenerator, *, scale: int = 4) -> float:
+    """Write the present routing as an ONNX file: `lr` (1, 3, h, w) in [0, 1] to `sr`, for images of any size.
+
+    Enlargement and padding are inside, tiles and colour correction are not: the file gives what the restorer gives with
+    color="none" and tile=None. It is run once with onnxruntime before it takes its place.
+
+    Args:
+        path: of the file; weights beyond 1.5 GB go into `<path>.data`.
+        generator: with its routing set.
+        scale: enlargement, a whole number, since sizes in the file are products.
+
+    Returns:
+        The largest difference to the generator over the images of ONNX_SIZES, in [0, 1].
+
+    Raises:
+        ConfigError: a scale that is no whole number from 1 to 8.
+        InputError: no routing is set, or a path that is a folder.
+        MissingDependencyError: onnx, onnxruntime or onnxscript are not installed.
+    """
+    missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise MissingDependencyError(f"{', '.join(missing)} not installed; pip install 'morsr[onnx]'")
+    if isinstance(scale, bool) or scale != int(scale) or not 1 <= scale <= 8:
+        raise ConfigError(f"scale: expected a whole number from 1 to 8 for ONNX, got {scale}")
+    path = Path(path).expanduser()
+    if path.is_dir():
+        raise InputError(f"{path}: expected a file to export into, this is a folder")
+    with tempfile.TemporaryDirectory() as folder:
+        plain = OneStepGenerator(
+            load_backbone(export_diffusers(Path(folder) / "merged", generator)), one_step=generator.one_step
+        ).eval()
+    network = TensorGenerator(plain, int(scale)).eval()
+    torch.manual_seed(0)
+    images = [torch.rand(size) for size in ONNX_SIZES]
+    free = torch.export.Dim.DYNAMIC
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the exporter, about its own parts
+        program = torch.onnx.export(
+            network, (images[1],), input_names=["lr"], output_names=["sr"], dynamic_shapes={"lr": {2: free, 3: free}},
+            dynamo=True, verbose=False,
+        )  # fmt: skip
+        expected = [network(image) for image in images]
+    assert program is not None
+    program.model.metadata_props["morsr"] = json.dumps({"scale": int(scale), "color": "none", **_scores(generator)})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    size = sum(parameter.nbytes for parameter in network.parameters())
+    program.save(str(path), external_data=size > ONE_FILE_BYTES)
+    return max(
+        (torch.from_numpy(output) - wanted).abs().max().item()
+        for output, wanted in zip(_run_onnx(path, images), expected, strict=True)
+    )
+
+
+def _run_onnx(path: Path, images: Sequence[Tensor]) -> list[Any]:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return [session.run(None, {"lr": image.numpy()})[0] for image in images]
+
+
+def _scores(generator: OneStepGenerator) -> dict[str, Any]:
+    context = generator.context
+    if context is None or context.condition is None:
+        return {}
+    scores = context.condition[0].tolist()
+    return {"scores": scores, "generative": context.generative, "budget": context.budget}
+
+
+def _fixed(generator: OneStepGenerator) -> contextlib.AbstractContextManager[Any]:
+    return contextlib.nullcontext() if generator.context is None else merged(generator.backbone, generator.context.name)

@@ -1,0 +1,171 @@
+"""A model as a folder: adapters, what they run on, and a description that loads them again, here or on the hub."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from morsr import __version__
+from morsr.adapters import save_adapters
+from morsr.errors import ConfigError, InputError, WeightsError
+from morsr.models.generator import OneStepGenerator
+from morsr.models.pretrained import HUB_IDS
+
+ADAPTERS_FILE = "adapters.safetensors"
+CONFIG_FILE = "config.json"
+FORMAT_VERSION = 1
+
+_CARD = """---
+library_name: morsr
+pipeline_tag: image-to-image
+tags:
+- super-resolution
+---
+
+# {name}
+
+One-step image super-resolution, {adapters}, on the base `{base}`.
+
+```python
+from morsr import Restorer
+
+restorer = Restorer.from_pretrained("{name}")  # this folder, or the id of its repository
+restored = restorer("photo.jpg", scale=4.0)
+```
+
+Saved by morsr {version}.
+"""
+
+
+def save_generator(
+    folder: str | os.PathLike[str],
+    generator: OneStepGenerator,
+    *,
+    include_base: bool | None = None,
+    dtype: torch.dtype | None = None,
+) -> Path:
+    """Write a generator as a folder that `load_generator` reads: config.json, adapters, and the base where it must be.
+
+    Args:
+        folder: made if it is not there; files of an earlier save are replaced.
+        generator: with adapters or without.
+        include_base: put the base's weights into the folder; by default only where its place on this machine is all
+            that is known of it, not for a preset or a hub id.
+        dtype: what ranks and base weights are stored as; their own by default.
+
+    Raises:
+        InputError: the folder is a file.
+        ConfigError: an estimator that was not made by `build_estimator`, so that nothing can make it again.
+    """
+    folder = Path(folder).expanduser()
+    if folder.is_file():
+        raise InputError(f"{folder}: expected a folder to save into, this is a file")
+    backbone, estimator = generator.backbone, generator.estimator
+    if estimator is not None and estimator.spec is None:
+        raise ConfigError(
+            f"{type(estimator).__name__} was made by hand, and a saved model could not be loaded again; "
+            "make it with build_estimator"
+        )
+    source = backbone.source
+    if include_base is None:
+        include_base = source is None or not is_portable(source)
+    if not include_base and source is None:
+        raise ConfigError("include_base=False: this base was made by hand, and nothing else could load it again")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / CONFIG_FILE).unlink(missing_ok=True)  # comes last, so that a half-written folder does not load
+    description = {
+        "base": "base" if include_base else source,
+        "estimator": None if estimator is None else _with_files(estimator.spec or {}, folder),
+        "one_step": generator.one_step.to_dict(),
+        "prompt": backbone.prompt,
+    }
+    if include_base:
+        backbone.save(folder / "base", dtype=dtype)
+    if generator.context is not None:
+        save_adapters(
+            folder / ADAPTERS_FILE,
+            backbone,
+            name=generator.context.name,
+            base_id=backbone.base_id,
+            extra={**description, "base": source or "base", "estimator": estimator and estimator.spec},
+            dtype=dtype,
+        )
+    else:
+        (folder / ADAPTERS_FILE).unlink(missing_ok=True)
+    write_description(folder, description, adapted=generator.context is not None)
+    config = generator.context.config if generator.context is not None else None
+    adapters = "without adapters" if config is None else f"adapters of {config.num_ranks} ranks a layer"
+    card = _CARD.format(name=folder.name, base=source or backbone.base_id, adapters=adapters, version=__version__)
+    (folder / "README.md").write_text(card, encoding="utf-8")
+    return folder
+
+
+def write_description(folder: Path, description: Mapping[str, Any], *, adapted: bool) -> None:
+    """Write the config.json of a model folder."""
+    content = {
+        "library_name": "morsr",
+        "library_version": __version__,
+        "format_version": FORMAT_VERSION,
+        "adapters": ADAPTERS_FILE if adapted else None,
+        **description,
+    }
+    (folder / CONFIG_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def read_description(folder: Path) -> dict[str, Any] | None:
+    """Read the config.json of a model folder, with places inside the folder made absolute; None where there is none.
+
+    Raises:
+        WeightsError: not one of morsr's, damaged, or of a newer format.
+    """
+    path = folder / CONFIG_FILE
+    if not path.is_file():
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        version = int(content["format_version"])
+        base, estimator = content["base"], content["estimator"]
+        if content["library_name"] != "morsr":
+            raise KeyError("library_name")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise WeightsError(f"{path}: not the description of a morsr model ({error!r})") from error
+    if version > FORMAT_VERSION:
+        raise WeightsError(f"{path}: format {version}, this version reads up to {FORMAT_VERSION}; update morsr")
+    if base in (".", "base"):
+        content["base"] = str(folder / base)
+    if estimator is not None:
+        content["estimator"] = {
+            "kind": estimator["kind"],
+            "args": {key: _placed(value, folder) for key, value in estimator["args"].items()},
+        }
+    return content
+
+
+def is_portable(source: str) -> bool:
+    """Whether a base can be loaded by this name on another machine: a preset or a hub id, not a folder of this one."""
+    return source == "tiny" or source in HUB_IDS or (source.count("/") == 1 and not Path(source).expanduser().is_dir())
+
+
+def _with_files(spec: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """An estimator's spec whose files are copied into the folder and named relative to it."""
+    args: dict[str, Any] = {}
+    for key, value in spec["args"].items():
+        args[key] = value
+        if isinstance(value, (str, os.PathLike)) and Path(value).expanduser().is_file():
+            name = f"estimator_{key}{Path(value).suffix}"
+            if Path(value).expanduser().resolve() != (folder / name).resolve():
+                shutil.copyfile(Path(value).expanduser(), folder / name)
+            args[key] = f"./{name}"
+    return {"kind": spec["kind"], "args": args}
+
+
+def _placed(value: Any, folder: Path) -> Any:
+    if isinstance(value, str) and value.startswith("./estimator_"):
+        return str(folder / value)
+    return value

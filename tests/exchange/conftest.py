@@ -1,0 +1,76 @@
+"""A small base of Stable Diffusion's classes, and files in the layouts that OSEDiff and PiSA-SR publish.
+
+The files are made by peft itself: its adapters on a network give the keys and shapes, so nothing here repeats what the
+importer believes of them.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from morsr.adapters import MoRConfig, adapter_parameters, save_adapters
+from morsr.estimators import build_estimator
+from morsr.models.backbone import build_backbone, load_backbone
+from morsr.models.generator import OneStepConfig, OneStepGenerator
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+UNET = {
+    "sample_size": 8, "in_channels": 4, "out_channels": 4, "block_out_channels": [8, 16], "layers_per_block": 1,
+    "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"], "mid_block_type": "UNetMidBlock2DCrossAttn",
+    "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"], "cross_attention_dim": 8, "attention_head_dim": 4,
+    "norm_num_groups": 4, "use_linear_projection": True,
+}  # fmt: skip
+VAE = {
+    "block_out_channels": [8, 8], "down_block_types": ["DownEncoderBlock2D"] * 2, "layers_per_block": 1,
+    "up_block_types": ["UpDecoderBlock2D"] * 2, "latent_channels": 4, "norm_num_groups": 4,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def kl_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A diffusers folder with a small UNet and AutoencoderKL; its text embeddings are cached for the prompt ""."""
+    torch.manual_seed(0)
+    backbone = build_backbone(UNET, VAE, base_id="morsr/kl")
+    backbone.prompt = ""
+    folder = tmp_path_factory.mktemp("bases") / "kl"
+    backbone.save(folder)
+    return folder
+
+
+@pytest.fixture
+def generator(small_base: Path) -> OneStepGenerator:
+    """A generator over the small base whose ranks change the output of UNet and encoder, by routes that differ."""
+    adapters = MoRConfig(
+        num_ranks=8, num_shared=2, top_k=3, num_zero=2, targets=("sd_unet@unet", "tiny_vae_encoder@vae")
+    )
+    generator = OneStepGenerator(
+        load_backbone(small_base), build_estimator("frequency"), adapters=adapters, one_step=OneStepConfig(timestep=150)
+    ).eval()
+    torch.manual_seed(1)
+    assert generator.context is not None
+    torch.nn.init.normal_(generator.context.weight, std=2.0)
+    for parameter in adapter_parameters(generator.backbone):
+        if parameter.ndim == 2:
+            torch.nn.init.normal_(parameter, std=0.1)
+    return generator
+
+
+@pytest.fixture
+def adapters_file(generator: OneStepGenerator, small_base: Path, tmp_path: Path) -> Path:
+    """Its adapters as training saves them."""
+    extra = {
+        "base": str(small_base), "estimator": {"kind": "frequency", "args": {}},
+        "one_step": generator.one_step.to_dict(),
+    }  # fmt: skip
+    return save_adapters(tmp_path / "adapters.safetensors", generator.backbone, base_id="morsr/test", extra=extra)
+
+
+@pytest.fixture
+def lr() -> torch.Tensor:
+    """An image whose enlargement fits no grid."""
+    return torch.rand(1, 3, 9, 13)

@@ -1,0 +1,163 @@
+"""One fixed routing leaves as a LoRA, as a diffusers folder and as ONNX, and gives the same image there."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderTiny, DDPMScheduler, UNet2DConditionModel
+from PIL import Image
+from safetensors.torch import load_file
+from torch import Tensor
+
+from morsr.adapters import plain_state_dict
+from morsr.cli import main
+from morsr.errors import ConfigError, InputError, MissingDependencyError
+from morsr.models import export
+from morsr.models.backbone import load_backbone
+from morsr.models.generator import OneStepGenerator
+from morsr.models.loading import load_generator
+from morsr.models.restorer import Restorer
+
+
+def restored(model: OneStepGenerator | Path, lr: Tensor, **settings: float) -> Tensor:
+    generator = load_generator(model) if isinstance(model, Path) else model
+    return Restorer(generator, device="cpu")(lr, color="none", tile=None, **settings)
+
+
+@pytest.fixture
+def photo(tmp_path: Path, lr: Tensor) -> Path:
+    path = tmp_path / "photo.png"
+    Image.fromarray((lr[0].permute(1, 2, 0) * 255).round().byte().numpy()).save(path)
+    return path
+
+
+def read(photo: Path) -> Tensor:
+    return torch.tensor(np.asarray(Image.open(photo))).permute(2, 0, 1)[None] / 255
+
+
+def test_diffusers_folder_gives_the_same_image(adapters_file: Path, photo: Path, tmp_path: Path) -> None:
+    """With nothing of ours: the three parts by diffusers, and the few lines of docs/exchange.md."""
+    settings = ["--model", str(adapters_file), "--image", str(photo), "--generative", "1.5", "--budget", "2"]
+    assert main(["export", "diffusers", "merged", *settings]) == 0
+    image = read(photo)
+    torch.testing.assert_close(
+        restored(Path("merged"), image), restored(adapters_file, image, generative=1.5, budget=2), atol=1e-5, rtol=0
+    )
+    Image.open(photo).resize((14, 10)).save(photo)  # sides that fit the grid need no padding
+    assert main(["export", "diffusers", "merged", *settings]) == 0
+    image = read(photo)
+    expected = restored(adapters_file, image, generative=1.5, budget=2)
+    assert (expected - restored(adapters_file, image, generative=0.0)).abs().max() > 0.01
+
+    unet = UNet2DConditionModel.from_pretrained("merged", subfolder="unet")
+    vae = AutoencoderTiny.from_pretrained("merged", subfolder="vae")
+    scheduler = DDPMScheduler.from_pretrained("merged", subfolder="scheduler")
+    prompt = load_file("merged/prompt_embeddings.safetensors")["clean"]
+    one_step = json.loads(Path("merged/config.json").read_text())["one_step"]
+    alpha = scheduler.alphas_cumprod[one_step["timestep"]]
+    with torch.no_grad():
+        enlarged = F.interpolate(image, scale_factor=4, mode="bicubic").clamp(0, 1)
+        z = vae.encode(enlarged * 2 - 1).latents
+        noise = unet(z, one_step["timestep"], encoder_hidden_states=prompt).sample
+        x0 = (z - (1 - alpha) ** 0.5 * noise) / alpha**0.5
+        sr = (vae.decode(x0).sample / 2 + 0.5).clamp(0, 1)
+    torch.testing.assert_close(sr, expected, atol=1e-5, rtol=0)
+
+
+def test_export_leaves_the_model_as_it_was(generator: OneStepGenerator, small_base: Path, lr: Tensor) -> None:
+    export.fix_routing(generator, image=lr)
+    before = {key: value.clone() for key, value in generator.state_dict().items()}
+    export.export_diffusers("merged", generator)
+    torch.testing.assert_close(generator.state_dict(), before, atol=0, rtol=0)
+    merged = plain_state_dict(load_backbone("merged"))
+    bare = plain_state_dict(load_backbone(small_base))
+    changed = {key for key, value in merged.items() if not torch.equal(value, bare[key])}
+    assert generator.context is not None
+    assert changed == {f"{name}.weight" for name in generator.context.layer_names}
+
+
+def test_lora_folders_give_the_same_image_by_peft(adapters_file: Path, photo: Path, small_base: Path) -> None:
+    from peft import PeftModel
+
+    assert main(["export", "lora", "lora", "--model", str(adapters_file), "--image", str(photo)]) == 0
+    base = load_backbone(small_base)
+    base.unet = PeftModel.from_pretrained(base.unet, "lora/unet").base_model.model
+    base.vae = PeftModel.from_pretrained(base.vae, "lora/vae").base_model.model
+    image = read(photo)
+    one_step = load_generator(adapters_file).one_step
+    got = restored(OneStepGenerator(base, one_step=one_step), image)
+    torch.testing.assert_close(got, restored(adapters_file, image), atol=1e-5, rtol=0)
+    assert (got - restored(OneStepGenerator(load_backbone(small_base), one_step=one_step), image)).abs().max() > 0.01
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_onnx_gives_the_same_image_at_any_size(
+    adapters_file: Path, photo: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    assert main(["export", "onnx", "model.onnx", "--model", str(adapters_file), "--image", str(photo)]) == 0
+    assert "differs from the model by at most" in capsys.readouterr().err
+    session = onnxruntime.InferenceSession("model.onnx", providers=["CPUExecutionProvider"])
+    described = json.loads(session.get_modelmeta().custom_metadata_map["morsr"])
+    assert (described["scale"], described["color"], len(described["scores"])) == (4, "none", 11)
+    assert main(["export", "diffusers", "merged", "--model", str(adapters_file), "--image", str(photo)]) == 0
+    for height, width in ((9, 13), (16, 16), (1, 1), (5, 40)):
+        image = torch.rand(1, 3, height, width)
+        (sr,) = session.run(None, {"lr": image.numpy()})
+        torch.testing.assert_close(torch.from_numpy(sr), restored(Path("merged"), image), atol=1e-5, rtol=0)
+    got = torch.from_numpy(session.run(None, {"lr": read(photo).numpy()})[0])
+    torch.testing.assert_close(got, restored(adapters_file, read(photo)), atol=1e-5, rtol=0)
+
+
+def test_scores_instead_of_an_image(generator: OneStepGenerator, lr: Tensor) -> None:
+    found = export.fix_routing(generator, image=lr)
+    assert list(found) == list(generator.context.condition_names)
+    by_image = generator.context.routing
+    export.fix_routing(generator, scores=list(found.values()))
+    torch.testing.assert_close(generator.context.routing.gates, by_image.gates, atol=1e-6, rtol=0)
+
+
+def test_what_cannot_be_exported(
+    generator: OneStepGenerator, small_base: Path, lr: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(ConfigError, match="either an image or the 11 scores band_low"):
+        export.fix_routing(generator)
+    with pytest.raises(ConfigError, match="either an image"):
+        export.fix_routing(generator, image=lr, scores=[0.5] * 11)
+    with pytest.raises(ConfigError, match="expected 11 numbers"):
+        export.fix_routing(generator, scores=[0.5] * 10)
+    with pytest.raises(ConfigError, match=r"in \[0, 1\]"):
+        export.fix_routing(generator, scores=[1.5] + [0.5] * 10)
+    with pytest.raises(InputError, match="no routing"):
+        export.export_lora(tmp_path / "lora", generator)
+    with pytest.raises(InputError, match="no routing"):
+        export.export_diffusers(tmp_path / "merged", generator)
+    export.fix_routing(generator, image=lr)
+    generator.context.whole = ("unet.conv_in.weight",)
+    with pytest.raises(ConfigError, match=r"unet\.conv_in\.weight were trained whole"):
+        export.export_lora(tmp_path / "lora", generator)
+    bare = OneStepGenerator(load_backbone(small_base))
+    with pytest.raises(ConfigError, match="no adapters"):
+        export.export_lora(tmp_path / "lora", bare)
+    with pytest.raises(ConfigError, match="routes nothing"):
+        export.fix_routing(bare, image=lr)
+    assert export.fix_routing(bare) == {}
+    with pytest.raises(ConfigError, match="whole number from 1 to 8"):
+        export.export_onnx(tmp_path / "m.onnx", generator, scale=9)
+    monkeypatch.setattr(export.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(MissingDependencyError, match=r"morsr\[onnx\]"):
+        export.export_onnx(tmp_path / "m.onnx", generator)
+
+
+def test_the_command_refuses_in_one_line(adapters_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["export", "lora", "lora", "--model", str(adapters_file), "--scores", "0.1;0.2"]) == 2
+    assert capsys.readouterr().err.startswith("morsr: --scores: expected numbers with commas")
+    assert main(["import", "osediff", "x.pkl", "x.bin"]) == 2
+    assert "ends in .safetensors" in capsys.readouterr().err

@@ -1,0 +1,139 @@
+"""A model saved as a folder comes back the same: from the folder, from a hub, as a restorer and as a pipeline."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub.constants import HF_HUB_CACHE  # noqa: F401
+from torch import Tensor
+
+from morsr import MoRPipeline, Restorer
+from morsr.errors import ConfigError, InputError, WeightsError
+from morsr.estimators import build_estimator
+from morsr.estimators.learned import DegradationNet, save_net
+from morsr.models.backbone import load_backbone
+from morsr.models.generator import OneStepConfig, OneStepGenerator
+from morsr.models.loading import find_model, load_generator
+
+
+def same_image(one: Restorer, other: Restorer, lr: Tensor) -> None:
+    expected = one(lr)
+    assert expected.std() > 0.01
+    torch.testing.assert_close(other(lr), expected, atol=0, rtol=0)
+
+
+def test_round_trip_of_a_folder_that_holds_its_base(generator: OneStepGenerator, lr: Tensor, tmp_path: Path) -> None:
+    """A base known by its place on this machine only goes along, so that the folder can be moved."""
+    restorer = Restorer(generator, device="cpu")
+    assert restorer.save_pretrained("model") == Path("model")
+    shutil.move("model", "moved")
+    generator.backbone.source = "gone"
+    loaded = Restorer.from_pretrained("moved", device="cpu")
+    same_image(restorer, loaded, lr)
+    loaded.save_pretrained("again")
+    same_image(restorer, Restorer.from_pretrained("again", device="cpu"), lr)
+    with pytest.raises(WeightsError, match="made for"):
+        load_generator("moved", base="tiny")
+
+
+def test_a_preset_is_named_and_not_copied(tmp_path: Path) -> None:
+    restorer = Restorer.from_pretrained("tiny", device="cpu")
+    restorer.save_pretrained("model")
+    assert sorted(path.name for path in Path("model").iterdir()) == ["README.md", "adapters.safetensors", "config.json"]
+    described = json.loads(Path("model/config.json").read_text())
+    assert (described["base"], described["library_name"]) == ("tiny", "morsr")
+    same_image(restorer, Restorer.from_pretrained("model", device="cpu"), torch.rand(1, 3, 8, 8))
+    restorer.save_pretrained("whole", include_base=True)
+    assert load_backbone("whole/base").base_id == "morsr/tiny"
+    same_image(restorer, Restorer.from_pretrained("whole", device="cpu"), torch.rand(1, 3, 8, 8))
+
+
+def test_without_adapters_and_over_an_earlier_save(generator: OneStepGenerator, small_base: Path, lr: Tensor) -> None:
+    Restorer(generator, device="cpu").save_pretrained("model")
+    bare = Restorer(OneStepGenerator(load_backbone(small_base), one_step=OneStepConfig(timestep=90)), device="cpu")
+    bare.save_pretrained("model")
+    assert not Path("model/adapters.safetensors").exists()
+    loaded = Restorer.from_pretrained("model", device="cpu")
+    assert loaded.generator.one_step.timestep == 90
+    same_image(bare, loaded, lr)
+
+
+def test_files_of_the_estimator_go_along(small_base: Path, lr: Tensor, tmp_path: Path) -> None:
+    save_net(tmp_path / "net.safetensors", DegradationNet(width=(4, 4, 4), hidden=8))
+    estimator = build_estimator("learned", weights=tmp_path / "net.safetensors")
+    restorer = Restorer(OneStepGenerator(load_backbone(small_base), estimator), device="cpu")
+    restorer.save_pretrained("model")
+    expected = estimator(lr).scores
+    (tmp_path / "net.safetensors").unlink()
+    shutil.move("model", "moved")
+    loaded = load_generator("moved")
+    torch.testing.assert_close(loaded.estimator(lr).scores, expected)
+
+
+def hub(root: Path, repository: str, model: Path, revision: str = "main") -> None:
+    """A repository in the layout of the hub's local cache, as a download would leave it."""
+    folder = root / f"models--{repository.replace('/', '--')}"
+    commit = "0" * 39 + str(len(list(folder.glob("refs/*"))))
+    shutil.copytree(model, folder / "snapshots" / commit)
+    (folder / "refs").mkdir(exist_ok=True)
+    (folder / "refs" / revision).write_text(commit)
+
+
+def test_hub_id(generator: OneStepGenerator, lr: Tensor, tmp_path: Path) -> None:
+    restorer = Restorer(generator, device="cpu")
+    restorer.save_pretrained("model")
+    hub(tmp_path / "cache", "someone/mor", Path("model"))
+    generator.one_step = OneStepConfig(timestep=70)
+    restorer.save_pretrained("other")
+    hub(tmp_path / "cache", "someone/mor", Path("other"), revision="v2")
+    where = {"cache_dir": tmp_path / "cache", "local_files_only": True}
+    second = Restorer.from_pretrained("someone/mor", device="cpu", revision="v2", **where)
+    same_image(restorer, second, lr)
+    assert Restorer.from_pretrained("someone/mor", device="cpu", **where).generator.one_step.timestep == 150
+    assert MoRPipeline.from_pretrained("someone/mor", **where).generator.one_step.timestep == 150
+    with pytest.raises(WeightsError, match="someone/absent: no such file or folder here"):
+        Restorer.from_pretrained("someone/absent", device="cpu", **where)
+
+
+def test_what_cannot_be_saved_or_loaded(generator: OneStepGenerator, small_base: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="expected a folder"):
+        Restorer(generator, device="cpu").save_pretrained(tmp_path / "file")
+    generator.estimator.spec = None
+    with pytest.raises(ConfigError, match="FrequencyEstimator was made by hand"):
+        Restorer(generator, device="cpu").save_pretrained("model")
+    bare = OneStepGenerator(load_backbone(small_base))
+    bare.backbone.source = None
+    with pytest.raises(ConfigError, match="include_base=False"):
+        Restorer(bare, device="cpu").save_pretrained("model", include_base=False)
+    assert not Path("model").exists()
+    Restorer(bare, device="cpu").save_pretrained("model")
+    for text, message in (("{", "not the description"), ('{"library_name": "other"}', "not the description")):
+        Path("model/config.json").write_text(text)
+        with pytest.raises(WeightsError, match=message):
+            load_generator("model")
+    Path("model/config.json").unlink()
+    with pytest.raises(WeightsError, match=r"expected a folder with adapters\.safetensors or config\.json"):
+        find_model("model")
+
+
+def test_pipeline_round_trip(generator: OneStepGenerator, lr: Tensor) -> None:
+    from diffusers import DiffusionPipeline
+
+    from morsr.pipeline import MoRPipeline as Named
+
+    pipeline = MoRPipeline(generator)
+    expected = pipeline(lr, output_type="pt").images
+    pipeline.save_pretrained("saved")
+    assert DiffusionPipeline.load_config("saved")["_class_name"] == "MoRPipeline"
+    loaded = Named.from_pretrained("saved")
+    assert isinstance(loaded, DiffusionPipeline)
+    torch.testing.assert_close(loaded(lr, output_type="pt").images, expected, atol=0, rtol=0)
+    same_image(Restorer(generator, device="cpu"), Restorer.from_pretrained("saved", device="cpu"), lr)
+    half = Named.from_pretrained("saved", torch_dtype=torch.bfloat16)
+    assert half.dtype == torch.bfloat16
+    assert (half(lr, output_type="pt").images.float() - expected).abs().mean() < 0.02
