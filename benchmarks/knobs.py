@@ -37,18 +37,19 @@ def method(restorer: Restorer, knob: str, value: float) -> Method:
     return restore
 
 
-def verdict(report: BenchmarkReport, names: list[str], metric: str) -> str:
-    """Whether the mean goes one way only from the first name to the last."""
+def verdict(report: BenchmarkReport, curve: dict[float, str], metric: str) -> str:
+    """Whether the mean goes one way only from the first value of a knob to the last."""
+    values, names = list(curve), list(curve.values())
     means = [report.mean(name, metric) for name in names]
     way = 1 if means[-1] > means[0] else -1
     steps = [(way * (after - before), place) for place, (before, after) in enumerate(itertools.pairwise(means))]
     worst, place = min(steps)
-    word = "rises" if way > 0 else "falls"
+    whole = f"{'rises' if way > 0 else 'falls'} by {abs(means[-1] - means[0]):.3f}"
     if worst >= 0:
-        return f"{word} throughout, by {abs(means[-1] - means[0]):.3f}"
+        return f"monotone: {whole}"
     step = report.difference(names[place + 1], metric, names[place])
     return (
-        f"{word} by {abs(means[-1] - means[0]):.3f}, but not from {names[place]} to {names[place + 1].split('=')[1]}: "
+        f"not monotone: {whole}, but not from {values[place]:g} to {values[place + 1]:g}: "
         f"{step.mean:+.4f} ({step.low:+.4f} to {step.high:+.4f})"
     )
 
@@ -102,7 +103,7 @@ def main(argv: list[str] | None = None) -> None:
                 else f"{difference.mean:+.3f} ({difference.low:+.3f}, {difference.high:+.3f})"
             )
             rows.append([f"`{knob}={value:g}`", *cells])
-        inside = [name for value, name in curve.items() if knob == "budget" or value <= 1]
+        inside = {value: name for value, name in curve.items() if knob == "budget" or value <= 1}
         for metric, (label, _) in METRICS.items():
             verdicts.append(f"- `{knob}`, {label.split(',')[0]}: {verdict(report, inside, metric)}.")
     head = ["setting", *(label for label, _ in METRICS.values()), "PSNR against as trained (95 %)"]
