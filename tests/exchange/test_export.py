@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
-from diffusers import AutoencoderTiny, DDPMScheduler, UNet2DConditionModel
 from PIL import Image
-from safetensors.torch import load_file
 from torch import Tensor
 
 from morsr.adapters import plain_state_dict
@@ -40,8 +38,8 @@ def read(photo: Path) -> Tensor:
     return torch.tensor(np.asarray(Image.open(photo))).permute(2, 0, 1)[None] / 255
 
 
-def test_diffusers_folder_gives_the_same_image(adapters_file: Path, photo: Path, tmp_path: Path) -> None:
-    """With nothing of ours: the three parts by diffusers, and the few lines of docs/exchange.md."""
+def test_diffusers_folder_gives_the_same_image(adapters_file: Path, photo: Path, repo_root: Path) -> None:
+    """With nothing of ours: the lines of docs/exchange.md are run as they stand there."""
     settings = ["--model", str(adapters_file), "--image", str(photo), "--generative", "1.5", "--budget", "2"]
     assert main(["export", "diffusers", "merged", *settings]) == 0
     image = read(photo)
@@ -54,19 +52,12 @@ def test_diffusers_folder_gives_the_same_image(adapters_file: Path, photo: Path,
     expected = restored(adapters_file, image, generative=1.5, budget=2)
     assert (expected - restored(adapters_file, image, generative=0.0)).abs().max() > 0.01
 
-    unet = UNet2DConditionModel.from_pretrained("merged", subfolder="unet")
-    vae = AutoencoderTiny.from_pretrained("merged", subfolder="vae")
-    scheduler = DDPMScheduler.from_pretrained("merged", subfolder="scheduler")
-    prompt = load_file("merged/prompt_embeddings.safetensors")["clean"]
-    one_step = json.loads(Path("merged/config.json").read_text())["one_step"]
-    alpha = scheduler.alphas_cumprod[one_step["timestep"]]
-    with torch.no_grad():
-        enlarged = F.interpolate(image, scale_factor=4, mode="bicubic").clamp(0, 1)
-        z = vae.encode(enlarged * 2 - 1).latents
-        noise = unet(z, one_step["timestep"], encoder_hidden_states=prompt).sample
-        x0 = (z - (1 - alpha) ** 0.5 * noise) / alpha**0.5
-        sr = (vae.decode(x0).sample / 2 + 0.5).clamp(0, 1)
-    torch.testing.assert_close(sr, expected, atol=1e-5, rtol=0)
+    Path("merged").rename("OUT")
+    page = (repo_root / "docs" / "exchange.md").read_text(encoding="utf-8")
+    (block,) = (part for part in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "AutoencoderTiny" in part)
+    names = {"image": image}
+    exec(block.replace("lr = torch.rand(1, 3, 32, 32)", "lr = image"), names)
+    torch.testing.assert_close(names["sr"], expected, atol=1e-5, rtol=0)
 
 
 def test_export_leaves_the_model_as_it_was(generator: OneStepGenerator, small_base: Path, lr: Tensor) -> None:
@@ -149,6 +140,10 @@ def test_what_cannot_be_exported(
     with pytest.raises(ConfigError, match="routes nothing"):
         export.fix_routing(bare, image=lr)
     assert export.fix_routing(bare) == {}
+    generator.backbone.decoder = generator.backbone.vae
+    with pytest.raises(ConfigError, match="another autoencoder"):
+        export.export_diffusers(tmp_path / "merged", generator)
+    generator.backbone.decoder = None
     with pytest.raises(ConfigError, match="whole number from 1 to 8"):
         export.export_onnx(tmp_path / "m.onnx", generator, scale=9)
     monkeypatch.setattr(export.importlib.util, "find_spec", lambda name: None)

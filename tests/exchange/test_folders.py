@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from huggingface_hub.constants import HF_HUB_CACHE  # noqa: F401
 from torch import Tensor
 
 from morsr import MoRPipeline, Restorer

@@ -25,7 +25,7 @@ from morsr.errors import ConfigError, InputError, MissingDependencyError
 from morsr.models.backbone import load_backbone
 from morsr.models.generator import OneStepGenerator
 from morsr.models.picture import read_picture
-from morsr.models.saving import write_description
+from morsr.models.saving import check_own_decoder, write_description
 
 ONE_FILE_BYTES = 1_500_000_000
 """Above this the weights go beside the ONNX file, for a protobuf message holds 2 GiB at most."""
@@ -114,10 +114,12 @@ def export_diffusers(
 
     Raises:
         InputError: no routing is set, or the folder is a file.
+        ConfigError: a decoder beside the base's own.
     """
     folder = Path(folder).expanduser()
     if folder.is_file():
         raise InputError(f"{folder}: expected a folder to export into, this is a file")
+    check_own_decoder(generator)
     with _fixed(generator):
         generator.backbone.save(folder, dtype=dtype)
     description = {

@@ -61,7 +61,8 @@ def save_generator(
 
     Raises:
         InputError: the folder is a file.
-        ConfigError: an estimator that was not made by `build_estimator`, so that nothing can make it again.
+        ConfigError: an estimator that was not made by `build_estimator`, so that nothing can make it again; a decoder
+            beside the base's own.
     """
     folder = Path(folder).expanduser()
     if folder.is_file():
@@ -72,6 +73,7 @@ def save_generator(
             f"{type(estimator).__name__} was made by hand, and a saved model could not be loaded again; "
             "make it with build_estimator"
         )
+    check_own_decoder(generator)
     source = backbone.source
     if include_base is None:
         include_base = source is None or not is_portable(source)
@@ -104,6 +106,16 @@ def save_generator(
     card = _CARD.format(name=folder.name, base=source or backbone.base_id, adapters=adapters, version=__version__)
     (folder / "README.md").write_text(card, encoding="utf-8")
     return folder
+
+
+def check_own_decoder(generator: OneStepGenerator) -> None:
+    """Refuse a generator that decodes with another autoencoder than its base's: a folder has one.
+
+    Raises:
+        ConfigError: it does.
+    """
+    if generator.backbone.decoder is not None:
+        raise ConfigError("this model decodes with another autoencoder than its base's; save it without that decoder")
 
 
 def write_description(folder: Path, description: Mapping[str, Any], *, adapted: bool) -> None:
