@@ -47,6 +47,7 @@ def test_damaged_files_are_input_errors(tmp_path: Path, photos: Path):
 def test_folders_are_searched_recursively_and_sorted(photos: Path):
     (photos / "notes.txt").write_text("no image")
     (photos / ".hidden.png").write_bytes(b"")
+    (photos / "contact_sheet.png").write_bytes(b"made by morsr degrade")
     found = find_images(photos)
     assert [Path(path).name for path in found] == [f"photo{number}.png" for number in range(7)]
     with pytest.raises(InputError, match="there is none"):

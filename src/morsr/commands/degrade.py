@@ -54,6 +54,7 @@ def run(options: argparse.Namespace) -> int:
     """
     import torch
 
+    from morsr.data.images import CONTACT_SHEET
     from morsr.degradation import DegradationRecipe
 
     recipe = DegradationRecipe.load(options.recipe)
@@ -87,7 +88,7 @@ def run(options: argparse.Namespace) -> int:
             shown.append((hr, lr, caption))
     if lines:
         (target / "parameters.jsonl").write_text("".join(lines), encoding="utf-8")
-        contact_sheet(shown).save(target / "contact_sheet.png")
+        contact_sheet(shown).save(target / CONTACT_SHEET)
     _say(f"{len(lines)} of {len(images)} images degraded into {target}")
     if failed:
         _say(f"{len(failed)} failed:\n  " + "\n  ".join(failed))

@@ -25,6 +25,9 @@ from morsr.errors import ConfigError, InputError, MissingDependencyError
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm"})
 
+CONTACT_SHEET = "contact_sheet.png"
+"""The overview that `morsr degrade` lays among its outputs: no image of a set."""
+
 SKIMAGE = {
     "train": ("motorcycle_left", "motorcycle_right", "brick", "grass", "gravel", "coins", "camera"),
     "eval": ("astronaut", "chelsea", "coffee", "rocket"),
@@ -110,7 +113,7 @@ def image_size(path: str | Path) -> tuple[int, int]:
 
 
 def find_images(folder: str | Path) -> list[str]:
-    """Paths of all images in a folder and its subfolders, sorted.
+    """Paths of all images in a folder and its subfolders, sorted; hidden files and contact sheets are left out.
 
     Raises:
         InputError: no such folder, or no image in it.
@@ -121,7 +124,7 @@ def find_images(folder: str | Path) -> list[str]:
         os.path.join(parent, name)
         for parent, _, names in os.walk(folder, followlinks=True)
         for name in names
-        if os.path.splitext(name)[1].lower() in SUFFIXES and not name.startswith(".")
+        if os.path.splitext(name)[1].lower() in SUFFIXES and not name.startswith(".") and name != CONTACT_SHEET
     ]
     if not found:
         raise InputError(f"{folder}: the folder has no image; expected files ending in {', '.join(sorted(SUFFIXES))}")
