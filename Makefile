@@ -11,7 +11,7 @@ ARGS ?=
 BASE_CONFIGS ?= experiments/base_tiny_autoencoder.yaml experiments/base_tiny_diffusion.yaml
 # a command to run on the finished base, for example a copy of its folder
 BASE_EXPORT ?=
-ABLATION_CONFIGS ?= $(wildcard experiments/ablation_*.yaml)
+ABLATION_CONFIGS ?= experiments/mor_tiny_full.yaml $(wildcard experiments/ablation_tiny_*.yaml)
 BENCHES ?= adapter degrade inference train
 JOBS ?= 2
 PYTEST_ARGS ?=

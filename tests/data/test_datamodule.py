@@ -276,3 +276,63 @@ def test_a_config_names_it_and_its_sources(tmp_path: Path):
     assert isinstance(cli.datamodule, RealESRGANDataModule)
     assert cli.datamodule.train == ["photos", {"source": "more.csv", "weight": 2.0}]
     assert (cli.datamodule.batch_size, cli.datamodule.engine, cli.datamodule.synthetic) == (3, "basicsr", 0.25)
+
+
+@pytest.fixture
+def pairs(tmp_path: Path) -> dict[str, str]:
+    """Three pairs of folders whose HR images are the LR ones with every pixel repeated."""
+    for number in range(3):
+        lr = np.random.default_rng(number).integers(0, 256, (24, 20, 3), dtype=np.uint8)
+        for name, image in (("lr", lr), ("hr", lr.repeat(4, 0).repeat(4, 1))):
+            (tmp_path / "pairs" / name).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(tmp_path / "pairs" / name / f"{number}.png")
+    return {"lr": str(tmp_path / "pairs" / "lr"), "hr": str(tmp_path / "pairs" / "hr")}
+
+
+def repeated(lr: torch.Tensor) -> torch.Tensor:
+    return lr.repeat_interleave(4, -1).repeat_interleave(4, -2)
+
+
+def test_real_pairs_are_cropped_and_turned_together(make_data: Make, pairs: dict[str, str]) -> None:
+    found = batches(make_data(train=[pairs], max_downscale=3.0), 4)
+    for batch in found:
+        torch.testing.assert_close(batch["hr"], repeated(batch["lr"]), rtol=0, atol=0)
+        assert "parameters" not in batch
+    assert len({batch["lr"].sum().item() for batch in found}) == 4, "crops differ"
+
+
+def test_real_pairs_mix_with_degraded_and_synthetic_images(
+    make_data: Make, pairs: dict[str, str], photos: Path
+) -> None:
+    settings = {"train": [pairs, str(photos)], "dead_leaves": 0.25}
+    kinds = {"pair": 0, "other": 0}
+    for batch in batches(make_data(**settings), 4):
+        for stem, hr, lr in zip(batch["stem"], batch["hr"], batch["lr"], strict=True):
+            same = torch.equal(hr, repeated(lr))
+            assert same == (len(stem) == 1), stem
+            kinds["pair" if same else "other"] += 1
+    assert min(kinds.values()) > 0
+    sharp = batches(make_data(**settings, usm=True), 1)[0]
+    for stem, hr, lr in zip(sharp["stem"], sharp["hr"], sharp["lr"], strict=True):
+        assert torch.equal(hr, repeated(lr)) == (len(stem) == 1), "real targets are not sharpened"
+
+
+def test_pairs_that_do_not_fit_are_named(make_data: Make, pairs: dict[str, str], tmp_path: Path) -> None:
+    Image.new("RGB", (80, 80)).save(Path(pairs["hr"]) / "1.png")
+    with pytest.raises(InputError, match="1 \\(20x24 and 80x80\\)"):
+        make_data(train=[pairs]).setup("fit")
+    absent = {"lr": str(tmp_path / "no"), "hr": str(tmp_path / "no"), "optional": True}
+    with pytest.raises(InputError, match="none of the optional sources"):
+        make_data(train=[absent]).setup("fit")
+
+
+def test_the_manifest_follows_the_images(make_data: Make, photos: Path) -> None:
+    data = make_data()
+    data.setup("fit")
+    first = data.manifest()
+    assert first["train"]["images"] == 7
+    assert first["recipe"]["hash"]
+    (photos / "photo0.png").rename(photos / "other.png")
+    renamed = make_data()
+    renamed.setup("fit")
+    assert renamed.manifest()["train"]["digest"] != first["train"]["digest"]

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-import yaml
 from PIL import Image
 
 from morsr.cli import main
+from morsr.training.config_files import read_config
 
 EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
 CONFIGS = sorted(path.name for path in EXPERIMENTS.glob("*.yaml"))
@@ -28,7 +30,7 @@ def photos(tmp_path: Path) -> Path:
 
 def arguments(name: str, base: Path, photos: Path, out: Path) -> list[str]:
     """A config shrunk to two steps on small images and the small base."""
-    config = yaml.safe_load((EXPERIMENTS / name).read_text())
+    config = read_config(EXPERIMENTS / name)
     options = [
         "fit", "--config", str(EXPERIMENTS / name), f"--trainer.default_root_dir={out}", "--trainer.fast_dev_run=2",
         "--trainer.accelerator=cpu", f"--data.train=[{photos}]", f"--data.val=[{photos}]", "--data.batch_size=2",
@@ -39,13 +41,22 @@ def arguments(name: str, base: Path, photos: Path, out: Path) -> list[str]:
     if kind.endswith("LearnedEstimatorTraining"):
         options += ["--data.crop_size=64"]  # its network needs LR images of 16 pixels
     if kind.endswith("OneStepSRModule"):
-        options += [f"--model.base={base}", "--model.calibration_images=4", "--model.loss={l2: 1.0}"]
+        options += [f"--model.base={base}", "--model.calibration_images=4", "--trainer.strategy=auto"]
         options += ["--model.adapters.targets=[sd_unet@unet, tiny_vae_encoder@vae]"]
+        options += [f"--model.loss={json.dumps(from_the_start(config['model']['init_args']['loss']))}"]
+        if config["model"]["init_args"].get("accumulate", 1) > 1:
+            options += ["--model.accumulate=2"]
     elif kind.endswith("DiffusionTraining"):
         options += [f"--model.base={base}", f"--model.out={out}/base"]
     elif kind.endswith("AutoencoderTraining"):
         options += [f"--model.out={out}/base"]
     return options
+
+
+def from_the_start(loss: dict[str, Any]) -> dict[str, Any]:
+    """The terms of a config without LPIPS, whose weights are not here, and without the wait before their start."""
+    weights = {name: value["weight"] if isinstance(value, dict) else value for name, value in loss.items()}
+    return {**weights, "lpips": 0.0}
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -74,6 +85,12 @@ def test_base_phases_leave_a_folder_that_loads(small_base: Path, photos: Path, t
         (["--model.base=/nowhere/at/all"], "/nowhere/at/all"),
         (["--data.recipe=sunshine"], "sunshine"),
         (["--model.loss={l2: -1}"], "loss weights"),
+        (["--model.loss={l2: 1, sharpness: 1}"], "sharpness"),
+        (["--model.loss={l2: 1, gan: {weight: 1, begin: 3}}"], "begin"),
+        (["--model.score={rank: 2}"], "loss.vsd"),
+        (["--model.accumulate=0"], "accumulate"),
+        (["--trainer.gradient_clip_val=1.0"], "model.clip"),
+        (["--trainer.precision=16-true"], "bf16-mixed"),
         (["--model.one_step.timestep=1000"], "0 to 999"),
     ],
 )

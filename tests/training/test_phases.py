@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
 import pytest
 import torch
 import training_twins as twins
+from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, SingleDeviceStrategy
+
+from morsr.adapters import adapter_names
+from morsr.errors import ConfigError, TrainingError
+from morsr.training.phases import toggled
+from morsr.training.strategy import check_trainer
 
 
 @pytest.fixture
@@ -49,3 +56,145 @@ def test_each_loss_reaches_its_own_network_alone(module: Any, source: str) -> No
     phase.run(twins.batch(), twins.draws(), step=0)
     for name, size in collected[source].items():
         assert (size > 0) == (name == source), f"{source} gave {name} a gradient of {size}"
+
+
+def test_a_loss_of_the_generator_would_reach_the_heads_without_toggling(module: Any) -> None:
+    heads = module.objective.trained()["discriminator"]
+    module.objective.generator_loss(twins.batch(), twins.draws(), step=0).total.backward()
+    assert gradients(heads) > 0, "the test above would prove nothing"
+
+
+def test_toggling_gives_every_network_its_own_setting_back(module: Any) -> None:
+    networks = module.build_networks()
+    networks[2].parameters[0].requires_grad_(False)
+    with toggled(networks, networks[0]):
+        assert not any(p.requires_grad for network in networks[1:] for p in network.parameters)
+    assert [p.requires_grad for p in networks[2].parameters] == [False] + [True] * (len(networks[2].parameters) - 1)
+    assert all(p.requires_grad for network in networks[:2] for p in network.parameters)
+
+
+def test_the_base_is_held_once(module: Any) -> None:
+    backbone = module.generator.backbone
+    assert adapter_names(backbone) == ("generator", "score")
+    trained = sum(p.numel() for network in module.objective.trained().values() for p in network)
+    every = {id(p): p.numel() for p in module.parameters()}
+    base = {id(p): p.numel() for p in backbone.parameters()} | {id(p): p.numel() for p in module.generator.parameters()}
+    adapters = sum(p.numel() for name in ("generator", "score") for p in module.objective.trained()[name])
+    assert sum(every.values()) == sum(base.values()) - adapters + trained
+    assert module.objective.score.backbone is backbone
+
+
+def test_frozen_weights_stay_bit_equal_under_all_losses(module: Any) -> None:
+    trained = {id(p) for network in module.objective.trained().values() for p in network}
+    before = {name: p.clone() for name, p in module.named_parameters() if id(p) not in trained}
+    phase = twins.plain_phase(module)
+    for step in range(2):
+        phase.run(twins.batch(), twins.draws(step=step), step=step)
+    after = dict(module.named_parameters())
+    for name, value in before.items():
+        torch.testing.assert_close(after[name], value, rtol=0, atol=0, msg=name)
+
+
+def test_parts_of_a_batch_add_up_to_its_gradient(small_base: Path) -> None:
+    # The running shares of the balance loss take in one part after the other: it is left out here.
+    found = []
+    for accumulate in (1, 3):
+        module = twins.build(small_base, loss={**twins.ALL_LOSSES, "balance": 0.0})
+        phase = twins.plain_phase(module, accumulate=accumulate, clip=0.0)
+        values: dict[str, list[torch.Tensor]] = {}
+
+        def record(network: Any, values: dict[str, list[torch.Tensor]] = values) -> None:
+            values[network.name] = [p.grad.clone() for p in network.parameters if p.grad is not None]
+            network.optimizer.step()
+
+        phase.update = record
+        report = phase.run(twins.batch(4), twins.draws(4), step=0)
+        found.append((values, report))
+    (whole, one), (parts, three) = found
+    for name, grads in whole.items():
+        for ours, expected in zip(parts[name], grads, strict=True):
+            torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-6, msg=name)
+    for name, value in one.terms.items():
+        torch.testing.assert_close(three.terms[name], value, rtol=1e-4, atol=1e-6, msg=name)
+    torch.testing.assert_close(three.output.sr, one.output.sr, rtol=1e-5, atol=1e-6)
+    assert three.output.routing.chosen.shape == one.output.routing.chosen.shape
+
+
+def test_too_small_a_batch_for_its_parts_is_named(module: Any) -> None:
+    with pytest.raises(ConfigError, match="accumulate=3"):
+        twins.plain_phase(module, accumulate=3).run(twins.batch(2), twins.draws(2), step=0)
+
+
+def test_gradients_are_clipped_per_network(module: Any) -> None:
+    phase = twins.plain_phase(module, clip=1e-3)
+    norms: dict[str, float] = {}
+    phase.update = lambda n: norms.update({n.name: float(torch.nn.utils.get_total_norm([p.grad for p in n.parameters if p.grad is not None]))})  # fmt: skip  # noqa: E501
+    report = phase.run(twins.batch(), twins.draws(), step=0)
+    assert all(value == pytest.approx(1e-3, rel=1e-3) for value in norms.values()), norms
+    assert all(float(value) > 2e-3 for value in report.norms.values()), "the norms logged are those before clipping"
+
+
+def test_terms_wait_for_their_start_and_their_networks_rest(small_base: Path) -> None:
+    loss = {"l2": 1.0, "vsd": {"weight": 2.0, "start": 1}, "gan": {"weight": 1.0, "start": 2, "ramp": 2}}
+    module = twins.build(small_base, loss=loss)
+    phase = twins.plain_phase(module)
+    reports = [phase.run(twins.batch(), twins.draws(step=step), step=step) for step in range(3)]
+    assert [sorted(set(r.terms) - {"l2", "balance"}) for r in reports] == [
+        [], ["score", "vsd"], ["discriminator", "gan", "score", "vsd"],
+    ]  # fmt: skip
+    assert [list(r.norms) for r in reports] == [
+        ["generator"], ["generator", "score"], ["generator", "score", "discriminator"],
+    ]  # fmt: skip
+    last = reports[2]
+    weights = {"l2": 1.0, "vsd": 2.0, "gan": 0.5, "balance": 1.0}
+    expected = sum(weight * last.terms[name] for name, weight in weights.items())
+    torch.testing.assert_close(last.total, expected)
+
+
+def test_a_step_that_is_not_finite_is_left_out_and_counted(module: Any) -> None:
+    phase = twins.plain_phase(module, max_skipped=3)
+    phase.run(twins.batch(), twins.draws(), step=0)
+    before = {name: p.clone() for name, p in module.named_parameters()}
+    bad = twins.batch()
+    bad["hr"] = bad["hr"] * float("nan")
+    report = phase.run(bad, twins.draws(), step=1)
+    assert report.skipped == ["generator"]
+    for name, value in before.items():
+        torch.testing.assert_close(dict(module.named_parameters())[name], value, rtol=0, atol=0, msg=name)
+    assert phase.skipped_in_all == {"generator": 1, "score": 0, "discriminator": 0}
+    phase.run(twins.batch(), twins.draws(), step=1)
+    assert phase.skipped_in_a_row["generator"] == 0
+    for _ in range(2):
+        phase.run(bad, twins.draws(), step=2)
+    with pytest.raises(TrainingError, match="generator was not finite in 3 steps in a row"):
+        phase.run(bad, twins.draws(), step=2)
+
+
+def test_a_helper_alone_can_be_left_out(module: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    phase = twins.plain_phase(module)
+    plain = module.objective.helper_loss
+    monkeypatch.setattr(
+        module.objective,
+        "helper_loss",
+        lambda name, *rest: plain(name, *rest) * (float("inf") if name == "score" else 1),
+    )
+    assert phase.run(twins.batch(), twins.draws(), step=0).skipped == ["score"]
+
+
+@pytest.mark.parametrize(
+    ("strategy", "networks", "words"),
+    [
+        (DDPStrategy(), 3, "find_unused"),
+        (DDPStrategy(), 1, None),
+        (DDPStrategy(find_unused_parameters=True), 3, None),
+        (SingleDeviceStrategy(), 3, None),
+        (FSDPStrategy(), 1, "one device or DDP"),
+    ],
+)
+def test_strategies_that_would_train_wrongly_are_refused(strategy: Any, networks: int, words: str | None) -> None:
+    trainer: Any = SimpleNamespace(precision="32-true", strategy=strategy)
+    if words is None:
+        check_trainer(trainer, networks=networks)
+        return
+    with pytest.raises(ConfigError, match=words):
+        check_trainer(trainer, networks=networks)

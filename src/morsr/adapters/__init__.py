@@ -21,6 +21,7 @@ from morsr.adapters.merge import auto_merged, merged
 from morsr.adapters.peft_format import export_lora, import_lora, lora_state_dict
 from morsr.adapters.router import RoutingContext
 from morsr.adapters.targets import PRESETS, preset_targets
+from morsr.adapters.transfer import start_from_adapters
 from morsr.functional.routing import Routing
 
 __all__ = [
@@ -48,4 +49,5 @@ __all__ = [
     "read_adapters_header",
     "routing_context",
     "save_adapters",
+    "start_from_adapters",
 ]

@@ -6,7 +6,6 @@ import argparse
 import inspect
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from morsr.errors import ConfigError, InputError, MorsrError
@@ -68,13 +67,9 @@ def read_data_settings(path: str) -> dict[str, Any]:
     Raises:
         ConfigError: no such file, no YAML, no data section, or another data module.
     """
-    import yaml
+    from morsr.training.config_files import read_config
 
-    try:
-        config = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{path}: cannot be read as a config ({' '.join(str(error).split())})") from error
-    data = config.get("data") if isinstance(config, dict) else None
+    data = read_config(path).get("data")
     if not isinstance(data, dict):
         raise ConfigError(f"{path}: expected a config with a data section")
     if str(data.get("class_path", "")).rsplit(".", 1)[-1] != "RealESRGANDataModule":
@@ -103,7 +98,7 @@ def _check_source(report: _Report, use: str, source: Any, scale: int, least: int
     from morsr.data.images import is_paired, list_images
 
     if is_paired(source):
-        if use in ("train", "predict"):
+        if use == "predict":
             report.check(use, source_name(source), lambda: str(len(list_images(source))))
             return
         try:

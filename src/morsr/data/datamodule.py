@@ -29,12 +29,13 @@ class RealESRGANDataModule(L.LightningDataModule):
     A training batch, as a LightningModule gets it: hr (B, 3, H, W) and lr (B, 3, H/4, W/4) float32 in [0, 1], stem
     (list of B names), key (B,) int64, parameters (DegradationParameters, on the CPU). A validation or test batch has
     the same entries and `set`, the name of each image's source, and `image`, its photograph; pairs read from folders
-    have no key and no parameters.
+    have no key and no parameters, and neither has a training batch with real pairs in it.
 
     Sources are explained in morsr/data/images.py and docs/data.md.
 
     Args:
-        train: sources of HR images; may be empty if dead_leaves is 1.
+        train: sources of HR images, and paired folders {lr, hr, name, optional}, whose LR images are taken as they are;
+            may be empty if dead_leaves is 1.
         val, test: sources of HR images, degraded with fixed seeds, or paired folders {lr, hr, name, optional}; a pair
             of folders marked optional is left out where it is missing.
         predict: folders of LR images.
@@ -143,7 +144,17 @@ class RealESRGANDataModule(L.LightningDataModule):
             raise ConfigError("predict: expected at least one folder of LR images in the data settings")
 
     def _training_set(self) -> TrainingImages:
-        images = ImageList.join([list_images(source) for source in self.train] if self.synthetic < 1 else [])
+        lists, partners = [], {}
+        for source in self.train if self.synthetic < 1 else []:
+            if not is_paired(source):
+                lists.append(list_images(source))
+                continue
+            pairs = [pair for _, pair in paired_source(source, scale=self.scale)]  # type: ignore[arg-type]
+            partners.update({pair.hr: pair.lr for pair in pairs})
+            lists.append(ImageList.of([pair.hr for pair in pairs], source_name(source)))
+        images = ImageList.join(lists)
+        if self.synthetic < 1 and not len(images):
+            raise InputError(f"train: none of the optional sources is there: {self.train}")
         decoded: dict[str, Any] = {}
         if len(images):
             images, decoded, bad = decode_small_set(images, limit_mb=self.cache_mb, size=self.crop_size)
@@ -166,7 +177,18 @@ class RealESRGANDataModule(L.LightningDataModule):
             turns=self.turns,
             max_downscale=self.max_downscale,
             decoded=decoded,
+            partners=partners,
+            scale=self.scale,
         )
+
+    def manifest(self) -> dict[str, Any]:
+        """What the data of a run is, as plain values for its card: sources, number and digest of the images, recipe."""
+        train: dict[str, Any] = {"sources": self.train, "synthetic": self.synthetic}
+        if self._training is not None:
+            train |= {"images": len(self._training.images), "digest": self._training.images.digest()}
+        sets = {"validate": self.val, "test": self.test}
+        recipe = {"name": self.recipe, "hash": self._recipe.hash if self._recipe is not None else None}
+        return {"train": train, **sets, "recipe": recipe, "seed": self.seed, "crop_size": self.crop_size}
 
     def _prepare(self, stage: str, sources: Sequence[str | dict[str, Any]]) -> None:
         if stage in self._sets:
@@ -236,7 +258,7 @@ class RealESRGANDataModule(L.LightningDataModule):
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         # The parameters are drawn and read on the CPU: no transfer, and no pause of the device.
         parameters = batch.pop("parameters", None)
-        if parameters is None and "synthetic" in batch:
+        if parameters is None and "synthetic" in batch and "paired" not in batch:
             parameters = self._recipe.sample(batch["key"])
         batch = super().transfer_batch_to_device(batch, device, dataloader_idx)
         return batch if parameters is None else {**batch, "parameters": parameters}
@@ -258,14 +280,23 @@ class RealESRGANDataModule(L.LightningDataModule):
         if places:
             keys = batch["key"][places]
             hr[places] = dead_leaves(len(places), hr.shape[-1], keys=keys, device=hr.device)
+        paired, given = batch.pop("paired", []), batch.pop("paired_lr", None)
         if self.usm:
             from morsr.functional.corrupt import unsharp_mask
 
-            hr = unsharp_mask(hr)
-        if "parameters" not in batch:
-            batch["parameters"] = self._recipe.sample(batch["key"])
+            sharp = unsharp_mask(hr)
+            sharp[paired] = hr[paired]  # real pairs stay as they were taken
+            hr = sharp
         batch["hr"] = hr
-        batch["lr"] = apply_recipe(hr, batch["parameters"], self._recipe, scale=self.scale)
+        if len(paired) == len(hr) and given is not None:
+            return {**batch, "lr": given.to(torch.float32) / 255}
+        parameters = batch.get("parameters")
+        if parameters is None:
+            parameters = self._recipe.sample(batch["key"])
+        batch["lr"] = apply_recipe(hr, parameters, self._recipe, scale=self.scale)
+        if given is None:
+            return {**batch, "parameters": parameters}
+        batch["lr"][paired] = given.to(torch.float32) / 255
         return batch
 
     # ------------------------------------------------------------------------------------------ bad files and resume

@@ -11,6 +11,7 @@ A source is what a config writes under `train`, `val` or `test`:
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import os
 from collections.abc import Mapping, Sequence
@@ -56,6 +57,18 @@ class ImageList:
         """The images where the mask (n,) is True."""
         paths = tuple(path for path, kept in zip(self.paths, mask, strict=True) if kept)
         return ImageList(paths, self.weights[mask], self.sizes[mask], self.names)
+
+    def digest(self) -> str:
+        """32 hexadecimal digits that change with the files' names, their order, weights or known sizes."""
+        digest = hashlib.blake2b(digest_size=16)
+        digest.update("\n".join(os.path.basename(path) for path in self.paths).encode())
+        digest.update(self.weights.tobytes() + self.sizes.tobytes())
+        return digest.hexdigest()
+
+    @classmethod
+    def of(cls, paths: Sequence[str], name: str) -> ImageList:
+        """Files of weight 1 and unknown size."""
+        return cls(tuple(paths), np.ones(len(paths)), np.zeros((len(paths), 2), np.int64), (name,))
 
     @classmethod
     def join(cls, parts: Sequence[ImageList]) -> ImageList:
@@ -168,7 +181,9 @@ def list_images(source: Source) -> ImageList:
     from morsr.data.manifests import read_list, read_manifest
 
     if is_paired(source):
-        raise ConfigError(f"{source}: paired folders can be used in val and test; training makes its LR images itself")
+        raise ConfigError(
+            f"{source}: expected single images here, not paired folders; those go into train, val and test"
+        )
     settings = {"source": source} if isinstance(source, str) else dict(source)
     unknown = set(settings) - {"source", "weight", "root"}
     if unknown or not isinstance(settings.get("source"), str):
@@ -178,18 +193,14 @@ def list_images(source: Source) -> ImageList:
     if not isinstance(weight, int | float) or not 0 < weight < float("inf"):
         raise ConfigError(f"{name}: expected a weight above 0, got {weight!r}")
     if name.startswith("skimage:"):
-        found = _unweighted(skimage_photographs(name.removeprefix("skimage:")), name)
+        found = ImageList.of(skimage_photographs(name.removeprefix("skimage:")), name)
     elif name.lower().endswith(".csv"):
         found = read_manifest(name, root=root)
     elif name.lower().endswith(".txt"):
-        found = _unweighted(read_list(name, root=root), name)
+        found = ImageList.of(read_list(name, root=root), name)
     else:
-        found = _unweighted(find_images(name), name)
+        found = ImageList.of(find_images(name), name)
     return ImageList(found.paths, found.weights * float(weight), found.sizes, found.names)
-
-
-def _unweighted(paths: list[str], name: str) -> ImageList:
-    return ImageList(tuple(paths), np.ones(len(paths)), np.zeros((len(paths), 2), np.int64), (name,))
 
 
 def _first_line(error: Exception) -> str:

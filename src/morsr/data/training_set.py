@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -34,6 +34,9 @@ class TrainingImages(Dataset):
         flips, turns: mirror; turn by multiples of 90 degrees.
         max_downscale: photographs are shrunk by a random factor from 1 to this, as far as their size allows.
         decoded: images already in memory, by path.
+        partners: LR files of those HR images that are real pairs, by path; both are cropped at the same place and
+            neither is shrunk.
+        scale: HR pixels per LR pixel of the pairs.
     """
 
     def __init__(
@@ -48,10 +51,12 @@ class TrainingImages(Dataset):
         turns: bool = True,
         max_downscale: float = 1.0,
         decoded: dict[str, np.ndarray] | None = None,
+        partners: Mapping[str, str] | None = None,
+        scale: int = 4,
     ) -> None:
         self.images, self.samples, self.crop_size, self.seed = images, samples, crop_size, seed
         self.synthetic, self.flips, self.turns, self.max_downscale = synthetic, flips, turns, max_downscale
-        self.decoded = decoded or {}
+        self.decoded, self.partners, self.scale = decoded or {}, partners or {}, scale
         self.order = PassOrder(images.weights, seed) if len(images) else None
         self.photographs = samples - int(stratified_share(samples, synthetic))
         self.bad: dict[str, str] = {}
@@ -81,35 +86,54 @@ class TrainingImages(Dataset):
         if self.order is None or int(stratified_share(place + 1, self.synthetic)) > before:
             empty = torch.zeros(3, self.crop_size, self.crop_size, dtype=torch.uint8)
             stem = f"dead_leaves_{int(key) & 0xFFFFFFFFFFFFFFFF:016x}"
-            return {"hr": empty, "stem": stem, "key": key, "synthetic": True, "skipped": {}}
+            return {"hr": empty, "lr": None, "stem": stem, "key": key, "synthetic": True, "skipped": {}}
         first = self.order(epoch * self.photographs + place - before)
         skipped: dict[str, str] = {}
         for attempt in range(min(_ATTEMPTS, len(self.images))):
             path = self.images.paths[(first + attempt) % len(self.images)]
             try:
-                crop = self._crop(path, draw)
+                crop, partner = self._crop(path, draw)
             except InputError as error:
                 skipped[path] = self.bad[path] = str(error)
                 continue
             stem = _stem(path)
-            return {"hr": crop, "stem": stem, "key": key, "synthetic": False, "skipped": skipped}
+            return {"hr": crop, "lr": partner, "stem": stem, "key": key, "synthetic": False, "skipped": skipped}
         raise InputError(
             f"{len(skipped)} training images in a row cannot be used; the last: {list(skipped.values())[-1]}"
         )
 
-    def _crop(self, path: str, draw: np.ndarray) -> Tensor:
+    def _crop(self, path: str, draw: np.ndarray) -> tuple[Tensor, Tensor | None]:
         if path in self.bad:
             raise InputError(self.bad[path])
         image = self.decoded[path] if path in self.decoded else load_image(path)
         height, width = image.shape[:2]
         size = self.crop_size
         check_size(path, width, height, size)
+        if path in self.partners:
+            return self._crop_pair(path, image, draw)
         factor = 1 + draw[0] * (min(self.max_downscale, min(height, width) / size) - 1)
         side = min(round(size * factor), height, width)
         top, left = int(draw[1] * (height - side + 1)), int(draw[2] * (width - side + 1))
         crop = image[top : top + side, left : left + side]
         if side != size:
             crop = np.asarray(Image.fromarray(crop).resize((size, size), Image.Resampling.BICUBIC))
+        return self._oriented(crop, draw), None
+
+    def _crop_pair(self, path: str, image: np.ndarray, draw: np.ndarray) -> tuple[Tensor, Tensor]:
+        """The same random place of both images of a pair, at whole LR pixels."""
+        partner, scale, size = load_image(self.partners[path]), self.scale, self.crop_size // self.scale
+        height, width = partner.shape[:2]
+        if image.shape[:2] != (scale * height, scale * width):
+            raise InputError(f"{path}: {image.shape[1]}x{image.shape[0]} pixels, its LR image has {width}x{height}")
+        top, left = int(draw[1] * (height - size + 1)), int(draw[2] * (width - size + 1))
+        both = (
+            image[scale * top : scale * (top + size), scale * left : scale * (left + size)],
+            partner[top : top + size, left : left + size],
+        )
+        hr, lr = (self._oriented(crop, draw) for crop in both)
+        return hr, lr
+
+    def _oriented(self, crop: np.ndarray, draw: np.ndarray) -> Tensor:
         if self.flips and draw[3] < 0.5:
             crop = crop[:, ::-1]
         if self.turns:
@@ -124,11 +148,17 @@ def check_size(path: str, width: int, height: int, size: int) -> None:
 
 
 def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
-    """Items to a batch: hr uint8 (B, 3, H, W), stem, key int64 (B,), synthetic as the list of their places, skipped."""
+    """Items to a batch: hr uint8 (B, 3, H, W), stem, key int64 (B,), synthetic as the list of their places, skipped.
+
+    Where there are real pairs, also their places as paired, and their LR crops uint8 (n, 3, h, w) as paired_lr.
+    """
     skipped: dict[str, str] = {}
     for item in items:
         skipped.update(item["skipped"])
+    paired = [place for place, item in enumerate(items) if item["lr"] is not None]
+    pairs = {"paired": paired, "paired_lr": torch.stack([items[place]["lr"] for place in paired])} if paired else {}
     return {
+        **pairs,
         "hr": torch.stack([item["hr"] for item in items]),
         "stem": [item["stem"] for item in items],
         "key": torch.stack([item["key"] for item in items]),

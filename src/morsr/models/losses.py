@@ -70,6 +70,10 @@ class Weight:
             return 0.0
         return self.weight * min(1.0, (step - self.start + 1) / self.ramp) if self.ramp else self.weight
 
+    def __str__(self) -> str:
+        start = f" from step {self.start}" if self.start else ""
+        return f"{self.weight:g}{start}{f' over {self.ramp} steps' if self.ramp else ''}"
+
     def __bool__(self) -> bool:
         return self.weight > 0
 

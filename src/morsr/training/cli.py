@@ -11,15 +11,19 @@ from typing import Any
 
 import lightning as L
 import torch
+import yaml
 from jsonargparse import ArgumentError
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from morsr.errors import ConfigError, MorsrError, WeightsError
+from morsr.training.callbacks.safety import RunSafety
+from morsr.training.config_files import expand_configs
 
 
 class MorsrCLI(LightningCLI):
-    """LightningCLI with a setting for CPU threads, and with every logged value in metrics.csv beside TensorBoard's."""
+    """LightningCLI with a setting for CPU threads, metrics.csv beside TensorBoard's, and cards that hold the config."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves PyTorch's choice")
@@ -45,6 +49,12 @@ class MorsrCLI(LightningCLI):
             warnings.filterwarnings("ignore", message="Experiment logs directory .* exists and is not empty")
         return trainer
 
+    def before_fit(self) -> None:
+        text = self._parser(self.subcommand).dump(self.config[self.subcommand], skip_none=False)
+        for callback in self.trainer.callbacks:
+            if isinstance(callback, RunSafety):
+                callback.config = yaml.safe_load(text)
+
 
 def run(arguments: Sequence[str]) -> int:
     """Run one of Lightning's subcommands and return the exit code.
@@ -63,11 +73,14 @@ def run(arguments: Sequence[str]) -> int:
             L.LightningDataModule,
             subclass_mode_model=True,
             subclass_mode_data=True,
-            args=list(arguments),
+            args=expand_configs(arguments),
+            trainer_defaults={"callbacks": [RunSafety()]},
             parser_kwargs={**quiet, **dict.fromkeys(("fit", "validate", "test", "predict"), quiet)},
             save_config_kwargs={"overwrite": True},
             seed_everything_default=0,
         )
+    except MisconfigurationException as error:
+        raise ConfigError(f"{' '.join(str(error).split())}{_own_setting(str(error))}") from error
     except (ArgumentError, ValueError) as error:
         cause = _deliberate_cause(error)
         if cause is not None:
@@ -86,6 +99,12 @@ def _check_checkpoint(path: str | None) -> None:
         raise WeightsError(f"{path}: no such checkpoint")
     if Path(path).is_file() and not zipfile.is_zipfile(path):  # the directory of torch's archives stands at their end
         raise WeightsError(f"{path}: not a whole checkpoint, it is damaged or cut short; take an earlier one")
+
+
+def _own_setting(message: str) -> str:
+    """Where the module has a setting of its own for what Lightning refuses."""
+    own = {"gradient_clip_val": "model.clip", "accumulate_grad_batches": "model.accumulate"}
+    return "".join(f" Set {mine} instead of trainer.{name}." for name, mine in own.items() if name in message)
 
 
 def _is_no_advertisement(record: logging.LogRecord) -> bool:

@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
-from morsr.adapters import MoRConfig, load_adapters, save_adapters
+from morsr.adapters import MoRConfig, load_adapters, save_adapters, start_from_adapters
 from morsr.errors import ConfigError
 from morsr.estimators import build_estimator
 from morsr.functional.quality import quantize_8bit
@@ -27,7 +27,7 @@ from morsr.training.adapter_state import check_checkpoint, newest_adapters, save
 from morsr.training.calibration import standardize_router
 from morsr.training.objective import Objective
 from morsr.training.optim import OptimizerSettings, build_networks
-from morsr.training.phases import Network, OneStepPhase, StepReport
+from morsr.training.phases import Network, OneStepPhase
 from morsr.training.schedules import ScheduleName
 from morsr.training.strategy import check_trainer
 
@@ -41,6 +41,9 @@ class OneStepSRModule(L.LightningModule):
 
     Args:
         base: a preset ("tiny", "sd21", "sd-turbo"), a local diffusers folder, a hub id, or a list of ids.
+        decoder, prompts, base_dtype: see `load_backbone`: a smaller decoder, texts in place of the fixed prompts, and
+            what the frozen weights are stored as.
+        checkpointing: recompute activations in the backward pass, which saves memory and costs time.
         adapters: ranks, experts, router and balance of the mixture.
         estimator: kind of degradation estimator, "frequency", "learned" or "clip".
         estimator_args: settings of that estimator.
@@ -50,6 +53,7 @@ class OneStepSRModule(L.LightningModule):
         discriminator: settings of the discriminator, where loss.gan is on.
         weights: adapters file to start from, to validate or to test. None: `fit` starts afresh; the others take the
             newest adapters among the runs, else the shipped ones.
+        start_from: adapters file that `fit` alone starts from; a plain LoRA becomes the first shared ranks.
         lr, router_lr_scale, weight_decay, betas, warmup, schedule: see `OptimizerSettings`.
         clip: largest norm of each network's gradient; 0 for none. It stands in for the trainer's gradient_clip_val.
         accumulate: parts that each batch is split into to save memory; stands in for accumulate_grad_batches.
@@ -69,6 +73,10 @@ class OneStepSRModule(L.LightningModule):
         self,
         *,
         base: str | list[str] = "tiny",
+        decoder: str | list[str] | None = None,
+        prompts: dict[str, str] | None = None,
+        base_dtype: str | None = None,
+        checkpointing: bool = False,
         adapters: MoRConfig | None = None,
         estimator: str = "frequency",
         estimator_args: dict[str, Any] | None = None,
@@ -77,6 +85,7 @@ class OneStepSRModule(L.LightningModule):
         score: ScoreConfig | None = None,
         discriminator: DiscriminatorConfig | None = None,
         weights: str | None = None,
+        start_from: str | None = None,
         lr: float = 5e-5,
         router_lr_scale: float = 20.0,
         weight_decay: float = 1e-2,
@@ -91,6 +100,8 @@ class OneStepSRModule(L.LightningModule):
         val_metrics: Sequence[str] = ("psnr", "ssim", "niqe"),
     ) -> None:
         super().__init__()
+        if weights is not None and start_from is not None:
+            raise ConfigError("weights and start_from both name adapters to start from; give one of them")
         if calibration_images < 2:
             raise ConfigError(f"calibration_images: expected at least 2, got {calibration_images}")
         self.automatic_optimization = False
@@ -101,28 +112,26 @@ class OneStepSRModule(L.LightningModule):
             schedule=schedule,
         )  # fmt: skip
         self.step_settings: dict[str, Any] = {"clip": clip, "accumulate": accumulate, "max_skipped": max_skipped}
-        self.calibration_images, self.seed, self.weights_file = calibration_images, seed, weights
+        self.calibration_images, self.seed = calibration_images, seed
+        self.weights_file, self.start_from = weights, start_from
         self.last_output: GeneratorOutput | None = None
         self.phase: OneStepPhase | None = None
-        self._build_models()
-        self._build_losses(loss, score, discriminator)
+        self._build_models(decoder, prompts, base_dtype, checkpointing)
+        self.objective = Objective(self.generator, loss, score=score, discriminator=discriminator)
+        # Registered here, so that they move with the module and are saved with it.
+        self.loss, self.discriminator = self.objective.restoration, self.objective.discriminator
         self.scores = ScoreMeans(val_metrics)
         if weights is not None:
             self.load_adapters(weights)
 
-    def _build_models(self) -> None:
-        estimator = build_estimator(self.estimator_spec["kind"], **self.estimator_spec["args"])
+    def _build_models(self, decoder: Any, prompts: Any, dtype: str | None, checkpointing: bool) -> None:
         self.generator = OneStepGenerator(
-            load_backbone(self.base), estimator, adapters=self.adapters, one_step=self.one_step
-        )
+            load_backbone(self.base, decoder=decoder, prompts=prompts, dtype=dtype),
+            build_estimator(self.estimator_spec["kind"], **self.estimator_spec["args"]),
+            adapters=self.adapters, one_step=self.one_step, checkpointing=checkpointing,
+        )  # fmt: skip
+        self.of_base = {"decoder": decoder, "prompts": prompts}
         self.strict_loading = False  # checkpoints hold the adapters alone; `on_load_checkpoint` checks them
-
-    def _build_losses(self, loss: Any, score: ScoreConfig | None, discriminator: DiscriminatorConfig | None) -> None:
-        self.objective = Objective(self.generator, loss, score=score, discriminator=discriminator)
-        # Registered here, so that they move with the module and are saved with it.
-        self.loss, self.discriminator = self.objective.restoration, self.objective.discriminator
-
-    # -- steps ---------------------------------------------------------------------------------------------------
 
     def forward(self, lr: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         """Restore LR images (B, 3, h, w) in [0, 1]; the result is clamped to [0, 1]."""
@@ -137,14 +146,7 @@ class OneStepSRModule(L.LightningModule):
         draws = Draws.of_step(seed=self.seed, step=step, first=first, count=count, device=self.device)
         report = self.phase.run(batch, draws, step=step)
         self.last_output = report.output
-        self._log_report(report, count)
-
-    def _log_report(self, report: StepReport, count: int) -> None:
-        values: dict[str, Any] = {f"train/{name}": value for name, value in report.terms.items()}
-        values |= {f"grad_norm/{name}": value for name, value in report.norms.items()}
-        if report.skipped:
-            values |= {f"skipped/{name}": float(self.phase.skipped_in_all[name]) for name in report.skipped}
-        self.log_dict(values, batch_size=count)
+        self.log_dict(report.values(self.phase.skipped_in_all), batch_size=count)
         self.log("train/loss", report.total, prog_bar=True, batch_size=count)
 
     def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> dict[str, Tensor]:
@@ -161,8 +163,6 @@ class OneStepSRModule(L.LightningModule):
 
     def predict_step(self, batch: Mapping[str, Any], batch_idx: int) -> dict[str, Any]:
         return {"sr": self(batch["lr"]), "stem": batch.get("stem")}
-
-    # -- optimization --------------------------------------------------------------------------------------------
 
     def build_networks(self, total_steps: int = -1) -> list[Network]:
         """Generator, and score network and discriminator where there are any, each with its optimizer."""
@@ -192,11 +192,13 @@ class OneStepSRModule(L.LightningModule):
     def _total_steps(self) -> int:
         return int(self.trainer.estimated_stepping_batches)
 
-    # -- start of a run ------------------------------------------------------------------------------------------
-
     def setup(self, stage: str) -> None:
         if stage == "fit":
             check_trainer(self.trainer, networks=len(self.objective.trained()))
+            rank_zero_info(self.objective.describe())
+            if self.start_from is not None and self.trainer.ckpt_path is None:
+                backbone = self.generator.backbone
+                rank_zero_info(start_from_adapters(self.start_from, backbone, base_id=backbone.base_id))
         elif self.weights_file is None and self.trainer.ckpt_path is None:
             path = newest_adapters(self.trainer, self.generator) or find_adapters("tiny")
             self.load_adapters(path)
@@ -206,8 +208,6 @@ class OneStepSRModule(L.LightningModule):
         self.objective.part = self.trainer.profiler.profile
         standardize_router(self.trainer, self.generator, images=self.calibration_images)
 
-    # -- adapters file and checkpoint ----------------------------------------------------------------------------
-
     def averaged_parameters(self) -> dict[str, nn.Parameter]:
         """What `AdapterEMA` averages: the generator's own adapters."""
         mine = {id(parameter) for parameter in self.objective.trained()["generator"]}
@@ -216,16 +216,15 @@ class OneStepSRModule(L.LightningModule):
     def save_adapters(self, path: str | os.PathLike[str], *, dtype: torch.dtype | None = None) -> None:
         """Write the generator's adapters, their router and how to run them on the same base as one safetensors file.
 
-        Args:
-            path: target; written beside it first and moved, so that a stop leaves no half file.
-            dtype: what the ranks are stored as; default float32.
+        The ranks are stored as `dtype`, float32 by default; the file appears whole or not at all.
         """
         backbone = self.generator.backbone
         save_adapters(path, backbone, name="generator", base_id=backbone.base_id, extra=self._recipe(), dtype=dtype)
 
     def _recipe(self) -> dict[str, Any]:
         """What a file of adapters needs beside them to be run again."""
-        return {"estimator": self.estimator_spec, "one_step": self.one_step.to_dict(), "base": self.base}
+        facts = {"estimator": self.estimator_spec, "one_step": self.one_step.to_dict(), "base": self.base}
+        return {**facts, **{name: value for name, value in self.of_base.items() if value is not None}}
 
     def load_adapters(self, path: str | os.PathLike[str]) -> None:
         """Load adapters of the same configuration over the ones in the module.
@@ -243,8 +242,9 @@ class OneStepSRModule(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         keep = self._saved_keys()
         checkpoint["state_dict"] = {key: value for key, value in checkpoint["state_dict"].items() if key in keep}
-        base_id = self.generator.backbone.base_id
-        checkpoint["morsr"] = {"base_id": base_id, "adapters": self.adapters.to_dict(), "extra": self._recipe()}
+        backbone = self.generator.backbone
+        described = {"base_id": backbone.base_id, "adapters": self.adapters.to_dict(), "extra": self._recipe()}
+        checkpoint["morsr"] = {**described, "prompts": {key: value.cpu() for key, value in backbone.prompts.items()}}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         check_checkpoint(checkpoint, self._saved_keys(), self.generator.backbone.base_id)

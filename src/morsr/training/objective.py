@@ -99,6 +99,18 @@ class Objective:
             networks["discriminator"] = list(self.discriminator.parameters())
         return networks
 
+    def describe(self) -> str:
+        """One line for the log: which terms count, and what stands in for LPIPS where it is off."""
+        weights = {**self.restoration.weights, **self.weights}
+        context = self.generator.context
+        if context is None or not context.config.is_routed:
+            weights.pop("balance")
+        parts = [f"{name} {weight}" for name, weight in weights.items() if weight]
+        if not weights["lpips"]:
+            stand_in = "the perceptual term uses features of the frozen base" if weights["features"] else "none instead"
+            parts.append(f"LPIPS off ({stand_in})")
+        return f"losses: {', '.join(parts)}"
+
     def first_step(self, network: str) -> int:
         """Generator step from which a network moves: the helpers rest until their term starts."""
         return 0 if network == "generator" else self.weights["vsd" if network == "score" else "gan"].start

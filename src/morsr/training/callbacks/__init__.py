@@ -8,6 +8,7 @@ from morsr.training.callbacks.images import ImageGrid
 from morsr.training.callbacks.layout import TensorBoardPage
 from morsr.training.callbacks.plot import utilization_plot
 from morsr.training.callbacks.progress import StepProgressBar
+from morsr.training.callbacks.safety import RunSafety
 from morsr.training.callbacks.summary import RunSummary
 from morsr.training.callbacks.utilization import ExpertUtilization
 
@@ -16,6 +17,7 @@ __all__ = [
     "AdapterEMA",
     "ExpertUtilization",
     "ImageGrid",
+    "RunSafety",
     "RunSummary",
     "StepProgressBar",
     "TensorBoardPage",

@@ -1,0 +1,75 @@
+"""Configs that extend one another: a file says what differs from its parent, and nothing else.
+
+extends: mor_sd21.yaml          a path beside this file, or a list of them, later ones over earlier ones
+model:
+  init_args:
+    accumulate: 4
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from morsr.errors import ConfigError
+
+
+def read_config(path: str | Path, *, _children: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """A config with everything that it extends, as plain values.
+
+    Mappings are joined key by key; lists and single values take the parent's place, and so does a mapping that names
+    another class.
+
+    Raises:
+        ConfigError: no such file, no YAML mapping, or files that extend one another in a circle.
+    """
+    path = Path(path)
+    if path.resolve() in _children:
+        raise ConfigError(f"{path}: extends itself through {', '.join(child.name for child in _children)}")
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{path}: cannot be read as a config ({' '.join(str(error).split())})") from error
+    if not isinstance(config, dict):
+        raise ConfigError(f"{path}: expected a mapping, got {type(config).__name__}")
+    parents = config.pop("extends", [])
+    merged: dict[str, Any] = {}
+    for parent in [parents] if isinstance(parents, str) else parents:
+        above = read_config(path.parent / parent, _children=(*_children, path.resolve()))
+        merged = _joined(merged, above)
+    return _joined(merged, config)
+
+
+def expand_configs(arguments: Sequence[str]) -> list[str]:
+    """Command-line arguments whose `--config FILE` is the joined config in place of a file that extends others."""
+    expanded: list[str] = []
+    for place, argument in enumerate(arguments):
+        name, equals, value = argument.partition("=")
+        if name in ("--config", "-c") and equals:
+            expanded.append(f"{name}={_expanded(value)}")
+        elif place and arguments[place - 1] in ("--config", "-c"):
+            expanded.append(_expanded(argument))
+        else:
+            expanded.append(argument)
+    return expanded
+
+
+def _expanded(value: str) -> str:
+    path = Path(value)
+    # Only a line of its own can be the key; what the parser itself can read is left to it, with its own messages.
+    if not path.is_file() or not any(line.startswith("extends:") for line in path.read_text("utf-8").splitlines()):
+        return value
+    return yaml.safe_dump(read_config(path), sort_keys=False)
+
+
+def _joined(parent: dict[str, Any], child: dict[str, Any]) -> dict[str, Any]:
+    if "class_path" in child and child["class_path"] != parent.get("class_path", child["class_path"]):
+        return child
+    result = dict(parent)
+    for key, value in child.items():
+        both = isinstance(value, dict) and isinstance(result.get(key), dict)
+        result[key] = _joined(result[key], value) if both else value
+    return result

@@ -1,0 +1,66 @@
+"""A set that starts from a plain LoRA computes what the LoRA computed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from morsr.adapters import MoRConfig, inject, routing_context, save_adapters, start_from_adapters
+from morsr.errors import WeightsError
+
+
+@pytest.fixture
+def lora(tmp_path: Path, toy: Any, make_toy: Callable[..., Any], small_config: Any) -> tuple[Path, torch.Tensor]:
+    """A file of a LoRA of 2 ranks and scale 2, and its output on the test images."""
+    model, _ = make_toy(small_config("lora", num_ranks=2, scale=2.0))
+    path = save_adapters(tmp_path / "lora.safetensors", model, base_id="toy")
+    return path, model
+
+
+def mixture(toy: Any, config: MoRConfig, scores: torch.Tensor) -> Any:
+    torch.manual_seed(0)
+    model = toy().eval()
+    inject(model, config, condition_dim=scores.shape[1])
+    routing_context(model).condition = scores
+    return model
+
+
+def test_a_lora_becomes_shared_ranks(lora: Any, toy: Any, small_config: Any, images: Any, scores: Any) -> None:
+    path, source = lora
+    model = mixture(toy, small_config("mor", scale=0.5), scores)
+    assert "2 ranks" in start_from_adapters(path, model, base_id="toy")
+    torch.testing.assert_close(model(images), source(images))
+
+
+def test_the_same_configuration_takes_all_of_it(
+    tmp_path: Path, toy: Any, make_toy: Any, small_config: Any, images: Any, scores: Any
+) -> None:
+    source, report = make_toy(small_config("mor"))
+    report.context.condition = scores
+    path = save_adapters(tmp_path / "mor.safetensors", source)
+    model = mixture(toy, small_config("mor"), scores)
+    start_from_adapters(path, model)
+    routing_context(model).condition = scores
+    torch.testing.assert_close(model(images), source(images))
+
+
+@pytest.mark.parametrize(
+    ("settings", "base_id", "words"),
+    [
+        ({"num_shared": 1}, "toy", "num_shared to at least 2"),
+        ({"targets": ("to_q",)}, "toy", "targets leave out"),
+        ({}, "other", "made for the base 'toy'"),
+    ],
+)
+def test_what_does_not_fit_is_named_and_changes_nothing(
+    settings: Any, base_id: str, words: str, lora: Any, toy: Any, small_config: Any, images: Any, scores: Any
+) -> None:
+    model = mixture(toy, small_config("mor", **settings), scores)
+    before = model(images)
+    with pytest.raises(WeightsError, match=words):
+        start_from_adapters(lora[0], model, base_id=base_id)
+    torch.testing.assert_close(model(images), before, rtol=0, atol=0)

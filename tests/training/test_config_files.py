@@ -1,0 +1,57 @@
+"""Configs that extend one another."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from morsr.errors import ConfigError
+from morsr.training.config_files import expand_configs, read_config
+
+
+def write(folder: Path, **files: str) -> None:
+    for name, text in files.items():
+        (folder / f"{name}.yaml").write_text(text)
+
+
+def test_a_child_changes_what_it_names_and_keeps_the_rest(tmp_path: Path) -> None:
+    write(
+        tmp_path,
+        parent="a: 1\nmodel: {class_path: x.Y, init_args: {lr: 1, loss: {l2: 1, vsd: 2}, names: [p, q]}}\n",
+        child="extends: parent.yaml\nmodel: {init_args: {loss: {vsd: 0}, names: [r]}}\n",
+    )
+    assert read_config(tmp_path / "child.yaml") == {
+        "a": 1,
+        "model": {"class_path": "x.Y", "init_args": {"lr": 1, "loss": {"l2": 1, "vsd": 0}, "names": ["r"]}},
+    }
+
+
+def test_another_class_takes_nothing_over(tmp_path: Path) -> None:
+    write(
+        tmp_path,
+        parent="model: {class_path: x.Y, init_args: {lr: 1}}\n",
+        child="extends: parent.yaml\nmodel: {class_path: x.Z, init_args: {width: 2}}\n",
+    )
+    assert read_config(tmp_path / "child.yaml")["model"] == {"class_path": "x.Z", "init_args": {"width": 2}}
+
+
+def test_later_parents_win(tmp_path: Path) -> None:
+    write(tmp_path, one="a: 1\nb: 1\n", two="b: 2\n", child="extends: [one.yaml, two.yaml]\n")
+    assert read_config(tmp_path / "child.yaml") == {"a": 1, "b": 2}
+
+
+def test_circles_and_missing_files_are_named(tmp_path: Path) -> None:
+    write(tmp_path, one="extends: two.yaml\n", two="extends: one.yaml\n", lone="extends: nowhere.yaml\n")
+    with pytest.raises(ConfigError, match="extends itself"):
+        read_config(tmp_path / "one.yaml")
+    with pytest.raises(ConfigError, match=r"nowhere\.yaml"):
+        read_config(tmp_path / "lone.yaml")
+
+
+def test_only_files_that_extend_are_replaced_on_the_command_line(tmp_path: Path) -> None:
+    write(tmp_path, parent="a: 1\n", child="extends: parent.yaml\nb: 2\n")
+    plain, child = str(tmp_path / "parent.yaml"), str(tmp_path / "child.yaml")
+    assert expand_configs(["fit", "--config", plain, "--x=1"]) == ["fit", "--config", plain, "--x=1"]
+    assert expand_configs(["fit", "--config", child]) == ["fit", "--config", "a: 1\nb: 2\n"]
+    assert expand_configs(["fit", f"--config={child}"]) == ["fit", "--config=a: 1\nb: 2\n"]

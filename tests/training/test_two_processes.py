@@ -1,0 +1,76 @@
+"""Two processes over gloo train all three networks as one process does on the joined batch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+import training_twins as twins
+from torch.utils.data import DataLoader
+
+STEPS = 3
+
+
+class Joined(twins.Pairs):
+    """Four images a step in all: two for each of two processes, the first process's first."""
+
+    def train_dataloader(self) -> DataLoader:
+        count, rank = 4 // self.trainer.world_size, self.trainer.global_rank
+        places = [step * 4 + rank * count + index for step in range(STEPS) for index in range(count)]
+        return DataLoader([self.pair(place) for place in places], batch_size=count, collate_fn=self.collate)
+
+
+class Record(L.Callback):
+    """Keeps gradients by network and step, and the terms of every step; each process writes its own file."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.gradients, self.terms = folder, [], []
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        # AdamW's first steps are the gradients' signs: rounding of those near zero would drive the two runs apart.
+        for optimizer in trainer.optimizers:
+            for group in optimizer.param_groups:
+                group["eps"] = 1e-2
+
+    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+        network = next(n for n in pl_module.phase.networks if n.optimizer is optimizer)
+        self.gradients.append([p.grad.clone() for p in network.parameters if p.grad is not None])
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, *rest: Any) -> None:
+        logged = {name: value for name, value in trainer.logged_metrics.items() if name.startswith("train/")}
+        self.terms.append({name: value.detach().clone() for name, value in logged.items()})
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        kept = {"gradients": self.gradients, "terms": self.terms}
+        torch.save(kept, self.folder / f"{trainer.world_size}-{trainer.global_rank}.pt")
+
+
+def train(base: Path, folder: Path, **settings: Any) -> None:
+    module = twins.build(base, loss=twins.ALL_LOSSES, lr=1e-3)
+    context = module.generator.context
+    # Standardised beforehand: the calibration pass of two processes sees other images than that of one.
+    context.set_standardization(torch.full((context.condition_dim,), 0.4), torch.full((context.condition_dim,), 0.2))
+    twins.fit(
+        module, folder, STEPS, callbacks=[Record(folder)], data=Joined(), enable_checkpointing=False,
+        use_distributed_sampler=False, log_every_n_steps=1, **settings,
+    )  # fmt: skip
+
+
+def test_losses_and_gradients_equal_the_joined_batch(small_base: Path, tmp_path: Path) -> None:
+    train(small_base, tmp_path)
+    train(small_base, tmp_path, devices=2, strategy="ddp_fork_find_unused_parameters_true")
+    one, first, second = (torch.load(tmp_path / name, weights_only=True) for name in ("1-0.pt", "2-0.pt", "2-1.pt"))
+    assert len(one["gradients"]) == len(first["gradients"]) == 3 * STEPS
+    for place, expected in enumerate(one["gradients"]):
+        for mine, other, whole in zip(first["gradients"][place], second["gradients"][place], expected, strict=True):
+            torch.testing.assert_close(mine, other, rtol=0, atol=0, msg="processes hold different gradients")
+            torch.testing.assert_close(
+                mine, whole, rtol=1e-3, atol=1e-6, msg=lambda text, place=place: f"update {place}: {text}"
+            )
+    for step, terms in enumerate(one["terms"]):
+        assert {"train/vsd", "train/gan", "train/score", "train/discriminator", "train/balance"} <= set(terms)
+        for name, whole in terms.items():
+            mean = (first["terms"][step][name] + second["terms"][step][name]) / 2
+            torch.testing.assert_close(mean, whole, rtol=1e-3, atol=1e-5, msg=f"{name} at step {step}")
