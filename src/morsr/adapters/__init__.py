@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from morsr.adapters.checkpoint import load_adapters, read_adapters_header, save_adapters
+from morsr.adapters.checkpoint import load_adapters, read_adapters_header, read_attached, save_adapters
 from morsr.adapters.config import MoRConfig
 from morsr.adapters.inject import (
     AdaptedEntry,
@@ -47,6 +47,7 @@ __all__ = [
     "plain_state_dict",
     "preset_targets",
     "read_adapters_header",
+    "read_attached",
     "routing_context",
     "save_adapters",
     "start_from_adapters",

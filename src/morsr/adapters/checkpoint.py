@@ -31,7 +31,7 @@ from morsr.errors import ConfigError, InputError, WeightsError
 
 FORMAT = "morsr-adapters"
 FORMAT_VERSION = 2
-"""1: ranks and router. 2: also parameters of the base that were trained whole; written only where there are any."""
+"""1: ranks and router. 2: also parameters of the base trained whole, or attached tensors; where there are any."""
 _SAMPLES = 256
 _SAVE_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
@@ -44,6 +44,7 @@ def save_adapters(
     base_id: str = "",
     dtype: torch.dtype | None = None,
     extra: Mapping[str, Any] | None = None,
+    attached: Mapping[str, Tensor] | None = None,
 ) -> Path:
     """Write one adapter set to a safetensors file; an existing file is replaced in one step.
 
@@ -56,6 +57,7 @@ def save_adapters(
         base_id: what the base model is called, as "tiny" or a hub id; a load with another id is refused.
         dtype: to store the ranks in, as torch.float16; their own by default. Router and statistics stay in float32.
         extra: values that fit JSON, given back by ``read_adapters_header``.
+        attached: tensors that go with the set, such as prompt embeddings, given back by ``read_attached``.
 
     Raises:
         ConfigError: no such set, an open merge, or a dtype that is no floating-point type.
@@ -88,6 +90,7 @@ def save_adapters(
             }
             for layer_name, layer, _ in layers
         ],
+        **({"attached": {key: list(value.shape) for key, value in attached.items()}} if attached else {}),
         **({"whole": {key: list(value.shape) for key, value in whole.items()}} if whole else {}),
         "extra": dict(extra or {}),
     }
@@ -102,9 +105,9 @@ def save_adapters(
             tensors[f"layers.{layer_name}.{key}"] = value.to("cpu", dtype or value.dtype).contiguous()
     for key, value in context.state_dict().items():
         tensors[f"context.{key}"] = value.detach().to("cpu").contiguous()
-    for key, value in whole.items():
-        tensors[f"whole.{key}"] = value.to("cpu").contiguous()
-    metadata = {"format": FORMAT, "format_version": "2" if whole else "1", "header": text}
+    for kind, values in (("whole", whole), ("attached", attached or {})):
+        tensors |= {f"{kind}.{key}": value.detach().to("cpu").contiguous() for key, value in values.items()}
+    metadata = {"format": FORMAT, "format_version": "2" if whole or attached else "1", "header": text}
     partial = path.with_name(path.name + ".part")
     path.parent.mkdir(parents=True, exist_ok=True)
     partial.touch()
@@ -147,6 +150,20 @@ def read_adapters_header(path: str | os.PathLike[str]) -> dict[str, Any]:
             f"{path}: written in format {version}, this version reads up to {FORMAT_VERSION}; update morsr"
         )
     return {**header, "format_version": version}
+
+
+def read_attached(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """Tensors that were attached to the set of an adapter file; none in most.
+
+    Raises:
+        WeightsError: an unreadable file.
+    """
+    names = read_adapters_header(path).get("attached", {})
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            return {name: file.get_tensor(f"attached.{name}") for name in names}
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(f"{path}: cannot be read ({error}); copy or download it again") from error
 
 
 def load_adapters(
@@ -239,7 +256,8 @@ def _read_tensors(path: str | os.PathLike[str], header: dict[str, Any], config: 
     names = [layer["name"] for layer in header["layers"]]
     skeleton = RoutingContext(config, names, header["condition_dim"], device=torch.device("meta"))
     wanted |= {f"context.{key}": tuple(value.shape) for key, value in skeleton.state_dict().items()}
-    wanted |= {f"whole.{key}": tuple(shape) for key, shape in header.get("whole", {}).items()}
+    for kind in ("whole", "attached"):
+        wanted |= {f"{kind}.{key}": tuple(shape) for key, shape in header.get(kind, {}).items()}
     missing, unexpected = sorted(set(wanted) - set(tensors)), sorted(set(tensors) - set(wanted))
     if missing or unexpected:
         raise WeightsError(f"{path}: missing tensors {_some(missing)}; unexpected tensors {_some(unexpected)}")

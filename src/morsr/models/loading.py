@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from morsr.adapters import MoRConfig, load_adapters, read_adapters_header
+from morsr.adapters import MoRConfig, load_adapters, read_adapters_header, read_attached
 from morsr.errors import ConfigError, WeightsError
 from morsr.estimators import build_estimator
 from morsr.models.backbone import load_backbone, package_weights
@@ -72,7 +73,12 @@ def _download(repository: str, **hub: Any) -> Path:
 
 
 def load_generator(
-    name_or_path: str | os.PathLike[str] = "tiny", *, base: str | os.PathLike[str] | None = None, **hub: Any
+    name_or_path: str | os.PathLike[str] = "tiny",
+    *,
+    base: str | os.PathLike[str] | None = None,
+    decoder: str | os.PathLike[str] | None = None,
+    prompt: str | None = None,
+    **hub: Any,
 ) -> OneStepGenerator:
     """Load a generator with its base, estimator and adapters, in evaluation mode, on the CPU in float32.
 
@@ -80,24 +86,29 @@ def load_generator(
         name_or_path: a shipped preset ("tiny"), an adapters `.safetensors`, a saved folder, a folder with
             `adapters.safetensors`, a training checkpoint `.ckpt`, or the hub id of a saved folder.
         base: folder or hub id of the base model; default the one that the adapters name.
+        decoder: an AutoencoderTiny that decodes in place of the base's own, see `load_backbone`; default the one of the
+            training.
+        prompt: text in place of the prompt whose embedding comes with the adapters; needs the base's text encoder.
         hub: as for `find_model`.
 
     Raises:
         WeightsError: a file that is missing, damaged, or made for another base.
     """
     path = find_model(name_or_path, **hub)
+    given = {"base": base, "decoder": decoder, "prompts": None if prompt is None else {"clean": prompt}}
     if path.is_dir():
         described = read_description(path)
         if described is not None and described["adapters"] is None:
-            return _build(path, None, described, base).eval()
+            return _build(path, None, described, given).eval()
         path = path / ADAPTERS_FILE
     else:
         described = None
     if path.suffix == ".ckpt":
-        return _from_checkpoint(path, base)
+        return _from_checkpoint(path, given)
     header = read_adapters_header(path)
     extra = described or _described(path, header.get("extra"))
-    generator = _build(path, MoRConfig.from_dict(header["config"]), extra, base)
+    cached = read_attached(path)
+    generator = _build(path, MoRConfig.from_dict(header["config"]), extra, given, cached)
     load_adapters(path, generator.backbone, name="generator", base_id=generator.backbone.base_id)
     return generator.eval()
 
@@ -112,16 +123,29 @@ def _described(path: Path, extra: Any) -> Mapping[str, Any]:
 
 
 def _build(
-    path: Path, config: MoRConfig | None, extra: Mapping[str, Any], base: str | os.PathLike[str] | None
+    path: Path,
+    config: MoRConfig | None,
+    extra: Mapping[str, Any],
+    given: Mapping[str, Any],
+    cached: Mapping[str, Tensor] | None = None,
 ) -> OneStepGenerator:
+    """A fresh generator: what the user gave, else what the file describes; prompts that are cached need no encoder."""
     spec = extra["estimator"]
     try:
         one_step = OneStepConfig(**extra["one_step"])
         estimator = None if spec is None else build_estimator(spec["kind"], **spec["args"])
     except (KeyError, TypeError, ConfigError) as error:
         raise WeightsError(f"{path}: its description cannot be read ({error})") from error
-    prompt = extra.get("prompt")
-    backbone = load_backbone(base or extra["base"], prompts=None if prompt is None else {"clean": prompt})
+    text = extra.get("prompt")
+    prompts = given["prompts"] or cached or extra.get("prompts") or (None if text is None else {"clean": text})
+    decoder = given["decoder"] or extra.get("decoder")
+    base = given["base"] or extra["base"]
+    try:
+        backbone = load_backbone(base, decoder=decoder, prompts=prompts)
+    except ConfigError as error:
+        if prompts is cached and "prompt embedding" in str(error):
+            raise WeightsError(f"{path}: made for another base than {base}: {error}") from error
+        raise
     return OneStepGenerator(backbone, estimator, adapters=config, one_step=one_step)
 
 
@@ -146,11 +170,11 @@ def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0][:120]
 
 
-def _from_checkpoint(path: Path, base: str | os.PathLike[str] | None) -> OneStepGenerator:
+def _from_checkpoint(path: Path, given: Mapping[str, Any]) -> OneStepGenerator:
     checkpoint = read_checkpoint(path)
     described = checkpoint["morsr"]
     config, extra = MoRConfig.from_dict(described["adapters"]), _described(path, described.get("extra"))
-    generator = _build(path, config, extra, base)
+    generator = _build(path, config, extra, given, described.get("prompts"))
     if generator.backbone.base_id != described["base_id"]:
         raise WeightsError(f"{path}: trained on the base {described['base_id']!r}, got {generator.backbone.base_id!r}")
     prefix = "generator."

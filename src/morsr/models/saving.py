@@ -96,6 +96,7 @@ def save_generator(
             name=generator.context.name,
             base_id=backbone.base_id,
             extra={**description, "base": source or "base", "estimator": estimator and estimator.spec},
+            attached=backbone.prompts,
             dtype=dtype,
         )
     else:
