@@ -155,7 +155,7 @@ class _Training:
         backbone = load_backbone(args.base, decoder=args.decoder, dtype=args.base_dtype)
         tiny = args.base == "tiny"
         encoder = "tiny_vae_encoder@vae" if type(backbone.vae).__name__ == "AutoencoderTiny" else "sd_vae_encoder@vae"
-        ranks = {"num_ranks": 24, "num_zero": 2} if tiny else {}
+        ranks: dict[str, Any] = {"num_ranks": 24, "num_zero": 2} if tiny else {}
         self.generator = OneStepGenerator(
             backbone,
             build_estimator("frequency"),

@@ -13,14 +13,12 @@ from morsr.functional.precision import keep_float32, without_autocast
 class _Float32(nn.Module):
     """Mixin: weights are not halved by `.to`, and the forward runs in their precision, autocast or not."""
 
-    weight: nn.Parameter
-
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
         return super()._apply(keep_float32(fn), recurse)
 
     def forward(self, inputs: Tensor) -> Tensor:
         with without_autocast(inputs.device):
-            return super().forward(inputs.to(self.weight.dtype))
+            return super().forward(inputs.to(self.weight.dtype))  # type: ignore[arg-type]
 
 
 class Float32Conv2d(_Float32, nn.Conv2d):
