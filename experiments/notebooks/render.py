@@ -71,7 +71,7 @@ def workplace() -> Iterator[Path]:
 def plain(text: str) -> str:
     """What a terminal would show in the end: without colours, carriage returns and folders of this machine."""
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
-    text = "\n".join(line.rsplit("\r", 1)[-1] for line in text.splitlines())
+    text = "\n".join(line.rsplit("\r", 1)[-1].rstrip() for line in text.splitlines())
     return re.sub(
         rf"({re.escape(str(Path.home()))}|{re.escape(tempfile.gettempdir())}/[^/\s]+|/\S+/site-packages)/", "", text
     )
@@ -97,7 +97,7 @@ def markdown(notebook: nbformat.NotebookNode, name: str, folder: Path) -> Path:
                 pictures += 1
             elif output.get("name") == "stdout" or "text/plain" in data:
                 text = plain(output.get("text") or data["text/plain"]).rstrip()
-                lines += ["```text", text, "```", ""] if text else []
+                lines += ["```text", text, "```", ""] if text and "UserWarning" not in text else []
     path = folder / f"{name}.md"
     path.write_text("\n".join(lines).rstrip() + "\n", encoding="utf-8")
     return path
