@@ -29,6 +29,7 @@ COMMANDS = {
     "import": "OSEDiff's or PiSA-SR's weights as an adapters file",
     "export": "one fixed routing as a LoRA, a diffusers folder or ONNX",
     "bench": "measurements as ratios against named peers",
+    "demo": "a local web page to try a model on one's own images",
     "selftest": "restore a bundled image and compare with its expected output",
 }
 

@@ -20,7 +20,8 @@ from morsr.models import passes
 from morsr.models import restorer as restorer_module
 from morsr.models.passes import tile_plan
 from morsr.models.picture_files import read_file
-from morsr.models.restorer import DEFAULTS, Restorer, resolve_device, resolve_dtype
+from morsr.models.restorer import Restorer
+from morsr.models.settings import Settings, resolve_device, resolve_dtype
 
 
 def bicubic(images: Tensor, scale: float = 4.0) -> Tensor:
@@ -112,16 +113,18 @@ def test_settings_that_cannot_work_are_refused_before_anything_is_done(setting: 
     with pytest.raises(ConfigError, match=words):
         restorer(torch.rand(1, 3, 4, 4), **setting)
     with pytest.raises(ConfigError, match=words):
-        restorer.check(**setting)
+        restorer.settings(**setting)
     assert not restorer.generator.sizes
 
 
 def test_defaults_of_the_call_and_of_the_check_agree():
     import inspect
+    from dataclasses import asdict
 
+    defaults = asdict(Settings())
     for function in (Restorer.__call__, Restorer.restore_file):
         parameters = inspect.signature(function).parameters
-        assert {name: parameters[name].default for name in DEFAULTS} == DEFAULTS
+        assert {name: parameters[name].default for name in defaults} == defaults
 
 
 def test_devices_and_dtypes_by_name():

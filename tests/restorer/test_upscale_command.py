@@ -12,6 +12,7 @@ from PIL import Image
 
 from morsr.cli import main
 from morsr.models.restorer import Restorer
+from morsr.models.settings import Settings
 
 
 @pytest.fixture(autouse=True)
@@ -46,7 +47,7 @@ def test_a_file_becomes_a_file(model: Restorer, capsys: pytest.CaptureFixture[st
     assert main(["upscale", "photo.jpg", "new/out.png"]) == 0
     assert Image.open("new/out.png").size == (48, 36)
     assert "out.png" in capsys.readouterr().err
-    assert model.asked == [("tiny", {"base": None, "device": "auto", "dtype": "auto"})]  # type: ignore[attr-defined]
+    assert model.asked == [("tiny", {"base": None, "device": "auto", "dtype": "auto", "compile": False})]  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(
@@ -62,11 +63,14 @@ def test_a_file_into_a_folder_keeps_its_name(target: str, made: str):
 def test_options_reach_the_restorer(model: Restorer, monkeypatch: pytest.MonkeyPatch):
     seen = {}
     monkeypatch.setattr(model, "restore_file", lambda source, target, **options: seen.update(options))
-    monkeypatch.setattr(model, "check", lambda **options: None)
+    monkeypatch.setattr(Settings, "check_model", lambda self, generator: None)
     photo("photo.png")
     arguments = "--scale 1.5 --tile 256 --color adain --color-strength 0.5 --generative 0.7 --budget 3 --routing tile"
     assert (
-        main(["upscale", "photo.png", "out", *arguments.split(), "--format", "webp", "--model", "m", "--base", "b"])
+        main(
+            ["upscale", "photo.png", "out", *arguments.split(), "--format", "webp", "--model", "m", "--base", "b"]
+            + ["--compile"]
+        )
         == 0
     )
     seen.pop("progress")
@@ -82,6 +86,7 @@ def test_options_reach_the_restorer(model: Restorer, monkeypatch: pytest.MonkeyP
     }
     assert model.asked[0][0] == "m"  # type: ignore[attr-defined]
     assert model.asked[0][1]["base"] == "b"  # type: ignore[attr-defined]
+    assert model.asked[0][1]["compile"] is True  # type: ignore[attr-defined]
 
 
 def test_a_folder_is_restored_with_its_subfolders():

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import argparse
 import sys
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from morsr.errors import InputError, MorsrError
+from morsr.errors import InputError
 
 if TYPE_CHECKING:
+    from morsr.models.jobs import Job
     from morsr.models.restorer import Restorer
+    from morsr.models.settings import Settings
 
 HELP = (
     "Restore and enlarge an image, or every image in a folder and its subfolders. Outputs keep their stem, format, "
@@ -39,6 +42,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps, …")
     parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"))
     parser.add_argument("--format", help="output format for all files: png, jpg, webp, tif or bmp")
+    parser.add_argument(
+        "--batch", type=_batch, default="auto", metavar="N", help="images of equal size at once, in a folder"
+    )
+    parser.add_argument("--compile", action="store_true", help="compile the networks first (needs a C++ compiler)")
     parser.add_argument("--overwrite", action="store_true", help="restore again what exists already")
 
 
@@ -49,123 +56,69 @@ def run(options: argparse.Namespace) -> int:
         MorsrError: nothing to do, a wrong setting, or a model that cannot be loaded, before any file is touched; and
             for a single file whatever went wrong with it.
     """
+    from morsr.models.jobs import Job, check_jobs, folder_jobs, output_name
+
     source, target = Path(options.input).expanduser(), Path(options.output).expanduser()
     if source.is_dir():
-        pairs = folder_pairs(source, target, options.format)
+        jobs = folder_jobs(source, target, options.format)
     elif source.is_file():
         into_folder = target.is_dir() or options.output.endswith("/") or (not target.suffix and not options.format)
-        pairs = [(source, target / output_name(source, options.format) if into_folder else target)]
+        jobs = [Job(source, target / output_name(source, options.format) if into_folder else target)]
     else:
         raise InputError(f"{source}: no such file or folder")
-    check_pairs(pairs, options.format)
+    check_jobs(jobs, options.format)
 
-    waiting = [(one, other) for one, other in pairs if options.overwrite or not other.exists()]
-    if skipped := len(pairs) - len(waiting):
-        _say(f"{skipped} of {len(pairs)} outputs exist and are kept; --overwrite restores them again")
+    waiting = [job for job in jobs if options.overwrite or not job.target.exists()]
+    if skipped := len(jobs) - len(waiting):
+        _say(f"{skipped} of {len(jobs)} outputs exist and are kept; --overwrite restores them again")
     if not waiting:
         return 0
 
     from morsr.models.restorer import Restorer
 
-    restorer = Restorer.from_pretrained(options.model, base=options.base, device=options.device, dtype=options.dtype)
-    settings = {
-        "scale": options.scale,
-        "tile": options.tile,
-        "color": options.color,
-        "color_strength": options.color_strength,
-        "generative": options.generative,
-        "budget": options.budget,
-        "routing": options.routing,
-        "format": options.format,
-    }
-    restorer.check(**{name: value for name, value in settings.items() if name != "format"})
+    restorer = Restorer.from_pretrained(
+        options.model, base=options.base, device=options.device, dtype=options.dtype, compile=options.compile
+    )
+    settings = restorer.settings(
+        scale=options.scale, tile=options.tile, color=options.color, color_strength=options.color_strength,
+        generative=options.generative, budget=options.budget, routing=options.routing,
+    )  # fmt: skip
     if source.is_file():
-        _restore_one(restorer, *waiting[0], settings)
+        _restore_one(restorer, waiting[0], settings, options.format)
         return 0
-    return _restore_all(restorer, waiting, settings)
+    return _restore_all(restorer, waiting, jobs, settings, options)
 
 
-def _restore_one(restorer: Restorer, source: Path, target: Path, settings: dict[str, Any]) -> None:
+def _restore_one(restorer: Restorer, job: Job, settings: Settings, format: str | None) -> None:
     from tqdm import tqdm
 
-    with tqdm(unit="tile", desc=source.name, leave=False, disable=None) as bar:
+    with tqdm(unit="tile", desc=job.source.name, leave=False, disable=None) as bar:
 
         def progress(done: int, total: int) -> None:
             bar.total = total
             bar.update(done - bar.n if done > bar.n else 0)
 
-        restorer.restore_file(source, target, progress=progress, **settings)
-    _say(f"{target}")
+        restorer.restore_file(*job, format=format, progress=progress, **asdict(settings))
+    _say(f"{job.target}")
 
 
-def _restore_all(restorer: Restorer, pairs: list[tuple[Path, Path]], settings: dict[str, Any]) -> int:
+def _restore_all(
+    restorer: Restorer, waiting: list[Job], jobs: list[Job], settings: Settings, options: argparse.Namespace
+) -> int:
     from tqdm import tqdm
 
-    failed: list[str] = []
-    for source, target in tqdm(pairs, unit="image", disable=None):
-        try:
-            restorer.restore_file(source, target, **settings)
-        except InputError as error:
-            failed.append(str(error) if str(source) in str(error) else f"{source}: {error}")
-        except MorsrError as error:
-            failed.append(f"{source}: {error}")
-    _say(f"{len(pairs) - len(failed)} of {len(pairs)} images restored")
-    if failed:
-        _say(f"{len(failed)} failed:\n  " + "\n  ".join(failed))
-    return 1 if failed else 0
+    from morsr.models.folder import failure, restore_files
 
-
-def folder_pairs(source: Path, target: Path, format: str | None) -> list[tuple[Path, Path]]:
-    """Image files under a folder with their outputs, which keep their subfolder and stem.
-
-    Raises:
-        InputError: the target is a file or the same folder, or there is no image.
-    """
-    from morsr.models.picture_files import FORMATS
-
-    if target.is_file():
-        raise InputError(f"{target}: the input is a folder, so the output must be one too; this is a file")
-    inside, outside = source.resolve(), target.resolve()
-    if inside == outside:
-        raise InputError(f"{target}: the outputs would overwrite the inputs; choose another folder")
-    found = [
-        path
-        for path in sorted(source.rglob("*"))
-        if path.suffix.lower() in FORMATS
-        and path.is_file()
-        and not path.name.startswith(".")
-        and outside not in path.resolve().parents
+    outcomes = restore_files(restorer, waiting, settings, format=options.format, batch=options.batch, frames=jobs)
+    failed = [
+        failure(outcome)
+        for outcome in tqdm(outcomes, total=len(waiting), unit="image", disable=None)
+        if outcome.error is not None
     ]
-    if not found:
-        raise InputError(f"{source}: no images ({', '.join(sorted(FORMATS))}) in this folder")
-    return [(path, target / path.relative_to(source).parent / output_name(path, format)) for path in found]
-
-
-def output_name(source: Path, format: str | None) -> str:
-    """The file name of an image's output: its own, or its stem with the suffix of the format."""
-    return f"{source.stem}.{format.lower().lstrip('.')}" if format else source.name
-
-
-def check_pairs(pairs: list[tuple[Path, Path]], format: str | None) -> None:
-    """Check all outputs before the first is made.
-
-    Raises:
-        InputError: two inputs with one output, an output that is an input, or a format that cannot be written.
-    """
-    from morsr.models.picture_files import file_format
-
-    seen: dict[Path, Path] = {}
-    inputs = {source.resolve() for source, _ in pairs}
-    for source, target in pairs:
-        file_format(target, format)
-        place = target.resolve()
-        if place in inputs:
-            raise InputError(f"{target}: this output would overwrite an input")
-        if place in seen:
-            raise InputError(
-                f"{seen[place]} and {source} would both become {target}; rename one, or leave out --format"
-            )
-        seen[place] = source
+    _say(f"{len(waiting) - len(failed)} of {len(waiting)} images restored")
+    if failed:
+        _say(f"{len(failed)} failed:\n  " + "\n  ".join(sorted(failed)))
+    return 1 if failed else 0
 
 
 def _tile(text: str) -> int | str | None:
@@ -175,6 +128,13 @@ def _tile(text: str) -> int | str | None:
         return int(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"expected auto, none or a number of pixels, got {text!r}") from None
+
+
+def _batch(text: str) -> int | str:
+    try:
+        return text if text == "auto" else int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected auto or a number of images, got {text!r}") from None
 
 
 def _say(text: str) -> None:

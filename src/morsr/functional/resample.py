@@ -58,25 +58,40 @@ def cubic_taps(index: Tensor, in_size: int, out_size: int) -> tuple[Tensor, Tens
     return source.clamp(0, in_size - 1), weights
 
 
+def unit_range(images: Tensor) -> Tensor:
+    """Images as floats in [0, 1]: whole numbers (uint8, uint16) stand for fractions of their largest value."""
+    if images.is_floating_point():
+        return images
+    return images.float() / float(torch.iinfo(images.dtype).max)
+
+
 def bicubic_window(
     images: Tensor, size: tuple[int, int], *, top: int = 0, left: int = 0, height: int, width: int
 ) -> Tensor:
     """Enlarge images to `size` and return one window of the result, which may reach beyond it on the right and below.
 
+    Only the pixels under the window are touched, so time and memory go with the window, not with the image.
+
     Args:
-        images: (B, C, H, W).
+        images: (B, C, H, W), floats, or uint8 or uint16 as fractions of their largest value.
         size: height and width of the whole enlarged image; what lies beyond is its reflection.
         top, left, height, width: the window in pixels of the enlarged image.
 
     Returns:
-        (B, C, height, width) in the dtype of the images, not clamped.
+        (B, C, height, width) in the dtype of the images, float32 for whole numbers; not clamped.
     """
+    taps = []
     for dim, start, length in ((-2, top, height), (-1, left, width)):
-        in_size, out_size = images.shape[dim], size[dim]
         # The positions are found on the host: some accelerators have no float64.
-        source, weights = cubic_taps(reflect_index(torch.arange(start, start + length), out_size), in_size, out_size)
+        positions = reflect_index(torch.arange(start, start + length), size[dim])
+        source, weights = cubic_taps(positions, images.shape[dim], size[dim])
+        first, last = int(source.min()), int(source.max())
+        images = images.narrow(dim, first, last - first + 1)
+        taps.append((dim, source - first, weights))
+    images = unit_range(images)
+    for dim, source, weights in taps:
         source, weights = source.to(images.device), weights.to(images)
-        shape = (length, 1) if dim == -2 else (length,)
+        shape = (-1, 1) if dim == -2 else (-1,)
         parts = [images.index_select(dim, source[:, tap]).mul_(weights[:, tap].view(shape)) for tap in range(4)]
         images = parts[0].add_(parts[1]).add_(parts[2]).add_(parts[3])
     return images

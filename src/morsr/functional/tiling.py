@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -71,29 +72,97 @@ def tile_windows(height: int, width: int, tile: int, *, overlap: int, multiple: 
     return [Window(top, left, min(tile, height), min(tile, width)) for top in rows for left in columns]
 
 
+def feather_axis(size: int, *, sigma: float = FEATHER_SIGMA, device: torch.device | None = None) -> Tensor:
+    """Gaussian weights (size,) of a tile along one axis: 1 in its middle, small but never 0 at its border.
+
+    Args:
+        size: the tile's side in pixels.
+        sigma: deviation as a share of the side.
+    """
+    position = (torch.arange(size, dtype=torch.float32, device=device) + 0.5) / size - 0.5
+    return torch.exp(-0.5 * (position / sigma).square())
+
+
 def feather_weights(
     height: int, width: int, *, sigma: float = FEATHER_SIGMA, device: torch.device | None = None
 ) -> Tensor:
-    """Gaussian weights (height, width) of a tile: 1 in its middle, small but never 0 at its border.
+    """Weights (height, width) of a tile, the product of `feather_axis` along both sides."""
+    rows, columns = (feather_axis(size, sigma=sigma, device=device) for size in (height, width))
+    return rows[:, None] * columns[None, :]
+
+
+class RowBuffer(Protocol):
+    """Keeps the sums of tiles (B, C, rows, W) until their rows are finished; its rows are counted from the image's."""
+
+    def add(self, window: Window, values: Tensor) -> None:
+        """Add values (B, C, h, w) at a window."""
+
+    def take(self, top: int, rows: int) -> Tensor:
+        """Give out rows (B, C, rows, W), the topmost that are kept, and forget them."""
+
+
+class MemoryRows:
+    """A `RowBuffer` in memory, on the device of the tiles.
 
     Args:
-        height, width: the tile's size in pixels.
-        sigma: deviation as a share of each side.
+        width: of the image in pixels.
     """
-    axes = []
-    for size in (height, width):
-        position = (torch.arange(size, dtype=torch.float32, device=device) + 0.5) / size - 0.5
-        axes.append(torch.exp(-0.5 * (position / sigma).square()))
-    return axes[0][:, None] * axes[1][None, :]
+
+    def __init__(self, width: int) -> None:
+        self._width, self._top = width, 0
+        self._sums: Tensor | None = None
+
+    def add(self, window: Window, values: Tensor) -> None:
+        end = window.top + window.height - self._top
+        if self._sums is None:
+            self._sums = values.new_zeros((*values.shape[:-2], end, self._width), dtype=torch.float32)
+        elif (missing := end - self._sums.shape[-2]) > 0:
+            more = self._sums.new_zeros((*self._sums.shape[:-2], missing, self._width))
+            self._sums = torch.cat([self._sums, more], dim=-2)
+        inside = slice(window.top - self._top, end)
+        self._sums[..., inside, window.columns] += values
+
+    def take(self, top: int, rows: int) -> Tensor:
+        assert self._sums is not None
+        assert top == self._top
+        taken, self._sums = self._sums[..., :rows, :], self._sums[..., rows:, :]
+        self._top += rows
+        return taken
 
 
-def blend_bands(tiles: Iterable[tuple[Window, Tensor]], height: int, width: int, *, rows: int = 64) -> Iterator[Tensor]:
-    """Blend tiles into bands of finished rows, holding no more than one row of tiles.
+@dataclass
+class _TileRow:
+    """The tiles of one height: where they stand, and the sum of their weights along the columns."""
+
+    top: int
+    height: int
+    columns: Tensor
+
+    def weights(self, top: int, rows: int) -> Tensor:
+        """Its share of the weights (rows, W) of the rows from `top` on."""
+        weights = feather_axis(self.height, device=self.columns.device)
+        first, last = max(top, self.top), min(top + rows, self.top + self.height)
+        result = torch.zeros(rows, device=weights.device)
+        if first < last:
+            result[first - top : last - top] = weights[first - self.top : last - self.top]
+        return result[:, None] * self.columns[None, :]
+
+
+def blend_bands(
+    tiles: Iterable[tuple[Window, Tensor]],
+    height: int,
+    width: int,
+    *,
+    rows: int = 64,
+    buffer: RowBuffer | None = None,
+) -> Iterator[Tensor]:
+    """Blend tiles into bands of finished rows, keeping no more than one row of tiles.
 
     Args:
         tiles: windows, row by row from the top as `tile_windows` gives them, each with its tile (B, C, h, w).
         height, width: size of the whole image; the windows must cover it.
         rows: largest height of a band.
+        buffer: where unfinished rows are kept; default in memory.
 
     Yields:
         (B, C, at most `rows`, width) float32, from the top; together `height` rows.
@@ -101,38 +170,34 @@ def blend_bands(tiles: Iterable[tuple[Window, Tensor]], height: int, width: int,
     Raises:
         InputError: a tile whose size is not its window's, or windows that leave pixels uncovered.
     """
-    total, weight = torch.zeros(0), torch.zeros(0)
-    top = end = 0
+    buffer = MemoryRows(width) if buffer is None else buffer
+    open_rows: list[_TileRow] = []
+    done = end = 0
     for window, tile in tiles:
         if tile.shape[-2:] != (window.height, window.width):
             raise InputError(f"tiling: a tile of {tuple(tile.shape[-2:])} came for the window {tuple(window)}")
-        if end == 0:
-            total = tile.new_zeros((*tile.shape[:-2], window.height, width), dtype=torch.float32)
-            weight = total.new_zeros((window.height, width))
-        if window.top > top:
-            done = window.top - top
-            yield from _finished(total[..., :done, :], weight[:done], rows)
-            # The rows that go on move up within one buffer; a new one per row of tiles would double the memory.
-            for buffer in (total, weight):
-                kept = buffer.shape[-2] - done
-                buffer[..., :kept, :] = buffer[..., done:, :].clone()
-                buffer[..., kept:, :] = 0
-            top = window.top
-        feather = feather_weights(window.height, window.width, device=tile.device)
-        inside = slice(window.top - top, window.top - top + window.height)
-        total[..., inside, window.columns] += tile.float() * feather
-        weight[inside, window.columns] += feather
-        end = window.top + window.height
+        if not open_rows or window.top > open_rows[-1].top:
+            yield from _finished(buffer, open_rows, done, window.top, rows)
+            done = window.top
+            open_rows = [row for row in open_rows if row.top + row.height > done]
+            open_rows.append(_TileRow(window.top, window.height, torch.zeros(width, device=tile.device)))
+        down, across = (feather_axis(length, device=tile.device) for length in (window.height, window.width))
+        buffer.add(window, tile.float() * down[:, None] * across)
+        open_rows[-1].columns[window.columns] += across
+        end = max(end, window.top + window.height)
+        del tile
     if end != height:
         raise InputError(f"tiling: the tiles do not cover an image of {height} rows")
-    yield from _finished(total[..., : end - top, :], weight[: end - top], rows)
+    yield from _finished(buffer, open_rows, done, height, rows)
 
 
-def _finished(total: Tensor, weight: Tensor, rows: int) -> Iterator[Tensor]:
-    for sums, weights in zip(total.split(rows, dim=-2), weight.split(rows, dim=-2), strict=True):
+def _finished(buffer: RowBuffer, tile_rows: list[_TileRow], top: int, end: int, rows: int) -> Iterator[Tensor]:
+    for start in range(top, end, rows):
+        count = min(rows, end - start)
+        weights = sum((row.weights(start, count) for row in tile_rows), torch.zeros(()))
         if not bool((weights > 0).all()):
             raise InputError("tiling: the tiles leave pixels uncovered")
-        yield sums / weights
+        yield buffer.take(start, count) / weights
 
 
 def blend_tiles(tiles: Iterable[tuple[Window, Tensor]], height: int, width: int) -> Tensor:

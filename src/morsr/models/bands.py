@@ -56,14 +56,17 @@ def _wavelet(bands: Iterator[Tensor], reference: Rows, height: int, strength: fl
         difference = new if difference is None else torch.cat([difference, new], dim=-2)
         end += rows.shape[-2]
         ready = (end if end == height else end - halo) - done
-        if ready <= 0:
-            continue
-        low = wavelet_low(difference)[..., above : above + ready, :]
-        yield (waiting[..., :ready, :] + strength * low).clamp(0, 1)
-        keep = min(halo, above + ready)
-        difference = difference[..., above + ready - keep :, :].clone()
-        waiting = waiting[..., ready:, :].clone()
-        done, above = done + ready, keep
+        if ready > 0:
+            low = wavelet_low(difference)[..., above : above + ready, :]
+            finished = (waiting[..., :ready, :] + strength * low).clamp_(0, 1)
+            keep = min(halo, above + ready)
+            difference = difference[..., above + ready - keep :, :].clone()
+            waiting = waiting[..., ready:, :].clone()
+            done, above = done + ready, keep
+            # What is finished may not outlive its turn: the next band can be a whole row of tiles away.
+            del low, rows, new
+            yield finished
+            del finished
 
 
 def _adain(bands: Bands, reference: Rows, height: int, strength: float, hold: bool) -> Generator[Tensor, None, None]:

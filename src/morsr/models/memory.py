@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import sys
 from pathlib import Path
 
@@ -37,6 +38,13 @@ def release_memory(device: torch.device) -> None:
     backend = getattr(torch, device.type, None)
     if hasattr(backend, "empty_cache"):
         backend.empty_cache()
+
+
+def trim_host_memory() -> None:
+    """Hand back main memory that the C library keeps for reuse, where it can; pieces of it add up over many tiles."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform.startswith("linux") else None
+    if trim is not None:
+        trim(0)
 
 
 def _system_free() -> int:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from morsr.errors import InputError, WeightsError
-from morsr.functional.tiling import Window, apply_tiled, blend_bands, tile_windows
+from morsr.functional.tiling import RowBuffer, Window, apply_tiled, blend_bands, tile_windows
 from morsr.models.memory import free_memory, is_out_of_memory, release_memory
 
 if TYPE_CHECKING:
@@ -31,6 +31,9 @@ OVERLAP = 0.25
 MEMORY_SHARE = 0.5
 """Share of the free memory that a pass may be expected to use."""
 
+
+BAND_PIXELS = 1 << 17
+"""Pixels of a band of finished rows, about; at least 16 rows."""
 
 OUTPUT_BYTES = 40
 """Main memory per pixel of an output that is not streamed: its bands, the whole, and the samples made of it."""
@@ -60,15 +63,30 @@ class TilePlan:
         """Whether one window covers the whole image."""
         return len(self.windows) == 1
 
-    def blended(self, tiles: Callable[[], Iterator[tuple[Window, Tensor]]], size: tuple[int, int]) -> Bands:
-        """Blend tiles into bands of rows of the image's own size."""
+    def blended(
+        self,
+        tiles: Callable[[], Iterator[tuple[Window, Tensor]]],
+        size: tuple[int, int],
+        buffer: Callable[[], RowBuffer] | None = None,
+    ) -> Bands:
+        """Blend tiles into bands of rows of the image's own size.
+
+        Args:
+            tiles: goes through the windows and their tiles.
+            size: height and width of the image.
+            buffer: makes what keeps unfinished rows; default in memory.
+        """
+        # Bands of equal area: what is done with a band takes the same memory for every width.
+        height = max(16, BAND_PIXELS // self.width)
 
         def bands() -> Generator[Tensor, None, None]:
             left = size[0]
-            for rows in blend_bands(tiles(), self.height, self.width):
+            kept = None if buffer is None else buffer()
+            for rows in blend_bands(tiles(), self.height, self.width, rows=height, buffer=kept):
                 if left > 0:
                     yield rows[..., : min(left, rows.shape[-2]), : size[1]]
                 left -= rows.shape[-2]
+                del rows  # the next band can be a whole row of tiles away
 
         return bands
 

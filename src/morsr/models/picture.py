@@ -10,15 +10,17 @@ import os
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from io import BytesIO
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageCms
 from torch import Tensor
 
 from morsr.errors import InputError, MorsrError, check_images
+from morsr.functional.resample import unit_range
 
 LUMA = (0.299, 0.587, 0.114)
 ORIENTATION_TAG = 0x0112
@@ -60,7 +62,8 @@ class Picture:
     """An upright picture as tensors.
 
     Attributes:
-        rgb: (B, 3, H, W) float32 in [0, 1]; B is 1 for all kinds but tensors.
+        rgb: (B, 3, H, W) float32 in [0, 1]; B is 1 for all kinds but tensors. Of a file that was read compactly: uint8
+            or uint16, as fractions of their largest value, like alpha then.
         alpha: (B, 1, H, W) float32 in [0, 1], or None.
         black: the K plate of a CMYK picture, like alpha.
         form: how it came.
@@ -86,6 +89,13 @@ class Picture:
         """The same pixels in another form; alpha goes if the form's mode has none."""
         alpha = self.alpha if form.mode in ("LA", "PA", "RGBA") else None
         return replace(self, form=form, alpha=alpha)
+
+    def expanded(self) -> Picture:
+        """The same picture as floats, if it was read compactly."""
+        if self.rgb.is_floating_point():
+            return self
+        alpha = None if self.alpha is None else unit_range(self.alpha)
+        return replace(self, rgb=unit_range(self.rgb).contiguous(), alpha=alpha)
 
     def to_kind(self) -> Any:
         """Return the picture as what it came as; a file comes back as a PIL image, or, since Pillow knows no colours
@@ -146,23 +156,29 @@ def _from_array(array: NDArray[Any]) -> Picture:
     return from_samples(array, form)
 
 
-def from_samples(samples: NDArray[Any], form: Form) -> Picture:
-    """Make an upright picture of stored samples (H, W) or (H, W, C) of one of the modes, as `form` describes them."""
+def from_samples(samples: NDArray[Any], form: Form, *, compact: bool = False) -> Picture:
+    """Make an upright picture of stored samples (H, W) or (H, W, C) of one of the modes, as `form` describes them.
+
+    Args:
+        compact: keep whole numbers as they are where the mode allows it, a quarter of the memory.
+    """
     if samples.ndim == 2:
         samples = samples[..., None]
-    if samples.dtype.kind == "u":
-        values = torch.from_numpy(samples.astype(np.float32)) / float(np.iinfo(samples.dtype).max)
+    if compact and samples.dtype.kind == "u" and form.mode != "CMYK":
+        planes = orient(torch.from_numpy(samples).permute(2, 0, 1)[None], form.orientation)
+    elif samples.dtype.kind == "u":
+        values = torch.from_numpy(samples.astype(np.float32)).div_(float(np.iinfo(samples.dtype).max))
+        planes = orient(values.permute(2, 0, 1)[None], form.orientation)
     else:
-        values = torch.from_numpy(samples.astype(np.float32))
-    planes = orient(values.permute(2, 0, 1)[None], form.orientation)
-    check_images(planes, name="picture", channels=None)
-    planes = planes.clamp(0, 1)
+        planes = orient(torch.from_numpy(samples.astype(np.float32)).permute(2, 0, 1)[None], form.orientation)
+        check_images(planes, name="picture", channels=None)
+        planes = planes.clamp(0, 1)
     if form.mode == "CMYK":
         black = planes[:, 3:]
         return Picture(rgb=(1 - planes[:, :3]) * (1 - black), black=black, form=form)
     alpha = planes[:, -1:] if planes.shape[1] in (2, 4) else None
     rgb = planes[:, :3] if planes.shape[1] >= 3 else planes[:, :1].expand(-1, 3, -1, -1)
-    return Picture(rgb=rgb.contiguous(), alpha=alpha, form=form)
+    return Picture(rgb=rgb if compact else rgb.contiguous(), alpha=alpha, form=form)
 
 
 def to_planes(picture: Picture) -> Tensor:
@@ -193,8 +209,12 @@ def planes_to_samples(planes: Tensor, form: Form) -> NDArray[Any]:
     return (values * float(np.iinfo(kind).max)).round().numpy().astype(kind)
 
 
-def from_pil(image: Image.Image, *, kind: Literal["file", "pil"] = "pil") -> Picture:
+def from_pil(image: Image.Image, *, kind: Literal["file", "pil"] = "pil", compact: bool = False) -> Picture:
     """Read a PIL image of any mode but LAB.
+
+    Args:
+        kind: what the picture is to go back as.
+        compact: see `from_samples`.
 
     Raises:
         InputError: animated or multi-page images, 32-bit samples out of range, a mode that cannot be used.
@@ -203,9 +223,9 @@ def from_pil(image: Image.Image, *, kind: Literal["file", "pil"] = "pil") -> Pic
     frames = getattr(image, "n_frames", 1)
     if image.format != "MPO" and frames > 1:
         raise InputError(f"the image has {frames} frames or pages; split it and give one at a time")
-    orientation = _orientation(image)
+    orientation = stored_orientation(image)
     image.load()
-    if _orientation(image) != orientation:  # Pillow turns a TIFF upright while it loads
+    if stored_orientation(image) != orientation:  # Pillow turns a TIFF upright while it loads
         orientation = 1
     if 0 in image.size:
         raise InputError(f"expected at least one pixel, got {image.size[0]} x {image.size[1]}")
@@ -226,7 +246,7 @@ def from_pil(image: Image.Image, *, kind: Literal["file", "pil"] = "pil") -> Pic
             read_as = _READ_AS.get(image.mode, mode)
         if mode not in CHANNELS:
             raise InputError(f"images of mode {image.mode} are not supported; convert to RGB first")
-        samples = np.asarray(image if image.mode == read_as else image.convert(read_as))
+        samples = np.array(image if image.mode == read_as else image.convert(read_as))
         if samples.dtype == bool:
             samples = samples.astype(np.uint8) * 255
     form = Form(
@@ -240,7 +260,7 @@ def from_pil(image: Image.Image, *, kind: Literal["file", "pil"] = "pil") -> Pic
         info={str(key): value for key, value in image.info.items() if key not in _NOT_INFO},
         array_dtype=np.float32 if depth == 32 else None,
     )
-    return from_samples(samples, form)
+    return from_samples(samples, form, compact=compact)
 
 
 def _deep_gray(samples: NDArray[Any], mode: str) -> tuple[NDArray[Any], int]:
@@ -252,7 +272,8 @@ def _deep_gray(samples: NDArray[Any], mode: str) -> tuple[NDArray[Any], int]:
     return samples.astype(np.uint16), 16
 
 
-def _orientation(image: Image.Image) -> int:
+def stored_orientation(image: Image.Image) -> int:
+    """The EXIF orientation (1 to 8) of an opened image; 1 where there is none that makes sense."""
     try:
         value = image.getexif().get(ORIENTATION_TAG, 1)
     except Exception:  # broken EXIF is no reason to refuse a photograph
@@ -298,6 +319,17 @@ def _quantize_alpha(image: Image.Image) -> Image.Image:
     result.putpalette([*(palette.getpalette() or ()), 0, 0, 0])
     result.info["transparency"] = clear
     return result
+
+
+def cmyk_to_srgb(picture: Picture) -> Tensor:
+    """RGB planes of a CMYK picture by its own profile, for formats without CMYK; naively if the profile is broken."""
+    try:
+        profile = ImageCms.ImageCmsProfile(BytesIO(picture.form.icc or b""))
+        upright = replace(picture, form=replace(picture.form, orientation=1))
+        image = ImageCms.profileToProfile(to_pil(upright), profile, ImageCms.createProfile("sRGB"), outputMode="RGB")
+        return from_samples(np.asarray(image), Form(kind="file")).rgb
+    except (ImageCms.PyCMSError, OSError, ValueError):
+        return picture.rgb
 
 
 def parse_exif(data: bytes | None) -> Image.Exif | None:

@@ -15,17 +15,20 @@ from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageCms, PngImagePlugin
+from PIL import Image, PngImagePlugin
 
 from morsr.errors import InputError, MorsrError
+from morsr.functional.resample import unit_range
 from morsr.models.picture import (
     ORIENTATION_TAG,
     Form,
     Picture,
+    cmyk_to_srgb,
     from_pil,
     from_samples,
     parse_exif,
     resized_exif,
+    stored_orientation,
     to_pil,
     to_samples,
 )
@@ -61,12 +64,13 @@ _JPEG_SEGMENT = 65_000
 """Bytes of metadata that one segment of a JPEG holds, with room for its name."""
 
 
-def read_file(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) -> Picture:
+def read_file(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS, compact: bool = False) -> Picture:
     """Read an image file.
 
     Args:
         path: PNG, JPEG, WebP, TIFF, BMP or GIF; the content decides, not the suffix.
         max_pixels: an image that claims more is refused before it is decoded.
+        compact: keep whole numbers as they are where the mode allows it, a quarter of the memory.
 
     Raises:
         InputError: no such file, not an image, cut short, too large, animated or multi-page.
@@ -79,7 +83,7 @@ def read_file(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) -> 
     if not data:
         raise InputError(f"{path}: the file is empty")
     try:
-        return _decode(data, max_pixels)
+        return _decode(data, max_pixels, compact)
     except MorsrError as error:
         raise InputError(f"{path}: {error}") from error
     except Image.UnidentifiedImageError as error:
@@ -88,7 +92,23 @@ def read_file(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) -> 
         raise InputError(f"{path}: cannot be decoded, the file is damaged or cut short ({error})") from error
 
 
-def _decode(data: bytes, max_pixels: int) -> Picture:
+def header_size(path: str | os.PathLike[str]) -> tuple[int, int]:
+    """Height and width of an image file as it will be seen, from its header alone.
+
+    Raises:
+        InputError: no such file, or not an image.
+    """
+    try:
+        with warnings.catch_warnings(), Image.open(path, formats=sorted(set(FORMATS.values()))) as image:
+            warnings.simplefilter("ignore")
+            width, height = image.size
+            turned = stored_orientation(image) in (5, 6, 7, 8)
+    except Exception as error:  # as in `read_file`
+        raise InputError(f"{path}: not an image ({error})") from error
+    return (width, height) if turned else (height, width)
+
+
+def _decode(data: bytes, max_pixels: int, compact: bool) -> Picture:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -99,7 +119,7 @@ def _decode(data: bytes, max_pixels: int) -> Picture:
             if image.width * image.height > max_pixels:
                 raise InputError(f"{image.width} x {image.height} is more than {max_pixels:,} pixels, refused")
             deep = _is_deep(image, data)
-            picture = from_pil(image, kind="file")
+            picture = from_pil(image, kind="file", compact=compact)
             compression = image.info.get("compression")
     form = replace(picture.form, format="JPEG" if picture.form.format == "MPO" else picture.form.format)
     if form.format == "WEBP":
@@ -113,7 +133,7 @@ def _decode(data: bytes, max_pixels: int) -> Picture:
     if form.format == "PNG" and data[25] == 4:  # gray with alpha, which Pillow widens
         form = replace(form, mode="LA")
     form = replace(form, depth=16)
-    return from_samples(_decode_deep(data, form, picture.size), form)
+    return from_samples(_decode_deep(data, form, picture.size), form, compact=compact)
 
 
 def _is_deep(image: Image.Image, data: bytes) -> bool:
@@ -185,7 +205,7 @@ def form_for(picture: Picture, path: str | os.PathLike[str], size: tuple[int, in
     mode = form.mode
     if mode not in _MODES[name]:
         opaque = {"LA": "L", "RGBA": "RGB", "PA": "P"}.get(mode)
-        if opaque and (picture.alpha is None or bool((picture.alpha > _OPAQUE).all())):
+        if opaque and (picture.alpha is None or bool((unit_range(picture.alpha) > _OPAQUE).all())):
             mode = opaque
         if mode not in _MODES[name]:
             mode = _nearest_mode(mode, name, path)
@@ -241,7 +261,7 @@ def write_picture(picture: Picture, path: str | os.PathLike[str], *, format: str
     name = form.format
     with atomic_file(path) as file:
         if picture.form.mode == "CMYK" and form.mode != "CMYK" and picture.form.icc:
-            picture = replace(picture, rgb=_cmyk_to_srgb(picture), black=None)
+            picture = replace(picture, rgb=cmyk_to_srgb(picture), black=None)
         picture = picture.with_form(form)
         if form.depth == 16:
             samples = to_samples(picture)
@@ -344,17 +364,6 @@ def _save_options(form: Form, image: Image.Image) -> dict[str, Any]:
         if options["compression"] == "raw":
             options["compression"] = None
     return options
-
-
-def _cmyk_to_srgb(picture: Picture) -> Any:
-    """RGB planes of a CMYK picture by its own profile, for formats without CMYK; naively if the profile is broken."""
-    try:
-        profile = ImageCms.ImageCmsProfile(BytesIO(picture.form.icc or b""))
-        upright = replace(picture, form=replace(picture.form, orientation=1))
-        image = ImageCms.profileToProfile(to_pil(upright), profile, ImageCms.createProfile("sRGB"), outputMode="RGB")
-        return from_samples(np.asarray(image), Form(kind="file")).rgb
-    except (ImageCms.PyCMSError, OSError, ValueError):
-        return picture.rgb
 
 
 @contextlib.contextmanager

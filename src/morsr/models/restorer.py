@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,34 +16,25 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from morsr.adapters import Routing, RoutingContext, auto_merged
-from morsr.errors import ConfigError, InputError
-from morsr.functional.color import check_color
-from morsr.functional.resample import bicubic_window
+from morsr.adapters import Routing, auto_merged
+from morsr.errors import InputError
+from morsr.functional.resample import bicubic_window, unit_range
+from morsr.functional.tiling import RowBuffer
 from morsr.models.bands import Bands, color_bands, upsampled_rows
+from morsr.models.memory import trim_host_memory
 from morsr.models.passes import TilePlan, check_output_memory, run_pass, tile_plan
 from morsr.models.picture import Picture, planes_to_samples, read_picture, to_planes
-from morsr.models.picture_files import atomic_file, form_for, row_writer, write_picture
+from morsr.models.picture_files import atomic_file, form_for, read_file, row_writer, write_picture
+from morsr.models.scratch import FileRows
+from morsr.models.settings import RoutingMode, Settings, resolve_device, resolve_dtype
 
 if TYPE_CHECKING:
     from morsr.models.generator import OneStepGenerator
 
-RoutingMode = Literal["image", "tile", "sequence"]
 Progress = Callable[[int, int], None]
 
 STREAM_PIXELS = 32_000_000
 """Files with larger outputs are written row by row instead of being held in memory."""
-
-
-DEFAULTS: dict[str, Any] = {
-    "scale": 4.0,
-    "budget": None,
-    "generative": 1.0,
-    "tile": "auto",
-    "color": "wavelet",
-    "color_strength": 1.0,
-    "routing": "image",
-}
 
 
 class Restorer:
@@ -54,18 +45,28 @@ class Restorer:
         device: where it runs; "auto" takes the machine's accelerator if there is one.
         dtype: precision of the networks: "auto" (bfloat16 or float16 on an accelerator, float32 on a processor), or a
             torch dtype or its name. Weights stay as they are; routing, scores and the clean latents are always float32.
+        compile: run the networks through torch.compile; the first image of every new tile size takes minutes then.
 
     Raises:
         ConfigError: an unknown device or dtype.
     """
 
     def __init__(
-        self, generator: OneStepGenerator, *, device: str | torch.device = "auto", dtype: str | torch.dtype = "auto"
+        self,
+        generator: OneStepGenerator,
+        *,
+        device: str | torch.device = "auto",
+        dtype: str | torch.dtype = "auto",
+        compile: bool = False,
     ) -> None:
         self.device = resolve_device(device)
         self.dtype = resolve_dtype(dtype, self.device)
         self.generator = generator.eval().to(self.device)
         self._held: Routing | None = None
+        if compile:
+            backbone = self.generator.backbone
+            for network in (backbone.unet, backbone.vae.encoder, backbone.vae.decoder):
+                network.compile()
 
     @classmethod
     def from_pretrained(
@@ -75,6 +76,7 @@ class Restorer:
         base: str | os.PathLike[str] | None = None,
         device: str | torch.device = "auto",
         dtype: str | torch.dtype = "auto",
+        compile: bool = False,
         **hub: Any,
     ) -> Restorer:
         """Load a trained model.
@@ -83,7 +85,7 @@ class Restorer:
             name_or_path: a shipped preset ("tiny"), an adapters .safetensors, a saved folder, a training .ckpt, or the
                 hub id of a saved folder.
             base: folder or hub id of the base model, where the adapters do not bring it.
-            device, dtype: see the class.
+            device, dtype, compile: see the class.
             hub: revision, cache_dir, token and local_files_only, as `huggingface_hub.snapshot_download` takes them.
 
         Raises:
@@ -92,7 +94,7 @@ class Restorer:
         from morsr.models.loading import load_generator
 
         resolve_dtype(dtype, resolve_device(device))  # a wrong setting is told before seconds of loading
-        return cls(load_generator(name_or_path, base=base, **hub), device=device, dtype=dtype)
+        return cls(load_generator(name_or_path, base=base, **hub), device=device, dtype=dtype, compile=compile)
 
     def save_pretrained(self, folder: str | os.PathLike[str], *, include_base: bool | None = None) -> Path:
         """Write the model as a folder for `from_pretrained`, here or uploaded to the hub.
@@ -147,9 +149,12 @@ class Restorer:
             ConfigError: a setting out of range, or one that cannot take effect.
             WeightsError: the networks give NaN even in float32.
         """
-        settings = Settings(self, scale, budget, generative, tile, color, color_strength, routing)
+        settings = self.settings(
+            scale=scale, budget=budget, generative=generative, tile=tile, color=color, color_strength=color_strength,
+            routing=routing,
+        )  # fmt: skip
         picture = read_picture(image)
-        with settings.applied():
+        with settings.applied(self.generator.context):
             result, routings = self._restore(picture, settings)
         restored = result.to_kind()
         return (restored, routings) if return_routing else restored
@@ -184,31 +189,59 @@ class Restorer:
         Raises:
             InputError: as for the call, and a target that cannot be written, cannot hold the image, or is the source.
         """
-        if os.path.exists(target) and os.path.samefile(source, target):
-            raise InputError(f"{target}: the output would overwrite the input")
-        settings = Settings(self, scale, budget, generative, tile, color, color_strength, routing)
-        picture = read_picture(source)
+        settings = self.settings(
+            scale=scale, budget=budget, generative=generative, tile=tile, color=color, color_strength=color_strength,
+            routing=routing,
+        )  # fmt: skip
+        check_target(source, target)
+        picture = read_file(source, compact=True)
         size = settings.size(picture)
         form = form_for(picture, target, size, format)
         streamable = form.format in ("PNG", "TIFF") and form.mode in ("L", "LA", "RGB", "RGBA") and form.depth < 32
-        with settings.applied():
-            if streamable and picture.black is None and size[0] * size[1] > STREAM_PIXELS:
+        with settings.applied(self.generator.context):
+            if streamable and picture.black is None and is_streamed(size):
                 form = replace(form, orientation=1)  # rows can be written upright only
                 with atomic_file(target) as file:
                     writer = row_writer(file, form, size[1], size[0])
-                    self._stream(picture.with_form(form), settings, writer.write, progress)
+                    self._stream(picture.with_form(form), settings, writer.write, Path(target).parent, progress)
                     writer.finish()
             else:
-                result, _ = self._restore(picture, settings, progress)
+                result, _ = self._restore(picture.expanded(), settings, progress)
                 write_picture(result, target, format=format)
 
-    def check(self, **settings: Any) -> None:
+    @torch.no_grad()
+    def restore_pictures(self, pictures: Sequence[Picture], settings: Settings) -> list[Picture]:
+        """Restore pictures of one size in one batch, each with its own routing; see `Settings` for what can be asked.
+
+        Raises:
+            InputError: sizes that differ, or what a call raises.
+        """
+        settings.check_model(self.generator)
+        if len({picture.size for picture in pictures}) != 1:
+            raise InputError(f"a batch takes pictures of one size, got {sorted({p.size for p in pictures})}")
+        whole = [picture.expanded() for picture in pictures]
+        with settings.applied(self.generator.context):
+            rgb, _ = self._restore_batch(torch.cat([picture.rgb for picture in whole]), settings)
+        return [self._finished(picture, rgb[index : index + 1], settings) for index, picture in enumerate(whole)]
+
+    def settings(self, **settings: Any) -> Settings:
         """Check settings of a call without an image, with the defaults for those that are left out.
 
         Raises:
             ConfigError: a setting out of range, or one that cannot take effect.
         """
-        Settings(self, **{**DEFAULTS, **settings})
+        checked = Settings(**settings)
+        checked.check_model(self.generator)
+        return checked
+
+    @torch.no_grad()
+    def begin_sequence(self, image: Any) -> None:
+        """Hold the routing of an image for all that follow with routing="sequence"."""
+        context = self.generator.context
+        if context is None or not context.config.is_routed:
+            return
+        self.generator.condition(read_picture(image).rgb[:1].to(self.device))
+        self._held, context.condition = context.routing, None
 
     def reset_sequence(self) -> None:
         """Forget the routing that routing="sequence" holds, so that the next image sets it anew."""
@@ -217,38 +250,62 @@ class Restorer:
     def _restore(
         self, picture: Picture, settings: Settings, progress: Progress | None = None
     ) -> tuple[Picture, Routing | list[Routing] | None]:
-        size = settings.size(picture)
-        batch = picture.rgb.shape[0]
+        rgb, routings = self._restore_batch(picture.rgb, settings, progress)
+        if settings.routing == "image" and len(routings) > 1:
+            routings = [join_routings(routings)]
+        result = self._finished(picture, rgb, settings)
+        if settings.routing == "tile":
+            return result, routings
+        return result, routings[0] if routings else None
+
+    def _restore_batch(
+        self, rgb: Tensor, settings: Settings, progress: Progress | None = None
+    ) -> tuple[Tensor, list[Routing]]:
+        """Restore images (B, 3, h, w), as many at once as the memory is expected to hold."""
+        batch, _, height, width = rgb.shape
+        size = round(height * settings.scale), round(width * settings.scale)
         check_output_memory(size, batch)
         plan = tile_plan(self.generator, size, settings.tile, self.device)
         share = batch if plan.single and settings.routing != "tile" else 1
         share = max(1, min(share, plan.pixels_at_once // (plan.height * plan.width)))
         parts, routings = [], []
-        for lr in picture.rgb.split(share):
+        for lr in rgb.split(share):
             bands, found = self._bands(lr.to(self.device), size, plan, settings, progress)
             parts.append(torch.cat([rows.cpu() for rows in bands()], dim=-2))
             routings += found
-        if settings.routing == "image" and len(routings) > 1:
-            routings = [join_routings(routings)]
+        return torch.cat(parts), routings
+
+    def _finished(self, picture: Picture, rgb: Tensor, settings: Settings) -> Picture:
+        size = settings.size(picture)
         alpha, black = (
             None if plane is None else bicubic_window(plane, size, height=size[0], width=size[1]).clamp(0, 1)
             for plane in (picture.alpha, picture.black)
         )
-        result = picture.replaced(torch.cat(parts), alpha, black)
-        if settings.routing == "tile":
-            return result, routings
-        return result, routings[0] if routings else None
+        return picture.replaced(rgb, alpha, black)
 
     def _stream(
-        self, picture: Picture, settings: Settings, write: Callable[[Any], None], progress: Progress | None
+        self,
+        picture: Picture,
+        settings: Settings,
+        write: Callable[[Any], None],
+        folder: Path,
+        progress: Progress | None,
     ) -> None:
         size = settings.size(picture)
         plan = tile_plan(self.generator, size, settings.tile, self.device)
-        bands, _ = self._bands(picture.rgb.to(self.device), size, plan, settings, progress, hold=False)
-        top = 0
-        # Closed at once if the disk is full, so that merged weights are put back before the routing is cleared.
-        with contextlib.closing(bands()) as finished:
-            for rows in finished:
+        with contextlib.ExitStack() as stack:
+
+            def scratch() -> FileRows:
+                rows = FileRows(plan.width, plan.windows[0].height, folder=folder, device=self.device)
+                stack.callback(rows.close)
+                return rows
+
+            bands, _ = self._bands(
+                picture.rgb.to(self.device), size, plan, settings, progress, hold=False, buffer=scratch
+            )
+            top = 0
+            # Closed at once if the disk is full, so that merged weights are put back before the routing is cleared.
+            for rows in stack.enter_context(contextlib.closing(bands())):
                 height = rows.shape[-2]
                 alpha = None
                 if picture.alpha is not None:
@@ -256,6 +313,7 @@ class Restorer:
                 planes = to_planes(picture.replaced(rows.cpu(), alpha))
                 write(planes_to_samples(planes[0], picture.form))
                 top += height
+                del rows, alpha, planes  # the next band can be a whole row of tiles away
 
     def _bands(
         self,
@@ -265,6 +323,7 @@ class Restorer:
         settings: Settings,
         progress: Progress | None,
         hold: bool = True,
+        buffer: Callable[[], RowBuffer] | None = None,
     ) -> tuple[Bands, list[Routing]]:
         """Finished rows of one image or of one batch, made anew each time they are asked for, and its routing."""
         context = self.generator.context
@@ -280,6 +339,8 @@ class Restorer:
             # An open merge costs a write per change of routing, so tiles with their own routing gather their ranks.
             with auto_merged(self.generator.backbone, passes) if mergeable else contextlib.nullcontext():
                 for done, window in enumerate(plan.windows):
+                    if not hold:
+                        trim_host_memory()
                     if settings.routing == "tile":
                         self._route(plan.source_part(lr, window, size), settings)
                         if context is not None and context.routing is not None:
@@ -287,12 +348,15 @@ class Restorer:
                     enlarged = bicubic_window(
                         lr, size, top=window.top, left=window.left, height=window.height, width=window.width
                     ).clamp(0, 1)
-                    yield window, run_pass(self.generator, enlarged, plan, self.dtype)
+                    result = run_pass(self.generator, enlarged, plan, self.dtype)
+                    del enlarged
+                    yield window, result
+                    del result
                     if progress is not None:
                         progress(done + 1, passes)
 
         reference = upsampled_rows(lr, size)
-        rows = plan.blended(tiles, size)
+        rows = plan.blended(tiles, size, buffer)
         return color_bands(rows, reference, size, settings.color, settings.color_strength, hold=hold), routings
 
     def _route(self, lr: Tensor, settings: Settings) -> None:
@@ -300,111 +364,29 @@ class Restorer:
         if context is None or not context.config.is_routed:
             return
         if settings.routing != "sequence":
-            self.generator.condition(lr)
+            self.generator.condition(unit_range(lr))
             return
         if self._held is None:
-            self.generator.condition(lr[:1])
+            self.generator.condition(unit_range(lr[:1]))
             self._held = context.routing
-        else:
-            context.routing = self._held
+        context.routing = join_routings([self._held] * lr.shape[0])
 
 
-class Settings:
-    """The settings of one call, checked against each other and the model before anything is done."""
+def is_streamed(size: tuple[int, int]) -> bool:
+    """Whether a PNG or TIFF output of this height and width is written row by row."""
+    return size[0] * size[1] > STREAM_PIXELS
 
-    def __init__(
-        self,
-        restorer: Restorer,
-        scale: float,
-        budget: int | None,
-        generative: float,
-        tile: int | str | None,
-        color: str,
-        color_strength: float,
-        routing: str,
-    ) -> None:
-        self.context: RoutingContext | None = restorer.generator.context
-        self.scale, self.budget, self.generative = scale, budget, generative
-        self.tile, self.color, self.color_strength, self.routing = tile, color, color_strength, routing
-        if not 1.0 <= scale <= 8.0:
-            raise ConfigError(f"scale: expected 1 to 8, got {scale}")
-        if budget is not None and (isinstance(budget, bool) or not isinstance(budget, int) or budget < 0):
-            raise ConfigError(f"budget: expected a number of ranks from 0, or None for all, got {budget!r}")
-        if not 0.0 <= generative < float("inf"):
-            raise ConfigError(f"generative: expected a factor from 0, got {generative}")
-        if tile not in ("auto", None) and (isinstance(tile, bool) or not isinstance(tile, int) or tile < 1):
-            raise ConfigError(f'tile: expected "auto", None or a size in output pixels, got {tile!r}')
-        if routing not in ("image", "tile", "sequence"):
-            raise ConfigError(f"routing: expected image, tile or sequence, got {routing!r}")
-        check_color(color, color_strength)
-        if color == "none" and color_strength != 1.0:
-            raise ConfigError('color_strength has no effect with color="none"')
-        routed = self.context is not None and self.context.config.is_routed
-        if not routed and (budget is not None or generative != 1.0 or routing != "image"):
-            raise ConfigError("budget, generative and routing need a model with routed adapters; this one has none")
 
-    def size(self, picture: Picture) -> tuple[int, int]:
-        """Exact height and width of the output."""
-        height, width = picture.size
-        return round(height * self.scale), round(width * self.scale)
+def check_target(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
+    """Refuse to write over the input.
 
-    @contextlib.contextmanager
-    def applied(self) -> Iterator[None]:
-        """Set the two knobs on the model's routing, and put back what was there."""
-        if self.context is None:
-            yield
-            return
-        before = self.context.budget, self.context.generative
-        self.context.budget, self.context.generative = self.budget, self.generative
-        try:
-            yield
-        finally:
-            self.context.condition = None
-            self.context.budget, self.context.generative = before
+    Raises:
+        InputError: both are one file.
+    """
+    if os.path.exists(target) and os.path.exists(source) and os.path.samefile(source, target):
+        raise InputError(f"{target}: the output would overwrite the input")
 
 
 def join_routings(routings: list[Routing]) -> Routing:
     """Routings (L, B, …) of several batches as one."""
-    return Routing(
-        *(
-            torch.cat(parts, dim=1) if isinstance(parts[0], Tensor) else parts[0]
-            for parts in zip(*routings, strict=True)
-        )
-    )
-
-
-def resolve_device(device: str | torch.device) -> torch.device:
-    """The device meant by a name; "auto" is the machine's accelerator, or its processor.
-
-    Raises:
-        ConfigError: no such device on this machine.
-    """
-    if device == "auto":
-        found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-        return found or torch.device("cpu")
-    try:
-        chosen = torch.device(device)
-        torch.empty(1, device=chosen)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(f"device {str(device)!r} cannot be used on this machine: {reason}") from error
-    return chosen
-
-
-def resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
-    """The precision meant by a name; "auto" is half precision on an accelerator and float32 on a processor.
-
-    Raises:
-        ConfigError: not one of float32, bfloat16 and float16.
-    """
-    allowed = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    if dtype == "auto":
-        if device.type == "cpu":
-            return torch.float32
-        backend = getattr(torch, device.type, None)
-        supported = getattr(backend, "is_bf16_supported", None)
-        return torch.bfloat16 if supported is not None and supported() else torch.float16
-    chosen = allowed.get(dtype) if isinstance(dtype, str) else dtype
-    if chosen is None or chosen not in allowed.values():
-        raise ConfigError(f"dtype: expected auto, {', '.join(allowed)}, got {dtype!r}")
-    return chosen
+    return Routing(*(torch.cat(parts, dim=1) for parts in zip(*routings, strict=True)))

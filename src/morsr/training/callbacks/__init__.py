@@ -7,6 +7,7 @@ from morsr.training.callbacks.ema import AdapterEMA
 from morsr.training.callbacks.images import ImageGrid
 from morsr.training.callbacks.layout import TensorBoardPage
 from morsr.training.callbacks.plot import utilization_plot
+from morsr.training.callbacks.predictions import PredictionWriter
 from morsr.training.callbacks.progress import StepProgressBar
 from morsr.training.callbacks.safety import RunSafety
 from morsr.training.callbacks.summary import RunSummary
@@ -17,6 +18,7 @@ __all__ = [
     "AdapterEMA",
     "ExpertUtilization",
     "ImageGrid",
+    "PredictionWriter",
     "RunSafety",
     "RunSummary",
     "StepProgressBar",

@@ -1,0 +1,240 @@
+"""Many files: equal sizes together, reading and writing beside the networks, and a failed file stops nothing."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from morsr.errors import ConfigError, InputError, MorsrError
+from morsr.models.jobs import Job, natural_order
+from morsr.models.passes import tile_plan
+from morsr.models.picture import Picture
+from morsr.models.picture_files import form_for, header_size, read_file, write_picture
+from morsr.models.restorer import check_target, is_streamed
+
+if TYPE_CHECKING:
+    from morsr.models.restorer import Restorer
+    from morsr.models.settings import Settings
+
+BATCH = 8
+"""Most images of an automatic batch on an accelerator. A processor gains nothing from more than one at a time."""
+
+AHEAD = 2
+"""Batches that are read before their turn, and batches that may wait to be written."""
+
+
+class Outcome(NamedTuple):
+    """What became of a file: `error` is None where it was restored."""
+
+    job: Job
+    error: MorsrError | None
+
+
+class Batch(NamedTuple):
+    """Files that go through the networks together; one that is streamed is read and written on its way."""
+
+    jobs: list[Job]
+    streamed: bool = False
+
+
+def restore_files(
+    restorer: Restorer,
+    jobs: Sequence[Job],
+    settings: Settings,
+    *,
+    format: str | None = None,
+    batch: int | Literal["auto"] = "auto",
+    frames: Sequence[Job] | None = None,
+) -> Iterator[Outcome]:
+    """Restore files, and say of each what became of it; outputs that exist are replaced.
+
+    Files of equal size are taken together. With routing="sequence" every folder is one sequence in natural order
+    (frame 2 before frame 10), and its first frame decides the routing of all.
+
+    Args:
+        restorer: the model.
+        jobs: what to restore.
+        settings: for all of them.
+        format: output format, else what the targets' suffixes say.
+        batch: images of equal size that go through the networks at once.
+        frames: all files of the sequences, should some of them be restored already: a run that goes on where it was
+            stopped still takes the routing of the first frame.
+
+    Raises:
+        ConfigError: a batch below 1.
+    """
+    sequence = settings.routing == "sequence"
+    first = {job.source.parent: job.source for job in sorted(frames or jobs, key=natural_order, reverse=True)}
+    held: Path | None = None
+    waiting = iter(batches(restorer, jobs, settings, batch))
+    with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
+        reading: deque[tuple[Batch, Future[list[Picture | MorsrError]]]] = deque()
+        writing: deque[tuple[Job, Future[MorsrError | None]]] = deque()
+
+        def read_next() -> None:
+            if (taken := next(waiting, None)) is not None:
+                reading.append((taken, reader.submit(_read, taken)))
+
+        for _ in range(AHEAD):
+            read_next()
+        while reading:
+            taken, pictures = reading.popleft()
+            folder = taken.jobs[0].source.parent
+            if sequence and folder != held:
+                start_sequence(restorer, first[folder])
+                held = folder
+            if taken.streamed:
+                yield _streamed(restorer, taken.jobs[0], settings, format)
+            read = zip(taken.jobs, pictures.result(), strict=False)  # of a streamed file nothing was read
+            for job, result in restore_batch(restorer, list(read), settings, format):
+                if isinstance(result, Picture):
+                    writing.append((job, writer.submit(_write, result, job, format)))
+                else:
+                    yield Outcome(job, result)
+            read_next()
+            while len(writing) > AHEAD * len(taken.jobs):
+                job, written = writing.popleft()
+                yield Outcome(job, written.result())
+        for job, written in writing:
+            yield Outcome(job, written.result())
+
+
+def batches(
+    restorer: Restorer, jobs: Sequence[Job], settings: Settings, batch: int | Literal["auto"] = "auto"
+) -> list[Batch]:
+    """Files of equal size in batches, the smallest first; frames of a sequence keep their order.
+
+    Args:
+        restorer, jobs, settings, batch: see `restore_files`.
+
+    Raises:
+        ConfigError: a batch below 1.
+    """
+    if batch != "auto" and batch < 1:
+        raise ConfigError(f'batch: expected "auto" or a number from 1, got {batch}')
+    sequence = settings.routing == "sequence"
+    sized = [(_size(job), job) for job in sorted(jobs, key=natural_order)]
+    if not sequence:
+        sized.sort(key=lambda pair: pair[0])
+    found: list[Batch] = []
+    for (size, _), group in groupby(sized, key=lambda pair: (pair[0], pair[1].source.parent if sequence else None)):
+        together = [job for _, job in group]
+        height, width = (round(side * settings.scale) for side in size)
+        if is_streamed((height, width)):
+            found += [Batch([job], streamed=True) for job in together]
+            continue
+        count = _batch_size(restorer, (height, width), settings, batch)
+        found += [Batch(together[start : start + count]) for start in range(0, len(together), count)]
+    return found
+
+
+def failure(outcome: Outcome) -> str:
+    """One line that names the file that failed and says why."""
+    text, source = str(outcome.error), str(outcome.job.source)
+    return text if source in text else f"{source}: {text}"
+
+
+def _size(job: Job) -> tuple[int, int]:
+    """Height and width by the header; (0, 0) for what cannot be opened, which is told when its turn comes."""
+    try:
+        return header_size(job.source)
+    except MorsrError:
+        return 0, 0
+
+
+def _batch_size(restorer: Restorer, size: tuple[int, int], settings: Settings, batch: int | Literal["auto"]) -> int:
+    if 0 in size or settings.routing == "tile":
+        return 1
+    plan = tile_plan(restorer.generator, size, settings.tile, restorer.device)
+    if not plan.single:
+        return 1
+    wanted = (1 if restorer.device.type == "cpu" else BATCH) if batch == "auto" else batch
+    return max(1, min(wanted, plan.pixels_at_once // (plan.height * plan.width)))
+
+
+def _read(taken: Batch) -> list[Picture | MorsrError]:
+    return [] if taken.streamed else [_read_one(job.source) for job in taken.jobs]
+
+
+def _read_one(source: Path) -> Picture | MorsrError:
+    try:
+        return read_file(source)
+    except MorsrError as error:
+        return error
+
+
+def _write(picture: Picture, job: Job, format: str | None) -> MorsrError | None:
+    try:
+        write_picture(picture, job.target, format=format)
+    except MorsrError as error:
+        return error
+    return None
+
+
+def start_sequence(restorer: Restorer, first: Path | None) -> None:
+    """Hold the routing of a sequence's first frame; if it cannot be read, that of the next one that comes."""
+    restorer.reset_sequence()
+    if first is not None:
+        with contextlib.suppress(InputError):
+            restorer.begin_sequence(first)
+
+
+def restore_batch(
+    restorer: Restorer,
+    read: Sequence[tuple[Job, Picture | MorsrError]],
+    settings: Settings,
+    format: str | None = None,
+) -> Iterator[tuple[Job, Picture | MorsrError]]:
+    """Restore pictures that were read already, neighbours of equal size together; each comes out, or why it does not.
+
+    Args:
+        read: files with their pictures, or with what was wrong with them.
+        restorer, settings, format: see `restore_files`.
+    """
+    good: list[tuple[Job, Picture]] = []
+    for job, picture in read:
+        problem = picture if isinstance(picture, MorsrError) else _refusal(job, picture, settings, format)
+        if problem is not None:
+            yield job, problem
+        elif isinstance(picture, Picture):
+            good.append((job, picture))
+    for _, together in groupby(good, key=lambda pair: pair[1].size):
+        yield from _together(restorer, list(together), settings)
+
+
+def _streamed(restorer: Restorer, job: Job, settings: Settings, format: str | None) -> Outcome:
+    try:
+        restorer.restore_file(*job, format=format, **asdict(settings))
+    except MorsrError as error:
+        return Outcome(job, error)
+    return Outcome(job, None)
+
+
+def _refusal(job: Job, picture: Picture, settings: Settings, format: str | None) -> MorsrError | None:
+    """Why a picture could not be written, found before the work is done."""
+    try:
+        check_target(*job)
+        form_for(picture, job.target, settings.size(picture), format)
+    except MorsrError as error:
+        return error
+    return None
+
+
+def _together(
+    restorer: Restorer, good: list[tuple[Job, Picture]], settings: Settings
+) -> Iterator[tuple[Job, Picture | MorsrError]]:
+    jobs, pictures = [job for job, _ in good], [picture for _, picture in good]
+    try:
+        yield from zip(jobs, restorer.restore_pictures(pictures, settings), strict=True)
+    except MorsrError as error:
+        if len(good) == 1:
+            yield jobs[0], error
+        else:  # one picture of the batch is the cause, and only that one is to fail
+            for one in good:
+                yield from _together(restorer, [one], settings)

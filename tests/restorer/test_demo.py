@@ -1,0 +1,143 @@
+"""`morsr demo`: an image is dropped in a real browser, the result appears, and nothing asks the network."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import restorer_twins as twins
+import torch
+from PIL import Image
+
+from morsr.cli import main
+from morsr.commands import demo
+from morsr.errors import InputError, MissingDependencyError
+from morsr.models.picture_files import read_file
+from morsr.models.restorer import Restorer
+
+pytest.importorskip("gradio")
+
+
+def photo(path: str, size: tuple[int, int] = (24, 16)) -> Path:
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (*size[::-1], 3), np.uint8)).save(path)
+    return Path(path)
+
+
+def test_a_file_becomes_previews_a_file_scores_and_a_plot(restorer: Restorer):
+    (before, after), path, scores, figure = demo.restore_upload(
+        restorer, photo("photo.png"), {"scale": 2.5, "generative": 0.5, "budget": 1}, Path("made")
+    )
+    assert (before.size, after.size) == ((60, 40), (60, 40))
+    assert Path(path).name == "photo-x2.5.png"
+    assert set(scores) == {"mean", "deviation"}
+    restorer.restore_file("photo.png", "alone.png", scale=2.5, generative=0.5, budget=1)
+    np.testing.assert_array_equal(np.asarray(Image.open(path)), np.asarray(Image.open("alone.png")))
+    figure.savefig("ranks.png")
+    plain = demo.restore_upload(
+        Restorer(twins.small_generator(adapters=False), device="cpu"), Path("photo.png"), {}, Path("plain")
+    )
+    assert plain[2:] == (None, None)
+
+
+def test_the_plot_counts_what_ran():
+    gates = torch.tensor([[0.5, 0.0, 0.0, 1.5], [0.5, 1.0, 0.0, 0.0]])
+    figure = demo.ranks_figure(gates, num_shared=2, num_zero=1)
+    assert figure.axes[0].get_title(loc="right").startswith("3.5 of 5 ranks")
+
+
+def test_large_previews_are_reduced_and_transparency_is_seen(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(demo, "PREVIEW", 20)
+    assert demo.preview(photo("photo.png", (40, 10))).size == (20, 5)
+    Image.new("RGBA", (4, 4), (255, 0, 0, 0)).save("clear.png")
+    assert np.asarray(demo.preview(Path("clear.png")))[0, 0].tolist() == [128, 128, 128]
+
+
+def test_every_odd_image_works(shared_data: Path):
+    restorer = twins.fake()
+    for path in sorted((shared_data / "odd_images").iterdir()):
+        (before, after), made, _, _ = demo.restore_upload(restorer, path, {"scale": 1.0}, Path("made"))
+        assert before.size == after.size == read_file(made).size[::-1]
+        assert np.abs(np.asarray(before, int) - np.asarray(after, int)).mean() < 6
+
+
+def test_a_broken_file_is_told():
+    Path("text.png").write_text("Dear Sir or Madam")
+    with pytest.raises(InputError, match="not a PNG"):
+        demo.restore_upload(twins.fake(), Path("text.png"), {}, Path("made"))
+
+
+def test_wrong_options_are_told_in_one_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+    assert main(["demo", "--max-mb", "0"]) == 2
+    assert "at least 1" in capsys.readouterr().err
+    monkeypatch.setitem(__import__("sys").modules, "gradio", None)
+    with pytest.raises(MissingDependencyError, match=r"morsr\[demo\]"):
+        demo.import_gradio()
+
+
+@pytest.fixture
+def outside(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Where this process asks the network for anything beyond the machine."""
+    asked: list[str] = []
+    connect, lookup = socket.socket.connect, socket.getaddrinfo
+    near = ("127.0.0.1", "::1", "localhost")
+
+    def watched(self: socket.socket, address: object) -> None:
+        if self.family in (socket.AF_INET, socket.AF_INET6) and address[0] not in near:  # type: ignore[index]
+            asked.append(str(address))
+            raise OSError("no network in this test")
+        connect(self, address)  # type: ignore[arg-type]
+
+    def looked_up(host: object, *arguments: object, **options: object) -> object:
+        if host not in (*near, None, b"localhost"):
+            asked.append(str(host))
+            raise socket.gaierror("no network in this test")
+        return lookup(host, *arguments, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(socket.socket, "connect", watched)
+    monkeypatch.setattr(socket, "getaddrinfo", looked_up)
+    return asked
+
+
+@pytest.fixture
+def served(restorer: Restorer, outside: list[str]) -> Iterator[str]:
+    page = demo.build_page(restorer)
+    yield demo.launch(page, max_mb=1)
+    page.close(verbose=False)
+
+
+@pytest.mark.slow
+def test_an_image_is_dropped_and_the_result_appears(served: str, outside: list[str]):
+    playwright = pytest.importorskip("playwright.sync_api")
+    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if chromium is None:
+        pytest.skip("needs chromium")
+    assert served.startswith("http://127.0.0.1:")
+    asked: list[str] = []
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+        page = browser.new_page(viewport={"width": 1280, "height": 1100})
+        page.set_default_timeout(90_000)
+        page.on("request", lambda request: asked.append(request.url))
+        answer = page.goto(served)
+        assert "default-src 'self'" in answer.headers["content-security-policy"]
+        page.set_input_files("#upload input[type=file]", photo("photo.png"))
+        page.wait_for_selector("#result img")
+        page.wait_for_selector("#download a")
+        page.wait_for_selector("#ranks img")
+        assert "deviation" in page.inner_text("#scores")
+        assert "photo-x4.png" in page.inner_text("#download")
+        page.screenshot(path="page.png", full_page=True)
+        # The page is built of light and dark parts, and the slider shows noise: a blank page has neither.
+        assert np.asarray(Image.open("page.png").convert("L")).std() > 10
+        Path("large.png").write_bytes(b"\x89PNG" + bytes(2_000_000))
+        page.reload()
+        page.set_input_files("#upload input[type=file]", "large.png")
+        page.wait_for_selector("text=/maximum|exceed|too large/i")
+        browser.close()
+    own = (served, "data:", "blob:", served.replace("http", "ws"))
+    assert not [url for url in asked if not url.startswith(own)]
+    assert not outside
