@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import warnings
 from collections.abc import Callable, Generator, Iterator
@@ -14,6 +15,7 @@ from torch import Tensor
 from morsr.errors import InputError, WeightsError
 from morsr.functional.tiling import RowBuffer, Window, apply_tiled, blend_bands, tile_windows
 from morsr.models.memory import free_memory, is_out_of_memory, release_memory
+from morsr.models.vae_tiles import vae_tiles
 
 if TYPE_CHECKING:
     from morsr.models.bands import Bands
@@ -32,6 +34,9 @@ MEMORY_SHARE = 0.5
 """Share of the free memory that a pass may be expected to use."""
 
 
+SMALLEST_VAE_TILE = 32
+"""Least side in latent pixels of the autoencoder's tiles: below it the margins cost more than the cores."""
+
 BAND_PIXELS = 1 << 17
 """Pixels of a band of finished rows, about; at least 16 rows."""
 
@@ -49,6 +54,8 @@ class TilePlan:
         multiple: sides that the networks take.
         pixels_at_once: pixels of a pass that the memory is expected to hold.
         largest: side of the largest pass; shrinks when memory runs out.
+        vae_side: side in latent pixels of the autoencoder's tiles inside a pass, None for a whole; shrinks first, since
+            its tiles give what the whole would give.
     """
 
     windows: list[Window]
@@ -57,6 +64,7 @@ class TilePlan:
     multiple: int
     pixels_at_once: int
     largest: int = field(default=2**31)
+    vae_side: int | None = None
 
     @property
     def single(self) -> bool:
@@ -176,19 +184,15 @@ def run_pass(generator: OneStepGenerator, enlarged: Tensor, plan: TilePlan, dtyp
         WeightsError: NaN or infinity even in float32.
     """
     side = max(enlarged.shape[-2:])
-    if side <= plan.largest:
+    while side <= plan.largest:
         try:
-            return _finite(generator, enlarged, dtype)
+            return _finite(generator, enlarged, plan, dtype)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
         # The failed pass's tensors live as long as its exception does, so memory is handed back only here.
         release_memory(enlarged.device)
-        half = side // 2 // plan.multiple * plan.multiple
-        if half < 2 * plan.multiple:
-            raise InputError(f"memory ran out even with tiles of {side} pixels; free some, or choose another device")
-        warnings.warn(f"memory ran out at {side} pixels a side; going on with tiles of {half}", stacklevel=2)
-        plan.largest = half
+        _shrink(generator, plan, side)
     return apply_tiled(
         lambda part: run_pass(generator, part, plan, dtype),
         enlarged,
@@ -198,11 +202,49 @@ def run_pass(generator: OneStepGenerator, enlarged: Tensor, plan: TilePlan, dtyp
     )
 
 
-def _finite(generator: OneStepGenerator, enlarged: Tensor, dtype: torch.dtype) -> Tensor:
+def _shrink(generator: OneStepGenerator, plan: TilePlan, side: int) -> None:
+    """Smaller tiles after memory ran out: of the autoencoder first, then of the whole pass.
+
+    Raises:
+        InputError: no smaller tiles are left.
+    """
+    factor = generator.backbone.latent_factor
+    latents = min(plan.vae_side or side // factor, side // factor) // 2
+    if hasattr(generator.backbone, "vae") and latents >= SMALLEST_VAE_TILE:
+        plan.vae_side = latents
+        warnings.warn(
+            f"memory ran out at {side} pixels a side; going on with the autoencoder in tiles of {latents * factor}",
+            stacklevel=3,
+        )
+        return
+    half = side // 2 // plan.multiple * plan.multiple
+    if half < 2 * plan.multiple:
+        raise InputError(f"memory ran out even with tiles of {side} pixels; free some, or choose another device")
+    warnings.warn(f"memory ran out at {side} pixels a side; going on with tiles of {half}", stacklevel=3)
+    plan.largest = half
+
+
+def _finite(generator: OneStepGenerator, enlarged: Tensor, plan: TilePlan, dtype: torch.dtype) -> Tensor:
     for precision in dict.fromkeys((dtype, torch.float32)):
         half = precision != torch.float32
-        with torch.autocast(enlarged.device.type, dtype=precision if half else None, enabled=half):
+        with (
+            torch.autocast(enlarged.device.type, dtype=precision if half else None, enabled=half),
+            _tiles_of(generator, plan),
+        ):
             result = generator.decode(generator.denoise(generator.encode(enlarged))).float()
         if bool(torch.isfinite(result).all()):
             return result
     raise WeightsError("the networks give NaN or infinity for this image even in float32; the weights may be damaged")
+
+
+@contextlib.contextmanager
+def _tiles_of(generator: OneStepGenerator, plan: TilePlan) -> Iterator[None]:
+    backbone = generator.backbone
+    if plan.vae_side is None:
+        yield
+        return
+    with contextlib.ExitStack() as stack:
+        for autoencoder in (backbone.vae, getattr(backbone, "decoder", None)):
+            if autoencoder is not None:
+                stack.enter_context(vae_tiles(autoencoder, backbone.latent_factor, plan.vae_side))
+        yield
