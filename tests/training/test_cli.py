@@ -15,7 +15,7 @@ from morsr.cli import main
 from morsr.training.config_files import read_config
 
 EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
-CONFIGS = sorted(path.name for path in EXPERIMENTS.glob("*.yaml"))
+CONFIGS = sorted(path.name for path in EXPERIMENTS.glob("*.yaml") if not path.name.startswith("predict"))
 
 
 @pytest.fixture
