@@ -369,7 +369,9 @@ class Restorer:
         if self._held is None:
             self.generator.condition(unit_range(lr[:1]))
             self._held = context.routing
-        context.routing = join_routings([self._held] * lr.shape[0])
+        held = self._held
+        if held is not None:
+            context.routing = join_routings([held] * lr.shape[0])
 
 
 def is_streamed(size: tuple[int, int]) -> bool:

@@ -231,7 +231,7 @@ class _Lockstep:
 
         tiles = [_Tile(core, work, self.rested) for core in self.cores]
         for norm in self.norms:
-            norm.forward = _shared(self, norm)  # type: ignore[method-assign]
+            norm.forward = _shared(self, norm)  # type: ignore[method-assign,assignment]
         for tile in tiles:
             tile.start()
         try:
