@@ -218,8 +218,8 @@ class OneStepSRModule(L.LightningModule):
 
         The ranks are stored as `dtype`, float32 by default; the file appears whole or not at all.
         """
-        backbone = self.generator.backbone
-        save_adapters(path, backbone, name="generator", base_id=backbone.base_id, extra=self._recipe(), dtype=dtype)
+        base = self.generator.backbone
+        save_adapters(path, base, base_id=base.base_id, extra=self._recipe(), attached=base.prompts, dtype=dtype)
 
     def _recipe(self) -> dict[str, Any]:
         """What a file of adapters needs beside them to be run again."""
