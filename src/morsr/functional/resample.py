@@ -21,10 +21,9 @@ def reflect_index(index: Tensor, size: int) -> Tensor:
         index: int64 positions from 0.
         size: pixels along the axis, at least 1.
     """
-    if size == 1:
-        return torch.zeros_like(index)
-    period = 2 * (size - 1)
-    return ((index + size - 1) % period - (size - 1)).abs()
+    # As tensors and without a branch, for the size is a symbol where a network is exported.
+    last = torch.zeros_like(index) + (size - 1)
+    return ((index + last) % (2 * last).clamp(min=1) - last).abs()
 
 
 def cubic_taps(index: Tensor, in_size: int, out_size: int) -> tuple[Tensor, Tensor]:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from morsr.adapters import export_lora as export_peft
 from morsr.adapters import merged
 from morsr.errors import ConfigError, InputError, MissingDependencyError
+from morsr.functional.resample import reflect_index
 from morsr.models.backbone import load_backbone
 from morsr.models.generator import OneStepGenerator
 from morsr.models.picture import read_picture
@@ -146,17 +147,14 @@ class TensorGenerator(nn.Module):
 
     def forward(self, lr: Tensor) -> Tensor:
         """Images (1, 3, h, w) in [0, 1] of any size to (1, 3, scale·h, scale·w) in [0, 1]."""
-        height, width = (self.scale * side for side in lr.shape[-2:])
-        multiple, factor = self.generator.multiple, float(self.scale)
-        # Padded to the grid by repeated rows and columns of the LR image, as the restorer does; by indices, since a
-        # size is a symbol while it is traced.
+        factor, multiple = float(self.scale), self.generator.multiple
+        enlarged = F.interpolate(lr, scale_factor=(factor, factor), mode="bicubic", align_corners=False).clamp(0, 1)
+        height, width = enlarged.shape[-2:]
+        # Mirrored up to the grid, as the restorer does it; by indices, since a size is a symbol while it is traced.
         rows, columns = (
-            torch.arange(side + -(-multiple // self.scale), device=lr.device).clamp(max=side - 1)
-            for side in lr.shape[-2:]
+            reflect_index(torch.arange(side + -side % multiple, device=lr.device), side) for side in (height, width)
         )
-        padded = lr.index_select(-2, rows).index_select(-1, columns)
-        padded = F.interpolate(padded, scale_factor=(factor, factor), mode="bicubic", align_corners=False).clamp(0, 1)
-        padded = padded[..., : height + -height % multiple, : width + -width % multiple]
+        padded = enlarged.index_select(-2, rows).index_select(-1, columns)
         latents = self.generator.denoise(self.generator.encode(padded))
         return self.generator.decode(latents).clamp(0, 1)[..., :height, :width]
 
