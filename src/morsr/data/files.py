@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from morsr.errors import ConfigError, InputError, MorsrError
 from morsr.models.jobs import Job, check_jobs, find_images, natural_order
@@ -18,7 +18,7 @@ class ImageFiles(L.LightningDataModule):
     """Files of one or more folders. A batch is a list of (Job, Picture or what was wrong with the file).
 
     The job's target is relative; where outputs go is the writer's affair. Files are ordered by size, so that those of
-    one batch can go through the networks together, and Lightning's sampler deals them out to the devices.
+    one batch can go through the networks together, and are dealt out to the devices in turn.
 
     Args:
         folders: searched with their subfolders; outputs keep their places below.
@@ -34,6 +34,8 @@ class ImageFiles(L.LightningDataModule):
         self, *, folders: Sequence[str], batch_size: int = 1, num_workers: int = 0, by_size: bool = True
     ) -> None:
         super().__init__()
+        # A run that goes on may have fewer files left than devices.
+        self.allow_zero_length_dataloader_with_multiple_devices = True
         if isinstance(folders, str) or not folders:
             raise ConfigError(f"folders: expected a list of folders, got {folders!r}")
         if batch_size < 1 or num_workers < 0:
@@ -69,13 +71,29 @@ class ImageFiles(L.LightningDataModule):
         return before - len(self.jobs)
 
     def predict_dataloader(self) -> DataLoader[Any]:
+        files = _Files(self.jobs)
+        rank, world = (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)
         return DataLoader(
-            _Files(self.jobs), batch_size=self.batch_size, num_workers=self.num_workers, collate_fn=list, shuffle=False
+            files,
+            batch_size=self.batch_size,
+            num_workers=self.num_workers,
+            collate_fn=list,
+            sampler=_Dealt(files, rank=rank, num_replicas=world) if world > 1 else None,
         )
 
     def transfer_batch_to_device(self, batch: Any, device: Any, dataloader_idx: int) -> Any:
         """The restorer moves what it needs when it needs it."""
         return batch
+
+
+class _Dealt(DistributedSampler[Any]):
+    """Deals files out in turn, none twice; unlike Lightning's own, it may leave a device without any."""
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(self.rank, len(self.dataset), self.num_replicas))  # type: ignore[arg-type]
+
+    def __len__(self) -> int:
+        return len(range(self.rank, len(self.dataset), self.num_replicas))  # type: ignore[arg-type]
 
 
 class _Files(Dataset[Any]):

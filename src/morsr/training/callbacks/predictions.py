@@ -64,12 +64,14 @@ class PredictionWriter(BasePredictionWriter):
             except MorsrError as error:
                 self.failed.append(failure(Outcome(job, error)))
 
-    def on_predict_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Say what was done on all devices.
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Say what was done on all devices; `on_predict_end` would not come to a device that got no file.
 
         Raises:
             InputError: some files could not be restored.
         """
+        if stage != "predict":
+            return
         parts: list[Any] = [(self.written, self.failed)]
         if trainer.world_size > 1:
             parts = [None] * trainer.world_size
