@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -10,6 +11,7 @@ import lightning as L
 import pytest
 import torch
 import training_twins as twins
+from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, SingleDeviceStrategy
 
 from morsr.adapters import adapter_names
@@ -149,6 +151,19 @@ def test_terms_wait_for_their_start_and_their_networks_rest(small_base: Path) ->
     weights = {"l2": 1.0, "vsd": 2.0, "gan": 0.5, "balance": 1.0}
     expected = sum(weight * last.terms[name] for name, weight in weights.items())
     torch.testing.assert_close(last.total, expected)
+
+
+def test_loggers_count_generator_steps_where_one_is_left_out(module: Any, tmp_path: Path) -> None:
+    class Spoil(L.Callback):
+        def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+            if trainer.global_step == 1 and not pl_module.phase.skipped_in_all["generator"]:
+                batch["hr"].fill_(float("nan"))
+
+    logger = CSVLogger(tmp_path)
+    twins.fit(module, tmp_path, 3, callbacks=[Spoil()], logger=logger, log_every_n_steps=1, enable_checkpointing=False)
+    with (Path(logger.log_dir) / "metrics.csv").open() as file:
+        steps = [int(row["step"]) for row in csv.DictReader(file) if row["train/loss"]]
+    assert steps == [0, 1, 1, 2]
 
 
 def test_a_step_that_is_not_finite_is_left_out_and_counted(module: Any) -> None:

@@ -146,7 +146,7 @@ class OneStepSRModule(L.LightningModule):
         draws = Draws.of_step(seed=self.seed, step=step, first=first, count=count, device=self.device)
         report = self.phase.run(batch, draws, step=step)
         self.last_output = report.output
-        self.log_dict(report.values(self.phase.skipped_in_all), batch_size=count)
+        self.log_dict(report.values(step, self.phase.skipped_in_all), batch_size=count)
         self.log("train/loss", report.total, prog_bar=True, batch_size=count)
 
     def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> dict[str, Tensor]:

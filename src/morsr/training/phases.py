@@ -72,9 +72,12 @@ class StepReport:
     norms: dict[str, Tensor] = field(default_factory=dict)
     skipped: list[str] = field(default_factory=list)
 
-    def values(self, skipped_in_all: Mapping[str, int]) -> dict[str, Any]:
-        """What is logged, by name; how many steps were left out so far only where one just was."""
-        found: dict[str, Any] = {f"train/{name}": value for name, value in self.terms.items()}
+    def values(self, step: int, skipped_in_all: Mapping[str, int]) -> dict[str, Any]:
+        """What is logged, by name; how many steps were left out so far only where one just was.
+
+        Under "step" Lightning finds the generator's step; its own count goes on where one is left out.
+        """
+        found: dict[str, Any] = {f"train/{name}": value for name, value in self.terms.items()} | {"step": float(step)}
         found |= {f"grad_norm/{name}": value for name, value in self.norms.items()}
         return found | {f"skipped/{name}": float(skipped_in_all[name]) for name in self.skipped}
 
