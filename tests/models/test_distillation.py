@@ -207,6 +207,7 @@ def test_lpips_from_a_folder_has_gradient_and_is_zero_for_equals(
         return SimpleNamespace(features=vgg.make_layers(vgg.cfgs["D"]))
 
     monkeypatch.setattr("torchvision.models.vgg16", random_vgg)
+    monkeypatch.setattr(torch.hub, "_hub_dir", None)  # put back afterwards, or other tests' TORCH_HOME would be ignored
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "vgg16-397923af.pth").touch()
     loss = RestorationLoss(l2=0.0, lpips=1.0, lpips_folder=tmp_path)

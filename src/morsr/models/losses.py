@@ -194,4 +194,5 @@ def build_lpips(folder: str | os.PathLike[str] | None = None) -> nn.Module:
             "(and loss.features: 1.0 for the features of the base model instead)"
         ) from error
     finally:
-        torch.hub.set_dir(str(hub))
+        if folder is not None:  # left alone otherwise: a set folder hides later changes of TORCH_HOME
+            torch.hub.set_dir(str(hub))
