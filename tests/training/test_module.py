@@ -8,6 +8,7 @@ import lightning as L
 import pytest
 import torch
 import training_twins as twins
+import yaml
 from lightning.pytorch.callbacks import ModelCheckpoint
 from training_twins import ADAPTERS, build
 from training_twins import batch as random_batch
@@ -16,6 +17,8 @@ from morsr.adapters import MoRConfig, read_adapters_header
 from morsr.errors import WeightsError
 from morsr.models.loading import load_generator
 from morsr.training.module import OneStepSRModule
+
+CONFIG = Path(__file__).resolve().parents[2] / "experiments" / "mor_tiny.yaml"
 
 
 def fit(module: OneStepSRModule, folder: Path, steps: int, *, ckpt: Path | None = None, save_at: int = 0) -> L.Trainer:
@@ -132,3 +135,12 @@ def test_adapters_for_another_base_are_refused_before_anything_changes(small_bas
         module.load_adapters(tmp_path / "a.safetensors")
     for name, tensor in module.state_dict().items():
         torch.testing.assert_close(tensor, before[name], atol=0, rtol=0, msg=name)
+
+
+def test_weights_are_named_as_for_the_restorer(tmp_path: Path) -> None:
+    settings = yaml.safe_load(CONFIG.read_text())["model"]["init_args"]
+    adapters = MoRConfig.from_dict(settings["adapters"])
+    module = OneStepSRModule(adapters=adapters, weights="tiny")
+    assert any(up.abs().sum() > 0 for name, up in module.named_parameters() if name.endswith(".up"))
+    with pytest.raises(WeightsError, match="no such adapters file or folder, and no shipped preset"):
+        OneStepSRModule(adapters=adapters, weights=str(tmp_path / "absent.safetensors"))

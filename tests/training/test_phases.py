@@ -163,7 +163,7 @@ def test_loggers_count_generator_steps_where_one_is_left_out(module: Any, tmp_pa
     twins.fit(module, tmp_path, 3, callbacks=[Spoil()], logger=logger, log_every_n_steps=1, enable_checkpointing=False)
     with (Path(logger.log_dir) / "metrics.csv").open() as file:
         steps = [int(row["step"]) for row in csv.DictReader(file) if row["train/loss"]]
-    assert steps == [0, 1, 1, 2]
+    assert steps == [1, 1, 2, 3]
 
 
 def test_a_step_that_is_not_finite_is_left_out_and_counted(module: Any) -> None:

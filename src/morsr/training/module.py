@@ -51,8 +51,8 @@ class OneStepSRModule(L.LightningModule):
         loss: weights by term, each a number or {weight, start, ramp}; see `Objective`.
         score: settings of the distillation, where loss.vsd or loss.csd is on.
         discriminator: settings of the discriminator, where loss.gan is on.
-        weights: adapters file to start from, to validate or to test. None: `fit` starts afresh; the others take the
-            newest adapters among the runs, else the shipped ones.
+        weights: adapters (file, folder or preset) to start from, to validate or to test. None: `fit` starts afresh;
+            the others take the newest adapters among the runs, else the shipped ones.
         start_from: adapters file that `fit` alone starts from; a plain LoRA becomes the first shared ranks.
         lr, router_lr_scale, weight_decay, betas, warmup, schedule: see `OptimizerSettings`.
         clip: largest norm of each network's gradient; 0 for none. It stands in for the trainer's gradient_clip_val.
@@ -146,7 +146,7 @@ class OneStepSRModule(L.LightningModule):
         draws = Draws.of_step(seed=self.seed, step=step, first=first, count=count, device=self.device)
         report = self.phase.run(batch, draws, step=step)
         self.last_output = report.output
-        self.log_dict(report.values(step, self.phase.skipped_in_all), batch_size=count)
+        self.log_dict(report.values(self.global_step, self.phase.skipped_in_all), batch_size=count)
         self.log("train/loss", report.total, prog_bar=True, batch_size=count)
 
     def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> dict[str, Tensor]:
@@ -227,13 +227,13 @@ class OneStepSRModule(L.LightningModule):
         return {**facts, **{name: value for name, value in self.of_base.items() if value is not None}}
 
     def load_adapters(self, path: str | os.PathLike[str]) -> None:
-        """Load adapters of the same configuration over the ones in the module.
+        """Load adapters of the same configuration, a file, its folder or a shipped preset, over the ones in the module.
 
         Raises:
             WeightsError: another base, another configuration, or a damaged file; nothing is changed then.
         """
         backbone = self.generator.backbone
-        load_adapters(path, backbone, name="generator", base_id=backbone.base_id)
+        load_adapters(find_adapters(path), backbone, name="generator", base_id=backbone.base_id)
 
     def _saved_keys(self) -> set[str]:
         trained = [parameter for network in self.objective.trained().values() for parameter in network]

@@ -75,7 +75,8 @@ class StepReport:
     def values(self, step: int, skipped_in_all: Mapping[str, int]) -> dict[str, Any]:
         """What is logged, by name; how many steps were left out so far only where one just was.
 
-        Under "step" Lightning finds the generator's step; its own count goes on where one is left out.
+        Under "step" loggers and names of checkpoints find the generator's steps so far; Lightning's own count goes on
+        where one is left out.
         """
         found: dict[str, Any] = {f"train/{name}": value for name, value in self.terms.items()} | {"step": float(step)}
         found |= {f"grad_norm/{name}": value for name, value in self.norms.items()}
