@@ -11,7 +11,10 @@ ARGS ?=
 BASE_CONFIGS ?= experiments/base_tiny_autoencoder.yaml experiments/base_tiny_diffusion.yaml
 # a command to run on the finished base, for example a copy of its folder
 BASE_EXPORT ?=
-ABLATION_CONFIGS ?= experiments/mor_tiny_full.yaml $(wildcard experiments/ablation_tiny_*.yaml)
+# the rows of the table, NAME=CONFIG.yaml; the last one is what the others are compared with
+ABLATION := experiments/ablation_tiny
+ABLATION_ROWS ?= LoRA-r4=$(ABLATION)_lora4.yaml LoRA-r10=$(ABLATION)_lora10.yaml LoRA-MoE=$(ABLATION)_lora_moe.yaml \
+	MoR-v1=$(ABLATION)_mor_v1.yaml MoR-v2=$(ABLATION)_mor_v2.yaml MoR=$(ABLATION)_mor.yaml
 BENCHES ?= adapter degrade inference train
 JOBS ?= 2
 PYTEST_ARGS ?=
@@ -54,9 +57,8 @@ base: setup ## train the tiny base, autoencoder then diffusion: BASE_CONFIGS, BA
 	@set -e; for config in $(BASE_CONFIGS); do echo "$(MORSR) fit --config $$config $(ARGS)"; $(MORSR) fit --config $$config $(ARGS); done
 	$(BASE_EXPORT)
 
-ablation: setup ## train and test every row of the ablation: ABLATION_CONFIGS, ARGS
-	@test -n "$(ABLATION_CONFIGS)" || { echo "no experiments/ablation_*.yaml found; name configs with ABLATION_CONFIGS=..." >&2; exit 2; }
-	@set -e; for config in $(ABLATION_CONFIGS); do $(MORSR) fit --config $$config $(ARGS); $(MORSR) test --config $$config $(ARGS); done
+ablation: setup ## train every row of the ablation for five seeds and compare them: ABLATION_ROWS, ARGS
+	$(MORSR) ablation $(ABLATION_ROWS) $(ARGS)
 
 data-check: setup ## say what is missing before a run starts: CONFIG
 	$(MORSR) data-check --config $(CONFIG) $(ARGS)

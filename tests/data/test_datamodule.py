@@ -95,6 +95,27 @@ def test_memory_makes_no_difference(make_data: Make):
         torch.testing.assert_close(one["hr"], two["hr"], rtol=0, atol=0)
 
 
+def test_windows_are_cut_from_the_degraded_crops(make_data: Make):
+    whole = batches(make_data(crop_size=64), 2)
+    cut = batches(make_data(crop_size=64, patch_size=32), 2)
+    places = set()
+    for one, other in zip(whole, cut, strict=True):
+        assert other["hr"].shape[1:] == (3, 32, 32)
+        assert other["lr"].shape[1:] == (3, 8, 8)
+        torch.testing.assert_close(other["context"], one["lr"], rtol=0, atol=0)
+        for lr, hr, small_lr, small_hr in zip(one["lr"], one["hr"], other["lr"], other["hr"], strict=True):
+            found = [
+                (top, left)
+                for top in range(9)
+                for left in range(9)
+                if torch.equal(lr[:, top : top + 8, left : left + 8], small_lr)
+                and torch.equal(hr[:, 4 * top : 4 * top + 32, 4 * left : 4 * left + 32], small_hr)
+            ]
+            assert len(found) == 1
+            places.update(found)
+    assert len(places) > len(whole[0]["lr"])
+
+
 def test_seeds_and_epochs_differ(make_data: Make):
     data = make_data(recipe="light")
     data.setup("fit")
@@ -242,6 +263,8 @@ def test_predict_batches(make_data: Make, photos: Path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
+        ({"patch_size": 34}, "patch_size"),
+        ({"crop_size": 64, "patch_size": 128}, "patch_size"),
         ({"dead_leaves": 1.5}, "dead_leaves"),
         ({"train": []}, "train"),
         ({"train": "photos"}, "lists of sources"),

@@ -56,6 +56,19 @@ def test_an_images_output_does_not_depend_on_its_batch(small_base: Path) -> None
     torch.testing.assert_close(together, apart, atol=1e-4, rtol=0)
 
 
+def test_scores_and_routing_come_from_the_context(small_base: Path) -> None:
+    generator = build(small_base).eval()
+    context = torch.rand(2, 3, 16, 16)
+    patch = context[..., 4:12, 4:12]
+    with torch.no_grad():
+        seen, of_patch = generator(patch, context=context), generator(patch)
+        wanted = generator.estimator(context)
+    assert seen.sr.shape == (2, 3, 32, 32)
+    torch.testing.assert_close(seen.scores.scores, wanted.scores)
+    assert not torch.allclose(of_patch.scores.scores, wanted.scores)
+    assert not torch.allclose(seen.routing.gates, of_patch.routing.gates)
+
+
 def test_epsilon_step_at_999_is_osediffs_line(small_base: Path) -> None:
     generator = build(small_base, timestep=999, scale_input=False).eval()
     latents = torch.randn(1, 4, 4, 4)

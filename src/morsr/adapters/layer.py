@@ -9,12 +9,15 @@ import math
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from morsr.adapters.config import MoRConfig
 from morsr.adapters.state import LayerGates, SharedState
 from morsr.errors import ConfigError, InputError
 from morsr.functional.lowrank import ConvGeometry, add_lowrank_conv2d, add_lowrank_linear, add_lowrank_weight
+
+_ACCESS = 8  # multiply-adds that take as long as one access to memory, roughly
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -138,16 +141,16 @@ class AdaptedLayer(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         """The base layer's output plus the update of the active set, in the base layer's dtype."""
         # Straight from the dict: torch's and our attribute lookup would cost more than the check itself.
-        output = self._modules["base_layer"](inputs)  # type: ignore[misc]
+        base: nn.Module = self._modules["base_layer"]  # type: ignore[assignment]
         state = self.shared.current()
         sets = self._modules["sets"]._modules
         if state.active is None or state.active not in sets:
-            return output
+            return base(inputs)
         rows = state.gates[state.active]
         if rows is None:
             raise InputError(f"adapter set {state.active!r} has no routing: set context.condition to the scores first")
         if state.is_merged:
-            return output
+            return base(inputs)
         ranks: RankSet = sets[state.active]  # type: ignore[assignment]
         gates = rows[ranks.index]
         if gates.factors is not None and gates.factors.shape[0] not in (1, inputs.shape[0]):
@@ -155,6 +158,9 @@ class AdaptedLayer(nn.Module):
                 f"the routing of set {state.active!r} is for {gates.factors.shape[0]} images, but a layer got a batch "
                 f"of {inputs.shape[0]}; set context.condition for this batch, or a routing of one image for all of it"
             )
+        if gates.fold and self._folding_pays(inputs, gates, ranks.down.shape[0]):
+            return self._folded(inputs, ranks, gates)
+        output = base(inputs)
         if output.dtype == torch.float32 and (inputs.dtype != torch.float32 or _autocasts(inputs)):
             # A layer that keeps to float32 in a network that runs in less; so does its update.
             with torch.autocast(inputs.device.type, enabled=False):
@@ -162,6 +168,53 @@ class AdaptedLayer(nn.Module):
         if output.dtype != inputs.dtype and not _autocasts(inputs):
             raise ConfigError(f"a layer turns {inputs.dtype} into {output.dtype}; adapters need one dtype")
         return self._updated(output, inputs, ranks, gates)
+
+    def _folding_pays(self, inputs: Tensor, gates: LayerGates, stored: int) -> bool:
+        """Whether one call costs less with the ranks added to the weight first than beside the layer.
+
+        Decided from shapes alone. Not in half precision, where rounding the sum would lose a part of the update; not
+        where gradients are wanted, which would be those of the whole weight.
+        """
+        base: nn.Linear | nn.Conv2d = self._modules["base_layer"]  # type: ignore[assignment]
+        if torch.is_grad_enabled() or type(base) not in (nn.Linear, nn.Conv2d):
+            return False
+        images = 1 if gates.factors is None else gates.factors.shape[0]
+        if images > 1 and inputs.device.type != "cpu":  # an accelerator prefers one call for the whole batch
+            return False
+        weight = base.weight
+        if inputs.dtype != weight.dtype or weight.dtype not in (torch.float32, torch.float64) or _autocasts(inputs):
+            return False
+        if base._forward_hooks or base._forward_pre_hooks:  # they would not see the call
+            return False
+        ranks = stored if gates.ranks is None else gates.ranks.shape[1]
+        outputs, fan_in = weight.shape[0], weight[0].numel()
+        positions = inputs.numel() // inputs.shape[1 if self._geometry else -1]
+        if self._geometry is not None:
+            positions //= math.prod(self._geometry.stride)
+            fan_in *= self._geometry.groups
+        # Multiply-adds, and accesses to memory as what could have been computed meanwhile.
+        beside = positions // images * (ranks * (fan_in + outputs) + _ACCESS * outputs)
+        return weight.numel() * (ranks + 2 * _ACCESS) < beside
+
+    def _folded(self, inputs: Tensor, ranks: RankSet, gates: LayerGates) -> Tensor:
+        """The base layer with the ranks in a temporary weight, one for each routing."""
+        base: nn.Linear | nn.Conv2d = self._modules["base_layer"]  # type: ignore[assignment]
+        if gates.factors is None or gates.factors.shape[0] == 1:
+            weight = ranks.add_to_weight(base.weight, gates)
+            if isinstance(base, nn.Linear):
+                return F.linear(inputs, weight, base.bias)
+            return base._conv_forward(inputs, weight, base.bias)
+        weights = (ranks.add_to_weight(base.weight, gates.image(index)) for index in range(len(inputs)))
+        if not isinstance(base, nn.Linear):
+            parts = [base._conv_forward(*pair, base.bias) for pair in zip(inputs.split(1), weights, strict=True)]
+            return torch.cat(parts)
+        output = inputs.new_empty(*inputs.shape[:-1], base.out_features)
+        for image, weight, place in zip(inputs.flatten(1, -2), weights, output.flatten(1, -2), strict=True):
+            if base.bias is None:
+                torch.mm(image, weight.t(), out=place)
+            else:
+                torch.addmm(base.bias, image, weight.t(), out=place)
+        return output
 
     def _updated(self, output: Tensor, inputs: Tensor, ranks: RankSet, gates: LayerGates) -> Tensor:
         down, up = ranks.pick(gates, inputs.dtype)

@@ -20,7 +20,7 @@ from morsr.functional.balance import balance_loss, running_rate
 from morsr.functional.precision import keep_float32
 from morsr.functional.routing import Routing, chosen_ranks, limit_experts, rank_gates, route, router_logits, slot_load
 
-_COMPUTE = ("auto", "gathered", "masked")
+_COMPUTE = ("auto", "gathered", "masked")  # "auto" is "gathered", or folded for one call where that is less work
 
 
 class RoutingContext(nn.Module):
@@ -220,7 +220,11 @@ class RoutingContext(nn.Module):
 
     @property
     def compute(self) -> str:
-        """How layers work: "gathered" (chosen ranks only), "masked" (all ranks times gates, the reference), "auto"."""
+        """How layers work: "gathered" (chosen ranks only), "masked" (all ranks times gates, the reference), or "auto".
+
+        "auto" gathers, and in passes without gradients folds the chosen ranks into a temporary weight in layers with
+        more pixels or tokens than weights to write.
+        """
         return self._compute
 
     @compute.setter
@@ -251,9 +255,9 @@ class RoutingContext(nn.Module):
             self.on_change()
 
     def _layer_gates(self) -> tuple[LayerGates, ...] | None:
-        config = self.config
+        config, fold = self.config, self._compute == "auto"
         if not config.is_routed:
-            return (LayerGates(None, None),) * len(self.layer_names)
+            return (LayerGates(None, None, fold),) * len(self.layer_names)
         routing = self.effective_routing
         if routing is None:
             return None
@@ -262,7 +266,8 @@ class RoutingContext(nn.Module):
         if self._compute == "masked":
             return tuple(LayerGates(None, row) for row in (rank_gates(routing, *shape) * config.scale).unbind(0))
         ranks, factors = chosen_ranks(routing, *shape)
-        return tuple(LayerGates(*row) for row in zip(ranks.unbind(0), (factors * config.scale).unbind(0), strict=True))
+        rows = zip(ranks.unbind(0), (factors * config.scale).unbind(0), strict=True)
+        return tuple(LayerGates(*row, fold) for row in rows)
 
     # Standardisation and balance
 

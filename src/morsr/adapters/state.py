@@ -28,10 +28,18 @@ class LayerGates(NamedTuple):
     Attributes:
         ranks: (B, r) indices of the ranks that work, or None for all of them.
         factors: (B, r) what each of them is multiplied by, scale included; or None for the scale alone.
+        fold: whether a layer may add its ranks to its weight for one call, where that is less work.
     """
 
     ranks: Tensor | None
     factors: Tensor | None
+    fold: bool = False
+
+    def image(self, index: int) -> LayerGates:
+        """The gates of one image of the batch, without a right to be folded."""
+        assert self.factors is not None
+        ranks = None if self.ranks is None else self.ranks[index : index + 1]
+        return LayerGates(ranks, self.factors[index : index + 1])
 
 
 class State(NamedTuple):

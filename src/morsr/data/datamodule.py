@@ -19,7 +19,7 @@ from morsr.data.degraded import DegradedImage, apply_recipe, degraded_images, lo
 from morsr.data.images import ImageList, is_paired, list_images, load_image
 from morsr.data.pairs import Pair, PairPaths, paired_folder, to_tensor
 from morsr.data.sampling import EpochSampler, TrainingLoader, epoch_batches, limited_batches, worker_seed
-from morsr.data.training_set import TrainingImages, collate, decode_small_set
+from morsr.data.training_set import TrainingImages, collate, decode_small_set, window_places
 from morsr.errors import ConfigError, InputError
 
 
@@ -27,7 +27,8 @@ class RealESRGANDataModule(L.LightningDataModule):
     """Sharp images in, pairs of LR and HR out, degraded by a recipe with its own parameters for every image.
 
     A training batch, as a LightningModule gets it: hr (B, 3, H, W) and lr (B, 3, H/4, W/4) float32 in [0, 1], stem
-    (list of B names), key (B,) int64, parameters (DegradationParameters, on the CPU). A validation or test batch has
+    (list of B names), key (B,) int64, parameters (DegradationParameters, on the CPU), and with `patch_size` context,
+    the LR images (B, 3, H/4, W/4) of whole crops, beside smaller hr and lr. A validation or test batch has
     the same entries and `set`, the name of each image's source, and `image`, its photograph; pairs read from folders
     have no key and no parameters, and neither has a training batch with real pairs in it.
 
@@ -44,6 +45,8 @@ class RealESRGANDataModule(L.LightningDataModule):
         engine: "device", our batched operators; "basicsr", the reference ones; None, what the recipe says.
         batch_size: training samples per step and device.
         crop_size: side of HR crops in pixels, a multiple of scale.
+        patch_size: side in HR pixels of the window of each degraded crop that becomes hr and lr, at a random place; the
+            degradation scores are taken from the whole crop, as they are from a whole image later. None: all of it.
         samples_per_epoch: None takes the number of photographs, but at least 100 batches.
         flips, turns: random mirroring; random turns by 90 degrees.
         max_downscale: HR photographs are shrunk by a random factor from 1 to this; JPEG artefacts of the photographs
@@ -75,6 +78,7 @@ class RealESRGANDataModule(L.LightningDataModule):
         engine: Literal["device", "basicsr"] | None = None,
         batch_size: int = 16,
         crop_size: int = 256,
+        patch_size: int | None = None,
         samples_per_epoch: int | None = None,
         flips: bool = True,
         turns: bool = True,
@@ -104,6 +108,11 @@ class RealESRGANDataModule(L.LightningDataModule):
                 f"crop_size and val_multiple: expected multiples of the scale {scale} and crops of at least 16, "
                 f"got {crop_size} and {val_multiple}"
             )
+        if patch_size is not None and not (16 <= patch_size <= crop_size and patch_size % scale == 0):
+            raise ConfigError(
+                f"patch_size: expected a multiple of the scale {scale} from 16 to crop_size={crop_size}, "
+                f"got {patch_size}"
+            )
         if val_crop is not None and val_crop < val_multiple:
             raise ConfigError(f"val_crop: expected at least val_multiple ({val_multiple}), got {val_crop}")
         for name, seeds in (("val_seeds", val_seeds), ("test_seeds", test_seeds)):
@@ -114,6 +123,7 @@ class RealESRGANDataModule(L.LightningDataModule):
         self.train, self.val, self.test, self.predict = list(train), list(val), list(test), list(predict)
         self.synthetic, self.recipe, self.engine = dead_leaves, recipe, engine
         self.batch_size, self.crop_size, self.samples_per_epoch = batch_size, crop_size, samples_per_epoch
+        self.patch_size = patch_size
         self.flips, self.turns, self.max_downscale, self.usm = flips, turns, max_downscale, usm
         self.seeds = {"validate": list(val_seeds), "test": list(test_seeds)}
         self.val_crop, self.val_multiple, self.val_batch_size = val_crop, val_multiple, val_batch_size
@@ -260,6 +270,8 @@ class RealESRGANDataModule(L.LightningDataModule):
         parameters = batch.pop("parameters", None)
         if parameters is None and "synthetic" in batch and "paired" not in batch:
             parameters = self._recipe.sample(batch["key"])
+        if self.patch_size is not None and "synthetic" in batch:
+            batch["windows"] = window_places(batch["key"], (self.crop_size - self.patch_size) // self.scale)
         batch = super().transfer_batch_to_device(batch, device, dataloader_idx)
         return batch if parameters is None else {**batch, "parameters": parameters}
 
@@ -273,8 +285,26 @@ class RealESRGANDataModule(L.LightningDataModule):
         for name in ("hr", "lr"):
             if name in batch and batch[name].dtype == torch.uint8:
                 batch[name] = batch[name].to(torch.float32).div_(255)
-        if "synthetic" not in batch:
+        return batch if "synthetic" not in batch else self._in_windows(self._degraded(batch))
+
+    def _in_windows(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Cut every image to its window of patch_size; the whole LR crops go along as the context of the scores."""
+        windows = batch.pop("windows", None)
+        if self.patch_size is None:
             return batch
+        if windows is None:
+            windows = window_places(batch["key"], (self.crop_size - self.patch_size) // self.scale)
+        side = self.patch_size // self.scale
+        cut = {
+            name: torch.stack([
+                image[:, top * factor : (top + side) * factor, left * factor : (left + side) * factor]
+                for image, (top, left) in zip(batch[name], windows, strict=True)
+            ])
+            for name, factor in (("hr", self.scale), ("lr", 1))
+        }  # fmt: skip
+        return {**batch, **cut, "context": batch["lr"]}
+
+    def _degraded(self, batch: dict[str, Any]) -> dict[str, Any]:
         hr, places = batch["hr"], batch.pop("synthetic")
         self.skipped.update(batch.pop("skipped"))
         if places:

@@ -147,6 +147,14 @@ def check_size(path: str, width: int, height: int, size: int) -> None:
         raise InputError(f"{path}: {width}x{height} pixels, too small for crops of {size}")
 
 
+def window_places(keys: Tensor, room: int) -> list[tuple[int, int]]:
+    """Top and left of each sample's window, 0 to `room`, from a stream of its own of the sample's key (B,)."""
+    from morsr.degradation.keys import mix, uniforms
+
+    places = (uniforms(mix(keys.cpu() + 2), 2) * (room + 1)).long().clamp(max=room)
+    return [(int(top), int(left)) for top, left in places.tolist()]
+
+
 def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
     """Items to a batch: hr uint8 (B, 3, H, W), stem, key int64 (B,), synthetic as the list of their places, skipped.
 

@@ -10,6 +10,7 @@ _PUBLIC = {
     "BenchmarkTable": "callback",
     "RoutingDump": "dump",
     "RoutingTable": "routing",
+    "ScoreDump": "score_dump",
     "evaluate": "benchmark",
 }
 

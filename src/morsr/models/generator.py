@@ -160,6 +160,7 @@ class OneStepGenerator(nn.Module):
         scale: float = 4.0,
         size: tuple[int, int] | None = None,
         prompt: Tensor | None = None,
+        context: Tensor | None = None,
     ) -> GeneratorOutput:
         """Restore LR images.
 
@@ -168,6 +169,8 @@ class OneStepGenerator(nn.Module):
             scale: enlargement along each axis.
             size: exact output size (H, W) in pixels; overrides scale.
             prompt: text embedding (1 or B, T, width) in place of the fixed one.
+            context: images (B, 3, h', w') in [0, 1] that the degradation scores are taken from, where `lr` are but
+                parts of them: a patch of a few pixels says little about blur or noise.
 
         Raises:
             InputError: an output without pixels.
@@ -175,7 +178,7 @@ class OneStepGenerator(nn.Module):
         height, width = size or (round(lr.shape[-2] * scale), round(lr.shape[-1] * scale))
         if min(height, width) < 1:
             raise InputError(f"the output would be {height}x{width} pixels; give a larger scale or size")
-        scores = self.condition(lr)
+        scores = self.condition(lr if context is None else context)
         z0 = self.denoise(self.encode(pad_to_multiple(enlarge(lr, (height, width)), self.multiple)), prompt)
         sr = self.decode(z0)[..., :height, :width]
         return GeneratorOutput(sr, z0, self.context.routing if self.context is not None else None, scores)

@@ -30,7 +30,8 @@ def standardize_router(trainer: L.Trainer, generator: OneStepGenerator, *, image
         left = images
         for batch in data.train_dataloader():
             moved = data.transfer_batch_to_device(batch, generator.device, 0)
-            yield data.finish_batch(moved)["lr"]
+            finished = data.finish_batch(moved)
+            yield finished.get("context", finished["lr"])
             left -= len(moved["stem"])
             if left <= 0:
                 return

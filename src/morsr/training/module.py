@@ -198,7 +198,7 @@ class OneStepSRModule(L.LightningModule):
             rank_zero_info(self.objective.describe())
             if self.start_from is not None and self.trainer.ckpt_path is None:
                 backbone = self.generator.backbone
-                rank_zero_info(start_from_adapters(self.start_from, backbone, base_id=backbone.base_id))
+                rank_zero_info(start_from_adapters(find_adapters(self.start_from), backbone, base_id=backbone.base_id))
         elif self.weights_file is None and self.trainer.ckpt_path is None:
             path = newest_adapters(self.trainer, self.generator) or find_adapters("tiny")
             self.load_adapters(path)

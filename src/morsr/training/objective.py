@@ -119,7 +119,8 @@ class Objective:
         """Forward pass and all terms that count at this step.
 
         Args:
-            batch: lr (B, 3, h, w) and hr (B, 3, H, W) in [0, 1].
+            batch: lr (B, 3, h, w) and hr (B, 3, H, W) in [0, 1], and where they are parts of larger images, "context",
+                the LR images that the degradation scores are taken from.
             draws: random numbers of these images.
             step: generator step.
         """
@@ -129,7 +130,7 @@ class Objective:
             shape = (len(context.layer_names), context.config.num_slots)
             context.noise = draws.normal("router", shape).transpose(0, 1)
         with self.part("generator"):
-            output = self.generator(lr, size=(hr.shape[-2], hr.shape[-1]))
+            output = self.generator(lr, size=(hr.shape[-2], hr.shape[-1]), context=batch.get("context"))
         if context is not None:
             context.noise = None  # whoever runs the generator next may have other images
         with self.part("reconstruction"):

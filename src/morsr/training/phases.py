@@ -124,7 +124,7 @@ class OneStepPhase:
         """One generator step on a batch, then one step of every helper whose term has started.
 
         Args:
-            batch: lr (B, 3, h, w) and hr (B, 3, H, W) in [0, 1].
+            batch: lr (B, 3, h, w) and hr (B, 3, H, W) in [0, 1], perhaps with "context"; see `Objective`.
             draws: random numbers of the batch.
             step: generator steps done so far.
 
@@ -157,7 +157,7 @@ class OneStepPhase:
     def _generator_pass(self, batch: Mapping[str, Any], draws: Draws, parts: Sequence[slice], step: int) -> StepReport:
         count, losses = len(batch["lr"]), []
         for part in parts:
-            images = {name: batch[name][part] for name in ("lr", "hr")}
+            images = {name: batch[name][part] for name in ("lr", "hr", "context") if name in batch}
             share = (part.stop - part.start) / count
             loss = self.objective.generator_loss(images, draws[part], step=step)
             with self.objective.part("backward/generator"):

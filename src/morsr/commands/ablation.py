@@ -1,0 +1,231 @@
+"""`morsr ablation`: train every row of a ladder for several seeds, and say which differences are real."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from morsr.errors import ConfigError
+
+if TYPE_CHECKING:
+    from morsr.evaluation.ablation import Ablation
+
+HELP = "Train every row of an ablation for several seeds and compare them over seeds and images."
+
+RECORD = "ablation.json"
+PREFIX = re.compile(r"^ablation_(tiny|sd21)_")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of the table: its name, its config, and what it overrides."""
+
+    name: str
+    config: Path
+    overrides: tuple[str, ...] = ()
+
+    @property
+    def slug(self) -> str:
+        """The name as a folder."""
+        return re.sub(r"[^A-Za-z0-9._=-]+", "_", self.name)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    parser.add_argument("rows", nargs="+", metavar="[NAME=]CONFIG.yaml", help="a row of the table each")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4], help="(default: 0 to 4)")
+    parser.add_argument("--out", type=Path, default=Path("runs/ablation"), help="folder (default: %(default)s)")
+    parser.add_argument("--reference", metavar="NAME", help="row that the others are compared with (default: the last)")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="override in all rows, repeatable"
+    )
+    parser.add_argument(
+        "--sweep", action="append", default=[], metavar="KEY=A,B,…",
+        help="make a row of every row and value; repeatable, all combinations are run",
+    )  # fmt: skip
+    parser.add_argument("--jobs", type=int, default=0, help="trainings at once (default: one per two cores and GPU)")
+    parser.add_argument("--report-only", action="store_true", help="train nothing; the table of what is finished")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Train what is not finished yet, then write and print the table; 1 if a training failed."""
+    rows = list(expand(parse_rows(options.rows), options.sweep, options.set))
+    if len(set(options.seeds)) != len(options.seeds):
+        raise ConfigError(f"--seeds: expected different numbers, got {options.seeds}")
+    reference = options.reference or rows[-1].name
+    if reference not in {row.name for row in rows}:
+        raise ConfigError(f"--reference: no row {reference!r}; rows: {', '.join(row.name for row in rows)}")
+    failed = [] if options.report_only else train(rows, options.seeds, options.out, jobs=options.jobs)
+    for line in failed:
+        print(f"failed: {line}", file=sys.stderr)
+    table = collect(rows, options.seeds, options.out, reference)
+    files = table.save(options.out)
+    print(f"\n{table.to_markdown()}\nwritten to {files['md']} and {files['json']}")
+    return 1 if failed else 0
+
+
+def parse_rows(given: Sequence[str]) -> list[Row]:
+    """Rows from NAME=CONFIG.yaml, or CONFIG.yaml, whose name is then the file's without its prefix.
+
+    Raises:
+        ConfigError: no such file, or a name twice.
+    """
+    rows = []
+    for text in given:
+        name, _, path = text.rpartition("=")
+        config = Path(path)
+        if not config.is_file():
+            raise ConfigError(f"{config}: no such config; rows are [NAME=]CONFIG.yaml")
+        rows.append(Row(name or PREFIX.sub("", config.stem), config))
+    names = [row.name for row in rows]
+    if len(set(names)) != len(names):
+        raise ConfigError(f"rows: expected different names, got {', '.join(names)}")
+    return rows
+
+
+def expand(rows: Sequence[Row], sweeps: Sequence[str], settings: Sequence[str]) -> Iterator[Row]:
+    """Every row with every combination of the swept values, and the settings that hold for all."""
+    fixed = tuple(f"--{text}" for text in settings if _pair(text, "--set"))
+    keys = [_pair(text, "--sweep") for text in sweeps]
+    for row in rows:
+        for values in product(*(tuple(value.split(",")) for _, value in keys)):
+            chosen = [(key, value) for (key, _), value in zip(keys, values, strict=True)]
+            suffix = "".join(f", {key.rsplit('.', 1)[-1]}={value}" for key, value in chosen)
+            yield Row(row.name + suffix, row.config, (*fixed, *(f"--{key}={value}" for key, value in chosen)))
+
+
+def _pair(text: str, option: str) -> tuple[str, str]:
+    key, equals, value = text.removeprefix("--").partition("=")
+    if not equals or not key or not value:
+        raise ConfigError(f"{option}: expected KEY=VALUE, got {text!r}")
+    return key, value
+
+
+def train(rows: Sequence[Row], seeds: Sequence[int], out: Path, *, jobs: int) -> list[str]:
+    """Run `morsr fit` for every row and seed that is not finished; return one line per training that failed.
+
+    Seeds go in the outer loop, so that a table of all rows can be had early.
+    """
+    jobs = jobs or _jobs()
+    wanted = [(row, seed) for seed, row in product(seeds, rows)]
+    waiting = [(row, seed) for row, seed in wanted if not _finished(row, seed, out)]
+    print(f"{len(wanted)} trainings, {len(wanted) - len(waiting)} finished before, {jobs} at once; logs in {out}")
+    failed: list[str] = []
+    processes: set[subprocess.Popen[bytes]] = set()
+    pool = ThreadPoolExecutor(max_workers=jobs)
+    try:
+        pending: set[Future[str]] = {pool.submit(_train_one, row, seed, out, jobs, processes) for row, seed in waiting}
+        done = 0
+        while pending:
+            finished, pending = wait(pending, return_when=FIRST_COMPLETED)
+            for future in finished:
+                done += 1
+                line = future.result()
+                print(f"[{done}/{len(waiting)}] {line}", flush=True)
+                failed += [line] if "exit code" in line else []
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for process in list(processes):
+            process.terminate()
+        pool.shutdown()
+    return failed
+
+
+def _train_one(row: Row, seed: int, out: Path, jobs: int, processes: set[subprocess.Popen[bytes]]) -> str:
+    folder, arguments = out / row.slug / f"seed_{seed}", _arguments(row, seed, out)
+    if folder.exists():
+        if not (folder / RECORD).is_file():
+            return f"{row.name}, seed {seed}: {folder} exists and holds no training of this command; exit code none"
+        shutil.rmtree(folder)  # cut off, or made with other settings
+    folder.mkdir(parents=True)
+    (folder / RECORD).write_text(json.dumps({"arguments": arguments, "finished": False}) + "\n")
+    threads = str(max(1, (os.cpu_count() or 1) // jobs))
+    start = time.perf_counter()
+    log = folder / "log.txt"
+    with log.open("wb") as stream:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "morsr", *arguments],
+            stdout=stream, stderr=subprocess.STDOUT, env={**os.environ, "OMP_NUM_THREADS": threads},
+        )  # fmt: skip
+        processes.add(process)
+        code = process.wait()
+        processes.discard(process)
+    seconds = time.perf_counter() - start
+    if code:
+        last = log.read_text(errors="replace").strip().splitlines()[-1:]
+        return f"{row.name}, seed {seed}: exit code {code}; {''.join(last)} ({log})"
+    record = {"arguments": arguments, "finished": True, "seconds": round(seconds, 1)}
+    (folder / RECORD).write_text(json.dumps(record) + "\n")
+    return f"{row.name}, seed {seed}: {seconds:.0f} s"
+
+
+def _arguments(row: Row, seed: int, out: Path) -> list[str]:
+    logger = {"save_dir": str(out), "name": row.slug, "version": f"seed_{seed}"}
+    return [
+        "fit", f"--config={row.config}", f"--seed_everything={seed}", f"--model.seed={seed}", f"--data.seed={seed}",
+        *(f"--trainer.logger.init_args.{key}={value}" for key, value in logger.items()), *row.overrides,
+    ]  # fmt: skip
+
+
+def _record(row: Row, seed: int, out: Path) -> dict[str, Any]:
+    path = out / row.slug / f"seed_{seed}" / RECORD
+    try:
+        found: dict[str, Any] = json.loads(path.read_text())
+    except (OSError, json.JSONDecodeError):
+        return {}
+    return found
+
+
+def _finished(row: Row, seed: int, out: Path) -> bool:
+    record = _record(row, seed, out)
+    return bool(record.get("finished")) and record.get("arguments") == _arguments(row, seed, out)
+
+
+def _jobs() -> int:
+    """As many as there are GPUs; without any, one per core, since small networks gain little from a second one."""
+    import torch
+
+    return torch.accelerator.device_count() if torch.accelerator.is_available() else (os.cpu_count() or 1)
+
+
+def collect(rows: Sequence[Row], seeds: Sequence[int], out: Path, reference: str) -> Ablation:
+    """The table of the trainings that are finished; rows without any are left out.
+
+    Raises:
+        InputError: nothing is finished.
+        ConfigError: the reference is not.
+    """
+    from morsr.evaluation.ablation import Ablation, read_run
+
+    found = {}
+    for row in rows:
+        runs = []
+        for seed in seeds:
+            record = _record(row, seed, out)
+            if record.get("finished"):
+                folder = out / row.slug / f"seed_{seed}"
+                ranks = _ranks(folder)
+                runs.append(read_run(folder, seed=seed, ranks=ranks, seconds=float(record.get("seconds", "nan"))))
+        if runs:
+            found[row.name] = runs
+    return Ablation(found, reference)
+
+
+def _ranks(folder: Path) -> int:
+    """Ranks per layer by the config that the run left, where the adapters' settings may stand under init_args."""
+    import yaml
+
+    adapters = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))["model"]["init_args"]["adapters"]
+    return int(adapters.get("init_args", adapters)["num_ranks"])

@@ -1,0 +1,80 @@
+"""A callback that writes the scores of single validation images during training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.utilities import rank_zero_warn
+
+from morsr.errors import ConfigError
+from morsr.evaluation.classical import bicubic
+from morsr.evaluation.images import to_tensor, to_uint8
+from morsr.evaluation.tables import BenchmarkReport, ImageScore
+from morsr.models.metric_info import METRICS
+from morsr.models.metrics import build_metrics
+from morsr.models.scores import score_image
+
+
+class ScoreDump(L.Callback):
+    """After each validation, writes the scores of its images as `scores/step_000500.csv` in the run's folder.
+
+    The logged `val/` values are means; `morsr compare` and `morsr ablation` need the images one by one. The table has
+    the rows "bicubic" and "morsr", as that of `morsr score`.
+
+    Args:
+        metrics: names known to `morsr score`, of single images.
+
+    Raises:
+        ConfigError: a metric over whole sets.
+    """
+
+    def __init__(self, *, metrics: Sequence[str] = ("psnr", "ssim", "niqe")) -> None:
+        over_sets = [name for name in metrics if name in METRICS and METRICS[name].kind == "set"]
+        if over_sets:
+            raise ConfigError(f"ScoreDump: expected metrics of single images, got {', '.join(over_sets)}")
+        built = build_metrics(metrics, download=False)
+        self.metrics = built.metrics
+        for name, reason in built.absent.items():
+            rank_zero_warn(f"{name} will not be scored: {reason}")
+        self.latest: Path | None = None
+        self._rows: list[ImageScore] = []
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._rows = []
+
+    def on_validation_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Mapping[str, Any],
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        if trainer.sanity_checking:
+            return
+        photographs = batch.get("image") or [None] * len(batch["stem"])
+        for index, (stem, photograph) in enumerate(zip(batch["stem"], photographs, strict=True)):
+            truth = batch["hr"][index : index + 1].cpu()
+            rows = {
+                "bicubic": to_tensor(bicubic(to_uint8(batch["lr"][index : index + 1]), *truth.shape[-2:])),
+                "morsr": outputs["sr"][index : index + 1].cpu(),
+            }
+            for method, image in rows.items():
+                scores, _ = score_image(self.metrics, image, truth)
+                self._rows.append(ImageScore(str(stem), method, scores, group=photograph))
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if not self._rows:
+            return
+        # Every process has scored its own share of the images.
+        process = f".{trainer.global_rank}" if trainer.world_size > 1 else ""
+        folder = Path(trainer.log_dir or trainer.default_root_dir) / "scores"
+        folder.mkdir(parents=True, exist_ok=True)
+        self.latest = folder / f"step_{trainer.global_step:06d}{process}.csv"
+        report = BenchmarkReport(rows=self._rows, metrics=[metric.info for metric in self.metrics.values()])
+        self.latest.write_text(report.to_csv(), encoding="utf-8")
+        self._rows = []
