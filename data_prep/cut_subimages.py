@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -24,6 +23,7 @@ from tqdm import tqdm
 
 from morsr.data.images import find_images, image_size, load_image
 from morsr.errors import InputError, MorsrError
+from morsr.files import atomic_path
 
 
 class Result(NamedTuple):
@@ -58,13 +58,10 @@ def cut(path: str, *, source: Path, target: Path, size: int, step: int, slack: i
         names = [folder / f"{Path(path).stem}_s{number:03d}.png" for number in range(1, len(boxes) + 1)]
         missing = [(name, box) for name, box in zip(names, boxes, strict=True) if not name.is_file()]
         if missing:
-            folder.mkdir(parents=True, exist_ok=True)
             photograph = Image.fromarray(load_image(path))
             for name, box in missing:
-                handle, part = tempfile.mkstemp(dir=folder, suffix=".part")
-                os.close(handle)
-                photograph.crop(box).save(part, format="PNG", compress_level=3)
-                os.replace(part, name)
+                with atomic_path(name) as part:
+                    photograph.crop(box).save(part, format="PNG", compress_level=3)
         return Result(path, len(missing), len(boxes) - len(missing))
     except InputError as error:
         return Result(path, 0, 0, str(error))

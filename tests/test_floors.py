@@ -18,7 +18,7 @@ FLOORS = {
     # Estimators stand under the models: loading a generator builds the estimator that its router was trained with.
     "adapters": 2, "degradation": 2, "estimators": 2,
     "functional": 1,
-    "errors": 0,
+    "errors": 0, "files": 0,
 }  # fmt: skip
 # On the top floor the command line is made of its commands; on all others neighbours stay apart.
 NEIGHBOURS = {("cli", "commands"), ("cli", "bench"), ("__main__", "cli"), ("commands", "bench")}

@@ -45,6 +45,11 @@ def main(args: Sequence[str] | None = None) -> int:
     except MorsrError as error:
         print(f"morsr: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:
+        raise  # whoever read our output has gone
+    except OSError as error:
+        print(f"morsr: {f'{error.filename}: ' if error.filename else ''}{error.strerror or error}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("morsr: stopped", file=sys.stderr)
         return 130

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 
@@ -86,6 +87,18 @@ def test_lora_folders_give_the_same_image_by_peft(adapters_file: Path, photo: Pa
     assert (got - restored(OneStepGenerator(load_backbone(small_base), one_step=one_step), image)).abs().max() > 0.01
 
 
+@pytest.mark.parametrize("form", ["lora", "diffusers"])
+def test_files_are_as_readable_as_any_other(form: str, adapters_file: Path, photo: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        assert main(["export", form, "out", "--model", str(adapters_file), "--image", str(photo)]) == 0
+    finally:
+        os.umask(before)
+    modes = {path.name: oct(path.stat().st_mode & 0o777) for path in Path("out").rglob("*") if path.is_file()}
+    assert len(modes) >= 2
+    assert set(modes.values()) == {"0o640"}
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_onnx_gives_the_same_image_at_any_size(
@@ -94,6 +107,9 @@ def test_onnx_gives_the_same_image_at_any_size(
     onnxruntime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     assert main(["export", "onnx", "model.onnx", "--model", str(adapters_file), "--image", str(photo)]) == 0
+    Path("file").write_text("new")
+    assert Path("model.onnx").stat().st_mode == Path("file").stat().st_mode
+    assert not list(Path().glob(".morsr-*"))
     assert "differs from the model by at most" in capsys.readouterr().err
     session = onnxruntime.InferenceSession("model.onnx", providers=["CPUExecutionProvider"])
     described = json.loads(session.get_modelmeta().custom_metadata_map["morsr"])

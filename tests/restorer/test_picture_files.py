@@ -6,6 +6,7 @@ import os
 import struct
 import zlib
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -312,29 +313,17 @@ def test_an_output_appears_whole_or_not_at_all():
     assert os.listdir("folder") == ["new.png"]
 
 
-def test_a_full_disk_is_told_and_leaves_nothing():
+def test_a_full_disk_is_told_and_leaves_nothing(monkeypatch: pytest.MonkeyPatch):
     if not os.path.exists("/dev/full"):
         pytest.skip("needs /dev/full")
     picture = read_picture(smooth(3))
 
-    class Full:
-        def __init__(self) -> None:
-            self.file = open("/dev/full", "wb", buffering=0)  # noqa: SIM115
+    def full(path: Path, mode: str) -> Any:
+        return open("/dev/full", "r+b", buffering=0)
 
-        def __getattr__(self, name: str):
-            return getattr(self.file, name)
-
-    import contextlib
-
-    from morsr.models import picture_files
-
-    original = picture_files.os.fdopen
-    picture_files.os.fdopen = lambda handle, mode: (os.close(handle), contextlib.closing(Full()))[1]
-    try:
-        with pytest.raises(InputError, match=r"out.png: cannot be written \(No space left"):
-            write_picture(picture, "out.png")
-    finally:
-        picture_files.os.fdopen = original
+    monkeypatch.setattr("morsr.models.picture_files.open", full, raising=False)
+    with pytest.raises(InputError, match=r"out.png: cannot be written \(No space left"):
+        write_picture(picture, "out.png")
     assert os.listdir() == []
 
 

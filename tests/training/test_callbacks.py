@@ -25,7 +25,6 @@ from torch.utils.data import DataLoader, Dataset
 
 from morsr.errors import ConfigError, WeightsError
 from morsr.training.callbacks import AdapterCheckpoint, AdapterEMA, ExpertUtilization, ImageGrid, RunSummary
-from morsr.training.callbacks.common import write_atomically
 from morsr.training.callbacks.window import RoutingWindow
 
 Routing = namedtuple("Routing", "gates chosen probabilities")
@@ -332,20 +331,6 @@ def test_ctrl_c_leaves_the_newest_adapters(tmp_path: Path):
     with pytest.raises(SystemExit):
         fit(tmp_path, module, [Stop(), keep])
     torch.testing.assert_close(load_file(keep.last_path)["offset"], module.generator.offset.detach())
-
-
-def test_a_failed_write_leaves_the_old_file(tmp_path: Path):
-    path = tmp_path / "file.txt"
-    path.write_text("old")
-
-    def half(part: Path) -> None:
-        part.write_text("ne")
-        raise OSError("disk full")
-
-    with pytest.raises(OSError, match="disk full"):
-        write_atomically(path, half)
-    assert path.read_text() == "old"
-    assert [p.name for p in tmp_path.iterdir()] == ["file.txt"]
 
 
 def test_ema_is_validated_and_saved_while_training_keeps_its_own(tmp_path: Path):

@@ -101,8 +101,8 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole(tmp_path: Path, monkeypatc
     path = tmp_path / "deep" / "last.ckpt"
     io.save_checkpoint({"step": 1, "x": torch.zeros(3)}, path)
 
-    def full(checkpoint: Any, file: Any) -> None:
-        file.write(b"half of it")
+    def full(checkpoint: Any, path: Path) -> None:
+        path.write_bytes(b"half of it")
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(torch, "save", full)

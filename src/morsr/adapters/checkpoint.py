@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from morsr.adapters.config import MoRConfig
@@ -28,6 +27,7 @@ from morsr.adapters.inject import (
 from morsr.adapters.layer import AdaptedLayer
 from morsr.adapters.router import RoutingContext
 from morsr.errors import ConfigError, InputError, WeightsError
+from morsr.files import save_tensors
 
 FORMAT = "morsr-adapters"
 FORMAT_VERSION = 2
@@ -108,13 +108,7 @@ def save_adapters(
     for kind, values in (("whole", whole), ("attached", attached or {})):
         tensors |= {f"{kind}.{key}": value.detach().to("cpu").contiguous() for key, value in values.items()}
     metadata = {"format": FORMAT, "format_version": "2" if whole or attached else "1", "header": text}
-    partial = path.with_name(path.name + ".part")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial.touch()
-    mode = partial.stat().st_mode  # what this user's new files get; safetensors would make it private
-    save_file(tensors, str(partial), metadata=metadata)
-    partial.chmod(mode)
-    os.replace(partial, path)
+    save_tensors(path, tensors, metadata)
     return path
 
 

@@ -10,12 +10,13 @@ from pathlib import Path
 import torch
 from einops import rearrange
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from morsr.adapters.config import MoRConfig
 from morsr.adapters.inject import InjectionReport, inject, layers_of_set, routing_context
 from morsr.errors import ConfigError, InputError, WeightsError
+from morsr.files import save_tensors, write_text
 
 _PEFT_PREFIX = "base_model.model."
 _KEY = re.compile(r"(?:base_model\.model\.)?(?P<layer>.+)\.lora_(?P<part>[AB])(?:\.[^.]+)?\.weight")
@@ -71,7 +72,6 @@ def export_lora(folder: str | os.PathLike[str], model: nn.Module, *, name: str =
     """
     state = lora_state_dict(model, name=name, prefix=_PEFT_PREFIX)
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     rank = next(iter(state.values())).shape[0]
     layers = [
         key.removeprefix(_PEFT_PREFIX).removesuffix(".lora_A.weight") for key in state if key.endswith("lora_A.weight")
@@ -86,8 +86,8 @@ def export_lora(folder: str | os.PathLike[str], model: nn.Module, *, name: str =
         "target_modules": "^(?:" + "|".join(re.escape(layer) for layer in layers) + ")$",
         "inference_mode": True,
     }
-    save_file(state, str(folder / "adapter_model.safetensors"), metadata={"format": "pt"})
-    (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    save_tensors(folder / "adapter_model.safetensors", state, {"format": "pt"})
+    write_text(folder / "adapter_config.json", json.dumps(config, indent=2) + "\n")
     return folder
 
 

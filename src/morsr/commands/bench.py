@@ -11,6 +11,7 @@ from typing import Any
 
 import morsr.bench
 from morsr.errors import ConfigError
+from morsr.files import write_text
 
 HELP = "measure as ratios against named peers; --json writes the numbers"
 
@@ -54,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     print(table(result))
     if options.json:
         try:
-            options.json.write_text(json.dumps(result, indent=2) + "\n")
+            write_text(options.json, json.dumps(result, indent=2) + "\n")
         except OSError as error:
             raise ConfigError(f"--json: {options.json} cannot be written ({error})") from error
     return 0

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from morsr.files import write_text
+
 HELP = "compare two tables of scores per image, with paired bootstrap intervals"
 
 
@@ -26,7 +28,6 @@ def run(args: argparse.Namespace) -> int:
 
     result = compare_tables(args.a, args.b, method_a=args.method_a, method_b=args.method_b, level=args.level)
     if args.json is not None:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(result.to_dict(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_text(args.json, json.dumps(result.to_dict(), indent=1, ensure_ascii=False) + "\n")
     print(result.to_markdown(), end="")
     return 0

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from morsr.errors import ConfigError, InputError, MorsrError
+from morsr.files import atomic_path, write_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -87,8 +88,9 @@ def run(options: argparse.Namespace) -> int:
         if len(shown) < SHEET_IMAGES:
             shown.append((hr, lr, caption))
     if lines:
-        (target / "parameters.jsonl").write_text("".join(lines), encoding="utf-8")
-        contact_sheet(shown).save(target / CONTACT_SHEET)
+        write_text(target / "parameters.jsonl", "".join(lines))
+        with atomic_path(target / CONTACT_SHEET) as part:
+            contact_sheet(shown).save(part)
     _say(f"{len(lines)} of {len(images)} images degraded into {target}")
     if failed:
         _say(f"{len(failed)} failed:\n  " + "\n  ".join(failed))
@@ -214,8 +216,8 @@ def _save(image: np.ndarray, path: Path) -> None:
     from PIL import Image
 
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(image).save(path)
+        with atomic_path(path) as part:
+            Image.fromarray(image).save(part)
     except OSError as error:
         raise MorsrError(f"{path}: cannot be written ({error})") from error
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from morsr.errors import ConfigError, InputError
+from morsr.files import atomic_path
 
 HELP = (
     "Score how degraded images are, in several dimensions from 0 (clean) to 1 (worst). Nothing is restored. Prints a "
@@ -67,7 +68,7 @@ def run(options: argparse.Namespace) -> int:
     rows.sort(key=lambda row: -row[1][-1])
     print(_table(names, rows))
     if "csv" in outputs:
-        with outputs["csv"].open("w", newline="", encoding="utf-8") as file:
+        with atomic_path(outputs["csv"]) as part, part.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
             writer.writerow(["image", *names])
             writer.writerows([image, *(f"{value:.6f}" for value in values)] for image, values in rows)
@@ -154,4 +155,5 @@ def _plot(path: Path, names: Sequence[str], rows: Sequence[tuple[str, list[float
     title = "Degradation scores, most severe first"
     axes.set_title(title if step == 1 else f"{title} (every {step}th of {len(rows)} images)", fontsize=10)
     figure.colorbar(image, ax=axes, label="score (0 clean, 1 worst)")
-    figure.savefig(path, dpi=150)
+    with atomic_path(path) as part:
+        figure.savefig(part, dpi=150)

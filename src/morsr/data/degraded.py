@@ -10,7 +10,6 @@ import functools
 import hashlib
 import os
 import sys
-import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +25,7 @@ from morsr.data.images import Source, list_images, load_image
 from morsr.data.manifests import file_hash
 from morsr.data.pairs import SCALE, Pair, crop_to_multiple, some, to_tensor
 from morsr.errors import ConfigError, InputError
+from morsr.files import atomic_path, write_text
 
 
 class DegradedImage(NamedTuple):
@@ -191,10 +191,10 @@ def _make(hr: np.ndarray, rows: list[DegradedImage], recipe: Any, scale: int) ->
         text = parameters.to_jsonl(extra=[{"image": row.image, "seed": row.seed, "recipe": recipe.name}])
         path = Path(row.lr)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
             # the image last: it tells that both are there
-            _write(path.with_suffix(".json"), functools.partial(Path.write_text, data=text, encoding="utf-8"))
-            _write(path, functools.partial(Image.fromarray(lr).save, format="PNG"))
+            write_text(path.with_suffix(".json"), text)
+            with atomic_path(path) as part:
+                Image.fromarray(lr).save(part, format="PNG")
         except OSError as error:
             raise InputError(
                 f"{path.parent}: cannot be written ({error}); set cache_dir to a folder that can"
@@ -209,16 +209,6 @@ def _usable(path: str) -> bool:
     except InputError:
         return False  # damaged since; made anew
     return True
-
-
-def _write(path: Path, save: Any) -> None:
-    handle, part = tempfile.mkstemp(dir=path.parent, suffix=".part")
-    os.close(handle)
-    try:
-        save(Path(part))
-        os.replace(part, path)
-    finally:
-        Path(part).unlink(missing_ok=True)
 
 
 @functools.lru_cache(maxsize=16)

@@ -17,6 +17,7 @@ import numpy as np
 
 from morsr.data.images import SUFFIXES, ImageList
 from morsr.errors import InputError
+from morsr.files import atomic_path
 
 COLUMNS = ("path", "width", "height", "hash", "weight")
 
@@ -95,12 +96,10 @@ def read_manifest(path: str | Path, *, root: str | Path | None = None) -> ImageL
 
 def write_manifest(path: str | Path, rows: Iterable[ManifestRow]) -> None:
     """Write a manifest whole or not at all."""
-    part = Path(path).with_name(Path(path).name + ".part")
-    with open(part, "w", newline="", encoding="utf-8") as file:
+    with atomic_path(path) as part, open(part, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(COLUMNS)
         writer.writerows(rows)
-    os.replace(part, path)
 
 
 def read_list(path: str | Path, *, root: str | Path | None = None) -> list[str]:

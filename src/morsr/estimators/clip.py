@@ -17,6 +17,7 @@ from morsr.errors import ConfigError, MissingDependencyError, WeightsError
 from morsr.estimators.base import DegradationEstimator
 from morsr.estimators.prompts import PromptSet, load_prompts
 from morsr.estimators.views import native_crops
+from morsr.files import save_tensors
 
 CLIP_SOURCES = ("openai/clip-vit-base-patch32", "openai/clip-vit-large-patch14")
 PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -39,10 +40,8 @@ def prompt_key(prompts: PromptSet) -> str:
 
 def save_text_cache(path: str | Path, cache: TextCache) -> None:
     """Write a cache as one safetensors file; CLIP's text tower and tokenizer are not needed to read it."""
-    from safetensors.torch import save_file
-
     metadata = {"names": json.dumps(cache.names), "logit_scale": repr(cache.logit_scale), "key": cache.key}
-    save_file({"text_embeddings": cache.embeddings.detach().float().cpu().contiguous()}, str(path), metadata=metadata)
+    save_tensors(path, {"text_embeddings": cache.embeddings.detach().float().cpu().contiguous()}, metadata)
 
 
 def load_text_cache(path: str | Path) -> TextCache:

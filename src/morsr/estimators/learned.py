@@ -16,6 +16,7 @@ from morsr.estimators.base import DegradationEstimator
 from morsr.estimators.statistics import dct_profile, image_statistics
 from morsr.estimators.traces import image_traces
 from morsr.estimators.views import native_crops, pad_to_smallest
+from morsr.files import save_tensors
 
 NAMES = ("blur", "noise", "jpeg", "resize", "overall")
 FORMAT = 1
@@ -100,8 +101,6 @@ class DegradationNet(nn.Module):
 
 def save_net(path: str | Path, net: DegradationNet, *, half: bool = True) -> None:
     """Write a network and its settings as one safetensors file, by default with 16-bit weights."""
-    from safetensors.torch import save_file
-
     dtype = torch.float16 if half else torch.float32
     # the statistics' mean and deviation reach beyond what 16 bits resolve
     state = {
@@ -109,8 +108,7 @@ def save_net(path: str | Path, net: DegradationNet, *, half: bool = True) -> Non
         for key, value in net.state_dict().items()
     }
     metadata = {"kind": _MARK, "format": str(FORMAT), "names": json.dumps(NAMES), "settings": json.dumps(net.settings)}
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    save_file(state, str(path), metadata=metadata)
+    save_tensors(path, state, metadata)
 
 
 def load_net(path: str | Path) -> DegradationNet:

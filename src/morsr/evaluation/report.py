@@ -16,6 +16,7 @@ from morsr.evaluation.figures import figure_html, layer_labels, layers_axis, rou
 from morsr.evaluation.page import PAGE, data_image, section, table_html
 from morsr.evaluation.routing import RoutingTable
 from morsr.evaluation.specialisation import Specialisation
+from morsr.files import write_text
 from morsr.functional.layer_names import flow_order
 from morsr.functional.routing import slot_load
 from morsr.functional.utilization import (
@@ -82,13 +83,7 @@ def write_report(
         version=importlib.metadata.version("plotly"),
     )
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    try:
-        part.write_text(text, encoding="utf-8")
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    write_text(path, text)
     return path
 
 

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from morsr.degradation.parameters import DegradationParameters
@@ -22,6 +21,7 @@ from morsr.degradation.recipe import DegradationRecipe
 from morsr.errors import ConfigError, InputError, MissingDependencyError
 from morsr.evaluation.inputs import device_of, image_batches, image_name, true_severities, unique_names
 from morsr.evaluation.specialisation import Specialisation, specialise
+from morsr.files import save_tensors
 from morsr.functional.routing import slot_load
 from morsr.functional.utilization import active_ranks, load_share, mid_ranks, zero_share
 
@@ -281,14 +281,8 @@ class RoutingTable:
             "num_shared": self.num_shared,
             "expert_rank": self.expert_rank,
         }
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f".{path.name}.part")
-        try:
-            ready = {name: tensor.contiguous() for name, tensor in tensors.items()}
-            save_file(ready, part, metadata={"format": FORMAT, "table": json.dumps(facts)})
-            part.replace(path)
-        finally:
-            part.unlink(missing_ok=True)
+        ready = {name: tensor.contiguous() for name, tensor in tensors.items()}
+        save_tensors(path, ready, {"format": FORMAT, "table": json.dumps(facts)})
 
     @classmethod
     def load(cls, path: str | Path) -> RoutingTable:

@@ -15,6 +15,7 @@ from typing import Any
 from morsr.errors import ConfigError, InputError
 from morsr.evaluation.published import PublishedRow
 from morsr.evaluation.statistics import Interval, paired_difference
+from morsr.files import write_text
 from morsr.models.metric_info import MetricInfo
 
 PROTOCOL = "stablesr"
@@ -221,12 +222,11 @@ class BenchmarkReport:
     def save(self, folder: str | Path) -> dict[str, Path]:
         """Write scores.csv, scores.json and scores.md into a folder, which is made; returns their paths."""
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         texts = {"csv": self.to_csv(), "json": self.to_json(), "md": self.to_markdown()}
         paths = {}
         for suffix, text in texts.items():
             paths[suffix] = folder / f"scores.{suffix}"
-            paths[suffix].write_text(text, encoding="utf-8")
+            write_text(paths[suffix], text)
         return paths
 
     def _mean_or_nan(self, method: str, name: str) -> float:

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from morsr.adapters import adapter_names, checkpoint_function, plain_state_dict
 from morsr.errors import ConfigError
+from morsr.files import save_tensors, write_text
 from morsr.functional.diffusion import epsilon_from_velocity, scaled_linear_alphas_cumprod
 from morsr.functional.precision import keep_float32
 from morsr.models.architectures import TAESD, architecture
@@ -213,12 +213,12 @@ class Backbone(nn.Module):
             state = {
                 key: value.detach().to("cpu", dtype).contiguous() for key, value in plain_state_dict(module).items()
             }
-            save_file(state, target / name / "diffusion_pytorch_model.safetensors", metadata={"format": "pt"})
+            save_tensors(target / name / "diffusion_pytorch_model.safetensors", state, {"format": "pt"})
         DDPMScheduler(
             beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type=self.prediction_type
         ).save_config(target / "scheduler")
         metadata = {"base_id": self.base_id} | ({} if self.prompt is None else {"prompt": self.prompt})
-        save_file(self.prompts, target / PROMPTS_FILE, metadata=metadata)
+        save_tensors(target / PROMPTS_FILE, self.prompts, metadata)
 
 
 def load_backbone(
@@ -374,4 +374,4 @@ def _drop_unknown_keys(path: Path, kind: type[nn.Module]) -> None:
     """AutoencoderTiny writes a key into its config that it warns about at every load."""
     known = inspect.signature(kind.__init__).parameters
     config = {key: value for key, value in json.loads(path.read_text()).items() if key in known or key[0] == "_"}
-    path.write_text(json.dumps(config, indent=2) + "\n")
+    write_text(path, json.dumps(config, indent=2) + "\n")

@@ -11,7 +11,7 @@ import json
 import os
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -203,13 +203,32 @@ def export_onnx(path: str | os.PathLike[str], generator: OneStepGenerator, *, sc
         expected = [network(image) for image in images]
     assert program is not None
     program.model.metadata_props["morsr"] = json.dumps({"scale": int(scale), "color": "none", **_scores(generator)})
-    path.parent.mkdir(parents=True, exist_ok=True)
     size = sum(parameter.nbytes for parameter in network.parameters())
-    program.save(str(path), external_data=size > ONE_FILE_BYTES)
-    return max(
-        (torch.from_numpy(output) - wanted).abs().max().item()
-        for output, wanted in zip(_run_onnx(path, images), expected, strict=True)
-    )
+    with _beside(path) as folder:
+        # Under its own name already: the file says in which file beside it the weights are.
+        program.save(str(folder / path.name), external_data=size > ONE_FILE_BYTES)
+        difference = max(
+            (torch.from_numpy(output) - wanted).abs().max().item()
+            for output, wanted in zip(_run_onnx(folder / path.name, images), expected, strict=True)
+        )
+        for file in sorted(folder.iterdir(), reverse=True):  # the weights first
+            file.replace(path.parent / file.name)
+    return difference
+
+
+@contextlib.contextmanager
+def _beside(path: Path) -> Iterator[Path]:
+    """A temporary folder on the file system of `path`.
+
+    Raises:
+        InputError: nothing can be written there, or the disk is full.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".morsr-", dir=path.parent) as folder:
+            yield Path(folder)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror or error})") from error
 
 
 def _run_onnx(path: Path, images: Sequence[Tensor]) -> list[Any]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import struct
-import tempfile
 import warnings
 from collections.abc import Iterator
 from dataclasses import replace
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image, PngImagePlugin
 
 from morsr.errors import InputError, MorsrError
+from morsr.files import atomic_path
 from morsr.functional.resample import unit_range
 from morsr.models.picture import (
     ORIENTATION_TAG,
@@ -374,26 +374,10 @@ def atomic_file(path: str | os.PathLike[str]) -> Iterator[IO[bytes]]:
         InputError: the folder cannot be made, no permission, a full disk, or pixels that the format refuses.
     """
     path = Path(path)
-    temporary: Path | None = None
+    if path.is_dir():
+        raise InputError(f"{path}: expected a file to write, this is a folder")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.is_dir():
-            raise InputError(f"{path}: expected a file to write, this is a folder")
-        handle, name = tempfile.mkstemp(prefix=".morsr-", suffix=".part", dir=path.parent)
-        temporary = Path(name)
-        with os.fdopen(handle, "w+b") as file:
+        with atomic_path(path) as part, open(part, "w+b") as file:
             yield file
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-        temporary = None
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror or error})") from error
-    finally:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

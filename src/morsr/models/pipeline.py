@@ -12,6 +12,7 @@ from diffusers import DiffusionPipeline, ImagePipelineOutput
 from PIL.Image import Image
 
 from morsr.errors import ConfigError
+from morsr.files import write_text
 from morsr.models.generator import OneStepGenerator
 from morsr.models.loading import load_generator
 from morsr.models.picture import read_picture
@@ -79,7 +80,7 @@ class MoRPipeline(DiffusionPipeline):
         """
         folder = save_generator(save_directory, self.generator, include_base=include_base)
         index = {"_class_name": type(self).__name__, "_diffusers_version": diffusers.__version__}
-        (folder / self.config_name).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+        write_text(folder / self.config_name, json.dumps(index, indent=2) + "\n")
 
     @torch.no_grad()
     def __call__(

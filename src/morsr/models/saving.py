@@ -14,6 +14,7 @@ import torch
 from morsr import __version__
 from morsr.adapters import save_adapters
 from morsr.errors import ConfigError, InputError, WeightsError
+from morsr.files import write_text
 from morsr.models.generator import OneStepGenerator
 from morsr.models.pretrained import HUB_IDS
 
@@ -105,7 +106,7 @@ def save_generator(
     config = generator.context.config if generator.context is not None else None
     adapters = "without adapters" if config is None else f"adapters of {config.num_ranks} ranks a layer"
     card = _CARD.format(name=folder.name, base=source or backbone.base_id, adapters=adapters, version=__version__)
-    (folder / "README.md").write_text(card, encoding="utf-8")
+    write_text(folder / "README.md", card)
     return folder
 
 
@@ -128,7 +129,7 @@ def write_description(folder: Path, description: Mapping[str, Any], *, adapted: 
         "adapters": ADAPTERS_FILE if adapted else None,
         **description,
     }
-    (folder / CONFIG_FILE).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    write_text(folder / CONFIG_FILE, json.dumps(content, indent=2) + "\n")
 
 
 def read_description(folder: Path) -> dict[str, Any] | None:

@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from morsr.errors import TrainingError
+from morsr.files import atomic_path, write_text
 
 Card = Callable[[dict[str, Any]], dict[str, Any]]
 
@@ -48,11 +49,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             return
         target = Path(path)
         try:
-            target.parent.mkdir(parents=True, exist_ok=True)
             if self.card is not None:
                 text = json.dumps(self.card(checkpoint), indent=2, default=str)
-                _replace(card_path(target), lambda file: file.write(text.encode()))
-            _replace(target, lambda file: torch.save(checkpoint, file))
+                write_text(card_path(target), text)
+            with atomic_path(target, flush=True) as part:
+                torch.save(checkpoint, part)
         except (OSError, RuntimeError) as error:  # torch's archive writer raises the latter when a write fails
             raise TrainingError(
                 f"{target}: the checkpoint could not be written ({str(error).splitlines()[0]}); free some space and "
@@ -63,15 +64,3 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         super().remove_checkpoint(path)
         if "://" not in os.fspath(path):
             card_path(path).unlink(missing_ok=True)
-
-
-def _replace(target: Path, write: Callable[[Any], object]) -> None:
-    part = target.with_name(f".{target.name}.{os.getpid()}.part")
-    try:
-        with open(part, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, target)
-    finally:
-        part.unlink(missing_ok=True)

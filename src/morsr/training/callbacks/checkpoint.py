@@ -11,7 +11,8 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from morsr.errors import ConfigError
-from morsr.training.callbacks.common import run_folder, write_atomically
+from morsr.files import atomic_path
+from morsr.training.callbacks.common import run_folder
 from morsr.training.callbacks.ema import AdapterEMA
 
 
@@ -87,6 +88,6 @@ class AdapterCheckpoint(Callback):
         path = self._target / name
         if trainer.is_global_zero:
             ema = next((callback for callback in trainer.callbacks if isinstance(callback, AdapterEMA)), None)
-            with ema.averaged(pl_module) if ema else nullcontext():
-                write_atomically(path, pl_module.save_adapters)
+            with ema.averaged(pl_module) if ema else nullcontext(), atomic_path(path) as part:
+                pl_module.save_adapters(part)
         return path

@@ -16,8 +16,9 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
 from morsr.errors import ConfigError
+from morsr.files import atomic_path
 from morsr.models.batches import first_images
-from morsr.training.callbacks.common import run_folder, write_atomically
+from morsr.training.callbacks.common import run_folder
 
 COLUMNS = ("LR (bicubic)", "ours", "HR")
 
@@ -126,4 +127,5 @@ def _crop(images: Tensor, size: int) -> Tensor:
 def _write_png(path: Path, image: np.ndarray) -> None:
     from PIL import Image
 
-    write_atomically(path, lambda part: Image.fromarray(image).save(part))
+    with atomic_path(path) as part:
+        Image.fromarray(image).save(part)

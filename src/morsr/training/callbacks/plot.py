@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from morsr.files import atomic_path
 from morsr.functional.layer_names import block_of, flow_order
 from morsr.functional.utilization import DEAD_BELOW
-from morsr.training.callbacks.common import write_atomically
 
 # Five stops of matplotlib's viridis, so that a heat map needs no figure.
 _STOPS = np.array([[68, 1, 84], [59, 82, 139], [33, 145, 140], [94, 201, 98], [253, 231, 37]], dtype=np.float64)
@@ -87,7 +87,8 @@ def utilization_plot(
     _draw_profile(profile, load, num_zero)
     _draw_zero(zero, *(values.detach().double().cpu().numpy() for values in zero_share_by_severity), num_zero, slots)  # type: ignore[arg-type,call-arg]
     path = Path(path)
-    write_atomically(path, lambda part: figure.savefig(part, dpi=110))
+    with atomic_path(path) as part:
+        figure.savefig(part, dpi=110)
     return path
 
 

@@ -12,8 +12,9 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info
 
+from morsr.files import write_text
 from morsr.training.callbacks.checkpoint import AdapterCheckpoint
-from morsr.training.callbacks.common import routing_context, run_folder, write_atomically
+from morsr.training.callbacks.common import routing_context, run_folder
 from morsr.training.callbacks.images import ImageGrid
 from morsr.training.callbacks.plot import utilization_plot
 from morsr.training.callbacks.utilization import ExpertUtilization
@@ -62,7 +63,7 @@ class RunSummary(Callback):
             "validation": self._validations,
         }
         text = json.dumps(facts, indent=2)
-        write_atomically(folder / "summary.json", lambda part: part.write_text(text + "\n", encoding="utf-8"))
+        write_text(folder / "summary.json", text + "\n")
         rank_zero_info(describe(trainer.global_step, seconds, self.files, self._validations, prefix=self.metrics))
 
 

@@ -1,0 +1,73 @@
+"""Files that appear under their name whole or not at all, with the permissions that this user's new files get."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import stat
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@contextlib.contextmanager
+def atomic_path(path: str | os.PathLike[str], *, flush: bool = False) -> Iterator[Path]:
+    """Give an empty temporary file beside `path`, and move it there when the block ends without an error.
+
+    The temporary name is hidden and keeps the suffix, because writers choose their format by it. The file's mode is
+    that of a newly made file, also where a writer replaces the file by a private one of its own.
+
+    Args:
+        path: where the file is to appear; its folder is made.
+        flush: wait until the content is on the disk before it takes its place.
+
+    Raises:
+        OSError: it cannot be written; the error names `path`, which stays as it was.
+    """
+    target = Path(path)
+    part = target.with_name(f".morsr-{secrets.token_hex(6)}.part{target.suffix}")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with open(part, "xb") as file:
+            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+        yield part
+        if stat.S_IMODE(part.stat().st_mode) != mode:
+            part.chmod(mode)
+        if flush:
+            with open(part, "rb+") as file:
+                os.fsync(file.fileno())
+        part.replace(target)
+    except OSError as error:
+        if error.errno is None or error.filename not in (None, part, os.fspath(part)):
+            raise
+        raise OSError(error.errno, error.strerror, os.fspath(target)) from error
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Write a text file in UTF-8; see `atomic_path`."""
+    with atomic_path(path) as part:
+        part.write_text(text, encoding="utf-8")
+
+
+def save_tensors(path: str | os.PathLike[str], tensors: dict[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write tensors as one safetensors file; see `atomic_path`."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    with atomic_path(path) as part:
+        try:
+            save_file(tensors, part, metadata=dict(metadata))
+        except SafetensorError as error:
+            raise _system_error(error) from error
+
+
+def _system_error(error: Exception) -> OSError:
+    """What the system said, out of the text of a library's error: "… (os error 28)"."""
+    number = str(error).rpartition("os error ")[2].partition(")")[0]
+    return OSError(int(number), os.strerror(int(number))) if number.isdigit() else OSError(str(error))

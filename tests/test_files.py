@@ -1,0 +1,105 @@
+"""Files appear whole, or not at all, and as readable as any other new file."""
+
+from __future__ import annotations
+
+import ast
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from morsr.cli import main
+from morsr.files import atomic_path, save_tensors, write_text
+
+SOURCE = Path(__file__).resolve().parents[1] / "src" / "morsr"
+
+
+@pytest.fixture(params=[0o022, 0o027, 0o002], ids=oct)
+def mode(request: pytest.FixtureRequest) -> Iterator[int]:
+    """What a new file gets under a umask that is set for the test."""
+    before = os.umask(request.param)
+    yield 0o666 & ~request.param
+    os.umask(before)
+
+
+def test_modes_follow_the_umask(mode: int, tmp_path: Path):
+    write_text(tmp_path / "folder" / "a.txt", "text")
+    save_tensors(tmp_path / "folder" / "b.safetensors", {"x": torch.ones(3)}, {"key": "value"})
+    assert {path.stat().st_mode & 0o777 for path in (tmp_path / "folder").iterdir()} == {mode}
+    assert (tmp_path / "folder" / "a.txt").read_text() == "text"
+    torch.testing.assert_close(load_file(tmp_path / "folder" / "b.safetensors"), {"x": torch.ones(3)})
+
+
+@pytest.mark.parametrize("flush", [False, True])
+def test_a_failed_write_leaves_the_old_file(flush: bool, tmp_path: Path):
+    path = tmp_path / "file.txt"
+    path.write_text("old")
+
+    def half() -> None:
+        with atomic_path(path, flush=flush) as part:
+            assert part.suffix == ".txt"
+            part.write_text("ne")
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(OSError, match=r"No space left on device: '.*/file\.txt'"):
+        half()
+    assert path.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["file.txt"]
+    with atomic_path(path, flush=flush) as part:
+        part.write_text("new")
+    assert path.read_text() == "new"
+    assert [p.name for p in tmp_path.iterdir()] == ["file.txt"]
+
+
+def test_other_errors_stay_what_they_are(tmp_path: Path):
+    def reads_another_file() -> None:
+        with atomic_path(tmp_path / "out.txt"):
+            (tmp_path / "missing.txt").read_text()
+
+    with pytest.raises(FileNotFoundError, match=r"missing\.txt"):
+        reads_another_file()
+    with pytest.raises(IsADirectoryError, match=f"'{tmp_path}'"):
+        write_text(tmp_path, "a folder")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_disk_that_fills_up_is_told_of_tensors_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    import safetensors.torch
+    from safetensors import SafetensorError
+
+    def full(*_: object, **__: object) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(safetensors.torch, "save_file", full)
+    with pytest.raises(OSError, match=r"No space left on device: '.*/x\.safetensors'") as caught:
+        save_tensors(tmp_path / "x.safetensors", {}, {})
+    assert caught.value.errno == errno.ENOSPC
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_the_system_refuses_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "a.csv").write_text("image,psnr\na,1\nb,2\n")
+    (tmp_path / "file").write_text("")
+    arguments = ["compare", str(tmp_path / "a.csv"), str(tmp_path / "a.csv")]
+    assert main([*arguments, "--json", str(tmp_path / "file" / "c.json")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("morsr: ")
+    assert str(tmp_path / "file") in error
+    assert len(error.splitlines()) == 1
+
+
+@pytest.mark.parametrize("path", sorted(SOURCE.rglob("*.py")), ids=lambda path: str(path.relative_to(SOURCE)))
+def test_only_one_place_makes_temporary_files(path: Path):
+    """Files of `mkstemp` and of safetensors' own `save_file` are private to the user who made them."""
+    if path == SOURCE / "files.py":
+        return
+    names = {
+        node.attr if isinstance(node, ast.Attribute) else node.name
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, (ast.Attribute, ast.alias))
+    }
+    assert not names & {"mkstemp", "NamedTemporaryFile", "save_file"}
