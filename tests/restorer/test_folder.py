@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -59,6 +60,28 @@ def test_a_batch_gives_what_single_images_give(restorer: Restorer):
     for job in jobs:
         restorer.restore_file(job.source, "alone.png")
         assert np.abs(pixels(job.target) - pixels("alone.png")).max() <= 1
+
+
+@pytest.mark.parametrize(("cores", "beside"), [(torch.get_num_threads(), False), (torch.get_num_threads() + 1, True)])
+def test_files_are_read_and_written_beside_the_networks_where_a_core_is_left(
+    cores: int, beside: bool, monkeypatch: pytest.MonkeyPatch
+):
+    seen: dict[str, list[bool]] = {"_read": [], "_write": []}
+
+    def watched(name: str) -> None:
+        original = getattr(folder_module, name)
+
+        def watch(*arguments: object) -> object:
+            seen[name].append(threading.current_thread() is not threading.main_thread())
+            return original(*arguments)
+
+        monkeypatch.setattr(folder_module, name, watch)
+
+    watched("_read")
+    watched("_write")
+    monkeypatch.setattr(folder_module, "available_cores", lambda: cores)
+    assert run(twins.fake(), [photo(f"in/{index}.png") for index in range(5)]) == []
+    assert seen == {"_read": [beside] * 5, "_write": [beside] * 5}
 
 
 def test_batches_are_no_larger_than_asked_for_and_than_the_memory(monkeypatch: pytest.MonkeyPatch):

@@ -1,15 +1,18 @@
-"""Many files: equal sizes together, reading and writing beside the networks, and a failed file stops nothing."""
+"""Many files: equal sizes together, read and written beside the networks, and a failed file stops nothing."""
 
 from __future__ import annotations
 
 import contextlib
+import os
 from collections import deque
-from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
+
+import torch
 
 from morsr.errors import ConfigError, InputError, MorsrError
 from morsr.models.jobs import Job, natural_order
@@ -21,6 +24,8 @@ from morsr.models.restorer import check_target, is_streamed
 if TYPE_CHECKING:
     from morsr.models.restorer import Restorer
     from morsr.models.settings import Settings
+
+_T = TypeVar("_T")
 
 BATCH = 8
 """Most images of an automatic batch on an accelerator. A processor gains nothing from more than one at a time."""
@@ -73,7 +78,7 @@ def restore_files(
     first = {job.source.parent: job.source for job in sorted(frames or jobs, key=natural_order, reverse=True)}
     held: Path | None = None
     waiting = iter(batches(restorer, jobs, settings, batch))
-    with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
+    with _beside(restorer) as reader, _beside(restorer) as writer:
         reading: deque[tuple[Batch, Future[list[Picture | MorsrError]]]] = deque()
         writing: deque[tuple[Job, Future[MorsrError | None]]] = deque()
 
@@ -132,6 +137,31 @@ def batches(
         count = _batch_size(restorer, (height, width), settings, batch)
         found += [Batch(together[start : start + count]) for start in range(0, len(together), count)]
     return found
+
+
+class _Inline(Executor):
+    """Runs what is submitted at once, in the thread that submits it."""
+
+    def submit(self, fn: Callable[..., _T], /, *args: Any, **kwargs: Any) -> Future[_T]:
+        future: Future[_T] = Future()
+        future.set_result(fn(*args, **kwargs))
+        return future
+
+
+def _beside(restorer: Restorer) -> Executor:
+    """A thread that reads or writes while the networks run; none where they need every core themselves.
+
+    Their threads wait for each other after every layer, so that one of them without a core holds up all.
+    """
+    taken = torch.get_num_threads() if restorer.device.type == "cpu" else 0
+    return _Inline() if taken >= available_cores() else ThreadPoolExecutor(1)
+
+
+def available_cores() -> int:
+    """Cores that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def failure(outcome: Outcome) -> str:
