@@ -14,7 +14,7 @@ import torch
 
 from morsr.adapters import MoRConfig, adapter_parameters, save_adapters
 from morsr.estimators import build_estimator
-from morsr.models.backbone import build_backbone, load_backbone
+from morsr.models.backbone import build_backbone, load_backbone, save_network
 from morsr.models.generator import OneStepConfig, OneStepGenerator
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -68,6 +68,18 @@ def adapters_file(generator: OneStepGenerator, small_base: Path, tmp_path: Path)
         "one_step": generator.one_step.to_dict(),
     }  # fmt: skip
     return save_adapters(tmp_path / "adapters.safetensors", generator.backbone, base_id="morsr/test", extra=extra)
+
+
+@pytest.fixture
+def own_decoder(tmp_path: Path) -> Path:
+    """The folder of an autoencoder for the same latents that decodes to other images."""
+    network = load_backbone("tiny").vae
+    small = type(network)(
+        latent_channels=4, encoder_block_out_channels=[4] * 3, decoder_block_out_channels=[4] * 3,
+        num_encoder_blocks=[0, 1, 1], num_decoder_blocks=[1, 1, 0], upsampling_scaling_factor=2,
+    )  # fmt: skip
+    save_network(tmp_path / "own", small)
+    return tmp_path / "own"
 
 
 @pytest.fixture

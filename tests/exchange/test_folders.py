@@ -61,6 +61,27 @@ def test_without_adapters_and_over_an_earlier_save(generator: OneStepGenerator, 
     same_image(bare, loaded, lr)
 
 
+@pytest.mark.parametrize("include_base", [None, True, False])
+def test_a_decoder_of_its_own_goes_along(
+    include_base: bool | None, adapters_file: Path, own_decoder: Path, lr: Tensor
+) -> None:
+    restorer = Restorer.from_pretrained(adapters_file, decoder=own_decoder, device="cpu")
+    assert (restorer(lr) - Restorer.from_pretrained(adapters_file, device="cpu")(lr)).abs().max() > 0.01
+    restorer.save_pretrained("model", include_base=include_base)
+    shutil.rmtree(own_decoder)
+    shutil.move("model", "moved")
+    loaded = Restorer.from_pretrained("moved", device="cpu")
+    same_image(restorer, loaded, lr)
+    loaded.save_pretrained("again")
+    shutil.rmtree("moved")
+    same_image(restorer, Restorer.from_pretrained("again", device="cpu"), lr)
+    if include_base is False:  # then the adapters file says where the base is
+        same_image(restorer, Restorer.from_pretrained("again/adapters.safetensors", device="cpu"), lr)
+    shutil.rmtree("again/decoder")
+    with pytest.raises(WeightsError, match=r"no decoder could be loaded; tried .*again/decoder \(no such folder\)"):
+        Restorer.from_pretrained("again", device="cpu")
+
+
 def test_files_of_the_estimator_go_along(small_base: Path, lr: Tensor, tmp_path: Path) -> None:
     save_net(tmp_path / "net.safetensors", DegradationNet(width=(4, 4, 4), hidden=8))
     estimator = build_estimator("learned", weights=tmp_path / "net.safetensors")

@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from morsr.commands._model import add_model_arguments, model_arguments
 from morsr.errors import ConfigError, MissingDependencyError, MorsrError
 
 if TYPE_CHECKING:
@@ -35,8 +36,7 @@ CONTENT_POLICY = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument("--model", default="tiny", help="shipped preset, adapters file, saved folder or checkpoint")
-    parser.add_argument("--base", help="folder or hub id of the base model, if the adapters do not bring it")
+    add_model_arguments(parser)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps, …")
     parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"))
     parser.add_argument("--host", default="127.0.0.1", help="address to listen at (default: this machine alone)")
@@ -57,7 +57,7 @@ def run(options: argparse.Namespace) -> int:
 
     from morsr.models.restorer import Restorer
 
-    restorer = Restorer.from_pretrained(options.model, base=options.base, device=options.device, dtype=options.dtype)
+    restorer = Restorer.from_pretrained(**model_arguments(options), device=options.device, dtype=options.dtype)
     page = build_page(restorer, title=f"morsr: {options.model}")
     url = launch(page, host=options.host, port=options.port, max_mb=options.max_mb, browser=options.open)
     print(f"{url}    (stop with Ctrl-C)", flush=True)

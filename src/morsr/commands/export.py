@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
+from morsr.commands._model import add_model_arguments, model_arguments
 from morsr.errors import ConfigError
 
 HELP = (
@@ -23,8 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     ):
         form = forms.add_parser(name, help=text, description=f"Export {text}.")
         form.add_argument("output", metavar="OUT")
-        form.add_argument("--model", default="tiny", help="shipped preset, adapters file, saved folder or checkpoint")
-        form.add_argument("--base", help="folder or hub id of the base model, if the adapters do not bring it")
+        add_model_arguments(form)
         form.add_argument("--image", help="the image whose routing is fixed")
         form.add_argument("--scores", metavar="S1,S2,…", help="degradation scores instead of an image, each in [0, 1]")
         form.add_argument("--generative", type=float, default=1.0, help="factor on the routed ranks (default: 1)")
@@ -47,7 +47,7 @@ def run(options: argparse.Namespace) -> int:
     from morsr.models.loading import load_generator
 
     scores = _numbers(options.scores)
-    generator = load_generator(options.model, base=options.base)
+    generator = load_generator(**model_arguments(options))
     found = export.fix_routing(
         generator, image=options.image, scores=scores, budget=options.budget, generative=options.generative
     )

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from morsr.commands._model import add_model_arguments, model_arguments
 from morsr.errors import InputError
 
 if TYPE_CHECKING:
@@ -25,8 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.add_argument("input", metavar="IN", help="image file or folder")
     parser.add_argument("output", metavar="OUT", help="image file (its suffix decides the format) or folder")
-    parser.add_argument("--model", default="tiny", help="shipped preset, adapters file, saved folder or checkpoint")
-    parser.add_argument("--base", help="folder or hub id of the base model, if the adapters do not bring it")
+    add_model_arguments(parser)
     parser.add_argument("--scale", type=float, default=4.0, help="enlargement, 1 to 8 (default: 4)")
     parser.add_argument(
         "--tile", type=_tile, default="auto", metavar="PIXELS", help="side of tiles in output pixels, auto or none"
@@ -77,7 +77,7 @@ def run(options: argparse.Namespace) -> int:
     from morsr.models.restorer import Restorer
 
     restorer = Restorer.from_pretrained(
-        options.model, base=options.base, device=options.device, dtype=options.dtype, compile=options.compile
+        **model_arguments(options), device=options.device, dtype=options.dtype, compile=options.compile
     )
     settings = restorer.settings(
         scale=options.scale, tile=options.tile, color=options.color, color_strength=options.color_strength,

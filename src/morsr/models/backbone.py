@@ -198,7 +198,8 @@ class Backbone(nn.Module):
     def save(self, folder: str | os.PathLike[str], *, dtype: torch.dtype | None = None) -> None:
         """Write the backbone as a diffusers folder with the prompt embeddings beside it.
 
-        Adapters are left out; while `merged` is open the weights are the merged ones.
+        Adapters are left out; while `merged` is open the weights are the merged ones. A decoder beside the base's own
+        autoencoder is no part of the folder.
 
         Args:
             folder: made if it is not there.
@@ -207,13 +208,8 @@ class Backbone(nn.Module):
         from diffusers import DDPMScheduler
 
         target = Path(folder)
-        for name, module in (("vae", self.vae), ("unet", self.unet)):
-            module.save_config(target / name)
-            _drop_unknown_keys(target / name / "config.json", type(module))
-            state = {
-                key: value.detach().to("cpu", dtype).contiguous() for key, value in plain_state_dict(module).items()
-            }
-            save_tensors(target / name / "diffusion_pytorch_model.safetensors", state, {"format": "pt"})
+        save_network(target / "vae", self.vae, dtype=dtype)
+        save_network(target / "unet", self.unet, dtype=dtype)
         DDPMScheduler(
             beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type=self.prediction_type
         ).save_config(target / "scheduler")
@@ -368,6 +364,14 @@ def _initialize_tiny(vae: nn.Module) -> None:
     for module in vae.modules():
         if type(module).__name__ == "AutoencoderTinyBlock":
             nn.init.zeros_(module.conv[-1].weight)  # type: ignore[index]
+
+
+def save_network(folder: Path, network: Any, *, dtype: torch.dtype | None = None) -> None:
+    """Write one of diffusers' networks as a folder of its own, without its adapters."""
+    network.save_config(folder)
+    _drop_unknown_keys(folder / "config.json", type(network))
+    state = {key: value.detach().to("cpu", dtype).contiguous() for key, value in plain_state_dict(network).items()}
+    save_tensors(folder / "diffusion_pytorch_model.safetensors", state, {"format": "pt"})
 
 
 def _drop_unknown_keys(path: Path, kind: type[nn.Module]) -> None:

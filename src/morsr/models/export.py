@@ -23,10 +23,10 @@ from morsr.adapters import export_lora as export_peft
 from morsr.adapters import merged
 from morsr.errors import ConfigError, InputError, MissingDependencyError
 from morsr.functional.resample import reflect_index
-from morsr.models.backbone import load_backbone
 from morsr.models.generator import OneStepGenerator
+from morsr.models.loading import load_generator
 from morsr.models.picture import read_picture
-from morsr.models.saving import check_own_decoder, write_description
+from morsr.models.saving import save_decoder, write_description
 
 ONE_FILE_BYTES = 1_500_000_000
 """Above this the weights go beside the ONNX file, for a protobuf message holds 2 GiB at most."""
@@ -106,7 +106,8 @@ def export_diffusers(
 ) -> Path:
     """Write the present routing, folded into the weights, as a diffusers folder with `vae/`, `unet/`, `scheduler/`.
 
-    Diffusers loads each part by itself; `Restorer.from_pretrained` loads the folder as a model without adapters.
+    Diffusers loads each part by itself, from `decoder/` a decoder that works in place of the autoencoder's own;
+    `Restorer.from_pretrained` loads the folder as a model without adapters.
 
     Args:
         folder: made if it is not there.
@@ -115,12 +116,10 @@ def export_diffusers(
 
     Raises:
         InputError: no routing is set, or the folder is a file.
-        ConfigError: a decoder beside the base's own.
     """
     folder = Path(folder).expanduser()
     if folder.is_file():
         raise InputError(f"{folder}: expected a folder to export into, this is a file")
-    check_own_decoder(generator)
     with _fixed(generator):
         generator.backbone.save(folder, dtype=dtype)
     description = {
@@ -128,6 +127,7 @@ def export_diffusers(
         "estimator": None,
         "one_step": generator.one_step.to_dict(),
         "prompt": generator.backbone.prompt,
+        **save_decoder(folder, generator.backbone, dtype=dtype),
     }
     write_description(folder, description, adapted=False)
     return folder
@@ -187,9 +187,7 @@ def export_onnx(path: str | os.PathLike[str], generator: OneStepGenerator, *, sc
     if path.is_dir():
         raise InputError(f"{path}: expected a file to export into, this is a folder")
     with tempfile.TemporaryDirectory() as folder:
-        plain = OneStepGenerator(
-            load_backbone(export_diffusers(Path(folder) / "merged", generator)), one_step=generator.one_step
-        ).eval()
+        plain = load_generator(export_diffusers(Path(folder) / "merged", generator))
     network = TensorGenerator(plain, int(scale)).eval()
     torch.manual_seed(0)
     images = [torch.rand(size) for size in ONNX_SIZES]

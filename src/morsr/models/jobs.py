@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -66,6 +67,16 @@ def check_jobs(jobs: Sequence[Job], format: str | None = None) -> None:
                 f"{seen[place]} and {source} would both become {target}; rename one, or leave out --format"
             )
         seen[place] = source
+
+
+def check_target(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
+    """Refuse to write over the input.
+
+    Raises:
+        InputError: both are one file.
+    """
+    if os.path.exists(target) and os.path.exists(source) and os.path.samefile(source, target):
+        raise InputError(f"{target}: the output would overwrite the input")
 
 
 def natural_order(job: Job) -> tuple[str, list[tuple[int, str]]]:

@@ -15,7 +15,7 @@ from morsr.errors import ConfigError, WeightsError
 from morsr.estimators import build_estimator
 from morsr.models.backbone import load_backbone, package_weights
 from morsr.models.generator import OneStepConfig, OneStepGenerator
-from morsr.models.saving import ADAPTERS_FILE, CONFIG_FILE, read_description
+from morsr.models.saving import ADAPTERS_FILE, CONFIG_FILE, DECODER_FOLDER, read_description
 
 
 def find_adapters(name_or_path: str | os.PathLike[str]) -> Path:
@@ -119,7 +119,12 @@ def _described(path: Path, extra: Any) -> Mapping[str, Any]:
         raise WeightsError(
             f"{path}: does not say how to run it ({', '.join(missing)} missing); expected a file saved by training"
         )
-    return extra
+    # Saved in a folder with a decoder of its own; this file may be all that was given of it.
+    return (
+        {**extra, "decoder": path.absolute().parent / DECODER_FOLDER}
+        if extra.get("decoder") == DECODER_FOLDER
+        else extra
+    )
 
 
 def _build(

@@ -53,19 +53,21 @@ class MoRPipeline(DiffusionPipeline):
         name_or_path: str | os.PathLike[str] = "tiny",
         *,
         base: str | os.PathLike[str] | None = None,
+        decoder: str | os.PathLike[str] | None = None,
+        prompt: str | None = None,
         torch_dtype: torch.dtype | None = None,
         **hub: Any,
     ) -> MoRPipeline:
         """Load a shipped preset, an adapters file, a saved folder or its hub id, or a training checkpoint.
 
         Args:
-            name_or_path, base, hub: as for `Restorer.from_pretrained`.
+            name_or_path, base, decoder, prompt, hub: as for `Restorer.from_pretrained`.
             torch_dtype: what the networks' weights are turned into; float32 by default.
 
         Raises:
             WeightsError: missing or damaged weights, or adapters of another base.
         """
-        pipeline = cls(load_generator(name_or_path, base=base, **hub))
+        pipeline = cls(load_generator(name_or_path, base=base, decoder=decoder, prompt=prompt, **hub))
         if torch_dtype is not None:
             pipeline.to(torch_dtype)
         return pipeline

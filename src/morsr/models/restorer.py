@@ -21,6 +21,7 @@ from morsr.errors import InputError
 from morsr.functional.resample import bicubic_window, unit_range
 from morsr.functional.tiling import RowBuffer
 from morsr.models.bands import Bands, color_bands, upsampled_rows
+from morsr.models.jobs import check_target
 from morsr.models.memory import trim_host_memory
 from morsr.models.passes import TilePlan, check_output_memory, run_pass, tile_plan
 from morsr.models.picture import Picture, planes_to_samples, read_picture, to_planes
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
 Progress = Callable[[int, int], None]
 
-STREAM_PIXELS = 32_000_000
+STREAM_PIXELS = 16_000_000
 """Files with larger outputs are written row by row instead of being held in memory."""
 
 
@@ -65,7 +66,8 @@ class Restorer:
         self._held: Routing | None = None
         if compile:
             backbone = self.generator.backbone
-            for network in (backbone.unet, backbone.vae.encoder, backbone.vae.decoder):
+            decoder = backbone.vae if backbone.decoder is None else backbone.decoder
+            for network in (backbone.unet, backbone.vae.encoder, decoder.decoder):
                 network.compile()
 
     @classmethod
@@ -74,6 +76,8 @@ class Restorer:
         name_or_path: str | os.PathLike[str] = "tiny",
         *,
         base: str | os.PathLike[str] | None = None,
+        decoder: str | os.PathLike[str] | None = None,
+        prompt: str | None = None,
         device: str | torch.device = "auto",
         dtype: str | torch.dtype = "auto",
         compile: bool = False,
@@ -85,16 +89,21 @@ class Restorer:
             name_or_path: a shipped preset ("tiny"), an adapters .safetensors, a saved folder, a training .ckpt, or the
                 hub id of a saved folder.
             base: folder or hub id of the base model, where the adapters do not bring it.
+            decoder: an AutoencoderTiny that decodes in place of the base's own autoencoder, at a fraction of its work:
+                "taesd" for Stable Diffusion 1 and 2, a folder, or a hub id. Default: what the model was saved with.
+            prompt: text in place of the prompt that comes with the model; needs the base's text encoder.
             device, dtype, compile: see the class.
             hub: revision, cache_dir, token and local_files_only, as `huggingface_hub.snapshot_download` takes them.
 
         Raises:
-            WeightsError: missing or damaged weights, or adapters of another base.
+            WeightsError: missing or damaged weights, adapters of another base, or a prompt without a text encoder.
+            ConfigError: a decoder for other latents, or of another kind.
         """
         from morsr.models.loading import load_generator
 
         resolve_dtype(dtype, resolve_device(device))  # a wrong setting is told before seconds of loading
-        return cls(load_generator(name_or_path, base=base, **hub), device=device, dtype=dtype, compile=compile)
+        generator = load_generator(name_or_path, base=base, decoder=decoder, prompt=prompt, **hub)
+        return cls(generator, device=device, dtype=dtype, compile=compile)
 
     def save_pretrained(self, folder: str | os.PathLike[str], *, include_base: bool | None = None) -> Path:
         """Write the model as a folder for `from_pretrained`, here or uploaded to the hub.
@@ -377,16 +386,6 @@ class Restorer:
 def is_streamed(size: tuple[int, int]) -> bool:
     """Whether a PNG or TIFF output of this height and width is written row by row."""
     return size[0] * size[1] > STREAM_PIXELS
-
-
-def check_target(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
-    """Refuse to write over the input.
-
-    Raises:
-        InputError: both are one file.
-    """
-    if os.path.exists(target) and os.path.exists(source) and os.path.samefile(source, target):
-        raise InputError(f"{target}: the output would overwrite the input")
 
 
 def join_routings(routings: list[Routing]) -> Routing:

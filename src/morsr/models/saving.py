@@ -15,11 +15,13 @@ from morsr import __version__
 from morsr.adapters import save_adapters
 from morsr.errors import ConfigError, InputError, WeightsError
 from morsr.files import write_text
+from morsr.models.backbone import Backbone, save_network
 from morsr.models.generator import OneStepGenerator
 from morsr.models.pretrained import HUB_IDS
 
 ADAPTERS_FILE = "adapters.safetensors"
 CONFIG_FILE = "config.json"
+DECODER_FOLDER = "decoder"
 FORMAT_VERSION = 1
 
 _CARD = """---
@@ -57,13 +59,12 @@ def save_generator(
         folder: made if it is not there; files of an earlier save are replaced.
         generator: with adapters or without.
         include_base: put the base's weights into the folder; by default only where its place on this machine is all
-            that is known of it, not for a preset or a hub id.
+            that is known of it, not for a preset or a hub id. A decoder beside the base's own always goes in.
         dtype: what ranks and base weights are stored as; their own by default.
 
     Raises:
         InputError: the folder is a file.
-        ConfigError: an estimator that was not made by `build_estimator`, so that nothing can make it again; a decoder
-            beside the base's own.
+        ConfigError: an estimator that was not made by `build_estimator`, so that nothing can make it again.
     """
     folder = Path(folder).expanduser()
     if folder.is_file():
@@ -74,7 +75,6 @@ def save_generator(
             f"{type(estimator).__name__} was made by hand, and a saved model could not be loaded again; "
             "make it with build_estimator"
         )
-    check_own_decoder(generator)
     source = backbone.source
     if include_base is None:
         include_base = source is None or not is_portable(source)
@@ -87,6 +87,7 @@ def save_generator(
         "estimator": None if estimator is None else _with_files(estimator.spec or {}, folder),
         "one_step": generator.one_step.to_dict(),
         "prompt": backbone.prompt,
+        **save_decoder(folder, backbone, dtype=dtype),
     }
     if include_base:
         backbone.save(folder / "base", dtype=dtype)
@@ -110,14 +111,12 @@ def save_generator(
     return folder
 
 
-def check_own_decoder(generator: OneStepGenerator) -> None:
-    """Refuse a generator that decodes with another autoencoder than its base's: a folder has one.
-
-    Raises:
-        ConfigError: it does.
-    """
-    if generator.backbone.decoder is not None:
-        raise ConfigError("this model decodes with another autoencoder than its base's; save it without that decoder")
+def save_decoder(folder: Path, backbone: Backbone, *, dtype: torch.dtype | None = None) -> dict[str, str]:
+    """Write a decoder beside the base's own, if there is one; returns what the description says of it."""
+    if backbone.decoder is None:
+        return {}
+    save_network(folder / DECODER_FOLDER, backbone.decoder, dtype=dtype)
+    return {"decoder": DECODER_FOLDER}
 
 
 def write_description(folder: Path, description: Mapping[str, Any], *, adapted: bool) -> None:
@@ -138,6 +137,7 @@ def read_description(folder: Path) -> dict[str, Any] | None:
     Raises:
         WeightsError: not one of morsr's, damaged, or of a newer format.
     """
+    folder = folder.absolute()  # "model/base" could be a hub id
     path = folder / CONFIG_FILE
     if not path.is_file():
         return None
@@ -153,6 +153,8 @@ def read_description(folder: Path) -> dict[str, Any] | None:
         raise WeightsError(f"{path}: format {version}, this version reads up to {FORMAT_VERSION}; update morsr")
     if base in (".", "base"):
         content["base"] = str(folder / base)
+    if content.get("decoder") == DECODER_FOLDER:
+        content["decoder"] = str(folder / DECODER_FOLDER)
     if estimator is not None:
         content["estimator"] = {
             "kind": estimator["kind"],

@@ -21,7 +21,7 @@ class RestorationModule(L.LightningModule):
 
     Args:
         model: shipped preset, adapters file, saved folder or checkpoint.
-        base: folder or hub id of the base model, where the adapters do not bring it.
+        base, decoder, prompt: as for `Restorer.from_pretrained`.
         dtype: "auto", "float32", "bfloat16" or "float16".
         scale, budget, generative, tile, color, color_strength, routing: as for a call of the restorer.
 
@@ -35,6 +35,8 @@ class RestorationModule(L.LightningModule):
         *,
         model: str = "tiny",
         base: str | None = None,
+        decoder: str | None = None,
+        prompt: str | None = None,
         dtype: str = "auto",
         scale: float = 4.0,
         budget: int | None = None,
@@ -49,7 +51,7 @@ class RestorationModule(L.LightningModule):
             scale=scale, budget=budget, generative=generative, tile=tile, color=color,  # type: ignore[arg-type]
             color_strength=color_strength, routing=routing,
         )  # fmt: skip
-        self.generator = load_generator(model, base=base)
+        self.generator = load_generator(model, base=base, decoder=decoder, prompt=prompt)
         self.settings.check_model(self.generator)
         self.dtype_name = dtype
         self.restorer: Restorer | None = None
