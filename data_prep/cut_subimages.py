@@ -22,6 +22,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from morsr.data.images import find_images, image_size, load_image
+from morsr.data.outputs import output_folder
 from morsr.errors import InputError, MorsrError
 from morsr.files import atomic_path
 
@@ -44,7 +45,7 @@ def positions(length: int, size: int, step: int, slack: int) -> list[int]:
 
 
 def cut(path: str, *, source: Path, target: Path, size: int, step: int, slack: int) -> Result:
-    """Cut one photograph; sub-images are written under another name and renamed, so a present one is a whole one."""
+    """Cut one photograph; a sub-image appears whole, so one that is there needs no second look."""
     folder = target / Path(path).relative_to(source).parent
     try:
         width, height = image_size(path)
@@ -57,14 +58,14 @@ def cut(path: str, *, source: Path, target: Path, size: int, step: int, slack: i
             return Result(path, 0, 0, f"{path}: {width}x{height} pixels, smaller than {size}")
         names = [folder / f"{Path(path).stem}_s{number:03d}.png" for number in range(1, len(boxes) + 1)]
         missing = [(name, box) for name, box in zip(names, boxes, strict=True) if not name.is_file()]
-        if missing:
-            photograph = Image.fromarray(load_image(path))
-            for name, box in missing:
-                with atomic_path(name) as part:
-                    photograph.crop(box).save(part, format="PNG", compress_level=3)
-        return Result(path, len(missing), len(boxes) - len(missing))
+        photograph = Image.fromarray(load_image(path)) if missing else None
     except InputError as error:
         return Result(path, 0, 0, str(error))
+    if photograph is not None:
+        for name, box in missing:
+            with atomic_path(name) as part:  # its errors end the run: the next photograph would meet them too
+                photograph.crop(box).save(part, format="PNG", compress_level=3)
+    return Result(path, len(missing), len(boxes) - len(missing))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -88,6 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 f"{options.target}: the output must lie outside {options.source}, or it would be cut again"
             )
         paths = find_images(source)
+        output_folder(target)
         work = partial(cut, source=source, target=target, size=options.size, step=options.step, slack=options.slack)
         with ProcessPoolExecutor(min(options.workers, len(paths))) as pool:
             results = list(tqdm(pool.map(work, paths, chunksize=4), total=len(paths), unit="image"))

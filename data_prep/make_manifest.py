@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from morsr.data.images import find_images, image_size
 from morsr.data.manifests import ManifestRow, file_hash, read_rows, write_manifest
+from morsr.data.outputs import output_folder
 from morsr.errors import InputError, MorsrError
 
 
@@ -104,7 +105,7 @@ def _make(options: argparse.Namespace) -> int:
     if options.manifest.suffix.lower() != ".csv":
         raise InputError(f"{options.manifest}: a manifest's name ends in .csv")
     folders = [folder.resolve() for folder in options.folders]
-    base = options.manifest.resolve().parent
+    base = output_folder(options.manifest.resolve().parent)
     rows_file = options.manifest.with_name(options.manifest.name + ".rows")
     rows, failed = collect(folders, weights, rows_file, hashed=not options.no_hash, workers=options.workers, base=base)
     if not rows:

@@ -55,3 +55,16 @@ def check_images(images: Tensor, *, name: str = "images", channels: int | None =
     if not (low >= -1e-4 and high <= 1 + 1e-4):  # written so that NaN fails too
         raise InputError(f"{name}: expected finite values in [0, 1], got {low:.4g} to {high:.4g}")
     return images
+
+
+def worker_death(error: BaseException) -> TrainingError | None:
+    """What to say where an error means that a worker of a DataLoader has died, else None.
+
+    torch raises it while a batch is waited for, or, by a signal, anywhere in the main thread.
+    """
+    if not isinstance(error, RuntimeError) or not str(error).startswith("DataLoader worker (pid"):
+        return None
+    return TrainingError(
+        f"a process that reads the data has died ({' '.join(str(error).split()).rstrip('.')}); where memory ran out, "
+        "lower data.num_workers. Go on from the last checkpoint, which is whole"
+    )

@@ -135,8 +135,10 @@ def test_the_benchmark_runs_and_its_ratios_are_those_of_its_figures() -> None:
     except MissingDependencyError as error:
         pytest.skip(str(error))
     assert torch.equal(state, torch.get_rng_state())
-    rows = result["rows"]
+    *rows, leaves = result["rows"]
     assert [row["what"] for row in rows] == ["full chain", "blur", "Gaussian noise", "Poisson noise", "JPEG"]
+    assert leaves["what"] == "dead leaves, 64²"
+    assert leaves["morsr images/s"] > 0
     for row in rows:
         assert row["ratio"] == pytest.approx(row["morsr images/s"] / row["basicsr images/s"], rel=1e-6)
         assert row["ratio low"] <= row["ratio"] * 1.0001

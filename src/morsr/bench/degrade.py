@@ -18,8 +18,10 @@ if TYPE_CHECKING:
 HELP = (
     "Degrade batches of photographs by the torch engine (one set of parameters per image) and by basicsr's chain (one "
     "set per batch, kernels included), in turn, and print images per second and their ratio with a 95 % interval; then "
-    "operator by operator. Processor time is given beside wall time: on a busy machine it is the steadier of the two."
+    "operator by operator; last, dead-leaves images rendered per second, which have no peer. Processor time is given "
+    "beside wall time: on a busy machine it is the steadier of the two."
 )
+LEAVES_BATCH, LEAVES_SIZE = 8, 256
 
 
 class Timing(NamedTuple):
@@ -43,6 +45,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Measure and return {"title", "settings", "rows"}; a row holds both engines' figures and their ratio.
+
+    The last row, of dead leaves, holds ours alone.
 
     Raises:
         ConfigError: a number below its least, or a device that cannot be used.
@@ -76,6 +80,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
                 _row(name, batch, *_alternate(ours, theirs, max(rounds // 4, 2), device))
                 for name, ours, theirs in _operators(hr, args.seed)
             ]
+            rows.append(_dead_leaves(64 if args.quick else LEAVES_SIZE, max(rounds // 2, 2), args.seed, device))
     finally:
         used = torch.get_num_threads()
         torch.set_num_threads(threads)
@@ -163,23 +168,43 @@ def _operators(hr: Tensor, seed: int) -> list[tuple[str, Callable[[], Any], Call
     ]
 
 
+def _dead_leaves(size: int, rounds: int, seed: int, device: Any) -> dict[str, Any]:
+    """Rendered images per second, other images every time."""
+    import torch
+
+    from morsr.data.dead_leaves import dead_leaves
+
+    draw = torch.Generator().manual_seed(seed)
+
+    def render() -> None:
+        dead_leaves(LEAVES_BATCH, size, generator=draw, device=device)
+
+    _timed(render, device)
+    ours = [_timed(render, device) for _ in range(rounds)]
+    row: dict[str, Any] = {"what": f"dead leaves, {size}²"}
+    for field, label in (("wall", ""), ("processor", " (processor time)")):
+        row[f"morsr images/s{label}"] = LEAVES_BATCH * rounds / sum(getattr(timing, field) for timing in ours)
+    return row
+
+
 def _alternate(
     ours: Callable[[], Any], theirs: Callable[[], Any], rounds: int, device: Any
 ) -> tuple[list[Timing], list[Timing]]:
     """Time both calls in turn, after one call of each that does not count."""
+    _timed(ours, device), _timed(theirs, device)
+    pairs = [(_timed(ours, device), _timed(theirs, device)) for _ in range(rounds)]
+    return [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+
+
+def _timed(call: Callable[[], Any], device: Any) -> Timing:
     import torch
 
-    def timed(call: Callable[[], Any]) -> Timing:
-        wall, processor = time.perf_counter(), time.process_time()
-        with torch.no_grad():
-            call()
-        if device.type != "cpu":
-            torch.accelerator.synchronize(device)
-        return Timing(time.perf_counter() - wall, time.process_time() - processor)
-
-    timed(ours), timed(theirs)
-    pairs = [(timed(ours), timed(theirs)) for _ in range(rounds)]
-    return [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+    wall, processor = time.perf_counter(), time.process_time()
+    with torch.no_grad():
+        call()
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+    return Timing(time.perf_counter() - wall, time.process_time() - processor)
 
 
 def _row(name: str, batch: int, ours: list[Timing], theirs: list[Timing]) -> dict[str, Any]:

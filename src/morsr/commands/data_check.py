@@ -94,8 +94,8 @@ class _Report:
 
 
 def _check_source(report: _Report, use: str, source: Any, scale: int, least: int, sample: int) -> None:
-    from morsr.data.datamodule import paired_source, source_name
     from morsr.data.images import is_paired, list_images
+    from morsr.data.pairs import paired_source, source_name
 
     if is_paired(source):
         if use == "predict":

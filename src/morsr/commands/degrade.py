@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections import defaultdict
 from pathlib import Path
@@ -121,6 +120,8 @@ def _plan(source: Path, target: Path) -> list[tuple[Path, str]]:
 
 
 def _check_outputs(images: Sequence[tuple[Path, str]], target: Path, hr: Path | None, overwrite: bool) -> None:
+    from morsr.data.outputs import output_folder
+
     folders = [target] if hr is None else [target, hr]
     if hr is not None and hr.resolve() == target.resolve():
         raise InputError(f"--hr {hr}: expected another folder than the one of the low-quality images")
@@ -134,12 +135,7 @@ def _check_outputs(images: Sequence[tuple[Path, str]], target: Path, hr: Path | 
         if existing and not overwrite:
             raise InputError(f"{existing[0]}: exists; choose an empty folder, or --overwrite")
     for folder in folders:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"{folder}: cannot be made ({error.strerror})") from error
-        if not os.access(folder, os.W_OK):
-            raise InputError(f"{folder}: cannot be written; choose another folder")
+        output_folder(folder)
 
 
 def _degrade_file(

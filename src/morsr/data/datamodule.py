@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
 import torch
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from morsr.data.dead_leaves import dead_leaves
 from morsr.data.degraded import DegradedImage, apply_recipe, degraded_images, load_recipe
-from morsr.data.images import ImageList, is_paired, list_images, load_image
-from morsr.data.pairs import Pair, PairPaths, paired_folder, to_tensor
-from morsr.data.sampling import EpochSampler, TrainingLoader, epoch_batches, limited_batches, worker_seed
+from morsr.data.evaluation_set import PairedImages, SingleImages, collate_pairs, collate_single, readable
+from morsr.data.images import ImageList, is_paired, list_images
+from morsr.data.loading import ImageLoader, TrainingLoader, worker_seed
+from morsr.data.pairs import PairPaths, paired_source, source_name
+from morsr.data.sampling import EpochSampler, epoch_batches, limited_batches
 from morsr.data.training_set import TrainingImages, collate, decode_small_set, window_places
 from morsr.errors import ConfigError, InputError
 
@@ -159,12 +159,18 @@ class RealESRGANDataModule(L.LightningDataModule):
             if not is_paired(source):
                 lists.append(list_images(source))
                 continue
-            pairs = [pair for _, pair in paired_source(source, scale=self.scale)]  # type: ignore[arg-type]
+            found = paired_source(source, scale=self.scale, skipped=self.skipped)  # type: ignore[arg-type]
+            pairs = [pair for _, pair in found]
             partners.update({pair.hr: pair.lr for pair in pairs})
             lists.append(ImageList.of([pair.hr for pair in pairs], source_name(source)))
         images = ImageList.join(lists)
         if self.synthetic < 1 and not len(images):
-            raise InputError(f"train: none of the optional sources is there: {self.train}")
+            reason = next(iter(self.skipped.values()), None)
+            raise InputError(
+                f"no training image can be used; the first: {reason}"
+                if reason
+                else f"train: none of the optional sources is there: {self.train}"
+            )
         decoded: dict[str, Any] = {}
         if len(images):
             images, decoded, bad = decode_small_set(images, limit_mb=self.cache_mb, size=self.crop_size)
@@ -206,7 +212,7 @@ class RealESRGANDataModule(L.LightningDataModule):
         found: list[tuple[str, DegradedImage | PairPaths]] = []
         for source in sources:
             if is_paired(source):
-                found += paired_source(source, scale=self.scale)  # type: ignore[arg-type]
+                found += self._real_pairs(source)  # type: ignore[arg-type]
                 continue
             bad: dict[str, str] = {}
             made = degraded_images(
@@ -222,6 +228,15 @@ class RealESRGANDataModule(L.LightningDataModule):
             self.skipped.update(bad)
             found += [(source_name(source), pair) for pair in made]
         self._sets[stage] = found
+
+    def _real_pairs(self, source: dict[str, Any]) -> list[tuple[str, PairPaths]]:
+        bad: dict[str, str] = {}
+        pairs = readable(paired_source(source, scale=self.scale, skipped=bad), skipped=bad)
+        if bad and not pairs:
+            first = next(iter(bad.values()))
+            raise InputError(f"{source_name(source)}: none of {len(bad)} pairs can be used; the first: {first}")
+        self.skipped.update(bad)
+        return pairs
 
     # ----------------------------------------------------------------------------------------------------- loaders
 
@@ -245,13 +260,15 @@ class RealESRGANDataModule(L.LightningDataModule):
 
     def predict_dataloader(self) -> DataLoader:
         paths = [path for folder in self.predict for path in list_images(folder).paths]
-        return DataLoader(_SingleImages(paths), collate_fn=_collate_single, **self._loading(1))
+        return ImageLoader(SingleImages(paths), collate_fn=collate_single, **self._loading(1))
 
     def _pair_loader(self, stage: str, sources: Sequence[str | dict[str, Any]]) -> DataLoader | list[DataLoader]:
         self._prepare(stage, sources)
         if not self._sets[stage]:
             return []
-        return DataLoader(_Pairs(self._sets[stage]), collate_fn=_collate_pairs, **self._loading(self.val_batch_size))
+        return ImageLoader(
+            PairedImages(self._sets[stage]), collate_fn=collate_pairs, **self._loading(self.val_batch_size)
+        )
 
     def _loading(self, batch_size: int) -> dict[str, Any]:
         workers = self.num_workers
@@ -335,7 +352,8 @@ class RealESRGANDataModule(L.LightningDataModule):
         new = [reason for path, reason in self.skipped.items() if path not in self._named]
         if new:
             more = f"\n  and {len(new) - 20} more" if len(new) > 20 else ""
-            rank_zero_warn(f"{len(new)} image files were passed over:\n  " + "\n  ".join(new[:20]) + more)
+            verb = "image file was" if len(new) == 1 else "image files were"
+            rank_zero_warn(f"{len(new)} {verb} passed over:\n  " + "\n  ".join(new[:20]) + more)
         self._named.update(self.skipped)
 
     def _batches_done(self) -> int:
@@ -369,78 +387,6 @@ class RealESRGANDataModule(L.LightningDataModule):
         ]
         if changed:
             rank_zero_warn(f"samples will differ from those of the run before: {', '.join(changed)}")
-
-
-def source_name(source: str | dict[str, Any]) -> str:
-    """What a source is called in tables: its `name`, or the last part of its path."""
-    if isinstance(source, dict):
-        if "name" in source:
-            return str(source["name"])
-        source = str(source.get("source") or Path(source["hr"]).parent)
-    if source.startswith("skimage:"):
-        return "embedded" if source == "skimage:eval" else source
-    return Path(source).stem
-
-
-def paired_source(source: dict[str, Any], *, scale: int) -> list[tuple[str, PairPaths]]:
-    """The pairs of {lr, hr, name, optional}, each with the source's name.
-
-    Raises:
-        ConfigError: unknown or missing keys.
-        InputError: as `paired_folder`, unless the folders are missing and the source is optional.
-    """
-    unknown = set(source) - {"lr", "hr", "name", "optional"}
-    if unknown or not {"lr", "hr"} <= set(source):
-        raise ConfigError(f"source: expected {{lr, hr, name, optional}}, got {source}")
-    if source.get("optional") and not (Path(source["lr"]).is_dir() and Path(source["hr"]).is_dir()):
-        return []
-    return [(source_name(source), pair) for pair in paired_folder(source["lr"], source["hr"], scale=scale)]
-
-
-class _Pairs(Dataset):
-    def __init__(self, items: list[tuple[str, DegradedImage | PairPaths]]) -> None:
-        self.items = items
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def __getitem__(self, place: int) -> tuple[str, Pair]:
-        name, pair = self.items[place]
-        return name, pair.load()
-
-
-def _collate_pairs(items: list[tuple[str, Pair]]) -> dict[str, Any]:
-    shapes = {pair.hr.shape for _, pair in items}
-    if len(shapes) > 1:
-        sizes = ", ".join(f"{shape[1]}x{shape[0]}" for shape in sorted(shapes))
-        raise ConfigError(f"val_batch_size: images of several sizes ({sizes}) in one batch; set it to 1, or val_crop")
-    batch: dict[str, Any] = {
-        "hr": torch.stack([to_tensor(pair.hr) for _, pair in items]),
-        "lr": torch.stack([to_tensor(pair.lr) for _, pair in items]),
-        "stem": [pair.stem for _, pair in items],
-        "set": [name for name, _ in items],
-        "image": [pair.image for _, pair in items],
-    }
-    parameters = [pair.parameters for _, pair in items]
-    if all(drawn is not None for drawn in parameters):
-        batch["key"] = torch.tensor([pair.key for _, pair in items])
-        batch["parameters"] = type(parameters[0]).concatenate(parameters)
-    return batch
-
-
-class _SingleImages(Dataset):
-    def __init__(self, paths: list[str]) -> None:
-        self.paths = paths
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, place: int) -> tuple[str, Tensor]:
-        return Path(self.paths[place]).stem, to_tensor(load_image(self.paths[place]))
-
-
-def _collate_single(items: list[tuple[str, Tensor]]) -> dict[str, Any]:
-    return {"lr": torch.stack([image for _, image in items]), "stem": [stem for stem, _ in items]}
 
 
 def _at_least(least: float, **settings: float | None) -> None:

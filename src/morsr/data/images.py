@@ -6,7 +6,7 @@ A source is what a config writes under `train`, `val` or `test`:
     manifest.csv                columns path, width, height, hash, weight (see manifests.py)
     skimage:train, skimage:eval the photographs that come with scikit-image, for training and held out
     {source: S, weight: 2.0, root: DIR}    any of these; each image is drawn twice as often; paths are relative to DIR
-    {lr: DIR, hr: DIR}          pairs of files with equal stems (validation and test only; see pairs.py)
+    {lr: DIR, hr: DIR}          pairs of files with equal stems (see pairs.py)
 """
 
 from __future__ import annotations
@@ -112,17 +112,34 @@ def load_image(path: str | Path) -> np.ndarray:
 
 
 def image_size(path: str | Path) -> tuple[int, int]:
-    """Width and height of an image after its noted rotation, read from the file's header alone.
+    """Width and height of an image after its noted rotation, without decoding its pixels.
 
     Raises:
-        InputError: the file is missing or no image.
+        InputError: the file is missing, no image, or a PNG that is cut short.
     """
     try:
         with Image.open(path) as picture:
-            turned = picture.getexif().get(0x0112, 1) in (5, 6, 7, 8)
-            return picture.size[::-1] if turned else picture.size
+            # Pillow decodes a whole PNG in search of notes behind the pixels, which hardly any file has.
+            plain = picture.format == "PNG" and not _has_late_notes(path)
+            notes = Image.Image.getexif(picture) if plain else picture.getexif()
+            return picture.size[::-1] if notes.get(0x0112, 1) in (5, 6, 7, 8) else picture.size
     except Exception as error:
         raise InputError(f"{path}: cannot be read as an image ({_first_line(error)})") from error
+
+
+def _has_late_notes(path: str | Path) -> bool:
+    """Whether a PNG file has Exif or text chunks behind its pixels; raises OSError where its end is missing."""
+    behind, notes = False, False
+    with open(path, "rb") as file:
+        file.seek(8)
+        while len(head := file.read(8)) == 8:
+            length, name = int.from_bytes(head[:4], "big"), head[4:]
+            if name == b"IEND":
+                return notes
+            behind = behind or name == b"IDAT"
+            notes = notes or (behind and name in (b"eXIf", b"iTXt", b"tEXt", b"zTXt"))
+            file.seek(length + 4, os.SEEK_CUR)
+    raise OSError("the file is cut short")
 
 
 def find_images(folder: str | Path) -> list[str]:

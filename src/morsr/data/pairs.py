@@ -1,4 +1,4 @@
-"""LR/HR pairs for validation and tests, and folders that hold them (degraded.py makes pairs of single images)."""
+"""LR/HR pairs, and folders that hold them (degraded.py makes pairs of single images)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from morsr.data.images import find_images, image_size, load_image
-from morsr.errors import InputError
+from morsr.errors import ConfigError, InputError
 
 SCALE = 4
 
@@ -60,12 +60,16 @@ def crop_to_multiple(image: np.ndarray, multiple: int, *, largest: int | None = 
     return np.ascontiguousarray(image[top : top + height, left : left + width])
 
 
-def paired_folder(lr: str | Path, hr: str | Path, *, scale: int = SCALE) -> list[PairPaths]:
+def paired_folder(
+    lr: str | Path, hr: str | Path, *, scale: int = SCALE, skipped: dict[str, str] | None = None
+) -> list[PairPaths]:
     """Pair the images of two folders by stem, sorted by it.
 
     Args:
         lr, hr: the folders; file endings may differ.
         scale: HR pixels per LR pixel along each axis; every pair is checked by the files' headers.
+        skipped: pairs with a file that is no image are left out and noted here, reason by path; None raises for the
+            first one.
 
     Raises:
         InputError: a missing or empty folder, files without a partner, two files of one stem, or sizes that do not
@@ -76,15 +80,50 @@ def paired_folder(lr: str | Path, hr: str | Path, *, scale: int = SCALE) -> list
     lonely += [found_hr[stem] for stem in sorted(set(found_hr) - set(found_lr))]
     if lonely:
         raise InputError(f"{len(lonely)} files have no partner of the same stem: {some(lonely)}")
-    pairs = [PairPaths(stem, found_lr[stem], found_hr[stem]) for stem in sorted(found_lr)]
-    wrong = []
-    for pair in pairs:
-        (lr_width, lr_height), (hr_width, hr_height) = image_size(pair.lr), image_size(pair.hr)
+    pairs, wrong = [], []
+    for pair in [PairPaths(stem, found_lr[stem], found_hr[stem]) for stem in sorted(found_lr)]:
+        try:
+            (lr_width, lr_height), (hr_width, hr_height) = image_size(pair.lr), image_size(pair.hr)
+        except InputError as error:
+            if skipped is None:
+                raise
+            skipped[pair.hr] = str(error)
+            continue
+        pairs.append(pair)
         if (hr_width, hr_height) != (scale * lr_width, scale * lr_height):
             wrong.append(f"{pair.stem} ({lr_width}x{lr_height} and {hr_width}x{hr_height})")
     if wrong:
         raise InputError(f"{len(wrong)} pairs are not of sizes 1:{scale}: {some(wrong)}")
     return pairs
+
+
+def source_name(source: str | dict[str, Any]) -> str:
+    """What a source is called in tables: its `name`, or the last part of its path."""
+    if isinstance(source, dict):
+        if "name" in source:
+            return str(source["name"])
+        source = str(source.get("source") or Path(source["hr"]).parent)
+    if source.startswith("skimage:"):
+        return "embedded" if source == "skimage:eval" else source
+    return Path(source).stem
+
+
+def paired_source(
+    source: dict[str, Any], *, scale: int, skipped: dict[str, str] | None = None
+) -> list[tuple[str, PairPaths]]:
+    """The pairs of {lr, hr, name, optional}, each with the source's name.
+
+    Raises:
+        ConfigError: unknown or missing keys.
+        InputError: as `paired_folder`, unless the folders are missing and the source is optional.
+    """
+    unknown = set(source) - {"lr", "hr", "name", "optional"}
+    if unknown or not {"lr", "hr"} <= set(source):
+        raise ConfigError(f"source: expected {{lr, hr, name, optional}}, got {source}")
+    if source.get("optional") and not (Path(source["lr"]).is_dir() and Path(source["hr"]).is_dir()):
+        return []
+    pairs = paired_folder(source["lr"], source["hr"], scale=scale, skipped=skipped)
+    return [(source_name(source), pair) for pair in pairs]
 
 
 def to_tensor(image: np.ndarray) -> Tensor:

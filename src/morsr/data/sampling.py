@@ -11,8 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-import torch
-from torch.utils.data import DataLoader, DistributedSampler
+from torch.utils.data import DistributedSampler
 
 
 def stratified_share(index: np.ndarray | int, share: float) -> Any:
@@ -85,20 +84,6 @@ class EpochSampler(DistributedSampler):
             yield from range(first, first + self.batch_size)
 
 
-class TrainingLoader(DataLoader):
-    """A DataLoader whose position follows from the trainer's progress, so that a run can go on in mid-epoch.
-
-    The two methods tell Lightning that going on is exact; there is nothing to keep, because the data module places the
-    sampler by the number of batches that the checkpoint counts as done.
-    """
-
-    def state_dict(self) -> dict[str, Any]:
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        pass
-
-
 def limited_batches(trainer: Any, batches: int) -> int:
     """Batches per epoch that the trainer's limit_train_batches leaves, at least 1."""
     limit = None if trainer is None else trainer.limit_train_batches
@@ -110,8 +95,3 @@ def limited_batches(trainer: Any, batches: int) -> int:
 def epoch_batches(samples: int, batch_size: int, replicas: int) -> int:
     """Batches per device that cover so many samples."""
     return max(1, math.ceil(samples / (batch_size * replicas)))
-
-
-def worker_seed(worker: int) -> None:
-    """Keep worker processes to one thread each; they use no generator of their own."""
-    torch.set_num_threads(1)

@@ -281,10 +281,8 @@ class DegradationRecipe:
             values = yaml.safe_load(text)
         except yaml.YAMLError as error:
             raise ConfigError(f"recipe {source}: not valid YAML ({str(error).splitlines()[0]})") from error
-        try:
-            return cls.from_dict({"name": Path(source).stem, **values} if isinstance(values, dict) else values)
-        except ConfigError as error:
-            raise ConfigError(f"recipe {source}: {error}") from error
+        named = {"name": Path(source).stem, **values} if isinstance(values, dict) else values
+        return _build(cls, named, f"recipe {source}")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dictionaries, lists and numbers, ready for YAML or JSON."""
@@ -367,21 +365,25 @@ _PARTS: dict[type, dict[str, type]] = {
 }
 
 
-def _build(kind: type, values: Any, where: str) -> Any:
+def _build(kind: type, values: Any, source: str, path: tuple[str, ...] = ()) -> Any:
+    """Make a recipe or a part of one; `source` and the keys that lead to the part name it in errors."""
+    place = f"{source}: {'.'.join(path)}: " if path else f"{source}: "
     if not isinstance(values, dict):
-        raise ConfigError(f"{where}: expected a mapping of settings, got {values!r}")
+        raise ConfigError(f"{place}expected a mapping of settings, got {values!r}")
     known = {entry.name for entry in dataclasses.fields(kind)}
     unknown = sorted(str(key) for key in values if key not in known)
     if unknown:
-        raise ConfigError(f"{where}: unknown key {', '.join(unknown)}; expected {', '.join(sorted(known))}")
+        raise ConfigError(f"{place}unknown key {', '.join(unknown)}; expected {', '.join(sorted(known))}")
     parts = _PARTS.get(kind, {})
-    return kind(
-        **{
-            key: _build(parts[key], value, f"{where}.{key}")
-            if key in parts
-            else tuple(value)
-            if isinstance(value, list)
-            else value
-            for key, value in values.items()
-        }
-    )
+    settings = {
+        key: _build(parts[key], value, source, (*path, key))
+        if key in parts
+        else tuple(value)
+        if isinstance(value, list)
+        else value
+        for key, value in values.items()
+    }
+    try:
+        return kind(**settings)
+    except ConfigError as error:  # its message names the part, and not which of the two orders it is of
+        raise ConfigError(f"{source}: {''.join(f'{key}.' for key in path[:1])}{error}") from error

@@ -17,7 +17,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from morsr.errors import ConfigError, MorsrError, WeightsError
+from morsr.errors import ConfigError, MorsrError, WeightsError, worker_death
 from morsr.training.callbacks.safety import RunSafety
 from morsr.training.config_files import expand_configs
 
@@ -81,6 +81,11 @@ def run(arguments: Sequence[str]) -> int:
         )
     except MisconfigurationException as error:
         raise ConfigError(f"{' '.join(str(error).split())}{_own_setting(str(error))}") from error
+    except RuntimeError as error:
+        died = worker_death(error)
+        if died is None:
+            raise
+        raise died from error
     except (ArgumentError, ValueError) as error:
         cause = _deliberate_cause(error)
         if cause is not None:
