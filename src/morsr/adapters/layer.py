@@ -178,8 +178,7 @@ class AdaptedLayer(nn.Module):
         base: nn.Linear | nn.Conv2d = self._modules["base_layer"]  # type: ignore[assignment]
         if torch.is_grad_enabled() or type(base) not in (nn.Linear, nn.Conv2d):
             return False
-        images = 1 if gates.factors is None else gates.factors.shape[0]
-        if images > 1 and inputs.device.type != "cpu":  # an accelerator prefers one call for the whole batch
+        if gates.factors is not None and gates.factors.shape[0] != 1:
             return False
         weight = base.weight
         if inputs.dtype != weight.dtype or weight.dtype not in (torch.float32, torch.float64) or _autocasts(inputs):
@@ -193,28 +192,16 @@ class AdaptedLayer(nn.Module):
             positions //= math.prod(self._geometry.stride)
             fan_in *= self._geometry.groups
         # Multiply-adds, and accesses to memory as what could have been computed meanwhile.
-        beside = positions // images * (ranks * (fan_in + outputs) + _ACCESS * outputs)
+        beside = positions * (ranks * (fan_in + outputs) + _ACCESS * outputs)
         return weight.numel() * (ranks + 2 * _ACCESS) < beside
 
     def _folded(self, inputs: Tensor, ranks: RankSet, gates: LayerGates) -> Tensor:
-        """The base layer with the ranks in a temporary weight, one for each routing."""
+        """The base layer with the ranks in a temporary weight."""
         base: nn.Linear | nn.Conv2d = self._modules["base_layer"]  # type: ignore[assignment]
-        if gates.factors is None or gates.factors.shape[0] == 1:
-            weight = ranks.add_to_weight(base.weight, gates)
-            if isinstance(base, nn.Linear):
-                return F.linear(inputs, weight, base.bias)
-            return base._conv_forward(inputs, weight, base.bias)
-        weights = (ranks.add_to_weight(base.weight, gates.image(index)) for index in range(len(inputs)))
-        if not isinstance(base, nn.Linear):
-            parts = [base._conv_forward(*pair, base.bias) for pair in zip(inputs.split(1), weights, strict=True)]
-            return torch.cat(parts)
-        output = inputs.new_empty(*inputs.shape[:-1], base.out_features)
-        for image, weight, place in zip(inputs.flatten(1, -2), weights, output.flatten(1, -2), strict=True):
-            if base.bias is None:
-                torch.mm(image, weight.t(), out=place)
-            else:
-                torch.addmm(base.bias, image, weight.t(), out=place)
-        return output
+        weight = ranks.add_to_weight(base.weight, gates)
+        if isinstance(base, nn.Linear):
+            return F.linear(inputs, weight, base.bias)
+        return base._conv_forward(inputs, weight, base.bias)
 
     def _updated(self, output: Tensor, inputs: Tensor, ranks: RankSet, gates: LayerGates) -> Tensor:
         down, up = ranks.pick(gates, inputs.dtype)

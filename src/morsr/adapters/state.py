@@ -35,12 +35,6 @@ class LayerGates(NamedTuple):
     factors: Tensor | None
     fold: bool = False
 
-    def image(self, index: int) -> LayerGates:
-        """The gates of one image of the batch, without a right to be folded."""
-        assert self.factors is not None
-        ranks = None if self.ranks is None else self.ranks[index : index + 1]
-        return LayerGates(ranks, self.factors[index : index + 1])
-
 
 class State(NamedTuple):
     """One moment: the active set, and per set the gates of its layers (None where no condition is set)."""

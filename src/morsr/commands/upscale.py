@@ -76,8 +76,9 @@ def run(options: argparse.Namespace) -> int:
 
     from morsr.models.restorer import Restorer
 
+    chosen = model_arguments(options)
     restorer = Restorer.from_pretrained(
-        **model_arguments(options), device=options.device, dtype=options.dtype, compile=options.compile
+        chosen.pop("name_or_path"), **chosen, device=options.device, dtype=options.dtype, compile=options.compile
     )
     settings = restorer.settings(
         scale=options.scale, tile=options.tile, color=options.color, color_strength=options.color_strength,
