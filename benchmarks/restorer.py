@@ -1,10 +1,11 @@
-"""Figures of the restorer: time, folders, tiles and seams, colours, memory.
+"""Figures of the restorer: time, folders, tiles and seams, colours, padding, the autoencoder's tiles, memory.
 
-    python benchmarks/restorer.py [time folder tiles color memory] [--data ../shared/data/realsr] [--count 100]
+    python benchmarks/restorer.py [PART …] [--data ../shared/data/realsr] [--count 100]
 
 Without names all parts run but `memory`, which restores images of 4096 and 8192 pixels a side (long on two cores;
 --rows 3 stops each after three rows of tiles, by when the peak has been reached). Times are of interleaved pairs, so
-that another program on the machine slows both sides. The photographs are RealSR's LR images.
+that another program on the machine slows both sides. The photographs are RealSR's LR images, for `padding` those of
+BSDS500.
 """
 
 from __future__ import annotations
@@ -26,11 +27,13 @@ import torch
 from PIL import Image
 from skimage.color import deltaE_ciede2000, rgb2lab
 from torch import Tensor
+from torch.nn import functional as F
 
 from morsr.functional.color import match_color, wavelet_low
 from morsr.functional.resample import bicubic_window
+from morsr.models.backbone import load_backbone
 from morsr.models.folder import restore_files
-from morsr.models.jobs import Job
+from morsr.models.jobs import Job, find_images
 from morsr.models.passes import tile_plan
 from morsr.models.picture import read_picture
 from morsr.models.restorer import Restorer
@@ -151,6 +154,50 @@ def lab(images: Tensor) -> Any:
     return rgb2lab(wavelet_low(images)[0].permute(1, 2, 0).clamp(0, 1).numpy())
 
 
+def measure_padding(restorer: Restorer, files: list[Path]) -> dict[str, Any]:
+    """Distance in dB of the last 32 pixels to a pass that sees the picture go on, for two rules of padding."""
+    generator = restorer.generator
+    quality: dict[str, list[float]] = {"replicate": [], "reflect": []}
+
+    def run(images: Tensor) -> Tensor:
+        return generator.decode(generator.denoise(generator.encode(images)))
+
+    with torch.no_grad():
+        for path in files:
+            hr = read_picture(path).rgb
+            hr = hr[..., : hr.shape[-2] // 64 * 64, : hr.shape[-1] // 64 * 64]
+            lr = F.interpolate(hr, scale_factor=0.25, mode="bicubic", antialias=True).clamp(0, 1)
+            generator.condition(lr)
+            seen = bicubic_window(lr, hr.shape[-2:], height=hr.shape[-2], width=hr.shape[-1]).clamp(0, 1)
+            whole = run(seen)
+            for missing in range(4, generator.multiple, 4):
+                height, width = (side - 64 - missing for side in hr.shape[-2:])
+                for rule, values in quality.items():
+                    padded = F.pad(seen[..., :height, :width], (0, missing, 0, missing), mode=rule)
+                    error = (run(padded) - whole[..., : padded.shape[-2], : padded.shape[-1]])[..., :height, :width]
+                    border = torch.cat([error[..., -32:, :].flatten(), error[..., -32:].flatten()])
+                    values.append(-10 * float(border.square().mean().log10()))
+    return {"images": len(files), **{rule: statistics.mean(values) for rule, values in quality.items()}}
+
+
+def measure_autoencoder(restorer: Restorer, files: list[Path]) -> dict[str, Any]:
+    """Tiles of an autoencoder with group norms (Stable Diffusion's, random weights) against the whole, 512 pixels."""
+    torch.manual_seed(0)
+    vae, factor = load_backbone("random:sd21").vae.eval(), 8
+    results = {}
+    with torch.no_grad():
+        image = 2 * restorer(read_picture(files[0]).rgb) - 1
+        latents = vae.encode(image).latent_dist.mean
+        decoded = vae.decode(latents).sample
+        with vae_tiles(vae, factor, TILE // factor):
+            for name, ours, wanted in (
+                ("encoder_db", vae.encode(image).latent_dist.mean, latents),
+                ("decoder_db", vae.decode(latents).sample, decoded),
+            ):
+                results[name] = psnr(ours / float(wanted.std()), wanted / float(wanted.std()))
+    return {"tile": TILE, **results}
+
+
 def measure_memory(sides: list[int], rows: float) -> dict[str, Any]:
     """Peak of the process above the loaded model, in MiB, for square outputs that are streamed."""
     peaks: dict[str, Any] = {}
@@ -195,13 +242,27 @@ def one_memory(side: int, rows: float) -> float:
         shutil.rmtree(folder)
 
 
-PARTS = {"time": measure_time, "folder": measure_folder, "tiles": measure_tiles, "color": measure_color}
+def spread(folder: Path, count: int) -> list[Path]:
+    """At most so many images of a folder, evenly spread over all."""
+    files = find_images(folder)
+    return [files[index * len(files) // count] for index in range(min(count, len(files)))]
+
+
+PARTS = {
+    "time": measure_time,
+    "folder": measure_folder,
+    "tiles": measure_tiles,
+    "color": measure_color,
+    "padding": measure_padding,
+    "autoencoder": measure_autoencoder,
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", metavar="PART", help="time, folder, tiles, color, memory")
+    parser.add_argument("parts", nargs="*", metavar="PART", help=", ".join([*PARTS, "memory"]))
     parser.add_argument("--data", type=Path, default=Path("../shared/data/realsr"))
+    parser.add_argument("--photographs", type=Path, default=Path("../shared/data/bsds500/val"), help="for padding")
     parser.add_argument("--count", type=int, default=100, help="photographs, evenly spread over all")
     parser.add_argument("--sides", type=int, nargs="+", default=[4096, 8192])
     parser.add_argument("--rows", type=float, default=float("inf"), help="rows of tiles after which memory stops")
@@ -211,15 +272,15 @@ def main() -> None:
     if options.one_memory:
         print(one_memory(options.one_memory, options.rows))
         return
-    files = sorted((options.data / "LR").glob("*.png"))
-    files = [files[index * len(files) // options.count] for index in range(min(options.count, len(files)))]
+    files = spread(options.data / "LR", options.count)
     restorer = Restorer.from_pretrained("tiny", device="cpu")
     results: dict[str, Any] = {}
     for part in options.parts or PARTS:
         if part == "memory":
             results[part] = measure_memory(options.sides, options.rows)
         else:
-            results[part] = PARTS[part](restorer, files)
+            chosen = spread(options.photographs, min(options.count, 10)) if part == "padding" else files
+            results[part] = PARTS[part](restorer, chosen)
         print(part, json.dumps(results[part]), flush=True)
     if options.json:
         options.json.write_text(json.dumps(results, indent=2) + "\n")

@@ -48,6 +48,15 @@ def test_a_network_that_does_nothing_gives_the_exact_enlargement(
     assert_close(restored, bicubic(images, scale), atol=2e-5, rtol=0)
 
 
+@pytest.mark.parametrize("size", [(9, 13), (1, 1), (5, 40)])
+def test_padding_is_that_of_training(restorer: Restorer, size: tuple[int, int]):
+    """No size of these fits the grid, and what the networks see beyond the image changes what is inside."""
+    lr = torch.rand(1, 3, *size)
+    with torch.no_grad():
+        trained = restorer.generator(lr).sr.clamp(0, 1)
+    assert_close(restorer(lr, tile=None, color="none"), trained, atol=1e-5, rtol=0)
+
+
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK"])
 def test_pil_images_come_back_larger_in_their_mode(mode: str):
     image = Image.radial_gradient("L").resize((30, 20)).convert(mode)

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from morsr.errors import ConfigError, InputError
-from morsr.functional.resample import bicubic_window, reflect_index
+from morsr.functional.resample import bicubic_window, edge_index
 from morsr.functional.tiling import apply_tiled, blend_bands, blend_tiles, feather_weights, tile_starts, tile_windows
 
 
@@ -115,12 +115,12 @@ def test_windows_are_cut_from_the_interpolated_image(height: int, width: int, sc
     assert_close(window, whole[..., top:bottom, left:right], atol=1e-5, rtol=0)
 
 
-def test_what_lies_beyond_the_image_is_its_reflection():
+def test_what_lies_beyond_the_image_repeats_its_edge():
     images = torch.rand(1, 3, 5, 9)
     padded = bicubic_window(images, (5, 9), height=8, width=16)
-    assert_close(padded, F.pad(images, (0, 7, 0, 3), mode="reflect"))
+    assert_close(padded, F.pad(images, (0, 7, 0, 3), mode="replicate"))
     assert_close(bicubic_window(images[..., :1, :1], (1, 1), height=3, width=4), images[..., :1, :1].expand(1, 3, 3, 4))
-    assert reflect_index(torch.arange(8), 3).tolist() == [0, 1, 2, 1, 0, 1, 2, 1]
+    assert edge_index(torch.arange(6), 3).tolist() == [0, 1, 2, 2, 2, 2]
 
 
 def test_enlargement_does_not_shrink():

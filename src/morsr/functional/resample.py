@@ -14,16 +14,15 @@ CUBIC_A = -0.75
 """The free parameter of the cubic kernel, as in PyTorch's and OpenCV's bicubic."""
 
 
-def reflect_index(index: Tensor, size: int) -> Tensor:
-    """Fold positions beyond the last pixel back into 0 … size − 1, mirrored at the edge pixel, as often as needed.
+def edge_index(index: Tensor, size: int) -> Tensor:
+    """Positions beyond the last pixel become the last pixel; see `pad_to_multiple` for why the edge is repeated.
 
     Args:
         index: int64 positions from 0.
         size: pixels along the axis, at least 1.
     """
     # As tensors and without a branch, for the size is a symbol where a network is exported.
-    last = torch.zeros_like(index) + (size - 1)
-    return ((index + last) % (2 * last).clamp(min=1) - last).abs()
+    return torch.minimum(index, torch.zeros_like(index) + (size - 1))
 
 
 def cubic_taps(index: Tensor, in_size: int, out_size: int) -> tuple[Tensor, Tensor]:
@@ -73,7 +72,7 @@ def bicubic_window(
 
     Args:
         images: (B, C, H, W), floats, or uint8 or uint16 as fractions of their largest value.
-        size: height and width of the whole enlarged image; what lies beyond is its reflection.
+        size: height and width of the whole enlarged image; beyond it its last row and column repeat.
         top, left, height, width: the window in pixels of the enlarged image.
 
     Returns:
@@ -82,7 +81,7 @@ def bicubic_window(
     taps = []
     for dim, start, length in ((-2, top, height), (-1, left, width)):
         # The positions are found on the host: some accelerators have no float64.
-        positions = reflect_index(torch.arange(start, start + length), size[dim])
+        positions = edge_index(torch.arange(start, start + length), size[dim])
         source, weights = cubic_taps(positions, images.shape[dim], size[dim])
         first, last = int(source.min()), int(source.max())
         images = images.narrow(dim, first, last - first + 1)

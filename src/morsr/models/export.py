@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from morsr.adapters import export_lora as export_peft
 from morsr.adapters import merged
 from morsr.errors import ConfigError, InputError, MissingDependencyError
-from morsr.functional.resample import reflect_index
+from morsr.functional.resample import edge_index
 from morsr.models.generator import OneStepGenerator
 from morsr.models.loading import load_generator
 from morsr.models.picture import read_picture
@@ -150,9 +150,9 @@ class TensorGenerator(nn.Module):
         factor, multiple = float(self.scale), self.generator.multiple
         enlarged = F.interpolate(lr, scale_factor=(factor, factor), mode="bicubic", align_corners=False).clamp(0, 1)
         height, width = enlarged.shape[-2:]
-        # Mirrored up to the grid, as the restorer does it; by indices, since a size is a symbol while it is traced.
+        # Padded as by `pad_to_multiple`; by indices, since a size is a symbol while it is traced.
         rows, columns = (
-            reflect_index(torch.arange(side + -side % multiple, device=lr.device), side) for side in (height, width)
+            edge_index(torch.arange(side + -side % multiple, device=lr.device), side) for side in (height, width)
         )
         padded = enlarged.index_select(-2, rows).index_select(-1, columns)
         latents = self.generator.denoise(self.generator.encode(padded))

@@ -193,6 +193,11 @@ def enlarge(images: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def pad_to_multiple(images: Tensor, multiple: int) -> Tensor:
-    """Repeat the last row and column until both sides are multiples; returned as they are when they fit."""
+    """Repeat the last row and column until both sides are multiples; returned as they are when they fit.
+
+    The one padding rule of training, restorer and ONNX. Against a pass over a picture that goes on beyond the edge,
+    the last 32 pixels are 2 to 3.5 dB nearer when the edge is repeated than when the picture is mirrored (`tiny`, ten
+    photographs of BSDS500, padding of 4 to 12 pixels; `python benchmarks/restorer.py padding`).
+    """
     bottom, right = (-images.shape[-2] % multiple, -images.shape[-1] % multiple)
     return F.pad(images, (0, right, 0, bottom), mode="replicate") if bottom or right else images
