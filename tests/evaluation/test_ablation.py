@@ -166,6 +166,8 @@ def test_every_row_and_seed_is_trained_once(
     assert len(calls.read_text().splitlines()) == 4, "finished trainings run again"
     assert command.run(options(tmp_path, "--set", "trainer.max_steps=9")) == 0
     assert len(calls.read_text().splitlines()) == 8, "other settings must train anew"
+    with pytest.raises(InputError, match="got none"):
+        command.run(options(tmp_path, "--report-only"))  # what is there was trained with other settings
 
 
 def test_a_failed_training_is_named_and_the_others_count(

@@ -186,7 +186,7 @@ class AdaptedLayer(nn.Module):
         if base._forward_hooks or base._forward_pre_hooks:  # they would not see the call
             return False
         ranks = stored if gates.ranks is None else gates.ranks.shape[1]
-        outputs, fan_in = weight.shape[0], weight[0].numel()
+        outputs, fan_in = weight.shape[0], weight.numel() // weight.shape[0]
         positions = inputs.numel() // inputs.shape[1 if self._geometry else -1]
         if self._geometry is not None:
             positions //= math.prod(self._geometry.stride)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from morsr.errors import ConfigError
+from morsr.files import write_text
 
 if TYPE_CHECKING:
     from morsr.evaluation.ablation import Ablation
@@ -55,7 +56,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--sweep", action="append", default=[], metavar="KEY=A,B,…",
         help="make a row of every row and value; repeatable, all combinations are run",
     )  # fmt: skip
-    parser.add_argument("--jobs", type=int, default=0, help="trainings at once (default: one per two cores and GPU)")
+    parser.add_argument(
+        "--jobs", type=int, default=0, help="trainings at once (default: 1 on an accelerator, else one per core)"
+    )
     parser.add_argument("--report-only", action="store_true", help="train nothing; the table of what is finished")
 
 
@@ -126,15 +129,17 @@ def train(rows: Sequence[Row], seeds: Sequence[int], out: Path, *, jobs: int) ->
     processes: set[subprocess.Popen[bytes]] = set()
     pool = ThreadPoolExecutor(max_workers=jobs)
     try:
-        pending: set[Future[str]] = {pool.submit(_train_one, row, seed, out, jobs, processes) for row, seed in waiting}
+        pending: set[Future[tuple[bool, str]]] = {
+            pool.submit(_train_one, row, seed, out, jobs, processes) for row, seed in waiting
+        }
         done = 0
         while pending:
             finished, pending = wait(pending, return_when=FIRST_COMPLETED)
             for future in finished:
                 done += 1
-                line = future.result()
+                good, line = future.result()
                 print(f"[{done}/{len(waiting)}] {line}", flush=True)
-                failed += [line] if "exit code" in line else []
+                failed += [] if good else [line]
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
         for process in list(processes):
@@ -143,14 +148,14 @@ def train(rows: Sequence[Row], seeds: Sequence[int], out: Path, *, jobs: int) ->
     return failed
 
 
-def _train_one(row: Row, seed: int, out: Path, jobs: int, processes: set[subprocess.Popen[bytes]]) -> str:
+def _train_one(row: Row, seed: int, out: Path, jobs: int, processes: set[subprocess.Popen[bytes]]) -> tuple[bool, str]:
+    """Train one row with one seed; whether it worked, and a line about it."""
     folder, arguments = out / row.slug / f"seed_{seed}", _arguments(row, seed, out)
     if folder.exists():
         if not (folder / RECORD).is_file():
-            return f"{row.name}, seed {seed}: {folder} exists and holds no training of this command; exit code none"
+            return False, f"{row.name}, seed {seed}: {folder} exists and holds no training of this command"
         shutil.rmtree(folder)  # cut off, or made with other settings
-    folder.mkdir(parents=True)
-    (folder / RECORD).write_text(json.dumps({"arguments": arguments, "finished": False}) + "\n")
+    write_text(folder / RECORD, json.dumps({"arguments": arguments, "finished": False}) + "\n")
     threads = str(max(1, (os.cpu_count() or 1) // jobs))
     start = time.perf_counter()
     log = folder / "log.txt"
@@ -165,10 +170,10 @@ def _train_one(row: Row, seed: int, out: Path, jobs: int, processes: set[subproc
     seconds = time.perf_counter() - start
     if code:
         last = log.read_text(errors="replace").strip().splitlines()[-1:]
-        return f"{row.name}, seed {seed}: exit code {code}; {''.join(last)} ({log})"
+        return False, f"{row.name}, seed {seed}: exit code {code}; {''.join(last)} ({log})"
     record = {"arguments": arguments, "finished": True, "seconds": round(seconds, 1)}
-    (folder / RECORD).write_text(json.dumps(record) + "\n")
-    return f"{row.name}, seed {seed}: {seconds:.0f} s"
+    write_text(folder / RECORD, json.dumps(record) + "\n")
+    return True, f"{row.name}, seed {seed}: {seconds:.0f} s"
 
 
 def _arguments(row: Row, seed: int, out: Path) -> list[str]:
@@ -194,14 +199,14 @@ def _finished(row: Row, seed: int, out: Path) -> bool:
 
 
 def _jobs() -> int:
-    """As many as there are GPUs; without any, one per core, since small networks gain little from a second one."""
+    """One on an accelerator, which all would share; else one per core, since small networks gain little from more."""
     import torch
 
-    return torch.accelerator.device_count() if torch.accelerator.is_available() else (os.cpu_count() or 1)
+    return 1 if torch.accelerator.is_available() else (os.cpu_count() or 1)
 
 
 def collect(rows: Sequence[Row], seeds: Sequence[int], out: Path, reference: str) -> Ablation:
-    """The table of the trainings that are finished; rows without any are left out.
+    """The table of the trainings that are finished with these settings; rows without any are left out.
 
     Raises:
         InputError: nothing is finished.
@@ -213,11 +218,9 @@ def collect(rows: Sequence[Row], seeds: Sequence[int], out: Path, reference: str
     for row in rows:
         runs = []
         for seed in seeds:
-            record = _record(row, seed, out)
-            if record.get("finished"):
-                folder = out / row.slug / f"seed_{seed}"
-                ranks = _ranks(folder)
-                runs.append(read_run(folder, seed=seed, ranks=ranks, seconds=float(record.get("seconds", "nan"))))
+            if _finished(row, seed, out):
+                folder, seconds = out / row.slug / f"seed_{seed}", float(_record(row, seed, out)["seconds"])
+                runs.append(read_run(folder, seed=seed, ranks=_ranks(folder), seconds=seconds))
         if runs:
             found[row.name] = runs
     return Ablation(found, reference)

@@ -21,6 +21,7 @@ from morsr.evaluation.comparison import read_groups, read_scores
 from morsr.evaluation.routing import RoutingTable
 from morsr.evaluation.statistics import Interval
 from morsr.evaluation.tables import markdown_table
+from morsr.files import write_text
 from morsr.functional.quality import bootstrap_crossed
 from morsr.functional.utilization import spearman
 from morsr.models.metric_info import METRICS
@@ -211,10 +212,9 @@ class Ablation:
     def save(self, folder: str | Path) -> dict[str, Path]:
         """Write ablation.md and ablation.json into a folder."""
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         files = {"md": folder / "ablation.md", "json": folder / "ablation.json"}
-        files["md"].write_text(self.to_markdown(), encoding="utf-8")
-        files["json"].write_text(json.dumps(self.to_dict(), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_text(files["md"], self.to_markdown())
+        write_text(files["json"], json.dumps(self.to_dict(), indent=1, ensure_ascii=False) + "\n")
         return files
 
 

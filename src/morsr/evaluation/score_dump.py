@@ -13,6 +13,7 @@ from morsr.errors import ConfigError
 from morsr.evaluation.classical import bicubic
 from morsr.evaluation.images import to_tensor, to_uint8
 from morsr.evaluation.tables import BenchmarkReport, ImageScore
+from morsr.files import write_text
 from morsr.models.metric_info import METRICS
 from morsr.models.metrics import build_metrics
 from morsr.models.scores import score_image
@@ -73,8 +74,7 @@ class ScoreDump(L.Callback):
         # Every process has scored its own share of the images.
         process = f".{trainer.global_rank}" if trainer.world_size > 1 else ""
         folder = Path(trainer.log_dir or trainer.default_root_dir) / "scores"
-        folder.mkdir(parents=True, exist_ok=True)
         self.latest = folder / f"step_{trainer.global_step:06d}{process}.csv"
         report = BenchmarkReport(rows=self._rows, metrics=[metric.info for metric in self.metrics.values()])
-        self.latest.write_text(report.to_csv(), encoding="utf-8")
+        write_text(self.latest, report.to_csv())
         self._rows = []
