@@ -14,8 +14,8 @@ from morsr.adapters.layer import AdaptedLayer, RankSet
 from morsr.adapters.state import LayerGates, SharedState
 from morsr.errors import ConfigError, InputError
 
-# Forward passes of the whole network with one routing from which a merge is repaid: on SD 2.1 a merge takes 0.28 of a
-# bare pass at 64x64 latents and saves 0.03 to 0.05 of each (benchmarks/RESULTS.md).
+# Forward passes of the whole network with one routing from which a merge is repaid: 7.4 on SD 2.1 at 64x64 latents
+# (benchmarks/RESULTS.md).
 MERGE_PAYS_FROM = 8
 
 
