@@ -18,7 +18,7 @@ STEPS = 5
 
 
 class Stop(L.Callback):
-    """Sends a signal in the middle of the second step, when only the generator has moved: to one process, or as a terminal does it, to all of the group.
+    """Sends a signal in the second step, when only the generator has moved: to one process, or as a terminal does, to all.
 
     Args:
         number: of the signal.
