@@ -18,7 +18,9 @@ STEPS = 5
 
 
 class Stop(L.Callback):
-    """Sends a signal in the second step, when only the generator has moved: to one process, or as a terminal does, to all.
+    """Sends a signal in the second step, when only the generator has moved.
+
+    It goes to one process, or as from a terminal to all of the group.
 
     Args:
         number: of the signal.
