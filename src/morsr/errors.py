@@ -60,11 +60,14 @@ def check_images(images: Tensor, *, name: str = "images", channels: int | None =
 def worker_death(error: BaseException) -> TrainingError | None:
     """What to say where an error means that a worker of a DataLoader has died, else None.
 
-    torch raises it while a batch is waited for, or, by a signal, anywhere in the main thread.
+    torch raises a RuntimeError while a batch is waited for, or, by a signal, anywhere in the main thread; a worker that
+    dies while it hands over a batch leaves a broken connection.
     """
-    if not isinstance(error, RuntimeError) or not str(error).startswith("DataLoader worker (pid"):
+    said = " ".join(str(error).split())
+    broken = isinstance(error, (ConnectionError, EOFError)) and not said.startswith("Caught")  # the data set's own
+    if not broken and not (isinstance(error, RuntimeError) and said.startswith("DataLoader worker (pid")):
         return None
     return TrainingError(
-        f"a process that reads the data has died ({' '.join(str(error).split()).rstrip('.')}); where memory ran out, "
+        f"a process that reads the data has died ({said.rstrip('.') or type(error).__name__}); where memory ran out, "
         "lower data.num_workers. Go on from the last checkpoint, which is whole"
     )

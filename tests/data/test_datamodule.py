@@ -151,6 +151,67 @@ def test_resume_from_a_checkpoint_written_during_validation_with_workers(make_da
     assert tail == straight[3:]
 
 
+@pytest.fixture
+def mixed(photos: Path, tmp_path: Path) -> dict[str, Any]:
+    """Sources of unequal weights, real pairs, synthetic images, a file that is damaged and one that is too small."""
+    second = tmp_path / "second"
+    for folder, scale in (("more", 4), ("lr", 1), ("hr", 4)):
+        (second / folder).mkdir(parents=True)
+        for number in range(3):
+            pixels = np.random.default_rng(number).integers(0, 256, (10 * scale, 12 * scale, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(second / folder / f"{folder[0]}{number}.png")
+    for number in range(3):
+        (second / "lr" / f"l{number}.png").rename(second / "lr" / f"h{number}.png")
+    (photos / "photo1.png").write_bytes((photos / "photo1.png").read_bytes()[:-40])
+    Image.fromarray(np.zeros((20, 90, 3), np.uint8)).save(second / "more" / "small.png")
+    pairs = {"lr": str(second / "lr"), "hr": str(second / "hr")}
+    train = [{"source": str(photos), "weight": 2.5}, str(second / "more"), pairs]
+    return {"train": train, "dead_leaves": 0.25, "recipe": "light", "cache_mb": 0, "samples_per_epoch": 32}
+
+
+def test_mixed_sources_with_bad_files_do_not_depend_on_workers(make_data: Make, mixed: dict[str, Any]):
+    runs = {}
+    for workers in (0, 1, 2, 3):
+        data = make_data(**mixed, num_workers=workers)
+        runs[workers] = batches(data, 12), data.skipped
+    first, skipped = runs[0]
+    assert sorted(Path(path).name for path in skipped) == ["photo1.png", "small.png"]
+    stems = [stem for batch in first for stem in batch["stem"]]
+    assert len({stem[0] for stem in stems}) == 4, "every source takes part"
+    for workers, (found, noted) in runs.items():
+        assert noted == skipped, f"{workers} workers name other files"
+        for one, two in zip(first, found, strict=True):
+            assert one["stem"] == two["stem"]
+            for name in ("key", "hr", "lr"):
+                torch.testing.assert_close(one[name], two[name], rtol=0, atol=0, msg=f"{name}, {workers} workers")
+
+
+@pytest.mark.parametrize(("stop", "before", "after"), [(3, 0, 3), (5, 2, 1), (11, 3, 0)])
+def test_mixed_sources_with_bad_files_go_on_in_mid_epoch(
+    make_data: Make, mixed: dict[str, Any], tmp_path: Path, stop: int, before: int, after: int
+):
+    straight = fit(make_data(**mixed), tmp_path, steps=13).seen
+    head = fit(make_data(**mixed, num_workers=before), tmp_path, steps=stop).seen
+    tail = fit(make_data(**mixed, num_workers=after), tmp_path, steps=13, resume=tmp_path / "end.ckpt").seen
+    assert head + tail == straight
+
+
+def test_a_large_manifest_starts_without_opening_a_file(
+    make_data: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    rows = "".join(f"img/{number:06d}.png,{512 if number else 20},512,{'0' * 32},1\n" for number in range(155_000))
+    (tmp_path / "m.csv").write_text(f"path,width,height,hash,weight\n{rows}")
+    for name in ("PIL.Image.open", "os.stat", "os.path.isfile", "os.path.exists"):
+        monkeypatch.setattr(name, lambda path, *rest, **more: pytest.fail(f"{path} was looked at"))
+    data = make_data(train=[str(tmp_path / "m.csv")], samples_per_epoch=None, num_workers=2)
+    data.setup("fit")
+    loader = data.train_dataloader()
+    monkeypatch.undo()
+    assert len(data.manifest()["train"]["digest"]) == 32
+    assert data.manifest()["train"]["images"] == 154_999
+    assert len(loader) == 154_999 // 4 + 1
+
+
 def test_a_changed_batch_size_is_reported_on_resume(make_data: Make, tmp_path: Path):
     fit(make_data(recipe="light"), tmp_path, steps=1)
     with pytest.warns(UserWarning, match="batch_size 4 -> 8"):
@@ -299,54 +360,6 @@ def test_a_config_names_it_and_its_sources(tmp_path: Path):
     assert isinstance(cli.datamodule, RealESRGANDataModule)
     assert cli.datamodule.train == ["photos", {"source": "more.csv", "weight": 2.0}]
     assert (cli.datamodule.batch_size, cli.datamodule.engine, cli.datamodule.synthetic) == (3, "basicsr", 0.25)
-
-
-@pytest.fixture
-def pairs(tmp_path: Path) -> dict[str, str]:
-    """Three pairs of folders whose HR images are the LR ones with every pixel repeated."""
-    for number in range(3):
-        lr = np.random.default_rng(number).integers(0, 256, (24, 20, 3), dtype=np.uint8)
-        for name, image in (("lr", lr), ("hr", lr.repeat(4, 0).repeat(4, 1))):
-            (tmp_path / "pairs" / name).mkdir(parents=True, exist_ok=True)
-            Image.fromarray(image).save(tmp_path / "pairs" / name / f"{number}.png")
-    return {"lr": str(tmp_path / "pairs" / "lr"), "hr": str(tmp_path / "pairs" / "hr")}
-
-
-def repeated(lr: torch.Tensor) -> torch.Tensor:
-    return lr.repeat_interleave(4, -1).repeat_interleave(4, -2)
-
-
-def test_real_pairs_are_cropped_and_turned_together(make_data: Make, pairs: dict[str, str]) -> None:
-    found = batches(make_data(train=[pairs], max_downscale=3.0), 4)
-    for batch in found:
-        torch.testing.assert_close(batch["hr"], repeated(batch["lr"]), rtol=0, atol=0)
-        assert "parameters" not in batch
-    assert len({batch["lr"].sum().item() for batch in found}) == 4, "crops differ"
-
-
-def test_real_pairs_mix_with_degraded_and_synthetic_images(
-    make_data: Make, pairs: dict[str, str], photos: Path
-) -> None:
-    settings = {"train": [pairs, str(photos)], "dead_leaves": 0.25}
-    kinds = {"pair": 0, "other": 0}
-    for batch in batches(make_data(**settings), 4):
-        for stem, hr, lr in zip(batch["stem"], batch["hr"], batch["lr"], strict=True):
-            same = torch.equal(hr, repeated(lr))
-            assert same == (len(stem) == 1), stem
-            kinds["pair" if same else "other"] += 1
-    assert min(kinds.values()) > 0
-    sharp = batches(make_data(**settings, usm=True), 1)[0]
-    for stem, hr, lr in zip(sharp["stem"], sharp["hr"], sharp["lr"], strict=True):
-        assert torch.equal(hr, repeated(lr)) == (len(stem) == 1), "real targets are not sharpened"
-
-
-def test_pairs_that_do_not_fit_are_named(make_data: Make, pairs: dict[str, str], tmp_path: Path) -> None:
-    Image.new("RGB", (80, 80)).save(Path(pairs["hr"]) / "1.png")
-    with pytest.raises(InputError, match="1 \\(20x24 and 80x80\\)"):
-        make_data(train=[pairs]).setup("fit")
-    absent = {"lr": str(tmp_path / "no"), "hr": str(tmp_path / "no"), "optional": True}
-    with pytest.raises(InputError, match="none of the optional sources"):
-        make_data(train=[absent]).setup("fit")
 
 
 def test_the_manifest_follows_the_images(make_data: Make, photos: Path) -> None:

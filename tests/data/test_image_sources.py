@@ -44,6 +44,35 @@ def test_damaged_files_are_input_errors(tmp_path: Path, photos: Path):
         load_image(tmp_path / "missing.png")
 
 
+def test_sizes_are_read_without_decoding(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for name, size in (("photo3.png", (84, 64)), ("photo3.jpg", (84, 64)), ("photo3.webp", (84, 64))):
+        Image.open(photos / "photo3.png").save(tmp_path / name)
+        with monkeypatch.context() as patch:
+            patch.setattr("PIL.ImageFile.ImageFile.load", lambda self: pytest.fail("decoded"))
+            assert image_size(tmp_path / name) == size
+
+
+def test_a_rotation_noted_behind_the_pixels_counts(photos: Path, tmp_path: Path):
+    import zlib
+
+    whole = (photos / "photo3.png").read_bytes()
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    body = b"eXIf" + exif.tobytes().removeprefix(b"Exif\0\0")
+    chunk = (len(body) - 4).to_bytes(4, "big") + body + zlib.crc32(body).to_bytes(4, "big")
+    (tmp_path / "late.png").write_bytes(whole[:-12] + chunk + whole[-12:])
+    assert load_image(tmp_path / "late.png").shape == (84, 64, 3)
+    assert image_size(tmp_path / "late.png") == (64, 84)
+
+
+def test_a_png_that_is_cut_short_is_found_without_decoding(photos: Path, tmp_path: Path):
+    whole = (photos / "photo0.png").read_bytes()
+    for kept in (len(whole) // 2, len(whole) - 12):
+        (tmp_path / "cut.png").write_bytes(whole[:kept])
+        with pytest.raises(InputError, match=r"cut\.png: .*cut short"):
+            image_size(tmp_path / "cut.png")
+
+
 def test_folders_are_searched_recursively_and_sorted(photos: Path):
     (photos / "notes.txt").write_text("no image")
     (photos / ".hidden.png").write_bytes(b"")

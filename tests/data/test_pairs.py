@@ -44,6 +44,20 @@ def test_unmatched_files_are_listed(tmp_path: Path):
     assert all(name in str(caught.value) for name in ("LR/a.png", "LR/c.png", "HR/z.png"))
 
 
+def test_a_pair_with_a_damaged_file_is_raised_or_noted(tmp_path: Path):
+    for name in ("a", "b"):
+        save(tmp_path / "LR" / f"{name}.png", 8, 8)
+        save(tmp_path / "HR" / f"{name}.png", 32, 32)
+    (tmp_path / "LR" / "a.png").write_bytes(b"")
+    with pytest.raises(InputError, match=r"LR/a\.png: cannot be read"):
+        paired_folder(tmp_path / "LR", tmp_path / "HR")
+    skipped: dict[str, str] = {}
+    assert [pair.stem for pair in paired_folder(tmp_path / "LR", tmp_path / "HR", skipped=skipped)] == ["b"]
+    ((path, reason),) = skipped.items()
+    assert Path(path) == tmp_path / "HR" / "a.png"
+    assert "LR/a.png" in reason
+
+
 def test_wrong_sizes_and_double_stems_are_refused(tmp_path: Path):
     save(tmp_path / "LR" / "a.png", 8, 8)
     save(tmp_path / "HR" / "a.png", 32, 31)

@@ -93,17 +93,35 @@ def test_other_scales(scale: int) -> None:
     assert (lr - plain).abs().mean() < 0.1  # the light recipe keeps the picture
 
 
-def test_autocast_and_half_precision_change_nothing() -> None:
-    hr = _photographs(2, 64)
-    parameters = RECIPE.sample(torch.arange(2))
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("preset", ["realesrgan", "light"])
+def test_autocast_and_half_precision_change_nothing(dtype: torch.dtype, preset: str) -> None:
+    recipe = dataclasses.replace(DegradationRecipe.from_preset(preset), sharpen=True)
+    parameters = recipe.sample(torch.arange(12))
+    assert set(parameters.first.noise_kind.tolist()) == {0, 1}
+    hr = _photographs(12, 64)
     expected = apply(hr, parameters)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    half = hr.to(dtype)
+    rounded = apply(half.float(), parameters)
+    with torch.autocast("cpu", dtype=dtype):
         torch.testing.assert_close(apply(hr, parameters), expected, rtol=0, atol=0)
-    # Noise draws follow the 8-bit levels, which rounding to half precision moves: compare without noise.
+        torch.testing.assert_close(apply(half, parameters), rounded, rtol=0, atol=0)
+    # All of the work is done in float32: what is left is the rounding of the input, which moves noise draws too.
+    torch.testing.assert_close(apply(half, parameters), rounded, rtol=0, atol=0)
     quiet = _quiet(parameters)
-    half = apply(hr.half(), quiet)
-    assert half.dtype == torch.float32
-    assert (half - apply(hr, quiet)).abs().mean() < 0.002
+    made = apply(half, quiet)
+    assert made.dtype == torch.float32
+    assert bool(((made >= 0) & (made <= 1)).all())
+    assert (made - apply(hr, quiet)).abs().mean() < torch.finfo(dtype).eps
+
+
+@pytest.mark.usefixtures("_basicsr")
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_the_reference_engine_takes_half_precision_too(dtype: torch.dtype) -> None:
+    hr, parameters = _photographs(3, 96).to(dtype), RECIPE.sample(torch.arange(3))
+    expected = apply_reference(hr.float(), parameters)
+    with torch.autocast("cpu", dtype=dtype):
+        torch.testing.assert_close(apply_reference(hr, parameters), expected, rtol=0, atol=0)
 
 
 def test_no_gradient_is_kept_and_the_input_is_left_alone() -> None:

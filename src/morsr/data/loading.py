@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import signal
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -43,6 +45,19 @@ def worker_seed(worker: int) -> None:
     torch.set_num_threads(1)
 
 
+def told_of_deaths() -> None:
+    """Let torch not raise the death of a worker in the main thread any more.
+
+    It does so at the end of every further worker too, which would cut short the checkpoint and the message that the
+    first death leads to. Deaths are still found where a batch is waited for.
+    """
+    number = getattr(signal, "SIGCHLD", None)  # not on Windows, where torch has no such handler
+    if number is None or threading.current_thread() is not threading.main_thread():
+        return
+    if getattr(signal.getsignal(number), "__module__", "").startswith("torch."):
+        signal.signal(number, signal.SIG_DFL)
+
+
 def _plain_errors(batches: Iterator[Any]) -> Iterator[Any]:
     try:
         yield from batches
@@ -50,8 +65,9 @@ def _plain_errors(batches: Iterator[Any]) -> Iterator[Any]:
         # torch puts the worker's traceback before the message
         words = re.split(r"^morsr\.errors\.\w+: ", str(error), flags=re.MULTILINE)[-1]
         raise type(error)(words.strip()) from error
-    except RuntimeError as error:
+    except (RuntimeError, ConnectionError, EOFError) as error:
         died = worker_death(error)
         if died is None:
             raise
+        told_of_deaths()
         raise died from error

@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from morsr.data.loading import told_of_deaths
 from morsr.training.checkpoint_io import AtomicCheckpointIO
 from morsr.training.run_card import run_card
 
@@ -88,6 +89,7 @@ class RunSafety(Callback):
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         self._restore()
+        told_of_deaths()
         if self._step is None or trainer.global_step == self._step:
             return
         for callback in trainer.checkpoint_callbacks:  # they come after all others
