@@ -1,0 +1,120 @@
+"""A full disk or a dead worker ends a run with one clear line, and its last checkpoint is whole."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from morsr.cli import main
+
+CONFIG = Path(__file__).resolve().parents[2] / "experiments" / "mor_tiny_full.yaml"
+
+
+class KillWorker(L.Callback):
+    """Kills a process that reads the data, in step 3: once the generator alone has moved, or before the next one begins.
+
+    Args:
+        within: in the middle of the step.
+    """
+
+    def __init__(self, within: bool) -> None:
+        self.within = within
+
+    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+        if self.within and trainer.global_step == 3 and optimizer is pl_module.phase.networks[1].optimizer:
+            self.kill()
+
+    def on_train_batch_start(self, trainer: Any, *rest: Any) -> None:
+        if not self.within and trainer.global_step == 3:
+            self.kill()
+
+    @staticmethod
+    def kill() -> None:
+        os.kill(multiprocessing.active_children()[0].pid or 0, signal.SIGKILL)
+        time.sleep(1)  # torch hears of it here
+
+
+def options(base: Path, folder: Path, *, workers: int, callbacks: list[dict[str, Any]]) -> list[str]:
+    """Eight steps of all three networks on small photographs, with a checkpoint after every second one."""
+    photos = folder / "photos"
+    photos.mkdir()
+    for number in range(3):
+        pixels = np.random.default_rng(number).integers(0, 256, (48, 48, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(photos / f"{number}.png")
+    checkpoints = {"dirpath": str(folder / "out"), "every_n_train_steps": 2, "save_last": True,
+                   "save_on_exception": True, "filename": "at-{step}", "auto_insert_metric_name": False}  # fmt: skip
+    keep = {"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": checkpoints}
+    return [
+        "fit", "--config", str(CONFIG), f"--model.base={base}", "--model.adapters.targets=[sd_unet@unet]",
+        '--model.loss={"l2": 1.0, "vsd": 1.0, "gan": 0.1}', "--model.calibration_images=2", "--model.warmup=0",
+        f"--data.train=[{photos}]", "--data.val=[]", "--data.test=[]", "--data.dead_leaves=0", "--data.batch_size=1",
+        "--data.crop_size=32", f"--data.num_workers={workers}", "--data.cache_mb=0", "--data.samples_per_epoch=100",
+        "--trainer.max_steps=8", "--trainer.accelerator=cpu", "--trainer.logger=false",
+        "--trainer.limit_val_batches=0", "--trainer.val_check_interval=null", "--trainer.enable_progress_bar=false",
+        f"--trainer.callbacks={json.dumps([*callbacks, keep])}", f"--trainer.default_root_dir={folder}",
+    ]  # fmt: skip
+
+
+def whole_step(path: Path) -> int:
+    """The step of a checkpoint that can be read and has its card."""
+    checkpoint = torch.load(path, weights_only=True)
+    assert checkpoint["state_dict"]
+    card = json.loads(path.with_suffix(".card.json").read_text())
+    assert card["step"] == checkpoint["global_step"]
+    return checkpoint["global_step"]
+
+
+def test_a_disk_that_fills_up_leaves_the_checkpoint_before(
+    small_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save, saved = torch.save, []
+
+    def filling(checkpoint: Any, file: Any) -> None:
+        saved.append(file)
+        if len(saved) > 2:  # the first checkpoint and its double under the name of the last one
+            Path(file).write_bytes(b"half of it") if isinstance(file, (str, Path)) else file.write(b"half of it")
+            raise OSError(28, "No space left on device")
+        save(checkpoint, file)
+
+    monkeypatch.setattr(torch, "save", filling)
+    assert main(options(small_base, tmp_path, workers=0, callbacks=[])) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("morsr: ")]
+    assert len(lines) == 1
+    assert "the checkpoint could not be written" in lines[0]
+    assert "No space left" in lines[0]
+    assert whole_step(tmp_path / "out" / "last.ckpt") == whole_step(tmp_path / "out" / "at-2.ckpt") == 2
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "at-2.card.json", "at-2.ckpt", "last.card.json", "last.ckpt",
+    ]  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("within", "step"), [(False, 3), (True, 2)], ids=["between steps", "within a step"])
+def test_a_dead_worker_leaves_a_checkpoint_of_a_whole_step(
+    small_base: Path, tmp_path: Path, within: bool, step: int
+) -> None:
+    killer = {"class_path": "test_accidents.KillWorker", "init_args": {"within": within}}
+    command = [sys.executable, "-m", "morsr", *options(small_base, tmp_path, workers=2, callbacks=[killer])]
+    paths = os.pathsep.join([str(Path(__file__).parent), os.environ["PYTHONPATH"]])
+    done = subprocess.run(
+        command, env={**os.environ, "PYTHONPATH": paths}, cwd=tmp_path, capture_output=True, text=True, timeout=240
+    )
+    assert done.returncode == 2, done.stderr
+    lines = [line for line in done.stderr.splitlines() if line.startswith("morsr: ")]
+    assert len(lines) == 1, done.stderr
+    assert "a process that reads the data has died (DataLoader worker (pid" in lines[0]
+    assert "last checkpoint, which is whole" in lines[0]
+    assert whole_step(tmp_path / "out" / "last.ckpt") == step
