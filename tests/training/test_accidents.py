@@ -24,7 +24,7 @@ CONFIG = Path(__file__).resolve().parents[2] / "experiments" / "mor_tiny_full.ya
 
 
 class KillWorker(L.Callback):
-    """Kills a process that reads the data, in step 3: once the generator alone has moved, or before the next one begins.
+    """Kills a process that reads the data in the fourth step: before it, or once the generator alone has moved.
 
     Args:
         within: in the middle of the step.

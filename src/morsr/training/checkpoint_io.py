@@ -49,11 +49,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             return
         target = Path(path)
         try:
-            if self.card is not None:
-                text = json.dumps(self.card(checkpoint), indent=2, default=str)
-                write_text(card_path(target), text)
             with atomic_path(target, flush=True) as part:
                 torch.save(checkpoint, part)
+                if self.card is not None:  # after the large file, so that none tells of a checkpoint that never came
+                    write_text(card_path(target), json.dumps(self.card(checkpoint), indent=2, default=str))
         except (OSError, RuntimeError) as error:  # torch's archive writer raises the latter when a write fails
             raise TrainingError(
                 f"{target}: the checkpoint could not be written ({str(error).splitlines()[0]}); free some space and "
