@@ -58,3 +58,19 @@ def test_view_does_not_alias_and_padding_replicates():
     padded = pad_to_smallest(torch.arange(3.0).view(1, 1, 1, 3))
     assert padded.shape == (1, 1, 16, 16)
     assert padded[0, 0, 5].tolist() == [0, 1] + [2] * 14
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16])
+@pytest.mark.parametrize("size", [(300, 1000), (128, 77), (1, 1), (40, 9)])
+@pytest.mark.parametrize("kind", ["frequency", "learned"])
+def test_whole_numbers_are_scored_as_the_fractions_they_stand_for(kind, size, dtype):
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, torch.iinfo(dtype).max + 1, (2, 3, *size), generator=generator).to(dtype)
+    estimator = build_estimator(kind)
+    ours, wanted = estimator(images), estimator(images.float() / torch.iinfo(dtype).max)
+    torch.testing.assert_close(ours.scores, wanted.scores, rtol=0, atol=0)
+    torch.testing.assert_close(ours.severity, wanted.severity, rtol=0, atol=0)
+    with pytest.raises(InputError, match="expected 3 channels"):
+        estimator(images[:, :1])
+    with pytest.raises(InputError, match="expected floating-point values"):
+        estimator(images.int())

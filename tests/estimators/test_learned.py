@@ -183,7 +183,8 @@ def test_the_config_trains_end_to_end(tmp_path, shared_data, repo_root):
         [
             "fit", "--config", str(repo_root / "experiments" / "estimator_learned.yaml"),
             "--trainer.max_steps=2", "--trainer.limit_val_batches=2", "--trainer.val_check_interval=2",
-            "--trainer.logger=false", "--trainer.enable_checkpointing=false", f"--model.init_args.out={out}",
+            f"--trainer.logger.init_args.save_dir={tmp_path}", "--trainer.enable_checkpointing=false",
+                f"--model.init_args.out={out}",
             f"--data.init_args.train=[{folder}]", f"--data.init_args.val=[{folder}]", "--data.init_args.batch_size=4",
             "--data.init_args.crop_size=128", f"--data.init_args.cache_dir={tmp_path}",
         ]

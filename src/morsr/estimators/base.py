@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from morsr.errors import ConfigError, InputError, check_images
+from morsr.functional.resample import unit_range
 
 # imported when asked for: CLIP brings transformers
 _KINDS = {
@@ -42,6 +43,8 @@ class DegradationEstimator(nn.Module):
     """
 
     names: tuple[str, ...] = ()
+    takes_whole_numbers = False
+    """Whether `estimate` also takes uint8 and uint16 images, of which it makes floats where it looks."""
     spec: dict[str, Any] | None = None
     """{"kind", "args"} from which `build_estimator` makes it again; None where it was made by hand."""
 
@@ -59,14 +62,18 @@ class DegradationEstimator(nn.Module):
         """Score a batch of low-resolution images.
 
         Args:
-            lr: (B, 3, H, W) floating point in [0, 1], any size from 1 x 1.
+            lr: (B, 3, H, W) floating point in [0, 1], or uint8 or uint16 as fractions of their largest value; any size
+                from 1 x 1.
 
         Raises:
             InputError: not a batch of RGB images in [0, 1], or NaN or infinity in it.
         """
-        check_images(lr, name="lr")
+        whole = lr.dtype in (torch.uint8, torch.uint16)
+        check_images(unit_range(lr[..., :1, :1]) if whole else lr, name="lr")  # whole numbers are in range always
         with torch.autocast(device_type=lr.device.type, enabled=False):
-            scores, severity = self.estimate(lr.float().clamp(0, 1))
+            scores, severity = self.estimate(
+                lr if whole and self.takes_whole_numbers else unit_range(lr).float().clamp(0, 1)
+            )
         return DegradationScores(scores.clamp(0, 1), severity.clamp(0, 1), self.names)
 
 

@@ -53,6 +53,8 @@ class FrequencyEstimator(DegradationEstimator):
     Source: extends the frequency features of FreqOrtho-SR; the paper itself uses CLIP.
     """
 
+    takes_whole_numbers = True
+
     low: Tensor
     high: Tensor
     pairs: Tensor

@@ -158,6 +158,7 @@ class LearnedEstimator(DegradationEstimator):
     """
 
     names = NAMES
+    takes_whole_numbers = True
 
     def __init__(self, weights: str | Path | None = None) -> None:
         super().__init__()

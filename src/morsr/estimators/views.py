@@ -1,10 +1,16 @@
-"""Bounded looks at an image of any size: crops at native resolution, and one anti-aliased view of the whole."""
+"""Bounded looks at an image of any size: crops at native resolution, and one anti-aliased view of the whole.
+
+Images are floats in [0, 1], or uint8 or uint16 as fractions of their largest value: of those only what is looked at is
+made a float, so that a large image is scored in little memory.
+"""
 
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from morsr.functional.resample import unit_range
 
 CROP = 128
 GRID = 3
@@ -15,7 +21,7 @@ def pad_to_smallest(images: Tensor, smallest: int = SMALLEST) -> Tensor:
     """Replicate the border (B, C, H, W) to at least `smallest` pixels a side, so that strips have statistics too."""
     height, width = images.shape[-2:]
     right, bottom = max(0, smallest - width), max(0, smallest - height)
-    return F.pad(images, (0, right, 0, bottom), mode="replicate") if right or bottom else images
+    return F.pad(unit_range(images), (0, right, 0, bottom), mode="replicate") if right or bottom else images
 
 
 def _starts(length: int, crop: int, grid: int, step: int) -> list[int]:
@@ -41,7 +47,7 @@ def native_crops(images: Tensor, *, crop: int = CROP, grid: int = GRID, step: in
     high, wide = min(height, crop), min(width, crop)
     return torch.stack(
         [
-            images[..., top : top + high, left : left + wide]
+            unit_range(images[..., top : top + high, left : left + wide])
             for top in _starts(height, crop, grid, step)
             for left in _starts(width, crop, grid, step)
         ],
@@ -54,6 +60,10 @@ def bounded_view(images: Tensor, limit: int = CROP) -> Tensor:
     height, width = images.shape[-2:]
     longest = max(height, width)
     if longest <= limit:
-        return images
-    size = (max(1, round(height * limit / longest)), max(1, round(width * limit / longest)))
-    return F.interpolate(images, size=size, mode="area")
+        return unit_range(images)
+    high, wide = (max(1, round(side * limit / longest)) for side in (height, width))
+    if images.is_floating_point():
+        return F.interpolate(images, size=(high, wide), mode="area")
+    spans = [(row * height // high, -(-(row + 1) * height // high)) for row in range(high)]
+    rows = [F.interpolate(unit_range(images[..., first:last, :]), (1, wide), mode="area") for first, last in spans]
+    return torch.cat(rows, dim=-2)

@@ -45,26 +45,28 @@ def color_bands(
 
 
 def _wavelet(bands: Iterator[Tensor], reference: Rows, height: int, strength: float) -> Generator[Tensor, None, None]:
-    """Hold back the rows whose low frequencies depend on rows that are still to come."""
+    """Hold back the rows whose low frequencies depend on rows that are still to come.
+
+    Only their difference to the reference is held, and the rows are had from it again: half the memory.
+    """
     halo = wavelet_halo()
-    waiting: Tensor | None = None
     difference: Tensor | None = None
     done = end = above = 0  # rows given out, rows received, rows of `difference` above `done`
     for rows in bands:
         new = reference(end, rows.shape[-2]) - rows
-        waiting = rows if waiting is None else torch.cat([waiting, rows], dim=-2)
         difference = new if difference is None else torch.cat([difference, new], dim=-2)
         end += rows.shape[-2]
         ready = (end if end == height else end - halo) - done
+        del rows, new
         if ready > 0:
             low = wavelet_low(difference)[..., above : above + ready, :]
-            finished = (waiting[..., :ready, :] + strength * low).clamp_(0, 1)
+            finished = reference(done, ready).sub_(difference[..., above : above + ready, :])
+            finished.add_(low, alpha=strength).clamp_(0, 1)
             keep = min(halo, above + ready)
             difference = difference[..., above + ready - keep :, :].clone()
-            waiting = waiting[..., ready:, :].clone()
             done, above = done + ready, keep
             # What is finished may not outlive its turn: the next band can be a whole row of tiles away.
-            del low, rows, new
+            del low
             yield finished
             del finished
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -42,9 +45,33 @@ def release_memory(device: torch.device) -> None:
 
 def trim_host_memory() -> None:
     """Hand back main memory that the C library keeps for reuse, where it can; pieces of it add up over many tiles."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform.startswith("linux") else None
-    if trim is not None:
+    if (trim := _c_library("malloc_trim")) is not None:
         trim(0)
+
+
+@contextlib.contextmanager
+def blocks_handed_back() -> Iterator[None]:
+    """Let main memory from 1 MiB on go back to the system when it is freed, inside a ``with`` block.
+
+    glibc keeps blocks of up to 32 MiB for reuse once one of that size was freed, and which of them are kept depends on
+    the order of everything before: the same pass of `tiny` then took from 95 to 145 MiB. Elsewhere nothing is changed.
+    """
+    options = _c_library("mallopt")
+    if options is None:
+        yield
+        return
+    options(_MMAP_THRESHOLD, 1 << 20)
+    try:
+        yield
+    finally:
+        options(_MMAP_THRESHOLD, 32 << 20)  # where the C library's own rule ends up; it cannot be switched on again
+
+
+_MMAP_THRESHOLD = -3  # glibc, malloc.h
+
+
+def _c_library(name: str) -> Any:
+    return getattr(ctypes.CDLL(None), name, None) if sys.platform.startswith("linux") else None
 
 
 def _system_free() -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from io import BytesIO
 from typing import Any, Literal
@@ -89,6 +89,11 @@ class Picture:
         """The same pixels in another form; alpha goes if the form's mode has none."""
         alpha = self.alpha if form.mode in ("LA", "PA", "RGBA") else None
         return replace(self, form=form, alpha=alpha)
+
+    def moved(self, move: Callable[[Tensor], Tensor]) -> Picture:
+        """The same picture with every plane where `move` puts it."""
+        alpha, black = (None if plane is None else move(plane) for plane in (self.alpha, self.black))
+        return replace(self, rgb=move(self.rgb), alpha=alpha, black=black)
 
     def expanded(self) -> Picture:
         """The same picture as floats, if it was read compactly."""

@@ -18,15 +18,15 @@ from torch import Tensor
 
 from morsr.adapters import Routing, auto_merged
 from morsr.errors import InputError
-from morsr.functional.resample import bicubic_window, unit_range
+from morsr.functional.resample import bicubic_window
 from morsr.functional.tiling import RowBuffer
 from morsr.models.bands import Bands, color_bands, upsampled_rows
 from morsr.models.jobs import check_target
-from morsr.models.memory import trim_host_memory
+from morsr.models.memory import blocks_handed_back, trim_host_memory
 from morsr.models.passes import TilePlan, check_output_memory, run_pass, tile_plan
 from morsr.models.picture import Picture, planes_to_samples, read_picture, to_planes
 from morsr.models.picture_files import atomic_file, form_for, read_file, row_writer, write_picture
-from morsr.models.scratch import FileRows
+from morsr.models.scratch import FilePixels, FileRows
 from morsr.models.settings import RoutingMode, Settings, resolve_device, resolve_dtype
 
 if TYPE_CHECKING:
@@ -210,9 +210,11 @@ class Restorer:
         with settings.applied(self.generator.context):
             if streamable and picture.black is None and is_streamed(size):
                 form = replace(form, orientation=1)  # rows can be written upright only
-                with atomic_file(target) as file:
+                with atomic_file(target) as file, blocks_handed_back():
+                    pixels = FilePixels(Path(target).parent)
+                    picture = picture.with_form(form).moved(pixels.moved)
                     writer = row_writer(file, form, size[1], size[0])
-                    self._stream(picture.with_form(form), settings, writer.write, Path(target).parent, progress)
+                    self._stream(picture, settings, writer.write, Path(target).parent, pixels.forget, progress)
                     writer.finish()
             else:
                 result, _ = self._restore(picture.expanded(), settings, progress)
@@ -298,6 +300,7 @@ class Restorer:
         settings: Settings,
         write: Callable[[Any], None],
         folder: Path,
+        forget: Callable[[], None],
         progress: Progress | None,
     ) -> None:
         size = settings.size(picture)
@@ -310,7 +313,7 @@ class Restorer:
                 return rows
 
             bands, _ = self._bands(
-                picture.rgb.to(self.device), size, plan, settings, progress, hold=False, buffer=scratch
+                picture.rgb.to(self.device), size, plan, settings, progress, forget=forget, buffer=scratch
             )
             top = 0
             # Closed at once if the disk is full, so that merged weights are put back before the routing is cleared.
@@ -331,10 +334,13 @@ class Restorer:
         plan: TilePlan,
         settings: Settings,
         progress: Progress | None,
-        hold: bool = True,
+        forget: Callable[[], None] | None = None,
         buffer: Callable[[], RowBuffer] | None = None,
     ) -> tuple[Bands, list[Routing]]:
-        """Finished rows of one image or of one batch, made anew each time they are asked for, and its routing."""
+        """Finished rows of one image or of one batch, made anew each time they are asked for, and its routing.
+
+        A streamed image has `forget`, called before every pass to let go of what was read of it.
+        """
         context = self.generator.context
         routings: list[Routing] = []
         if settings.routing != "tile":
@@ -348,8 +354,6 @@ class Restorer:
             # An open merge costs a write per change of routing, so tiles with their own routing gather their ranks.
             with auto_merged(self.generator.backbone, passes) if mergeable else contextlib.nullcontext():
                 for done, window in enumerate(plan.windows):
-                    if not hold:
-                        trim_host_memory()
                     if settings.routing == "tile":
                         self._route(plan.source_part(lr, window, size), settings)
                         if context is not None and context.routing is not None:
@@ -357,6 +361,9 @@ class Restorer:
                     enlarged = bicubic_window(
                         lr, size, top=window.top, left=window.left, height=window.height, width=window.width
                     ).clamp(0, 1)
+                    if forget is not None:
+                        forget()
+                        trim_host_memory()
                     result = run_pass(self.generator, enlarged, plan, self.dtype)
                     del enlarged
                     yield window, result
@@ -366,17 +373,19 @@ class Restorer:
 
         reference = upsampled_rows(lr, size)
         rows = plan.blended(tiles, size, buffer)
-        return color_bands(rows, reference, size, settings.color, settings.color_strength, hold=hold), routings
+        return color_bands(
+            rows, reference, size, settings.color, settings.color_strength, hold=forget is None
+        ), routings
 
     def _route(self, lr: Tensor, settings: Settings) -> None:
         context = self.generator.context
         if context is None or not context.config.is_routed:
             return
         if settings.routing != "sequence":
-            self.generator.condition(unit_range(lr))
+            self.generator.condition(lr)
             return
         if self._held is None:
-            self.generator.condition(unit_range(lr[:1]))
+            self.generator.condition(lr[:1])
             self._held = context.routing
         held = self._held
         if held is not None:

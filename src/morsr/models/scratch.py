@@ -1,7 +1,8 @@
-"""Unfinished rows kept in a file, so that the memory of a streamed image does not grow with its width."""
+"""A streamed image's input and unfinished rows, kept in files so that memory does not grow with the image."""
 
 from __future__ import annotations
 
+import mmap
 import os
 import tempfile
 
@@ -10,6 +11,37 @@ import torch
 from torch import Tensor
 
 from morsr.functional.tiling import Window
+
+
+class FilePixels:
+    """Tensors in an unnamed temporary file, read where they are looked at.
+
+    Args:
+        folder: where the files are made.
+    """
+
+    def __init__(self, folder: str | os.PathLike[str]) -> None:
+        self._folder = folder
+        self._maps: list[mmap.mmap] = []
+
+    def moved(self, tensor: Tensor) -> Tensor:
+        """The same values, on the disk; the file goes when nothing refers to them any more.
+
+        Raises:
+            OSError: the disk is full.
+        """
+        with tempfile.TemporaryFile(prefix=".morsr-", suffix=".pixels", dir=self._folder) as file:
+            file.write(tensor.contiguous().numpy().data.cast("B"))
+            file.flush()
+            self._maps.append(mmap.mmap(file.fileno(), 0))
+        values = np.frombuffer(self._maps[-1], dtype=tensor.numpy().dtype)
+        return torch.from_numpy(values).view(tensor.shape)
+
+    def forget(self) -> None:
+        """Let go of the memory of what was read so far; it is read again when it is looked at again."""
+        if hasattr(mmap, "MADV_DONTNEED"):
+            for part in self._maps:
+                part.madvise(mmap.MADV_DONTNEED)
 
 
 class FileRows:
