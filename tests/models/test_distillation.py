@@ -17,7 +17,7 @@ from morsr.functional.adversarial import hinge_discriminator, hinge_generator
 from morsr.functional.diffusion import add_noise, clean_latents, distillation_gradient, distillation_loss, guide
 from morsr.functional.perceptual import feature_distance
 from morsr.models.backbone import Backbone, load_backbone
-from morsr.models.discriminator import Discriminator, DiscriminatorConfig
+from morsr.models.discriminator import Discriminator, DiscriminatorConfig, build_discriminator
 from morsr.models.draws import Draws
 from morsr.models.features import diffusion_features, encoder_features
 from morsr.models.losses import RestorationLoss, Weight, build_lpips
@@ -131,6 +131,36 @@ def test_the_discriminator_judges_every_level_and_learns_to_tell_apart(backbone:
     discriminator.generator_loss(better, draws(4)).backward()
     step = better.detach() - 0.5 * better.grad.sign()
     assert discriminator.generator_loss(step, draws(4)) < discriminator.generator_loss(fake, draws(4))
+
+
+def test_the_image_discriminator_learns_to_tell_apart_and_keeps_its_convolutions_bounded() -> None:
+    torch.manual_seed(0)
+    discriminator = build_discriminator(None, DiscriminatorConfig(sees="image", width=8))  # type: ignore[arg-type]
+    real = torch.rand(4, 3, 5, 6).repeat_interleave(4, -1).repeat_interleave(4, -2)
+    fake = torch.rand(4, 3, 20, 24)
+    assert [tuple(verdicts.shape) for verdicts in discriminator(fake)] == [(4, 1, 5, 6), (4, 1, 2, 3)]
+    optimizer = torch.optim.Adam(discriminator.parameters(), lr=1e-2)
+    first = discriminator.loss(fake, real, draws(4)).item()
+    for _ in range(40):
+        optimizer.zero_grad()
+        loss = discriminator.loss(fake.requires_grad_(), real, draws(4))
+        loss.backward()
+        optimizer.step()
+    assert loss.item() < 0.8 * first
+    assert fake.grad is None, "the heads' loss moves the heads alone"
+    better = fake.detach().clone().requires_grad_()
+    discriminator.generator_loss(better, draws(4)).backward()
+    step = better.detach() - 0.1 * better.grad.sign()
+    assert discriminator.generator_loss(step, draws(4)) < discriminator.generator_loss(fake, draws(4))
+    # However large a weight grows, no convolution enlarges: it is a matrix with 1 as its largest singular value.
+    layer = discriminator.heads[0][0]
+    before = layer(fake.detach())
+    with torch.no_grad():
+        layer.weight *= 50
+    torch.testing.assert_close(layer(fake.detach()), before)
+    assert float(torch.linalg.matrix_norm(layer.weight.flatten(1), 2)) > 10
+    with pytest.raises(ConfigError, match="latents"):
+        DiscriminatorConfig(sees="pixels")  # type: ignore[arg-type]
 
 
 def test_features_of_the_unet_are_those_of_a_full_pass(backbone: Backbone) -> None:

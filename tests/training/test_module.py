@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import pytest
@@ -14,9 +15,10 @@ from training_twins import ADAPTERS, build
 from training_twins import batch as random_batch
 
 from morsr.adapters import MoRConfig, read_adapters_header
-from morsr.errors import WeightsError
+from morsr.errors import ConfigError, WeightsError
 from morsr.models.loading import load_generator
 from morsr.training.module import OneStepSRModule
+from morsr.training.schedules import random_budget
 
 CONFIG = Path(__file__).resolve().parents[2] / "experiments" / "mor_tiny.yaml"
 
@@ -144,3 +146,32 @@ def test_weights_are_named_as_for_the_restorer(tmp_path: Path) -> None:
     assert any(up.abs().sum() > 0 for name, up in module.named_parameters() if name.endswith(".up"))
     with pytest.raises(WeightsError, match="no such adapters file or folder, and no shipped preset"):
         OneStepSRModule(adapters=adapters, weights=str(tmp_path / "absent.safetensors"))
+
+
+def test_random_budgets_are_of_the_step_alone_and_even() -> None:
+    config = MoRConfig(num_ranks=12, num_shared=4, top_k=4, num_zero=2)
+    found = [random_budget(config, 0.5, seed=1, step=step) for step in range(2000)]
+    assert found == [random_budget(config, 0.5, seed=1, step=step) for step in range(2000)]
+    assert found != [random_budget(config, 0.5, seed=2, step=step) for step in range(2000)]
+    assert 0.45 < sum(budget is not None for budget in found) / 2000 < 0.55
+    for budget in range(4):
+        assert 190 < found.count(budget) < 310
+    assert random_budget(config, 0.0, seed=1, step=0) is None
+    assert random_budget(MoRConfig.of_kind("lora"), 1.0, seed=1, step=0) is None
+
+
+def test_a_budget_holds_in_its_step_alone(small_base: Path, tmp_path: Path) -> None:
+    seen: list[int | None] = []
+    module = twins.build(small_base, budget_dropout=1.0)
+    plain = module.objective.generator_loss
+
+    def watched(*given: Any, **named: Any) -> Any:
+        seen.append(module.generator.context.budget)
+        return plain(*given, **named)
+
+    module.objective.generator_loss = watched  # type: ignore[method-assign]
+    twins.fit(module, tmp_path, 6)
+    assert seen == [random_budget(module.adapters, 1.0, seed=0, step=step) for step in range(6)]
+    assert module.generator.context.budget is None
+    with pytest.raises(ConfigError, match="budget_dropout"):
+        twins.build(small_base, budget_dropout=1.5)

@@ -1,17 +1,20 @@
-"""A discriminator of latents: trained heads on several levels of the frozen diffusion UNet."""
+"""Discriminators: trained heads on several levels of the frozen diffusion UNet, or on the decoded image."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from morsr.adapters import active_adapters
 from morsr.errors import ConfigError
 from morsr.functional.adversarial import hinge_discriminator, hinge_generator
 from morsr.functional.diffusion import add_noise
+from morsr.functional.precision import without_autocast
 from morsr.models.backbone import Backbone
 from morsr.models.draws import Draws
 from morsr.models.features import diffusion_features, feature_widths
@@ -22,6 +25,8 @@ class DiscriminatorConfig:
     """Settings of the discriminator; the paper leaves them open.
 
     Args:
+        sees: "latents", features of the frozen UNet as in the paper, or "image", the decoded image itself: for a base
+            whose features tell little of texture, such as `tiny`.
         width: channels within a head.
         max_timestep: latents are noised to a timestep from 0 to this one, so that the features stay informative.
         lr: learning rate of the heads.
@@ -30,11 +35,14 @@ class DiscriminatorConfig:
         ConfigError: a setting outside its range.
     """
 
+    sees: Literal["latents", "image"] = "latents"
     width: int = 64
     max_timestep: int = 200
     lr: float = 5e-5
 
     def __post_init__(self) -> None:
+        if self.sees not in ("latents", "image"):
+            raise ConfigError(f'discriminator.sees: expected "latents" or "image", got {self.sees!r}')
         if self.width < 1 or not 0 <= self.max_timestep <= 999 or self.lr <= 0:
             raise ConfigError(
                 f"discriminator: expected width >= 1, max_timestep in 0..999, lr > 0, got {self.width}, "
@@ -53,6 +61,8 @@ class Discriminator(nn.Module):
 
     Source: hinge loss of Geometric GAN (arXiv 1705.02894); diffusion features as in LADD (arXiv 2403.12015).
     """
+
+    sees: ClassVar[str] = "latents"
 
     def __init__(self, backbone: Backbone, config: DiscriminatorConfig) -> None:
         super().__init__()
@@ -92,6 +102,65 @@ class Discriminator(nn.Module):
         verdicts = self(features)
         count = len(fake)
         return hinge_discriminator([v[count:] for v in verdicts], [v[:count] for v in verdicts])
+
+
+class ImageDiscriminator(nn.Module):
+    """Two stacks of convolutions that judge overlapping patches, of the image and of the image at half its size.
+
+    The convolutions are divided by their largest singular value, found anew in each pass, so that there is no state
+    beside the weights.
+
+    Args:
+        config: width; `max_timestep` has no effect here.
+
+    Source: PatchGAN (arXiv 1611.07004), spectral normalisation (arXiv 1802.05957), several sizes as in pix2pixHD
+    (arXiv 1711.11585).
+    """
+
+    sees: ClassVar[str] = "image"
+
+    def __init__(self, config: DiscriminatorConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.heads = nn.ModuleList(_patches(config.width) for _ in range(2))
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Verdicts (B, 1, h / 4, w / 4) and of half the size, above 0 for real, of images (B, 3, h, w) in [0, 1]."""
+        with without_autocast(images.device):
+            sizes = [images.float() * 2 - 1]
+            sizes.append(F.avg_pool2d(sizes[0], 2, ceil_mode=True))
+            return [head(size) for head, size in zip(self.heads, sizes, strict=True)]
+
+    def generator_loss(self, images: Tensor, draws: Draws) -> Tensor:
+        """What the generator minimises: −D. The caller sees to it that the heads take no gradient (`toggled`)."""
+        return hinge_generator(self(images))
+
+    def loss(self, fake: Tensor, real: Tensor, draws: Draws) -> Tensor:
+        """What the heads minimise, for generated and real images; both are detached here."""
+        return hinge_discriminator(self(real.detach()), self(fake.detach()))
+
+
+def build_discriminator(backbone: Backbone, config: DiscriminatorConfig) -> Discriminator | ImageDiscriminator:
+    """The discriminator that the settings ask for."""
+    return Discriminator(backbone, config) if config.sees == "latents" else ImageDiscriminator(config)
+
+
+class _SpectralConv(nn.Conv2d):
+    """A convolution whose weight, as a matrix, has 1 as its largest singular value."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        matrix = self.weight.flatten(1)
+        square = torch.linalg.eigvalsh(matrix @ matrix.T)[-1]
+        return self._conv_forward(input, self.weight / square.clamp(min=1e-12).sqrt(), self.bias)
+
+
+def _patches(width: int) -> nn.Module:
+    layers: list[nn.Module] = []
+    double = 2 * width
+    for inner, outer, stride in ((3, width, 2), (width, double, 2), (double, double, 1), (double, double, 1)):
+        kernel = 4 if stride == 2 else 3
+        layers += [_SpectralConv(inner, outer, kernel, stride=stride, padding=1), nn.LeakyReLU(0.2)]
+    return nn.Sequential(*layers, _SpectralConv(double, 1, 1))
 
 
 def _head(channels: int, width: int) -> nn.Module:

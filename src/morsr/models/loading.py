@@ -50,13 +50,13 @@ def find_model(name_or_path: str | os.PathLike[str], **hub: Any) -> Path:
             return path
         raise WeightsError(f"{path}: expected a folder with {ADAPTERS_FILE} or {CONFIG_FILE}")
     name = os.fspath(name_or_path)
-    shipped = package_weights("tiny").parent / name / ADAPTERS_FILE
-    if "/" not in name and shipped.is_file():
-        return shipped
+    shipped = {path.parent.name: path for path in package_weights("tiny").parent.glob(f"*/{ADAPTERS_FILE}")}
+    if name in shipped:
+        return shipped[name]
     if name.count("/") == 1 and not name.startswith((".", "/", "~")) and not Path(name).suffix:
         return _download(name, **hub)
     raise WeightsError(
-        f"{name}: no such adapters file or folder, and no shipped preset has this name (there is 'tiny')"
+        f"{name}: no such adapters file or folder, and no shipped preset has this name ({', '.join(sorted(shipped))})"
     )
 
 

@@ -28,7 +28,7 @@ from morsr.training.calibration import standardize_router
 from morsr.training.objective import Objective
 from morsr.training.optim import OptimizerSettings, build_networks
 from morsr.training.phases import Network, OneStepPhase
-from morsr.training.schedules import ScheduleName
+from morsr.training.schedules import ScheduleName, random_budget
 from morsr.training.strategy import check_trainer
 
 
@@ -58,6 +58,8 @@ class OneStepSRModule(L.LightningModule):
         clip: largest norm of each network's gradient; 0 for none. It stands in for the trainer's gradient_clip_val.
         accumulate: parts that each batch is split into to save memory; stands in for accumulate_grad_batches.
         max_skipped: steps in a row whose gradient is not finite before the run stops; each of them is left out.
+        budget_dropout: share of the steps in which only a random number of routed ranks runs, those with the largest
+            gates, so that the knob `budget` gives a smaller version of the model (nested dropout, arXiv 1402.0915).
         calibration_images: degraded images whose mean and deviation standardise what the router sees.
         seed: of the noise of losses and router.
         val_metrics: what validation logs, by the names of `morsr score`.
@@ -95,6 +97,7 @@ class OneStepSRModule(L.LightningModule):
         clip: float = 1.0,
         accumulate: int = 1,
         max_skipped: int = 10,
+        budget_dropout: float = 0.0,
         calibration_images: int = 1024,
         seed: int = 0,
         val_metrics: Sequence[str] = ("psnr", "ssim", "niqe"),
@@ -102,8 +105,11 @@ class OneStepSRModule(L.LightningModule):
         super().__init__()
         if weights is not None and start_from is not None:
             raise ConfigError("weights and start_from both name adapters to start from; give one of them")
-        if calibration_images < 2:
-            raise ConfigError(f"calibration_images: expected at least 2, got {calibration_images}")
+        if calibration_images < 2 or not 0 <= budget_dropout <= 1:
+            raise ConfigError(
+                "expected calibration_images of at least 2 and budget_dropout from 0 to 1, got "
+                f"{calibration_images} and {budget_dropout}"
+            )
         self.automatic_optimization = False
         self.adapters, self.one_step, self.base = adapters or MoRConfig(), one_step or OneStepConfig(), base
         self.estimator_spec: dict[str, Any] = {"kind": estimator, "args": dict(estimator_args or {})}
@@ -112,7 +118,7 @@ class OneStepSRModule(L.LightningModule):
             schedule=schedule,
         )  # fmt: skip
         self.step_settings: dict[str, Any] = {"clip": clip, "accumulate": accumulate, "max_skipped": max_skipped}
-        self.calibration_images, self.seed = calibration_images, seed
+        self.calibration_images, self.seed, self.budget_dropout = calibration_images, seed, budget_dropout
         self.weights_file, self.start_from = weights, start_from
         self.last_output: GeneratorOutput | None = None
         self.phase: OneStepPhase | None = None
@@ -139,12 +145,15 @@ class OneStepSRModule(L.LightningModule):
 
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
         assert self.phase is not None
-        count, step = len(batch["hr"]), self.global_step
-        if self.generator.context is not None:
-            self.generator.context.noise_sigma = self.adapters.noise_at(step / max(self._total_steps(), 1))
+        count, step, context = len(batch["hr"]), self.global_step, self.generator.context
+        if context is not None:
+            context.noise_sigma = self.adapters.noise_at(step / max(self._total_steps(), 1))
+            context.budget = random_budget(self.adapters, self.budget_dropout, seed=self.seed, step=step)
         first = self.trainer.global_rank * count
         draws = Draws.of_step(seed=self.seed, step=step, first=first, count=count, device=self.device)
         report = self.phase.run(batch, draws, step=step)
+        if context is not None:
+            context.budget = None
         self.last_output = report.output
         self.log_dict(report.values(self.global_step, self.phase.skipped_in_all), batch_size=count)
         self.log("train/loss", report.total, prog_bar=True, batch_size=count)

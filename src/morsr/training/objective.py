@@ -2,7 +2,7 @@
 
 generator       L2 + LPIPS + … (image terms) + λ1 VSD + λ2 GAN + balance
 score           its noise prediction on the generated latents
-discriminator   hinge loss on generated and real latents
+discriminator   hinge loss on generated and real latents, or images
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from morsr.adapters import active_adapters, adapter_parameters
 from morsr.errors import ConfigError
-from morsr.models.discriminator import Discriminator, DiscriminatorConfig
+from morsr.models.discriminator import Discriminator, DiscriminatorConfig, ImageDiscriminator, build_discriminator
 from morsr.models.draws import Draws
 from morsr.models.features import encoder_features
 from morsr.models.generator import GeneratorOutput, OneStepGenerator, pad_to_multiple
@@ -81,9 +81,9 @@ class Objective:
             self.teacher = self.score = ScoreNetwork(self.backbone, score or ScoreConfig())
         elif wants_teacher:
             self.teacher = Teacher(self.backbone, score or ScoreConfig())
-        self.discriminator: Discriminator | None = None
+        self.discriminator: Discriminator | ImageDiscriminator | None = None
         if wants_heads:
-            self.discriminator = Discriminator(self.backbone, discriminator or DiscriminatorConfig())
+            self.discriminator = build_discriminator(self.backbone, discriminator or DiscriminatorConfig())
         self.part: Part = lambda name: nullcontext()
 
     def _features(self, images: Tensor) -> list[Tensor]:
@@ -153,17 +153,22 @@ class Objective:
         if teacher is not None:
             terms["csd"] = lambda: teacher.classifier_loss(output.z0, draws)
         if discriminator is not None:
-            terms["gan"] = lambda: discriminator.generator_loss(output.z0, draws)
+            seen = output.z0 if discriminator.sees == "latents" else output.sr
+            terms["gan"] = lambda: discriminator.generator_loss(seen, draws)
         if context is not None and context.config.is_routed and scores is not None:
             terms["balance"] = lambda: context.balance_loss(scores.severity)
         return terms
 
-    def helper_loss(self, network: str, latents: Tensor, hr: Tensor, draws: Draws) -> Tensor:
-        """Loss of the score network or of the discriminator on generated latents (B, C, h, w), which are detached."""
+    def helper_loss(self, network: str, output: GeneratorOutput, hr: Tensor, draws: Draws) -> Tensor:
+        """Loss of the score network or of the discriminator on what the generator made of a batch; it is detached."""
         if network == "score":
             assert self.score is not None
-            return self.score.denoising_loss(latents, draws)
+            return self.score.denoising_loss(output.z0, draws)
         assert self.discriminator is not None
         with torch.no_grad(), active_adapters(self.backbone, None), self.part("encode_real"):
             real = self.generator.encode(pad_to_multiple(hr, self.generator.multiple))
-        return self.discriminator.loss(latents, real, draws)
+            if self.discriminator.sees == "image":
+                # As the autoencoder shows them: its traces are on both sides then, and tell nothing.
+                real = self.generator.decode(real)[..., : hr.shape[-2], : hr.shape[-1]]
+        fake = output.z0 if self.discriminator.sees == "latents" else output.sr
+        return self.discriminator.loss(fake, real, draws)

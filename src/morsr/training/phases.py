@@ -174,7 +174,8 @@ class OneStepPhase:
         for part in parts:
             share = (part.stop - part.start) / count
             with self.objective.part(network.name):
-                loss = self.objective.helper_loss(network.name, report.output.z0[part], batch["hr"][part], draws[part])
+                made = report.output._replace(sr=report.output.sr[part], z0=report.output.z0[part])
+                loss = self.objective.helper_loss(network.name, made, batch["hr"][part], draws[part])
             with self.objective.part(f"backward/{network.name}"):
                 self.backward(loss * share, part is parts[-1])
             values.append(loss.detach() * share)

@@ -1,4 +1,4 @@
-"""Learning-rate schedules counted in generator steps."""
+"""What changes from generator step to generator step: learning rates, and how many ranks may run."""
 
 from __future__ import annotations
 
@@ -6,7 +6,11 @@ import math
 from collections.abc import Callable
 from typing import Literal
 
+import torch
+
+from morsr.adapters import MoRConfig
 from morsr.errors import ConfigError
+from morsr.models.draws import Draws
 
 ScheduleName = Literal["constant", "cosine"]
 
@@ -40,3 +44,22 @@ def learning_rate_factor(schedule: ScheduleName, *, warmup: int, total: int) -> 
         return 0.5 * (1 + math.cos(math.pi * progress))
 
     return factor
+
+
+def random_budget(config: MoRConfig, share: float, *, seed: int, step: int) -> int | None:
+    """Routed ranks that may run in a step, the same on all devices; None for all of them.
+
+    Args:
+        config: how many there are.
+        share: of the steps that get a budget, drawn evenly from 0 to one less than all.
+        seed: of the run.
+        step: of the generator.
+
+    Source: nested dropout (arXiv 1402.0915), by which fewer ranks become a smaller version of all.
+    """
+    if not (share and config.is_routed):
+        return None
+    draws = Draws.of_step(seed=seed, step=step, first=0, count=1, device=torch.device("cpu"))
+    if int(draws.timesteps("budget/whether", 0, 9999)) >= 10000 * share:
+        return None
+    return int(draws.timesteps("budget", 0, config.top_k * config.expert_rank - 1))
