@@ -65,7 +65,7 @@ def measure_time(restorer: Restorer, files: list[Path]) -> dict[str, Any]:
     }
 
 
-def measure_folder(restorer: Restorer, files: list[Path], chunk: int = 10) -> dict[str, Any]:
+def measure_folder(restorer: Restorer, files: list[Path], chunk: int = 25) -> dict[str, Any]:
     """Throughput of `restore_files` over restoring file by file, in alternating chunks of equal content."""
     ratios, together_s, alone_s = [], 0.0, 0.0
     with tempfile.TemporaryDirectory() as folder:

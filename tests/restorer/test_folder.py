@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -62,26 +64,66 @@ def test_a_batch_gives_what_single_images_give(restorer: Restorer):
         assert np.abs(pixels(job.target) - pixels("alone.png")).max() <= 1
 
 
-@pytest.mark.parametrize(("cores", "beside"), [(torch.get_num_threads(), False), (torch.get_num_threads() + 1, True)])
-def test_files_are_read_and_written_beside_the_networks_where_a_core_is_left(
-    cores: int, beside: bool, monkeypatch: pytest.MonkeyPatch
-):
-    seen: dict[str, list[bool]] = {"_read": [], "_write": []}
+@pytest.fixture
+def threads() -> Iterator[int]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield 3
+    found: list[int] = []
+    fresh = threading.Thread(target=lambda: found.append(torch.get_num_threads()))  # takes over what is set for all
+    fresh.start()
+    fresh.join()
+    assert found == [3], "a folder leaves the number of threads as it was"
+    torch.set_num_threads(before)
 
-    def watched(name: str) -> None:
+
+def test_images_on_a_processor_go_through_lanes_and_tiles_come_alone(
+    threads: int, monkeypatch: pytest.MonkeyPatch, restorer: Restorer
+):
+    seen: dict[str, set[tuple[int, int]]] = {}
+
+    def watch(name: str) -> None:
         original = getattr(folder_module, name)
 
-        def watch(*arguments: object) -> object:
-            seen[name].append(threading.current_thread() is not threading.main_thread())
+        def watched(*arguments: Any) -> Any:
+            seen.setdefault(name, set()).add((threading.get_ident(), torch.get_num_threads()))
             return original(*arguments)
 
-        monkeypatch.setattr(folder_module, name, watch)
+        monkeypatch.setattr(folder_module, name, watched)
 
-    watched("_read")
-    watched("_write")
-    monkeypatch.setattr(folder_module, "available_cores", lambda: cores)
-    assert run(twins.fake(), [photo(f"in/{index}.png") for index in range(5)]) == []
-    assert seen == {"_read": [beside] * 5, "_write": [beside] * 5}
+    barrier = threading.Barrier(threads, timeout=30)
+    plain = folder_module._read
+    monkeypatch.setattr(folder_module, "_read", lambda one: (barrier.wait(), plain(one))[1])  # all lanes at once
+    watch("_read")
+    watch("_write")
+    assert run(restorer, [photo(f"in/{index}.png") for index in range(2 * threads)]) == []
+    assert seen["_read"] == seen["_write"]
+    assert len(seen["_read"]) == threads
+    assert {count for _, count in seen["_read"]} == {1}
+    monkeypatch.setattr(folder_module, "_read", plain)
+    watch("_together")
+    assert run(restorer, [photo("in/large.png")], tile=32) == []
+    assert seen["_together"] == {(threading.get_ident(), threads)}
+
+
+def test_lanes_route_each_image_by_itself(threads: int, restorer: Restorer):
+    """Every image comes out as alone, with settings that reach each lane, and the caller's model is left as it was."""
+    before = {name: value.clone() for name, value in restorer.generator.state_dict().items()}
+    jobs = [photo(f"in/{index}.png", (20 + index, 24)) for index in range(7)]
+    assert run(restorer, jobs, budget=1) == []
+    for job in jobs:
+        restorer.restore_file(job.source, "alone.png", budget=1)
+        assert np.abs(pixels(job.target) - pixels("alone.png")).max() <= 1
+    restorer.restore_file(jobs[0].source, "all.png")
+    assert np.abs(pixels("all.png") - pixels(jobs[0].target)).max() > 1, "the budget has an effect"
+    for name, value in restorer.generator.state_dict().items():
+        torch.testing.assert_close(value, before[name], rtol=0, atol=0)
+    twin = restorer.twin()
+    for (name, one), (_, other) in zip(
+        restorer.generator.named_parameters(), twin.generator.named_parameters(), strict=True
+    ):
+        assert one is other, f"{name} is held twice"
+    assert twin.generator.context is not restorer.generator.context
 
 
 def test_batches_are_no_larger_than_asked_for_and_than_the_memory(monkeypatch: pytest.MonkeyPatch):

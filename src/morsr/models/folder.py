@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
+import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 
@@ -25,10 +27,8 @@ if TYPE_CHECKING:
     from morsr.models.restorer import Restorer
     from morsr.models.settings import Settings
 
-_T = TypeVar("_T")
-
 BATCH = 8
-"""Most images of an automatic batch on an accelerator. A processor gains nothing from more than one at a time."""
+"""Most images of an automatic batch on an accelerator. A processor gains nothing from them, but from lanes."""
 
 AHEAD = 2
 """Batches that are read before their turn, and batches that may wait to be written."""
@@ -42,10 +42,17 @@ class Outcome(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Files that go through the networks together; one that is streamed is read and written on its way."""
+    """Files that go through the networks together.
+
+    Attributes:
+        jobs: the files.
+        streamed: one that is read and written on its way.
+        alone: needs all of the machine, such as one that is cut into tiles.
+    """
 
     jobs: list[Job]
     streamed: bool = False
+    alone: bool = False
 
 
 def restore_files(
@@ -74,36 +81,90 @@ def restore_files(
     Raises:
         ConfigError: a batch below 1.
     """
+    lanes = _lanes(restorer, settings)
+    beside: list[Batch] = []
+    alone: list[Batch] = []
+    for one in batches(restorer, jobs, settings, batch):
+        (alone if one.alone or lanes == 1 else beside).append(one)
+    if beside:
+        yield from _in_lanes(restorer, beside, settings, format, lanes)
+    yield from _one_by_one(restorer, alone, settings, format, sorted(frames or jobs, key=natural_order))
+
+
+def _lanes(restorer: Restorer, settings: Settings) -> int:
+    """Images that are restored at once, each by one thread of a processor."""
+    if restorer.device.type != "cpu" or restorer.compiled or settings.routing == "sequence":
+        return 1
+    return torch.get_num_threads()
+
+
+def _in_lanes(
+    restorer: Restorer, taken: Sequence[Batch], settings: Settings, format: str | None, lanes: int
+) -> Iterator[Outcome]:
+    """Restore on a processor, an image or a batch to a thread and none waiting for another.
+
+    Threads that share the layers of one small image wait for each other after each of them, and while a file is read
+    or written all but one have nothing to do.
+    """
+    own = threading.local()
+
+    def enter() -> None:
+        torch.set_num_threads(1)  # of the layers that this thread runs
+        own.restorer = restorer.twin()
+
+    def run(one: Batch) -> list[Outcome]:
+        results = restore_batch(own.restorer, list(zip(one.jobs, _read(one), strict=True)), settings, format)
+        return [Outcome(job, _write(r, job, format) if isinstance(r, Picture) else r) for job, r in results]
+
+    threads = torch.get_num_threads()
+    waiting: deque[Future[list[Outcome]]] = deque()
+    executor = ThreadPoolExecutor(lanes, initializer=enter)
+    try:
+        for one in taken:
+            waiting.append(executor.submit(run, one))
+            if len(waiting) > AHEAD * lanes:
+                yield from waiting.popleft().result()
+        while waiting:
+            yield from waiting.popleft().result()
+    finally:
+        executor.shutdown(cancel_futures=True)
+        torch.set_num_threads(threads)
+
+
+def _one_by_one(
+    restorer: Restorer, taken: Sequence[Batch], settings: Settings, format: str | None, frames: Sequence[Job]
+) -> Iterator[Outcome]:
+    """Restore one batch after the other, with files read and written beside the networks."""
     sequence = settings.routing == "sequence"
-    first = {job.source.parent: job.source for job in sorted(frames or jobs, key=natural_order, reverse=True)}
+    first = {job.source.parent: job.source for job in reversed(frames)}
     held: Path | None = None
-    waiting = iter(batches(restorer, jobs, settings, batch))
-    with _beside(restorer) as reader, _beside(restorer) as writer:
+    waiting = iter(taken)
+    with ThreadPoolExecutor(1, initializer=_give_way) as reader, ThreadPoolExecutor(1, initializer=_give_way) as writer:
         reading: deque[tuple[Batch, Future[list[Picture | MorsrError]]]] = deque()
         writing: deque[tuple[Job, Future[MorsrError | None]]] = deque()
 
         def read_next() -> None:
-            if (taken := next(waiting, None)) is not None:
-                reading.append((taken, reader.submit(_read, taken)))
+            if (following := next(waiting, None)) is not None:
+                reading.append((following, reader.submit(_read, following)))
 
         for _ in range(AHEAD):
             read_next()
         while reading:
-            taken, pictures = reading.popleft()
-            folder = taken.jobs[0].source.parent
+            one, pictures = reading.popleft()
+            folder = one.jobs[0].source.parent
             if sequence and folder != held:
                 start_sequence(restorer, first[folder])
                 held = folder
-            if taken.streamed:
-                yield _streamed(restorer, taken.jobs[0], settings, format)
-            read = zip(taken.jobs, pictures.result(), strict=False)  # of a streamed file nothing was read
+            if one.streamed:
+                yield _streamed(restorer, one.jobs[0], settings, format)
+            read = zip(one.jobs, pictures.result(), strict=False)  # of a streamed file nothing was read
             for job, result in restore_batch(restorer, list(read), settings, format):
                 if isinstance(result, Picture):
                     writing.append((job, writer.submit(_write, result, job, format)))
                 else:
                     yield Outcome(job, result)
             read_next()
-            while len(writing) > AHEAD * len(taken.jobs):
+            while len(writing) > AHEAD * len(one.jobs):
                 job, written = writing.popleft()
                 yield Outcome(job, written.result())
         for job, written in writing:
@@ -132,36 +193,17 @@ def batches(
         together = [job for _, job in group]
         height, width = (round(side * settings.scale) for side in size)
         if is_streamed((height, width)):
-            found += [Batch([job], streamed=True) for job in together]
+            found += [Batch([job], streamed=True, alone=True) for job in together]
             continue
-        count = _batch_size(restorer, (height, width), settings, batch)
-        found += [Batch(together[start : start + count]) for start in range(0, len(together), count)]
+        count, alone = _batch_size(restorer, (height, width), settings, batch)
+        found += [Batch(together[start : start + count], alone=alone) for start in range(0, len(together), count)]
     return found
 
 
-class _Inline(Executor):
-    """Runs what is submitted at once, in the thread that submits it."""
-
-    def submit(self, fn: Callable[..., _T], /, *args: Any, **kwargs: Any) -> Future[_T]:
-        future: Future[_T] = Future()
-        future.set_result(fn(*args, **kwargs))
-        return future
-
-
-def _beside(restorer: Restorer) -> Executor:
-    """A thread that reads or writes while the networks run; none where they need every core themselves.
-
-    Their threads wait for each other after every layer, so that one of them without a core holds up all.
-    """
-    taken = torch.get_num_threads() if restorer.device.type == "cpu" else 0
-    return _Inline() if taken >= available_cores() else ThreadPoolExecutor(1)
-
-
-def available_cores() -> int:
-    """Cores that this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+def _give_way() -> None:
+    """Leave the cores to the networks: their threads wait for each other, so one without a core holds up all."""
+    if sys.platform.startswith("linux"):  # elsewhere it would be the whole process
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
 
 
 def failure(outcome: Outcome) -> str:
@@ -178,14 +220,20 @@ def _size(job: Job) -> tuple[int, int]:
         return 0, 0
 
 
-def _batch_size(restorer: Restorer, size: tuple[int, int], settings: Settings, batch: int | Literal["auto"]) -> int:
-    if 0 in size or settings.routing == "tile":
-        return 1
+def _batch_size(
+    restorer: Restorer, size: tuple[int, int], settings: Settings, batch: int | Literal["auto"]
+) -> tuple[int, bool]:
+    """Images of a batch, and whether it needs all of the machine: for tiles, or for its memory."""
+    if 0 in size:
+        return 1, False
     plan = tile_plan(restorer.generator, size, settings.tile, restorer.device)
-    if not plan.single:
-        return 1
+    if not plan.single or settings.routing == "tile":
+        return 1, True
+    lanes = _lanes(restorer, settings)
+    fitting = plan.pixels_at_once // (plan.height * plan.width)
     wanted = (1 if restorer.device.type == "cpu" else BATCH) if batch == "auto" else batch
-    return max(1, min(wanted, plan.pixels_at_once // (plan.height * plan.width)))
+    count = max(1, min(wanted, fitting // lanes))
+    return count, fitting < count * lanes
 
 
 def _read(taken: Batch) -> list[Picture | MorsrError]:

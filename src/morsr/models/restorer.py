@@ -7,6 +7,8 @@ colour → the picture's own form. Nothing but the rows in work exists at full s
 from __future__ import annotations
 
 import contextlib
+import copy
+import itertools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -64,6 +66,7 @@ class Restorer:
         self.dtype = resolve_dtype(dtype, self.device)
         self.generator = generator.eval().to(self.device)
         self._held: Routing | None = None
+        self.compiled = compile
         if compile:
             backbone = self.generator.backbone
             decoder = backbone.vae if backbone.decoder is None else backbone.decoder
@@ -104,6 +107,17 @@ class Restorer:
         resolve_dtype(dtype, resolve_device(device))  # a wrong setting is told before seconds of loading
         generator = load_generator(name_or_path, base=base, decoder=decoder, prompt=prompt, **hub)
         return cls(generator, device=device, dtype=dtype, compile=compile)
+
+    def twin(self) -> Restorer:
+        """Another restorer over the same weights with a routing of its own, so that two threads can each run one.
+
+        Only for images in a single pass: a merge of ranks changes the weights that both share.
+        """
+        other = copy.copy(self)
+        shared = itertools.chain(self.generator.parameters(), self.generator.buffers())
+        other.generator = copy.deepcopy(self.generator, {id(tensor): tensor for tensor in shared})
+        other.reset_sequence()
+        return other
 
     def save_pretrained(self, folder: str | os.PathLike[str], *, include_base: bool | None = None) -> Path:
         """Write the model as a folder for `from_pretrained`, here or uploaded to the hub.
