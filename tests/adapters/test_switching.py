@@ -250,6 +250,25 @@ def test_merges_that_cannot_be(fill_set, scores):
     assert not model.blocks[0][0].shared.now.is_merged
 
 
+@pytest.mark.parametrize("other_is_adapted", [True, False])
+def test_a_weight_of_two_modules_is_never_merged(other_is_adapted, fill_set, scores):
+    model = nn.Sequential(nn.Linear(6, 6), nn.GELU(), nn.Linear(6, 6)).eval()
+    model[2].weight = model[0].weight
+    targets = ("0", "2") if other_is_adapted else ("0",)
+    report = inject(model, MoRConfig(num_ranks=6, num_shared=2, top_k=2, num_zero=1, targets=targets), condition_dim=3)
+    fill_set(model)
+    report.context.condition = scores[:1, :3]
+    x = torch.randn(4, 6)
+    before, weight = model(x), model[2].weight if not other_is_adapted else model[2].base_layer.weight
+    kept = weight.detach().clone()
+    with pytest.raises(ConfigError, match="0 and 2 share one weight"), merged(model):
+        pass
+    torch.testing.assert_close(weight.detach(), kept, rtol=0, atol=0)
+    with auto_merged(model, 1000) as merge:
+        assert merge is None
+        torch.testing.assert_close(model(x), before)
+
+
 def test_auto_merges_when_passes_repay_it(fill_set, scores):
     model, context = two_sets(fill_set)
     model.eval()

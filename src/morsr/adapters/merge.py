@@ -117,7 +117,8 @@ def merged(model: nn.Module, name: str | None = None) -> Iterator[Merge]:
         name: a set; the active one by default.
 
     Raises:
-        ConfigError: no set is active, another merge is open, or the set is in training mode.
+        ConfigError: no set is active, another merge is open, the set is in training mode, or an adapted layer's weight
+            is another module's too.
         InputError: no condition is set, or the routing is for more than one image.
     """
     shared = shared_state(model)
@@ -132,6 +133,10 @@ def merged(model: nn.Module, name: str | None = None) -> Iterator[Merge]:
         raise ConfigError("the model is merged already; leave that block first")
     if context.training:
         raise ConfigError("merged weights pass no gradient to the ranks; call model.eval() first")
+    if (tied := _tied(model, [layer for _, layer, _ in layers])) is not None:
+        raise ConfigError(
+            f"{' and '.join(tied)} share one weight, which cannot hold the ranks of one of them; do not merge"
+        )
     merger = _Merger(layers, shared, name)  # type: ignore[arg-type]
     active = shared.now.active
     try:
@@ -145,16 +150,30 @@ def merged(model: nn.Module, name: str | None = None) -> Iterator[Merge]:
         merger.restore()
 
 
+def _tied(model: nn.Module, layers: list[AdaptedLayer]) -> list[str] | None:
+    """Names of modules that hold the same weight as an adapted layer, with that layer's; None where there are none."""
+    owners: dict[int, list[str]] = {}
+    for path, module in model.named_modules():
+        for parameter in module.parameters(recurse=False):
+            owners.setdefault(id(parameter), []).append(path.removesuffix(".base_layer"))
+    found = (owners.get(id(layer.base_layer.weight), []) for layer in layers)
+    return next((names for names in found if len(names) > 1), None)
+
+
 @contextmanager
 def auto_merged(model: nn.Module, passes: int, name: str | None = None) -> Iterator[Merge | None]:
     """Merge if so many passes with one routing repay it, else leave the layers to gather their ranks.
+
+    Layers whose weight is another module's too are left to gather as well.
 
     Args:
         model: an adapted model in evaluation mode.
         passes: forward passes of the network that will share the routing (tiles, frames).
         name: a set; the active one by default.
     """
-    if passes < MERGE_PAYS_FROM:
+    name = name or shared_state(model).now.active
+    tied = name is not None and _tied(model, [layer for _, layer, _ in layers_of_set(model, name)]) is not None
+    if tied or passes < MERGE_PAYS_FROM:
         yield None
         return
     with merged(model, name) as merge:
