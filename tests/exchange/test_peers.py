@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import published
 import pytest
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, UNet2DConditionModel
+from PIL import Image
+from safetensors.torch import load_file
 from torch import Tensor
 
 from morsr.adapters import read_adapters_header
@@ -100,6 +104,42 @@ def test_pisasr_gives_the_images_that_peft_gives(kl_base: Path, tmp_path: Path) 
     scaled = peft({**dict.fromkeys(pixel, 0.8), **dict.fromkeys(semantic, 0.75)})
     folded = save_peer(tmp_path / "f.safetensors", read_pisasr(file, pixel=0.8, semantic=1.5), base=kl_base)
     torch.testing.assert_close(restored(folded, kl_base, lr, generative=0.5), scaled, atol=1e-4, rtol=0)
+
+
+def test_training_goes_on_from_an_imported_file(kl_base: Path, tmp_path: Path) -> None:
+    unet, vae = networks(kl_base)
+    published.write(tmp_path / "osediff.pkl", published.osediff(unet, vae))
+    path = tmp_path / "imported.safetensors"
+    assert main(["import", "osediff", str(tmp_path / "osediff.pkl"), str(path), "--base", str(kl_base)]) == 0
+    header = read_adapters_header(path)
+    ranks, layers = header["config"]["num_ranks"], [layer["name"] for layer in header["layers"]]
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)).save(photos / "a.png")
+    adapters = {"num_ranks": ranks + 6, "num_shared": ranks, "top_k": 2, "num_zero": 1, "targets": layers}
+    options = [
+        "fit", "--config", str(Path(__file__).resolve().parents[2] / "experiments" / "mor_tiny.yaml"),
+        f"--model.base={kl_base}", f"--model.start_from={path}", f"--model.adapters={json.dumps(adapters)}",
+        '--model.one_step={"timestep": 999, "scale_input": false}', "--model.calibration_images=2",
+        f"--data.train=[{photos}]", "--data.val=[]", "--data.test=[]", "--data.dead_leaves=0", "--data.batch_size=1",
+        "--data.crop_size=32", "--data.num_workers=0", "--data.samples_per_epoch=4", "--trainer.logger=false",
+        "--trainer.limit_val_batches=0", "--trainer.val_check_interval=null", "--trainer.enable_progress_bar=false",
+        "--trainer.accelerator=cpu", f"--trainer.default_root_dir={tmp_path / 'run'}",
+    ]  # fmt: skip
+    save = {"class_path": "lightning.pytorch.callbacks.ModelCheckpoint",
+            "init_args": {"dirpath": str(tmp_path / "run"), "every_n_train_steps": 1, "save_top_k": -1}}  # fmt: skip
+    assert main([*options, "--trainer.max_steps=2", f"--trainer.callbacks={json.dumps([save])}"]) == 0
+    (checkpoint,) = (tmp_path / "run").glob("*step=2.ckpt")
+    trained = torch.load(checkpoint, weights_only=True)["state_dict"]
+    lora = load_file(path)
+    moved = 0.0
+    for name in layers:
+        (key,) = (k for k in trained if f"{name}.sets.generator.down" in k)
+        ours, theirs = trained[key][:ranks], lora[f"layers.{name}.down"]
+        # Two steps of Adam move a value by at most twice the learning rate; a fresh start would be far away.
+        torch.testing.assert_close(ours, theirs, atol=5e-4, rtol=0)
+        moved = max(moved, float((ours - theirs).abs().max()))
+    assert moved > 0, "the imported ranks are trained"
 
 
 def test_true_shapes_of_osediff(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
