@@ -4,8 +4,8 @@
 
 The embedded held-out photographs, each degraded --seeds times, restored with the default settings in one pass each. The
 table is printed, and written between the two `knobs` marks of the page; the plot shows the same. A knob is called
-monotone over its range if no step of the mean goes against its whole way; where one does, the paired interval of the
-largest such step is given (95 %, bootstrap over pairs). NIQE is better when lower.
+monotone over its range if no step of the mean goes against its whole way, and monotone within the intervals if none does
+so by more than its paired interval (95 %, bootstrap over pairs). NIQE is better when lower.
 """
 
 from __future__ import annotations
@@ -48,9 +48,10 @@ def verdict(report: BenchmarkReport, curve: dict[float, str], metric: str) -> st
     if worst >= 0:
         return f"monotone: {whole}"
     step = report.difference(names[place + 1], metric, names[place])
+    certain = step.low > 0 or step.high < 0
     return (
-        f"not monotone: {whole}, but not from {values[place]:g} to {values[place + 1]:g}: "
-        f"{step.mean:+.4f} ({step.low:+.4f} to {step.high:+.4f})"
+        f"{'not monotone' if certain else 'monotone within the intervals'}: {whole}; the largest step against it, from "
+        f"{values[place]:g} to {values[place + 1]:g}, is {step.mean:+.4f} ({step.low:+.4f} to {step.high:+.4f})"
     )
 
 
