@@ -4,8 +4,8 @@
 
 The embedded held-out photographs, each degraded --seeds times, restored with the default settings in one pass each. The
 table is printed, and written between the two `knobs` marks of the page; the plot shows the same. A knob is called
-monotone over its range if no step of the mean goes against its whole way, and monotone within the intervals if none does
-so by more than its paired interval (95 %, bootstrap over pairs). NIQE is better when lower.
+monotone over its range if no step of the mean goes against its whole way, and monotone within the intervals if none
+does so by more than its paired interval (95 %, bootstrap over pairs). NIQE is better when lower.
 """
 
 from __future__ import annotations

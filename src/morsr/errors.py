@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -71,3 +73,16 @@ def worker_death(error: BaseException) -> TrainingError | None:
         f"a process that reads the data has died ({said.rstrip('.') or type(error).__name__}); where memory ran out, "
         "lower data.num_workers. Go on from the last checkpoint, which is whole"
     )
+
+
+def told_of_deaths() -> None:
+    """Let torch not raise the death of a worker in the main thread any more.
+
+    It does so at the end of every further worker too, which would cut short the checkpoint and the message that the
+    first death leads to. Deaths are still found where a batch is waited for.
+    """
+    number = getattr(signal, "SIGCHLD", None)  # not on Windows, where torch has no such handler
+    if number is None or threading.current_thread() is not threading.main_thread():
+        return
+    if getattr(signal.getsignal(number), "__module__", "").startswith("torch."):
+        signal.signal(number, signal.SIG_DFL)

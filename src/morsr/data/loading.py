@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import re
-import signal
-import threading
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
 
-from morsr.errors import MorsrError, worker_death
+from morsr.errors import MorsrError, told_of_deaths, worker_death
 
 
 class ImageLoader(DataLoader):
@@ -43,19 +41,6 @@ class TrainingLoader(ImageLoader):
 def worker_seed(worker: int) -> None:
     """Keep worker processes to one thread each; they use no generator of their own."""
     torch.set_num_threads(1)
-
-
-def told_of_deaths() -> None:
-    """Let torch not raise the death of a worker in the main thread any more.
-
-    It does so at the end of every further worker too, which would cut short the checkpoint and the message that the
-    first death leads to. Deaths are still found where a batch is waited for.
-    """
-    number = getattr(signal, "SIGCHLD", None)  # not on Windows, where torch has no such handler
-    if number is None or threading.current_thread() is not threading.main_thread():
-        return
-    if getattr(signal.getsignal(number), "__module__", "").startswith("torch."):
-        signal.signal(number, signal.SIG_DFL)
 
 
 def _plain_errors(batches: Iterator[Any]) -> Iterator[Any]:

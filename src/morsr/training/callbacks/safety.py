@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from morsr.data.loading import told_of_deaths
+from morsr.errors import told_of_deaths
 from morsr.training.checkpoint_io import AtomicCheckpointIO
 from morsr.training.run_card import run_card
 
