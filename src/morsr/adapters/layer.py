@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from morsr.adapters.config import MoRConfig
 from morsr.adapters.state import LayerGates, SharedState
@@ -63,12 +64,12 @@ class RankSet(nn.Module):
             factors = factors[0] if factors.shape[0] == 1 else factors
             return down.to(dtype), (up * factors[..., None]).to(dtype)
         if factors.shape[0] == 1:
-            down, up = down.index_select(0, gates.ranks[0]), up.index_select(0, gates.ranks[0])
-            return down.to(dtype), (up * factors[0, :, None]).to(dtype)
+            rows, factors = gates.ranks[0], factors[0]
+            return down.index_select(0, rows).to(dtype), _gated_rows(up, rows, factors).to(dtype)
         batch, ranks = factors.shape
         rows = gates.ranks.flatten()
         down = down.index_select(0, rows).view(batch, ranks, *down.shape[1:])
-        up = up.index_select(0, rows).view(batch, ranks, -1) * factors[..., None]
+        up = _gated_rows(up, rows, factors.flatten()).view(batch, ranks, -1)
         return down.to(dtype), up.to(dtype)
 
     def add_to_weight(
@@ -87,6 +88,33 @@ class RankSet(nn.Module):
             gates = LayerGates(gates.ranks[:, keep], gates.factors[:, keep])
         ranks = self.pick(gates, torch.promote_types(self.down.dtype, torch.float32))
         return add_lowrank_weight(weight, *ranks, out=out)
+
+
+class _GatedRows(torch.autograd.Function):
+    """Rows of a matrix times a factor each, with no copy of the rows kept for the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, matrix: Tensor, rows: Tensor, factors: Tensor) -> Tensor:
+        ctx.save_for_backward(matrix, rows, factors)
+        return matrix.index_select(0, rows) * factors[:, None]
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, None, Tensor | None]:
+        matrix, rows, factors = ctx.saved_tensors
+        to_matrix = to_factors = None
+        if ctx.needs_input_grad[0]:
+            to_matrix = torch.zeros_like(matrix, dtype=gradient.dtype)
+            to_matrix = to_matrix.index_add_(0, rows, gradient * factors[:, None]).to(matrix.dtype)
+        if ctx.needs_input_grad[2]:
+            to_factors = (gradient * matrix.index_select(0, rows)).sum(dim=-1).to(factors.dtype)
+        return to_matrix, None, to_factors
+
+
+def _gated_rows(matrix: Tensor, rows: Tensor, factors: Tensor) -> Tensor:
+    if torch.is_grad_enabled() and (matrix.requires_grad or factors.requires_grad):
+        return _GatedRows.apply(matrix, rows, factors)  # type: ignore[no-any-return,no-untyped-call]
+    return matrix.index_select(0, rows) * factors[:, None]
 
 
 class AdaptedLayer(nn.Module):
