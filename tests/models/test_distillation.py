@@ -161,6 +161,8 @@ def test_the_image_discriminator_learns_to_tell_apart_and_keeps_its_convolutions
     assert float(torch.linalg.matrix_norm(layer.weight.flatten(1), 2)) > 10
     with pytest.raises(ConfigError, match="latents"):
         DiscriminatorConfig(sees="pixels")  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="max_timestep: no effect"):
+        DiscriminatorConfig(sees="image", max_timestep=50)
 
 
 def test_features_of_the_unet_are_those_of_a_full_pass(backbone: Backbone) -> None:

@@ -15,7 +15,7 @@ from PIL import Image
 
 from morsr.errors import ConfigError, MorsrError
 from morsr.models import folder as folder_module
-from morsr.models import restorer as restorer_module
+from morsr.models import streaming
 from morsr.models.folder import batches, failure, restore_files
 from morsr.models.jobs import Job, natural_order
 from morsr.models.restorer import Restorer
@@ -178,7 +178,7 @@ def test_a_full_disk_fails_each_file_and_leaves_nothing(monkeypatch: pytest.Monk
 
 def test_large_files_are_streamed(monkeypatch: pytest.MonkeyPatch):
     jobs = [photo("in/small.png"), photo("in/large.png", (40, 40))]
-    monkeypatch.setattr(restorer_module, "STREAM_PIXELS", 10_000)
+    monkeypatch.setattr(streaming, "STREAM_PIXELS", 10_000)
     restorer = twins.fake(twins.smoothing)
     streamed = [batch.jobs[0].source.name for batch in batches(restorer, jobs, Settings()) if batch.streamed]
     assert streamed == ["large.png"]

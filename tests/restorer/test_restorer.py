@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from torch.testing import assert_close
 
 from morsr.errors import ConfigError, InputError, MorsrError, WeightsError
-from morsr.models import passes
+from morsr.models import passes, streaming
 from morsr.models import restorer as restorer_module
 from morsr.models.passes import tile_plan
 from morsr.models.picture_files import read_file
@@ -403,7 +403,7 @@ def test_streamed_files_equal_those_made_in_memory(
     write_picture(read_picture(array), "in.png")
     restorer = twins.fake(twins.smoothing)
     restorer.restore_file("in.png", f"memory-{name}", tile=48, color=color)
-    monkeypatch.setattr(restorer_module, "STREAM_PIXELS", 0)
+    monkeypatch.setattr(streaming, "STREAM_PIXELS", 0)
     done: list[tuple[int, int]] = []
     restorer.restore_file(
         "in.png", f"stream-{name}", tile=48, color=color, progress=lambda now, total: done.append((now, total))
@@ -420,7 +420,7 @@ def test_a_turned_photograph_is_streamed_upright(monkeypatch: pytest.MonkeyPatch
     Image.fromarray((np.random.default_rng(0).random((12, 20, 3)) * 255).astype(np.uint8)).save("in.png", exif=exif)
     restorer = twins.fake()
     restorer.restore_file("in.png", "memory.png")
-    monkeypatch.setattr(restorer_module, "STREAM_PIXELS", 0)
+    monkeypatch.setattr(streaming, "STREAM_PIXELS", 0)
     restorer.restore_file("in.png", "stream.png")
     assert (Image.open("memory.png").size, Image.open("stream.png").size) == ((80, 48), (48, 80))
     assert_close(read_file("stream.png").rgb, read_file("memory.png").rgb, atol=1.01 / 255, rtol=0)
@@ -430,7 +430,7 @@ def test_a_failure_while_streaming_leaves_no_file_and_no_merged_weights(
     restorer: Restorer, monkeypatch: pytest.MonkeyPatch
 ):
     Image.fromarray((np.random.default_rng(0).random((32, 64, 3)) * 255).astype(np.uint8)).save("in.png")
-    monkeypatch.setattr(restorer_module, "STREAM_PIXELS", 0)
+    monkeypatch.setattr(streaming, "STREAM_PIXELS", 0)
     before = {name: value.clone() for name, value in restorer.generator.state_dict().items()}
 
     class Full:
@@ -438,7 +438,7 @@ def test_a_failure_while_streaming_leaves_no_file_and_no_merged_weights(
             raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(restorer_module, "row_writer", lambda *arguments: Full())
+        patch.setattr(streaming, "row_writer", lambda *arguments: Full())
         with pytest.raises(InputError, match="No space left"):
             restorer.restore_file("in.png", "out.png", tile=64)
     assert [path.name for path in Path().iterdir()] == ["in.png"]

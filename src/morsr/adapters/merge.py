@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from morsr.adapters.inject import layers_of_set, shared_state
+from morsr.adapters.inject import adapted_layers, layers_of_set, shared_state
 from morsr.adapters.layer import AdaptedLayer, RankSet
 from morsr.adapters.state import LayerGates, SharedState
 from morsr.errors import ConfigError, InputError
@@ -171,9 +171,7 @@ def auto_merged(model: nn.Module, passes: int, name: str | None = None) -> Itera
         passes: forward passes of the network that will share the routing (tiles, frames).
         name: a set; the active one by default.
     """
-    name = name or shared_state(model).now.active
-    tied = name is not None and _tied(model, [layer for _, layer, _ in layers_of_set(model, name)]) is not None
-    if tied or passes < MERGE_PAYS_FROM:
+    if passes < MERGE_PAYS_FROM or _tied(model, [layer for _, layer in adapted_layers(model)]) is not None:
         yield None
         return
     with merged(model, name) as merge:

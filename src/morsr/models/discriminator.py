@@ -43,6 +43,8 @@ class DiscriminatorConfig:
     def __post_init__(self) -> None:
         if self.sees not in ("latents", "image"):
             raise ConfigError(f'discriminator.sees: expected "latents" or "image", got {self.sees!r}')
+        if self.sees == "image" and self.max_timestep != type(self).max_timestep:
+            raise ConfigError("discriminator.max_timestep: no effect where sees is image, which is not noised")
         if self.width < 1 or not 0 <= self.max_timestep <= 999 or self.lr <= 0:
             raise ConfigError(
                 f"discriminator: expected width >= 1, max_timestep in 0..999, lr > 0, got {self.width}, "
@@ -111,7 +113,7 @@ class ImageDiscriminator(nn.Module):
     beside the weights.
 
     Args:
-        config: width; `max_timestep` has no effect here.
+        config: width.
 
     Source: PatchGAN (arXiv 1611.07004), spectral normalisation (arXiv 1802.05957), several sizes as in pix2pixHD
     (arXiv 1711.11585).

@@ -21,7 +21,7 @@ from morsr.models.jobs import Job, check_target, natural_order
 from morsr.models.passes import tile_plan
 from morsr.models.picture import Picture
 from morsr.models.picture_files import form_for, header_size, read_file, write_picture
-from morsr.models.restorer import is_streamed
+from morsr.models.streaming import is_streamed
 
 if TYPE_CHECKING:
     from morsr.models.restorer import Restorer

@@ -26,18 +26,16 @@ from morsr.models.bands import Bands, color_bands, upsampled_rows
 from morsr.models.jobs import check_target
 from morsr.models.memory import blocks_handed_back, trim_host_memory
 from morsr.models.passes import TilePlan, check_output_memory, run_pass, tile_plan
-from morsr.models.picture import Picture, planes_to_samples, read_picture, to_planes
-from morsr.models.picture_files import atomic_file, form_for, read_file, row_writer, write_picture
-from morsr.models.scratch import FilePixels, FileRows
+from morsr.models.picture import Picture, read_picture
+from morsr.models.picture_files import atomic_file, form_for, read_file, write_picture
+from morsr.models.scratch import FilePixels
 from morsr.models.settings import RoutingMode, Settings, resolve_device, resolve_dtype
+from morsr.models.streaming import can_stream, stream_rows
 
 if TYPE_CHECKING:
     from morsr.models.generator import OneStepGenerator
 
 Progress = Callable[[int, int], None]
-
-STREAM_PIXELS = 16_000_000
-"""Files with larger outputs are written row by row instead of being held in memory."""
 
 
 class Restorer:
@@ -220,16 +218,14 @@ class Restorer:
         picture = read_file(source, compact=True)
         size = settings.size(picture)
         form = form_for(picture, target, size, format)
-        streamable = form.format in ("PNG", "TIFF") and form.mode in ("L", "LA", "RGB", "RGBA") and form.depth < 32
         with settings.applied(self.generator.context):
-            if streamable and picture.black is None and is_streamed(size):
-                form = replace(form, orientation=1)  # rows can be written upright only
+            if can_stream(picture, form, size):
                 with atomic_file(target) as file, blocks_handed_back():
                     pixels = FilePixels(Path(target).parent)
-                    picture = picture.with_form(form).moved(pixels.moved)
-                    writer = row_writer(file, form, size[1], size[0])
-                    self._stream(picture, settings, writer.write, Path(target).parent, pixels.forget, progress)
-                    writer.finish()
+                    picture = picture.with_form(replace(form, orientation=1)).moved(
+                        pixels.moved
+                    )  # upright, on the disk
+                    stream_rows(file, self, picture, settings, pixels, progress)
             else:
                 result, _ = self._restore(picture.expanded(), settings, progress)
                 write_picture(result, target, format=format)
@@ -295,7 +291,7 @@ class Restorer:
         share = max(1, min(share, plan.pixels_at_once // (plan.height * plan.width)))
         parts, routings = [], []
         for lr in rgb.split(share):
-            bands, found = self._bands(lr.to(self.device), size, plan, settings, progress)
+            bands, found = self.bands(lr.to(self.device), size, plan, settings, progress)
             parts.append(torch.cat([rows.cpu() for rows in bands()], dim=-2))
             routings += found
         return torch.cat(parts), routings
@@ -308,40 +304,7 @@ class Restorer:
         )
         return picture.replaced(rgb, alpha, black)
 
-    def _stream(
-        self,
-        picture: Picture,
-        settings: Settings,
-        write: Callable[[Any], None],
-        folder: Path,
-        forget: Callable[[], None],
-        progress: Progress | None,
-    ) -> None:
-        size = settings.size(picture)
-        plan = tile_plan(self.generator, size, settings.tile, self.device)
-        with contextlib.ExitStack() as stack:
-
-            def scratch() -> FileRows:
-                rows = FileRows(plan.width, plan.windows[0].height, folder=folder, device=self.device)
-                stack.callback(rows.close)
-                return rows
-
-            bands, _ = self._bands(
-                picture.rgb.to(self.device), size, plan, settings, progress, forget=forget, buffer=scratch
-            )
-            top = 0
-            # Closed at once if the disk is full, so that merged weights are put back before the routing is cleared.
-            for rows in stack.enter_context(contextlib.closing(bands())):
-                height = rows.shape[-2]
-                alpha = None
-                if picture.alpha is not None:
-                    alpha = bicubic_window(picture.alpha, size, top=top, height=height, width=size[1]).clamp(0, 1)
-                planes = to_planes(picture.replaced(rows.cpu(), alpha))
-                write(planes_to_samples(planes[0], picture.form))
-                top += height
-                del rows, alpha, planes  # the next band can be a whole row of tiles away
-
-    def _bands(
+    def bands(
         self,
         lr: Tensor,
         size: tuple[int, int],
@@ -404,11 +367,6 @@ class Restorer:
         held = self._held
         if held is not None:
             context.routing = join_routings([held] * lr.shape[0])
-
-
-def is_streamed(size: tuple[int, int]) -> bool:
-    """Whether a PNG or TIFF output of this height and width is written row by row."""
-    return size[0] * size[1] > STREAM_PIXELS
 
 
 def join_routings(routings: list[Routing]) -> Routing:

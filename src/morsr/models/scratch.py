@@ -21,7 +21,7 @@ class FilePixels:
     """
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
-        self._folder = folder
+        self.folder = folder
         self._maps: list[mmap.mmap] = []
 
     def moved(self, tensor: Tensor) -> Tensor:
@@ -30,7 +30,7 @@ class FilePixels:
         Raises:
             OSError: the disk is full.
         """
-        with tempfile.TemporaryFile(prefix=".morsr-", suffix=".pixels", dir=self._folder) as file:
+        with tempfile.TemporaryFile(prefix=".morsr-", suffix=".pixels", dir=self.folder) as file:
             file.write(tensor.contiguous().numpy().data.cast("B"))
             file.flush()
             self._maps.append(mmap.mmap(file.fileno(), 0))
