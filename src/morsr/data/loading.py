@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -21,7 +22,12 @@ class ImageLoader(DataLoader):
     """
 
     def __iter__(self) -> Any:
-        return _plain_errors(super().__iter__())
+        with _plain_errors():
+            batches = super().__iter__()
+        # torch tells of a death by a signal, whose error would come up anywhere, in the middle of a step or of the
+        # words about another death. From here on a death is found where a batch is waited for, 5 s later at most.
+        told_of_deaths()
+        return _read(batches)
 
 
 class TrainingLoader(ImageLoader):
@@ -43,9 +49,15 @@ def worker_seed(worker: int) -> None:
     torch.set_num_threads(1)
 
 
-def _plain_errors(batches: Iterator[Any]) -> Iterator[Any]:
-    try:
+def _read(batches: Iterator[Any]) -> Iterator[Any]:
+    with _plain_errors():
         yield from batches
+
+
+@contextlib.contextmanager
+def _plain_errors() -> Iterator[None]:
+    try:
+        yield
     except MorsrError as error:
         # torch puts the worker's traceback before the message
         words = re.split(r"^morsr\.errors\.\w+: ", str(error), flags=re.MULTILINE)[-1]
@@ -54,5 +66,4 @@ def _plain_errors(batches: Iterator[Any]) -> Iterator[Any]:
         died = worker_death(error)
         if died is None:
             raise
-        told_of_deaths()
         raise died from error
