@@ -302,6 +302,18 @@ def test_validation_and_test_batches(make_data: Make, photos: Path, tmp_path: Pa
         make_data(test=[{**absent, "optional": False}]).setup("test")
 
 
+def test_validation_images_may_have_a_recipe_of_their_own(make_data: Make, photos: Path):
+    settings = {"val": [str(photos)], "val_crop": 48}
+    data = make_data(recipe="realesrgan", val_recipe="light", **settings)
+    data.setup("fit")
+    alone = make_data(recipe="light", **settings)
+    alone.setup("validate")
+    (first, *_), (same, *_) = data.val_dataloader(), alone.val_dataloader()
+    assert torch.equal(first["lr"], same["lr"])
+    assert torch.equal(batches(data, 1)[0]["lr"], batches(make_data(recipe="realesrgan", **settings), 1)[0]["lr"])
+    assert data.manifest()["recipe"]["validation"] == "light"
+
+
 def test_batches_of_unequal_validation_images_are_refused(make_data: Make, photos: Path):
     data = make_data(val=[str(photos)], val_batch_size=7, recipe="light")
     with pytest.raises(ConfigError, match="val_batch_size"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ def draws() -> DegradationParameters:
 
 
 def test_presets_are_the_published_ones() -> None:
-    assert preset_names() == ("light", "pisasr", "realesrgan", "s3diff")
+    assert preset_names() == ("camera", "light", "pisasr", "realesrgan", "s3diff")
     realesrgan, pisasr, s3diff = (DegradationRecipe.from_preset(name) for name in ("realesrgan", "pisasr", "s3diff"))
     assert realesrgan == DegradationRecipe()
     assert realesrgan.second.noise.poisson_scale == (0.05, 2.5)
@@ -85,6 +86,12 @@ def test_yaml_round_trip(tmp_path: Path) -> None:
         ("sharpen: maybe", "true or false"),
         ("first: 3", "mapping"),
         ("- 1", "mapping"),
+        ("mixed_with: light", "both"),
+        ("mixed_share: 0.5", "both"),
+        ("{mixed_with: light, mixed_share: 1.5}", "from 0 to 1"),
+        ("{mixed_with: lite, mixed_share: 0.5}", "camera, light"),
+        ("{mixed_with: {first: {jpg: 3}}, mixed_share: 0.5}", "mixed_with.first: unknown key jpg"),
+        ("{mixed_with: {mixed_with: light, mixed_share: 0.5}, mixed_share: 0.5}", "a mix of two"),
         ("first: {jpeg: [1", "not valid YAML"),
     ],
 )
@@ -165,8 +172,6 @@ def test_one_set_of_parameters_depends_on_its_key_alone() -> None:
 
 
 def test_a_change_of_one_setting_leaves_the_other_draws() -> None:
-    from dataclasses import replace
-
     keys = torch.arange(64)
     plain = DegradationRecipe()
     changed = replace(
@@ -176,6 +181,31 @@ def test_a_change_of_one_setting_leaves_the_other_draws() -> None:
     torch.testing.assert_close(first.first.blur.sigma_x, second.first.blur.sigma_x, rtol=0, atol=0)
     assert first.second.rows() == second.second.rows()
     assert first.final.rows() == second.final.rows()
+
+
+def test_a_mix_draws_every_image_from_one_of_two_recipes(tmp_path: Path) -> None:
+    path = tmp_path / "mix.yaml"
+    path.write_text("{mixed_with: light, mixed_share: 0.3, sharpen: true}")
+    mix, keys = DegradationRecipe.from_yaml(path), sample_keys(5, 0, torch.arange(4000))
+    drawn = mix.sample(keys)
+    heavy, light = (DegradationRecipe.from_preset(name).sample(keys) for name in ("realesrgan", "light"))
+    taken = drawn.first.jpeg_quality == light.first.jpeg_quality
+    _share(taken, 0.3)
+    assert drawn.sharpen.all()  # the mix's own setting
+    for part in ("first", "second", "final"):
+        rows, sources = getattr(drawn, part).rows(), [getattr(source, part).rows() for source in (heavy, light)]
+        assert rows == [sources[int(other)][place] for place, other in enumerate(taken)]
+    assert mix.sample(keys[7:9]).to_jsonl() == drawn[7:9].to_jsonl()
+
+
+def test_a_mix_is_kept_by_its_settings_and_named_by_its_hash() -> None:
+    light = DegradationRecipe.from_preset("light")
+    mix = DegradationRecipe(mixed_with=light, mixed_share=0.3)
+    assert DegradationRecipe.from_dict(mix.to_dict()) == mix
+    hashes = {mix.hash, DegradationRecipe().hash, DegradationRecipe(mixed_with=light, mixed_share=0.4).hash}
+    assert len(hashes) == 3
+    assert DegradationRecipe(mixed_with=replace(light, name="other"), mixed_share=0.3).hash == mix.hash
+    assert "mixed_with" not in DegradationRecipe().to_dict()
 
 
 def test_keys_from_a_generator() -> None:

@@ -42,6 +42,7 @@ class RealESRGANDataModule(L.LightningDataModule):
         predict: folders of LR images.
         dead_leaves: share of training samples that are synthetic, rendered on the device.
         recipe: name of a degradation recipe, or a YAML file.
+        val_recipe: that of the validation and test images; None takes the same.
         engine: "device", our batched operators; "basicsr", the reference ones; None, what the recipe says.
         batch_size: training samples per step and device.
         crop_size: side of HR crops in pixels, a multiple of scale.
@@ -75,6 +76,7 @@ class RealESRGANDataModule(L.LightningDataModule):
         predict: Sequence[str] = (),
         dead_leaves: float = 0.0,
         recipe: str = "realesrgan",
+        val_recipe: str | None = None,
         engine: Literal["device", "basicsr"] | None = None,
         batch_size: int = 16,
         crop_size: int = 256,
@@ -122,6 +124,7 @@ class RealESRGANDataModule(L.LightningDataModule):
             raise ConfigError("train, val, test and predict are lists of sources: write [source], not source")
         self.train, self.val, self.test, self.predict = list(train), list(val), list(test), list(predict)
         self.synthetic, self.recipe, self.engine = dead_leaves, recipe, engine
+        self.val_recipe = val_recipe or recipe
         self.batch_size, self.crop_size, self.samples_per_epoch = batch_size, crop_size, samples_per_epoch
         self.patch_size = patch_size
         self.flips, self.turns, self.max_downscale, self.usm = flips, turns, max_downscale, usm
@@ -204,6 +207,7 @@ class RealESRGANDataModule(L.LightningDataModule):
             train |= {"images": len(self._training.images), "digest": self._training.images.digest()}
         sets = {"validate": self.val, "test": self.test}
         recipe = {"name": self.recipe, "hash": self._recipe.hash if self._recipe is not None else None}
+        recipe |= {} if self.val_recipe == self.recipe else {"validation": self.val_recipe}
         return {"train": train, **sets, "recipe": recipe, "seed": self.seed, "crop_size": self.crop_size}
 
     def _prepare(self, stage: str, sources: Sequence[str | dict[str, Any]]) -> None:
@@ -218,7 +222,7 @@ class RealESRGANDataModule(L.LightningDataModule):
             made = degraded_images(
                 [source],
                 self.seeds[stage],
-                load_recipe(self.recipe, self.engine),
+                load_recipe(self.val_recipe, self.engine),
                 multiple=self.val_multiple,
                 largest=self.val_crop if stage == "validate" else None,
                 scale=self.scale,

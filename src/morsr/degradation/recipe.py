@@ -202,9 +202,13 @@ class DegradationRecipe:
         jpeg_last_probability: of the second JPEG coming after the resize to the LR size, not before it.
         sharpen: degrade an unsharp-masked HR image, as Real-ESRGAN does (its targets are sharpened too).
         engine: "torch", our own operators; or "basicsr", the reference operators, slower.
+        mixed_with: another recipe, which a share of the images takes in place of this one; in a YAML file its name, its
+            path or its settings. Sharpening and engine are those of this recipe.
+        mixed_share: the share of images that take `mixed_with`.
 
     Raises:
-        ConfigError: a range that is reversed or out of bounds, or probabilities that do not sum to 1.
+        ConfigError: a range that is reversed or out of bounds, probabilities that do not sum to 1, a share without a
+            recipe or the other way round, or a mix within a mix.
 
     Source: Real-ESRGAN (Wang et al. 2021), options of train_realesrnet_x4plus; OSEDiff, PiSA-SR and S3Diff for the
         presets of their names.
@@ -217,6 +221,8 @@ class DegradationRecipe:
     jpeg_last_probability: float = 0.5
     sharpen: bool = False
     engine: str = "torch"
+    mixed_with: DegradationRecipe | None = None
+    mixed_share: float = 0.0
 
     def __post_init__(self) -> None:
         _check_probability("final_sinc_probability", self.final_sinc_probability)
@@ -225,12 +231,19 @@ class DegradationRecipe:
             raise ConfigError(f"sharpen: expected true or false, got {self.sharpen!r}")
         if self.engine not in ENGINES:
             raise ConfigError(f"engine: expected one of {', '.join(ENGINES)}, got {self.engine!r}")
+        if isinstance(self.mixed_with, str):
+            object.__setattr__(self, "mixed_with", DegradationRecipe.load(self.mixed_with))
+        _check_probability("mixed_share", self.mixed_share)
+        if (self.mixed_with is None) != (self.mixed_share == 0):
+            raise ConfigError("mixed_with, mixed_share: expected both, a recipe and its share above 0, or neither")
+        if self.mixed_with is not None and self.mixed_with.mixed_with is not None:
+            raise ConfigError(f"mixed_with: expected one recipe, got a mix of two ({self.mixed_with.name})")
 
     # ---------------------------------------------------------------------------------------- making and naming
 
     @classmethod
     def from_preset(cls, name: str) -> DegradationRecipe:
-        """A recipe that comes with the package: realesrgan, pisasr, s3diff or light.
+        """A recipe that comes with the package: realesrgan, pisasr, s3diff, light or camera.
 
         Raises:
             ConfigError: no preset has this name.
@@ -286,12 +299,19 @@ class DegradationRecipe:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain dictionaries, lists and numbers, ready for YAML or JSON."""
-        return json.loads(json.dumps(dataclasses.asdict(self)))
+        values = json.loads(json.dumps(dataclasses.asdict(self)))
+        if self.mixed_with is None:
+            del values["mixed_with"], values["mixed_share"]
+        else:
+            values["mixed_with"] = self.mixed_with.to_dict()
+        return values
 
     @property
     def hash(self) -> str:
         """16 hexadecimal digits that change with any setting but the name."""
         values = {key: value for key, value in self.to_dict().items() if key != "name"}
+        if self.mixed_with is not None:
+            values["mixed_with"] = self.mixed_with.hash  # without its name
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
     # -------------------------------------------------------------------------------------------------- drawing
@@ -322,7 +342,7 @@ class DegradationRecipe:
         uniform = uniforms(keys, 48)
         final = BlurRecipe(probability=self.final_sinc_probability, sinc_probability=1.0).draw(uniform[:, 32:41])
         cutoff = _between(uniform[:, 40], (math.pi / 3, math.pi))
-        return DegradationParameters(
+        parameters = DegradationParameters(
             key=keys,
             sharpen=torch.full_like(keys, self.sharpen, dtype=torch.bool),
             first=self.first.draw(uniform[:, :16]),
@@ -333,6 +353,11 @@ class DegradationRecipe:
                 jpeg_last=uniform[:, 42] < self.jpeg_last_probability,
             ),
         )
+        if self.mixed_with is None:
+            return parameters
+        mixed = dataclasses.replace(self.mixed_with, sharpen=self.sharpen).sample(keys)
+        both = DegradationParameters.concatenate([parameters, mixed])
+        return both[torch.arange(len(keys)) + len(keys) * (uniform[:, 47] < self.mixed_share)]
 
 
 def preset_names() -> tuple[str, ...]:
@@ -360,7 +385,7 @@ def _choose(uniform: Tensor, probabilities: tuple[float, ...]) -> Tensor:
 
 
 _PARTS: dict[type, dict[str, type]] = {
-    DegradationRecipe: {"first": StageRecipe, "second": StageRecipe},
+    DegradationRecipe: {"first": StageRecipe, "second": StageRecipe, "mixed_with": DegradationRecipe},
     StageRecipe: {"blur": BlurRecipe, "resize": ResizeRecipe, "noise": NoiseRecipe},
 }
 
@@ -377,7 +402,7 @@ def _build(kind: type, values: Any, source: str, path: tuple[str, ...] = ()) -> 
     parts = _PARTS.get(kind, {})
     settings = {
         key: _build(parts[key], value, source, (*path, key))
-        if key in parts
+        if key in parts and not (key == "mixed_with" and isinstance(value, str))
         else tuple(value)
         if isinstance(value, list)
         else value

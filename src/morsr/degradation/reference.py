@@ -19,6 +19,7 @@ from morsr.degradation.keys import noise_seed
 from morsr.degradation.parameters import BlurParameters, DegradationParameters
 from morsr.degradation.pipeline import check_arguments, intermediate_sizes
 from morsr.degradation.recipe import BlurRecipe, DegradationRecipe, StageRecipe
+from morsr.errors import ConfigError
 from morsr.functional.kernels import KERNEL_KINDS, filter_images
 
 CANVAS = 21
@@ -93,11 +94,14 @@ class BasicsrChain:
 
     Raises:
         MissingDependencyError: basicsr is not installed.
+        ConfigError: a mix of two recipes, which basicsr does not know.
 
     Source: basicsr/data/realesrgan_dataset.py (kernels), basicsr/models/realesrgan_model.py, feed_data (the rest).
     """
 
     def __init__(self, recipe: DegradationRecipe, *, scale: int = 4) -> None:
+        if recipe.mixed_with is not None:
+            raise ConfigError(f"recipe: expected one recipe for basicsr's own chain, got a mix of two ({recipe.name})")
         self.recipe = recipe
         self.scale = scale
         self.operators = import_basicsr("data.degradations")
