@@ -120,6 +120,7 @@ def test_a_stopped_run_goes_on_where_it_was(model: Restorer, capsys: pytest.Capt
     assert len(model.generator.sizes) == 2
     assert main(["upscale", "in", "out"]) == 0
     assert len(model.generator.sizes) == 2
+    assert main(["upscale", "in", "out", "--scale", "9"]) == 2, "a wrong setting is told though there is nothing to do"
     assert main(["upscale", "in", "out", "--overwrite"]) == 0
     assert Image.open("out/b.png").size == (48, 36)
 

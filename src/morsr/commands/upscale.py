@@ -57,7 +57,12 @@ def run(options: argparse.Namespace) -> int:
             for a single file whatever went wrong with it.
     """
     from morsr.models.jobs import Job, check_jobs, folder_jobs, output_name
+    from morsr.models.settings import Settings
 
+    settings = Settings(
+        scale=options.scale, tile=options.tile, color=options.color, color_strength=options.color_strength,
+        generative=options.generative, budget=options.budget, routing=options.routing,
+    )  # fmt: skip
     source, target = Path(options.input).expanduser(), Path(options.output).expanduser()
     if source.is_dir():
         jobs = folder_jobs(source, target, options.format)
@@ -70,7 +75,7 @@ def run(options: argparse.Namespace) -> int:
 
     waiting = [job for job in jobs if options.overwrite or not job.target.exists()]
     if skipped := len(jobs) - len(waiting):
-        _say(f"{skipped} of {len(jobs)} outputs exist and are kept; --overwrite restores them again")
+        _say(f"{skipped} of {len(jobs)} outputs exist and are kept, whatever made them; --overwrite restores them again")
     if not waiting:
         return 0
 
@@ -80,10 +85,7 @@ def run(options: argparse.Namespace) -> int:
     restorer = Restorer.from_pretrained(
         chosen.pop("name_or_path"), **chosen, device=options.device, dtype=options.dtype, compile=options.compile
     )
-    settings = restorer.settings(
-        scale=options.scale, tile=options.tile, color=options.color, color_strength=options.color_strength,
-        generative=options.generative, budget=options.budget, routing=options.routing,
-    )  # fmt: skip
+    settings.check_model(restorer.generator)
     if source.is_file():
         _restore_one(restorer, waiting[0], settings, options.format)
         return 0
