@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import importlib.resources
+import json
+from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors import safe_open
 
 from morsr.degradation import DegradationRecipe, apply, sample_keys, true_severity
 from morsr.errors import ConfigError, InputError, WeightsError
 from morsr.estimators import build_estimator
 from morsr.estimators.learned import NAMES, DegradationNet, load_net, save_net
+from morsr.files import save_tensors
 from morsr.training.estimator import FACTOR_RANGES, FactorRanks, LearnedEstimatorTraining, single_factor, spearman
+from morsr.training.schedules import learning_rate_factor
 
 
 @pytest.fixture
@@ -149,6 +154,43 @@ def test_training_step_learns_and_replays():
     assert not bool((module.net.deviation == 1).all())
 
 
+def test_the_pool_is_filled_before_anything_is_learned(monkeypatch):
+    module = LearnedEstimatorTraining(hidden=16, replay=2, fill_steps=2)
+    module.log = lambda *args, **kwargs: None
+    steps = [0]
+    monkeypatch.setattr(LearnedEstimatorTraining, "global_step", property(lambda _: steps[0]))
+    batch = recipe_batch(8)
+    assert module.training_step(dict(batch), 0) is None
+    assert int(module.standardized) == 0
+    steps[0] = 2
+    assert module.training_step(dict(batch), 1).isfinite()
+    assert int(module.standardized) == len(module._seen) == 16
+    module.trainer = SimpleNamespace(estimated_stepping_batches=22)
+    schedule = module.configure_optimizers()["lr_scheduler"]["scheduler"].lr_lambdas[0]
+    plain = learning_rate_factor("cosine", warmup=20, total=20)
+    assert [schedule(step) for step in (0, 1, 2, 12, 22)] == [plain(step) for step in (0, 0, 0, 10, 20)]
+    module.trainer = SimpleNamespace(estimated_stepping_batches=2)
+    with pytest.raises(ConfigError, match="fewer than the 2 steps"):
+        module.configure_optimizers()
+    with pytest.raises(ConfigError, match="without replay"):
+        LearnedEstimatorTraining(replay=0, fill_steps=2)
+
+
+def test_files_from_before_the_traces_keep_their_limit(tmp_path):
+    net = DegradationNet(hidden=8, traces=False, limit=4.0)
+    save_net(tmp_path / "old.safetensors", net, half=False)
+    with safe_open(str(tmp_path / "old.safetensors"), framework="pt") as file:
+        metadata = file.metadata()
+    settings = json.loads(metadata["settings"])
+    del settings["traces"], settings["limit"]
+    save_tensors(tmp_path / "old.safetensors", net.state_dict(), {**metadata, "settings": json.dumps(settings)})
+    old, crops = load_net(tmp_path / "old.safetensors"), torch.rand(2, 3, 32, 32)
+    torch.testing.assert_close(old(crops), net.eval()(crops))
+    wider = DegradationNet(hidden=8, traces=False)
+    wider.load_state_dict(net.state_dict())
+    assert not torch.allclose(old(crops), wider.eval()(crops))
+
+
 def test_mixed_batches_hold_single_factors_with_their_ranks():
     module = LearnedEstimatorTraining(width=(4, 6, 8), hidden=16, single_share=0.5)
     batch = recipe_batch(6)
@@ -184,6 +226,7 @@ def test_the_config_trains_end_to_end(tmp_path, shared_data, repo_root):
             "fit", "--config", str(repo_root / "experiments" / "estimator_learned.yaml"),
             "--trainer.max_steps=2", "--trainer.limit_val_batches=2", "--trainer.val_check_interval=2",
             f"--trainer.logger.init_args.save_dir={tmp_path}", "--trainer.enable_checkpointing=false",
+            "--model.init_args.fill_steps=1",
                 f"--model.init_args.out={out}",
             f"--data.init_args.train=[{folder}]", f"--data.init_args.val=[{folder}]", "--data.init_args.batch_size=4",
             "--data.init_args.crop_size=128", f"--data.init_args.cache_dir={tmp_path}",

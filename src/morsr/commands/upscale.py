@@ -75,7 +75,9 @@ def run(options: argparse.Namespace) -> int:
 
     waiting = [job for job in jobs if options.overwrite or not job.target.exists()]
     if skipped := len(jobs) - len(waiting):
-        _say(f"{skipped} of {len(jobs)} outputs exist and are kept, whatever made them; --overwrite restores them again")
+        _say(
+            f"{skipped} of {len(jobs)} outputs exist and are kept, whatever made them; --overwrite restores them again"
+        )
     if not waiting:
         return 0
 

@@ -34,23 +34,30 @@ class DegradationNet(nn.Module):
     Args:
         width: channels of the three convolutions; empty leaves them out.
         hidden: width of the MLP.
-        dropout: on its first hidden units, half of it on its input, in training only.
+        dropout: on its first hidden units, in training only.
         traces: also read the statistics of `traces.py`.
+        limit: standardised statistics are clipped to this many deviations.
 
     Raises:
         ConfigError: another number of convolutions than three or none, or a width below 1.
     """
 
     def __init__(
-        self, *, width: Sequence[int] = (), hidden: int = 256, dropout: float = 0.5, traces: bool = True
+        self,
+        *,
+        width: Sequence[int] = (),
+        hidden: int = 512,
+        dropout: float = 0.3,
+        traces: bool = True,
+        limit: float = 8.0,
     ) -> None:
         super().__init__()
         if len(width) not in (0, 3) or min(*width, hidden, hidden) < 1:
             raise ConfigError(
                 f"width and hidden: expected three positive widths or none, and one, got {list(width)} and {hidden}"
             )
-        self.settings = {"width": list(width), "hidden": hidden, "dropout": dropout, "traces": traces}
-        self.traces = traces
+        self.settings = {"width": list(width), "hidden": hidden, "dropout": dropout, "traces": traces, "limit": limit}
+        self.traces, self.limit = traces, limit
         kernels = ((3, 5), *((channels, 3) for channels in width[:-1]))
         self.stages = nn.ModuleList(
             nn.Conv2d(before, after, side, stride=2, padding=side // 2, padding_mode="replicate")
@@ -61,7 +68,7 @@ class DegradationNet(nn.Module):
         self.register_buffer("deviation", torch.ones(count))
         self.norm = nn.LayerNorm(sum(width)) if width else None
         self.head = nn.Sequential(
-            nn.Dropout(dropout / 2),
+            nn.Identity(),  # keeps the numbers of the layers in files
             nn.Linear(sum(width) + count, hidden),
             nn.GELU(),
             nn.Dropout(dropout),
@@ -89,7 +96,7 @@ class DegradationNet(nn.Module):
         looked at.
         """
         fixed = self.fixed(crops) if fixed is None else fixed
-        parts = [((fixed - self.mean) / self.deviation).clamp(-4, 4)]
+        parts = [((fixed - self.mean) / self.deviation).clamp(-self.limit, self.limit)]
         if self.norm is not None:
             hidden, pooled = crops - 0.5, []
             for stage in self.stages:
@@ -134,8 +141,8 @@ def load_net(path: str | Path) -> DegradationNet:
             f"estimator weights {path}: expected {_MARK} of format {FORMAT}, got {metadata or 'no metadata'}"
         )
     try:
-        # files from before the traces do not name them
-        net = DegradationNet(**{"traces": False, **json.loads(metadata["settings"])})
+        # what earlier files do not name: they had no traces, and a limit of 4
+        net = DegradationNet(**{"traces": False, "limit": 4.0, **json.loads(metadata["settings"])})
         net.load_state_dict(state)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise WeightsError(f"estimator weights {path}: do not fit their own settings ({error})") from error

@@ -126,6 +126,8 @@ class LearnedEstimatorTraining(L.LightningModule):
         replay: how many earlier images are learned again beside every new one. Degrading an image costs far more than
             learning from it, since its statistics are kept. The pool of earlier images is not part of a checkpoint.
         pool: how many images the pool holds.
+        fill_steps: first steps, which only fill the pool. Without them the earliest images are learned ten times as
+            often as the last ones, and the network remembers them.
         lr: learning rate of AdamW.
         weight_decay: of AdamW.
         warmup: steps of linear rise.
@@ -140,12 +142,13 @@ class LearnedEstimatorTraining(L.LightningModule):
         *,
         out: str = "runs/estimator/estimator.safetensors",
         width: Sequence[int] = (),
-        hidden: int = 256,
-        dropout: float = 0.5,
+        hidden: int = 512,
+        dropout: float = 0.3,
         recipe: str = "realesrgan",
         single_share: float = 0.3,
         replay: int = 31,
         pool: int = 20_000,
+        fill_steps: int = 0,
         lr: float = 1e-3,
         weight_decay: float = 0.1,
         warmup: int = 20,
@@ -154,10 +157,14 @@ class LearnedEstimatorTraining(L.LightningModule):
         super().__init__()
         if not 0 <= single_share <= 1:
             raise ConfigError(f"single_share: expected a share from 0 to 1, got {single_share}")
-        if replay < 0 or pool < 1:
-            raise ConfigError(f"replay and pool: expected at least 0 and 1, got {replay} and {pool}")
+        if replay < 0 or pool < 1 or fill_steps < 0:
+            raise ConfigError(
+                f"replay, pool and fill_steps: expected at least 0, 1 and 0, got {replay}, {pool} and {fill_steps}"
+            )
+        if fill_steps and not replay:
+            raise ConfigError("fill_steps: no effect without replay, which takes images from the pool")
         self.out, self.recipe, self.single_share = Path(out), recipe, single_share
-        self.replay, self.pool = replay, pool
+        self.replay, self.pool, self.fill_steps = replay, pool, fill_steps
         self._seen: list[tuple[Tensor, Tensor, Tensor]] = []
         self.lr, self.weight_decay, self.warmup, self.schedule = lr, weight_decay, warmup, schedule
         self.standardized: Tensor
@@ -189,27 +196,30 @@ class LearnedEstimatorTraining(L.LightningModule):
             targets[place] = self.ranks.single(factor, value)[0].to(targets)
         return lr, targets
 
-    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        lr, fixed, targets = self._with_earlier(*self.mixed(batch))
-        loss = F.mse_loss(self.net(lr, fixed), targets)
-        self.log("train/mse", loss, prog_bar=True, batch_size=len(lr))
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor | None:
+        lr, targets = self.mixed(batch)
+        images, fixed, ranks = self._with_earlier(lr, self.net.fixed(lr), targets)
+        if self.global_step < self.fill_steps:
+            return None
+        if int(self.standardized) < STANDARDIZED:  # a resumed run has it behind it
+            self.net.set_standardization(torch.stack([item[1] for item in self._seen]))
+            self.standardized.fill_(len(self._seen))
+        loss = F.mse_loss(self.net(images, fixed), ranks)
+        self.log("train/mse", loss, prog_bar=True, batch_size=len(images))
         return loss
 
-    def _with_earlier(self, lr: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Images, their statistics and targets: those of the batch, and earlier ones at random."""
-        fixed = self.net.fixed(lr)
+    def _with_earlier(self, lr: Tensor, fixed: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Images, their statistics and targets: those of the batch, which the pool takes up, and earlier ones."""
         # without convolutions nothing is learned from the pixels
         pixels = (lr if self.net.norm is not None else lr[:, :, :1, :1]).mul(255).round().byte()
         fresh = list(zip(pixels, fixed, targets, strict=True))
-        chosen = [self._seen[place] for place in torch.randperm(len(self._seen))[: self.replay * len(lr)].tolist()]
+        count = 0 if self.global_step < self.fill_steps else self.replay * len(lr)
+        chosen = [self._seen[place] for place in torch.randperm(len(self._seen))[:count].tolist()]
         for item in fresh:  # a full pool forgets at random
             if len(self._seen) < self.pool:
                 self._seen.append(item)
             else:
                 self._seen[int(torch.randint(self.pool, ()))] = item
-        if int(self.standardized) < STANDARDIZED:  # a resumed run has it behind it
-            self.net.set_standardization(torch.stack([item[1] for item in self._seen]))
-            self.standardized.fill_(len(self._seen))
         images, statistics, ranks = (torch.stack(parts) for parts in zip(*fresh, *chosen, strict=True))
         return images.float() / 255, statistics, ranks
 
@@ -226,8 +236,10 @@ class LearnedEstimatorTraining(L.LightningModule):
     def configure_optimizers(self) -> Any:
         optimizer = torch.optim.AdamW(self.net.parameters(), lr=self.lr, weight_decay=self.weight_decay)
         total = int(self.trainer.estimated_stepping_batches)
-        factor = learning_rate_factor(self.schedule, warmup=self.warmup, total=total)
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        if total <= self.fill_steps:
+            raise ConfigError(f"fill_steps: expected fewer than the {total} steps of the run, got {self.fill_steps}")
+        factor = learning_rate_factor(self.schedule, warmup=self.warmup, total=total - self.fill_steps)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: factor(max(0, step - self.fill_steps)))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_fit_end(self) -> None:
