@@ -28,6 +28,7 @@ COMMANDS = {
     "data-check": "what a config's data lacks, before a run",
     "import": "OSEDiff's or PiSA-SR's weights as an adapters file",
     "export": "one fixed routing as a LoRA, a diffusers folder or ONNX",
+    "average": "the mean of several adapter files",
     "ablation": "train every row of a ladder for several seeds, and compare them",
     "bench": "measurements as ratios against named peers",
     "demo": "a local web page to try a model on one's own images",
@@ -86,6 +87,8 @@ def _lightning(arguments: list[str]) -> int:
         warnings.filterwarnings("ignore", message=".*GPU available but not used.*")
         # The frozen networks stay in evaluation mode on purpose.
         warnings.filterwarnings("ignore", message=".*module\\(s\\) in eval mode at the start of training.*")
+        # The learned estimator's first steps only fill its pool.
+        warnings.filterwarnings("ignore", message=".*`training_step` returned `None`.*")
         # Written for modules whose step is wanted undone in the checkpoint; ours is to be in it.
         warnings.filterwarnings("ignore", message=".*ModelCheckpoint with manual optimization.*")
         warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")

@@ -188,7 +188,7 @@ def load_adapters(
     name = name or str(header["name"])
     if base_id and header["base_id"] and base_id != header["base_id"]:
         raise WeightsError(f"{path}: made for the base {header['base_id']!r}, not for {base_id!r}")
-    tensors = _read_tensors(path, header, config)
+    tensors = read_tensors(path, header)
     is_there = name in adapter_names(model)
     if any(layer.shared.now.is_merged for _, layer in adapted_layers(model)):
         raise ConfigError("the model is merged; leave merged(...) before loading adapters")
@@ -236,8 +236,13 @@ def _config(path: str | os.PathLike[str], header: dict[str, Any]) -> MoRConfig:
         raise WeightsError(f"{path}: its settings cannot be read ({error})") from error
 
 
-def _read_tensors(path: str | os.PathLike[str], header: dict[str, Any], config: MoRConfig) -> dict[str, Tensor]:
-    """All tensors of the file, checked for completeness and shape against its own header."""
+def read_tensors(path: str | os.PathLike[str], header: dict[str, Any]) -> dict[str, Tensor]:
+    """All tensors of the file, checked for completeness and shape against its own header.
+
+    Raises:
+        WeightsError: an unreadable file or setting, missing or unexpected tensors, other shapes, NaN or infinity.
+    """
+    config = _config(path, header)
     try:
         with safe_open(str(path), framework="pt") as file:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
@@ -283,16 +288,17 @@ def _whole_parameters(
     return found
 
 
+def comparable_settings(config: MoRConfig) -> dict[str, Any]:
+    """Settings that change what a set computes; those of its training are left out."""
+    free = {"targets", "logit_noise", "logit_noise_until", "router_init_std", "init", "dtype"}
+    return {key: value for key, value in config.to_dict().items() if key not in free and not key.startswith("balance")}
+
+
 def _check_same(
     path: str | os.PathLike[str], have: MoRConfig, stored: MoRConfig, condition_dim: int, header: dict[str, Any]
 ) -> None:
-    mine, theirs = have.to_dict(), stored.to_dict()
-    # Settings of training alone may differ; what changes the output may not.
-    free = {"targets", "logit_noise", "logit_noise_until", "router_init_std", "init", "dtype"}
-    free |= {key for key in mine if key.startswith("balance")}
-    differing = [
-        f"{key}={theirs[key]!r} (here {mine[key]!r})" for key in mine if key not in free and mine[key] != theirs[key]
-    ]
+    mine, theirs = comparable_settings(have), comparable_settings(stored)
+    differing = [f"{key}={theirs[key]!r} (here {mine[key]!r})" for key in mine if mine[key] != theirs[key]]
     if header["condition_dim"] != condition_dim:
         differing.append(f"condition_dim={header['condition_dim']} (here {condition_dim})")
     if differing:

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from morsr.adapters.checkpoint import _read_tensors, load_adapters, read_adapters_header
+from morsr.adapters.checkpoint import load_adapters, read_adapters_header, read_tensors
 from morsr.adapters.config import MoRConfig
 from morsr.adapters.inject import layers_of_set, routing_context
 from morsr.errors import WeightsError
@@ -50,7 +50,7 @@ def start_from_adapters(
         raise WeightsError(f"{path}: adapters.scale is 0, with which no ranks have any effect")
     if base_id and header["base_id"] and base_id != header["base_id"]:
         raise WeightsError(f"{path}: made for the base {header['base_id']!r}, not for {base_id!r}")
-    tensors = _read_tensors(path, header, theirs)
+    tensors = read_tensors(path, header)
     here = {layer_name: (layer, own) for layer_name, layer, own in layers_of_set(model, name)}
     for layer in header["layers"]:
         if layer["name"] not in here:

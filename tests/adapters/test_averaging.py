@@ -1,0 +1,99 @@
+"""The mean of adapter files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from morsr.adapters import average_adapters, load_adapters, read_adapters_header, save_adapters
+from morsr.cli import main
+from morsr.errors import ConfigError, WeightsError
+
+
+@pytest.fixture
+def pair(make_toy, tmp_path) -> tuple[Path, Path]:
+    """Two files of one set, the second with other values."""
+    model, report = make_toy()
+    first = save_adapters(tmp_path / "a.safetensors", model, base_id="toy", extra={"steps": 7})
+    with torch.no_grad():
+        for parameter in report.context.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
+        for name, parameter in model.named_parameters():
+            if name.endswith((".up", ".down")):
+                parameter.mul_(3)
+    return first, save_adapters(tmp_path / "b.safetensors", model, base_id="toy", extra={"steps": 9})
+
+
+def test_every_tensor_is_the_weighted_mean(pair, make_toy, tmp_path):
+    out = average_adapters(pair, tmp_path / "mean.safetensors", weights=[3, 1])
+    first, second, mean = (load_file(path) for path in (*pair, out))
+    assert mean.keys() == first.keys()
+    for key, value in mean.items():
+        assert value.dtype == first[key].dtype
+        torch.testing.assert_close(value, (0.75 * first[key] + 0.25 * second[key]).to(value.dtype))
+    assert any(not torch.equal(mean[key], first[key]) for key in mean)
+    header = read_adapters_header(out)
+    assert header["extra"] == {
+        "steps": 7,
+        "averaged": {"files": ["a.safetensors", "b.safetensors"], "weights": [3, 1]},
+    }
+    assert {key: header[key] for key in header if key != "extra"} == {
+        key: value for key, value in read_adapters_header(pair[0]).items() if key != "extra"
+    }
+    load_adapters(out, make_toy()[0], base_id="toy")
+    half = load_file(average_adapters(pair, tmp_path / "half.safetensors", weights=[3, 1], dtype=torch.float16))
+    for key, value in half.items():
+        torch.testing.assert_close(value, mean[key].half() if key.startswith("layers.") else mean[key])
+
+
+def test_equal_files_give_themselves(pair, tmp_path):
+    out = average_adapters([pair[0]] * 3, tmp_path / "mean.safetensors")
+    first, mean = load_file(pair[0]), load_file(out)
+    for key in first:
+        torch.testing.assert_close(mean[key], first[key], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"top_k": 1}, "top_k is 1, there 4"),
+        ({"scale": 0.5}, "scale is 0.5"),
+        ({"num_ranks": 7}, "num_ranks is 7"),
+    ],
+)
+def test_files_of_other_settings_are_refused(pair, make_toy, tmp_path, settings, said):
+    other = save_adapters(tmp_path / "c.safetensors", make_toy(**settings)[0], base_id="toy")
+    with pytest.raises(WeightsError, match=said):
+        average_adapters([pair[0], other], tmp_path / "mean.safetensors")
+    assert not (tmp_path / "mean.safetensors").exists()
+
+
+def test_files_of_other_bases_and_layers_are_refused(pair, make_toy, tmp_path):
+    elsewhere = save_adapters(tmp_path / "c.safetensors", make_toy()[0], base_id="sd21")
+    with pytest.raises(WeightsError, match="base_id is sd21, there toy"):
+        average_adapters([pair[0], elsewhere], tmp_path / "mean.safetensors")
+    fewer = save_adapters(tmp_path / "d.safetensors", make_toy(targets=("conv_in",))[0], base_id="toy")
+    with pytest.raises(WeightsError, match=r"the shape of .* is None, there \["):
+        average_adapters([pair[0], fewer], tmp_path / "mean.safetensors")
+
+
+@pytest.mark.parametrize("weights", [[1.0], [1.0, 0.0], [1.0, float("nan")], [1.0, -1.0]])
+def test_weights_that_do_not_fit_are_refused(pair, tmp_path, weights):
+    with pytest.raises(ConfigError, match="weights: expected 2 positive numbers"):
+        average_adapters(pair, tmp_path / "mean.safetensors", weights=weights)
+    with pytest.raises(ConfigError, match="at least two"):
+        average_adapters(pair[:1], tmp_path / "mean.safetensors")
+    with pytest.raises(ConfigError, match="floating-point"):
+        average_adapters(pair, tmp_path / "mean.safetensors", dtype=torch.int8)
+
+
+def test_the_command(pair, tmp_path, capsys):
+    out = tmp_path / "mean.safetensors"
+    assert main(["average", *map(str, pair), "--out", str(out), "--weights", "1", "3", "--dtype", "float16"]) == 0
+    assert load_file(out)["layers.conv_in.down"].dtype == torch.float16
+    assert read_adapters_header(out)["extra"]["averaged"]["weights"] == [1, 3]
+    assert main(["average", str(pair[0]), str(tmp_path / "none.safetensors"), "--out", str(out)]) == 2
+    assert capsys.readouterr().err.strip().endswith("none.safetensors: no such adapter file")
