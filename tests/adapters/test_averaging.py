@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from morsr.adapters import average_adapters, load_adapters, read_adapters_header, save_adapters
+from morsr.adapters import average_adapters, load_adapters, read_adapters_header, read_attached, save_adapters
 from morsr.cli import main
 from morsr.errors import ConfigError, WeightsError
 
@@ -47,6 +47,15 @@ def test_every_tensor_is_the_weighted_mean(pair, make_toy, tmp_path):
     half = load_file(average_adapters(pair, tmp_path / "half.safetensors", weights=[3, 1], dtype=torch.float16))
     for key, value in half.items():
         torch.testing.assert_close(value, mean[key].half() if key.startswith("layers.") else mean[key])
+
+
+def test_attached_tensors_are_those_of_the_first(pair, make_toy, tmp_path):
+    model, _ = make_toy()
+    attached = {"clean": torch.rand(1, 2)}
+    first = save_adapters(tmp_path / "c.safetensors", model, base_id="toy", attached=attached)
+    out = average_adapters([first, *pair], tmp_path / "mean.safetensors")
+    torch.testing.assert_close(read_attached(out)["clean"], attached["clean"], rtol=0, atol=0)
+    assert not read_attached(average_adapters([pair[0], first], tmp_path / "mean.safetensors"))
 
 
 def test_equal_files_give_themselves(pair, tmp_path):

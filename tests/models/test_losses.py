@@ -8,7 +8,7 @@ from torch.testing import assert_close
 
 from morsr.errors import ConfigError
 from morsr.functional.quality import psnr_y
-from morsr.models.losses import RestorationLoss
+from morsr.models.losses import RestorationLoss, Weight
 
 
 def _pair() -> tuple[torch.Tensor, torch.Tensor]:
@@ -46,3 +46,11 @@ def test_weights_are_checked() -> None:
         RestorationLoss(l2=0.0)
     with pytest.raises(ConfigError, match="negative"):
         RestorationLoss(psnr=-1.0)
+
+
+def test_a_weight_changed_on_the_command_line_comes_as_text() -> None:
+    given = Weight.of({"weight": "0.08", "start": "5", "ramp": 100}, name="gan")
+    assert given == Weight(weight=0.08, start=5, ramp=100)
+    assert Weight.of("2e-1", name="l2") == Weight(weight=0.2)
+    with pytest.raises(ConfigError, match="got 'much'"):
+        Weight.of({"weight": "much"}, name="gan")

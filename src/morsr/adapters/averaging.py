@@ -29,8 +29,8 @@ def average_adapters(
     swing from step to step averages out. Files of unrelated runs give nonsense: their ranks stand in other orders.
 
     Args:
-        paths: at least two adapter files of one base, with the same layers and settings; header and extra values are
-            those of the first.
+        paths: at least two adapter files of one base, with the same layers and settings; header, extra values and
+            attached tensors are those of the first.
         output: the file to write.
         weights: one positive number per file, in any unit; equal by default.
         dtype: to store the ranks in, as torch.float16; that of the first file by default. The mean is taken in float64.
@@ -55,8 +55,12 @@ def average_adapters(
     total = sum(weights)
     mean: dict[str, torch.Tensor] = {}
     kinds: dict[str, torch.dtype] = {}
-    for path, header, weight in zip(paths, headers, weights, strict=True):
+    for number, (path, header, weight) in enumerate(zip(paths, headers, weights, strict=True)):
         for key, value in read_tensors(path, header).items():
+            if key.startswith("attached."):
+                if number == 0:
+                    kinds[key], mean[key] = value.dtype, value
+                continue
             kinds.setdefault(key, dtype if dtype is not None and key.startswith("layers.") else value.dtype)
             part = value.double() * (weight / total)
             mean[key] = mean[key] + part if key in mean else part
@@ -76,8 +80,7 @@ def _differing(first: dict[str, Any], other: dict[str, Any]) -> list[tuple[str, 
     pairs = [(key, first.get(key), other.get(key)) for key in ("base_id", "condition_dim", "condition_names")]
     mine, theirs = (comparable_settings(MoRConfig.from_dict(header["config"])) for header in (first, other))
     pairs += [(key, mine[key], theirs[key]) for key in mine]
-    for key in ("attached", "whole"):
-        pairs.append((key, first.get(key, {}), other.get(key, {})))
+    pairs.append(("whole", first.get("whole", {}), other.get("whole", {})))
     layers = [{layer["name"]: layer["shape"] for layer in header["layers"]} for header in (first, other)]
     if layers[0] != layers[1]:
         odd = sorted(name for name in {*layers[0], *layers[1]} if layers[0].get(name) != layers[1].get(name))

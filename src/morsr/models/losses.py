@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -59,8 +60,8 @@ class Weight:
             unknown = sorted(set(value) - {"weight", "start", "ramp"})
             if unknown or "weight" not in value:
                 raise ConfigError(f"loss {name!r}: expected a number or {{weight, start, ramp}}, got {dict(value)}")
-            return cls(**value)
-        return cls(weight=value)
+            return cls(**{key: _number(given) for key, given in value.items()})
+        return cls(weight=_number(value))
 
     def at(self, step: int | None) -> float:
         """The factor at a generator step; None for long after the start."""
@@ -76,6 +77,14 @@ class Weight:
 
     def __bool__(self) -> bool:
         return self.weight > 0
+
+
+def _number(value: Any) -> Any:
+    """A number that a command line gave as text: --model.loss.gan.weight=0.05 changes one value of a free mapping."""
+    for kind in (int, float) if isinstance(value, str) else ():
+        with contextlib.suppress(ValueError):
+            return kind(value)
+    return value
 
 
 class RestorationLoss(nn.Module):
