@@ -1,6 +1,7 @@
 """The shipped presets on the embedded held-out photographs and on RealSR, and eight pictures to look at.
 
-    python benchmarks/shipped.py [--sets embedded realsr] [--gallery docs/images/gallery] [--out runs/shipped]
+    python benchmarks/shipped.py [--sets embedded realsr] [--gallery docs/images/gallery]
+        [--sheet docs/images/side_by_side.png] [--out runs/shipped]
 
 Each set is scored in one run (PSNR-Y, SSIM-Y, NIQE; outputs as 8-bit files) for bicubic, `tiny` and `tiny-fidelity`,
 with paired 95 % intervals. The gallery holds eight of the embedded pairs: the two with the lowest gain in PSNR
@@ -65,11 +66,25 @@ def gallery(report: BenchmarkReport, pairs: Sequence[Pair], methods: dict[str, M
         print(f"{said}\n\n![{stem}](images/gallery/{number}_{stem}.png)\n")
 
 
+def sheet_of_medians(report: BenchmarkReport, pairs: Sequence[Pair], methods: dict[str, Method], target: Path) -> None:
+    """Write one picture with a line per photograph: of its degradations the middle one by `tiny`'s gain in PSNR."""
+    ordered = sorted(gains(report, "psnr").items(), key=lambda item: item[1])
+    photographs = sorted({stem.rpartition("_s")[0] for stem, _ in ordered})
+    by_stem, lines = {pair.stem: pair for pair in pairs}, []
+    for photograph in photographs:
+        stems = [stem for stem, _ in ordered if stem.rpartition("_s")[0] == photograph]
+        pair = by_stem[stems[len(stems) // 2]]
+        restored = {name: to_uint8(methods[name](to_tensor(pair.lr))) for name in ("bicubic", *reversed(PRESETS))}
+        lines.append({**restored, "original": pair.hr})
+    Image.fromarray(side_by_side(lines, crop=192, zoom=1, corner_of="original")).save(target)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sets", nargs="+", default=["embedded"], choices=("embedded", "realsr"))
     parser.add_argument("--realsr", type=Path, default=Path("../shared/data/realsr"), help="folder with LR and HR")
     parser.add_argument("--gallery", type=Path, help="folder for the pictures of the embedded set")
+    parser.add_argument("--sheet", type=Path, help="file for the picture of the README")
     parser.add_argument("--out", type=Path, help="folder for the tables")
     options = parser.parse_args()
     methods: dict[str, Method] = {"bicubic": classical_methods()["bicubic"]}
@@ -82,8 +97,12 @@ def main() -> None:
         pairs = list(sets[name]())
         report = evaluate(methods, pairs, out=options.out / name if options.out else None, reference="bicubic")
         print(f"\n{name}: {len(pairs)} images\n\n{report.to_markdown()}")
-        if name == "embedded" and options.gallery:
-            gallery(report, [pair for pair in pairs if isinstance(pair, Pair)], methods, options.gallery)
+        if name == "embedded":
+            degraded = [pair for pair in pairs if isinstance(pair, Pair)]
+            if options.gallery:
+                gallery(report, degraded, methods, options.gallery)
+            if options.sheet:
+                sheet_of_medians(report, degraded, methods, options.sheet)
 
 
 if __name__ == "__main__":
