@@ -155,25 +155,24 @@ def test_training_step_learns_and_replays():
 
 
 def test_the_pool_is_filled_before_anything_is_learned(monkeypatch):
-    module = LearnedEstimatorTraining(hidden=16, replay=2, fill_steps=2)
+    module = LearnedEstimatorTraining(hidden=16, replay=2, fill=0.25)
     module.log = lambda *args, **kwargs: None
     steps = [0]
     monkeypatch.setattr(LearnedEstimatorTraining, "global_step", property(lambda _: steps[0]))
+    module.trainer = SimpleNamespace(estimated_stepping_batches=40)
+    schedule = module.configure_optimizers()["lr_scheduler"]["scheduler"].lr_lambdas[0]
+    plain = learning_rate_factor("cosine", warmup=20, total=30)
+    assert [schedule(step) for step in (0, 9, 10, 11, 25, 40)] == [plain(step) for step in (0, 0, 0, 1, 15, 30)]
     batch = recipe_batch(8)
+    steps[0] = 9
     assert module.training_step(dict(batch), 0) is None
     assert int(module.standardized) == 0
-    steps[0] = 2
+    steps[0] = 10
     assert module.training_step(dict(batch), 1).isfinite()
     assert int(module.standardized) == len(module._seen) == 16
-    module.trainer = SimpleNamespace(estimated_stepping_batches=22)
-    schedule = module.configure_optimizers()["lr_scheduler"]["scheduler"].lr_lambdas[0]
-    plain = learning_rate_factor("cosine", warmup=20, total=20)
-    assert [schedule(step) for step in (0, 1, 2, 12, 22)] == [plain(step) for step in (0, 0, 0, 10, 20)]
-    module.trainer = SimpleNamespace(estimated_stepping_batches=2)
-    with pytest.raises(ConfigError, match="fewer than the 2 steps"):
-        module.configure_optimizers()
-    with pytest.raises(ConfigError, match="without replay"):
-        LearnedEstimatorTraining(replay=0, fill_steps=2)
+    for wrong in ({"fill": 1.0}, {"fill": -0.1}, {"fill": 0.5, "replay": 0}):
+        with pytest.raises(ConfigError, match="fill"):
+            LearnedEstimatorTraining(**wrong)
 
 
 def test_files_from_before_the_traces_keep_their_limit(tmp_path):
@@ -226,7 +225,6 @@ def test_the_config_trains_end_to_end(tmp_path, shared_data, repo_root):
             "fit", "--config", str(repo_root / "experiments" / "estimator_learned.yaml"),
             "--trainer.max_steps=2", "--trainer.limit_val_batches=2", "--trainer.val_check_interval=2",
             f"--trainer.logger.init_args.save_dir={tmp_path}", "--trainer.enable_checkpointing=false",
-            "--model.init_args.fill_steps=1",
                 f"--model.init_args.out={out}",
             f"--data.init_args.train=[{folder}]", f"--data.init_args.val=[{folder}]", "--data.init_args.batch_size=4",
             "--data.init_args.crop_size=128", f"--data.init_args.cache_dir={tmp_path}",

@@ -243,7 +243,7 @@ class DegradationRecipe:
 
     @classmethod
     def from_preset(cls, name: str) -> DegradationRecipe:
-        """A recipe that comes with the package: realesrgan, pisasr, s3diff, light or camera.
+        """A recipe that comes with the package: realesrgan, pisasr, s3diff, light, camera or mixed.
 
         Raises:
             ConfigError: no preset has this name.

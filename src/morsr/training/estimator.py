@@ -126,15 +126,15 @@ class LearnedEstimatorTraining(L.LightningModule):
         replay: how many earlier images are learned again beside every new one. Degrading an image costs far more than
             learning from it, since its statistics are kept. The pool of earlier images is not part of a checkpoint.
         pool: how many images the pool holds.
-        fill_steps: first steps, which only fill the pool. Without them the earliest images are learned ten times as
-            often as the last ones, and the network remembers them.
+        fill: share of the run, at its start, that only fills the pool. Without it the earliest images are learned ten
+            times as often as the last ones, and the network remembers them.
         lr: learning rate of AdamW.
         weight_decay: of AdamW.
         warmup: steps of linear rise.
         schedule: "constant" or "cosine".
 
     Raises:
-        ConfigError: a share outside [0, 1].
+        ConfigError: a share outside [0, 1], or a fill that is all of the run or has no replay to fill for.
     """
 
     def __init__(
@@ -148,7 +148,7 @@ class LearnedEstimatorTraining(L.LightningModule):
         single_share: float = 0.3,
         replay: int = 31,
         pool: int = 20_000,
-        fill_steps: int = 0,
+        fill: float = 0.0,
         lr: float = 1e-3,
         weight_decay: float = 0.1,
         warmup: int = 20,
@@ -157,14 +157,14 @@ class LearnedEstimatorTraining(L.LightningModule):
         super().__init__()
         if not 0 <= single_share <= 1:
             raise ConfigError(f"single_share: expected a share from 0 to 1, got {single_share}")
-        if replay < 0 or pool < 1 or fill_steps < 0:
-            raise ConfigError(
-                f"replay, pool and fill_steps: expected at least 0, 1 and 0, got {replay}, {pool} and {fill_steps}"
-            )
-        if fill_steps and not replay:
-            raise ConfigError("fill_steps: no effect without replay, which takes images from the pool")
+        if replay < 0 or pool < 1:
+            raise ConfigError(f"replay and pool: expected at least 0 and 1, got {replay} and {pool}")
+        if not 0 <= fill < 1:
+            raise ConfigError(f"fill: expected a share from 0 to below 1, got {fill}")
+        if fill and not replay:
+            raise ConfigError("fill: no effect without replay, which takes images from the pool")
         self.out, self.recipe, self.single_share = Path(out), recipe, single_share
-        self.replay, self.pool, self.fill_steps = replay, pool, fill_steps
+        self.replay, self.pool, self.fill, self._fill_steps = replay, pool, fill, 0
         self._seen: list[tuple[Tensor, Tensor, Tensor]] = []
         self.lr, self.weight_decay, self.warmup, self.schedule = lr, weight_decay, warmup, schedule
         self.standardized: Tensor
@@ -199,7 +199,7 @@ class LearnedEstimatorTraining(L.LightningModule):
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor | None:
         lr, targets = self.mixed(batch)
         images, fixed, ranks = self._with_earlier(lr, self.net.fixed(lr), targets)
-        if self.global_step < self.fill_steps:
+        if self.global_step < self._fill_steps:
             return None
         if int(self.standardized) < STANDARDIZED:  # a resumed run has it behind it
             self.net.set_standardization(torch.stack([item[1] for item in self._seen]))
@@ -213,7 +213,7 @@ class LearnedEstimatorTraining(L.LightningModule):
         # without convolutions nothing is learned from the pixels
         pixels = (lr if self.net.norm is not None else lr[:, :, :1, :1]).mul(255).round().byte()
         fresh = list(zip(pixels, fixed, targets, strict=True))
-        count = 0 if self.global_step < self.fill_steps else self.replay * len(lr)
+        count = 0 if self.global_step < self._fill_steps else self.replay * len(lr)
         chosen = [self._seen[place] for place in torch.randperm(len(self._seen))[:count].tolist()]
         for item in fresh:  # a full pool forgets at random
             if len(self._seen) < self.pool:
@@ -236,10 +236,9 @@ class LearnedEstimatorTraining(L.LightningModule):
     def configure_optimizers(self) -> Any:
         optimizer = torch.optim.AdamW(self.net.parameters(), lr=self.lr, weight_decay=self.weight_decay)
         total = int(self.trainer.estimated_stepping_batches)
-        if total <= self.fill_steps:
-            raise ConfigError(f"fill_steps: expected fewer than the {total} steps of the run, got {self.fill_steps}")
-        factor = learning_rate_factor(self.schedule, warmup=self.warmup, total=total - self.fill_steps)
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: factor(max(0, step - self.fill_steps)))
+        self._fill_steps = waiting = round(self.fill * total)
+        factor = learning_rate_factor(self.schedule, warmup=self.warmup, total=total - waiting)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: factor(max(0, step - waiting)))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_fit_end(self) -> None:
