@@ -1,6 +1,6 @@
 """Figures of the restorer: time, folders, tiles and seams, colours, padding, the autoencoder's tiles, memory.
 
-    python benchmarks/restorer.py [PART …] [--data ../shared/data/realsr] [--count 100]
+    python benchmarks/restorer.py [PART …] [--model tiny] [--data ../shared/data/realsr] [--count 100]
 
 Without names all parts run but `memory`, which restores images of 4096 and 8192 pixels a side (long on two cores;
 --rows 3 stops each after three rows of tiles, by when the peak has been reached). Times are of interleaved pairs, so
@@ -268,12 +268,15 @@ def main() -> None:
     parser.add_argument("--rows", type=float, default=float("inf"), help="rows of tiles after which memory stops")
     parser.add_argument("--one-memory", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--model", default="tiny", help="of all parts but memory (default: tiny)")
     options = parser.parse_args()
+    if unknown := sorted({*options.parts} - {*PARTS, "memory"}):
+        parser.error(f"unknown part {', '.join(unknown)}; expected {', '.join([*PARTS, 'memory'])}")
     if options.one_memory:
         print(one_memory(options.one_memory, options.rows))
         return
     files = spread(options.data / "LR", options.count)
-    restorer = Restorer.from_pretrained("tiny", device="cpu")
+    restorer = Restorer.from_pretrained(options.model, device="cpu")
     results: dict[str, Any] = {}
     for part in options.parts or PARTS:
         if part == "memory":
