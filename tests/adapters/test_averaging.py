@@ -84,6 +84,12 @@ def test_files_of_other_bases_and_layers_are_refused(pair, make_toy, tmp_path):
     elsewhere = save_adapters(tmp_path / "c.safetensors", make_toy()[0], base_id="sd21")
     with pytest.raises(WeightsError, match="base_id is sd21, there toy"):
         average_adapters([pair[0], elsewhere], tmp_path / "mean.safetensors")
+    model, _ = make_toy()
+    with torch.no_grad():
+        model.conv_in.weight.mul_(2)
+    twisted = save_adapters(tmp_path / "e.safetensors", model, base_id="toy")
+    with pytest.raises(WeightsError, match="what the base's conv_in looks like"):
+        average_adapters([pair[0], twisted], tmp_path / "mean.safetensors")
     fewer = save_adapters(tmp_path / "d.safetensors", make_toy(targets=("conv_in",))[0], base_id="toy")
     with pytest.raises(WeightsError, match=r"the shape of .* is None, there \["):
         average_adapters([pair[0], fewer], tmp_path / "mean.safetensors")

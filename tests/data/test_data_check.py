@@ -35,17 +35,19 @@ def test_complete_data(config, photos: Path, capsys: pytest.CaptureFixture[str])
 def test_every_missing_thing_is_named(config, photos: Path, capsys: pytest.CaptureFixture[str]):
     (photos / "photo2.png").write_bytes(b"damaged")
     path = config(
-        train=[str(photos), "nowhere"], val=[{"lr": "a", "hr": "b"}], test=[str(photos)], crop_size=68, recipe="unheard"
-    )
+        train=[str(photos), "nowhere"], val=[{"lr": "a", "hr": "b"}], test=[str(photos)], crop_size=68,
+        recipe="unheard", val_recipe="unseen",
+    )  # fmt: skip
     assert main(["data-check", "--config", path]) == 1
     output = capsys.readouterr().out
     missing = [line for line in output.splitlines() if line.startswith("MISSING")]
-    assert len(missing) == 4
+    assert len(missing) == 5
     assert all(
-        any(name in line for line in missing) for name in ("nowhere", "too small for crops of 68", "unheard", "a: ")
+        any(name in line for line in missing)
+        for name in ("nowhere", "too small for crops of 68", "unheard", "unseen", "a: ")
     )
     assert "7 images; 1 of 7 looked at will be passed over" in output
-    assert output.endswith("4 missing\n")
+    assert output.endswith("5 missing\n")
 
 
 @pytest.mark.parametrize(

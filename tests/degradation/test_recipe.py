@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from morsr.degradation import DegradationParameters, DegradationRecipe, preset_names, sample_keys
-from morsr.degradation.recipe import BlurRecipe, NoiseRecipe, ResizeRecipe
+from morsr.degradation.stages import BlurRecipe, NoiseRecipe, ResizeRecipe
 from morsr.errors import ConfigError, InputError
 from morsr.functional.kernels import KERNEL_KINDS, NONE, SINC
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from morsr.adapters.checkpoint import FORMAT, comparable_settings, read_adapters_header, read_tensors
+from morsr.adapters.checkpoint import FORMAT, comparable_settings, read_adapters_header, read_tensors, same_print
 from morsr.adapters.config import MoRConfig
 from morsr.errors import ConfigError, WeightsError
 from morsr.files import save_tensors
@@ -86,4 +86,9 @@ def _differing(first: dict[str, Any], other: dict[str, Any]) -> list[tuple[str, 
         odd = sorted(name for name in {*layers[0], *layers[1]} if layers[0].get(name) != layers[1].get(name))
         name = odd[0] if odd else "the order of the layers"
         pairs.append((f"the shape of {name}", layers[0].get(name), layers[1].get(name)))
+    pairs += [
+        (f"what the base's {mine['name']} looks like", mine["print"], theirs["print"])
+        for mine, theirs in zip(first["layers"], other["layers"], strict=False)
+        if not same_print(mine["print"], theirs["print"])
+    ]
     return [pair for pair in pairs if pair[1] != pair[2]]

@@ -45,6 +45,8 @@ def run(options: argparse.Namespace) -> int:
     data = RealESRGANDataModule(**settings)
     report = _Report()
     report.check("recipe", str(data.recipe), lambda: load_recipe(data.recipe, data.engine).hash)
+    if data.val_recipe != data.recipe:
+        report.check("val_recipe", str(data.val_recipe), lambda: load_recipe(data.val_recipe, data.engine).hash)
     if data.engine == "basicsr":
         report.check("engine", "basicsr", _check_basicsr)
     if data.synthetic > 0:

@@ -18,7 +18,8 @@ from morsr.degradation.basicsr_compat import import_basicsr
 from morsr.degradation.keys import noise_seed
 from morsr.degradation.parameters import BlurParameters, DegradationParameters
 from morsr.degradation.pipeline import check_arguments, intermediate_sizes
-from morsr.degradation.recipe import BlurRecipe, DegradationRecipe, StageRecipe
+from morsr.degradation.recipe import DegradationRecipe
+from morsr.degradation.stages import BlurRecipe, StageRecipe
 from morsr.errors import ConfigError
 from morsr.functional.kernels import KERNEL_KINDS, filter_images
 

@@ -198,8 +198,10 @@ class LearnedEstimatorTraining(L.LightningModule):
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor | None:
         lr, targets = self.mixed(batch)
-        images, fixed, ranks = self._with_earlier(lr, self.net.fixed(lr), targets)
-        if self.global_step < self._fill_steps:
+        filling = self.global_step < self._fill_steps
+        count = 0 if filling else self.replay * len(lr)
+        images, fixed, ranks = self._with_earlier(lr, self.net.fixed(lr), targets, count)
+        if filling:
             return None
         if int(self.standardized) < STANDARDIZED:  # a resumed run has it behind it
             self.net.set_standardization(torch.stack([item[1] for item in self._seen]))
@@ -208,12 +210,11 @@ class LearnedEstimatorTraining(L.LightningModule):
         self.log("train/mse", loss, prog_bar=True, batch_size=len(images))
         return loss
 
-    def _with_earlier(self, lr: Tensor, fixed: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Images, their statistics and targets: those of the batch, which the pool takes up, and earlier ones."""
+    def _with_earlier(self, lr: Tensor, fixed: Tensor, targets: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Images, statistics and targets: those of the batch, which go into the pool, and `count` earlier ones."""
         # without convolutions nothing is learned from the pixels
         pixels = (lr if self.net.norm is not None else lr[:, :, :1, :1]).mul(255).round().byte()
         fresh = list(zip(pixels, fixed, targets, strict=True))
-        count = 0 if self.global_step < self._fill_steps else self.replay * len(lr)
         chosen = [self._seen[place] for place in torch.randperm(len(self._seen))[:count].tolist()]
         for item in fresh:  # a full pool forgets at random
             if len(self._seen) < self.pool:
