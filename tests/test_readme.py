@@ -100,7 +100,7 @@ def checkout(repo_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             (folder / entry.name).symlink_to(entry)
     photograph(96, 128).save(folder / "photo.jpg", quality=90)
     (folder / "photos").mkdir()
-    for number, size in enumerate([(40, 56), (48, 32)]):
+    for number, size in enumerate([(80, 112), (96, 72)]):
         photograph(*size).save(folder / "photos" / f"{number}.png")
     tools = folder / ".tools"
     tools.mkdir()

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import ast
 import base64
+import os
 import re
 import shutil
 import tempfile
@@ -54,7 +55,9 @@ def load(path: Path, values: dict[str, Any]) -> nbformat.NotebookNode:
 def execute(notebook: nbformat.NotebookNode, folder: Path, *, timeout: int = 1800) -> nbformat.NotebookNode:
     """Run every cell with `folder` as the working folder; an error in a cell is raised."""
     resources = {"metadata": {"path": str(folder)}}
-    return NotebookClient(notebook, timeout=timeout, kernel_name="python3", resources=resources).execute()
+    client = NotebookClient(notebook, timeout=timeout, kernel_name="python3", resources=resources)
+    # A kernel chooses the backend that puts pictures into the notebook only where none is set.
+    return client.execute(env={name: value for name, value in os.environ.items() if name != "MPLBACKEND"})
 
 
 @contextmanager
