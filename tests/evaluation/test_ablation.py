@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from argparse import ArgumentParser, Namespace
 from pathlib import Path
@@ -119,7 +120,8 @@ def test_sweeps_make_rows() -> None:
 
 
 FAKE = """#!{python}
-import pathlib, sys
+import os, pathlib, sys
+print("threads", os.environ["OMP_NUM_THREADS"])
 options = dict(a.split("=", 1) for a in sys.argv[3:] if "=" in a)
 base = "--trainer.logger.init_args."
 folder = pathlib.Path(options[base + "save_dir"]) / options[base + "name"] / options[base + "version"]
@@ -168,6 +170,20 @@ def test_every_row_and_seed_is_trained_once(
     assert len(calls.read_text().splitlines()) == 8, "other settings must train anew"
     with pytest.raises(InputError, match="got none"):
         command.run(options(tmp_path, "--report-only"))  # what is there was trained with other settings
+
+
+@pytest.mark.parametrize(("given", "seen"), [(None, 4), ("3", 3)])
+def test_trainings_share_the_cores_unless_threads_are_given(
+    given: str | None, seen: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake(monkeypatch, tmp_path)
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    if given is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", given)
+    assert command.run(options(tmp_path)) == 0
+    for log in (tmp_path / "out").rglob("log.txt"):
+        assert log.read_text().splitlines()[0] == f"threads {seen}"
 
 
 def test_a_failed_training_is_named_and_the_others_count(

@@ -47,10 +47,12 @@ def arguments(name: str, base: Path, photos: Path, out: Path) -> list[str]:
             options += ["--data.patch_size=16"]  # windows of the small crops that the tests degrade
         if "start_from" in config["model"]["init_args"]:
             options += ["--model.start_from=null"]  # adapters of another base
+        if config["model"]["init_args"].get("decoder") == "tiny":
+            options += ["--model.decoder=null"]  # and a decoder of another base
         options += [f"--model.loss={json.dumps(from_the_start(config['model']['init_args']['loss']))}"]
         if config["model"]["init_args"].get("accumulate", 1) > 1:
             options += ["--model.accumulate=2"]
-    elif kind.endswith("DiffusionTraining"):
+    elif kind.endswith(("DiffusionTraining", "DecoderTraining")):
         options += [f"--model.base={base}", f"--model.out={out}/base"]
     elif kind.endswith("AutoencoderTraining"):
         options += [f"--model.out={out}/base"]

@@ -162,7 +162,7 @@ def _train_one(row: Row, seed: int, out: Path, jobs: int, processes: set[subproc
     with log.open("wb") as stream:
         process = subprocess.Popen(
             [sys.executable, "-m", "morsr", *arguments],
-            stdout=stream, stderr=subprocess.STDOUT, env={**os.environ, "OMP_NUM_THREADS": threads},
+            stdout=stream, stderr=subprocess.STDOUT, env={"OMP_NUM_THREADS": threads, **os.environ},
         )  # fmt: skip
         processes.add(process)
         code = process.wait()

@@ -5,6 +5,7 @@ The shipped `tiny` base is made by these two modules; a pretrained Stable Diffus
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,22 +21,23 @@ from morsr.models.backbone import Backbone, build_backbone, load_backbone
 from morsr.training.schedules import ScheduleName, learning_rate_factor
 
 
-class _BaseTraining(L.LightningModule):
-    """Shared by both phases: optimizer, schedule and the folder that the result is written to."""
+class BaseTraining(L.LightningModule):
+    """Shared by the phases of a base: optimizer, schedule and the folder that the result is written to."""
 
     backbone: Backbone
+    betas: tuple[float, float] = (0.9, 0.999)
 
     def __init__(self, *, out: str, lr: float, weight_decay: float, warmup: int, schedule: ScheduleName) -> None:
         super().__init__()
         self.out = Path(out)
         self.lr, self.weight_decay, self.warmup, self.schedule = lr, weight_decay, warmup, schedule
 
-    def trained(self) -> nn.ParameterList:
-        """The parameters that this phase moves."""
+    def trained(self) -> Iterable[nn.Parameter] | list[dict[str, Any]]:
+        """The parameters that this phase moves, or groups of them with settings of their own."""
         raise NotImplementedError
 
     def configure_optimizers(self) -> Any:
-        optimizer = torch.optim.AdamW(self.trained(), lr=self.lr, weight_decay=self.weight_decay)
+        optimizer = torch.optim.AdamW(self.trained(), lr=self.lr, betas=self.betas, weight_decay=self.weight_decay)
         total = int(self.trainer.estimated_stepping_batches)
         factor = learning_rate_factor(self.schedule, warmup=self.warmup, total=total)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
@@ -47,7 +49,23 @@ class _BaseTraining(L.LightningModule):
             rank_zero_info(f"base model written to {self.out}")
 
 
-class AutoencoderTraining(_BaseTraining):
+def some_enlarged(images: Tensor, share: float) -> tuple[Tensor, Tensor]:
+    """Shrink and enlarge some images four times, like those that a one-step generator encodes.
+
+    Args:
+        images: (B, 3, H, W) in [0, 1], sides of a multiple of 4.
+        share: chance of each image.
+
+    Returns:
+        The images, and which of them were shrunk (B,).
+    """
+    small = F.interpolate(images, scale_factor=0.25, mode="area")
+    enlarged = F.interpolate(small, size=images.shape[-2:], mode="bicubic").clamp(0, 1)
+    chosen = torch.rand(len(images), device=images.device) < share
+    return torch.where(chosen.view(-1, 1, 1, 1), enlarged, images), chosen
+
+
+class AutoencoderTraining(BaseTraining):
     """Trains the autoencoder of a new backbone on sharp images.
 
     Half of the images are shrunk four times and enlarged again first, like those that the one-step generator encodes.
@@ -102,7 +120,7 @@ class AutoencoderTraining(_BaseTraining):
         return nn.ParameterList(self.backbone.vae.parameters())
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
-        images = self._some_enlarged(batch["hr"]) * 2 - 1
+        images = some_enlarged(batch["hr"], self.enlarged_share)[0] * 2 - 1
         latents = self.backbone.encode(images)
         square = latents.square().mean()
         self.latent_square.lerp_(square.detach(), 0.01)
@@ -112,12 +130,6 @@ class AutoencoderTraining(_BaseTraining):
         self.log("train/reconstruction", reconstruction, prog_bar=True)
         self.log("train/latent_deviation", self.latent_square.sqrt())
         return reconstruction + self.edge_weight * edges + self.latent_penalty * square
-
-    def _some_enlarged(self, images: Tensor) -> Tensor:
-        small = F.interpolate(images, scale_factor=0.25, mode="area")
-        enlarged = F.interpolate(small, size=images.shape[-2:], mode="bicubic").clamp(0, 1)
-        chosen = torch.rand(len(images), 1, 1, 1, device=images.device) < self.enlarged_share
-        return torch.where(chosen, enlarged, images)
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         images = batch["hr"]
@@ -130,7 +142,7 @@ class AutoencoderTraining(_BaseTraining):
         super().on_fit_end()
 
 
-class DiffusionTraining(_BaseTraining):
+class DiffusionTraining(BaseTraining):
     """Trains the diffusion UNet and the two prompt embeddings of a backbone whose autoencoder is finished.
 
     Half of the latents are those of sharp images, half those of degraded images enlarged by bicubic interpolation,
