@@ -90,9 +90,9 @@ def test_some_are_enlarged_and_the_others_are_left() -> None:
 def test_what_cannot_be_trained_so_is_refused(
     small_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(ConfigError, match='expected "image", got \'latents\''):
+    with pytest.raises(ConfigError, match="expected \"image\", got 'latents'"):
         training(small_base, tmp_path, discriminator=DiscriminatorConfig(sees="latents"))
-    with pytest.raises(ConfigError, match="gan may not be negative|weight may not be negative"):
+    with pytest.raises(ConfigError, match="may not be negative"):
         training(small_base, tmp_path, gan=-1.0)
     other = SimpleNamespace(vae=type("AutoencoderKL", (), {})())
     monkeypatch.setattr(morsr.training.decoder, "load_backbone", lambda base: other)

@@ -139,6 +139,30 @@ def test_adapters_for_another_base_are_refused_before_anything_changes(small_bas
         torch.testing.assert_close(tensor, before[name], atol=0, rtol=0, msg=name)
 
 
+@pytest.mark.parametrize("own", [False, True], ids=["none", "given"])
+def test_adapters_bring_the_decoder_they_were_trained_with(own: bool, small_base: Path, tmp_path: Path) -> None:
+    """Else `make eval` would decode the shipped perceptual adapters with a decoder that they do not know."""
+    from morsr.models.backbone import load_backbone, save_network
+
+    for name, factor in (("theirs", 1.5), ("ours", 2.0)):
+        network = load_backbone(small_base).vae.requires_grad_(False)
+        network.decoder.layers[0].weight.mul_(factor)
+        (tmp_path / name).mkdir()
+        save_network(tmp_path / name, network)
+    file = tmp_path / "a.safetensors"
+    build(small_base, decoder=str(tmp_path / "theirs")).save_adapters(file)
+    module = build(small_base, decoder=str(tmp_path / "ours") if own else None)
+    module.load_adapters(file)
+    expected = load_generator(file, decoder=tmp_path / "ours" if own else None)
+    batch = random_batch()
+    with torch.no_grad():
+        torch.testing.assert_close(module.eval().generator(batch["lr"]).sr, expected(batch["lr"]).sr)
+    assert not any(p.requires_grad for p in module.generator.backbone.decoder.parameters())
+    module.save_adapters(tmp_path / "again.safetensors")
+    saved = read_adapters_header(tmp_path / "again.safetensors")["extra"]["decoder"]
+    assert saved == str(tmp_path / ("ours" if own else "theirs"))
+
+
 def test_weights_are_named_as_for_the_restorer(tmp_path: Path) -> None:
     settings = yaml.safe_load(CONFIG.read_text())["model"]["init_args"]
     adapters = MoRConfig.from_dict(settings["adapters"])

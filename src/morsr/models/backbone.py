@@ -102,7 +102,7 @@ class Backbone(nn.Module):
             )
         if prediction_type not in ("epsilon", "v_prediction"):
             raise ConfigError(f"prediction type: expected 'epsilon' or 'v_prediction', got {prediction_type!r}")
-        self.unet, self.vae, self.decoder = unet, vae, decoder
+        self.unet, self.vae = unet, vae
         for name in ("conv_norm_out", "conv_out"):
             if getattr(unet, name, None) is not None:
                 setattr(unet, name, to_float32(getattr(unet, name)))
@@ -112,13 +112,22 @@ class Backbone(nn.Module):
         self.register_buffer("prompt_degraded", prompts["degraded"].float())
         alphas = scaled_linear_alphas_cumprod() if alphas_cumprod is None else alphas_cumprod.float()
         self.register_buffer("alphas_cumprod", alphas, persistent=False)
+        self.use_decoder(decoder)
+
+    def use_decoder(self, decoder: nn.Module | None) -> None:
+        """Let another AutoencoderTiny decode in place of `vae`, frozen; None for `vae` itself.
+
+        Raises:
+            ConfigError: a decoder for other latents.
+        """
         if decoder is not None and (_factor(decoder), decoder.config.latent_channels) != (
-            self.latent_factor, vae.config.latent_channels
+            self.latent_factor, self.vae.config.latent_channels
         ):  # fmt: skip
             raise ConfigError(
-                f"decoder: expected one for {vae.config.latent_channels} latent channels of {self.latent_factor} "
+                f"decoder: expected one for {self.vae.config.latent_channels} latent channels of {self.latent_factor} "
                 f"pixels, got {decoder.config.latent_channels} channels of {_factor(decoder)}"
             )
+        self.decoder = None if decoder is None else decoder.requires_grad_(False).eval()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Backbone:
         if recurse:
@@ -230,8 +239,8 @@ def load_backbone(
         source: a preset ("tiny" is in the package; "sd21", "sd-turbo" are hub ids tried in order), a local diffusers
             folder, a hub id, a list of folders and ids tried in order, or "random:sd21" and the like for random weights
             in a published model's shapes.
-        decoder: an AutoencoderTiny that decodes in place of the base's own autoencoder: "taesd", "tiny" (in the package,
-            for the base of that name; it draws more detail), a folder, a hub id, a list of them, or "random:taesd".
+        decoder: an AutoencoderTiny that decodes in place of the base's own autoencoder: "taesd", "tiny" (in the
+            package, for the base of that name), a folder, a hub id, a list of them, or "random:taesd".
             None: the base's own.
         prompts: texts for "clean" and "degraded" in place of the fixed prompts, which needs the base's text encoder; or
             both embeddings, which needs none.
@@ -251,7 +260,7 @@ def load_backbone(
             return backbone.to(storage) if storage is not None else backbone
         if name == "tiny":
             source = package_weights("tiny")
-    small = _load_decoder(decoder) if decoder is not None else None
+    small = load_decoder(decoder) if decoder is not None else None
 
     def read(folder: Path, name: str) -> Backbone:
         parts = read_base(folder)
@@ -272,7 +281,8 @@ def load_backbone(
     return backbone.to(storage) if storage is not None else backbone
 
 
-def _load_decoder(source: str | os.PathLike[str] | Sequence[str]) -> nn.Module:
+def load_decoder(source: str | os.PathLike[str] | Sequence[str]) -> nn.Module:
+    """Load an AutoencoderTiny that decodes in place of a base's own autoencoder; see `load_backbone`."""
     if source == "random:taesd":
         from diffusers import AutoencoderTiny
 
@@ -311,7 +321,7 @@ def random_backbone(name: str, *, decoder: bool = False) -> Backbone:
         ConfigError: an unknown name.
     """
     shapes = architecture(name)
-    small = _load_decoder("random:taesd") if decoder else None
+    small = load_decoder("random:taesd") if decoder else None
     return build_backbone(shapes.unet, shapes.vae, tokens=shapes.tokens, decoder=small, base_id=f"random:{name}")
 
 

@@ -113,18 +113,25 @@ def load_generator(
     return generator.eval()
 
 
+def decoder_of(path: Path) -> Any:
+    """The decoder that an adapters file was trained with, as `load_backbone` takes it; None for the base's own."""
+    extra = read_adapters_header(path).get("extra")
+    return _with_decoder(path, extra).get("decoder") if isinstance(extra, Mapping) else None
+
+
 def _described(path: Path, extra: Any) -> Mapping[str, Any]:
     missing = [key for key in ("estimator", "one_step", "base") if not isinstance(extra, Mapping) or key not in extra]
     if missing:
         raise WeightsError(
             f"{path}: does not say how to run it ({', '.join(missing)} missing); expected a file saved by training"
         )
+    return _with_decoder(path, extra)
+
+
+def _with_decoder(path: Path, extra: Mapping[str, Any]) -> Mapping[str, Any]:
     # Saved in a folder with a decoder of its own; this file may be all that was given of it.
-    return (
-        {**extra, "decoder": path.absolute().parent / DECODER_FOLDER}
-        if extra.get("decoder") == DECODER_FOLDER
-        else extra
-    )
+    own = extra.get("decoder") == DECODER_FOLDER
+    return {**extra, "decoder": path.absolute().parent / DECODER_FOLDER} if own else extra
 
 
 def _build(

@@ -1,4 +1,4 @@
-"""Training of a decoder that draws detail: the adversarial phase of a small autoencoder, with its latents left as they are.
+"""Training of a decoder that draws detail: the adversarial phase of a small autoencoder, its latents left as they are.
 
 The decoder of Stable Diffusion was trained with a discriminator; one that was trained on differences of pixels alone
 leaves out the detail that its latents do not fix, and no adapter before it can bring that back.
@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch.utilities import rank_zero_info
-from torch import Tensor, nn
+from torch import Tensor
 
 from morsr.errors import ConfigError
 from morsr.functional.adversarial import hinge_discriminator, hinge_generator
@@ -38,8 +38,8 @@ class DecoderTraining(BaseTraining):
         gan: weight of the adversarial term, a number or {weight, start, ramp}.
         features: weight of the L1 of features, relative to their deviation.
         edge_weight: weight of the L1 on differences of neighbours.
-        enlarged_share: share of images that are shrunk and enlarged before they are encoded, as in `AutoencoderTraining`;
-            the discriminator does not see them.
+        enlarged_share: share of images that are shrunk and enlarged before they are encoded, as in
+            `AutoencoderTraining`; the discriminator does not see them.
         latent_noise: deviation of the noise on the latents, relative to theirs.
         betas: of AdamW.
         lr: peak learning rate of the decoder; the discriminator's is in its settings and follows the same schedule.
@@ -74,7 +74,9 @@ class DecoderTraining(BaseTraining):
         super().__init__(out=out, lr=lr, weight_decay=weight_decay, warmup=warmup, schedule=schedule)
         config = discriminator or DiscriminatorConfig(sees="image")
         if config.sees != "image":
-            raise ConfigError(f'discriminator.sees: a decoder is judged by its images, expected "image", got {config.sees!r}')
+            raise ConfigError(
+                f'discriminator.sees: a decoder is judged by its images, expected "image", got {config.sees!r}'
+            )
         self.save_hyperparameters(ignore="discriminator")
         self.backbone = load_backbone(base)
         kind = type(self.backbone.vae).__name__

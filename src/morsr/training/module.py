@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -16,11 +17,11 @@ from morsr.adapters import MoRConfig, load_adapters, save_adapters, start_from_a
 from morsr.errors import ConfigError
 from morsr.estimators import build_estimator
 from morsr.functional.quality import quantize_8bit
-from morsr.models.backbone import load_backbone
+from morsr.models.backbone import load_backbone, load_decoder
 from morsr.models.discriminator import DiscriminatorConfig
 from morsr.models.draws import Draws
 from morsr.models.generator import GeneratorOutput, OneStepConfig, OneStepGenerator
-from morsr.models.loading import find_adapters
+from morsr.models.loading import decoder_of, find_adapters
 from morsr.models.score_network import ScoreConfig
 from morsr.models.scores import ScoreMeans
 from morsr.training.adapter_state import check_checkpoint, newest_adapters, saved_keys
@@ -238,11 +239,18 @@ class OneStepSRModule(L.LightningModule):
     def load_adapters(self, path: str | os.PathLike[str]) -> None:
         """Load adapters of the same configuration, a file, its folder or a shipped preset, over the ones in the module.
 
+        The decoder that they were trained with comes along, unless the module was given one.
+
         Raises:
             WeightsError: another base, another configuration, or a damaged file; nothing is changed then.
         """
-        backbone = self.generator.backbone
-        load_adapters(find_adapters(path), backbone, name="generator", base_id=backbone.base_id)
+        file, backbone = find_adapters(path), self.generator.backbone
+        decoder = decoder_of(file) if self.of_base["decoder"] is None else None
+        network = None if decoder is None else load_decoder(decoder).to(backbone.prompt_clean.device)
+        load_adapters(file, backbone, name="generator", base_id=backbone.base_id)
+        if network is not None:
+            backbone.use_decoder(network)
+            self.of_base["decoder"] = os.fspath(decoder) if isinstance(decoder, Path) else decoder
 
     def _saved_keys(self) -> set[str]:
         trained = [parameter for network in self.objective.trained().values() for parameter in network]
