@@ -1,8 +1,10 @@
 """What the two knobs of inference do: PSNR and NIQE over `generative` and over `budget`.
 
-    python benchmarks/knobs.py [--model tiny] [--seeds 3] [--docs docs/adapters.md] [--plot docs/images/knobs.png]
+    python benchmarks/knobs.py [--model tiny] [--seeds 3] [--photographs FOLDER|LIST [--root FOLDER]]
+        [--docs docs/adapters.md] [--plot docs/images/knobs.png]
 
-The embedded held-out photographs, each degraded --seeds times, restored with the default settings in one pass each. The
+The embedded held-out photographs, or those of a folder or list, each degraded --seeds times by Real-ESRGAN's recipe and
+restored with the default settings in one pass each. The
 table is printed, and written between the two `knobs` marks of the page; the plot shows the same. A knob is called
 monotone over its range if no step of the mean goes against its whole way, and monotone within the intervals if none
 does so by more than its paired interval (95 %, bootstrap over pairs). NIQE is better when lower.
@@ -18,7 +20,7 @@ from pathlib import Path
 from torch import Tensor
 
 from morsr import Restorer
-from morsr.data.degraded import embedded_benchmark
+from morsr.data.degraded import degraded_pairs
 from morsr.evaluation.benchmark import BenchmarkReport, Method, evaluate
 from morsr.evaluation.tables import markdown_table
 
@@ -76,6 +78,8 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="tiny")
     parser.add_argument("--seeds", type=int, default=3, help="degradations of each photograph")
+    parser.add_argument("--photographs", default="skimage:eval", help="folder, or file with one name a line")
+    parser.add_argument("--root", help="folder that the names of a list are in")
     parser.add_argument("--docs", type=Path, help="page whose part between the knobs marks is replaced")
     parser.add_argument("--plot", type=Path)
     args = parser.parse_args(argv)
@@ -90,7 +94,8 @@ def main(argv: list[str] | None = None) -> None:
     }
     names = {name: (knob, value) for knob, curve in reversed(curves.items()) for value, name in curve.items()}
     methods = {name: method(restorer, *which) for name, which in names.items()}
-    pairs = embedded_benchmark(range(args.seeds))
+    source = {"source": args.photographs, "root": args.root} if args.root else args.photographs
+    pairs = degraded_pairs([source], range(args.seeds), multiple=16)
     report = evaluate(methods, pairs, ("psnr", "niqe"), reference="generative=1", pictures=0)
 
     rows, verdicts = [], []
@@ -112,7 +117,7 @@ def main(argv: list[str] | None = None) -> None:
         [
             markdown_table(head, rows),
             "",
-            f"{len(pairs)} pairs. Over 0 to 1, and over 0 to {config.top_k}:",
+            f"{len(pairs)} pairs of {len(pairs) // args.seeds} photographs. Over 0 to 1, and over 0 to {config.top_k}:",
             "",
             *verdicts,
         ]
