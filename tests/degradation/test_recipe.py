@@ -24,7 +24,7 @@ def draws() -> DegradationParameters:
 
 
 def test_presets_are_the_published_ones() -> None:
-    assert preset_names() == ("camera", "light", "mixed", "pisasr", "realesrgan", "s3diff")
+    assert preset_names() == ("camera", "light", "mixed", "mixed_quarter", "pisasr", "realesrgan", "s3diff")
     realesrgan, pisasr, s3diff = (DegradationRecipe.from_preset(name) for name in ("realesrgan", "pisasr", "s3diff"))
     assert realesrgan == DegradationRecipe()
     assert realesrgan.second.noise.poisson_scale == (0.05, 2.5)
