@@ -96,6 +96,21 @@ def test_lora_folders_give_the_same_image_by_peft(adapters_file: Path, photo: Pa
     assert (got - restored(OneStepGenerator(load_backbone(small_base), one_step=one_step), image)).abs().max() > 0.01
 
 
+def test_a_lora_that_needs_a_decoder_of_its_own_brings_it(
+    adapters_file: Path, own_decoder: Path, photo: Path, small_base: Path
+) -> None:
+    from peft import PeftModel
+
+    settings = ["--model", str(adapters_file), "--decoder", str(own_decoder), "--image", str(photo)]
+    assert main(["export", "lora", "lora", *settings]) == 0
+    base = load_backbone(small_base, decoder="lora/decoder")
+    base.unet = PeftModel.from_pretrained(base.unet, "lora/unet").base_model.model
+    base.vae = PeftModel.from_pretrained(base.vae, "lora/vae").base_model.model
+    image, expected = read(photo), load_generator(adapters_file, decoder=own_decoder)
+    got = restored(OneStepGenerator(base, one_step=expected.one_step), image)
+    torch.testing.assert_close(got, restored(expected, image), atol=1e-5, rtol=0)
+
+
 @pytest.mark.parametrize("form", ["lora", "diffusers"])
 def test_files_are_as_readable_as_any_other(form: str, adapters_file: Path, photo: Path) -> None:
     before = os.umask(0o027)

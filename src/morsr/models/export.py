@@ -82,6 +82,11 @@ def fix_routing(
 def export_lora(folder: str | os.PathLike[str], generator: OneStepGenerator) -> list[Path]:
     """Write the present routing as plain LoRA folders of peft, one per network: `unet/` and `vae/`.
 
+    A decoder beside the base's own, without which the image would be another, goes along whole as `decoder/`.
+
+    Returns:
+        The folders.
+
     Raises:
         InputError: no routing is set.
         ConfigError: no adapters, or parameters trained whole, which a LoRA cannot hold.
@@ -98,6 +103,7 @@ def export_lora(folder: str | os.PathLike[str], generator: OneStepGenerator) -> 
         if any(name.startswith(f"{part}.") for name in context.layer_names):
             network = getattr(generator.backbone, part)
             written.append(export_peft(Path(folder) / part, network, name=context.name))
+    written += [Path(folder) / part for part in save_decoder(Path(folder), generator.backbone).values()]
     return written
 
 
