@@ -65,7 +65,22 @@ def some_enlarged(images: Tensor, share: float) -> tuple[Tensor, Tensor]:
     return torch.where(chosen.view(-1, 1, 1, 1), enlarged, images), chosen
 
 
-class AutoencoderTraining(BaseTraining):
+class AutoencodingPhase(BaseTraining):
+    """Shared by the phases that reconstruct sharp images: the errors that they lower and the one that they report."""
+
+    @staticmethod
+    def errors(error: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean size of an error (B, 3, H, W), and that of its differences between neighbours along both axes."""
+        return error.abs().mean(), error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        images = batch["hr"]
+        decoded = self.backbone.decode(self.backbone.encode(images * 2 - 1)) / 2 + 0.5
+        error = (decoded.clamp(0, 1) - images).square().mean((1, 2, 3))
+        self.log("val/psnr", (-10 * error.log10()).mean(), prog_bar=True, batch_size=len(images))
+
+
+class AutoencoderTraining(AutoencodingPhase):
     """Trains the autoencoder of a new backbone on sharp images.
 
     Half of the images are shrunk four times and enlarged again first, like those that the one-step generator encodes.
@@ -126,16 +141,10 @@ class AutoencoderTraining(BaseTraining):
         self.latent_square.lerp_(square.detach(), 0.01)
         noise = self.latent_noise * square.detach().sqrt() * torch.randn_like(latents)
         error = self.backbone.decode(latents + noise) - images
-        reconstruction, edges = error.abs().mean(), error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
+        reconstruction, edges = self.errors(error)
         self.log("train/reconstruction", reconstruction, prog_bar=True)
         self.log("train/latent_deviation", self.latent_square.sqrt())
         return reconstruction + self.edge_weight * edges + self.latent_penalty * square
-
-    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        images = batch["hr"]
-        decoded = self.backbone.decode(self.backbone.encode(images * 2 - 1)) / 2 + 0.5
-        error = (decoded.clamp(0, 1) - images).square().mean((1, 2, 3))
-        self.log("val/psnr", (-10 * error.log10()).mean(), prog_bar=True, batch_size=len(images))
 
     def on_fit_end(self) -> None:
         self.backbone.vae.register_to_config(scaling_factor=float(1 / self.latent_square.sqrt()))

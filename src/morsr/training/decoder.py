@@ -19,11 +19,11 @@ from morsr.models.backbone import load_backbone, save_network
 from morsr.models.discriminator import DiscriminatorConfig, ImageDiscriminator
 from morsr.models.features import encoder_features
 from morsr.models.losses import Weight
-from morsr.training.base import BaseTraining, some_enlarged
+from morsr.training.base import AutoencodingPhase, some_enlarged
 from morsr.training.schedules import ScheduleName
 
 
-class DecoderTraining(BaseTraining):
+class DecoderTraining(AutoencodingPhase):
     """Trains the decoder of a finished base on, against a discriminator of the image; encoder and latents stay.
 
     The result is a folder in the layout of AutoencoderTiny, to be given as `decoder` of a generator on this base: the
@@ -101,11 +101,8 @@ class DecoderTraining(BaseTraining):
         latents = self._encode(images)
         noise = self.latent_noise * latents.square().mean().sqrt() * torch.randn_like(latents)
         decoded = self.backbone.decode(latents + noise) / 2 + 0.5
-        error = 2 * (decoded - images)
-        terms = {
-            "reconstruction": error.abs().mean(),
-            "edges": self.edge_weight * (error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()),
-        }
+        reconstruction, edges = self.errors(2 * (decoded - images))
+        terms = {"reconstruction": reconstruction, "edges": self.edge_weight * edges}
         if self.features > 0:
             terms["features"] = self.features * self._feature_distance(decoded, images)
         weight, sharp = self.gan.at(self.global_step), ~is_enlarged
@@ -131,12 +128,6 @@ class DecoderTraining(BaseTraining):
         return torch.stack(
             [(f - w).abs().mean() / w.std().clamp(min=1e-6) for f, w in zip(found, wanted, strict=True)]
         ).mean()
-
-    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        images = batch["hr"]
-        decoded = self.backbone.decode(self._encode(images)) / 2 + 0.5
-        error = (decoded.clamp(0, 1) - images).square().mean((1, 2, 3))
-        self.log("val/psnr", (-10 * error.log10()).mean(), prog_bar=True, batch_size=len(images))
 
     def on_fit_end(self) -> None:
         if self.trainer.is_global_zero:

@@ -10,7 +10,7 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
 from morsr.adapters import MoRConfig, load_adapters, save_adapters, start_from_adapters
@@ -207,8 +207,13 @@ class OneStepSRModule(L.LightningModule):
             check_trainer(self.trainer, networks=len(self.objective.trained()))
             rank_zero_info(self.objective.describe())
             if self.start_from is not None and self.trainer.ckpt_path is None:
-                backbone = self.generator.backbone
-                rank_zero_info(start_from_adapters(find_adapters(self.start_from), backbone, base_id=backbone.base_id))
+                file, backbone = find_adapters(self.start_from), self.generator.backbone
+                rank_zero_info(start_from_adapters(file, backbone, base_id=backbone.base_id))
+                if (decoder := decoder_of(file)) is not None and self.of_base["decoder"] is None:
+                    rank_zero_warn(
+                        f"{file} was trained with the decoder {decoder}, and this run decodes with the base's own; "
+                        f"--model.decoder={decoder} takes it along"
+                    )
         elif self.weights_file is None and self.trainer.ckpt_path is None:
             path = newest_adapters(self.trainer, self.generator) or find_adapters("tiny")
             self.load_adapters(path)
