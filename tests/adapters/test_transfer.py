@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,34 @@ def test_the_same_configuration_takes_all_of_it(
     start_from_adapters(path, model)
     routing_context(model).condition = scores
     torch.testing.assert_close(model(images), source(images))
+
+
+def test_a_mixture_with_fewer_shared_ranks_gains_idle_ones(
+    tmp_path: Path, toy: Any, make_toy: Any, small_config: Any, images: Any, scores: Any
+) -> None:
+    small = small_config("mor")
+    large = replace(small, num_ranks=small.num_ranks + 3, num_shared=small.num_shared + 3)
+    source, report = make_toy(small)
+    report.context.condition = scores
+    path = save_adapters(tmp_path / "mor.safetensors", source)
+    model = mixture(toy, large, scores)
+    said = start_from_adapters(path, model)
+    assert f"{small.num_shared} shared ranks as the first of {large.num_shared}" in said
+    routing_context(model).condition = scores
+    torch.testing.assert_close(model(images), source(images))
+    shrunk = mixture(toy, small, scores)
+    with pytest.raises(WeightsError, match=f"num_shared={large.num_shared}"):
+        start_from_adapters(save_adapters(tmp_path / "large.safetensors", model), shrunk)
+
+
+def test_a_mixture_on_other_layers_does_not_grow(
+    tmp_path: Path, toy: Any, make_toy: Any, small_config: Any, scores: Any
+) -> None:
+    small = small_config("mor", targets=("to_q",))
+    path = save_adapters(tmp_path / "mor.safetensors", make_toy(small)[0])
+    wider = small_config("mor", num_ranks=small.num_ranks + 1, num_shared=small.num_shared + 1)
+    with pytest.raises(WeightsError, match="other layers"):
+        start_from_adapters(path, mixture(toy, wider, scores))
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,9 @@ def draws() -> DegradationParameters:
 
 
 def test_presets_are_the_published_ones() -> None:
-    assert preset_names() == ("camera", "light", "mixed", "mixed_quarter", "pisasr", "realesrgan", "s3diff")
+    assert set(preset_names()) == {
+        "broad", "camera", "light", "mixed", "mixed_quarter", "pisasr", "realesrgan", "s3diff", "thumbnail",
+    }  # fmt: skip
     realesrgan, pisasr, s3diff = (DegradationRecipe.from_preset(name) for name in ("realesrgan", "pisasr", "s3diff"))
     assert realesrgan == DegradationRecipe()
     assert realesrgan.second.noise.poisson_scale == (0.05, 2.5)
@@ -89,9 +91,13 @@ def test_yaml_round_trip(tmp_path: Path) -> None:
         ("mixed_with: light", "both"),
         ("mixed_share: 0.5", "both"),
         ("{mixed_with: light, mixed_share: 1.5}", "from 0 to 1"),
+        ("{mixed_with: [light, camera], mixed_share: 0.5}", "as many of each"),
+        ("{mixed_with: [light, camera], mixed_share: [0.5]}", "as many of each"),
+        ("{mixed_with: [light, camera], mixed_share: [0.7, 0.5]}", "at most 1 together"),
+        ("{mixed_with: [light, lite], mixed_share: [0.5, 0.1]}", "camera, light"),
         ("{mixed_with: lite, mixed_share: 0.5}", "camera, light"),
         ("{mixed_with: {first: {jpg: 3}}, mixed_share: 0.5}", "mixed_with.first: unknown key jpg"),
-        ("{mixed_with: {mixed_with: light, mixed_share: 0.5}, mixed_share: 0.5}", "a mix of two"),
+        ("{mixed_with: {mixed_with: light, mixed_share: 0.5}, mixed_share: 0.5}", "a mix"),
         ("first: {jpeg: [1", "not valid YAML"),
     ],
 )
@@ -196,6 +202,20 @@ def test_a_mix_draws_every_image_from_one_of_two_recipes(tmp_path: Path) -> None
         rows, sources = getattr(drawn, part).rows(), [getattr(source, part).rows() for source in (heavy, light)]
         assert rows == [sources[int(other)][place] for place, other in enumerate(taken)]
     assert mix.sample(keys[7:9]).to_jsonl() == drawn[7:9].to_jsonl()
+
+
+def test_a_mix_of_three_takes_each_by_its_share(tmp_path: Path) -> None:
+    path = tmp_path / "mix.yaml"
+    path.write_text("{mixed_with: [light, {first: {jpeg: [1, 2]}}], mixed_share: [0.3, 0.2]}")
+    mix, keys = DegradationRecipe.from_yaml(path), sample_keys(5, 0, torch.arange(4000))
+    quality = mix.sample(keys).first.jpeg_quality
+    light = DegradationRecipe.from_preset("light").sample(keys).first.jpeg_quality
+    _share(quality == light, 0.3)
+    _share(quality <= 2, 0.2)
+    _share(quality == DegradationRecipe().sample(keys).first.jpeg_quality, 0.5)
+    assert DegradationRecipe.from_dict(mix.to_dict()) == mix
+    other = replace(mix, mixed_share=(0.2, 0.3))
+    assert len({mix.hash, other.hash, DegradationRecipe().hash}) == 3
 
 
 def test_a_mix_is_kept_by_its_settings_and_named_by_its_hash() -> None:

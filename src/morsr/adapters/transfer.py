@@ -1,14 +1,20 @@
-"""Start an adapter set from the file of a smaller one: a plain LoRA becomes the first shared ranks."""
+"""Start an adapter set from the file of a smaller one: a plain LoRA, or a mixture with fewer shared ranks."""
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from morsr.adapters.checkpoint import load_adapters, read_adapters_header, read_tensors
+from morsr.adapters.checkpoint import (
+    comparable_settings,
+    load_adapters,
+    read_adapters_header,
+    read_tensors,
+)
 from morsr.adapters.config import MoRConfig
 from morsr.adapters.inject import layers_of_set, routing_context
 from morsr.errors import WeightsError
@@ -17,10 +23,11 @@ from morsr.errors import WeightsError
 def start_from_adapters(
     path: str | os.PathLike[str], model: nn.Module, *, name: str = "generator", base_id: str = ""
 ) -> str:
-    """Give a set on a model the values of an adapters file, of its own configuration or of a plain LoRA.
+    """Give a set on a model the values of an adapters file, of its own configuration or of a smaller set.
 
-    The ranks of a plain LoRA, which work for every image, take the place of as many shared ranks. All other ranks keep
-    their fresh values, whose update is zero: the set then computes what the LoRA computed.
+    The ranks of a plain LoRA, which work for every image, take the place of as many shared ranks; so do the shared
+    ranks of a mixture that has fewer of them and is the same otherwise, whose routed ranks and router come along. All
+    other ranks keep their fresh values, whose update is zero: the set then computes what the smaller one computed.
 
     Args:
         path: adapters file.
@@ -32,19 +39,22 @@ def start_from_adapters(
         One line that says what was done.
 
     Raises:
-        WeightsError: another base; layers or shapes that the set does not have; a routed file of another configuration;
-            or a LoRA of more ranks than the set shares. Nothing is changed then.
+        WeightsError: another base; layers or shapes that the set does not have; a routed file of another configuration
+            or with more shared ranks; or a LoRA of more ranks than the set shares. Nothing is changed then.
     """
     header = read_adapters_header(path)
-    theirs, mine = MoRConfig.from_dict(header["config"]), routing_context(model, name).config
-    if theirs.is_routed or (not mine.is_routed and theirs.num_ranks == mine.num_ranks):
+    context = routing_context(model, name)
+    theirs, mine = MoRConfig.from_dict(header["config"]), context.config
+    if not _grows(theirs, mine, header["condition_dim"], context.condition_dim) and (
+        theirs.is_routed or (not mine.is_routed and theirs.num_ranks == mine.num_ranks)
+    ):
         load_adapters(path, model, name=name, base_id=base_id)
         return f"start from {path}: all of it"
-    ranks = theirs.num_ranks
-    if ranks > mine.num_shared:
+    shared = theirs.num_shared if theirs.is_routed else theirs.num_ranks
+    if shared > mine.num_shared:
         raise WeightsError(
-            f"{path}: a LoRA of {ranks} ranks; they become shared ranks, of which the configuration has "
-            f"{mine.num_shared}: set adapters.num_shared to at least {ranks}"
+            f"{path}: a LoRA of {shared} ranks; they become shared ranks, of which the configuration has "
+            f"{mine.num_shared}: set adapters.num_shared to at least {shared}"
         )
     if mine.scale == 0:
         raise WeightsError(f"{path}: adapters.scale is 0, with which no ranks have any effect")
@@ -58,9 +68,27 @@ def start_from_adapters(
         shape = list(here[layer["name"]][0].weight.shape)
         if shape != list(layer["shape"]):
             raise WeightsError(f"{path}: {layer['name']} has shape {layer['shape']} there, {shape} here")
+    if theirs.is_routed and [layer["name"] for layer in header["layers"]] != list(here):
+        raise WeightsError(f"{path}: a mixture on other layers than adapters.targets; its router goes with all of them")
     with torch.no_grad():
         for layer in header["layers"]:
             own = here[layer["name"]][1]
-            own.down[:ranks].copy_(tensors[f"layers.{layer['name']}.down"])
-            own.up[:ranks].copy_(tensors[f"layers.{layer['name']}.up"] * (theirs.scale / mine.scale))
-    return f"start from {Path(path).name}: its {ranks} ranks as shared ranks of {len(header['layers'])} layers"
+            for side, factor in (("down", 1.0), ("up", theirs.scale / mine.scale)):
+                values, target = tensors[f"layers.{layer['name']}.{side}"] * factor, getattr(own, side)
+                target[:shared].copy_(values[:shared])
+                if theirs.is_routed:
+                    target[mine.num_shared :].copy_(values[shared:])
+        if theirs.is_routed:
+            for key, value in context.state_dict().items():
+                value.copy_(tensors[f"context.{key}"])
+            return f"start from {path}: its {shared} shared ranks as the first of {mine.num_shared}, the rest as it is"
+    return f"start from {Path(path).name}: its {shared} ranks as shared ranks of {len(header['layers'])} layers"
+
+
+def _grows(theirs: MoRConfig, mine: MoRConfig, their_dim: int, my_dim: int) -> bool:
+    """Whether a mixture is another one with more shared ranks and nothing else."""
+    more = mine.num_shared - theirs.num_shared
+    if more <= 0 or not theirs.is_routed or their_dim != my_dim:
+        return False
+    grown = dataclasses.replace(theirs, num_ranks=theirs.num_ranks + more, num_shared=mine.num_shared)
+    return comparable_settings(grown) == comparable_settings(mine)

@@ -43,13 +43,13 @@ class DegradationRecipe:
         jpeg_last_probability: of the second JPEG coming after the resize to the LR size, not before it.
         sharpen: degrade an unsharp-masked HR image, as Real-ESRGAN does (its targets are sharpened too).
         engine: "torch", our own operators; or "basicsr", the reference operators, slower.
-        mixed_with: another recipe, which a share of the images takes in place of this one; in a YAML file its name, its
-            path or its settings. Sharpening and engine are those of this recipe.
-        mixed_share: the share of images that take `mixed_with`.
+        mixed_with: another recipe, which a share of the images takes in place of this one, or several; in a YAML file
+            its name, its path or its settings, or a list of such. Sharpening and engine are those of this recipe.
+        mixed_share: the share of images that take `mixed_with`; of several recipes, one share each.
 
     Raises:
-        ConfigError: a range that is reversed or out of bounds, probabilities that do not sum to 1, a share without a
-            recipe or the other way round, or a mix within a mix.
+        ConfigError: a range that is reversed or out of bounds, probabilities that do not sum to 1, shares that
+            do not go with the recipes or leave none for this one, or a mix within a mix.
 
     Source: Real-ESRGAN (Wang et al. 2021), options of train_realesrnet_x4plus; OSEDiff, PiSA-SR and S3Diff for the
         presets of their names.
@@ -62,8 +62,8 @@ class DegradationRecipe:
     jpeg_last_probability: float = 0.5
     sharpen: bool = False
     engine: str = "torch"
-    mixed_with: DegradationRecipe | None = None
-    mixed_share: float = 0.0
+    mixed_with: DegradationRecipe | tuple[DegradationRecipe, ...] | None = None
+    mixed_share: float | tuple[float, ...] = 0.0
 
     def __post_init__(self) -> None:
         check_probability("final_sinc_probability", self.final_sinc_probability)
@@ -72,13 +72,39 @@ class DegradationRecipe:
             raise ConfigError(f"sharpen: expected true or false, got {self.sharpen!r}")
         if self.engine not in ENGINES:
             raise ConfigError(f"engine: expected one of {', '.join(ENGINES)}, got {self.engine!r}")
-        if isinstance(self.mixed_with, str):
-            object.__setattr__(self, "mixed_with", DegradationRecipe.load(self.mixed_with))
-        check_probability("mixed_share", self.mixed_share)
-        if (self.mixed_with is None) != (self.mixed_share == 0):
-            raise ConfigError("mixed_with, mixed_share: expected both, a recipe and its share above 0, or neither")
-        if self.mixed_with is not None and self.mixed_with.mixed_with is not None:
-            raise ConfigError(f"mixed_with: expected one recipe, got a mix of two ({self.mixed_with.name})")
+        self._check_mix()
+
+    def _check_mix(self) -> None:
+        for name in ("mixed_with", "mixed_share"):
+            if isinstance(value := getattr(self, name), list):
+                object.__setattr__(self, name, tuple(value))
+        others: Any = self.mixed_with if isinstance(self.mixed_with, tuple) else (self.mixed_with,)
+        others = tuple(DegradationRecipe.load(other) if isinstance(other, str) else other for other in others)
+        object.__setattr__(self, "mixed_with", others if isinstance(self.mixed_with, tuple) else others[0])
+        shares = self.mixed_share if isinstance(self.mixed_share, tuple) else (self.mixed_share,)
+        for share in shares:
+            check_probability("mixed_share", share)
+        alike = isinstance(self.mixed_with, tuple) == isinstance(self.mixed_share, tuple) and len(others) == len(shares)
+        if not alike or any((other is None) != (share == 0) for other, share in zip(others, shares, strict=True)):
+            raise ConfigError(
+                "mixed_with, mixed_share: expected both, a recipe and its share above 0 or as many of each, or neither"
+            )
+        if sum(shares) > 1 + 1e-9:
+            raise ConfigError(f"mixed_share: expected shares of at most 1 together, got {list(shares)}")
+        for other in others:
+            if other is not None and other.mixed_with is not None:
+                raise ConfigError(f"mixed_with: expected plain recipes, got a mix ({other.name})")
+
+    @property
+    def mixes(self) -> tuple[tuple[DegradationRecipe, float], ...]:
+        """The other recipes of a mix, each with its share of the images; empty for a plain recipe."""
+        if self.mixed_with is None:
+            return ()
+        if isinstance(self.mixed_with, DegradationRecipe):
+            assert isinstance(self.mixed_share, float)
+            return ((self.mixed_with, self.mixed_share),)
+        assert isinstance(self.mixed_share, tuple)
+        return tuple(zip(self.mixed_with, self.mixed_share, strict=True))
 
     # ---------------------------------------------------------------------------------------- making and naming
 
@@ -141,18 +167,19 @@ class DegradationRecipe:
     def to_dict(self) -> dict[str, Any]:
         """Plain dictionaries, lists and numbers, ready for YAML or JSON."""
         values = json.loads(json.dumps(dataclasses.asdict(self)))
-        if self.mixed_with is None:
+        others = [recipe.to_dict() for recipe, _ in self.mixes]
+        if not others:
             del values["mixed_with"], values["mixed_share"]
         else:
-            values["mixed_with"] = self.mixed_with.to_dict()
+            values["mixed_with"] = others if isinstance(self.mixed_with, tuple) else others[0]
         return values
 
     @property
     def hash(self) -> str:
         """16 hexadecimal digits that change with any setting but the name."""
         values = {key: value for key, value in self.to_dict().items() if key != "name"}
-        if self.mixed_with is not None:
-            values["mixed_with"] = self.mixed_with.hash  # without its name
+        if others := [recipe.hash for recipe, _ in self.mixes]:  # without their names
+            values["mixed_with"] = others if isinstance(self.mixed_with, tuple) else others[0]
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
     # -------------------------------------------------------------------------------------------------- drawing
@@ -194,11 +221,13 @@ class DegradationRecipe:
                 jpeg_last=uniform[:, 42] < self.jpeg_last_probability,
             ),
         )
-        if self.mixed_with is None:
+        if not self.mixes:
             return parameters
-        mixed = dataclasses.replace(self.mixed_with, sharpen=self.sharpen).sample(keys)
-        both = DegradationParameters.concatenate([parameters, mixed])
-        return both[torch.arange(len(keys)) + len(keys) * (uniform[:, 47] < self.mixed_share)]
+        mixed = [dataclasses.replace(recipe, sharpen=self.sharpen).sample(keys) for recipe, _ in self.mixes]
+        edges = torch.tensor([share for _, share in self.mixes], dtype=torch.float64).cumsum(0)
+        taken = torch.searchsorted(edges, uniform[:, 47].contiguous(), right=True)  # one past the others: this recipe
+        drawn = DegradationParameters.concatenate([*mixed, parameters])
+        return drawn[torch.arange(len(keys)) + len(keys) * taken]
 
 
 def preset_names() -> tuple[str, ...]:
@@ -213,6 +242,15 @@ _PARTS: dict[type, dict[str, type]] = {
 }
 
 
+def _setting(part: type | None, key: str, value: Any, source: str, path: tuple[str, ...]) -> Any:
+    """The value of one key: a part of its own where it has one, recipes by name or by their settings, else as it is."""
+    if isinstance(value, list) and (part is None or key == "mixed_with"):
+        return tuple(_setting(part, key, entry, source, path) for entry in value)
+    if part is None or (key == "mixed_with" and isinstance(value, str)):
+        return value
+    return _build(part, value, source, (*path, key))
+
+
 def _build(kind: type, values: Any, source: str, path: tuple[str, ...] = ()) -> Any:
     """Make a recipe or a part of one; `source` and the keys that lead to the part name it in errors."""
     place = f"{source}: {'.'.join(path)}: " if path else f"{source}: "
@@ -223,14 +261,7 @@ def _build(kind: type, values: Any, source: str, path: tuple[str, ...] = ()) -> 
     if unknown:
         raise ConfigError(f"{place}unknown key {', '.join(unknown)}; expected {', '.join(sorted(known))}")
     parts = _PARTS.get(kind, {})
-    settings = {
-        key: _build(parts[key], value, source, (*path, key))
-        if key in parts and not (key == "mixed_with" and isinstance(value, str))
-        else tuple(value)
-        if isinstance(value, list)
-        else value
-        for key, value in values.items()
-    }
+    settings = {key: _setting(parts.get(key), key, value, source, path) for key, value in values.items()}
     try:
         return kind(**settings)
     except ConfigError as error:  # its message names the part, and not which of the two orders it is of

@@ -95,14 +95,14 @@ class BasicsrChain:
 
     Raises:
         MissingDependencyError: basicsr is not installed.
-        ConfigError: a mix of two recipes, which basicsr does not know.
+        ConfigError: a mix of recipes, which basicsr does not know.
 
     Source: basicsr/data/realesrgan_dataset.py (kernels), basicsr/models/realesrgan_model.py, feed_data (the rest).
     """
 
     def __init__(self, recipe: DegradationRecipe, *, scale: int = 4) -> None:
         if recipe.mixed_with is not None:
-            raise ConfigError(f"recipe: expected one recipe for basicsr's own chain, got a mix of two ({recipe.name})")
+            raise ConfigError(f"recipe: expected one recipe for basicsr's own chain, got a mix ({recipe.name})")
         self.recipe = recipe
         self.scale = scale
         self.operators = import_basicsr("data.degradations")
