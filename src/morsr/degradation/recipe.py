@@ -110,7 +110,7 @@ class DegradationRecipe:
 
     @classmethod
     def from_preset(cls, name: str) -> DegradationRecipe:
-        """A recipe that comes with the package: realesrgan, pisasr, s3diff, light, camera or mixed.
+        """A recipe that comes with the package, one of `preset_names()`.
 
         Raises:
             ConfigError: no preset has this name.
