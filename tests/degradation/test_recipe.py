@@ -94,6 +94,7 @@ def test_yaml_round_trip(tmp_path: Path) -> None:
         ("{mixed_with: [light, camera], mixed_share: 0.5}", "as many of each"),
         ("{mixed_with: [light, camera], mixed_share: [0.5]}", "as many of each"),
         ("{mixed_with: [light, camera], mixed_share: [0.7, 0.5]}", "at most 1 together"),
+        ("{mixed_with: [light, null], mixed_share: [0.5, 0]}", "as many of each"),
         ("{mixed_with: [light, lite], mixed_share: [0.5, 0.1]}", "camera, light"),
         ("{mixed_with: lite, mixed_share: 0.5}", "camera, light"),
         ("{mixed_with: {first: {jpg: 3}}, mixed_share: 0.5}", "mixed_with.first: unknown key jpg"),
@@ -226,6 +227,9 @@ def test_a_mix_is_kept_by_its_settings_and_named_by_its_hash() -> None:
     assert len(hashes) == 3
     assert DegradationRecipe(mixed_with=replace(light, name="other"), mixed_share=0.3).hash == mix.hash
     assert "mixed_with" not in DegradationRecipe().to_dict()
+    assert DegradationRecipe(mixed_with=[light], mixed_share=[0.3]) == mix  # type: ignore[arg-type]
+    whole = DegradationRecipe(mixed_with=light, mixed_share=1)
+    assert whole.sample(3).first.jpeg_quality.min() >= 80
 
 
 def test_keys_from_a_generator() -> None:

@@ -203,7 +203,7 @@ def load_adapters(
         except ConfigError as error:
             raise WeightsError(f"{path}: does not fit this model: {error}") from error
         present = [(layer_name, candidate.base.weight) for layer_name, candidate in plan.matched]
-    _check_layers(path, header, present, check_base)
+    check_layers(path, header, present, check_base)
     whole = _whole_parameters(model, header.get("whole", {}), path=path)
     if is_there:
         report = report_of(model, name)
@@ -305,9 +305,10 @@ def _check_same(
         raise WeightsError(f"{path}: the model has this set with other settings: {', '.join(differing)}")
 
 
-def _check_layers(
+def check_layers(
     path: str | os.PathLike[str], header: dict[str, Any], present: list[tuple[str, Tensor]], check_base: bool
 ) -> None:
+    """Refuse a file of other layers, shapes or, with check_base, weights than the (name, weight) pairs here."""
     stored = {layer["name"]: layer for layer in header["layers"]}
     names = [name for name, _ in present]
     missing, unexpected = [n for n in names if n not in stored], [n for n in stored if n not in names]

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from morsr.adapters.checkpoint import (
+    check_layers,
     comparable_settings,
     load_adapters,
     read_adapters_header,
@@ -68,8 +69,8 @@ def start_from_adapters(
         shape = list(here[layer["name"]][0].weight.shape)
         if shape != list(layer["shape"]):
             raise WeightsError(f"{path}: {layer['name']} has shape {layer['shape']} there, {shape} here")
-    if theirs.is_routed and [layer["name"] for layer in header["layers"]] != list(here):
-        raise WeightsError(f"{path}: a mixture on other layers than adapters.targets; its router goes with all of them")
+    if theirs.is_routed:  # its router goes with all of its layers, so they must be all of those here
+        check_layers(path, header, [(layer_name, layer.weight) for layer_name, (layer, _) in here.items()], True)
     with torch.no_grad():
         for layer in header["layers"]:
             own = here[layer["name"]][1]

@@ -49,7 +49,7 @@ class DegradationRecipe:
 
     Raises:
         ConfigError: a range that is reversed or out of bounds, probabilities that do not sum to 1, shares that
-            do not go with the recipes or leave none for this one, or a mix within a mix.
+            do not go with the recipes or exceed 1 together, or a mix within a mix.
 
     Source: Real-ESRGAN (Wang et al. 2021), options of train_realesrnet_x4plus; OSEDiff, PiSA-SR and S3Diff for the
         presets of their names.
@@ -75,36 +75,28 @@ class DegradationRecipe:
         self._check_mix()
 
     def _check_mix(self) -> None:
-        for name in ("mixed_with", "mixed_share"):
-            if isinstance(value := getattr(self, name), list):
-                object.__setattr__(self, name, tuple(value))
-        others: Any = self.mixed_with if isinstance(self.mixed_with, tuple) else (self.mixed_with,)
-        others = tuple(DegradationRecipe.load(other) if isinstance(other, str) else other for other in others)
-        object.__setattr__(self, "mixed_with", others if isinstance(self.mixed_with, tuple) else others[0])
-        shares = self.mixed_share if isinstance(self.mixed_share, tuple) else (self.mixed_share,)
-        for share in shares:
-            check_probability("mixed_share", share)
-        alike = isinstance(self.mixed_with, tuple) == isinstance(self.mixed_share, tuple) and len(others) == len(shares)
-        if not alike or any((other is None) != (share == 0) for other, share in zip(others, shares, strict=True)):
+        """Keep the other recipes and their shares as two tuples, empty for a plain recipe."""
+        others = _listed(self.mixed_with, nothing=None)
+        shares = tuple(check_probability("mixed_share", share) for share in _listed(self.mixed_share, nothing=0))
+        if len(others) != len(shares) or None in others or 0 in shares:
             raise ConfigError(
                 "mixed_with, mixed_share: expected both, a recipe and its share above 0 or as many of each, or neither"
             )
+        others = tuple(DegradationRecipe.load(other) for other in others)
         if sum(shares) > 1 + 1e-9:
             raise ConfigError(f"mixed_share: expected shares of at most 1 together, got {list(shares)}")
         for other in others:
-            if other is not None and other.mixed_with is not None:
+            if other.mixed_with:
                 raise ConfigError(f"mixed_with: expected plain recipes, got a mix ({other.name})")
+        object.__setattr__(self, "mixed_with", others)
+        object.__setattr__(self, "mixed_share", shares)
 
     @property
     def mixes(self) -> tuple[tuple[DegradationRecipe, float], ...]:
         """The other recipes of a mix, each with its share of the images; empty for a plain recipe."""
-        if self.mixed_with is None:
-            return ()
-        if isinstance(self.mixed_with, DegradationRecipe):
-            assert isinstance(self.mixed_share, float)
-            return ((self.mixed_with, self.mixed_share),)
-        assert isinstance(self.mixed_share, tuple)
-        return tuple(zip(self.mixed_with, self.mixed_share, strict=True))
+        others: Any = self.mixed_with
+        shares: Any = self.mixed_share
+        return tuple(zip(others, shares, strict=True))
 
     # ---------------------------------------------------------------------------------------- making and naming
 
@@ -167,19 +159,18 @@ class DegradationRecipe:
     def to_dict(self) -> dict[str, Any]:
         """Plain dictionaries, lists and numbers, ready for YAML or JSON."""
         values = json.loads(json.dumps(dataclasses.asdict(self)))
-        others = [recipe.to_dict() for recipe, _ in self.mixes]
-        if not others:
-            del values["mixed_with"], values["mixed_share"]
-        else:
-            values["mixed_with"] = others if isinstance(self.mixed_with, tuple) else others[0]
+        del values["mixed_with"], values["mixed_share"]
+        if self.mixes:
+            values["mixed_with"] = _one_or_all([recipe.to_dict() for recipe, _ in self.mixes])
+            values["mixed_share"] = _one_or_all([share for _, share in self.mixes])
         return values
 
     @property
     def hash(self) -> str:
         """16 hexadecimal digits that change with any setting but the name."""
         values = {key: value for key, value in self.to_dict().items() if key != "name"}
-        if others := [recipe.hash for recipe, _ in self.mixes]:  # without their names
-            values["mixed_with"] = others if isinstance(self.mixed_with, tuple) else others[0]
+        if self.mixes:
+            values["mixed_with"] = _one_or_all([recipe.hash for recipe, _ in self.mixes])  # without their names
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
     # -------------------------------------------------------------------------------------------------- drawing
@@ -228,6 +219,17 @@ class DegradationRecipe:
         taken = torch.searchsorted(edges, uniform[:, 47].contiguous(), right=True)  # one past the others: this recipe
         drawn = DegradationParameters.concatenate([*mixed, parameters])
         return drawn[torch.arange(len(keys)) + len(keys) * taken]
+
+
+def _listed(value: Any, *, nothing: Any) -> tuple[Any, ...]:
+    """A setting that may be one value or several as a tuple; empty where it is `nothing`."""
+    if isinstance(value, (list, tuple)):
+        return tuple(value)
+    return () if value == nothing else (value,)
+
+
+def _one_or_all(values: list[Any]) -> Any:
+    return values[0] if len(values) == 1 else values
 
 
 def preset_names() -> tuple[str, ...]:

@@ -101,7 +101,7 @@ class BasicsrChain:
     """
 
     def __init__(self, recipe: DegradationRecipe, *, scale: int = 4) -> None:
-        if recipe.mixed_with is not None:
+        if recipe.mixes:
             raise ConfigError(f"recipe: expected one recipe for basicsr's own chain, got a mix ({recipe.name})")
         self.recipe = recipe
         self.scale = scale
