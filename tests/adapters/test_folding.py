@@ -122,3 +122,26 @@ def test_the_weight_stays_as_it_was() -> None:
     report.context.condition = torch.randn(1, 3)
     model(torch.randn(1, 4, 12, 12))
     torch.testing.assert_close(model.layer.weight, before, atol=0, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("num_ranks", "images", "masks"),
+    [(8, 2, True), (8, 1, False), (9, 2, False)],
+    ids=["half of the ranks", "one image", "fewer than half"],
+)
+def test_a_batch_of_routings_that_take_half_of_the_ranks_is_masked(num_ranks: int, images: int, masks: bool) -> None:
+    model, report = adapted(nn.Conv2d(4, 6, 3, padding=1), num_ranks=num_ranks, num_shared=2, top_k=2, num_zero=1)
+    context, ranks = report.context, model.layer.sets["generator"]  # type: ignore[union-attr,index]
+    inputs = torch.randn(images, 4, 5, 5)
+    scores = torch.randn(images, 3) * 3
+    context.condition = scores
+    assert (context._layer_gates()[0].ranks is None) == masks
+    found = {}
+    for mode in ("auto", "gathered"):
+        context.compute, context.condition = mode, scores
+        model.zero_grad()
+        output = model(inputs)
+        output.square().sum().backward()
+        found[mode] = (output, ranks.down.grad.clone(), ranks.up.grad.clone())
+    for ours, theirs in zip(found["auto"], found["gathered"], strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)

@@ -20,7 +20,7 @@ from morsr.functional.balance import balance_loss, running_rate
 from morsr.functional.precision import keep_float32
 from morsr.functional.routing import Routing, chosen_ranks, limit_experts, rank_gates, route, router_logits, slot_load
 
-_COMPUTE = ("auto", "gathered", "masked")  # "auto" is "gathered", or folded for one call where that is less work
+_COMPUTE = ("auto", "gathered", "masked")  # "auto" takes what is the least work
 
 
 class RoutingContext(nn.Module):
@@ -223,7 +223,8 @@ class RoutingContext(nn.Module):
         """How layers work: "gathered" (chosen ranks only), "masked" (all ranks times gates, the reference), or "auto".
 
         "auto" gathers, and in passes without gradients folds the chosen ranks into a temporary weight in layers with
-        more pixels or tokens than weights to write.
+        more pixels or tokens than weights to write. For several images with routings of their own it masks where at
+        least half of the ranks are chosen: one convolution with all of them costs less than one per image with half.
         """
         return self._compute
 
@@ -263,11 +264,16 @@ class RoutingContext(nn.Module):
             return None
         shape = (config.num_experts, config.num_shared, config.expert_rank)
         # unbind, not an index per layer: its backward is one stack instead of one zero-filled tensor per layer.
-        if self._compute == "masked":
+        if self._compute == "masked" or (fold and self._masking_pays(routing)):
             return tuple(LayerGates(None, row) for row in (rank_gates(routing, *shape) * config.scale).unbind(0))
         ranks, factors = chosen_ranks(routing, *shape)
         rows = zip(ranks.unbind(0), (factors * config.scale).unbind(0), strict=True)
         return tuple(LayerGates(*row, fold) for row in rows)
+
+    def _masking_pays(self, routing: Routing) -> bool:
+        config = self.config
+        chosen = config.num_shared + routing.chosen.shape[-1] * config.expert_rank
+        return routing.batch > 1 and config.stored_ranks <= 2 * chosen
 
     # Standardisation and balance
 
