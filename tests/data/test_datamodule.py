@@ -126,6 +126,18 @@ def test_seeds_and_epochs_differ(make_data: Make):
     assert other["key"].tolist() != first[0]["key"].tolist()
 
 
+def test_a_loop_of_ones_own_sees_new_samples_in_every_epoch(make_data: Make):
+    data = make_data(recipe="light")
+    data.setup("fit")
+    data.train_dataloader()  # one that nobody reads uses no epoch up
+    own = [batch["key"].tolist() for _ in range(3) for batch in data.train_dataloader()]
+    again = make_data(recipe="light")
+    again.setup("fit")
+    loader = again.train_dataloader()
+    assert own == [batch["key"].tolist() for _ in range(3) for batch in loader]
+    assert len({tuple(keys) for keys in own}) == len(own)
+
+
 @pytest.mark.parametrize("stop", [3, 4, 6])
 def test_a_resumed_run_sees_what_a_straight_one_sees(make_data: Make, tmp_path: Path, stop: int):
     settings = {"dead_leaves": 0.25, "recipe": "light"}

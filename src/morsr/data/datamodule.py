@@ -135,6 +135,7 @@ class RealESRGANDataModule(L.LightningDataModule):
         self.skipped: dict[str, str] = {}
         self._recipe: Any = None
         self._training: TrainingImages | None = None
+        self._sampler: EpochSampler | None = None
         self._resumed_batches = 0
         self._named: set[str] = set()
         self._sets: dict[str, list[tuple[str, DegradedImage | PairPaths]]] = {}
@@ -251,10 +252,14 @@ class RealESRGANDataModule(L.LightningDataModule):
         replicas, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer is not None else (1, 0)
         batches = len(self._training) // (self.batch_size * replicas)
         epoch, start = divmod(self._batches_done(), limited_batches(self.trainer, batches))
-        sampler = EpochSampler(
+        if self.trainer is None and self._sampler is not None:
+            epoch = self._sampler.next_epoch  # a loop of one's own may ask for a new loader at every epoch
+        self._sampler = EpochSampler(
             batches=batches, batch_size=self.batch_size, epoch=epoch, start=start, replicas=replicas, rank=rank
         )
-        return TrainingLoader(self._training, sampler=sampler, collate_fn=collate, **self._loading(self.batch_size))
+        return TrainingLoader(
+            self._training, sampler=self._sampler, collate_fn=collate, **self._loading(self.batch_size)
+        )
 
     def val_dataloader(self) -> DataLoader | list[DataLoader]:
         return self._pair_loader("validate", self.val)
