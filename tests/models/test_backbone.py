@@ -5,7 +5,9 @@ import pytest
 import torch
 
 from morsr.errors import ConfigError, WeightsError
-from morsr.models.backbone import Backbone, build_backbone, load_backbone
+from morsr.models.backbone import SHIPPED_BASES, Backbone, build_backbone, load_backbone, package_weights
+from morsr.models.loading import load_generator
+from morsr.models.saving import is_portable
 
 
 def test_saved_folder_loads_as_the_same_model(small_base: Path) -> None:
@@ -14,6 +16,23 @@ def test_saved_folder_loads_as_the_same_model(small_base: Path) -> None:
     again = load_backbone(str(small_base))
     for (name, one), (_, other) in zip(backbone.state_dict().items(), again.state_dict().items(), strict=True):
         torch.testing.assert_close(one, other, atol=0, rtol=0, msg=name)
+
+
+def test_every_shipped_base_is_known_by_its_folder() -> None:
+    root = package_weights("tiny").parent
+    assert sorted(SHIPPED_BASES) == sorted(folder.parent.name for folder in root.glob("*/unet"))
+    for name in SHIPPED_BASES:
+        backbone = load_backbone(name)
+        assert (backbone.source, backbone.base_id, backbone.latent_factor) == (name, f"morsr/{name}", 4)
+        assert is_portable(name)
+
+
+def test_shipped_models_are_small() -> None:
+    root = package_weights("tiny").parent
+    assert sum(file.stat().st_size for file in root.rglob("*") if file.is_file()) <= 24e6
+    for folder in root.glob("*/adapters.safetensors"):
+        generator = load_generator(folder.parent.name)
+        assert sum(parameter.numel() for parameter in generator.parameters()) <= 12e6
 
 
 def test_factor_and_multiple_follow_the_configs(small_base: Path) -> None:

@@ -26,6 +26,9 @@ from morsr.models.architectures import TAESD, architecture
 from morsr.models.precision import to_float32
 from morsr.models.pretrained import PROMPTS_FILE, cached_prompt, first_readable, read_base, read_decoder, read_prompts
 
+SHIPPED_BASES = ("tiny", "tiny-fidelity")
+"""Bases that the package brings along; "tiny-fidelity" has fewer operations per pixel and more weights."""
+
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -236,9 +239,9 @@ def load_backbone(
     """Load a backbone.
 
     Args:
-        source: a preset ("tiny" is in the package; "sd21", "sd-turbo" are hub ids tried in order), a local diffusers
-            folder, a hub id, a list of folders and ids tried in order, or "random:sd21" and the like for random weights
-            in a published model's shapes.
+        source: a preset ("tiny" and "tiny-fidelity" are in the package; "sd21", "sd-turbo" are hub ids tried in
+            order), a local diffusers folder, a hub id, a list of folders and ids tried in order, or "random:sd21" and
+            the like for random weights in a published model's shapes.
         decoder: an AutoencoderTiny that decodes in place of the base's own autoencoder: "taesd", "tiny" (in the
             package, for the base of that name), a folder, a hub id, a list of them, or "random:taesd".
             None: the base's own.
@@ -258,8 +261,8 @@ def load_backbone(
         if name.startswith("random:"):
             backbone = random_backbone(name.removeprefix("random:"), decoder=decoder is not None)
             return backbone.to(storage) if storage is not None else backbone
-        if name == "tiny":
-            source = package_weights("tiny")
+        if name in SHIPPED_BASES:
+            source = package_weights(name)
     small = load_decoder(decoder) if decoder is not None else None
 
     def read(folder: Path, name: str) -> Backbone:

@@ -15,7 +15,7 @@ from morsr import __version__
 from morsr.adapters import save_adapters
 from morsr.errors import ConfigError, InputError, WeightsError
 from morsr.files import write_text
-from morsr.models.backbone import Backbone, save_network
+from morsr.models.backbone import SHIPPED_BASES, Backbone, save_network
 from morsr.models.generator import OneStepGenerator
 from morsr.models.pretrained import HUB_IDS
 
@@ -165,7 +165,7 @@ def read_description(folder: Path) -> dict[str, Any] | None:
 
 def is_portable(source: str) -> bool:
     """Whether a base can be loaded by this name on another machine: a preset or a hub id, not a folder of this one."""
-    return source == "tiny" or source in HUB_IDS or (source.count("/") == 1 and not Path(source).expanduser().is_dir())
+    return source in (*SHIPPED_BASES, *HUB_IDS) or (source.count("/") == 1 and not Path(source).expanduser().is_dir())
 
 
 def _with_files(spec: Mapping[str, Any], folder: Path) -> dict[str, Any]:
