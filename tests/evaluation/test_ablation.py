@@ -19,6 +19,7 @@ from morsr.evaluation.ablation import Ablation, Run
 from morsr.evaluation.comparison import read_groups, read_scores
 from morsr.evaluation.score_dump import ScoreDump
 from morsr.functional.quality import bootstrap_crossed, psnr_y, quantize_8bit
+from morsr.models import metrics
 
 
 def crossed(seeds: float, images: float, shape: tuple[int, int] = (8, 60)) -> np.ndarray:
@@ -170,6 +171,31 @@ def test_every_row_and_seed_is_trained_once(
     assert len(calls.read_text().splitlines()) == 8, "other settings must train anew"
     with pytest.raises(InputError, match="got none"):
         command.run(options(tmp_path, "--report-only"))  # what is there was trained with other settings
+
+
+def test_a_row_whose_config_changed_is_trained_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = fake(monkeypatch, tmp_path)
+    (tmp_path / "above.yaml").write_text("trainer: {max_steps: 3}")
+    (tmp_path / "ours.yaml").write_text("extends: above.yaml")
+    assert command.run(options(tmp_path)) == 0
+    (tmp_path / "above.yaml").write_text("trainer: {max_steps: 5}")
+    assert command.run(options(tmp_path)) == 0
+    ours = [line for line in calls.read_text().splitlines() if "ours" in line]
+    assert (len(ours), len(calls.read_text().splitlines())) == (4, 6)
+
+
+def test_columns_of_other_tables_have_the_direction_that_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    configs = {"brisque": {"metric_mode": "NR", "lower_better": True}}
+    monkeypatch.setattr(metrics, "_pyiqa_configs", lambda: configs)
+    runs = {name: [made_run(seed, offset) for seed in range(3)] for name, offset in (("plain", 0.3), ("ours", 0.0))}
+    for every in runs.values():
+        for run in every:
+            run.scores.update({"brisque": dict(run.scores["psnr"]), "beauty": dict(run.scores["psnr"])})
+    head, plain = (line for line in Ablation(runs, "ours").to_markdown().splitlines()[-3:] if "---" not in line)
+    cells = dict(zip(head.split(" | "), plain.split(" | "), strict=True))
+    assert cells["psnr ↑"].endswith("better")
+    assert cells["brisque ↓"].endswith("worse")
+    assert next(text for name, text in cells.items() if name.startswith("beauty")).rstrip(" |").endswith("higher")
 
 
 @pytest.mark.parametrize(("given", "seen"), [(None, 4), ("3", 3)])

@@ -132,6 +132,29 @@ def test_intervals_are_per_image_and_again_by_photograph(tmp_path: Path):
     assert "group" not in report.to_csv()
 
 
+def test_tables_of_file_names_are_compared_as_those_of_stems(tmp_path: Path):
+    draws = np.random.default_rng(0)
+    level = np.repeat(draws.normal(size=4), 10)  # what the ten degradations of one photograph share
+    gain = [value + 0.1 * draws.normal() for value in level]
+
+    def table(name: str, suffix: str, offset: list[float]) -> Path:
+        lines = [f"p{n // 10}.v{n % 10}{suffix},p{n // 10},{30 + offset[n]},{50 - offset[n]}" for n in range(40)]
+        path = tmp_path / name
+        path.write_text("\n".join(["image,group,psnr,beauty", *lines]))
+        return path
+
+    plain, better = table("a.csv", "", [0.0] * 40), table("b.csv", "", gain)
+    stems = compare_tables(plain, better)
+    files = compare_tables(table("c.csv", ".png", [0.0] * 40), table("d.csv", ".PNG", gain))
+    assert stems.clustered["psnr"].count == files.clustered["psnr"].count == 4
+    assert str(stems.clustered["psnr"]) == str(files.clustered["psnr"])
+    assert str(compare_tables(plain, table("e.csv", ".png", gain)).rows[0][3]) == str(stems.rows[0][3])
+    told = compare_tables(plain, table("f.csv", "", [1.0 + 0.01 * n for n in range(40)])).to_markdown()
+    assert "B is better" in told
+    assert "| beauty |" in told
+    assert "B is lower" in told
+
+
 def test_metrics_over_sets_use_the_saved_images():
     def means(sr: torch.Tensor, hr: torch.Tensor | None) -> torch.Tensor:
         return sr.mean(dim=(-2, -1))

@@ -241,6 +241,15 @@ def test_a_stopped_run_goes_on(folders: Path, monkeypatch: pytest.MonkeyPatch):
     assert len(counted) == 5
 
 
+def test_results_are_kept_by_what_the_files_stood_for(folders: Path):
+    both = {"one": folders / "good", "two": folders / "bad"}
+    first = quiet(folders, outputs=both, out=folders / "out")
+    swapped = quiet(folders, outputs={"two": both["one"], "one": both["two"]}, out=folders / "out")
+    assert swapped.values("two", "psnr") == first.values("one", "psnr") != first.values("two", "psnr")
+    renamed = quiet(folders, outputs={"ours": both["one"], "two": both["two"]}, out=folders / "out")
+    assert renamed.values("ours", "psnr") == first.values("one", "psnr")
+
+
 @pytest.mark.slow
 def test_processes_give_the_same_rows(folders: Path):
     one, two = quiet(folders, lr=folders / "lr"), quiet(folders, lr=folders / "lr", processes=2)

@@ -155,7 +155,8 @@ def _train_one(row: Row, seed: int, out: Path, jobs: int, processes: set[subproc
         if not (folder / RECORD).is_file():
             return False, f"{row.name}, seed {seed}: {folder} exists and holds no training of this command"
         shutil.rmtree(folder)  # cut off, or made with other settings
-    write_text(folder / RECORD, json.dumps({"arguments": arguments, "finished": False}) + "\n")
+    settings = {"arguments": arguments, "config": _config(row)}  # as it was when the training began
+    write_text(folder / RECORD, json.dumps({**settings, "finished": False}) + "\n")
     threads = str(max(1, (os.cpu_count() or 1) // jobs))
     start = time.perf_counter()
     log = folder / "log.txt"
@@ -171,7 +172,7 @@ def _train_one(row: Row, seed: int, out: Path, jobs: int, processes: set[subproc
     if code:
         last = log.read_text(errors="replace").strip().splitlines()[-1:]
         return False, f"{row.name}, seed {seed}: exit code {code}; {''.join(last)} ({log})"
-    record = {"arguments": arguments, "finished": True, "seconds": round(seconds, 1)}
+    record = {**settings, "finished": True, "seconds": round(seconds, 1)}
     write_text(folder / RECORD, json.dumps(record) + "\n")
     return True, f"{row.name}, seed {seed}: {seconds:.0f} s"
 
@@ -194,8 +195,17 @@ def _record(row: Row, seed: int, out: Path) -> dict[str, Any]:
 
 
 def _finished(row: Row, seed: int, out: Path) -> bool:
+    """Whether this training is there, with these arguments and with the config as it is now."""
     record = _record(row, seed, out)
-    return bool(record.get("finished")) and record.get("arguments") == _arguments(row, seed, out)
+    same = record.get("arguments") == _arguments(row, seed, out) and record.get("config") == _config(row)
+    return same and bool(record.get("finished"))
+
+
+def _config(row: Row) -> Any:
+    """The row's config with everything that it extends, as a record keeps it."""
+    from morsr.training.config_files import read_config
+
+    return json.loads(json.dumps(read_config(row.config), default=str))
 
 
 def _jobs() -> int:

@@ -17,14 +17,13 @@ import numpy as np
 import torch
 
 from morsr.errors import ConfigError, InputError
-from morsr.evaluation.comparison import read_groups, read_scores
+from morsr.evaluation.comparison import column_info, read_groups, read_scores, verdict_of
 from morsr.evaluation.routing import RoutingTable
 from morsr.evaluation.statistics import Interval
 from morsr.evaluation.tables import markdown_table
 from morsr.files import write_text
 from morsr.functional.quality import bootstrap_crossed
 from morsr.functional.utilization import spearman
-from morsr.models.metric_info import METRICS
 
 BICUBIC = "bicubic"
 
@@ -178,7 +177,10 @@ class Ablation:
 
     def to_markdown(self) -> str:
         """Two tables: means with the router's behaviour, and differences to the reference."""
-        arrows = [f"{name} {METRICS[name].arrow}" if name in METRICS else name for name in self.metrics]
+        infos = [column_info(name) for name in self.metrics]
+        arrows = [
+            f"{name} {info.arrow}" if info.directed else name for name, info in zip(self.metrics, infos, strict=True)
+        ]
         head = ["row", "seeds", "ranks", "active ranks", *arrows, "zero share", "zero share with severity, ρ"]
         lines = []
         bicubic = next(iter(self.rows.values()))[0].bicubic
@@ -206,8 +208,7 @@ class Ablation:
 
     def _verdict(self, row: str, metric: str) -> str:
         value = self.difference(row, metric)
-        lower = METRICS[metric].lower_is_better if metric in METRICS else False
-        return f"{value}, {value.verdict(lower_is_better=lower)}"
+        return f"{value}, {verdict_of(column_info(metric), value)}"
 
     def save(self, folder: str | Path) -> dict[str, Path]:
         """Write ablation.md and ablation.json into a folder."""

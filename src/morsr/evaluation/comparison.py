@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from morsr.errors import ConfigError, InputError
+from morsr.evaluation.images import SUFFIXES
 from morsr.evaluation.statistics import Interval, paired_difference
 from morsr.evaluation.tables import markdown_table
-from morsr.models.metric_info import ALIASES, METRICS, MetricInfo
+from morsr.models.metric_info import ALIASES, MetricInfo
+from morsr.models.metrics import metric_info
 
 _Scores = dict[str, dict[str, float]]  # metric to image to score
 
@@ -38,9 +40,15 @@ class Comparison:
         """A table with one line per metric and a verdict for B."""
         lines = []
         for info, mean_a, mean_b, value in self.rows:
-            verdict = value.verdict(lower_is_better=info.lower_is_better)
+            verdict = verdict_of(info, value)
             verdict = verdict if verdict.startswith("not") else f"B is {verdict}"
-            cells = [f"{info.name} {info.arrow}", f"{mean_a:.4f}", f"{mean_b:.4f}", str(value), str(value.count)]
+            cells = [
+                f"{info.name} {info.arrow}" if info.directed else info.name,
+                f"{mean_a:.4f}",
+                f"{mean_b:.4f}",
+                str(value),
+                str(value.count),
+            ]
             if self.clustered:
                 wide = self.clustered[info.name]
                 cells += [f"[{wide.low:+.4f}, {wide.high:+.4f}]", str(wide.count)]
@@ -65,7 +73,7 @@ class Comparison:
                 "high": value.high,
                 "count": value.count,
                 "level": value.level,
-                "verdict": value.verdict(lower_is_better=info.lower_is_better),
+                "verdict": verdict_of(info, value),
                 **self._by_group(info.name),
             }
             for info, mean_a, mean_b, value in self.rows
@@ -115,7 +123,7 @@ def compare_tables(
             continue
         interval = paired_difference(two, one, level=level, seed=seed)
         mean_a, mean_b = (math.fsum(side[image] for image in images) / len(images) for side in (one, two))
-        info = METRICS.get(name, _unknown(name))
+        info = column_info(name)
         rows.append((info, mean_a, mean_b, interval))
         if groups:
             clustered[info.name] = paired_difference(two, one, level=level, seed=seed, groups=groups)
@@ -140,7 +148,7 @@ def read_scores(path: Path) -> dict[str, _Scores]:
         raise InputError(f"{path}: expected a CSV table with a column 'image' and at least one line")
     methods: dict[str, _Scores] = {}
     for number, line in enumerate(lines, start=2):
-        image = Path(line["image"] or "").stem if Path(line["image"] or "").suffix else line["image"]
+        image = _image_name(line)
         method = methods.setdefault(line.get("method") or path.stem, {})
         for column, text in line.items():
             if column in (None, "image", "method", "seconds", "memory_mb", "group"):
@@ -159,7 +167,13 @@ def read_scores(path: Path) -> dict[str, _Scores]:
 def read_groups(path: Path) -> dict[str, str]:
     """Image to group of a table that has such a column; empty for others."""
     with path.open(newline="", encoding="utf-8-sig") as stream:
-        return {line["image"]: line["group"] for line in csv.DictReader(stream) if line.get("group")}
+        return {_image_name(line): line["group"] for line in csv.DictReader(stream) if line.get("group")}
+
+
+def _image_name(line: Mapping[str, str | None]) -> str:
+    """What an image is called in every table, with or without the suffix of its file."""
+    name = line["image"] or ""
+    return Path(name).stem if Path(name).suffix.lower() in SUFFIXES else name
 
 
 def _choose(path: Path, method: str | None, option: str) -> tuple[str, _Scores]:
@@ -174,5 +188,16 @@ def _choose(path: Path, method: str | None, option: str) -> tuple[str, _Scores]:
     return method, methods[method]
 
 
-def _unknown(name: str) -> MetricInfo:
-    return MetricInfo(name, "none", False, "not stated", "a column of the tables, taken as higher is better")
+def column_info(name: str) -> MetricInfo:
+    """What a column of a table is; one that is no metric has no direction."""
+    try:
+        return metric_info(name)
+    except ConfigError:
+        return MetricInfo(name, "other", False, "not stated", "a column of the tables, whose direction nobody states")
+
+
+def verdict_of(info: MetricInfo, value: Interval) -> str:
+    """ "better", "worse", "not distinguishable"; just "higher" or "lower" where nobody knows the direction."""
+    if not info.directed and value.excludes_zero:
+        return "higher" if value.mean > 0 else "lower"
+    return value.verdict(lower_is_better=info.lower_is_better)

@@ -331,5 +331,9 @@ def _decoded(entry: Mapping[str, Any]) -> _Result:
 
 
 def _fingerprint(job: Job) -> list[list[Any]]:
-    paths = [*job.outputs.values(), *(path for path in (job.hr, job.lr) if path is not None)]
-    return [[str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns] for path in paths]
+    """The job's files and what each of them stood for."""
+    files = [
+        *job.outputs.items(),
+        *((role, path) for role, path in (("", job.hr), (BICUBIC, job.lr)) if path is not None),
+    ]
+    return [[role, str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns] for role, path in files]

@@ -36,7 +36,8 @@ class MetricInfo:
 
     Attributes:
         name: how it is asked for and what the column is called.
-        kind: "full" compares with a reference image, "none" needs none, "set" compares two sets of images.
+        kind: "full" compares with a reference image, "none" needs none, "set" compares two sets of images,
+            "other" is a column of a table that is no metric.
         lower_is_better: the direction.
         range: the range of values, as text; "~" marks the practical one.
         source: which definition and which code.
@@ -56,6 +57,11 @@ class MetricInfo:
     pyiqa: str = ""
     options: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}), hash=False)
     complete: bool = False
+
+    @property
+    def directed(self) -> bool:
+        """Whether it is known which way is better."""
+        return self.kind != "other"
 
     @property
     def arrow(self) -> str:
