@@ -63,6 +63,26 @@ def test_real_pairs_mix_with_degraded_and_synthetic_images(
         assert torch.equal(hr, repeated(lr)) == (len(stem) == 1), "real targets are not sharpened"
 
 
+@pytest.mark.parametrize("cache_mb", [512, 0])
+def test_one_hr_image_may_be_in_several_pairs_and_alone(
+    make_data: Make, pairs: dict[str, str], tmp_path: Path, cache_mb: int
+) -> None:
+    other = {**pairs, "lr": str(tmp_path / "other")}
+    Path(other["lr"]).mkdir()
+    for number in range(3):
+        Image.new("RGB", (20, 24), (number, 0, 0)).save(Path(other["lr"]) / f"{number}.png")
+    (Path(other["lr"]) / "0.png").write_bytes(b"")  # its HR image stays good in the other sources
+    (Path(other["lr"]) / "1.png").write_bytes((Path(other["lr"]) / "1.png").read_bytes()[:-20])
+    kinds: dict[str, set[str]] = {}
+    data = make_data(train=[pairs, other, pairs["hr"]], recipe="light", cache_mb=cache_mb)
+    for batch in batches(data, 4):
+        for stem, hr, lr in zip(batch["stem"], batch["hr"], batch["lr"], strict=True):
+            black = "other" if lr[1:].max() == 0 else "degraded"
+            kinds.setdefault(stem, set()).add("pair" if torch.equal(hr, repeated(lr)) else black)
+    everywhere = {"pair", "degraded"}
+    assert kinds == {"0": everywhere, "1": everywhere, "2": everywhere | {"other"}}
+
+
 def test_pairs_that_do_not_fit_are_named(make_data: Make, pairs: dict[str, str], tmp_path: Path) -> None:
     Image.new("RGB", (80, 80)).save(Path(pairs["hr"]) / "1.png")
     with pytest.raises(InputError, match="1 \\(20x24 and 80x80\\)"):

@@ -158,15 +158,14 @@ class RealESRGANDataModule(L.LightningDataModule):
             raise ConfigError("predict: expected at least one folder of LR images in the data settings")
 
     def _training_set(self) -> TrainingImages:
-        lists, partners = [], {}
+        lists = []
         for source in self.train if self.synthetic < 1 else []:
             if not is_paired(source):
                 lists.append(list_images(source))
                 continue
             found = paired_source(source, scale=self.scale, skipped=self.skipped)  # type: ignore[arg-type]
-            pairs = [pair for _, pair in found]
-            partners.update({pair.hr: pair.lr for pair in pairs})
-            lists.append(ImageList.of([pair.hr for pair in pairs], source_name(source)))
+            hr, lr = [pair.hr for _, pair in found], [pair.lr for _, pair in found]
+            lists.append(ImageList.of(hr, source_name(source), partners=lr))
         images = ImageList.join(lists)
         if self.synthetic < 1 and not len(images):
             reason = next(iter(self.skipped.values()), None)
@@ -197,7 +196,6 @@ class RealESRGANDataModule(L.LightningDataModule):
             turns=self.turns,
             max_downscale=self.max_downscale,
             decoded=decoded,
-            partners=partners,
             scale=self.scale,
         )
 

@@ -16,6 +16,7 @@ import importlib.util
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -43,12 +44,14 @@ class ImageList:
 
     paths: one per image. weights: float64 (n,), how often an image is drawn relative to one of weight 1.
     sizes: int64 (n, 2) of width and height where known, else 0. names: what the config called the sources.
+    partners: the LR files of real pairs, None for single images; empty where there are only these.
     """
 
     paths: tuple[str, ...]
     weights: np.ndarray
     sizes: np.ndarray
     names: tuple[str, ...] = ()
+    partners: tuple[str | None, ...] = ()
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -56,7 +59,8 @@ class ImageList:
     def keep(self, mask: np.ndarray) -> ImageList:
         """The images where the mask (n,) is True."""
         paths = tuple(path for path, kept in zip(self.paths, mask, strict=True) if kept)
-        return ImageList(paths, self.weights[mask], self.sizes[mask], self.names)
+        partners = tuple(compress(self.partners, mask))
+        return ImageList(paths, self.weights[mask], self.sizes[mask], self.names, partners)
 
     def digest(self) -> str:
         """32 hexadecimal digits that change with the files' names, their order, weights or known sizes."""
@@ -66,9 +70,10 @@ class ImageList:
         return digest.hexdigest()
 
     @classmethod
-    def of(cls, paths: Sequence[str], name: str) -> ImageList:
-        """Files of weight 1 and unknown size."""
-        return cls(tuple(paths), np.ones(len(paths)), np.zeros((len(paths), 2), np.int64), (name,))
+    def of(cls, paths: Sequence[str], name: str, *, partners: Sequence[str] = ()) -> ImageList:
+        """Files of weight 1 and unknown size, with the LR files of real pairs."""
+        sizes = np.zeros((len(paths), 2), np.int64)
+        return cls(tuple(paths), np.ones(len(paths)), sizes, (name,), tuple(partners))
 
     @classmethod
     def join(cls, parts: Sequence[ImageList]) -> ImageList:
@@ -80,6 +85,7 @@ class ImageList:
             np.concatenate([part.weights for part in parts]),
             np.concatenate([part.sizes for part in parts]),
             tuple(name for part in parts for name in part.names),
+            tuple(partner for part in parts for partner in part.partners or (None,) * len(part)),
         )
 
 

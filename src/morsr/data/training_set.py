@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,8 @@ class TrainingImages(Dataset):
     on every worker alike, and the item says which file it was.
 
     Args:
-        images: where the photographs are; may be empty if all samples are synthetic.
+        images: where the photographs are; may be empty if all samples are synthetic. Both images of a real pair are
+            cropped at the same place and neither is shrunk.
         samples: per epoch.
         crop_size: side of the square crop in pixels.
         seed: of the run.
@@ -34,8 +35,6 @@ class TrainingImages(Dataset):
         flips, turns: mirror; turn by multiples of 90 degrees.
         max_downscale: photographs are shrunk by a random factor from 1 to this, as far as their size allows.
         decoded: images already in memory, by path.
-        partners: LR files of those HR images that are real pairs, by path; both are cropped at the same place and
-            neither is shrunk.
         scale: HR pixels per LR pixel of the pairs.
     """
 
@@ -51,15 +50,14 @@ class TrainingImages(Dataset):
         turns: bool = True,
         max_downscale: float = 1.0,
         decoded: dict[str, np.ndarray] | None = None,
-        partners: Mapping[str, str] | None = None,
         scale: int = 4,
     ) -> None:
         self.images, self.samples, self.crop_size, self.seed = images, samples, crop_size, seed
         self.synthetic, self.flips, self.turns, self.max_downscale = synthetic, flips, turns, max_downscale
-        self.decoded, self.partners, self.scale = decoded or {}, partners or {}, scale
+        self.decoded, self.scale = decoded or {}, scale
         self.order = PassOrder(images.weights, seed) if len(images) else None
         self.photographs = samples - int(stratified_share(samples, synthetic))
-        self.bad: dict[str, str] = {}
+        self.bad: dict[int, str] = {}
 
     def __len__(self) -> int:
         return self.samples
@@ -90,11 +88,12 @@ class TrainingImages(Dataset):
         first = self.order(epoch * self.photographs + place - before)
         skipped: dict[str, str] = {}
         for attempt in range(min(_ATTEMPTS, len(self.images))):
-            path = self.images.paths[(first + attempt) % len(self.images)]
+            chosen = (first + attempt) % len(self.images)
+            path = self.images.paths[chosen]
             try:
-                crop, partner = self._crop(path, draw)
+                crop, partner = self._crop(chosen, draw)
             except InputError as error:
-                skipped[path] = self.bad[path] = str(error)
+                skipped[path] = self.bad[chosen] = str(error)
                 continue
             stem = _stem(path)
             return {"hr": crop, "lr": partner, "stem": stem, "key": key, "synthetic": False, "skipped": skipped}
@@ -102,15 +101,17 @@ class TrainingImages(Dataset):
             f"{len(skipped)} training images in a row cannot be used; the last: {list(skipped.values())[-1]}"
         )
 
-    def _crop(self, path: str, draw: np.ndarray) -> tuple[Tensor, Tensor | None]:
-        if path in self.bad:
-            raise InputError(self.bad[path])
+    def _crop(self, chosen: int, draw: np.ndarray) -> tuple[Tensor, Tensor | None]:
+        if chosen in self.bad:
+            raise InputError(self.bad[chosen])
+        path = self.images.paths[chosen]
+        partner = self.images.partners[chosen] if self.images.partners else None
         image = self.decoded[path] if path in self.decoded else load_image(path)
         height, width = image.shape[:2]
         size = self.crop_size
         check_size(path, width, height, size)
-        if path in self.partners:
-            return self._crop_pair(path, image, draw)
+        if partner is not None:
+            return self._crop_pair(path, image, partner, draw)
         factor = 1 + draw[0] * (min(self.max_downscale, min(height, width) / size) - 1)
         side = min(round(size * factor), height, width)
         top, left = int(draw[1] * (height - side + 1)), int(draw[2] * (width - side + 1))
@@ -119,16 +120,16 @@ class TrainingImages(Dataset):
             crop = np.asarray(Image.fromarray(crop).resize((size, size), Image.Resampling.BICUBIC))
         return self._oriented(crop, draw), None
 
-    def _crop_pair(self, path: str, image: np.ndarray, draw: np.ndarray) -> tuple[Tensor, Tensor]:
+    def _crop_pair(self, path: str, image: np.ndarray, partner: str, draw: np.ndarray) -> tuple[Tensor, Tensor]:
         """The same random place of both images of a pair, at whole LR pixels."""
-        partner, scale, size = load_image(self.partners[path]), self.scale, self.crop_size // self.scale
-        height, width = partner.shape[:2]
+        small, scale, size = load_image(partner), self.scale, self.crop_size // self.scale
+        height, width = small.shape[:2]
         if image.shape[:2] != (scale * height, scale * width):
             raise InputError(f"{path}: {image.shape[1]}x{image.shape[0]} pixels, its LR image has {width}x{height}")
         top, left = int(draw[1] * (height - size + 1)), int(draw[2] * (width - size + 1))
         both = (
             image[scale * top : scale * (top + size), scale * left : scale * (left + size)],
-            partner[top : top + size, left : left + size],
+            small[top : top + size, left : left + size],
         )
         hr, lr = (self._oriented(crop, draw) for crop in both)
         return hr, lr
