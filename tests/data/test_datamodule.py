@@ -138,6 +138,21 @@ def test_a_loop_of_ones_own_sees_new_samples_in_every_epoch(make_data: Make):
     assert len({tuple(keys) for keys in own}) == len(own)
 
 
+@pytest.mark.parametrize("use", ["validate", "fit"])
+def test_a_loop_of_ones_own_goes_on_after_a_trainer(make_data: Make, photos: Path, tmp_path: Path, use: str):
+    data = make_data(recipe="light", val=[str(photos)])
+    if use == "fit":
+        seen = [tuple(keys) for keys, _ in fit(data, tmp_path, steps=6, limit_val_batches=1).seen]
+    else:
+        L.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False).validate(Recorder(), data, verbose=False)
+        seen = []
+    own = [tuple(batch["key"].tolist()) for _ in range(3) for batch in data.train_dataloader()]
+    assert len(own) == 12
+    assert len({*seen, *own}) == len(seen) + 12
+    again = fit(data, tmp_path, steps=6, limit_val_batches=1).seen
+    assert [keys for keys, _ in again[:4]] == [batch["key"].tolist() for batch in batches(make_data(recipe="light"), 4)]
+
+
 @pytest.mark.parametrize("stop", [3, 4, 6])
 def test_a_resumed_run_sees_what_a_straight_one_sees(make_data: Make, tmp_path: Path, stop: int):
     settings = {"dead_leaves": 0.25, "recipe": "light"}

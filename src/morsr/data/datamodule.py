@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import lightning as L
 import torch
-from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
 from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import DataLoader
 
@@ -250,8 +250,8 @@ class RealESRGANDataModule(L.LightningDataModule):
         replicas, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer is not None else (1, 0)
         batches = len(self._training) // (self.batch_size * replicas)
         epoch, start = divmod(self._batches_done(), limited_batches(self.trainer, batches))
-        if self.trainer is None and self._sampler is not None:
-            epoch = self._sampler.next_epoch  # a loop of one's own may ask for a new loader at every epoch
+        if not self._fit_runs():  # a loop of one's own may ask for a new loader at every epoch
+            epoch, start = self._sampler.next_epoch if self._sampler is not None else 0, 0
         self._sampler = EpochSampler(
             batches=batches, batch_size=self.batch_size, epoch=epoch, start=start, replicas=replicas, rank=rank
         )
@@ -362,6 +362,11 @@ class RealESRGANDataModule(L.LightningDataModule):
             verb = "image file was" if len(new) == 1 else "image files were"
             rank_zero_warn(f"{len(new)} {verb} passed over:\n  " + "\n  ".join(new[:20]) + more)
         self._named.update(self.skipped)
+
+    def _fit_runs(self) -> bool:
+        """Whether a trainer fits at this moment; it stays with the data module, and keeps its function, afterwards."""
+        state = self.trainer.state if self.trainer is not None else None
+        return state is not None and (state.fn, state.status) == (TrainerFn.FITTING, TrainerStatus.RUNNING)
 
     def _batches_done(self) -> int:
         """Training batches that are behind us, by the checkpoint that was loaded or by the trainer's own count.
