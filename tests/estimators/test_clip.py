@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 
 from morsr.errors import ConfigError, InputError, WeightsError
 from morsr.estimators import build_estimator
-from morsr.estimators.clip import ClipEstimator, save_text_cache
+from morsr.estimators.clip import ClipEstimator, load_text_cache, save_text_cache
 from morsr.estimators.prompts import load_prompts
 
 transformers = pytest.importorskip("transformers")
@@ -28,11 +30,9 @@ def _save_tokenizer(folder):
     return len(vocabulary)
 
 
-@pytest.fixture(scope="module")
-def clip_folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("clip")
+def _save_clip(folder, seed=0, projection=24):
     size = _save_tokenizer(folder)
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     common = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
     config = transformers.CLIPConfig(
         text_config={
@@ -43,7 +43,7 @@ def clip_folder(tmp_path_factory):
             "pad_token_id": size - 1,
         },
         vision_config={**common, "image_size": SIZE, "patch_size": 8},
-        projection_dim=24,
+        projection_dim=projection,
     )
     model = transformers.CLIPModel(config)
     for parameter in model.parameters():  # default weights are so small that all embeddings coincide
@@ -51,6 +51,11 @@ def clip_folder(tmp_path_factory):
             torch.nn.init.normal_(parameter, std=0.3)
     model.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="module")
+def clip_folder(tmp_path_factory):
+    return _save_clip(tmp_path_factory.mktemp("clip"))
 
 
 def _reference_scores(folder, images, prompts, temperature=None):
@@ -106,6 +111,32 @@ def test_text_cache_replaces_text_tower_and_tokenizer(clip_folder, tmp_path):
     (tmp_path / "cut.safetensors").write_bytes((tmp_path / "texts.safetensors").read_bytes()[:40])
     with pytest.raises(WeightsError, match=r"cut.safetensors"):
         build_estimator("clip", model=bare, text_cache=tmp_path / "cut.safetensors")
+
+
+def test_a_text_cache_of_another_model_is_refused(clip_folder, tmp_path):
+    from safetensors.torch import save_file
+
+    texts, old = tmp_path / "texts.safetensors", tmp_path / "old.safetensors"
+    cache = build_estimator("clip", model=clip_folder).text_cache
+    save_text_cache(texts, cache)
+    other, wide = (_save_clip(tmp_path / name, seed=1, projection=width) for name, width in (("a", 24), ("b", 32)))
+    with pytest.raises(ConfigError, match="by another model than the one that was loaded"):
+        build_estimator("clip", model=other, text_cache=texts)
+    with pytest.raises(ConfigError, match="expected embeddings of 32 numbers, got 24"):
+        build_estimator("clip", model=wide, text_cache=texts)
+
+    # a file of an earlier version does not say whose it is
+    metadata = {"names": json.dumps(cache.names), "logit_scale": repr(cache.logit_scale), "key": cache.key}
+    save_file({"text_embeddings": cache.embeddings}, old, metadata=metadata)
+    assert load_text_cache(old).model == ""
+    assert build_estimator("clip", model=clip_folder, text_cache=old).text_cache.key == cache.key
+    with pytest.raises(ConfigError, match="expected embeddings of 32 numbers, got 24"):
+        build_estimator("clip", model=wide, text_cache=old)
+
+    # the same model in half precision is the same model
+    half = _save_clip(tmp_path / "half")
+    transformers.CLIPModel.from_pretrained(clip_folder).half().save_pretrained(half)
+    assert build_estimator("clip", model=half, text_cache=texts).text_cache.model == cache.model
 
 
 def test_incomplete_weights_are_refused(clip_folder, tmp_path):

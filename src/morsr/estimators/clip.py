@@ -25,12 +25,16 @@ PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 class TextCache(NamedTuple):
-    """What is left of the text tower: unit embeddings (D, 2, E), positive first; names; the learned scale; a key."""
+    """What is left of the text tower: unit embeddings (D, 2, E), positive first; names; the learned scale; a key.
+
+    `model` is the `model_key` of the model that it belongs to, empty in files written before there was one.
+    """
 
     embeddings: Tensor
     names: tuple[str, ...]
     logit_scale: float
     key: str
+    model: str = ""
 
 
 def prompt_key(prompts: PromptSet) -> str:
@@ -38,9 +42,18 @@ def prompt_key(prompts: PromptSet) -> str:
     return hashlib.sha256(repr(prompts).encode()).hexdigest()[:16]
 
 
+def model_key(vision: nn.Module) -> str:
+    """A hash of the image half's projection, by which a cache knows its model; the same in half precision."""
+    projection: Tensor = vision.visual_projection.weight  # type: ignore[assignment, union-attr]
+    return hashlib.sha256(projection.detach().half().cpu().numpy().tobytes()).hexdigest()[:16]
+
+
 def save_text_cache(path: str | Path, cache: TextCache) -> None:
     """Write a cache as one safetensors file; CLIP's text tower and tokenizer are not needed to read it."""
-    metadata = {"names": json.dumps(cache.names), "logit_scale": repr(cache.logit_scale), "key": cache.key}
+    metadata = {
+        "names": json.dumps(cache.names), "logit_scale": repr(cache.logit_scale), "key": cache.key,
+        "model": cache.model,
+    }  # fmt: skip
     save_tensors(path, {"text_embeddings": cache.embeddings.detach().float().cpu().contiguous()}, metadata)
 
 
@@ -57,7 +70,7 @@ def load_text_cache(path: str | Path) -> TextCache:
             metadata = file.metadata() or {}
             embeddings = file.get_tensor("text_embeddings")
         names = tuple(json.loads(metadata["names"]))
-        return TextCache(embeddings, names, float(metadata["logit_scale"]), metadata["key"])
+        return TextCache(embeddings, names, float(metadata["logit_scale"]), metadata["key"], metadata.get("model", ""))
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise WeightsError(f"text cache {path}: cannot be read ({error}); make it with save_text_cache") from error
 
@@ -79,12 +92,13 @@ class ClipEstimator(DegradationEstimator):
         prompts: a shipped set ("pairs", "ensemble") or the path of a YAML file. Several texts on one side are an
             ensemble: their unit embeddings are averaged and normalised again.
         temperature: tau; None takes CLIP's learned logit scale (about 100).
-        text_cache: file of `save_text_cache`; then neither text tower nor tokenizer is loaded.
+        text_cache: file of `save_text_cache`; then neither text tower nor tokenizer is loaded. It must be of the same
+            model; of a file of an earlier version, which does not name its model, only the width is checked.
         local_files_only: never ask the hub.
 
     Raises:
         WeightsError: no source could be loaded; the message says which would do.
-        ConfigError: prompts or temperature that cannot be used, or a cache made for other prompts.
+        ConfigError: prompts or temperature that cannot be used, or a cache made for other prompts or by another model.
 
     Source: MoR-DASR, degradation estimation; the learned scale as in CLIP-IQA.
     """
@@ -111,8 +125,10 @@ class ClipEstimator(DegradationEstimator):
         if cache is not None and cache.key != prompt_key(chosen):
             raise ConfigError(f"text_cache {text_cache} was made for other prompts than {prompts!r}; make it again")
         self.vision, made, statistics = _load(model, chosen, cache, local_files_only)
+        if cache is not None:
+            _check_model(cache, self.vision, f"text_cache {text_cache}")
         self.vision.requires_grad_(False).eval()
-        self.text_key = made.key
+        self.text_key, self.model_key = made.key, made.model
         self.names = made.names
         self.logit_scale = made.logit_scale
         self.size = int(self.vision.config.image_size)  # type: ignore[arg-type]
@@ -130,7 +146,7 @@ class ClipEstimator(DegradationEstimator):
     @property
     def text_cache(self) -> TextCache:
         """The cached text side, for `save_text_cache`."""
-        return TextCache(self.text_embeddings, self.names, self.logit_scale, self.text_key)
+        return TextCache(self.text_embeddings, self.names, self.logit_scale, self.text_key, self.model_key)
 
     def embed(self, pixels: Tensor) -> Tensor:
         """Unit image embeddings (N, E) of normalised pixels (N, 3, size, size)."""
@@ -161,6 +177,17 @@ class ClipEstimator(DegradationEstimator):
         parameter = next(self.vision.parameters())
         embeddings = self.embed(pixels.to(parameter.dtype))
         return torch.einsum("be,dse->bds", embeddings, self.text_embeddings.float())
+
+
+def _check_model(cache: TextCache, vision: nn.Module, name: str) -> None:
+    width = int(vision.config.projection_dim)  # type: ignore[arg-type, union-attr]
+    if cache.embeddings.shape[-1] != width:
+        raise ConfigError(
+            f"{name} was made by another model: expected embeddings of {width} numbers, got "
+            f"{cache.embeddings.shape[-1]}; make it again with this one"
+        )
+    if cache.model and cache.model != model_key(vision):
+        raise ConfigError(f"{name} was made by another model than the one that was loaded; make it again with this one")
 
 
 def _load(
@@ -240,4 +267,4 @@ def _embed_texts(
     with torch.device("meta"):
         vision = transformers.CLIPVisionModelWithProjection(vision_config)
     vision.vision_model, vision.visual_projection = whole.vision_model, whole.visual_projection
-    return TextCache(torch.stack(rows), prompts.names, scale, prompt_key(prompts)), vision
+    return TextCache(torch.stack(rows), prompts.names, scale, prompt_key(prompts), model_key(vision)), vision
