@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -243,6 +244,33 @@ def test_a_changed_batch_size_is_reported_on_resume(make_data: Make, tmp_path: P
     fit(make_data(recipe="light"), tmp_path, steps=1)
     with pytest.warns(UserWarning, match="batch_size 4 -> 8"):
         fit(make_data(recipe="light", batch_size=8), tmp_path, steps=2, resume=tmp_path / "end.ckpt")
+
+
+def test_everything_that_changes_samples_is_reported_on_resume(make_data: Make, photos: Path, tmp_path: Path):
+    fit(make_data(recipe="light"), tmp_path, steps=1)
+    (photos / "photo0.png").rename(photos / "other.png")
+    changed = {
+        "dead_leaves": 0.25, "patch_size": 16, "max_downscale": 2.0, "usm": True, "flips": False, "turns": False,
+        "recipe": "camera",
+    }  # fmt: skip
+    with pytest.warns(UserWarning, match="samples will differ") as caught:
+        fit(make_data(**changed), tmp_path, steps=2, resume=tmp_path / "end.ckpt")
+    (text,) = [str(warning.message) for warning in caught if "samples will differ" in str(warning.message)]
+    for name in (*changed, "images"):
+        assert f"{name} " in text
+    assert "max_downscale 1.0 -> 2.0" in text
+
+
+def test_a_checkpoint_of_an_earlier_version_goes_on(make_data: Make, tmp_path: Path):
+    fit(make_data(recipe="light"), tmp_path, steps=1)
+    checkpoint = torch.load(tmp_path / "end.ckpt", weights_only=True)
+    kept = checkpoint["RealESRGANDataModule"]
+    for name in ("dead_leaves", "patch_size", "max_downscale", "usm", "flips", "turns", "scale", "recipe", "images"):
+        kept.pop(name)
+    torch.save(checkpoint, tmp_path / "old.ckpt")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="samples will differ")
+        assert len(fit(make_data(recipe="light"), tmp_path, steps=2, resume=tmp_path / "old.ckpt").seen) == 1
 
 
 @pytest.mark.parametrize("cache_mb", [512, 0])

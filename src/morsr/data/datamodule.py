@@ -22,6 +22,10 @@ from morsr.data.sampling import EpochSampler, epoch_batches, limited_batches
 from morsr.data.training_set import TrainingImages, collate, decode_small_set, window_places
 from morsr.errors import ConfigError, InputError
 
+_SETTINGS = (
+    "seed", "batch_size", "crop_size", "patch_size", "max_downscale", "usm", "flips", "turns", "scale",
+)  # fmt: skip
+
 
 class RealESRGANDataModule(L.LightningDataModule):
     """Sharp images in, pairs of LR and HR out, degraded by a recipe with its own parameters for every image.
@@ -381,7 +385,10 @@ class RealESRGANDataModule(L.LightningDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         return {
-            **{name: getattr(self, name) for name in ("seed", "batch_size", "crop_size")},
+            **{name: getattr(self, name) for name in _SETTINGS},
+            "dead_leaves": self.synthetic,
+            "recipe": self._recipe.hash if self._recipe is not None else None,
+            "images": self._training.images.digest() if self._training is not None else None,
             "samples": len(self._training) if self._training is not None else None,
             "devices": self.trainer.world_size if self.trainer is not None else 1,
             "batches": self._batches_done(),
@@ -394,8 +401,8 @@ class RealESRGANDataModule(L.LightningDataModule):
         now = self.state_dict()
         changed = [
             f"{name} {state_dict[name]} -> {now[name]}"
-            for name in ("seed", "batch_size", "crop_size", "samples", "devices")
-            if name in state_dict and state_dict[name] != now[name]
+            for name in now
+            if name != "batches" and name in state_dict and state_dict[name] != now[name]
         ]
         if changed:
             rank_zero_warn(f"samples will differ from those of the run before: {', '.join(changed)}")
