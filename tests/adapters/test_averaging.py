@@ -65,6 +65,16 @@ def test_equal_files_give_themselves(pair, tmp_path):
         torch.testing.assert_close(mean[key], first[key], rtol=0, atol=0)
 
 
+def test_files_that_run_at_other_timesteps_are_refused(make_toy, tmp_path):
+    model, _ = make_toy()
+    files = [
+        save_adapters(tmp_path / f"{step}.safetensors", model, extra={"one_step": {"timestep": step}})
+        for step in (200, 999)
+    ]
+    with pytest.raises(WeightsError, match=r"one_step is \{'timestep': 999\}, there \{'timestep': 200\}"):
+        average_adapters(files, tmp_path / "mean.safetensors")
+
+
 @pytest.mark.parametrize(
     ("settings", "said"),
     [

@@ -49,7 +49,18 @@ def collate(batch: list[dict[str, Any]]) -> dict[str, Any]:
     return {**lists, "lr": torch.stack(lists["lr"]), "hr": torch.stack(lists["hr"])}
 
 
-def run(pairs: list[dict[str, Any]], folder: Path, monkeypatch: pytest.MonkeyPatch) -> BenchmarkTable:
+class Pairs(L.LightningDataModule):
+    def __init__(self, pairs: list[dict[str, Any]], scale: int) -> None:
+        super().__init__()
+        self.pairs, self.scale = pairs, scale
+
+    def test_dataloader(self) -> DataLoader:
+        return DataLoader(self.pairs, batch_size=1, collate_fn=collate)
+
+
+def run(
+    pairs: list[dict[str, Any]], folder: Path, monkeypatch: pytest.MonkeyPatch, *, scale: int = 4
+) -> BenchmarkTable:
     monkeypatch.setattr(callback_module, "active_adapters", lambda *_: nullcontext())
     table = BenchmarkTable(metrics=["psnr", "ssim"], out=str(folder))
     trainer = L.Trainer(
@@ -57,8 +68,15 @@ def run(pairs: list[dict[str, Any]], folder: Path, monkeypatch: pytest.MonkeyPat
         enable_checkpointing=False,
     )  # fmt: skip
     answers = {round(pair["lr"].double().mean().item(), 6): pair["hr"][None] for pair in pairs}
-    trainer.test(Cheat(answers), DataLoader(pairs, batch_size=1, collate_fn=collate), verbose=False)
+    trainer.test(Cheat(answers), Pairs(pairs, scale), verbose=False)
     return table
+
+
+def test_other_scales_get_their_rows_too(pairs: list[dict], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for pair in pairs:
+        pair["lr"] = (torch.nn.functional.avg_pool2d(pair["hr"][None], 2)[0] * 255).round() / 255
+    table = run(pairs, tmp_path, monkeypatch, scale=2)
+    assert table.reports["first"].mean("bicubic", "psnr") < table.reports["first"].mean("morsr", "psnr")
 
 
 def test_each_set_gets_its_own_table(pairs: list[dict], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -47,3 +47,6 @@ def test_output_types(generator: OneStepGenerator) -> None:
     assert array.shape == (32, 40, 3)
     with pytest.raises(ConfigError, match="latent"):
         pipeline(picture, output_type="latent")
+    assert len(pipeline([picture, picture], routing="sequence").images) == 2
+    with pytest.raises(ConfigError, match="list of frames"):
+        pipeline(picture, routing="sequence")

@@ -225,7 +225,7 @@ def test_validation_writes_its_routings(generator: OneStepGenerator, tmp_path: P
         default_root_dir=tmp_path, logger=False, accelerator="cpu", callbacks=[dump], enable_progress_bar=False
     )
     data = L.LightningDataModule()
-    data.recipe = "light"
+    data.recipe, data.val_recipe = "realesrgan", "light"
     data.val_dataloader = lambda: DataLoader(batches, batch_size=None)
     trainer.validate(Module(), datamodule=data, verbose=False)
     table = RoutingTable.load(tmp_path / "routing" / "step_000000.safetensors")

@@ -97,6 +97,7 @@ def test_base_phases_leave_a_folder_that_loads(small_base: Path, photos: Path, t
         (["--model.accumulate=0"], "accumulate"),
         (["--trainer.gradient_clip_val=1.0"], "model.clip"),
         (["--trainer.precision=16-true"], "bf16-mixed"),
+        (["--trainer.precision=bf16-true"], "hardly move"),
         (["--model.one_step.timestep=1000"], "0 to 999"),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
@@ -17,7 +18,10 @@ from training_twins import batch as random_batch
 
 from morsr.adapters import MoRConfig, read_adapters_header
 from morsr.errors import ConfigError, WeightsError
+from morsr.models.generator import OneStepConfig
 from morsr.models.loading import load_generator
+from morsr.training.adapter_state import newest_adapters
+from morsr.training.callbacks import AdapterEMA
 from morsr.training.module import OneStepSRModule
 from morsr.training.schedules import random_budget
 
@@ -102,6 +106,62 @@ def test_checkpoint_and_adapters_file_give_the_same_generator(small_base: Path, 
             torch.testing.assert_close(load_generator(tmp_path / file)(lr).sr, expected, atol=1e-6, rtol=0, msg=file)
 
 
+def test_a_checkpoint_of_averaged_weights_restores_with_the_average(small_base: Path, tmp_path: Path) -> None:
+    module, average = build(small_base), AdapterEMA(decay=0.9, warmup=0)
+    keep = ModelCheckpoint(dirpath=tmp_path, filename="kept", every_n_train_steps=4)
+    twins.fit(module, tmp_path, 4, callbacks=[average, keep])
+    lr = torch.rand(1, 3, 8, 8)
+    with torch.no_grad():
+        raw = module.eval().generator(lr).sr
+        with average.averaged(module):
+            expected = module.generator(lr).sr
+        found = load_generator(tmp_path / "kept.ckpt")(lr).sr
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
+    assert not torch.allclose(raw, expected, atol=1e-6)
+
+
+def test_what_was_trained_whole_comes_along(small_base: Path, tmp_path: Path) -> None:
+    source = build(small_base).eval()
+    context, key = source.generator.context, "unet.conv_in.bias"
+    context.whole = (key,)
+    with torch.no_grad():
+        source.generator.backbone.unet.conv_in.bias.add_(1.0)
+    source.save_adapters(tmp_path / "whole.safetensors")
+    larger = {**ADAPTERS.to_dict(), "num_ranks": ADAPTERS.num_ranks + 2, "num_shared": ADAPTERS.num_shared + 2}
+    module = build(small_base, adapters=MoRConfig.from_dict(larger), start_from=str(tmp_path / "whole.safetensors"))
+    fit(module, tmp_path, 1, save_at=1)
+    module.save_adapters(tmp_path / "again.safetensors")
+    for file in ("at-step=1.ckpt", "again.safetensors"):
+        loaded = load_generator(tmp_path / file)
+        assert loaded.context.whole == (key,), file
+        bias = loaded.backbone.unet.conv_in.bias
+        torch.testing.assert_close(bias, source.generator.backbone.unet.conv_in.bias, atol=0, rtol=0, msg=file)
+    resumed = build(small_base, adapters=MoRConfig.from_dict(larger))
+    fit(resumed, tmp_path / "resumed", 2, ckpt=tmp_path / "at-step=1.ckpt")
+    assert resumed.generator.context.whole == (key,)
+
+
+def test_adapters_of_another_timestep_or_estimator_are_refused(small_base: Path, tmp_path: Path) -> None:
+    build(small_base).save_adapters(tmp_path / "runs" / "version_0" / "adapters.safetensors")
+    file = tmp_path / "runs" / "version_0" / "adapters.safetensors"
+    later = OneStepConfig(timestep=400, scale_input=True)
+    with pytest.raises(WeightsError, match="timestep 150, not 400"):
+        build(small_base, one_step=later, weights=str(file))
+    trainer: Any = SimpleNamespace(log_dir=str(tmp_path / "runs" / "version_1"), default_root_dir=".")
+    same, other = build(small_base), build(small_base, one_step=later)
+    assert newest_adapters(trainer, same.generator, estimator="frequency") == file
+    assert newest_adapters(trainer, other.generator, estimator="frequency") is None
+    assert newest_adapters(trainer, same.generator, estimator="learned") is None
+
+
+def test_a_run_may_end_by_the_clock(small_base: Path, tmp_path: Path) -> None:
+    module = build(small_base, schedule="constant")
+    trainer = twins.fit(module, tmp_path, -1, max_time={"seconds": 1})
+    assert trainer.global_step > 0
+    with pytest.raises(ConfigError, match="cosine schedule needs a number of steps"):
+        twins.fit(build(small_base, schedule="cosine"), tmp_path, -1, max_time={"seconds": 1})
+
+
 def test_adapters_say_how_they_are_run(small_base: Path, tmp_path: Path) -> None:
     build(small_base).save_adapters(tmp_path / "a.safetensors")
     header = read_adapters_header(tmp_path / "a.safetensors")
@@ -171,7 +231,8 @@ def test_adapters_bring_the_decoder_they_were_trained_with(own: bool, small_base
 def test_weights_are_named_as_for_the_restorer(tmp_path: Path) -> None:
     settings = yaml.safe_load(CONFIG.read_text())["model"]["init_args"]
     adapters = MoRConfig.from_dict(settings["adapters"])
-    module = OneStepSRModule(adapters=adapters, weights="tiny")
+    one_step = OneStepConfig(**settings["one_step"])
+    module = OneStepSRModule(adapters=adapters, one_step=one_step, weights="tiny")
     assert any(up.abs().sum() > 0 for name, up in module.named_parameters() if name.endswith(".up"))
     with pytest.raises(WeightsError, match="no such adapters file or folder, and no shipped preset"):
         OneStepSRModule(adapters=adapters, weights=str(tmp_path / "absent.safetensors"))

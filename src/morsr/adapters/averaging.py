@@ -81,6 +81,8 @@ def _differing(first: dict[str, Any], other: dict[str, Any]) -> list[tuple[str, 
     mine, theirs = (comparable_settings(MoRConfig.from_dict(header["config"])) for header in (first, other))
     pairs += [(key, mine[key], theirs[key]) for key in mine]
     pairs.append(("whole", first.get("whole", {}), other.get("whole", {})))
+    one, two = ((header.get("extra") or {}).get("one_step") for header in (first, other))
+    pairs += [("one_step", one, two)] if one and two else []
     layers = [{layer["name"]: layer["shape"] for layer in header["layers"]} for header in (first, other)]
     if layers[0] != layers[1]:
         odd = sorted(name for name in {*layers[0], *layers[1]} if layers[0].get(name) != layers[1].get(name))

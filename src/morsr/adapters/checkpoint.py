@@ -75,7 +75,7 @@ def save_adapters(
         )
     if dtype is not None and dtype not in _SAVE_DTYPES:
         raise ConfigError(f"dtype: expected one of {', '.join(map(str, _SAVE_DTYPES))}, got {dtype}")
-    whole = {key: parameter.detach() for key, parameter in _whole_parameters(model, context.whole).items()}
+    whole = {key: parameter.detach() for key, parameter in whole_parameters(model, context.whole).items()}
     header = {
         "config": context.config.to_dict(),
         "name": name,
@@ -204,7 +204,7 @@ def load_adapters(
             raise WeightsError(f"{path}: does not fit this model: {error}") from error
         present = [(layer_name, candidate.base.weight) for layer_name, candidate in plan.matched]
     check_layers(path, header, present, check_base)
-    whole = _whole_parameters(model, header.get("whole", {}), path=path)
+    whole = whole_parameters(model, header.get("whole", {}), path=path)
     if is_there:
         report = report_of(model, name)
     else:
@@ -268,10 +268,14 @@ def read_tensors(path: str | os.PathLike[str], header: dict[str, Any]) -> dict[s
     return tensors
 
 
-def _whole_parameters(
+def whole_parameters(
     model: nn.Module, names: Iterable[str] | Mapping[str, Sequence[int]], *, path: str | os.PathLike[str] = ""
 ) -> dict[str, nn.Parameter]:
-    """Parameters of the base by the names that they have without adapters, checked against shapes where given."""
+    """Parameters of the base by the names that they have without adapters, checked against shapes where given.
+
+    Raises:
+        WeightsError: a name that the model does not have, or another shape.
+    """
     found: dict[str, nn.Parameter] = {}
     for name in names:
         layer_name, _, key = name.rpartition(".")

@@ -15,6 +15,7 @@ from morsr.adapters.checkpoint import (
     load_adapters,
     read_adapters_header,
     read_tensors,
+    whole_parameters,
 )
 from morsr.adapters.config import MoRConfig
 from morsr.adapters.inject import layers_of_set, routing_context
@@ -29,6 +30,7 @@ def start_from_adapters(
     The ranks of a plain LoRA, which work for every image, take the place of as many shared ranks; so do the shared
     ranks of a mixture that has fewer of them and is the same otherwise, whose routed ranks and router come along. All
     other ranks keep their fresh values, whose update is zero: the set then computes what the smaller one computed.
+    Parameters of the base that the file holds whole take the place of the model's own.
 
     Args:
         path: adapters file.
@@ -71,7 +73,11 @@ def start_from_adapters(
             raise WeightsError(f"{path}: {layer['name']} has shape {layer['shape']} there, {shape} here")
     if theirs.is_routed:  # its router goes with all of its layers, so they must be all of those here
         check_layers(path, header, [(layer_name, layer.weight) for layer_name, (layer, _) in here.items()], True)
+    whole = whole_parameters(model, header.get("whole", {}), path=path)
     with torch.no_grad():
+        for key, parameter in whole.items():
+            parameter.copy_(tensors[f"whole.{key}"])
+        context.whole = tuple(whole)
         for layer in header["layers"]:
             own = here[layer["name"]][1]
             for side, factor in (("down", 1.0), ("up", theirs.scale / mine.scale)):

@@ -82,7 +82,8 @@ class BenchmarkTable(L.Callback):
 
     def on_test_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         folder = Path(self.out or Path(trainer.log_dir or trainer.default_root_dir) / "benchmark")
-        methods = {**classical_methods(), **model_methods(pl_module)}
+        scale = getattr(trainer.datamodule, "scale", 4)
+        methods = {**classical_methods(scale), **model_methods(pl_module, scale)}
         for name, pairs in self._pairs.items():
             report = evaluate(
                 methods,
@@ -134,14 +135,14 @@ def _against_all(report: BenchmarkReport, method: str) -> list[str]:
     ]
 
 
-def model_methods(module: Any) -> dict[str, Method]:
-    """The rows "base" (adapters off) and "morsr" of a module with a `generator`."""
+def model_methods(module: Any, scale: int = 4) -> dict[str, Method]:
+    """The rows "base" (adapters off) and "morsr" of a module with a `generator`, at so many times the input's sides."""
 
     def with_adapters(lr: Tensor) -> Tensor:
-        return module(lr.to(module.device)).cpu()
+        return module(lr.to(module.device), size=(scale * lr.shape[-2], scale * lr.shape[-1])).cpu()
 
     def without_adapters(lr: Tensor) -> Tensor:
         with active_adapters(module.generator.backbone, None):
-            return module(lr.to(module.device)).cpu()
+            return with_adapters(lr)
 
     return {"base": without_adapters, "morsr": with_adapters}

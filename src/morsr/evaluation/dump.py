@@ -60,7 +60,7 @@ class RoutingDump(Callback):
                 self._told = True
             return
         names = [str(stem) for stem in kept.get("stem", ())]
-        recipe = getattr(trainer.datamodule, "recipe", "realesrgan")
+        recipe = getattr(trainer.datamodule, "val_recipe", "realesrgan")
         self._parts.append(
             RoutingTable.from_images(pl_module, kept["lr"], kept.get("parameters"), recipe=recipe, names=names)
         )

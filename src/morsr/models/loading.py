@@ -196,6 +196,11 @@ def _from_checkpoint(path: Path, given: Mapping[str, Any]) -> OneStepGenerator:
         for key, value in checkpoint["state_dict"].items()
         if key.startswith(prefix) and ".sets.score." not in key and ".contexts.score." not in key
     }
+    if generator.context is not None:
+        generator.context.whole = tuple(described.get("whole", ()))
+    # A run that averaged its weights was validated with the average, which is also what its adapters files hold.
+    average = checkpoint.get("callbacks", {}).get("AdapterEMA", {}).get("average", {})
+    state |= {key: value for key, value in average.items() if key in state}
     missing, unexpected = generator.load_state_dict(state, strict=False)
     frozen = {name for name, parameter in generator.named_parameters() if not parameter.requires_grad}
     if unexpected or any(key not in frozen for key in missing if key in dict(generator.named_parameters())):

@@ -100,16 +100,19 @@ class MoRPipeline(DiffusionPipeline):
             options: further options of `Restorer`, such as tile, color, generative or budget.
 
         Raises:
-            ConfigError: another output type, or an option that has no effect.
+            ConfigError: another output type, an option that has no effect, or the routing "sequence" of a single image.
             InputError: an image that cannot be read.
         """
         if output_type not in ("pil", "np", "pt"):
             raise ConfigError(f"output_type: expected 'pil', 'np' or 'pt', got {output_type!r}")
         if options.get("return_routing"):
             raise ConfigError("return_routing: a pipeline returns images; ask Restorer for the routing")
+        several = isinstance(image, (list, tuple))
+        if options.get("routing") == "sequence" and not several:
+            raise ConfigError("routing 'sequence': expected a list of frames, for nothing is kept from call to call")
         half = self.generator.dtype in (torch.float16, torch.bfloat16)
         restorer = Restorer(self.generator, device=self.device, dtype=self.generator.dtype if half else "auto")
-        if isinstance(image, (list, tuple)):
+        if several:
             parts = [self._restore(restorer, one, output_type, scale, options) for one in image]
             images: Any = [picture for part in parts for picture in part] if output_type == "pil" else parts
         else:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from morsr.errors import ConfigError
 from morsr.functional.diffusion import add_noise
 from morsr.models.backbone import Backbone, build_backbone, load_backbone
-from morsr.training.schedules import ScheduleName, learning_rate_factor
+from morsr.training.schedules import ScheduleName, learning_rate_factor, total_steps
 
 
 class BaseTraining(L.LightningModule):
@@ -38,7 +38,7 @@ class BaseTraining(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         optimizer = torch.optim.AdamW(self.trained(), lr=self.lr, betas=self.betas, weight_decay=self.weight_decay)
-        total = int(self.trainer.estimated_stepping_batches)
+        total = total_steps(self.trainer)
         factor = learning_rate_factor(self.schedule, warmup=self.warmup, total=total)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

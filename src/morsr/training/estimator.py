@@ -25,7 +25,7 @@ from morsr.errors import ConfigError, InputError
 from morsr.estimators.learned import NAMES, DegradationNet, save_net
 from morsr.functional.corrupt import add_gaussian_noise, jpeg, resize
 from morsr.functional.kernels import reflect_pad
-from morsr.training.schedules import ScheduleName, learning_rate_factor
+from morsr.training.schedules import ScheduleName, learning_rate_factor, total_steps
 
 # One factor alone: blur sigma in LR pixels, noise sigma in levels of 255, JPEG quality.
 FACTOR_RANGES = {"blur": (0.4, 2.0), "noise": (1.0, 30.0), "jpeg": (30.0, 95.0)}
@@ -236,7 +236,7 @@ class LearnedEstimatorTraining(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         optimizer = torch.optim.AdamW(self.net.parameters(), lr=self.lr, weight_decay=self.weight_decay)
-        total = int(self.trainer.estimated_stepping_batches)
+        total = total_steps(self.trainer)
         self._fill_steps = waiting = round(self.fill * total)
         factor = learning_rate_factor(self.schedule, warmup=self.warmup, total=total - waiting)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: factor(max(0, step - waiting)))

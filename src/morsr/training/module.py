@@ -13,8 +13,8 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
-from morsr.adapters import MoRConfig, load_adapters, save_adapters, start_from_adapters
-from morsr.errors import ConfigError
+from morsr.adapters import MoRConfig, load_adapters, read_adapters_header, save_adapters, start_from_adapters
+from morsr.errors import ConfigError, WeightsError
 from morsr.estimators import build_estimator
 from morsr.functional.quality import quantize_8bit
 from morsr.models.backbone import load_backbone, load_decoder
@@ -24,12 +24,12 @@ from morsr.models.generator import GeneratorOutput, OneStepConfig, OneStepGenera
 from morsr.models.loading import decoder_of, find_adapters
 from morsr.models.score_network import ScoreConfig
 from morsr.models.scores import ScoreMeans
-from morsr.training.adapter_state import check_checkpoint, newest_adapters, saved_keys
+from morsr.training.adapter_state import check_checkpoint, newest_adapters, runs_otherwise, saved_keys
 from morsr.training.calibration import standardize_router
 from morsr.training.objective import Objective
 from morsr.training.optim import OptimizerSettings, build_networks
 from morsr.training.phases import Network, OneStepPhase
-from morsr.training.schedules import ScheduleName, random_budget
+from morsr.training.schedules import ScheduleName, random_budget, total_steps
 from morsr.training.strategy import check_trainer
 
 
@@ -200,7 +200,7 @@ class OneStepSRModule(L.LightningModule):
             self.trainer.strategy.optimizer_step(network.optimizer, lambda: None)
 
     def _total_steps(self) -> int:
-        return int(self.trainer.estimated_stepping_batches)
+        return total_steps(self.trainer)
 
     def setup(self, stage: str) -> None:
         if stage == "fit":
@@ -215,7 +215,8 @@ class OneStepSRModule(L.LightningModule):
                         f"--model.decoder={decoder} takes it along"
                     )
         elif self.weights_file is None and self.trainer.ckpt_path is None:
-            path = newest_adapters(self.trainer, self.generator) or find_adapters("tiny")
+            kind = self.estimator_spec["kind"]
+            path = newest_adapters(self.trainer, self.generator, estimator=kind) or find_adapters("tiny")
             self.load_adapters(path)
             rank_zero_info(f"adapters: {path}")
 
@@ -247,9 +248,16 @@ class OneStepSRModule(L.LightningModule):
         The decoder that they were trained with comes along, unless the module was given one.
 
         Raises:
-            WeightsError: another base, another configuration, or a damaged file; nothing is changed then.
+            WeightsError: another base, configuration, timestep or estimator, or a damaged file; nothing
+                is changed then.
         """
         file, backbone = find_adapters(path), self.generator.backbone
+        extra = read_adapters_header(file).get("extra")
+        if (other := runs_otherwise(extra, self.one_step.to_dict(), self.estimator_spec["kind"])) is not None:
+            raise WeightsError(
+                f"{file}: trained to run with {other}; take the config that it was trained by, or set model.one_step "
+                "and model.estimator to what it needs"
+            )
         decoder = decoder_of(file) if self.of_base["decoder"] is None else None
         network = None if decoder is None else load_decoder(decoder).to(backbone.prompt_clean.device)
         load_adapters(file, backbone, name="generator", base_id=backbone.base_id)
@@ -266,7 +274,10 @@ class OneStepSRModule(L.LightningModule):
         checkpoint["state_dict"] = {key: value for key, value in checkpoint["state_dict"].items() if key in keep}
         backbone = self.generator.backbone
         described = {"base_id": backbone.base_id, "adapters": self.adapters.to_dict(), "extra": self._recipe()}
+        described["whole"] = list(self.generator.context.whole) if self.generator.context is not None else []
         checkpoint["morsr"] = {**described, "prompts": {key: value.cpu() for key, value in backbone.prompts.items()}}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self.generator.context is not None:
+            self.generator.context.whole = tuple(checkpoint.get("morsr", {}).get("whole", ()))
         check_checkpoint(checkpoint, self._saved_keys(), self.generator.backbone.base_id)

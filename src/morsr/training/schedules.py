@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from typing import Literal
 
+import lightning as L
 import torch
 
 from morsr.adapters import MoRConfig
@@ -44,6 +45,12 @@ def learning_rate_factor(schedule: ScheduleName, *, warmup: int, total: int) -> 
         return 0.5 * (1 + math.cos(math.pi * progress))
 
     return factor
+
+
+def total_steps(trainer: L.Trainer) -> int:
+    """Optimizer steps of a run, or -1 where it only ends by the clock or by hand."""
+    steps = trainer.estimated_stepping_batches
+    return -1 if math.isinf(steps) else int(steps)
 
 
 def random_budget(config: MoRConfig, share: float, *, seed: int, step: int) -> int | None:

@@ -20,14 +20,14 @@ def check_trainer(trainer: L.Trainer, *, networks: int) -> None:
         networks: how many networks alternate.
 
     Raises:
-        ConfigError: float16 with a loss scaler, a strategy that splits parameters, or DDP that waits for the gradients
-            of networks that rest.
+        ConfigError: float16, or weights kept in half precision; a strategy that splits parameters; or DDP that waits
+            for the gradients of networks that rest.
     """
     precision = str(trainer.precision)
-    if precision in ("16-mixed", "16-true"):
+    if precision not in ("32-true", "64-true", "bf16-mixed"):
         raise ConfigError(
-            f"trainer.precision: got {precision}, whose range the one-step arithmetic leaves; take bf16-mixed or "
-            "32-true"
+            f"trainer.precision: expected bf16-mixed or 32-true, got {precision}: the one-step arithmetic leaves the "
+            "range of float16, and ranks stored in bfloat16 hardly move at a small learning rate"
         )
     strategy: Any = trainer.strategy
     if not isinstance(strategy, (SingleDeviceStrategy, DDPStrategy)):
