@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -355,6 +356,24 @@ def test_validation_and_test_batches(make_data: Make, photos: Path, tmp_path: Pa
 
     with pytest.raises(InputError, match="there is none"):
         make_data(test=[{**absent, "optional": False}]).setup("test")
+
+
+@pytest.mark.parametrize("use", ["validate", "test"])
+def test_two_sources_of_one_name_are_refused(make_data: Make, photos: Path, tmp_path: Path, use: str):
+    other = tmp_path / "other" / "photos"
+    shutil.copytree(photos, other)
+    absent = {"lr": "absent/photos/LR", "hr": "absent/photos/HR", "optional": True}
+    twice = [str(photos), str(other)]
+    with pytest.raises(ConfigError, match=r"two sources are called 'photos': .*name: N"):
+        make_data(val=twice, test=twice, recipe="light").setup(use)
+    for wrong in ({"lr": str(photos)}, {"path": str(photos)}):
+        with pytest.raises(ConfigError, match="source: expected"):
+            make_data(val=[wrong], test=[wrong]).setup(use)
+    named = [str(photos), {"source": str(other), "name": "others"}, absent]
+    data = make_data(val=named, test=named, test_seeds=[0], recipe="light")
+    data.setup(use)
+    loader = data.val_dataloader() if use == "validate" else data.test_dataloader()
+    assert [batch["set"] for batch in loader] == [["photos"]] * 7 + [["others"]] * 7
 
 
 def test_validation_images_may_have_a_recipe_of_their_own(make_data: Make, photos: Path):

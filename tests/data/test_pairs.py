@@ -12,7 +12,7 @@ from PIL import Image
 
 from morsr.data import degraded
 from morsr.data.degraded import degraded_images, degraded_pairs, embedded_benchmark, image_key
-from morsr.data.pairs import crop_to_multiple, paired_folder
+from morsr.data.pairs import crop_to_multiple, paired_folder, source_name
 from morsr.errors import ConfigError, InputError
 
 
@@ -90,6 +90,47 @@ def test_lr_images_are_made_once(photos: Path, tmp_path: Path, monkeypatch: pyte
     again = degraded_pairs([str(photos)], (0, 3), "light", **settings)
     for one, two in zip(made, again, strict=True):
         np.testing.assert_array_equal(one.lr, two.lr)
+
+
+def test_images_that_share_a_stem_are_called_by_their_paths(tmp_path: Path):
+    for number, name in enumerate(("x/1.png", "y/1.png", "y/2.png", "z/3.png", "z/3.bmp", "4.png", "y/4.png")):
+        save(tmp_path / "in" / name, 32 + 4 * number, 32)
+    settings = {"recipe": "light", "multiple": 4, "cache_dir": tmp_path / "cache"}
+    found = degraded_images([str(tmp_path / "in")], (0, 2), **settings)
+    names = {Path(row.hr).relative_to(tmp_path / "in").as_posix(): row.image for row in found}
+    assert names == {
+        "x/1.png": "x/1", "y/1.png": "y/1", "y/2.png": "2", "z/3.png": "z/3_png", "z/3.bmp": "z/3_bmp", "4.png": "4",
+        "y/4.png": "y/4",
+    }  # fmt: skip
+    assert all(row.key == image_key(row.image, row.seed) and row.stem == f"{row.image}_s{row.seed}" for row in found)
+    assert len({row.key for row in found}) == len({row.lr for row in found}) == 14
+    heights = {row.image: row.load().hr.shape[0] for row in found}
+    assert (heights["x/1"], heights["y/1"], heights["z/3_bmp"]) == (32, 36, 48)
+
+    (tmp_path / "list.txt").write_text("x/1.png\ny/1.png\ny/2.png\ny/2.png\n")
+    listed = degraded_images([{"source": str(tmp_path / "list.txt"), "root": str(tmp_path / "in")}], **settings)
+    assert [row.stem for row in listed] == ["x/1", "y/1", "2"]
+
+
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [
+        ("sets/photos_v1.5", "photos_v1.5"),
+        ("sets/photos/", "photos"),
+        ("sets/photos_v1.5.csv", "photos_v1.5"),
+        ("list.txt", "list"),
+        ({"source": "DIV2K/HR", "name": "DIV2K"}, "DIV2K"),
+        ({"lr": "RealSR.v3/LR", "hr": "RealSR.v3/HR"}, "RealSR.v3"),
+        ({"lr": "RealSR/LR", "hr": "RealSR/HR", "name": "real"}, "real"),
+        ("skimage:eval", "embedded"),
+    ],
+)
+def test_names_of_sources(source, name: str):
+    assert source_name(source) == name
+
+
+def test_folders_that_are_named_from_within_take_the_name_of_the_folder_around_them(tmp_path: Path):
+    assert source_name({"lr": "LR", "hr": "HR"}) == source_name(".") == tmp_path.name
 
 
 def test_stored_pairs_repeat_the_degradation_exactly(photos: Path, tmp_path: Path):

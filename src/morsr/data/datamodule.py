@@ -17,7 +17,7 @@ from morsr.data.degraded import DegradedImage, apply_recipe, degraded_images, lo
 from morsr.data.evaluation_set import PairedImages, SingleImages, collate_pairs, collate_single, readable
 from morsr.data.images import ImageList, is_paired, list_images
 from morsr.data.loading import ImageLoader, TrainingLoader, worker_seed
-from morsr.data.pairs import PairPaths, paired_source, source_name
+from morsr.data.pairs import PairPaths, check_names, paired_source, source_name
 from morsr.data.sampling import EpochSampler, epoch_batches, limited_batches
 from morsr.data.training_set import TrainingImages, collate, decode_small_set, window_places
 from morsr.errors import ConfigError, InputError
@@ -68,7 +68,7 @@ class RealESRGANDataModule(L.LightningDataModule):
         scale: HR pixels per LR pixel.
 
     Raises:
-        ConfigError: a setting out of range or without effect.
+        ConfigError: a setting out of range or without effect; at setup, two validation or two test sources of one name.
     """
 
     def __init__(
@@ -216,6 +216,7 @@ class RealESRGANDataModule(L.LightningDataModule):
     def _prepare(self, stage: str, sources: Sequence[str | dict[str, Any]]) -> None:
         if stage in self._sets:
             return
+        check_names(sources)
         found: list[tuple[str, DegradedImage | PairPaths]] = []
         for source in sources:
             if is_paired(source):

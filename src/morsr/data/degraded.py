@@ -10,6 +10,7 @@ import functools
 import hashlib
 import os
 import sys
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +22,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from morsr.data.images import Source, list_images, load_image
+from morsr.data.images import Source, list_images, load_image, source_root
 from morsr.data.manifests import file_hash
 from morsr.data.pairs import SCALE, Pair, crop_to_multiple, some, to_tensor
 from morsr.errors import ConfigError, InputError
@@ -91,6 +92,9 @@ def degraded_images(
 ) -> list[DegradedImage]:
     """Degrade the images of sources, or find what an earlier call has made.
 
+    An image is called by its stem; images that share one are called by their paths in the source (`day/1`), and so are
+    their degradations.
+
     Args:
         sources: lists of HR images.
         seeds: one pair per image and seed.
@@ -108,8 +112,7 @@ def degraded_images(
     folder = cache_folder(cache_dir) / f"{recipe.hash}-{_behaviour(recipe, recipe.hash, recipe.engine, scale)}"
     planned: list[list[DegradedImage]] = []
     bad: dict[str, str] = {}
-    for path in [path for source in sources for path in list_images(source).paths]:
-        image = Path(path).stem
+    for path, image in _named_images(sources).items():
         try:
             content = file_hash(path)
         except OSError as error:
@@ -121,7 +124,7 @@ def degraded_images(
             stem = f"{image}_s{seed}" if len(seeds) > 1 else image
             made_of = f"{content} {key} {scale} {multiple} {largest}"
             digest = hashlib.blake2b(made_of.encode(), digest_size=8).hexdigest()
-            lr = str(folder / f"{image}-{digest}.png")
+            lr = str(folder / f"{Path(path).stem}-{digest}.png")
             rows.append(DegradedImage(stem, image, path, lr, seed, key, multiple, largest))
         planned.append(rows)
     missing = [rows for rows in planned if not all(_usable(row.lr) for row in rows)]
@@ -181,6 +184,30 @@ def apply_recipe(hr: Tensor, parameters: Any, recipe: Any, *, scale: int = SCALE
     from morsr.degradation import apply
 
     return apply(hr, parameters, scale=scale)
+
+
+def _named_images(sources: Sequence[Source]) -> dict[str, str]:
+    """Paths of all images, each once, with a name that no other has: its stem, or as much of its path as that takes."""
+    roots = {path: source_root(source) for source in sources for path in list_images(source).paths}
+    named = {path: Path(path).stem for path in roots}
+    for longer in (_relative, _with_suffix, _whole):
+        often = Counter(named.values())
+        named = {path: longer(path, roots[path]) if often[name] > 1 else name for path, name in named.items()}
+    return named
+
+
+def _relative(path: str, root: Path) -> str:
+    inside = Path(path).relative_to(root) if Path(path).is_relative_to(root) else Path(path)
+    return inside.with_suffix("").as_posix()
+
+
+def _with_suffix(path: str, root: Path) -> str:
+    # without the dot: a table's reader takes `a.png` for `a`
+    return f"{_relative(path, root)}_{Path(path).suffix[1:]}"
+
+
+def _whole(path: str, root: Path) -> str:
+    return _with_suffix(path, Path(Path(path).anchor))
 
 
 def _make(hr: np.ndarray, rows: list[DegradedImage], recipe: Any, scale: int) -> None:

@@ -5,7 +5,8 @@ A source is what a config writes under `train`, `val` or `test`:
     list.txt                    one path a line; sizes that follow it, as in basicsr's meta files, are passed over
     manifest.csv                columns path, width, height, hash, weight (see manifests.py)
     skimage:train, skimage:eval the photographs that come with scikit-image, for training and held out
-    {source: S, weight: 2.0, root: DIR}    any of these; each image is drawn twice as often; paths are relative to DIR
+    {source: S, weight: 2.0, root: DIR}    any of these; each image is drawn twice as often; paths are relative to DIR;
+                                also `name`, what tables call it
     {lr: DIR, hr: DIR}          pairs of files with equal stems (see pairs.py)
 """
 
@@ -208,9 +209,9 @@ def list_images(source: Source) -> ImageList:
             f"{source}: expected single images here, not paired folders; those go into train, val and test"
         )
     settings = {"source": source} if isinstance(source, str) else dict(source)
-    unknown = set(settings) - {"source", "weight", "root"}
+    unknown = set(settings) - {"source", "weight", "root", "name"}
     if unknown or not isinstance(settings.get("source"), str):
-        raise ConfigError(f"source: expected a path or {{source, weight, root}}, got {source}")
+        raise ConfigError(f"source: expected a path or {{source, weight, root, name}}, got {source}")
     name, root = settings["source"], settings.get("root")
     weight = settings.get("weight", 1.0)
     if not isinstance(weight, int | float) or not 0 < weight < float("inf"):
@@ -224,6 +225,15 @@ def list_images(source: Source) -> ImageList:
     else:
         found = ImageList.of(find_images(name), name)
     return ImageList(found.paths, found.weights * float(weight), found.sizes, found.names)
+
+
+def source_root(source: Source) -> Path:
+    """The folder that the paths of a source are relative to."""
+    settings = {"source": source} if isinstance(source, str) else source
+    path = Path(settings["source"])
+    if path.suffix.lower() not in (".csv", ".txt"):
+        return path
+    return Path(settings["root"]) if settings.get("root") is not None else path.parent
 
 
 def _first_line(error: Exception) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -102,10 +103,26 @@ def source_name(source: str | dict[str, Any]) -> str:
     if isinstance(source, dict):
         if "name" in source:
             return str(source["name"])
-        source = str(source.get("source") or Path(source["hr"]).parent)
+        source = str(source.get("source") or Path(source.get("hr") or source.get("lr") or "").parent)
     if source.startswith("skimage:"):
         return "embedded" if source == "skimage:eval" else source
-    return Path(source).stem
+    path = Path(os.path.abspath(source))  # "." has no last part
+    return path.stem if path.suffix.lower() in (".csv", ".txt") else path.name
+
+
+def check_names(sources: Sequence[str | dict[str, Any]]) -> None:
+    """Raise ConfigError for two sources of one name, whose images would be taken for one set."""
+    seen: dict[str, str | dict[str, Any]] = {}
+    for source in sources:
+        if _is_absent(source):
+            continue
+        name = source_name(source)
+        if name in seen:
+            raise ConfigError(
+                f"two sources are called {name!r}: {seen[name]} and {source}; give each a `name` of its own, as in "
+                "{source: DIR, name: N} or {lr: DIR, hr: DIR, name: N}"
+            )
+        seen[name] = source
 
 
 def paired_source(
@@ -120,7 +137,7 @@ def paired_source(
     unknown = set(source) - {"lr", "hr", "name", "optional"}
     if unknown or not {"lr", "hr"} <= set(source):
         raise ConfigError(f"source: expected {{lr, hr, name, optional}}, got {source}")
-    if source.get("optional") and not (Path(source["lr"]).is_dir() and Path(source["hr"]).is_dir()):
+    if _is_absent(source):
         return []
     pairs = paired_folder(source["lr"], source["hr"], scale=scale, skipped=skipped)
     return [(source_name(source), pair) for pair in pairs]
@@ -129,6 +146,12 @@ def paired_source(
 def to_tensor(image: np.ndarray) -> Tensor:
     """uint8 (H, W, 3) to uint8 (3, H, W)."""
     return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+
+
+def _is_absent(source: str | dict[str, Any]) -> bool:
+    if not isinstance(source, dict) or not source.get("optional"):
+        return False
+    return not all(Path(source[side]).is_dir() for side in ("lr", "hr") if side in source)
 
 
 def _by_stem(folder: str | Path) -> dict[str, str]:
