@@ -101,6 +101,20 @@ def test_wrong_input_is_refused_before_anything_is_written(photos: Path, tmp_pat
     assert not out.exists()
 
 
+def test_outputs_among_the_inputs_are_refused(photos: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="lr: the outputs would lie among the inputs; choose a folder that is neither"):
+        _run(photos, photos / "lr")
+    with pytest.raises(InputError, match="sharp: the outputs would lie among the inputs"):
+        _run(photos, tmp_path / "lr", "--hr", photos / "more" / "sharp")
+    with pytest.raises(InputError, match="among the inputs"):
+        _run(photos, tmp_path)
+    assert not (tmp_path / "lr").exists()
+    assert _run(photos / "more", photos / "lr") == 0
+    with pytest.raises(InputError, match=r"lr: holds parameters.jsonl, so outputs of an earlier run lie among"):
+        _run(photos, tmp_path / "lr")
+    assert _run(photos / "lr", tmp_path / "twice") == 0, "a folder of outputs may be degraded again"
+
+
 def test_outputs_that_exist_are_kept(photos: Path, tmp_path: Path) -> None:
     out = tmp_path / "lr"
     assert _run(photos, out) == 0

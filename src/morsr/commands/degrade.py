@@ -25,6 +25,7 @@ HELP = (
     "seed alone, not on the images around it."
 )
 
+PARAMETERS = "parameters.jsonl"
 SHEET_IMAGES = 24
 _COLUMNS, _TILE, _MARGIN, _CAPTION = 3, 192, 8, 30
 
@@ -66,7 +67,7 @@ def run(options: argparse.Namespace) -> int:
         raise ConfigError(f"--device {options.device}: cannot be used ({str(error).splitlines()[0]})") from error
     target = Path(options.output).expanduser()
     hr_folder = Path(options.hr).expanduser() if options.hr else None
-    images = _plan(Path(options.input).expanduser(), target)
+    images = _plan(Path(options.input).expanduser(), [target] if hr_folder is None else [target, hr_folder])
     _check_outputs(images, target, hr_folder, options.overwrite)
 
     from tqdm import tqdm
@@ -87,7 +88,7 @@ def run(options: argparse.Namespace) -> int:
         if len(shown) < SHEET_IMAGES:
             shown.append((hr, lr, caption))
     if lines:
-        write_text(target / "parameters.jsonl", "".join(lines))
+        write_text(target / PARAMETERS, "".join(lines))
         with atomic_path(target / CONTACT_SHEET) as part:
             contact_sheet(shown).save(part)
     _say(f"{len(lines)} of {len(images)} images degraded into {target}")
@@ -96,7 +97,7 @@ def run(options: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-def _plan(source: Path, target: Path) -> list[tuple[Path, str]]:
+def _plan(source: Path, outputs: Sequence[Path]) -> list[tuple[Path, str]]:
     """Image files with the stems of their outputs, which keep the subfolder."""
     from morsr.data.images import find_images
 
@@ -104,19 +105,33 @@ def _plan(source: Path, target: Path) -> list[tuple[Path, str]]:
         return [(source, source.stem)]
     if not source.exists():
         raise InputError(f"{source}: no such file or folder")
-    if target.resolve() == source.resolve() or target.resolve() in source.resolve().parents:
-        raise InputError(f"{target}: the outputs would lie among the inputs; choose another folder")
-    inside = target.resolve()
-    paths = [path for path in map(Path, find_images(source)) if inside not in path.resolve().parents]
+    paths = [Path(path) for path in find_images(source)]
+    _refuse_outputs_among(source, paths, outputs)
     by_stem: dict[str, list[Path]] = defaultdict(list)
     for path in paths:
         by_stem[path.relative_to(source).with_suffix("").as_posix()].append(path)
     twins = [", ".join(path.name for path in found) for found in by_stem.values() if len(found) > 1]
     if twins:
         raise InputError(f"{source}: images of one name would share an output: {'; '.join(twins[:5])}")
-    if not by_stem:
-        raise InputError(f"{source}: no image outside the output folder {target}")
     return [(found[0], stem) for stem, found in by_stem.items()]
+
+
+def _refuse_outputs_among(source: Path, paths: Sequence[Path], outputs: Sequence[Path]) -> None:
+    """Raise InputError where outputs of this run, or of an earlier one, would be taken for sharp images."""
+    folders = {parent.resolve() for path in paths for parent in path.parents} | set(source.resolve().parents)
+    for folder in outputs:
+        if folder.resolve() in folders or source.resolve() in folder.resolve().parents:
+            raise InputError(
+                f"{folder}: the outputs would lie among the inputs; choose a folder that is neither in {source} nor "
+                "around it"
+            )
+    below = {parent for path in paths for parent in path.relative_to(source).parents} - {Path()}
+    made = sorted(source / folder for folder in below if (source / folder / PARAMETERS).is_file())
+    if made:
+        raise InputError(
+            f"{made[0]}: holds {PARAMETERS}, so outputs of an earlier run lie among the inputs; move this folder, and "
+            f"that of the sharp images if it had one, out of {source}"
+        )
 
 
 def _check_outputs(images: Sequence[tuple[Path, str]], target: Path, hr: Path | None, overwrite: bool) -> None:
@@ -131,7 +146,7 @@ def _check_outputs(images: Sequence[tuple[Path, str]], target: Path, hr: Path | 
         overlapping = [path for path in outputs if path.resolve() in sources]
         if overlapping:
             raise InputError(f"{overlapping[0]}: is one of the inputs; choose another output folder")
-        existing = [path for path in (*outputs, folder / "parameters.jsonl") if path.exists()]
+        existing = [path for path in (*outputs, folder / PARAMETERS) if path.exists()]
         if existing and not overwrite:
             raise InputError(f"{existing[0]}: exists; choose an empty folder, or --overwrite")
     for folder in folders:
