@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from PIL import Image
 
 from morsr.cli import main
 
@@ -48,6 +49,63 @@ def test_every_missing_thing_is_named(config, photos: Path, capsys: pytest.Captu
     )
     assert "7 images; 1 of 7 looked at will be passed over" in output
     assert output.endswith("5 missing\n")
+
+
+@pytest.fixture
+def pairs(tmp_path: Path) -> dict[str, str]:
+    """Three pairs whose HR images are of 48x32, 52x32 and 56x32 pixels."""
+    for folder, scale in (("LR", 1), ("HR", 4)):
+        (tmp_path / "real" / folder).mkdir(parents=True)
+        for number in range(3):
+            Image.new("RGB", (scale * (12 + number), scale * 8)).save(tmp_path / "real" / folder / f"{number}.png")
+    return {"lr": str(tmp_path / "real/LR"), "hr": str(tmp_path / "real/HR")}
+
+
+def check(path: str, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
+    code = main(["data-check", "--config", path])
+    return code, capsys.readouterr().out
+
+
+def test_pairs_that_are_too_small_for_crops_are_missing(config, pairs, capsys: pytest.CaptureFixture[str]):
+    settings = {"train": [pairs], "val": [pairs], "test": []}
+    assert check(config(**settings, crop_size=32), capsys)[0] == 0
+    code, output = check(config(**settings, crop_size=36), capsys)
+    assert code == 1
+    (line,) = [line for line in output.splitlines() if line.startswith("MISSING")]
+    assert "none of 3 pairs looked at can be used" in line
+    assert "48x32 pixels, too small for crops of 36" in line
+    assert "val      real: 3 pairs" in output, "validation pairs are taken whole"
+
+
+def test_no_training_source_at_all_is_missing(config, photos: Path, capsys: pytest.CaptureFixture[str]):
+    absent = {"lr": "absent/LR", "hr": "absent/HR", "optional": True, "name": "real"}
+    code, output = check(config(train=[absent], test=[]), capsys)
+    assert code == 1
+    assert "MISSING train    sources: none of the optional ones is there" in output
+    assert check(config(train=[absent], test=[], dead_leaves=1.0), capsys)[0] == 0
+    assert check(config(train=[absent, str(photos)], test=[]), capsys)[0] == 0
+
+
+@pytest.mark.parametrize("use", ["train", "val", "test"])
+def test_damaged_pairs_are_counted_and_missing_if_none_is_left(
+    config, pairs, photos: Path, use: str, capsys: pytest.CaptureFixture[str]
+):
+    settings = {"train": [str(photos)], "test": [], use: [pairs]}
+    (Path(pairs["lr"]) / "1.png").write_bytes(b"")
+    code, output = check(config(**settings), capsys)
+    assert code == 0
+    assert "real: 2 pairs; 1 of 3 cannot be read and will be passed over: " in output
+    for number in (0, 2):
+        (Path(pairs["hr"]) / f"{number}.png").write_bytes(b"")
+    code, output = check(config(**settings), capsys)
+    assert code == 1
+    assert "real: none of 3 pairs can be used; the first: " in output
+
+
+def test_two_sources_of_one_name_are_missing(config, photos: Path, capsys: pytest.CaptureFixture[str]):
+    code, output = check(config(train=[str(photos)], test=[str(photos), str(photos)]), capsys)
+    assert code == 1
+    assert "MISSING test     names: two sources are called 'photos'" in output
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import inspect
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from morsr.errors import ConfigError, InputError, MorsrError
@@ -55,8 +55,12 @@ def run(options: argparse.Namespace) -> int:
     for use in ("train", "val", "test", "predict"):
         if use == "train" and data.synthetic == 1:
             continue
-        for source in getattr(data, use):
-            _check_source(report, use, source, data.scale, least[use], options.sample)
+        sources = getattr(data, use)
+        absent = [_check_source(report, use, source, data.scale, least[use], options.sample) for source in sources]
+        if use == "train" and all(absent):
+            report.line("MISSING", use, "sources", "none of the optional ones is there; name one that is")
+        if use in ("val", "test"):
+            _check_names(report, use, sources)
     if data.val or data.test:
         report.check("cache", "LR images", lambda: _check_cache(data.cache_dir))
     print(f"{report.missing} missing" if report.missing else "everything is there")
@@ -95,27 +99,55 @@ class _Report:
             self.line("MISSING", use, name, str(error))
 
 
-def _check_source(report: _Report, use: str, source: Any, scale: int, least: int, sample: int) -> None:
+def _check_source(report: _Report, use: str, source: Any, scale: int, least: int, sample: int) -> bool:
+    """Report one source; whether it is optional and not there."""
     from morsr.data.images import is_paired, list_images
     from morsr.data.pairs import paired_source, source_name
 
-    if is_paired(source):
-        if use == "predict":
-            report.check(use, source_name(source), lambda: str(len(list_images(source))))
-            return
-        try:
-            pairs = paired_source(source, scale=scale)
-        except MorsrError as error:
-            report.line("MISSING", use, source_name(source), str(error))
-            return
-        state, detail = ("ok", f"{len(pairs)} pairs") if pairs else ("absent", f"optional, {source['lr']}")
-        report.line(state, use, source_name(source), detail)
-        return
-    name = source if isinstance(source, str) else str(source.get("source"))
-    report.check(use, name, lambda: _check_images(list_images(source).paths, least, sample))
+    if not is_paired(source):
+        name = source if isinstance(source, str) else str(source.get("source"))
+        report.check(use, name, lambda: _check_images(list_images(source).paths, least, sample))
+        return False
+    if use == "predict":
+        report.check(use, source_name(source), lambda: str(len(list_images(source))))
+        return False
+    skipped: dict[str, str] = {}
+    try:
+        pairs = paired_source(source, scale=scale, skipped=skipped)
+    except MorsrError as error:
+        report.line("MISSING", use, source_name(source), str(error))
+        return False
+    if not pairs and not skipped:
+        report.line("absent", use, source_name(source), f"optional, {source['lr']}")
+        return True
+    # only crops ask for a size: pairs are validated and tested whole
+    smallest = least if use == "train" else 1
+    report.check(
+        use, source_name(source), lambda: _check_pairs([pair.hr for _, pair in pairs], skipped, smallest, sample)
+    )
+    return False
 
 
-def _check_images(paths: tuple[str, ...], least: int, sample: int) -> str:
+def _check_names(report: _Report, use: str, sources: list[Any]) -> None:
+    from morsr.data.pairs import check_names
+
+    try:
+        check_names(sources)
+    except ConfigError as error:
+        report.line("MISSING", use, "names", str(error))
+
+
+def _check_pairs(paths: list[str], skipped: dict[str, str], least: int, sample: int) -> str:
+    """What is found of pairs with these HR files, beside others that cannot be read."""
+    first = next(iter(skipped.values()), "")
+    if not paths:
+        raise InputError(f"none of {len(skipped)} pairs can be used; the first: {first}")
+    found = _check_images(paths, least, sample, kind="pairs")
+    every = len(paths) + len(skipped)
+    return f"{found}; {len(skipped)} of {every} cannot be read and will be passed over: {first}" if skipped else found
+
+
+def _check_images(paths: Sequence[str], least: int, sample: int, *, kind: str = "images") -> str:
     from morsr.data.images import image_size
     from morsr.data.training_set import check_size
 
@@ -128,9 +160,9 @@ def _check_images(paths: tuple[str, ...], least: int, sample: int) -> str:
         except InputError as error:
             bad.append(str(error))
     if len(bad) == len(looked_at):
-        raise InputError(f"none of {len(looked_at)} images looked at can be used; the first: {bad[0]}")
+        raise InputError(f"none of {len(looked_at)} {kind} looked at can be used; the first: {bad[0]}")
     note = f"; {len(bad)} of {len(looked_at)} looked at will be passed over, the first: {bad[0]}" if bad else ""
-    return f"{len(paths)} images{note}"
+    return f"{len(paths)} {kind}{note}"
 
 
 def _check_basicsr() -> str:
