@@ -92,6 +92,26 @@ def test_pairs_that_do_not_fit_are_named(make_data: Make, pairs: dict[str, str],
         make_data(train=[absent]).setup("fit")
 
 
+@pytest.mark.parametrize("val_crop", [32, 50, 90])
+def test_validation_pairs_are_cropped_in_the_middle(make_data: Make, pairs: dict[str, str], val_crop: int) -> None:
+    whole = make_data(val=[pairs], test=[pairs], val_crop=val_crop)
+    height, width = min(24, val_crop // 4), min(20, val_crop // 4)
+    top, left = (24 - height) // 2, (20 - width) // 2
+    for cropped, full in zip(whole.val_dataloader(), whole.test_dataloader(), strict=True):
+        assert cropped["stem"] == full["stem"]
+        assert full["hr"].shape == (1, 3, 96, 80), "test pairs stay whole"
+        middle = full["lr"][..., top : top + height, left : left + width]
+        torch.testing.assert_close(cropped["lr"], middle, rtol=0, atol=0)
+        torch.testing.assert_close(cropped["hr"], repeated(middle), rtol=0, atol=0)
+
+
+def test_pairs_of_several_sizes_fit_into_a_batch_with_val_crop(make_data: Make, pairs: dict[str, str]) -> None:
+    for folder, scale in (("lr", 1), ("hr", 4)):
+        Image.new("RGB", (30 * scale, 18 * scale)).save(Path(pairs[folder]) / "3.png")
+    (batch,) = make_data(val=[pairs], val_batch_size=4, val_crop=64).val_dataloader()
+    assert batch["lr"].shape == (4, 3, 16, 16)
+
+
 def cut(path: str | Path) -> None:
     """Keep the first half of a JPEG in place of a PNG: its header is whole and its pixels are not."""
     with Image.open(path) as image:

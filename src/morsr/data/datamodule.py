@@ -58,7 +58,7 @@ class RealESRGANDataModule(L.LightningDataModule):
             themselves shrink with them.
         usm: sharpen the HR images first, as Real-ESRGAN does; they are then the target too.
         val_seeds, test_seeds: seeds of the degradations; every image is degraded once per seed.
-        val_crop: sides of validation images are cropped to at most this many pixels.
+        val_crop: sides of validation images, of pairs too, are cropped to at most this many HR pixels.
         val_multiple: sides of validation and test HR images are cropped to multiples of this.
         val_batch_size: above 1, all validation images must come out at one size.
         num_workers: processes that decode and crop; 0 does it in the main process.
@@ -220,7 +220,9 @@ class RealESRGANDataModule(L.LightningDataModule):
         found: list[tuple[str, DegradedImage | PairPaths]] = []
         for source in sources:
             if is_paired(source):
-                found += self._real_pairs(source)  # type: ignore[arg-type]
+                largest = self.val_crop // self.scale if self.val_crop is not None and stage == "validate" else None
+                pairs = self._real_pairs(source)  # type: ignore[arg-type]
+                found += [(name, pair._replace(largest=largest)) for name, pair in pairs]
                 continue
             bad: dict[str, str] = {}
             made = degraded_images(

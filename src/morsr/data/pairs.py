@@ -37,15 +37,19 @@ class Pair:
 
 
 class PairPaths(NamedTuple):
-    """Two files that show the same."""
+    """Two files that show the same; where LR sides exceed `largest` pixels, the central part of both is taken."""
 
     stem: str
     lr: str
     hr: str
+    largest: int | None = None
 
     def load(self) -> Pair:
         """Read both images."""
-        return Pair(self.stem, load_image(self.lr), load_image(self.hr), image=self.stem)
+        lr, hr = load_image(self.lr), load_image(self.hr)
+        if self.largest is not None:
+            lr, hr = _central(lr, hr, self.largest)
+        return Pair(self.stem, lr, hr, image=self.stem)
 
 
 def crop_to_multiple(image: np.ndarray, multiple: int, *, largest: int | None = None) -> np.ndarray:
@@ -146,6 +150,17 @@ def paired_source(
 def to_tensor(image: np.ndarray) -> Tensor:
     """uint8 (H, W, 3) to uint8 (3, H, W)."""
     return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+
+
+def _central(lr: np.ndarray, hr: np.ndarray, largest: int) -> tuple[np.ndarray, np.ndarray]:
+    """The same central part of both images (h, w, 3) and (H, W, 3), at whole LR pixels."""
+    scale = hr.shape[0] // lr.shape[0]
+    height, width = (min(side, largest) for side in lr.shape[:2])
+    top, left = (lr.shape[0] - height) // 2, (lr.shape[1] - width) // 2
+    return (
+        np.ascontiguousarray(lr[top : top + height, left : left + width]),
+        np.ascontiguousarray(hr[scale * top : scale * (top + height), scale * left : scale * (left + width)]),
+    )
 
 
 def _is_absent(source: str | dict[str, Any]) -> bool:
