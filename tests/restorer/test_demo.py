@@ -16,6 +16,7 @@ from PIL import Image
 from morsr.cli import main
 from morsr.commands import demo
 from morsr.errors import InputError, MissingDependencyError
+from morsr.models import picture_files
 from morsr.models.picture_files import read_file
 from morsr.models.restorer import Restorer
 
@@ -51,9 +52,27 @@ def test_the_plot_counts_what_ran():
 
 def test_large_previews_are_reduced_and_transparency_is_seen(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(demo, "PREVIEW", 20)
-    assert demo.preview(photo("photo.png", (40, 10))).size == (20, 5)
+    assert demo.preview(read_file(photo("photo.png", (40, 10)))).size == (20, 5)
     Image.new("RGBA", (4, 4), (255, 0, 0, 0)).save("clear.png")
-    assert np.asarray(demo.preview(Path("clear.png")))[0, 0].tolist() == [128, 128, 128]
+    assert np.asarray(demo.preview(read_file("clear.png")))[0, 0].tolist() == [128, 128, 128]
+
+
+@pytest.mark.parametrize("name", ["photo.png", "photo.jpg", "photo.tif", "gray.png", "deep.png", "palette.gif"])
+def test_an_output_of_any_size_is_shown_reduced(name: str, monkeypatch: pytest.MonkeyPatch):
+    samples = np.linspace(0, 255, 12 * 8 * 3).reshape(8, 12, 3).astype(np.uint8)
+    image = Image.fromarray(samples[..., 0] if name == "gray.png" else samples)
+    if name == "deep.png":
+        image = Image.fromarray(samples[..., 0].astype(np.uint16) * 257)
+    image.quantize(16).save(name) if name == "palette.gif" else image.save(name)
+    monkeypatch.setattr(demo, "PREVIEW", 6)
+    (_, expected), _, _, _ = demo.restore_upload(twins.fake(), Path(name), {"scale": 4.0}, Path("whole"))
+    # 48 x 32 pixels are more than the reader takes, and more than twice what Pillow does.
+    monkeypatch.setattr(picture_files, "MAX_PIXELS", 1000)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    (before, after), made, _, _ = demo.restore_upload(twins.fake(), Path(name), {"scale": 4.0}, Path("made"))
+    assert before.size == after.size == (6, 4)
+    assert np.abs(np.asarray(after, int) - np.asarray(expected, int)).max() <= (16 if name.endswith("jpg") else 6)
+    assert Path(made).is_file()
 
 
 def test_every_odd_image_works(shared_data: Path):

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from PIL import Image
 
+    from morsr.models.picture import Picture
     from morsr.models.restorer import Restorer
 
 HELP = (
@@ -206,14 +207,14 @@ def restore_upload(
     Raises:
         MorsrError: not an image, or what else the restorer refuses.
     """
-    from morsr.models.picture_files import FORMATS
+    from morsr.models.picture_files import FORMATS, read_file, read_reduced
 
     checked = restorer.settings(**settings)
     suffix = source.suffix.lower() if source.suffix.lower() in FORMATS else ".png"
     target = folder / f"{source.stem}-x{checked.scale:g}{suffix}"
     restorer.restore_file(source, target, progress=progress, **asdict(checked))
-    after = preview(target)
-    before = preview(source, after.size)
+    after = preview(read_reduced(target, 2 * PREVIEW))
+    before = preview(read_file(source, compact=True), after.size)
     routed = restorer.generator.context is not None and restorer.generator.context.config.is_routed
     if not routed:
         return (before, after), str(target), None, None
@@ -221,20 +222,18 @@ def restore_upload(
     return (before, after), str(target), scores, figure
 
 
-def preview(path: Path, size: tuple[int, int] | None = None) -> Image.Image:
-    """A file as 8-bit RGB for the screen, over gray where it is transparent.
+def preview(picture: Picture, size: tuple[int, int] | None = None) -> Image.Image:
+    """A picture as 8-bit RGB for the screen, over gray where it is transparent.
 
     Args:
-        path: an image file.
+        picture: of a file.
         size: width and height; default its own, with the longer side at most PREVIEW.
     """
     import numpy as np
     from PIL import Image
 
     from morsr.functional.resample import unit_range
-    from morsr.models.picture_files import read_file
 
-    picture = read_file(path, compact=True)
     rgb = picture.rgb
     if picture.alpha is not None:
         alpha = unit_range(picture.alpha)
