@@ -109,6 +109,19 @@ def test_palettes_with_transparency_stay_palettes(soft: bool):
     assert np.abs(before[seen] - after[seen]).mean() < 6
 
 
+def test_a_palette_of_rgba_has_its_transparency():
+    image = photo("RGBA", (40, 30))
+    image.putalpha(Image.linear_gradient("L").resize(image.size))
+    palette = image.quantize(64, method=Image.Quantize.FASTOCTREE)
+    assert "transparency" not in palette.info
+    alpha = read_picture(palette).alpha
+    assert alpha is not None
+    expected = np.asarray(palette.convert("RGBA"))[..., 3].astype(np.float32) / 255
+    assert_close(alpha[0, 0], torch.from_numpy(expected))
+    image.putalpha(255)
+    assert read_picture(image.quantize(64, method=Image.Quantize.FASTOCTREE)).form.mode == "P"
+
+
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_pictures_are_upright_and_go_back_turned(orientation: int):
     stored = photo()

@@ -238,11 +238,15 @@ def from_pil(image: Image.Image, *, kind: Literal["file", "pil"] = "pil", compac
     samples: NDArray[Any]
     if mode in ("I", "F") or mode.startswith("I;16"):
         samples, depth = _deep_gray(np.asarray(image), mode)
-        mode = "L"
+        mode, clear = "L", image.info.get("transparency")
+        if isinstance(clear, int) and depth == 16:  # PNG names one gray value that is not seen
+            samples, mode = np.stack([samples, np.where(samples == clear, 0, 65535).astype(np.uint16)], axis=-1), "LA"
     else:
         if mode == "LAB":
             raise InputError("LAB images are not supported; convert to RGB first")
         transparent = "transparency" in image.info and mode in ("1", "L", "P", "RGB")
+        if mode == "P" and image.palette is not None and image.palette.mode == "RGBA":
+            transparent |= min((image.getpalette("RGBA") or [])[3::4], default=255) < 255
         if transparent:
             read_as = "LA" if mode in ("1", "L") else "RGBA"
             mode = "PA" if mode == "P" else read_as
@@ -302,7 +306,7 @@ def to_pil(picture: Picture) -> Image.Image:
     elif form.mode == "P":
         image = image.quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.FLOYDSTEINBERG)
     elif form.mode == "PA":
-        image = _quantize_alpha(image)
+        image = _quantize_alpha(image, soft=form.format != "GIF")
     elif image.mode != form.mode and form.mode in ("YCbCr", "HSV"):
         image = image.convert(form.mode)
     for key, value in (("icc_profile", form.icc), ("exif", resized_exif(form, image.size))):
@@ -312,10 +316,14 @@ def to_pil(picture: Picture) -> Image.Image:
     return image
 
 
-def _quantize_alpha(image: Image.Image) -> Image.Image:
-    """Reduce RGBA to a palette: on/off transparency keeps one entry for "clear", soft transparency a joint palette."""
+def _quantize_alpha(image: Image.Image, *, soft: bool = True) -> Image.Image:
+    """Reduce RGBA to a palette: on/off transparency keeps one entry for "clear", soft transparency a joint palette.
+
+    Args:
+        soft: whether there may be soft transparency; GIF has none.
+    """
     alpha = np.asarray(image.getchannel("A"))
-    if np.mean((alpha > 16) & (alpha < 239)) > 0.1:
+    if soft and np.mean((alpha > 16) & (alpha < 239)) > 0.1:
         return image.quantize(256, method=Image.Quantize.FASTOCTREE)
     palette = image.convert("RGB").quantize(255, method=Image.Quantize.MEDIANCUT)
     clear = len(palette.getpalette() or ()) // 3
