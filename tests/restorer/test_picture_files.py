@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import struct
 import zlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageCms, ImageOps
+from PIL.PngImagePlugin import PngInfo
 from torch.testing import assert_close
 
 from morsr.errors import InputError
@@ -161,6 +163,28 @@ def test_formats_without_exif_get_upright_pixels(suffix: str):
     np.testing.assert_array_equal(np.asarray(after), np.asarray(ImageOps.exif_transpose(Image.open("in.png"))))
 
 
+@pytest.mark.parametrize(
+    "said", ['tiff:Orientation="6"/>', "><tiff:Orientation>6</tiff:Orientation></rdf:Description>"]
+)
+@pytest.mark.parametrize("suffix", ["jpg", "webp", "png", "deep.png"])
+def test_a_picture_that_xmp_turns_is_turned_once(suffix: str, said: str):
+    xmp = f'<x:xmpmeta xmlns:tiff="http://ns.adobe.com/tiff/1.0/"><rdf:Description {said}</x:xmpmeta>'
+    words = PngInfo()
+    words.add_itxt("XML:com.adobe.xmp", xmp)
+    options = {"pnginfo": words} if suffix.endswith("png") else {"xmp": xmp.encode()}
+    Image.fromarray(smooth(3)).save(f"in.{suffix}", quality=95, **options)
+    picture = read_file(f"in.{suffix}")
+    assert picture.size == (33, 21), "21 x 33 once it stands upright"
+    if suffix == "deep.png":
+        picture = picture.with_form(replace(picture.form, depth=16))
+    write_picture(picture, f"out.{suffix}")
+    again = read_file(f"out.{suffix}")
+    assert again.size == picture.size
+    kept = again.form.info["XML:com.adobe.xmp"] if suffix.endswith("png") else again.form.info["xmp"].decode()
+    assert kept == xmp.replace("6", "1")
+    assert float((again.rgb - picture.rgb).abs().mean()) < 0.02
+
+
 @pytest.mark.parametrize("deep", [False, True])
 @pytest.mark.parametrize("orientation", [1, 6, 8])
 def test_a_turned_tiff_is_read_upright(orientation: int, deep: bool):
@@ -183,8 +207,6 @@ def test_a_turned_tiff_is_read_upright(orientation: int, deep: bool):
 
 
 def test_text_and_colour_words_of_png_are_kept():
-    from PIL.PngImagePlugin import PngInfo
-
     words = PngInfo()
     words.add_text("Author", "A. Nonymous")
     words.add(b"sRGB", b"\1")
@@ -208,6 +230,37 @@ def test_transparency_is_not_dropped_in_silence():
     opaque[..., 3] = 255
     write_picture(read_picture(opaque), "out.jpg")
     assert Image.open("out.jpg").mode == "RGB"
+
+
+def test_a_small_round_icon_stays_round_in_a_gif():
+    """Most of its alpha is soft once it is enlarged, and a GIF has none such."""
+    samples = smooth(4, (64, 64))
+    y, x = np.mgrid[:64, :64] - 31.5
+    samples[..., 3] = (np.clip(38 - np.hypot(x, y), 0, 20) / 20 * 255).round()
+    soft = from_samples(samples, Form(kind="file", mode="PA", format="GIF"))
+    assert float(((soft.alpha > 0.1) & (soft.alpha < 0.9)).float().mean()) > 0.1
+    write_picture(soft, "icon.gif")
+    again = read_file("icon.gif")
+    assert again.alpha is not None
+    assert_close(again.alpha, (soft.alpha >= 128 / 255).float())
+
+
+def test_the_clear_gray_value_of_a_16_bit_png_is_read():
+    samples = RNG.integers(0, 65536, (9, 7)).astype(np.uint16)
+    samples[2:4, 1:5] = 1000
+    data = cv2.imencode(".png", samples)[1].tobytes()
+    clear = struct.pack(">I4sHI", 2, b"tRNS", 1000, zlib.crc32(b"tRNS" + struct.pack(">H", 1000)))
+    at = data.index(b"IDAT") - 4
+    Path("in.png").write_bytes(data[:at] + clear + data[at:])
+    picture = read_file("in.png")
+    assert (picture.form.mode, picture.form.depth) == ("LA", 16)
+    assert_close(picture.alpha[0, 0], torch.from_numpy(np.where(samples == 1000, 0, 1).astype(np.float32)))
+    with pytest.raises(InputError, match="no transparency"):
+        write_picture(picture, "out.jpg")
+    write_picture(picture, "out.png")
+    again = read_file("out.png")
+    for before, after in ((picture.rgb, again.rgb), (picture.alpha, again.alpha)):
+        assert_close(after, before, atol=0, rtol=0)
 
 
 @pytest.mark.parametrize("profile", [None, SRGB[:100]], ids=["no profile", "profile"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import struct
 import threading
 import warnings
@@ -61,6 +62,7 @@ _LARGEST_SIDE = {"JPEG": 65500, "WEBP": 16383, "GIF": 65535}
 _DEEP = ("PNG", "TIFF")
 _OPAQUE = 1 - 0.5 / 255  # what 8 bits round to opaque
 JPEG_QUALITY = 95
+_XMP_ROTATION = r"""(tiff:Orientation\s*(?:=\s*["']|>)\s*)[2-8]"""
 _LIMIT_LOCK = threading.Lock()
 _JPEG_SEGMENT = 65_000
 """Bytes of metadata that one segment of a JPEG holds, with room for its name."""
@@ -327,9 +329,9 @@ def write_picture(picture: Picture, path: str | os.PathLike[str], *, format: str
 def row_writer(file: IO[bytes], form: Form, width: int, height: int) -> RowWriter:
     """A writer of rows for a form of 8 or 16 bits in PNG or TIFF, with the form's profile and metadata."""
     channels = {"L": 1, "LA": 2, "RGB": 3, "RGBA": 4}[form.mode]
-    dpi = _dpi(form)
+    form, dpi = _without_rotation(form), _dpi(form)
     if form.format == "PNG":
-        exif, text = resized_exif(_without_rotation(form), (width, height)), _text(form)
+        exif, text = resized_exif(form, (width, height)), _text(form)
         chunks = _color_chunks(form)
         return PNGWriter(
             file, width, height, channels, depth=form.depth, icc=form.icc, exif=exif, text=text, dpi=dpi, chunks=chunks
@@ -338,8 +340,11 @@ def row_writer(file: IO[bytes], form: Form, width: int, height: int) -> RowWrite
 
 
 def _without_rotation(form: Form) -> Form:
-    """The form with EXIF data that claim no rotation, if its pixels are written upright."""
-    if form.orientation != 1 or not form.exif:
+    """The form with EXIF data and XMP that claim no rotation, if its pixels are written upright."""
+    if form.orientation != 1:
+        return form
+    form = replace(form, info={key: _without_xmp_rotation(key, value) for key, value in form.info.items()})
+    if not form.exif:
         return form
     exif = parse_exif(form.exif)
     if exif is None:
@@ -348,6 +353,15 @@ def _without_rotation(form: Form) -> Form:
         return form
     exif[ORIENTATION_TAG] = 1
     return replace(form, exif=exif.tobytes())
+
+
+def _without_xmp_rotation(key: str, value: Any) -> Any:
+    """A piece of a form's info; of XMP with the orientation 1, which programs take where EXIF data have none."""
+    if key == "xmp" and isinstance(value, bytes):
+        return re.sub(_XMP_ROTATION.encode(), rb"\g<1>1", value)
+    if key == "XML:com.adobe.xmp" and isinstance(value, str):
+        return re.sub(_XMP_ROTATION, r"\g<1>1", value)
+    return value
 
 
 def _text(form: Form) -> dict[str, str]:
@@ -379,7 +393,8 @@ def _dpi(form: Form) -> tuple[float, float] | None:
 
 def _save_options(form: Form, image: Image.Image) -> dict[str, Any]:
     options: dict[str, Any] = {}
-    exif = resized_exif(_without_rotation(form), image.size)
+    form = _without_rotation(form)
+    exif = resized_exif(form, image.size)
     if form.icc and form.format != "GIF":
         options["icc_profile"] = form.icc
     if form.format in ("PNG", "JPEG", "WEBP") and exif and (form.format != "JPEG" or len(exif) <= _JPEG_SEGMENT):
