@@ -204,6 +204,14 @@ def test_frames_are_in_natural_order_and_each_folder_is_a_sequence(restorer: Res
     assert np.abs(pixels("out/a/frame2.png") - pixels("own.png")).max() > 1, "its own routing would be another"
 
 
+def test_digits_that_are_no_numbers_are_sorted_as_letters():
+    names = ["10²3.jpg", "①2.jpg", "2.jpg", "10.jpg"]
+    jobs = [Job(Path(name), Path("out") / name) for name in names]
+    found = [job.source.name for job in sorted(jobs, key=natural_order)]
+    assert found.index("2.jpg") < found.index("10.jpg")
+    assert sorted(found) == sorted(names)
+
+
 def test_a_sequence_that_goes_on_keeps_the_first_frames_routing(restorer: Restorer):
     jobs = [photo("a/1.png", low=0, high=60), photo("a/2.png", low=150, high=256)]
     assert run(restorer, jobs, routing="sequence") == []

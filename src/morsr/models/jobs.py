@@ -82,4 +82,4 @@ def check_target(source: str | os.PathLike[str], target: str | os.PathLike[str])
 def natural_order(job: Job) -> tuple[str, list[tuple[int, str]]]:
     """Sorts by folder, then by name with numbers as numbers: frame 2 before frame 10."""
     parts = re.split(r"(\d+)", job.source.name)
-    return str(job.source.parent), [(int(part), "") if part.isdigit() else (-1, part) for part in parts]
+    return str(job.source.parent), [(int(part), "") if part.isdecimal() else (-1, part) for part in parts]
