@@ -507,6 +507,19 @@ def test_memory_is_asked_of_the_machine():
     assert 2**20 < free_memory(torch.device("cpu")) < 2**50
 
 
+def test_files_in_the_cache_of_a_container_are_free_memory(tmp_path: Path):
+    from morsr.models.memory import _container_free
+
+    (tmp_path / "memory.max").write_text("1000\n")
+    (tmp_path / "memory.current").write_text("900\n")
+    assert _container_free(tmp_path) == 100, "where nothing more is said"
+    stat = "anon 200\nfile 700\ninactive_file 400\nactive_file 200\nslab_reclaimable 50\nslab_unreclaimable 10\n"
+    (tmp_path / "memory.stat").write_text(stat)
+    assert _container_free(tmp_path) == 750
+    (tmp_path / "memory.stat").write_text("inactive_file 2000\n")
+    assert _container_free(tmp_path) == 1000, "no more than the limit"
+
+
 def test_a_model_that_is_not_there_is_told():
     with pytest.raises(MorsrError, match=r"nowhere|tiny"):
         Restorer.from_pretrained("nowhere.safetensors")

@@ -68,6 +68,7 @@ def blocks_handed_back() -> Iterator[None]:
 
 
 _MMAP_THRESHOLD = -3  # glibc, malloc.h
+_RECLAIMABLE = ("inactive_file", "active_file", "slab_reclaimable")
 
 
 def _c_library(name: str) -> Any:
@@ -84,12 +85,21 @@ def _system_free() -> int:
     return UNKNOWN_FREE
 
 
-def _container_free() -> int:
-    root = Path("/sys/fs/cgroup")
+def _container_free(root: Path = Path("/sys/fs/cgroup")) -> int:
     try:
         limit = (root / "memory.max").read_text().strip()
         if limit == "max":
             return sys.maxsize
-        return max(0, int(limit) - int((root / "memory.current").read_text()))
+        taken = int((root / "memory.current").read_text()) - _reclaimable(root)
+        return max(0, int(limit) - max(0, taken))
     except (OSError, ValueError):
         return sys.maxsize
+
+
+def _reclaimable(root: Path) -> int:
+    """Bytes that a container is charged for and that the system takes back by itself: mostly files read before."""
+    try:
+        lines = [line.split() for line in (root / "memory.stat").read_text().splitlines()]
+        return sum(int(value) for name, value in lines if name in _RECLAIMABLE)
+    except (OSError, ValueError):
+        return 0
