@@ -152,6 +152,19 @@ def test_exif_icc_and_orientation_are_kept(suffix: str, orientation: int):
     assert np.abs(difference).mean() < 3
 
 
+@pytest.mark.parametrize("lossless", [False, True])
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+@pytest.mark.parametrize("profile", [None, SRGB], ids=["no profile", "profile"])
+def test_webp_stays_lossless(profile: bytes | None, mode: str, lossless: bool):
+    samples = RNG.integers(0, 256, (20, 30, len(mode))).astype(np.uint8)
+    options = {"icc_profile": profile} if profile else {}
+    Image.fromarray(samples).save("in.webp", lossless=lossless, exact=True, **options)
+    picture = read_file("in.webp")
+    assert picture.form.info["lossless"] is lossless
+    write_picture(picture, "out.webp")
+    assert (b"VP8L" in Path("out.webp").read_bytes()) is lossless
+
+
 @pytest.mark.parametrize("suffix", ["bmp", "tif"])
 def test_formats_without_exif_get_upright_pixels(suffix: str):
     exif = Image.Exif()

@@ -169,7 +169,7 @@ def _decode(data: bytes, max_pixels: int, compact: bool) -> Picture:
             compression = image.info.get("compression")
     form = replace(picture.form, format="JPEG" if picture.form.format == "MPO" else picture.form.format)
     if form.format == "WEBP":
-        form = replace(form, info={**form.info, "lossless": b"VP8L" in data[:64]})
+        form = replace(form, info={**form.info, "lossless": _is_lossless_webp(data)})
     if form.format == "TIFF" and compression:
         form = replace(form, info={**form.info, "compression": compression})
     if not deep:
@@ -180,6 +180,17 @@ def _decode(data: bytes, max_pixels: int, compact: bool) -> Picture:
         form = replace(form, mode="LA")
     form = replace(form, depth=16)
     return from_samples(_decode_deep(data, form, picture.size), form, compact=compact)
+
+
+def _is_lossless_webp(data: bytes) -> bool:
+    """Whether the pixels of a WebP are in a chunk of the lossless kind; a profile of any length may stand before it."""
+    at = 12
+    while at + 8 <= len(data):
+        name, length = struct.unpack_from("<4sI", data, at)
+        if name in (b"VP8 ", b"VP8L"):
+            return bool(name == b"VP8L")
+        at += 8 + length + length % 2
+    return False
 
 
 def _is_deep(image: Image.Image, data: bytes) -> bool:
