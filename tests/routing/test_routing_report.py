@@ -158,6 +158,26 @@ def test_the_page_of_a_folder(restorer: Restorer, photos: Path, tmp_path: Path, 
     assert "no image was restored" in (tmp_path / "again.html").read_text()
 
 
+def test_images_that_share_a_stem_keep_apart(restorer: Restorer, tmp_path: Path, monkeypatch: Any):
+    folder = tmp_path / "photos"
+    for place, level in (("day/1.png", 40), ("night/1.png", 80), ("night/1.bmp", 120), ("2.png", 160)):
+        (folder / place).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (24, 24), (level,) * 3).save(folder / place)
+    shown: list[tuple[str, int]] = []
+    monkeypatch.setattr("morsr.evaluation.report.write_report", lambda *_, **__: None)
+    monkeypatch.setattr(
+        "morsr.evaluation.example.examine",
+        lambda _, lr, *, name, **__: shown.append((name, round(float(lr.mean()) * 255))),
+    )
+    out, table = str(tmp_path / "report.html"), str(tmp_path / "table.safetensors")
+    for name in ("day/1", "night/1.png", "night/1.bmp", "2"):
+        assert command.run(options(str(folder), "--out", out, "--table", table, "--example", name)) == 0
+    assert shown == [("day/1", 40), ("night/1.png", 80), ("night/1.bmp", 120), ("2", 160)]
+    assert RoutingTable.load(table).names == ("2", "day/1", "night/1.bmp", "night/1.png")
+    with pytest.raises(InputError, match="there are day/1, night/1"):
+        command.run(options(str(folder), "--out", out, "--example", "1"))
+
+
 def test_a_single_image_says_what_cannot_be_shown(restorer: Restorer, photos: Path, tmp_path: Path):
     out = tmp_path / "one.html"
     assert command.run(options(str(photos / "photo3.png"), "--out", str(out))) == 0

@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from morsr.errors import ConfigError, InputError
+from morsr.evaluation.inputs import unique_names
 from morsr.evaluation.routing import RoutingTable
 from morsr.functional.routing import route
 
@@ -172,6 +173,12 @@ def test_dataframe_has_a_row_per_choice():
     assert one["slot"].tolist() == table.chosen[4, 1].tolist()
     assert one["true_noise"].iloc[0] == pytest.approx(truth["noise"][4].item())
     assert frame["kind"].iloc[0] == "blur"
+
+
+def test_names_are_made_different_whatever_they_are():
+    assert unique_names(["a", "a", "b", "a"]) == ["a", "a (2)", "b", "a (3)"]
+    for names in (["a", "a", "a (2)"], ["a (2)", "a", "a", "a"]):
+        assert len(set(unique_names(names))) == len(names)
 
 
 def test_bad_input_is_named():

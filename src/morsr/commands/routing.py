@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,8 +38,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--copies", type=int, default=1, help="with --degrade: degradations per image (default: 1)")
     parser.add_argument("--seed", type=int, default=0, help="with --degrade: seed of the degradations (default: 0)")
     parser.add_argument(
-        "--example", metavar="NAME", help="stem of the image shown in depth, or none (default: the most severe)"
-    )
+        "--example", metavar="NAME",
+        help="image shown in depth: its stem, or its path in the folder where stems repeat; or none "
+        "(default: the most severe)",
+    )  # fmt: skip
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps, …")
 
 
@@ -63,7 +66,7 @@ def run(options: argparse.Namespace) -> int:
 
     paths = _images(source)
     restorer = Restorer.from_pretrained(options.model, base=options.base, device=options.device, dtype="float32")
-    parts, failed, pictures = _route(restorer, paths, options)
+    parts, failed, pictures = _route(restorer, paths, _names(paths, source), options)
     if not parts:
         raise InputError(f"{source}: none of the {len(paths)} images can be read; the first: {failed[0]}")
     table = RoutingTable.concatenate(parts)
@@ -114,10 +117,24 @@ def _images(source: Path) -> list[Path]:
     return found
 
 
+def _names(paths: list[Path], folder: Path) -> list[str]:
+    """A name for each image: its stem, or its path in the folder, with the suffix at last, where others share that."""
+    from morsr.evaluation.inputs import unique_names
+
+    names = [path.stem for path in paths]
+    for longer in (lambda path: path.with_suffix(""), lambda path: path):
+        often = Counter(names)
+        names = [
+            longer(path.relative_to(folder)).as_posix() if often[name] > 1 else name
+            for path, name in zip(paths, names, strict=True)
+        ]
+    return unique_names(names)
+
+
 def _route(
-    restorer: Restorer, paths: list[Path], options: argparse.Namespace
-) -> tuple[list[RoutingTable], list[str], dict[str, Any]]:
-    """Tables of the images that can be read, complaints about the others, and how to get each LR image again."""
+    restorer: Restorer, paths: list[Path], names: list[str], options: argparse.Namespace
+) -> tuple[list[RoutingTable], list[str], list[Any]]:
+    """Tables of the images that can be read, complaints about the others, and how to get the LR image of each row."""
     import torch
     from tqdm import tqdm
 
@@ -127,14 +144,14 @@ def _route(
 
     parts: list[RoutingTable] = []
     failed: list[str] = []
-    pictures: dict[str, Any] = {}
+    pictures: list[Any] = []
     recipe = DegradationRecipe.load(options.degrade) if options.degrade else None
-    for index, path in enumerate(tqdm(paths, unit="image", disable=None)):
+    for index, (path, name) in enumerate(zip(tqdm(paths, unit="image", disable=None), names, strict=True)):
         try:
             image = read_picture(path).rgb
             if recipe is None:
-                parts.append(RoutingTable.from_images(restorer, image, names=[path.stem], scores_only=True))
-                pictures[path.stem] = path
+                parts.append(RoutingTable.from_images(restorer, image, names=[name], scores_only=True))
+                pictures.append(path)
                 continue
             hr = _hr_crop(image, path)
         except InputError as error:
@@ -142,10 +159,10 @@ def _route(
             continue
         numbers = index * options.copies + torch.arange(options.copies)
         drawn = recipe.sample(sample_keys(options.seed, 0, numbers))
-        names = [f"{path.stem}-{copy}" if options.copies > 1 else path.stem for copy in range(options.copies)]
+        copies = [f"{name}-{copy}" if options.copies > 1 else name for copy in range(options.copies)]
         lr = apply(hr.expand(options.copies, -1, -1, -1), drawn)
-        parts.append(RoutingTable.from_images(restorer, lr, drawn, recipe=recipe, names=names, scores_only=True))
-        pictures |= dict(zip(names, lr.split(1), strict=True))
+        parts.append(RoutingTable.from_images(restorer, lr, drawn, recipe=recipe, names=copies, scores_only=True))
+        pictures += lr.split(1)
     return parts, failed, pictures
 
 
@@ -160,18 +177,19 @@ def _hr_crop(image: Tensor, path: Path, *, side: int = 512) -> Tensor:
     return image[..., top : top + height, left : left + width]
 
 
-def _example(restorer: Restorer, table: RoutingTable, pictures: dict[str, Any], wanted: str | None) -> list[Example]:
+def _example(restorer: Restorer, table: RoutingTable, pictures: list[Any], wanted: str | None) -> list[Example]:
     from morsr.evaluation.example import examine
     from morsr.models.picture import read_picture
 
     if wanted == "none" or not table.is_routed:
         return []
-    if wanted is not None and wanted not in pictures:
-        raise InputError(f"--example: no image is called {wanted!r}; there are {', '.join(list(pictures)[:5])} …")
-    name = wanted or table.names[int(table.severity.argmax())]
+    if wanted is not None and wanted not in table.names:
+        alike = [name for name in table.names if Path(name).stem == wanted] or table.names
+        raise InputError(f"--example: no image is called {wanted!r}; there are {', '.join(alike[:5])} …")
+    row = int(table.severity.argmax()) if wanted is None else table.names.index(wanted)
     try:
         specialisation = table.specialisation()
     except InputError:
         specialisation = None  # the page says why
-    lr = read_picture(pictures[name]).rgb.to(restorer.device)
-    return [examine(restorer.generator, lr, name=name, specialisation=specialisation)]
+    lr = read_picture(pictures[row]).rgb.to(restorer.device)
+    return [examine(restorer.generator, lr, name=table.names[row], specialisation=specialisation)]

@@ -69,8 +69,11 @@ def image_name(image: Any, index: int) -> str:
 def unique_names(names: Sequence[str]) -> list[str]:
     """Names made different by a number where two images share one."""
     seen: dict[str, int] = {}
-    unique = []
+    unique: dict[str, None] = {}
     for name in names:
-        seen[name] = seen.get(name, 0) + 1
-        unique.append(name if seen[name] == 1 else f"{name} ({seen[name]})")
-    return unique
+        free = name
+        while free in unique:
+            seen[name] = seen.get(name, 1) + 1
+            free = f"{name} ({seen[name]})"
+        unique[free] = None
+    return list(unique)
