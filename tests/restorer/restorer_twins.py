@@ -57,7 +57,10 @@ def fake(function: Callable[[Tensor], Tensor] = lambda images: images, multiple:
     return Restorer(FakeGenerator(function, multiple), device="cpu")  # type: ignore[arg-type]
 
 
-def small_generator(*, adapters: bool = True) -> OneStepGenerator:
+MIXTURE = MoRConfig(num_ranks=12, num_shared=4, top_k=3, num_zero=2, targets=("sd_unet@unet",))
+
+
+def small_generator(config: MoRConfig = MIXTURE, *, adapters: bool = True) -> OneStepGenerator:
     """A diffusers UNet and AutoencoderTiny with random weights, and adapters that change the output."""
     torch.manual_seed(0)
     backbone = build_backbone(
@@ -80,7 +83,6 @@ def small_generator(*, adapters: bool = True) -> OneStepGenerator:
             "latent_channels": 4,
         },
     )
-    config = MoRConfig(num_ranks=12, num_shared=4, top_k=3, num_zero=2, targets=("sd_unet@unet",))
     generator = OneStepGenerator(
         backbone,
         MeanEstimator() if adapters else None,

@@ -13,6 +13,7 @@ import restorer_twins as twins
 import torch
 from PIL import Image
 
+from morsr.adapters import MoRConfig
 from morsr.cli import main
 from morsr.commands import demo
 from morsr.errors import InputError, MissingDependencyError
@@ -48,6 +49,20 @@ def test_the_plot_counts_what_ran():
     gates = torch.tensor([[0.5, 0.0, 0.0, 1.5], [0.5, 1.0, 0.0, 0.0]])
     figure = demo.ranks_figure(gates, num_shared=2, num_zero=1)
     assert figure.axes[0].get_title(loc="right").startswith("3.5 of 5 ranks")
+
+
+def test_the_budget_of_larger_experts_is_in_ranks():
+    config = MoRConfig(
+        num_ranks=12, num_shared=4, top_k=2, num_zero=0, expert_rank=2, balance="plain", targets=("sd_unet@unet",)
+    )
+    restorer = Restorer(twins.small_generator(config), device="cpu")
+    page = demo.build_page(restorer)
+    (slider,) = [block for block in page.blocks.values() if getattr(block, "label", None) == "Budget"]
+    assert (slider.minimum, slider.maximum, slider.step, slider.value) == (0, 4, 2, 4)
+    source = photo("photo.png")
+    for budget, ran in ((None, "8.0 of 12 ranks"), (4, "8.0 of 12 ranks"), (2, "6.0 of 12 ranks"), (0, "4.0 of 12")):
+        _, figure = demo.routing_of(restorer, source, generative=1.0, budget=budget)
+        assert figure.axes[0].get_title(loc="right").startswith(ran)
 
 
 def test_large_previews_are_reduced_and_transparency_is_seen(monkeypatch: pytest.MonkeyPatch):

@@ -135,7 +135,8 @@ def build_page(restorer: Restorer, *, title: str = "morsr") -> Any:
     gr = import_gradio()
     context = restorer.generator.context
     routed = context is not None and context.config.is_routed
-    top_k = context.config.top_k if routed and context is not None else 0
+    step = context.config.expert_rank if routed and context is not None else 1
+    most = context.config.top_k * step if routed and context is not None else 0
     results = tempfile.TemporaryDirectory(prefix="morsr-demo-", ignore_cleanup_errors=True)
     with gr.Blocks(title=title, analytics_enabled=False, delete_cache=(600, 3600)) as page:
         gr.Markdown("## Restore an image\nDrop a photograph: it is enlarged and restored on this machine.")
@@ -148,8 +149,8 @@ def build_page(restorer: Restorer, *, title: str = "morsr") -> Any:
                     info="0 keeps the shared ranks only, nearer to the input; 1 is as trained", visible=routed,
                 )  # fmt: skip
                 budget = gr.Slider(
-                    0, top_k, value=top_k, step=1, label="Budget", visible=routed,
-                    info=f"at most so many routed ranks per layer; {top_k} is all",
+                    0, most, value=most, step=step, label="Budget", visible=routed,
+                    info=f"at most so many routed ranks per layer; {most} is all",
                 )  # fmt: skip
                 color = gr.Dropdown(["wavelet", "adain", "none"], value="wavelet", label="Colour correction")
                 again = gr.Button("Restore", variant="primary", elem_id="restore")
@@ -171,7 +172,7 @@ def build_page(restorer: Restorer, *, title: str = "morsr") -> Any:
                 raise gr.Error("Drop an image first.", print_exception=False)
             settings: dict[str, Any] = {"scale": scale, "color": color}
             if routed:
-                settings |= {"generative": generative, "budget": None if budget >= top_k else int(budget)}
+                settings |= {"generative": generative, "budget": None if budget >= most else int(budget)}
             # gradio has copied the last result to where it serves files from; its copies are deleted after an hour.
             shutil.rmtree(results.name, ignore_errors=True)
             os.makedirs(results.name)
@@ -260,20 +261,25 @@ def routing_of(
     table = RoutingTable.from_images(restorer, [source])
     chosen, selected = table.chosen.transpose(0, 1), table.gates.transpose(0, 1)
     gates = selected.new_zeros(*chosen.shape[:2], table.num_slots).scatter(-1, chosen, selected)
+    experts = None if budget is None else budget // table.expert_rank
     routing = limit_experts(
-        Routing(gates, chosen, gates, selected), table.num_real, budget=budget, generative=generative
+        Routing(gates, chosen, gates, selected), table.num_real, budget=experts, generative=generative
     )
     scores = dict(zip(table.score_names, table.scores[0].tolist(), strict=True))
-    return scores, ranks_figure(routing.gates[:, 0], num_shared=table.num_shared, num_zero=table.num_zero)
+    figure = ranks_figure(
+        routing.gates[:, 0], num_shared=table.num_shared, num_zero=table.num_zero, expert_rank=table.expert_rank
+    )
+    return scores, figure
 
 
-def ranks_figure(gates_LN: Any, *, num_shared: int, num_zero: int) -> Figure:
+def ranks_figure(gates_LN: Any, *, num_shared: int, num_zero: int, expert_rank: int = 1) -> Figure:
     """Draw one image's gates: layers from top to bottom, shared ranks, routed experts and zero experts beside.
 
     Args:
         gates_LN: (L, N) factor of each slot, zero experts last.
         num_shared: ranks that always run.
         num_zero: slots that run nothing.
+        expert_rank: ranks of each routed expert.
     """
     import numpy as np
     from matplotlib.figure import Figure
@@ -294,13 +300,19 @@ def ranks_figure(gates_LN: Any, *, num_shared: int, num_zero: int) -> Figure:
     for edge in (num_shared, num_shared + real):
         axis.axvline(edge - 0.5, color="0.4", linewidth=1)
     places = [(num_shared - 1) / 2, num_shared + (real - 1) / 2, num_shared + real + (num_zero - 1) / 2]
-    names = [f"{num_shared} shared", f"{real} routed", f"{num_zero} zero"]
+    names = [
+        f"{num_shared} shared",
+        f"{real} routed" + f", {expert_rank} ranks each" * (expert_rank > 1),
+        f"{num_zero} zero",
+    ]
     shown_names = [(place, name) for place, name in zip(places, names, strict=True) if not name.startswith("0 ")]
     axis.set_xticks([place for place, _ in shown_names], [name for _, name in shown_names])
     axis.set_xlim(-0.5, num_shared + slots - 0.5)
     axis.set_ylim(layers - 0.5, -0.5)
     axis.set_ylabel("adapted layer")
-    count = num_shared + np.isfinite(ran).sum(axis=1).mean()
-    axis.set_title(f"{count:.1f} of {num_shared + real} ranks ran per layer on average", fontsize=10, loc="right")
+    count = num_shared + expert_rank * np.isfinite(ran).sum(axis=1).mean()
+    axis.set_title(
+        f"{count:.1f} of {num_shared + expert_rank * real} ranks ran per layer on average", fontsize=10, loc="right"
+    )
     figure.colorbar(image, ax=axis, label="gate")
     return figure
