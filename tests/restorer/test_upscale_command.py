@@ -11,6 +11,7 @@ import restorer_twins as twins
 from PIL import Image
 
 from morsr.cli import main
+from morsr.models.jobs import find_images
 from morsr.models.restorer import Restorer
 from morsr.models.settings import Settings
 
@@ -99,6 +100,12 @@ def test_a_folder_is_restored_with_its_subfolders():
     assert main(["upscale", "in", "out", "--scale", "2"]) == 0
     assert sizes("out") == {"a.png": (24, 18), "sub/b.jpg": (14, 10), "sub/gray.TIF": (24, 18)}
     assert Image.open("out/sub/gray.TIF").mode == "L"
+
+
+def test_hidden_files_and_folders_are_left_out():
+    for name in (".trash/in/a.png", ".trash/in/.b.png", ".trash/in/.thumbnails/c.png", ".trash/in/d/.e/f/g.png"):
+        photo(name)
+    assert find_images(Path(".trash/in")) == [Path(".trash/in/a.png")]
 
 
 def test_a_format_for_all_files():

@@ -40,8 +40,12 @@ def find_images(folder: Path) -> list[Path]:
     return [
         path
         for path in sorted(folder.rglob("*"))
-        if path.suffix.lower() in FORMATS and path.is_file() and not path.name.startswith(".")
+        if path.suffix.lower() in FORMATS and path.is_file() and not _is_hidden(path.relative_to(folder))
     ]
+
+
+def _is_hidden(path: Path) -> bool:
+    return any(part.startswith(".") for part in path.parts)
 
 
 def output_name(source: Path, format: str | None = None) -> str:
