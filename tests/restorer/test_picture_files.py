@@ -19,7 +19,7 @@ from torch.testing import assert_close
 
 from morsr.errors import InputError
 from morsr.models.picture import Form, from_samples, read_picture
-from morsr.models.picture_files import atomic_file, read_file, write_picture
+from morsr.models.picture_files import atomic_file, header_size, read_file, write_picture
 from morsr.models.rasters import PNGWriter, TIFFWriter, write_bmp_rgba
 
 RNG = np.random.default_rng(0)
@@ -274,6 +274,21 @@ def test_the_clear_gray_value_of_a_16_bit_png_is_read():
     again = read_file("out.png")
     for before, after in ((picture.rgb, again.rgb), (picture.alpha, again.alpha)):
         assert_close(after, before, atol=0, rtol=0)
+
+
+def test_noise_can_be_written_as_jpeg():
+    noise = np.clip(RNG.normal(127, 80, (600, 600, 3)), 0, 255).astype(np.uint8)
+    write_picture(from_samples(noise, Form(kind="file")), "out.jpg")
+    assert read_file("out.jpg").size == (600, 600)
+    assert os.listdir() == ["out.jpg"]
+
+
+@pytest.mark.parametrize("said_by", ["tag", "xmp"])
+def test_the_header_of_a_turned_file_gives_the_size_that_is_read(said_by: str):
+    Image.fromarray(smooth(3)).save("in.tif", tiffinfo={274: 6} if said_by == "tag" else {700: b'tiff:Orientation="6"'})
+    Image.fromarray(smooth(3)).save("plain.tif")
+    assert header_size("in.tif") == read_file("in.tif").size == (33, 21)
+    assert header_size("plain.tif") == (21, 33)
 
 
 @pytest.mark.parametrize("profile", [None, SRGB[:100]], ids=["no profile", "profile"])

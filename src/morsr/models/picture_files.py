@@ -148,6 +148,8 @@ def header_size(path: str | os.PathLike[str]) -> tuple[int, int]:
         with warnings.catch_warnings(), Image.open(path, formats=sorted(set(FORMATS.values()))) as image:
             warnings.simplefilter("ignore")
             width, height = image.size
+            if image.format == "TIFF":  # Pillow's size is turned already where a tag says so, not where XMP does
+                width, height = image.tag_v2[256], image.tag_v2[257]  # type: ignore[attr-defined]
             turned = stored_orientation(image) in (5, 6, 7, 8)
     except Exception as error:  # as in `read_file`
         raise InputError(f"{path}: not an image ({error})") from error
@@ -330,11 +332,23 @@ def write_picture(picture: Picture, path: str | os.PathLike[str], *, format: str
         else:
             image = to_pil(picture)
             try:
-                image.save(file, format=name, **_save_options(form, image))
+                _save(image, file, name, _save_options(form, image))
             except OSError:
                 raise
             except Exception as error:  # encoders trip over third-party metadata in as many ways as decoders
                 raise InputError(f"{path}: cannot be encoded as {name} ({error})") from error
+
+
+def _save(image: Image.Image, file: IO[bytes], name: str, options: dict[str, Any]) -> None:
+    try:
+        image.save(file, format=name, **options)
+    except OSError as error:
+        # The buffer that Pillow has for the shortest JPEG code is too small for noise. A full disk has a number.
+        if error.errno is not None or not options.get("optimize"):
+            raise
+        file.seek(0)
+        file.truncate()
+        image.save(file, format=name, **(options | {"optimize": False}))
 
 
 def row_writer(file: IO[bytes], form: Form, width: int, height: int) -> RowWriter:
