@@ -18,7 +18,7 @@ from PIL.PngImagePlugin import PngInfo
 from torch.testing import assert_close
 
 from morsr.errors import InputError
-from morsr.models.picture import Form, from_samples, read_picture
+from morsr.models.picture import Form, from_samples, read_picture, to_samples
 from morsr.models.picture_files import atomic_file, header_size, read_file, write_picture
 from morsr.models.rasters import PNGWriter, TIFFWriter, write_bmp_rgba
 
@@ -83,12 +83,32 @@ def test_16_bits_stay_16_bits(suffix: str, channels: int):
     if channels in (1, 3, 4):  # an independent decoder
         expected = samples if channels == 1 else samples[..., [2, 1, 0, 3][:channels]]
         np.testing.assert_array_equal(decoded.reshape(expected.shape), expected)
-    if (suffix, channels) == ("tif", 2):
-        return  # no decoder at hand reads gray with alpha of 16 bits from TIFF
     picture = read_file(f"deep.{suffix}")
     assert (picture.form.depth, picture.form.mode) == (16, mode)
     write_picture(picture, f"again.{suffix}")
     assert_close(read_file(f"again.{suffix}").rgb, picture.rgb, atol=0, rtol=0)
+    np.testing.assert_array_equal(to_samples(picture), samples)
+    assert header_size(f"deep.{suffix}") == (19, 23)
+
+
+def test_16_bit_gray_with_alpha_in_tiff_keeps_profile_and_resolution_and_is_checked():
+    samples = RNG.integers(0, 65536, (300, 900, 2)).astype(np.uint16)  # of several strips
+    form = Form(kind="file", mode="LA", depth=16, icc=SRGB, info={"dpi": (300, 150)})
+    write_picture(from_samples(samples, form), "in.tif")
+    picture = read_file("in.tif", compact=True)
+    assert (picture.form.icc, picture.form.info) == (SRGB, {"dpi": (300, 150)})
+    np.testing.assert_array_equal(picture.rgb[0, 0], samples[..., 0])
+    np.testing.assert_array_equal(picture.alpha[0, 0], samples[..., 1])
+    with pytest.raises(InputError, match="900 x 300 is more than 1,000 pixels"):
+        read_file("in.tif", max_pixels=1000)
+    data = Path("in.tif").read_bytes()
+    other = data.replace(struct.pack("<HHI", 259, 3, 1) + b"\x08", struct.pack("<HHI", 259, 3, 1) + b"\x05")
+    damaged = bytearray(data)
+    damaged[10_000:10_100] = bytes(100)
+    for content, words in ((other, "convert it to PNG"), (bytes(damaged), "damaged"), (data[:-20], "in.tif: ")):
+        Path("in.tif").write_bytes(content)
+        with pytest.raises(InputError, match=words):
+            read_file("in.tif")
 
 
 @pytest.mark.parametrize("depth", [8, 16])

@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 import struct
+import sys
 import threading
 import warnings
 from collections.abc import Iterator
@@ -17,10 +18,12 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, PngImagePlugin
+from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from morsr.errors import InputError, MorsrError
 from morsr.files import atomic_path
 from morsr.functional.resample import unit_range
+from morsr.models.gray_alpha import HEIGHT, ICC, WIDTH, gray_alpha_info, gray_alpha_samples, gray_alpha_tags
 from morsr.models.picture import (
     ORIENTATION_TAG,
     Form,
@@ -110,6 +113,8 @@ def read_reduced(path: str | os.PathLike[str], side: int) -> Picture:
         with _without_pillows_limit(), Image.open(path, formats=[file_format(path)]) as image:
             if image.width * image.height > MAX_PIXELS:
                 return from_pil(_reduced(image, side), kind="file", compact=True)
+    except Image.UnidentifiedImageError:
+        return read_file(path, max_pixels=sys.maxsize, compact=True)
     except Exception as error:  # as in `read_file`
         raise InputError(f"{path}: cannot be decoded ({error})") from error
     return read_file(path, compact=True)
@@ -152,8 +157,15 @@ def header_size(path: str | os.PathLike[str]) -> tuple[int, int]:
                 width, height = image.tag_v2[256], image.tag_v2[257]  # type: ignore[attr-defined]
             turned = stored_orientation(image) in (5, 6, 7, 8)
     except Exception as error:  # as in `read_file`
-        raise InputError(f"{path}: not an image ({error})") from error
+        if (tags := _tags_of_gray_alpha(path, error)) is None:
+            raise InputError(f"{path}: not an image ({error})") from error
+        width, height, turned = tags[WIDTH], tags[HEIGHT], tags.get(ORIENTATION_TAG, 1) in (5, 6, 7, 8)
     return (width, height) if turned else (height, width)
+
+
+def _tags_of_gray_alpha(path: str | os.PathLike[str], error: Exception) -> ImageFileDirectory_v2 | None:
+    """The tags of a file that Pillow has not identified, if `gray_alpha.py` can read it."""
+    return gray_alpha_tags(Path(path).read_bytes()) if isinstance(error, Image.UnidentifiedImageError) else None
 
 
 def _decode(data: bytes, max_pixels: int, compact: bool) -> Picture:
@@ -163,9 +175,12 @@ def _decode(data: bytes, max_pixels: int, compact: bool) -> Picture:
             image = Image.open(BytesIO(data), formats=sorted(set(FORMATS.values())))
         except Image.DecompressionBombError as error:
             raise InputError(f"more than {max_pixels:,} pixels, refused") from error
+        except Image.UnidentifiedImageError:
+            if (tags := gray_alpha_tags(data)) is None:
+                raise
+            return _decode_gray_alpha(data, tags, max_pixels, compact)
         with image:
-            if image.width * image.height > max_pixels:
-                raise InputError(f"{image.width} x {image.height} is more than {max_pixels:,} pixels, refused")
+            _check_pixels(image.width, image.height, max_pixels)
             deep = _is_deep(image, data)
             picture = from_pil(image, kind="file", compact=compact)
             compression = image.info.get("compression")
@@ -182,6 +197,25 @@ def _decode(data: bytes, max_pixels: int, compact: bool) -> Picture:
         form = replace(form, mode="LA")
     form = replace(form, depth=16)
     return from_samples(_decode_deep(data, form, picture.size), form, compact=compact)
+
+
+def _check_pixels(width: int, height: int, max_pixels: int) -> None:
+    if width * height > max_pixels:
+        raise InputError(f"{width} x {height} is more than {max_pixels:,} pixels, refused")
+
+
+def _decode_gray_alpha(data: bytes, tags: ImageFileDirectory_v2, max_pixels: int, compact: bool) -> Picture:
+    _check_pixels(tags[WIDTH], tags[HEIGHT], max_pixels)
+    form = Form(
+        kind="file",
+        mode="LA",
+        depth=16,
+        orientation=tags.get(ORIENTATION_TAG, 1),
+        format="TIFF",
+        icc=tags.get(ICC),
+        info=gray_alpha_info(tags),
+    )
+    return from_samples(gray_alpha_samples(data, tags), form, compact=compact)
 
 
 def _is_lossless_webp(data: bytes) -> bool:
@@ -339,7 +373,7 @@ def write_picture(picture: Picture, path: str | os.PathLike[str], *, format: str
                 raise InputError(f"{path}: cannot be encoded as {name} ({error})") from error
 
 
-def _save(image: Image.Image, file: IO[bytes], name: str, options: dict[str, Any]) -> None:
+def _save(image: Image.Image, file: IO[bytes], name: str | None, options: dict[str, Any]) -> None:
     try:
         image.save(file, format=name, **options)
     except OSError as error:
