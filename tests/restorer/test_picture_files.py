@@ -218,6 +218,21 @@ def test_a_picture_that_xmp_turns_is_turned_once(suffix: str, said: str):
     assert float((again.rgb - picture.rgb).abs().mean()) < 0.02
 
 
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_exif_as_text_of_a_png_does_not_turn_it_twice(orientation: int):
+    exif, words = Image.Exif(), PngInfo()
+    exif[274], exif[305] = orientation, "a program"
+    data = exif.tobytes()
+    words.add_text("Raw profile type exif", f"\nexif\n{len(data):8d}\n{data.hex()}\n")
+    Image.fromarray(smooth(3)).save("in.png", pnginfo=words)
+    picture = read_file("in.png")
+    assert picture.size == ((33, 21) if orientation == 6 else (21, 33))
+    write_picture(picture, "out.png")
+    again = read_file("out.png")
+    assert_close(again.rgb, picture.rgb, atol=0, rtol=0)
+    assert ("Raw profile type exif" in again.form.info) == (orientation == 1)
+
+
 @pytest.mark.parametrize("deep", [False, True])
 @pytest.mark.parametrize("orientation", [1, 6, 8])
 def test_a_turned_tiff_is_read_upright(orientation: int, deep: bool):

@@ -402,7 +402,8 @@ def _without_rotation(form: Form) -> Form:
     """The form with EXIF data and XMP that claim no rotation, if its pixels are written upright."""
     if form.orientation != 1:
         return form
-    form = replace(form, info={key: _without_xmp_rotation(key, value) for key, value in form.info.items()})
+    kept = {key: value for key, value in form.info.items() if not _turns_as_text(key, value)}
+    form = replace(form, info={key: _without_xmp_rotation(key, value) for key, value in kept.items()})
     if not form.exif:
         return form
     exif = parse_exif(form.exif)
@@ -421,6 +422,17 @@ def _without_xmp_rotation(key: str, value: Any) -> Any:
     if key == "XML:com.adobe.xmp" and isinstance(value, str):
         return re.sub(_XMP_ROTATION, r"\g<1>1", value)
     return value
+
+
+def _turns_as_text(key: str, value: Any) -> bool:
+    """Whether a piece of a form's info is EXIF data as PNG text, as ImageMagick writes them, that claim a rotation."""
+    if key not in ("Raw profile type exif", "Raw profile type APP1") or not isinstance(value, str):
+        return False
+    try:
+        exif = parse_exif(bytes.fromhex("".join(value.split("\n")[3:])))
+    except ValueError:
+        return False  # other programs cannot read it either
+    return exif is not None and exif.get(ORIENTATION_TAG, 1) != 1
 
 
 def _text(form: Form) -> dict[str, str]:
