@@ -187,7 +187,7 @@ def load_adapters(
     config = _config(path, header)
     name = name or str(header["name"])
     if base_id and header["base_id"] and base_id != header["base_id"]:
-        raise WeightsError(f"{path}: made for the base {header['base_id']!r}, not for {base_id!r}")
+        raise WeightsError(f"{path}: made for the base {header['base_id']!r}, not for {base_id!r}; load it on that one")
     tensors = read_tensors(path, header)
     is_there = name in adapter_names(model)
     if any(layer.shared.now.is_merged for _, layer in adapted_layers(model)):

@@ -62,7 +62,7 @@ def start_from_adapters(
     if mine.scale == 0:
         raise WeightsError(f"{path}: adapters.scale is 0, with which no ranks have any effect")
     if base_id and header["base_id"] and base_id != header["base_id"]:
-        raise WeightsError(f"{path}: made for the base {header['base_id']!r}, not for {base_id!r}")
+        raise WeightsError(f"{path}: made for the base {header['base_id']!r}, not for {base_id!r}; load it on that one")
     tensors = read_tensors(path, header)
     here = {layer_name: (layer, own) for layer_name, layer, own in layers_of_set(model, name)}
     for layer in header["layers"]:
