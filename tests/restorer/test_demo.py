@@ -17,7 +17,7 @@ from morsr.adapters import MoRConfig
 from morsr.cli import main
 from morsr.commands import demo
 from morsr.errors import InputError, MissingDependencyError
-from morsr.models import picture_files
+from morsr.models import picture_preview
 from morsr.models.picture_files import read_file
 from morsr.models.restorer import Restorer
 
@@ -82,7 +82,7 @@ def test_an_output_of_any_size_is_shown_reduced(name: str, monkeypatch: pytest.M
     monkeypatch.setattr(demo, "PREVIEW", 6)
     (_, expected), _, _, _ = demo.restore_upload(twins.fake(), Path(name), {"scale": 4.0}, Path("whole"))
     # 48 x 32 pixels are more than the reader takes, and more than twice what Pillow does.
-    monkeypatch.setattr(picture_files, "MAX_PIXELS", 1000)
+    monkeypatch.setattr(picture_preview, "MAX_PIXELS", 1000)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     (before, after), made, _, _ = demo.restore_upload(twins.fake(), Path(name), {"scale": 4.0}, Path("made"))
     assert before.size == after.size == (6, 4)

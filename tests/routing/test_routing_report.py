@@ -170,10 +170,10 @@ def test_images_that_share_a_stem_keep_apart(restorer: Restorer, tmp_path: Path,
         lambda _, lr, *, name, **__: shown.append((name, round(float(lr.mean()) * 255))),
     )
     out, table = str(tmp_path / "report.html"), str(tmp_path / "table.safetensors")
-    for name in ("day/1", "night/1.png", "night/1.bmp", "2"):
+    for name in ("day/1", "night/1_png", "night/1_bmp", "2"):
         assert command.run(options(str(folder), "--out", out, "--table", table, "--example", name)) == 0
-    assert shown == [("day/1", 40), ("night/1.png", 80), ("night/1.bmp", 120), ("2", 160)]
-    assert RoutingTable.load(table).names == ("2", "day/1", "night/1.bmp", "night/1.png")
+    assert shown == [("day/1", 40), ("night/1_png", 80), ("night/1_bmp", 120), ("2", 160)]
+    assert RoutingTable.load(table).names == ("2", "day/1", "night/1_bmp", "night/1_png")
     with pytest.raises(InputError, match="there are day/1, night/1"):
         command.run(options(str(folder), "--out", out, "--example", "1"))
 

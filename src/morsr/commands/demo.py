@@ -208,7 +208,8 @@ def restore_upload(
     Raises:
         MorsrError: not an image, or what else the restorer refuses.
     """
-    from morsr.models.picture_files import FORMATS, read_file, read_reduced
+    from morsr.models.picture_files import FORMATS, read_file
+    from morsr.models.picture_preview import read_reduced
 
     checked = restorer.settings(**settings)
     suffix = source.suffix.lower() if source.suffix.lower() in FORMATS else ".png"

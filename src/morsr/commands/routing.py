@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -62,11 +61,13 @@ def run(options: argparse.Namespace) -> int:
         print(out)
         return 0
 
+    from morsr.data.images import distinct_names
     from morsr.models.restorer import Restorer
 
     paths = _images(source)
+    names = list(distinct_names(dict.fromkeys(map(str, paths), source)).values())
     restorer = Restorer.from_pretrained(options.model, base=options.base, device=options.device, dtype="float32")
-    parts, failed, pictures = _route(restorer, paths, _names(paths, source), options)
+    parts, failed, pictures = _route(restorer, paths, names, options)
     if not parts:
         raise InputError(f"{source}: none of the {len(paths)} images can be read; the first: {failed[0]}")
     table = RoutingTable.concatenate(parts)
@@ -107,28 +108,14 @@ def _check(options: argparse.Namespace, source: Path, out: Path) -> None:
 
 
 def _images(source: Path) -> list[Path]:
+    from morsr.models.jobs import find_images
     from morsr.models.picture_files import FORMATS
 
     if source.is_file():
         return [source]
-    found = [path for path in sorted(source.rglob("*")) if path.suffix.lower() in FORMATS and path.is_file()]
-    if not found:
+    if not (found := find_images(source)):
         raise InputError(f"{source}: no images ({', '.join(sorted(FORMATS))}) in this folder")
     return found
-
-
-def _names(paths: list[Path], folder: Path) -> list[str]:
-    """A name for each image: its stem, or its path in the folder, with the suffix at last, where others share that."""
-    from morsr.evaluation.inputs import unique_names
-
-    names = [path.stem for path in paths]
-    for longer in (lambda path: path.with_suffix(""), lambda path: path):
-        often = Counter(names)
-        names = [
-            longer(path.relative_to(folder)).as_posix() if often[name] > 1 else name
-            for path, name in zip(paths, names, strict=True)
-        ]
-    return unique_names(names)
 
 
 def _route(

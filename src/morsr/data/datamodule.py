@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import lightning as L
 import torch
-from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import DataLoader
 
@@ -18,13 +18,11 @@ from morsr.data.evaluation_set import PairedImages, SingleImages, collate_pairs,
 from morsr.data.images import ImageList, is_paired, list_images
 from morsr.data.loading import ImageLoader, TrainingLoader, worker_seed
 from morsr.data.pairs import PairPaths, check_names, paired_source, source_name
-from morsr.data.sampling import EpochSampler, epoch_batches, limited_batches
-from morsr.data.training_set import TrainingImages, collate, decode_small_set, window_places
+from morsr.data.sampling import EpochSampler, epoch_batches, fit_runs, limited_batches
+from morsr.data.training_set import TrainingImages, collate, cut_windows, decode_small_set, window_places
 from morsr.errors import ConfigError, InputError
 
-_SETTINGS = (
-    "seed", "batch_size", "crop_size", "patch_size", "max_downscale", "usm", "flips", "turns", "scale",
-)  # fmt: skip
+_SETTINGS = ("seed", "batch_size", "crop_size", "patch_size", "max_downscale", "usm", "flips", "turns", "scale")
 
 
 class RealESRGANDataModule(L.LightningDataModule):
@@ -189,10 +187,9 @@ class RealESRGANDataModule(L.LightningDataModule):
             photographs = len(images) / (1 - self.synthetic) if len(images) else 0
             wanted = max(round(photographs), 100 * self.batch_size)
         replicas = self.trainer.world_size if self.trainer is not None else 1
-        batches = epoch_batches(wanted, self.batch_size, replicas)
         return TrainingImages(
             images,
-            samples=batches * self.batch_size * replicas,
+            samples=epoch_batches(wanted, self.batch_size, replicas) * self.batch_size * replicas,
             crop_size=self.crop_size,
             seed=self.seed,
             synthetic=self.synthetic,
@@ -218,11 +215,11 @@ class RealESRGANDataModule(L.LightningDataModule):
             return
         check_names(sources)
         found: list[tuple[str, DegradedImage | PairPaths]] = []
+        largest = self.val_crop if stage == "validate" else None
         for source in sources:
             if is_paired(source):
-                largest = self.val_crop // self.scale if self.val_crop is not None and stage == "validate" else None
                 pairs = self._real_pairs(source)  # type: ignore[arg-type]
-                found += [(name, pair._replace(largest=largest)) for name, pair in pairs]
+                found += [(name, pair._replace(largest=largest and largest // self.scale)) for name, pair in pairs]
                 continue
             bad: dict[str, str] = {}
             made = degraded_images(
@@ -230,7 +227,7 @@ class RealESRGANDataModule(L.LightningDataModule):
                 self.seeds[stage],
                 load_recipe(self.val_recipe, self.engine),
                 multiple=self.val_multiple,
-                largest=self.val_crop if stage == "validate" else None,
+                largest=largest,
                 scale=self.scale,
                 cache_dir=self.cache_dir,
                 skipped=bad,
@@ -257,14 +254,13 @@ class RealESRGANDataModule(L.LightningDataModule):
         replicas, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer is not None else (1, 0)
         batches = len(self._training) // (self.batch_size * replicas)
         epoch, start = divmod(self._batches_done(), limited_batches(self.trainer, batches))
-        if not self._fit_runs():  # a loop of one's own may ask for a new loader at every epoch
+        if not fit_runs(self.trainer):  # a loop of one's own may ask for a new loader at every epoch
             epoch, start = self._sampler.next_epoch if self._sampler is not None else 0, 0
         self._sampler = EpochSampler(
             batches=batches, batch_size=self.batch_size, epoch=epoch, start=start, replicas=replicas, rank=rank
         )
-        return TrainingLoader(
-            self._training, sampler=self._sampler, collate_fn=collate, **self._loading(self.batch_size)
-        )
+        settings = self._loading(self.batch_size)
+        return TrainingLoader(self._training, sampler=self._sampler, collate_fn=collate, **settings)
 
     def val_dataloader(self) -> DataLoader | list[DataLoader]:
         return self._pair_loader("validate", self.val)
@@ -325,15 +321,7 @@ class RealESRGANDataModule(L.LightningDataModule):
             return batch
         if windows is None:
             windows = window_places(batch["key"], (self.crop_size - self.patch_size) // self.scale)
-        side = self.patch_size // self.scale
-        cut = {
-            name: torch.stack([
-                image[:, top * factor : (top + side) * factor, left * factor : (left + side) * factor]
-                for image, (top, left) in zip(batch[name], windows, strict=True)
-            ])
-            for name, factor in (("hr", self.scale), ("lr", 1))
-        }  # fmt: skip
-        return {**batch, **cut, "context": batch["lr"]}
+        return {**batch, **cut_windows(batch, windows, self.patch_size, self.scale), "context": batch["lr"]}
 
     def _degraded(self, batch: dict[str, Any]) -> dict[str, Any]:
         hr, places = batch["hr"], batch.pop("synthetic")
@@ -369,11 +357,6 @@ class RealESRGANDataModule(L.LightningDataModule):
             verb = "image file was" if len(new) == 1 else "image files were"
             rank_zero_warn(f"{len(new)} {verb} passed over:\n  " + "\n  ".join(new[:20]) + more)
         self._named.update(self.skipped)
-
-    def _fit_runs(self) -> bool:
-        """Whether a trainer fits at this moment; it stays with the data module, and keeps its function, afterwards."""
-        state = self.trainer.state if self.trainer is not None else None
-        return state is not None and (state.fn, state.status) == (TrainerFn.FITTING, TrainerStatus.RUNNING)
 
     def _batches_done(self) -> int:
         """Training batches that are behind us, by the checkpoint that was loaded or by the trainer's own count.

@@ -10,7 +10,6 @@ import functools
 import hashlib
 import os
 import sys
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +21,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from morsr.data.images import Source, list_images, load_image, source_root
+from morsr.data.images import Source, distinct_names, list_images, load_image, source_root
 from morsr.data.manifests import file_hash
 from morsr.data.pairs import SCALE, Pair, crop_to_multiple, some, to_tensor
 from morsr.errors import ConfigError, InputError
@@ -112,7 +111,8 @@ def degraded_images(
     folder = cache_folder(cache_dir) / f"{recipe.hash}-{_behaviour(recipe, recipe.hash, recipe.engine, scale)}"
     planned: list[list[DegradedImage]] = []
     bad: dict[str, str] = {}
-    for path, image in _named_images(sources).items():
+    roots = {path: source_root(source) for source in sources for path in list_images(source).paths}
+    for path, image in distinct_names(roots).items():
         try:
             content = file_hash(path)
         except OSError as error:
@@ -184,30 +184,6 @@ def apply_recipe(hr: Tensor, parameters: Any, recipe: Any, *, scale: int = SCALE
     from morsr.degradation import apply
 
     return apply(hr, parameters, scale=scale)
-
-
-def _named_images(sources: Sequence[Source]) -> dict[str, str]:
-    """Paths of all images, each once, with a name that no other has: its stem, or as much of its path as that takes."""
-    roots = {path: source_root(source) for source in sources for path in list_images(source).paths}
-    named = {path: Path(path).stem for path in roots}
-    for longer in (_relative, _with_suffix, _whole):
-        often = Counter(named.values())
-        named = {path: longer(path, roots[path]) if often[name] > 1 else name for path, name in named.items()}
-    return named
-
-
-def _relative(path: str, root: Path) -> str:
-    inside = Path(path).relative_to(root) if Path(path).is_relative_to(root) else Path(path)
-    return inside.with_suffix("").as_posix()
-
-
-def _with_suffix(path: str, root: Path) -> str:
-    # without the dot: a table's reader takes `a.png` for `a`
-    return f"{_relative(path, root)}_{Path(path).suffix[1:]}"
-
-
-def _whole(path: str, root: Path) -> str:
-    return _with_suffix(path, Path(Path(path).anchor))
 
 
 def _make(hr: np.ndarray, rows: list[DegradedImage], recipe: Any, scale: int) -> None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import compress
@@ -234,6 +235,33 @@ def source_root(source: Source) -> Path:
     if path.suffix.lower() not in (".csv", ".txt"):
         return path
     return Path(settings["root"]) if settings.get("root") is not None else path.parent
+
+
+def distinct_names(roots: Mapping[str, Path]) -> dict[str, str]:
+    """A name for every image that no other has: its stem, or as much of its path as that takes.
+
+    Args:
+        roots: path of each image, and the folder that its name may be relative to.
+    """
+    named = {path: Path(path).stem for path in roots}
+    for longer in (_relative, _with_suffix, _whole):
+        often = Counter(named.values())
+        named = {path: longer(path, roots[path]) if often[name] > 1 else name for path, name in named.items()}
+    return named
+
+
+def _relative(path: str, root: Path) -> str:
+    inside = Path(path).relative_to(root) if Path(path).is_relative_to(root) else Path(path)
+    return inside.with_suffix("").as_posix()
+
+
+def _with_suffix(path: str, root: Path) -> str:
+    # without the dot: a table's reader takes `a.png` for `a`
+    return f"{_relative(path, root)}_{Path(path).suffix[1:]}"
+
+
+def _whole(path: str, root: Path) -> str:
+    return _with_suffix(path, Path(Path(path).anchor))
 
 
 def _first_line(error: Exception) -> str:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
 from torch.utils.data import DistributedSampler
 
 
@@ -82,6 +83,12 @@ class EpochSampler(DistributedSampler):
         for batch in range(start, self.batches):
             first = epoch * per_epoch + (batch * self.num_replicas + self.rank) * self.batch_size
             yield from range(first, first + self.batch_size)
+
+
+def fit_runs(trainer: Any) -> bool:
+    """Whether a trainer fits at this moment; it stays with its data module, and keeps its function, afterwards."""
+    state = None if trainer is None else trainer.state
+    return state is not None and (state.fn, state.status) == (TrainerFn.FITTING, TrainerStatus.RUNNING)
 
 
 def limited_batches(trainer: Any, batches: int) -> int:

@@ -156,6 +156,20 @@ def window_places(keys: Tensor, room: int) -> list[tuple[int, int]]:
     return [(int(top), int(left)) for top, left in places.tolist()]
 
 
+def cut_windows(
+    batch: dict[str, Any], windows: Sequence[tuple[int, int]], patch_size: int, scale: int
+) -> dict[str, Tensor]:
+    """The windows of a batch, hr (B, 3, patch_size, patch_size) and lr, each at its top and left in LR pixels."""
+    side = patch_size // scale
+    return {
+        name: torch.stack([
+            image[:, top * factor : (top + side) * factor, left * factor : (left + side) * factor]
+            for image, (top, left) in zip(batch[name], windows, strict=True)
+        ])
+        for name, factor in (("hr", scale), ("lr", 1))
+    }  # fmt: skip
+
+
 def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
     """Items to a batch: hr uint8 (B, 3, H, W), stem, key int64 (B,), synthetic as the list of their places, skipped.
 

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import struct
-import sys
-import threading
 import warnings
 from collections.abc import Iterator
 from dataclasses import replace
@@ -17,7 +14,7 @@ from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, PngImagePlugin
+from PIL import Image
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from morsr.errors import InputError, MorsrError
@@ -37,6 +34,7 @@ from morsr.models.picture import (
     to_pil,
     to_samples,
 )
+from morsr.models.picture_metadata import color_chunks, dots_per_inch, save_options, texts, without_rotation
 from morsr.models.rasters import PNGWriter, RowWriter, TIFFWriter, write_bmp_rgba
 
 MAX_PIXELS = 100_000_000
@@ -64,11 +62,6 @@ _MODES = {
 _LARGEST_SIDE = {"JPEG": 65500, "WEBP": 16383, "GIF": 65535}
 _DEEP = ("PNG", "TIFF")
 _OPAQUE = 1 - 0.5 / 255  # what 8 bits round to opaque
-JPEG_QUALITY = 95
-_XMP_ROTATION = r"""(tiff:Orientation\s*(?:=\s*["']|>)\s*)[2-8]"""
-_LIMIT_LOCK = threading.Lock()
-_JPEG_SEGMENT = 65_000
-"""Bytes of metadata that one segment of a JPEG holds, with room for its name."""
 
 
 def read_file(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS, compact: bool = False) -> Picture:
@@ -97,50 +90,6 @@ def read_file(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS, com
         raise InputError(f"{path}: not a PNG, JPEG, WebP, TIFF, BMP or GIF image") from error
     except Exception as error:  # decoders of broken files raise anything from struct.error to SyntaxError
         raise InputError(f"{path}: cannot be decoded, the file is damaged or cut short ({error})") from error
-
-
-def read_reduced(path: str | os.PathLike[str], side: int) -> Picture:
-    """Read a file that this program wrote, whatever its size; reduced if it is one that `read_file` would refuse.
-
-    Args:
-        path: the file, in the format that its suffix says.
-        side: the longer side in pixels that a reduced picture has at least; up to twice that come.
-
-    Raises:
-        InputError: it cannot be read.
-    """
-    try:
-        with _without_pillows_limit(), Image.open(path, formats=[file_format(path)]) as image:
-            if image.width * image.height > MAX_PIXELS:
-                return from_pil(_reduced(image, side), kind="file", compact=True)
-    except Image.UnidentifiedImageError:
-        return read_file(path, max_pixels=sys.maxsize, compact=True)
-    except Exception as error:  # as in `read_file`
-        raise InputError(f"{path}: cannot be decoded ({error})") from error
-    return read_file(path, compact=True)
-
-
-@contextlib.contextmanager
-def _without_pillows_limit() -> Iterator[None]:
-    """Let Pillow open images of any size inside a ``with`` block; what `read_file` reads meanwhile is checked there."""
-    with _LIMIT_LOCK:
-        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-        try:
-            yield
-        finally:
-            Image.MAX_IMAGE_PIXELS = limit
-
-
-def _reduced(image: Image.Image, side: int) -> Image.Image:
-    """An opened image with a whole fraction of its pixels, averages of blocks, in a mode that has averages."""
-    factor = max(1, max(image.size) // side)
-    image.draft(None, (image.width // factor, image.height // factor))  # JPEG alone can leave pixels out
-    image.load()
-    if image.mode in ("1", "P", "PA"):
-        image = image.convert("RGBA" if image.has_transparency_data else "RGB")
-    elif image.mode.startswith("I;16"):
-        image = image.convert("I")
-    return image.reduce(max(1, max(image.size) // side))
 
 
 def header_size(path: str | os.PathLike[str]) -> tuple[int, int]:
@@ -366,7 +315,7 @@ def write_picture(picture: Picture, path: str | os.PathLike[str], *, format: str
         else:
             image = to_pil(picture)
             try:
-                _save(image, file, name, _save_options(form, image))
+                _save(image, file, name, save_options(form, image))
             except OSError:
                 raise
             except Exception as error:  # encoders trip over third-party metadata in as many ways as decoders
@@ -388,112 +337,14 @@ def _save(image: Image.Image, file: IO[bytes], name: str | None, options: dict[s
 def row_writer(file: IO[bytes], form: Form, width: int, height: int) -> RowWriter:
     """A writer of rows for a form of 8 or 16 bits in PNG or TIFF, with the form's profile and metadata."""
     channels = {"L": 1, "LA": 2, "RGB": 3, "RGBA": 4}[form.mode]
-    form, dpi = _without_rotation(form), _dpi(form)
+    form, dpi = without_rotation(form), dots_per_inch(form)
     if form.format == "PNG":
-        exif, text = resized_exif(form, (width, height)), _text(form)
-        chunks = _color_chunks(form)
+        exif, text = resized_exif(form, (width, height)), texts(form)
+        chunks = color_chunks(form)
         return PNGWriter(
             file, width, height, channels, depth=form.depth, icc=form.icc, exif=exif, text=text, dpi=dpi, chunks=chunks
         )
     return TIFFWriter(file, width, height, channels, depth=form.depth, icc=form.icc, dpi=dpi)
-
-
-def _without_rotation(form: Form) -> Form:
-    """The form with EXIF data and XMP that claim no rotation, if its pixels are written upright."""
-    if form.orientation != 1:
-        return form
-    kept = {key: value for key, value in form.info.items() if not _turns_as_text(key, value)}
-    form = replace(form, info={key: _without_xmp_rotation(key, value) for key, value in kept.items()})
-    if not form.exif:
-        return form
-    exif = parse_exif(form.exif)
-    if exif is None:
-        return replace(form, exif=None)  # what cannot be read here might still turn the picture in another program
-    if exif.get(ORIENTATION_TAG, 1) == 1:
-        return form
-    exif[ORIENTATION_TAG] = 1
-    return replace(form, exif=exif.tobytes())
-
-
-def _without_xmp_rotation(key: str, value: Any) -> Any:
-    """A piece of a form's info; of XMP with the orientation 1, which programs take where EXIF data have none."""
-    if key == "xmp" and isinstance(value, bytes):
-        return re.sub(_XMP_ROTATION.encode(), rb"\g<1>1", value)
-    if key == "XML:com.adobe.xmp" and isinstance(value, str):
-        return re.sub(_XMP_ROTATION, r"\g<1>1", value)
-    return value
-
-
-def _turns_as_text(key: str, value: Any) -> bool:
-    """Whether a piece of a form's info is EXIF data as PNG text, as ImageMagick writes them, that claim a rotation."""
-    if key not in ("Raw profile type exif", "Raw profile type APP1") or not isinstance(value, str):
-        return False
-    try:
-        exif = parse_exif(bytes.fromhex("".join(value.split("\n")[3:])))
-    except ValueError:
-        return False  # other programs cannot read it either
-    return exif is not None and exif.get(ORIENTATION_TAG, 1) != 1
-
-
-def _text(form: Form) -> dict[str, str]:
-    return {key: value for key, value in form.info.items() if isinstance(key, str) and isinstance(value, str)}
-
-
-def _color_chunks(form: Form) -> list[tuple[bytes, bytes]]:
-    """PNG's own words on colour, which a picture without an ICC profile may have."""
-    info, chunks = form.info, []
-    if form.icc:
-        return []
-    if info.get("srgb") in (0, 1, 2, 3):
-        chunks.append((b"sRGB", bytes([info["srgb"]])))
-    if isinstance(info.get("gamma"), float) and 0 < info["gamma"] < 40000:
-        chunks.append((b"gAMA", struct.pack(">I", round(info["gamma"] * 100000))))
-    chromaticity = info.get("chromaticity")
-    if isinstance(chromaticity, tuple) and len(chromaticity) == 8 and all(0 <= value < 40000 for value in chromaticity):
-        chunks.append((b"cHRM", struct.pack(">8I", *(round(value * 100000) for value in chromaticity))))
-    return chunks
-
-
-def _dpi(form: Form) -> tuple[float, float] | None:
-    try:
-        x, y = (float(value) for value in form.info["dpi"])
-        return (x, y) if 0 < x < 1e6 and 0 < y < 1e6 else None
-    except (KeyError, TypeError, ValueError, ZeroDivisionError):
-        return None
-
-
-def _save_options(form: Form, image: Image.Image) -> dict[str, Any]:
-    options: dict[str, Any] = {}
-    form = _without_rotation(form)
-    exif = resized_exif(form, image.size)
-    if form.icc and form.format != "GIF":
-        options["icc_profile"] = form.icc
-    if form.format in ("PNG", "JPEG", "WEBP") and exif and (form.format != "JPEG" or len(exif) <= _JPEG_SEGMENT):
-        options["exif"] = exif
-    if (dpi := _dpi(form)) and form.format in ("PNG", "JPEG", "TIFF", "BMP"):
-        options["dpi"] = dpi
-    xmp = form.info.get("xmp")
-    if form.format in ("JPEG", "WEBP") and isinstance(xmp, bytes) and len(xmp) <= _JPEG_SEGMENT:
-        options["xmp"] = xmp
-    if form.format == "PNG":
-        options["pnginfo"] = PngImagePlugin.PngInfo()
-        for key, value in _text(form).items():
-            options["pnginfo"].add_itxt(key[:79], value)
-        for name, data in _color_chunks(form):
-            options["pnginfo"].add(name, data)
-    elif form.format == "JPEG":
-        options |= {"quality": JPEG_QUALITY, "subsampling": 0, "optimize": True}
-        if isinstance(form.info.get("comment"), bytes):
-            options["comment"] = form.info["comment"]
-    elif form.format == "WEBP":
-        options |= {"lossless": True} if form.info.get("lossless") else {"quality": JPEG_QUALITY}
-    elif form.format == "TIFF":
-        # JPEG inside TIFF would lose quality a second time, and fax codes hold only two colours.
-        kept = form.info.get("compression") in ("raw", "tiff_lzw", "packbits")
-        options["compression"] = form.info["compression"] if kept else "tiff_adobe_deflate"
-        if options["compression"] == "raw":
-            options["compression"] = None
-    return options
 
 
 @contextlib.contextmanager
