@@ -171,7 +171,7 @@ def _example(restorer: Restorer, table: RoutingTable, pictures: list[Any], wante
     if wanted == "none" or not table.is_routed:
         return []
     if wanted is not None and wanted not in table.names:
-        alike = [name for name in table.names if Path(name).stem == wanted] or table.names
+        alike = [name for name in table.names if wanted in name] or table.names
         raise InputError(f"--example: no image is called {wanted!r}; there are {', '.join(alike[:5])} …")
     row = int(table.severity.argmax()) if wanted is None else table.names.index(wanted)
     try:
