@@ -23,6 +23,7 @@ from morsr.adapters.peft_format import export_lora, import_lora, lora_state_dict
 from morsr.adapters.router import RoutingContext
 from morsr.adapters.targets import PRESETS, preset_targets
 from morsr.adapters.transfer import start_from_adapters
+from morsr.adapters.whole import train_whole
 from morsr.functional.routing import Routing
 
 __all__ = [
@@ -53,4 +54,5 @@ __all__ = [
     "routing_context",
     "save_adapters",
     "start_from_adapters",
+    "train_whole",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,8 @@ from morsr.adapters.inject import (
     routing_context,
     shared_state,
 )
-from morsr.adapters.layer import AdaptedLayer
 from morsr.adapters.router import RoutingContext
+from morsr.adapters.whole import whole_parameters
 from morsr.errors import ConfigError, InputError, WeightsError
 from morsr.files import save_tensors
 
@@ -266,30 +266,6 @@ def read_tensors(path: str | os.PathLike[str], header: dict[str, Any]) -> dict[s
         if not tensors[key].isfinite().all():
             raise WeightsError(f"{path}: {key} holds NaN or infinity")
     return tensors
-
-
-def whole_parameters(
-    model: nn.Module, names: Iterable[str] | Mapping[str, Sequence[int]], *, path: str | os.PathLike[str] = ""
-) -> dict[str, nn.Parameter]:
-    """Parameters of the base by the names that they have without adapters, checked against shapes where given.
-
-    Raises:
-        WeightsError: a name that the model does not have, or another shape.
-    """
-    found: dict[str, nn.Parameter] = {}
-    for name in names:
-        layer_name, _, key = name.rpartition(".")
-        try:
-            layer = model.get_submodule(layer_name)
-            found[name] = getattr(layer.base_layer if isinstance(layer, AdaptedLayer) else layer, key)
-        except AttributeError as error:
-            raise WeightsError(f"{path}: made for another base: there is no parameter {name} here") from error
-        if isinstance(names, Mapping) and tuple(found[name].shape) != tuple(names[name]):
-            raise WeightsError(
-                f"{path}: made for another base: {name} has shape {tuple(names[name])} there, "
-                f"{tuple(found[name].shape)} here"
-            )
-    return found
 
 
 def comparable_settings(config: MoRConfig) -> dict[str, Any]:

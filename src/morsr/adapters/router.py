@@ -34,7 +34,8 @@ class RoutingContext(nn.Module):
         condition_names: what the D scores are called, if known; saved with the set.
         noise_sigma: deviation of the noise on the logits, used in training mode only.
         noise: standard normal numbers (L, B, N) for it, or None to draw them from torch's own generator.
-        whole: names of parameters of the base that were trained whole with this set and are saved with it.
+        whole: names of parameters of the base that were trained whole with this set, or are now, and are saved with it.
+        trained_whole: those among them that are trained now (`train_whole`); loading a file leaves them in.
     """
 
     mean: Tensor
@@ -61,7 +62,8 @@ class RoutingContext(nn.Module):
         self.condition_names = tuple(condition_names)
         self.noise_sigma = 0.0
         self.noise: Tensor | None = None
-        self.whole: tuple[str, ...] = ()
+        self.trained_whole: tuple[str, ...] = ()
+        self._whole: tuple[str, ...] = ()
         self.on_change: Callable[[], None] | None = None
         self._state: SharedState | None = None
         self._condition: Tensor | None = None
@@ -71,6 +73,14 @@ class RoutingContext(nn.Module):
         self._compute = "auto"
         if config.is_routed:
             self._build(device)
+
+    @property
+    def whole(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys((*self._whole, *self.trained_whole)))
+
+    @whole.setter
+    def whole(self, names: Sequence[str]) -> None:
+        self._whole = tuple(names)
 
     def _build(self, device: torch.device | None) -> None:
         layers, slots, width = len(self.layer_names), self.config.num_slots, self.condition_dim

@@ -15,10 +15,10 @@ from morsr.adapters.checkpoint import (
     load_adapters,
     read_adapters_header,
     read_tensors,
-    whole_parameters,
 )
 from morsr.adapters.config import MoRConfig
 from morsr.adapters.inject import layers_of_set, routing_context
+from morsr.adapters.whole import whole_parameters
 from morsr.errors import WeightsError
 
 

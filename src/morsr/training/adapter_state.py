@@ -10,7 +10,7 @@ import lightning as L
 from torch import nn
 
 from morsr.adapters import read_adapters_header
-from morsr.adapters.checkpoint import whole_parameters
+from morsr.adapters.whole import whole_parameters
 from morsr.errors import WeightsError
 from morsr.models.generator import OneStepGenerator
 

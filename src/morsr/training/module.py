@@ -34,7 +34,7 @@ from morsr.training.strategy import check_trainer
 
 
 class OneStepSRModule(L.LightningModule):
-    """Trains the adapters of a one-step generator on pairs of low- and high-resolution images.
+    r"""Trains the adapters of a one-step generator on pairs of low- and high-resolution images.
 
     Only the adapters and their router are trained and saved, with the score network's adapters and the discriminator's
     heads where the losses ask for them; the base model is named in the checkpoint and read from where it came from.
@@ -55,7 +55,9 @@ class OneStepSRModule(L.LightningModule):
         weights: adapters (file, folder or preset) to start from, to validate or to test. None: `fit` starts afresh;
             the others take the newest adapters among the runs, else the shipped ones.
         start_from: adapters file that `fit` alone starts from; a plain LoRA becomes the first shared ranks.
-        lr, router_lr_scale, weight_decay, betas, warmup, schedule: see `OptimizerSettings`.
+        whole: patterns of parameters of the base that are trained and saved beside the adapters, as
+            ``vae\.decoder\..*``; see `train_whole`.
+        lr, router_lr_scale, whole_lr_scale, weight_decay, betas, warmup, schedule: see `OptimizerSettings`.
         clip: largest norm of each network's gradient; 0 for none. It stands in for the trainer's gradient_clip_val.
         accumulate: parts that each batch is split into to save memory; stands in for accumulate_grad_batches.
         max_skipped: steps in a row whose gradient is not finite before the run stops; each of them is left out.
@@ -91,6 +93,8 @@ class OneStepSRModule(L.LightningModule):
         start_from: str | None = None,
         lr: float = 5e-5,
         router_lr_scale: float = 20.0,
+        whole: list[str] | None = None,
+        whole_lr_scale: float = 0.2,
         weight_decay: float = 1e-2,
         betas: tuple[float, float] = (0.9, 0.999),
         warmup: int = 0,
@@ -115,8 +119,8 @@ class OneStepSRModule(L.LightningModule):
         self.adapters, self.one_step, self.base = adapters or MoRConfig(), one_step or OneStepConfig(), base
         self.estimator_spec: dict[str, Any] = {"kind": estimator, "args": dict(estimator_args or {})}
         self.optimizer_settings = OptimizerSettings(
-            lr=lr, router_lr_scale=router_lr_scale, weight_decay=weight_decay, betas=betas, warmup=warmup,
-            schedule=schedule,
+            lr=lr, router_lr_scale=router_lr_scale, whole_lr_scale=whole_lr_scale, weight_decay=weight_decay,
+            betas=betas, warmup=warmup, schedule=schedule,
         )  # fmt: skip
         self.step_settings: dict[str, Any] = {"clip": clip, "accumulate": accumulate, "max_skipped": max_skipped}
         self.calibration_images, self.seed, self.budget_dropout = calibration_images, seed, budget_dropout
@@ -124,7 +128,7 @@ class OneStepSRModule(L.LightningModule):
         self.last_output: GeneratorOutput | None = None
         self.phase: OneStepPhase | None = None
         self._build_models(decoder, prompts, base_dtype, checkpointing)
-        self.objective = Objective(self.generator, loss, score=score, discriminator=discriminator)
+        self.objective = Objective(self.generator, loss, score=score, discriminator=discriminator, whole=whole or ())
         # Registered here, so that they move with the module and are saved with it.
         self.loss, self.discriminator = self.objective.restoration, self.objective.discriminator
         self.scores = ScoreMeans(val_metrics)

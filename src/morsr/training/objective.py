@@ -7,14 +7,14 @@ discriminator   hinge loss on generated and real latents, or images
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from morsr.adapters import active_adapters, adapter_parameters
+from morsr.adapters import active_adapters, adapter_parameters, train_whole
 from morsr.errors import ConfigError
 from morsr.models.discriminator import Discriminator, DiscriminatorConfig, ImageDiscriminator, build_discriminator
 from morsr.models.draws import Draws
@@ -46,9 +46,11 @@ class Objective:
             (variational and classifier score distillation), "gan" and "balance" (1 unless given).
         score: settings of the distillation; None: the defaults, where "vsd" or "csd" asks for it.
         discriminator: settings of the discriminator; None: the defaults, where "gan" asks for it.
+        whole: patterns of parameters of the base that are trained with the generator, see `train_whole`.
 
     Raises:
-        ConfigError: an unknown term, or settings of a network that no term asks for.
+        ConfigError: an unknown term, settings of a network that no term asks for, or parameters to be trained that the
+            base needs as they are to judge the generator.
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class Objective:
         *,
         score: ScoreConfig | None = None,
         discriminator: DiscriminatorConfig | None = None,
+        whole: Sequence[str] = (),
     ) -> None:
         self.generator, self.backbone = generator, generator.backbone
         given = dict(loss or {})
@@ -84,7 +87,24 @@ class Objective:
         self.discriminator: Discriminator | ImageDiscriminator | None = None
         if wants_heads:
             self.discriminator = build_discriminator(self.backbone, discriminator or DiscriminatorConfig())
+        self.whole = self._train_whole(whole) if whole else []
         self.part: Part = lambda name: nullcontext()
+
+    def _train_whole(self, patterns: Sequence[str]) -> list[nn.Parameter]:
+        if self.generator.context is None:
+            raise ConfigError("whole: parameters of the base are trained beside adapters, and this generator has none")
+        parameters = train_whole(self.backbone, patterns)
+        names = self.generator.context.trained_whole
+        if self.backbone.decoder is not None and any(name.startswith(("decoder.", "vae.decoder.")) for name in names):
+            raise ConfigError("whole: the decoder of this run is a folder beside the base, which adapters cannot hold")
+        judges = [name for name in ("vsd", "csd", "gan") if self.weights.get(name)]
+        judges += ["features"] * bool(self.restoration.weights["features"])
+        if judges and (touched := [name for name in names if not name.startswith("vae.decoder.")]):
+            raise ConfigError(
+                f"whole: {touched[0]} belongs to the frozen base, by which {', '.join(judges)} judge; train "
+                "parameters of vae.decoder alone, or leave these terms out"
+            )
+        return parameters
 
     def _features(self, images: Tensor) -> list[Tensor]:
         with active_adapters(self.backbone, None):
@@ -92,7 +112,7 @@ class Objective:
 
     def trained(self) -> dict[str, list[nn.Parameter]]:
         """Parameters by network: "generator", and "score" and "discriminator" where there are any."""
-        networks = {"generator": adapter_parameters(self.backbone, "generator")}
+        networks = {"generator": [*adapter_parameters(self.backbone, "generator"), *self.whole]}
         if self.score is not None:
             networks["score"] = self.score.parameters()
         if self.discriminator is not None:
