@@ -97,6 +97,8 @@ class OneStepGenerator(nn.Module):
         if adapters is not None and estimator is not None:
             names = estimator.names if adapters.is_routed else ()
             self.injection = inject(backbone, adapters, condition_dim=estimator.dim, condition_names=names)
+            # Made in the mode of the frozen base, in which it would neither draw noise nor keep its running means.
+            self.injection.context.train(self.training)
         if checkpointing:
             backbone.set_checkpointing()
 

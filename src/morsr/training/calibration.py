@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
+from morsr.errors import ConfigError
 from morsr.estimators import score_statistics
 from morsr.models.generator import OneStepGenerator
 
@@ -27,14 +28,18 @@ def standardize_router(trainer: L.Trainer, generator: OneStepGenerator, *, image
         return
 
     def degraded() -> Iterator[Tensor]:
-        left = images
-        for batch in data.train_dataloader():
-            moved = data.transfer_batch_to_device(batch, generator.device, 0)
-            finished = data.finish_batch(moved)
-            yield finished.get("context", finished["lr"])
-            left -= len(moved["stem"])
-            if left <= 0:
-                return
+        seen, loader = 0, data.train_dataloader()
+        while True:  # an epoch may have fewer; every new iterator is the next one
+            before = seen
+            for batch in loader:
+                moved = data.transfer_batch_to_device(batch, generator.device, 0)
+                finished = data.finish_batch(moved)
+                yield finished.get("context", finished["lr"])
+                seen += len(moved["stem"])
+                if seen >= images:
+                    return
+            if seen == before:
+                raise ConfigError("router input: the training data give no batch to standardise it by")
 
     # Each process has seen images of its own: the first one's figures hold for all.
     statistics = trainer.strategy.broadcast(score_statistics(estimator, degraded(), minimum=2))

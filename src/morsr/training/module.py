@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
@@ -53,7 +54,7 @@ class OneStepSRModule(L.LightningModule):
         score: settings of the distillation, where loss.vsd or loss.csd is on.
         discriminator: settings of the discriminator, where loss.gan is on.
         weights: adapters (file, folder or preset) to start from, to validate or to test. None: `fit` starts afresh;
-            the others take the newest adapters among the runs, else the shipped ones.
+            the others take what the module was fitted to, else the newest adapters among the runs, else the shipped.
         start_from: adapters file that `fit` alone starts from; a plain LoRA becomes the first shared ranks.
         whole: patterns of parameters of the base that are trained and saved beside the adapters, as
             ``vae\.decoder\..*``; see `train_whole`.
@@ -127,6 +128,7 @@ class OneStepSRModule(L.LightningModule):
         self.weights_file, self.start_from = weights, start_from
         self.last_output: GeneratorOutput | None = None
         self.phase: OneStepPhase | None = None
+        self._restored = self._fitted = False
         self._build_models(decoder, prompts, base_dtype, checkpointing)
         self.objective = Objective(self.generator, loss, score=score, discriminator=discriminator, whole=whole or ())
         # Registered here, so that they move with the module and are saved with it.
@@ -152,7 +154,8 @@ class OneStepSRModule(L.LightningModule):
         assert self.phase is not None
         count, step, context = len(batch["hr"]), self.global_step, self.generator.context
         if context is not None:
-            context.noise_sigma = self.adapters.noise_at(step / max(self._total_steps(), 1))
+            total = self._total_steps()
+            context.noise_sigma = self.adapters.noise_at(step / total if total > 0 else 1.0)
             context.budget = random_budget(self.adapters, self.budget_dropout, seed=self.seed, step=step)
         first = self.trainer.global_rank * count
         draws = Draws.of_step(seed=self.seed, step=step, first=first, count=count, device=self.device)
@@ -207,26 +210,50 @@ class OneStepSRModule(L.LightningModule):
         return total_steps(self.trainer)
 
     def setup(self, stage: str) -> None:
+        self._restored = False
         if stage == "fit":
             check_trainer(self.trainer, networks=len(self.objective.trained()))
             rank_zero_info(self.objective.describe())
-            if self.start_from is not None and self.trainer.ckpt_path is None:
-                file, backbone = find_adapters(self.start_from), self.generator.backbone
-                rank_zero_info(start_from_adapters(file, backbone, base_id=backbone.base_id))
-                if (decoder := decoder_of(file)) is not None and self.of_base["decoder"] is None:
-                    rank_zero_warn(
-                        f"{file} was trained with the decoder {decoder}, and this run decodes with the base's own; "
-                        f"--model.decoder={decoder} takes it along"
-                    )
-        elif self.weights_file is None and self.trainer.ckpt_path is None:
-            kind = self.estimator_spec["kind"]
-            path = newest_adapters(self.trainer, self.generator, estimator=kind) or find_adapters("tiny")
-            self.load_adapters(path)
-            rank_zero_info(f"adapters: {path}")
+
+    # What a checkpoint does not hold is read after Lightning has restored it, which is between `setup` and these hooks.
 
     def on_fit_start(self) -> None:
+        if self.start_from is not None and not self._restored:
+            file, backbone = find_adapters(self.start_from), self.generator.backbone
+            rank_zero_info(start_from_adapters(file, backbone, base_id=backbone.base_id))
+            if (decoder := decoder_of(file)) is not None and self.of_base["decoder"] is None:
+                rank_zero_warn(
+                    f"{file} was trained with the decoder {decoder}, and this run decodes with the base's own; "
+                    f"--model.decoder={decoder} takes it along"
+                )
+        if self.generator.context is not None:
+            self.generator.context.train()  # Lightning keeps modes as they are
+            if self.adapters.is_routed and self.adapters.noise_at(0.0) > 0 and self._total_steps() < 1:
+                rank_zero_warn("the router's noise falls over a share of the run, whose length is not known: it is off")
         self.objective.part = self.trainer.profiler.profile
         standardize_router(self.trainer, self.generator, images=self.calibration_images)
+        self._fitted = True
+
+    def on_validation_model_eval(self) -> None:
+        super().on_validation_model_eval()
+        if self.trainer.state.fn != TrainerFn.FITTING:
+            self._find_weights()
+
+    def on_test_model_eval(self) -> None:
+        super().on_test_model_eval()
+        self._find_weights()
+
+    def on_predict_model_eval(self) -> None:
+        super().on_predict_model_eval()
+        self._find_weights()
+
+    @torch.inference_mode(mode=False)
+    def _find_weights(self) -> None:
+        if self.weights_file is not None or self._restored or self._fitted:
+            return
+        path = newest_adapters(self.trainer, self.generator, estimator=self.estimator_spec["kind"])
+        self.load_adapters(path := path or find_adapters("tiny"))
+        rank_zero_info(f"adapters: {path}")
 
     def averaged_parameters(self) -> dict[str, nn.Parameter]:
         """What `AdapterEMA` averages: the generator's own adapters."""
@@ -262,12 +289,22 @@ class OneStepSRModule(L.LightningModule):
                 f"{file}: trained to run with {other}; take the config that it was trained by, or set model.one_step "
                 "and model.estimator to what it needs"
             )
-        decoder = decoder_of(file) if self.of_base["decoder"] is None else None
-        network = None if decoder is None else load_decoder(decoder).to(backbone.prompt_clean.device)
+        take_decoder = self._decoder_to_take(decoder_of(file))
         load_adapters(file, backbone, name="generator", base_id=backbone.base_id)
-        if network is not None:
+        take_decoder()
+
+    def _decoder_to_take(self, decoder: Any) -> Callable[[], None]:
+        """Read the decoder that weights were trained with, unless the module was given one; puts it in when called."""
+        if decoder is None or self.of_base["decoder"] is not None:
+            return lambda: None
+        backbone = self.generator.backbone
+        network = load_decoder(decoder).to(backbone.prompt_clean.device)
+
+        def take() -> None:
             backbone.use_decoder(network)
             self.of_base["decoder"] = os.fspath(decoder) if isinstance(decoder, Path) else decoder
+
+        return take
 
     def _saved_keys(self) -> set[str]:
         trained = [parameter for network in self.objective.trained().values() for parameter in network]
@@ -285,3 +322,5 @@ class OneStepSRModule(L.LightningModule):
         if self.generator.context is not None:
             self.generator.context.whole = tuple(checkpoint.get("morsr", {}).get("whole", ()))
         check_checkpoint(checkpoint, self._saved_keys(), self.generator.backbone.base_id)
+        self._decoder_to_take(checkpoint["morsr"].get("extra", {}).get("decoder"))()
+        self._restored = True

@@ -24,7 +24,7 @@ def check_trainer(trainer: L.Trainer, *, networks: int) -> None:
             for the gradients of networks that rest.
     """
     precision = str(trainer.precision)
-    if precision not in ("32-true", "64-true", "bf16-mixed"):
+    if precision not in ("32-true", "bf16-mixed"):
         raise ConfigError(
             f"trainer.precision: expected bf16-mixed or 32-true, got {precision}: the one-step arithmetic leaves the "
             "range of float16, and ranks stored in bfloat16 hardly move at a small learning rate"

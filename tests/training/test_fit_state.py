@@ -1,0 +1,126 @@
+"""What `Trainer.fit` itself must set up: the router's training mode, calibration, and where weights are read from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+import torch
+import training_twins as twins
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from torch import Tensor
+from training_twins import ADAPTERS, build, fit
+
+from morsr.adapters import MoRConfig
+from morsr.errors import ConfigError
+from morsr.models.backbone import load_backbone, save_network
+
+
+def routed(**settings: Any) -> MoRConfig:
+    return MoRConfig.from_dict({**ADAPTERS.to_dict(), **settings})
+
+
+def ranks(module: L.LightningModule) -> Tensor:
+    return torch.cat([p.detach().flatten() for p in module.parameters() if p.requires_grad])
+
+
+def validate(module: L.LightningModule, folder: Path, **settings: Any) -> float:
+    trainer = L.Trainer(
+        accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False, default_root_dir=folder
+    )
+    trainer.validate(module, datamodule=twins.Pairs(), verbose=False, **settings)
+    return float(trainer.callback_metrics["val/psnr"])
+
+
+@pytest.mark.parametrize("evaluated", [False, True], ids=["as built", "after eval()"])
+def test_running_means_of_the_balance_take_in_every_training_batch_and_no_other(
+    evaluated: bool, small_base: Path, tmp_path: Path
+) -> None:
+    module = build(small_base, adapters=routed(logit_noise=0.0))
+    if evaluated:
+        module.eval()
+    context = module.generator.context
+    data = twins.Pairs()
+    twins.fit(module, tmp_path, 3, data=data)
+    severity = torch.cat([module.generator.estimator(batch["lr"]).severity for batch in data.train_dataloader()])
+    assert float(context.images_seen) == 6
+    torch.testing.assert_close(context.severity_mean, severity.mean(), atol=1e-4, rtol=0)
+    assert context.share.std() > 0
+    before = context.share.clone()
+    validate(module, tmp_path)
+    torch.testing.assert_close(context.share, before, atol=0, rtol=0)
+
+
+def test_the_routers_noise_is_drawn_in_a_fit_and_ends(small_base: Path, tmp_path: Path) -> None:
+    seen: list[float] = []
+
+    class Look(Callback):
+        def on_train_batch_end(self, trainer: Any, module: Any, *_: Any) -> None:
+            seen.append(module.generator.context.noise_sigma)
+
+    ends = []
+    for noise in (0.0, 5.0):
+        module = build(small_base, adapters=routed(logit_noise=noise, logit_noise_until=0.5))
+        fit(module, tmp_path / str(noise), 4, callbacks=[Look()])
+        ends.append(ranks(module))
+    assert seen[4:] == [5.0, 2.5, 0.0, 0.0]
+    assert not torch.equal(*ends)
+
+
+def test_noise_needs_to_know_how_long_the_run_is(small_base: Path, tmp_path: Path) -> None:
+    module = build(small_base, adapters=routed(logit_noise=1.0, logit_noise_until=0.2))
+    with pytest.warns(UserWarning, match="the router's noise falls over a share of the run"):
+        fit(module, tmp_path, -1, max_time={"seconds": 1})
+    assert module.generator.context.noise_sigma == 0
+
+
+def test_calibration_goes_on_into_further_epochs(small_base: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    module = build(small_base, calibration_images=15)
+    seen = 0
+    estimate = module.generator.estimator.forward
+
+    def count(images: Tensor) -> Any:
+        nonlocal seen
+        seen += len(images)
+        return estimate(images)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(module.generator.estimator, "forward", count)
+        fit(module, tmp_path, 0)
+    assert seen == 16  # of 6 per epoch
+
+
+def test_a_resumed_run_needs_no_start_file(small_base: Path, tmp_path: Path) -> None:
+    start = tmp_path / "start.safetensors"
+    build(small_base).save_adapters(start)
+    keep = ModelCheckpoint(dirpath=tmp_path, filename="at-{step}", every_n_train_steps=1, save_top_k=-1)
+    fit(build(small_base, start_from=str(start)), tmp_path, 1, callbacks=[keep])
+    start.unlink()
+    trainer = fit(build(small_base, start_from=str(start)), tmp_path / "on", 2, ckpt=tmp_path / "at-step=1.ckpt")
+    assert trainer.global_step == 2
+
+
+def test_a_checkpoint_is_validated_with_its_own_adapters_and_decoder(small_base: Path, tmp_path: Path) -> None:
+    network = load_backbone(small_base).vae.requires_grad_(False)
+    network.decoder.layers[0].weight.mul_(1.5)
+    (tmp_path / "decoder").mkdir()
+    save_network(tmp_path / "decoder", network)
+    scores = {}
+    for name, decoder in (("own", None), ("other", str(tmp_path / "decoder"))):
+        keep = ModelCheckpoint(dirpath=tmp_path, filename=name, every_n_train_steps=1)
+        module = build(small_base, decoder=decoder, val_metrics=("psnr",))
+        fit(module, tmp_path / "fit", 1, callbacks=[keep])
+        scores[name] = validate(module, tmp_path)
+        # The newest adapters beside the run must have no part in it, nor their decoder.
+        module.save_adapters(tmp_path / "runs" / "version_0" / "adapters.safetensors")
+        for other in scores:
+            fresh = build(small_base, val_metrics=("psnr",))
+            found = validate(fresh, tmp_path / "runs" / "version_1", ckpt_path=str(tmp_path / f"{other}.ckpt"))
+            assert found == pytest.approx(scores[other], abs=1e-5), (name, other)
+
+
+def test_double_precision_is_refused(small_base: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="expected bf16-mixed or 32-true, got 64-true"):
+        fit(build(small_base), tmp_path, 1, precision="64-true")
