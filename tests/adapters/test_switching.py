@@ -167,11 +167,14 @@ def test_parts_adapted_apart_share_one_state_once_adapted_together(fill_set, sco
     inject(model["b"], config, condition_dim=3, name="two")
     with pytest.raises(ConfigError, match="adapted separately"), active_adapters(model, "one"):
         pass
-    third = inject(model, MoRConfig.of_kind("lora", num_ranks=2, targets=[r"[ab]\.blocks\..*"]), name="three").context
+    with active_adapters(model["b"], None):
+        lora = MoRConfig.of_kind("lora", num_ranks=2, targets=[r"[ab]\.blocks\..*"])
+        third = inject(model, lora, name="three").context
     assert len(third.layer_names) == 12
     first.condition = scores
     with active_adapters(model, "three"):
         assert model["a"].blocks[0][0].shared.now.active == model["b"].blocks[0][0].shared.now.active == "three"
+    assert model["b"].blocks[0][0].shared.now.active == "one"
     with pytest.raises(ConfigError, match="'two' exists on another part"):
         inject(model["a"], config, condition_dim=3, name="two")
 

@@ -9,12 +9,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.utils.checkpoint import checkpoint
 
 from morsr.adapters.config import MoRConfig
 from morsr.adapters.layer import AdaptedLayer, RankSet, can_adapt
 from morsr.adapters.router import RoutingContext
 from morsr.adapters.state import SharedState
+from morsr.adapters.suitable import check_suitable
 from morsr.adapters.targets import expand_targets, matches
 from morsr.errors import ConfigError
 
@@ -140,18 +142,18 @@ def shared_state(model: nn.Module) -> SharedState:
 def _candidates(model: nn.Module) -> list[_Candidate]:
     found: dict[int, tuple[Any, list[str], list[tuple[nn.Module, str]]]] = {}
 
-    def walk(parent: nn.Module, prefix: str) -> None:
+    def walk(parent: nn.Module, prefix: str, above: tuple[nn.Module, ...]) -> None:
         for key, child in parent._modules.items():
-            if child is None:
+            if child is None or child in above:  # a child may hold its parent
                 continue
             if isinstance(child, AdaptedLayer) or can_adapt(child):
                 _, names, parents = found.setdefault(id(child), (child, [], []))
                 names.append(prefix + key)
                 parents.append((parent, key))
             else:
-                walk(child, f"{prefix}{key}.")
+                walk(child, f"{prefix}{key}.", (*above, child))
 
-    walk(model, "")
+    walk(model, "", (model,))
     return [_Candidate(module, tuple(names), tuple(parents)) for module, names, parents in found.values()]
 
 
@@ -188,19 +190,35 @@ def plan_injection(model: nn.Module, config: MoRConfig, name: str) -> InjectionP
         matched |= {id(c.module) for c in hits}
     # A layer that a model registers twice goes by its first name, as in named_modules.
     chosen = [(c.names[0], c) for c in candidates if id(c.module) in matched]
+    if (lazy := next((key for key, parameter in model.named_parameters() if is_lazy(parameter)), None)) is not None:
+        raise ConfigError(f"{lazy} of this lazy model is not there yet; run the model once before inject")
     for layer_name, candidate in chosen:
-        if type(candidate.base).__name__ == "NonDynamicallyQuantizableLinear":
-            raise ConfigError(f"{layer_name}: torch's MultiheadAttention reads this layer's weight and never calls it")
-        if not candidate.base.weight.is_floating_point():
-            raise ConfigError(f"{layer_name}: a weight of {candidate.base.weight.dtype} cannot be adapted")
-    states = {id(c.module.shared): c.module.shared for c in candidates if isinstance(c.module, AdaptedLayer)}
-    for state in states.values():
+        check_suitable(layer_name, candidate.base, candidate.parents)
+    _check_parts([c.module.shared for c in candidates if isinstance(c.module, AdaptedLayer)], name)
+    skipped = tuple(c.names[0] for c in candidates if id(c.module) not in matched)
+    return InjectionPlan(tuple(chosen), skipped)
+
+
+def _check_parts(states: Sequence[SharedState], name: str) -> None:
+    """Check that parts of a model, adapted apart or together, can have one more set and one state from now on."""
+    parts = list({id(state): state for state in states}.values())
+    for state in parts:
         if name in state.contexts:
             raise ConfigError(f"adapter set {name!r} exists on another part of this model already; choose another name")
         if state.now.is_merged:
             raise ConfigError("the model is merged; leave merged(...) before injecting")
-    skipped = tuple(c.names[0] for c in candidates if id(c.module) not in matched)
-    return InjectionPlan(tuple(chosen), skipped)
+    names = [key for state in parts for key in state.contexts]
+    if (twice := next((key for key in names if names.count(key) > 1), None)) is not None:
+        raise ConfigError(
+            f"parts of this model were adapted apart, and two of them have a set {twice!r}; a model has one set of a "
+            "name. Inject each with a name of its own, or one set on the whole model, whose targets reach both parts"
+        )
+    active = [state.now.active for state in parts if state.now.active is not None]
+    if len(active) > 1:
+        raise ConfigError(
+            f"parts of this model were adapted apart, and a set works in each: {', '.join(map(repr, active))}; a model "
+            "has one that works. Inject one set on the whole model from the start, whose targets reach all parts"
+        )
 
 
 def inject(
@@ -218,13 +236,13 @@ def inject(
     Args:
         model: any module; its Linear and Conv2d layers are replaced in place by wrappers that share their weights.
         config: settings of the set.
-        condition_dim: number of degradation scores D; not needed for a plain LoRA.
+        condition_dim: number of degradation scores D; a plain LoRA needs none and leaves it out of account.
         name: of the set; several sets may live on one model.
         condition_names: what the scores are called; saved with the set.
 
     Raises:
-        ConfigError: a target that matches nothing, a name in use, a missing or needless condition_dim, or a layer that
-            cannot be adapted. Nothing has changed then.
+        ConfigError: a target that matches nothing, a name in use, a missing condition_dim, a layer that cannot be
+            adapted, or parts that were adapted apart and cannot go together. Nothing has changed then.
     """
     plan = plan_injection(model, config, name)
     if config.is_routed and (not isinstance(condition_dim, int) or condition_dim < 1):
@@ -269,7 +287,7 @@ def report_of(model: nn.Module, name: str = "generator") -> InjectionReport:
     context = routing_context(model, name)
     entries = []
     for _, layer, ranks in layers_of_set(model, name):
-        shape = tuple(layer.weight.shape)
+        shape = tuple(layer.base_layer.weight.shape)  # type: ignore[union-attr]
         kind = "Linear" if len(shape) == 2 else f"Conv2d {shape[2]}×{shape[3]}"
         parameters = ranks.down.numel() + ranks.up.numel()
         entries.append(AdaptedEntry(context.layer_names[ranks.index], kind, shape, ranks.down.shape[0], parameters))

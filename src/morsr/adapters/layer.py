@@ -15,6 +15,7 @@ from torch.autograd.function import once_differentiable
 
 from morsr.adapters.config import MoRConfig
 from morsr.adapters.state import LayerGates, SharedState
+from morsr.adapters.suitable import uses_weight
 from morsr.errors import ConfigError, InputError
 from morsr.functional.lowrank import ConvGeometry, add_lowrank_conv2d, add_lowrank_linear, add_lowrank_weight
 
@@ -125,7 +126,10 @@ class AdaptedLayer(nn.Module):
         sets: adapter sets by name.
         contexts: routing contexts that live here; the first layer of a set carries its context, so that it moves,
             trains and is saved with the model and is registered once.
+        reads: how often the weight was read from outside since the last call, while a set of this layer worked.
     """
+
+    reads = 0
 
     def __init__(self, base_layer: nn.Linear | nn.Conv2d, shared: SharedState) -> None:
         super().__init__()
@@ -135,27 +139,33 @@ class AdaptedLayer(nn.Module):
         self.shared = shared
         shared.layers.append(self)
         self.training = base_layer.training
-        self._geometry = None
-        if isinstance(base_layer, nn.Conv2d):
-            padding = base_layer.padding
-            self._geometry = ConvGeometry(
-                base_layer.stride,  # type: ignore[arg-type]
-                padding if isinstance(padding, str) else tuple(padding),  # type: ignore[arg-type]
-                base_layer.dilation,  # type: ignore[arg-type]
-                base_layer.groups,
-                base_layer.padding_mode,
-                tuple(base_layer._reversed_padding_repeated_twice),
-            )
+        self._is_conv = isinstance(base_layer, nn.Conv2d)
+        self._uses_weight = uses_weight(base_layer)
 
     @property
     def weight(self) -> Tensor:
         """Weight of the base layer; with ``merged`` open, the merged one."""
+        if not torch.compiler.is_compiling():
+            self.shared.note_read(self)
         return self.base_layer.weight
 
     @property
     def bias(self) -> Tensor | None:
         """Bias of the base layer."""
         return self.base_layer.bias
+
+    def can_merge(self) -> bool:
+        """Whether ranks in the weight act as they do beside it.
+
+        Not where the weight is computed from other parameters (weight_norm, spectral_norm, prune), which the sum would
+        not reach, and not where the layer changes it before use.
+        """
+        base: nn.Linear | nn.Conv2d = self.base_layer  # type: ignore[assignment]
+        if base._parameters.get("weight") is None:
+            return False
+        if self._uses_weight is None:
+            self._uses_weight = uses_weight(base)
+        return bool(self._uses_weight)
 
     def __getattr__(self, name: str) -> Any:
         # Model code reads in_channels, padding, out_features and the like on the layers it built.
@@ -166,29 +176,33 @@ class AdaptedLayer(nn.Module):
                 raise
             return getattr(super().__getattr__("base_layer"), name)
 
-    def forward(self, inputs: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         """The base layer's output plus the update of the active set, in the base layer's dtype."""
         # Straight from the dict: torch's and our attribute lookup would cost more than the check itself.
         base: nn.Module = self._modules["base_layer"]  # type: ignore[assignment]
         state = self.shared.current()
         sets = self._modules["sets"]._modules
         if state.active is None or state.active not in sets:
-            return base(inputs)
+            return base(input)
         rows = state.gates[state.active]
         if rows is None:
             raise InputError(f"adapter set {state.active!r} has no routing: set context.condition to the scores first")
         if state.is_merged:
-            return base(inputs)
+            return base(input)
+        if self.reads:
+            self.reads = 0
+        if self._is_conv and input.ndim == 3:  # one image without a batch dimension, as torch's own layers take it
+            return self.forward(input[None])[0]
         ranks: RankSet = sets[state.active]  # type: ignore[assignment]
         gates = rows[ranks.index]
-        if gates.factors is not None and gates.factors.shape[0] not in (1, inputs.shape[0]):
+        if gates.factors is not None and gates.factors.shape[0] not in (1, input.shape[0]):
             raise InputError(
                 f"the routing of set {state.active!r} is for {gates.factors.shape[0]} images, but a layer got a batch "
-                f"of {inputs.shape[0]}; set context.condition for this batch, or a routing of one image for all of it"
+                f"of {input.shape[0]}; set context.condition for this batch, or a routing of one image for all of it"
             )
-        if gates.fold and self._folding_pays(inputs, gates, ranks.down.shape[0]):
-            return self._folded(inputs, ranks, gates)
-        output = base(inputs)
+        if gates.fold and self._folding_pays(input, gates, ranks.down.shape[0]):
+            return self._folded(input, ranks, gates)
+        inputs, output = _called(base, input) if base._forward_pre_hooks else (input, base(input))
         if output.dtype == torch.float32 and (inputs.dtype != torch.float32 or _autocasts(inputs)):
             # A layer that keeps to float32 in a network that runs in less; so does its update.
             with torch.autocast(inputs.device.type, enabled=False):
@@ -215,10 +229,10 @@ class AdaptedLayer(nn.Module):
             return False
         ranks = stored if gates.ranks is None else gates.ranks.shape[1]
         outputs, fan_in = weight.shape[0], weight.numel() // weight.shape[0]
-        positions = inputs.numel() // inputs.shape[1 if self._geometry else -1]
-        if self._geometry is not None:
-            positions //= math.prod(self._geometry.stride)
-            fan_in *= self._geometry.groups
+        positions = inputs.numel() // inputs.shape[1 if self._is_conv else -1]
+        if self._is_conv:
+            positions //= math.prod(base.stride)  # type: ignore[arg-type]
+            fan_in *= base.groups  # type: ignore[assignment]
         # Multiply-adds, and accesses to memory as what could have been computed meanwhile.
         beside = positions * (ranks * (fan_in + outputs) + _ACCESS * outputs)
         return weight.numel() * (ranks + 2 * _ACCESS) < beside
@@ -232,12 +246,36 @@ class AdaptedLayer(nn.Module):
         return base._conv_forward(inputs, weight, base.bias)
 
     def _updated(self, output: Tensor, inputs: Tensor, ranks: RankSet, gates: LayerGates) -> Tensor:
+        base: nn.Linear | nn.Conv2d = self._modules["base_layer"]  # type: ignore[assignment]
         down, up = ranks.pick(gates, inputs.dtype)
         # A hook of the base layer may have kept its output, which must then stay what the base layer computed.
-        in_place = not (torch.is_grad_enabled() or self._modules["base_layer"]._forward_hooks)  # type: ignore[union-attr]
-        if self._geometry is None:
+        in_place = not (torch.is_grad_enabled() or base._forward_hooks)
+        if isinstance(base, nn.Linear):
             return add_lowrank_linear(output, inputs, down, up, in_place=in_place)
-        return add_lowrank_conv2d(output, inputs, down, up, self._geometry, in_place=in_place)
+        return add_lowrank_conv2d(output, inputs, down, up, _geometry(base), in_place=in_place)
+
+
+def _geometry(base: nn.Conv2d) -> ConvGeometry:
+    """Read at every call: models change strides, dilations and borders of layers that they have."""
+    return ConvGeometry(
+        base.stride,  # type: ignore[arg-type]
+        base.padding,  # type: ignore[arg-type]
+        base.dilation,  # type: ignore[arg-type]
+        base.groups,
+        base.padding_mode,
+        base._reversed_padding_repeated_twice,  # type: ignore[arg-type]
+    )
+
+
+def _called(base: nn.Module, inputs: Tensor) -> tuple[Tensor, Tensor]:
+    """What a layer with forward pre-hooks computes from, which they may have changed, and its output."""
+    seen: list[Tensor] = []
+    handle = base.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0]))
+    try:
+        output: Tensor = base(inputs)
+    finally:
+        handle.remove()
+    return seen[0], output
 
 
 def _autocasts(inputs: Tensor) -> bool:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from morsr.adapters.inject import adapted_layers, layers_of_set, shared_state
+from morsr.adapters.inject import adapter_names, layers_of_set, shared_state
 from morsr.adapters.layer import AdaptedLayer, RankSet
 from morsr.adapters.state import LayerGates, SharedState
 from morsr.errors import ConfigError, InputError
@@ -118,7 +119,7 @@ def merged(model: nn.Module, name: str | None = None) -> Iterator[Merge]:
 
     Raises:
         ConfigError: no set is active, another merge is open, the set is in training mode, or an adapted layer's weight
-            is another module's too.
+            is another module's too, is computed from other parameters, or is changed by the layer before use.
         InputError: no condition is set, or the routing is for more than one image.
     """
     shared = shared_state(model)
@@ -126,18 +127,14 @@ def merged(model: nn.Module, name: str | None = None) -> Iterator[Merge]:
     if name is None:
         raise ConfigError("no adapter set is active; say which one to merge")
     layers_of_set(model, name)
-    layers = [(path, layer, layer.sets[name]) for path, layer in enumerate(shared.layers) if name in layer.sets]
-    layers.sort(key=lambda item: item[2].index)  # type: ignore[arg-type,return-value]
     context = shared.contexts[name]
     if shared.now.is_merged:
         raise ConfigError("the model is merged already; leave that block first")
     if context.training:
         raise ConfigError("merged weights pass no gradient to the ranks; call model.eval() first")
-    if (tied := _tied(model, [layer for _, layer, _ in layers])) is not None:
-        raise ConfigError(
-            f"{' and '.join(tied)} share one weight, which cannot hold the ranks of one of them; do not merge"
-        )
-    merger = _Merger(layers, shared, name)  # type: ignore[arg-type]
+    if (obstacle := _obstacle(model, shared, name)) is not None:
+        raise ConfigError(f"{obstacle}; do not merge")
+    merger = _Merger(_layers(shared, name), shared, name)
     active = shared.now.active
     try:
         merger.write()
@@ -148,6 +145,27 @@ def merged(model: nn.Module, name: str | None = None) -> Iterator[Merge]:
         context.on_change = None
         shared.change(active=active, is_merged=False)
         merger.restore()
+
+
+def _layers(shared: SharedState, name: str) -> list[tuple[str, AdaptedLayer, RankSet]]:
+    """All layers of a set, in other parts of the model too, with their names in it, in the order of its routing."""
+    sets: list[tuple[AdaptedLayer, Any]] = [(layer, layer.sets[name]) for layer in shared.layers if name in layer.sets]
+    found = [(shared.contexts[name].layer_names[ranks.index], layer, ranks) for layer, ranks in sets]
+    return sorted(found, key=lambda item: item[2].index)
+
+
+def _obstacle(model: nn.Module, shared: SharedState, name: str) -> str | None:
+    """Why the ranks of a set cannot be in the weights of its layers; None if they can."""
+    layers = _layers(shared, name)
+    for path, layer, _ in layers:
+        if not layer.can_merge():
+            return (
+                f"{path}: {type(layer.base_layer).__name__} computes or changes its weight before use, so that ranks "
+                "in it would not have the effect that they have beside it"
+            )
+    if (tied := _tied(model, [layer for _, layer, _ in layers])) is not None:
+        return f"{' and '.join(tied)} share one weight, which cannot hold the ranks of one of them"
+    return None
 
 
 def _tied(model: nn.Module, layers: list[AdaptedLayer]) -> list[str] | None:
@@ -164,14 +182,16 @@ def _tied(model: nn.Module, layers: list[AdaptedLayer]) -> list[str] | None:
 def auto_merged(model: nn.Module, passes: int, name: str | None = None) -> Iterator[Merge | None]:
     """Merge if so many passes with one routing repay it, else leave the layers to gather their ranks.
 
-    Layers whose weight is another module's too are left to gather as well.
+    Where no set works, and where weights cannot hold the ranks (`merged` says why), nothing is merged either.
 
     Args:
-        model: an adapted model in evaluation mode.
+        model: a model in evaluation mode.
         passes: forward passes of the network that will share the routing (tiles, frames).
         name: a set; the active one by default.
     """
-    if passes < MERGE_PAYS_FROM or _tied(model, [layer for _, layer in adapted_layers(model)]) is not None:
+    shared = shared_state(model) if name is not None or adapter_names(model) else None
+    name = name or (shared.now.active if shared is not None else None)
+    if passes < MERGE_PAYS_FROM or shared is None or name is None or _obstacle(model, shared, name) is not None:
         yield None
         return
     with merged(model, name) as merge:
