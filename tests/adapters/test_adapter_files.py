@@ -16,6 +16,7 @@ from morsr.adapters import (
     merged,
     plain_state_dict,
     read_adapters_header,
+    read_attached,
     routing_context,
     save_adapters,
 )
@@ -211,6 +212,35 @@ def test_saves_that_cannot_be(make_toy, tmp_path, scores):
         with pytest.raises(ConfigError, match="is merged"):
             inject(model, MoRConfig.of_kind("lora", targets=["to_q"]), name="late")
     assert not (tmp_path / "x").exists()
+
+
+def test_what_no_load_would_take_is_not_saved(saved, make_toy, toy, tmp_path):
+    path, model, _ = saved
+    before = path.read_bytes()
+    ranks = model.to_q.sets["generator"]
+    with torch.no_grad():
+        ranks.up[0, 0] = 1e5
+    with pytest.raises(ConfigError, match=r"torch\.float16 cannot hold 1e\+05, the largest .* layers\.to_q\.up"):
+        save_adapters(path, model, dtype=torch.float16)
+    load_adapters(save_adapters(tmp_path / "wide.safetensors", model, dtype=torch.bfloat16), fresh(toy))
+    for place, key in ((ranks.up, r"layers\.to_q\.up"), (model.conv_in.contexts["generator"].mean, r"context\.mean")):
+        kept = place.detach().clone()
+        with torch.no_grad():
+            place.view(-1)[0] = float("nan")
+        with pytest.raises(WeightsError, match=f"'generator' is not saved: {key} hold NaN"):
+            save_adapters(path, model)
+        with torch.no_grad():
+            place.copy_(kept)
+    with pytest.raises(WeightsError, match=r"attached\.prompt hold NaN"):
+        save_adapters(path, model, attached={"prompt": torch.full((2,), float("inf"))})
+    assert path.read_bytes() == before
+
+
+def test_one_tensor_may_be_attached_under_two_names(make_toy, tmp_path):
+    tensor = torch.arange(6.0)
+    attached = {"clean": tensor, "degraded": tensor, "part": tensor[2:4]}
+    path = save_adapters(tmp_path / "a.safetensors", make_toy()[0], attached=attached)
+    torch.testing.assert_close(read_attached(path), attached, rtol=0, atol=0)
 
 
 def golden_model():

@@ -122,3 +122,18 @@ def test_the_command(pair, tmp_path, capsys):
     assert read_adapters_header(out)["extra"]["averaged"]["weights"] == [1, 3]
     assert main(["average", str(pair[0]), str(tmp_path / "none.safetensors"), "--out", str(out)]) == 2
     assert capsys.readouterr().err.strip().endswith("none.safetensors: no such adapter file")
+
+
+def test_an_output_that_is_an_input_or_no_adapters_file_is_refused(pair, tmp_path, capsys):
+    before = [path.read_bytes() for path in pair]
+    (tmp_path / "link.safetensors").symlink_to(pair[1])
+    (tmp_path / "notes.txt").write_text("mine")
+    for name, said in (
+        ("a.safetensors", "would overwrite an input"),
+        ("link.safetensors", "would overwrite an input"),
+        ("notes.txt", "expected an output whose name ends in .safetensors"),
+    ):
+        assert main(["average", *map(str, pair), "--out", str(tmp_path / name)]) == 2
+        assert said in capsys.readouterr().err
+    assert [path.read_bytes() for path in pair] == before
+    assert (tmp_path / "notes.txt").read_text() == "mine"

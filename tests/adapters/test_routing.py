@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from morsr.errors import InputError
 from morsr.functional.routing import chosen_ranks, limit_experts, rank_gates, route, slot_load
 
 FEW = settings(max_examples=25, deadline=None)
@@ -93,6 +95,15 @@ def test_noise_moves_the_choice_and_not_the_probabilities():
     routing = route(logits, 1, noise=noise)
     assert routing.chosen.item() == 4
     torch.testing.assert_close(routing.probabilities, torch.full((1, 1, 5), 0.2))
+
+
+def test_a_routing_moves_and_keeps_its_dtypes():
+    routing = route(torch.randn(2, 3, 5), 2)
+    for moved in (routing.to("cpu"), routing.to(torch.device("meta"), non_blocking=True)):
+        assert [field.dtype for field in moved] == [torch.float32, torch.int64, torch.float32, torch.float32]
+    assert moved.gates.device.type == "meta"
+    with pytest.raises(InputError, match=r"expected a device to move to, got torch\.float16"):
+        routing.to(torch.float16)
 
 
 def test_image_keeps_a_batch_dimension():

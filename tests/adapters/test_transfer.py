@@ -59,6 +59,7 @@ def test_a_mixture_with_fewer_shared_ranks_gains_idle_ones(
     path = save_adapters(tmp_path / "mor.safetensors", source)
     model = mixture(toy, large, scores)
     said = start_from_adapters(path, model)
+    assert routing_context(model).routing is None, "what the old router decided"
     assert f"{small.num_shared} shared ranks as the first of {large.num_shared}" in said
     routing_context(model).condition = scores
     torch.testing.assert_close(model(images), source(images))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -85,8 +86,12 @@ def test_wrong_input_is_refused_before_anything_is_written(photos: Path, tmp_pat
         _run(photos, out, "--recipe", "none")
     with pytest.raises(ConfigError, match="--scale"):
         _run(photos, out, "--scale", 0)
-    with pytest.raises(ConfigError, match="--device"):
-        _run(photos, out, "--device", "quantum")
+    for device in ("quantum", "meta"):
+        with pytest.raises(ConfigError, match=f"--device {device}"):
+            _run(photos, out, "--device", device)
+    for seed in (2**63, -(2**63) - 1):
+        with pytest.raises(ConfigError, match="--seed: expected a number of 64 bits"):
+            _run(photos, out, f"--seed={seed}")
     with pytest.raises(InputError, match="no such"):
         _run(tmp_path / "nothing", out)
     with pytest.raises(InputError, match="among the inputs"):
@@ -99,6 +104,24 @@ def test_wrong_input_is_refused_before_anything_is_written(photos: Path, tmp_pat
     with pytest.raises(InputError, match=r"a\.bmp, a\.png"):
         _run(photos, out)
     assert not out.exists()
+
+
+def test_an_image_called_as_the_contact_sheet_is_refused(photos: Path, tmp_path: Path) -> None:
+    sheet = (photos / "more" / "b.jpg").rename(photos / "more" / "contact_sheet.jpg")
+    for source in (photos, sheet):
+        with pytest.raises(InputError, match=r"contact_sheet.jpg: its output would be called contact_sheet.png"):
+            _run(source, tmp_path / "lr")
+    assert not (tmp_path / "lr").exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of any bytes")
+def test_a_name_that_is_no_utf_8_is_kept(photos: Path, tmp_path: Path) -> None:
+    name = os.fsdecode(b"caf\xe9.png")
+    (photos / "a.png").rename(photos / name)
+    assert _run(photos, tmp_path / "lr") == 0
+    assert (tmp_path / "lr" / name).is_file()
+    rows = [json.loads(line) for line in (tmp_path / "lr" / "parameters.jsonl").read_text().splitlines()]
+    assert name in {row["file"] for row in rows}
 
 
 def test_outputs_among_the_inputs_are_refused(photos: Path, tmp_path: Path) -> None:

@@ -164,6 +164,13 @@ def test_poisson_noise_agrees_with_basicsr(operators: ModuleType, gray: bool, le
         assert skew[0] == pytest.approx(skew[1], abs=0.06)
 
 
+@pytest.mark.parametrize("gray", [False, True])
+def test_poisson_noise_is_the_same_in_another_layout(photograph: Tensor, gray: bool) -> None:
+    usual, other = photograph.contiguous(), photograph.contiguous(memory_format=torch.channels_last)
+    first, second = (corrupt.add_poisson_noise(one, 1.0, gray=gray, generator=_generator()) for one in (usual, other))
+    torch.testing.assert_close(first, second, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("mean", [0.5, 3.0, 20.0, 128.0, 255.0])
 def test_the_poisson_table_is_poisson(mean: float) -> None:
     from scipy import stats

@@ -93,6 +93,14 @@ def test_other_scales(scale: int) -> None:
     assert (lr - plain).abs().mean() < 0.1  # the light recipe keeps the picture
 
 
+@pytest.mark.parametrize("preset", ["realesrgan", "light"])
+def test_the_layout_in_memory_does_not_matter(preset: str) -> None:
+    hr = _photographs(12, 64).contiguous(memory_format=torch.channels_last)
+    parameters = DegradationRecipe.from_preset(preset).sample(sample_keys(0, 0, torch.arange(12)))
+    assert {row["first"]["noise_kind"] for row in parameters.rows()} == {"gaussian", "poisson"}
+    torch.testing.assert_close(apply(hr, parameters), apply(hr.contiguous(), parameters), rtol=0, atol=2 / 255)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("preset", ["realesrgan", "light"])
 def test_autocast_and_half_precision_change_nothing(dtype: torch.dtype, preset: str) -> None:

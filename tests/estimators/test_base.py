@@ -37,6 +37,14 @@ def test_a_dimension_that_never_moves_is_only_centred():
     torch.testing.assert_close(deviation, torch.ones(estimator.dim))
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("kind", ["frequency", "learned"])
+def test_estimators_stay_in_float32(kind, dtype):
+    images = torch.rand(2, 3, 40, 56, generator=torch.Generator().manual_seed(0))
+    around = torch.nn.Sequential(build_estimator(kind)).to(dtype)
+    torch.testing.assert_close(around(images).scores, build_estimator(kind)(images).scores, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize(("height", "width", "count"), [(128, 128, 1), (20, 300, 3), (129, 100, 2), (1000, 900, 9)])
 def test_crops_are_bounded_on_the_grid_and_reach_the_borders(height, width, count):
     rows = torch.arange(height).view(-1, 1).expand(height, width)

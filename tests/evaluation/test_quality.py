@@ -82,6 +82,14 @@ def test_identity_symmetry_and_batch(height: int, width: int, seed: int):
     assert (psnr_y(a, b) < 80).all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_scores_the_pixels_that_it_holds(dtype: torch.dtype):
+    hr, noise = torch.rand(2, 1, 3, 40, 40, generator=torch.Generator().manual_seed(0))
+    sr, hr = (hr * 0.9 + noise * 0.1).to(dtype), hr.to(dtype)
+    for metric in (psnr_y, ssim_y):
+        torch.testing.assert_close(metric(sr, hr), metric(sr.float(), hr.float()), rtol=0, atol=0)
+
+
 def test_psnr_of_a_known_error():
     # A step of 10 levels on every channel moves luma by 10 * 219 / 255 levels.
     a, b = torch.full((1, 3, 16, 16), 100 / 255), torch.full((1, 3, 16, 16), 110 / 255)

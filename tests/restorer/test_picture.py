@@ -55,9 +55,9 @@ def test_gray_values_of_16_and_32_bits_come_back():
     assert integers.form.depth == 16
 
 
-@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32, np.float64, np.float16])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, ">u2", "<u2", np.float32, ">f4", np.float64, np.float16])
 @pytest.mark.parametrize("shape", [(5, 8), (5, 8, 1), (5, 8, 2), (5, 8, 3), (5, 8, 4)])
-def test_arrays_come_back_in_shape_and_dtype(dtype: type, shape: tuple[int, ...]):
+def test_arrays_come_back_in_shape_and_dtype(dtype: type | str, shape: tuple[int, ...]):
     top = np.iinfo(dtype).max if np.issubdtype(dtype, np.integer) else 1
     array = (RNG.random(shape) * top).astype(dtype)
     back = read_picture(array).to_kind()

@@ -102,6 +102,9 @@ def test_the_input_is_left_alone():
     [
         ({"scale": 0.5}, "scale: expected 1 to 8"),
         ({"scale": float("nan")}, "scale"),
+        ({"scale": "4"}, "scale: expected a number, got '4'"),
+        ({"generative": "a"}, "generative: expected a number, got 'a'"),
+        ({"color_strength": "1"}, "color_strength: expected a number, got '1'"),
         ({"tile": 0}, "tile"),
         ({"tile": "big"}, "tile"),
         ({"tile": True}, "tile"),
@@ -138,15 +141,14 @@ def test_defaults_of_the_call_and_of_the_check_agree():
 
 def test_devices_and_dtypes_by_name():
     assert resolve_device("cpu") == torch.device("cpu")
-    with pytest.raises(ConfigError, match="cannot be used"):
-        resolve_device("cuda:77")
-    with pytest.raises(ConfigError, match="cannot be used"):
-        resolve_device("toaster")
+    for wrong in ("cuda:77", "toaster", None):
+        with pytest.raises(ConfigError, match="cannot be used"):
+            resolve_device(wrong)
     assert resolve_dtype("auto", torch.device("cpu")) is torch.float32
     assert resolve_dtype("bfloat16", torch.device("cpu")) is torch.bfloat16
-    for wrong in ("float8", torch.int32):
+    for other in ("float8", torch.int32):
         with pytest.raises(ConfigError, match="float32, bfloat16, float16"):
-            resolve_dtype(wrong, torch.device("cpu"))
+            resolve_dtype(other, torch.device("cpu"))
 
 
 @pytest.mark.parametrize("bad", [torch.full((1, 3, 4, 4), float("nan")), torch.rand(1, 3, 4, 4) * 255, "no.png", None])

@@ -12,7 +12,7 @@ import torch
 
 from morsr.adapters.checkpoint import FORMAT, comparable_settings, read_adapters_header, read_tensors, same_print
 from morsr.adapters.config import MoRConfig
-from morsr.errors import ConfigError, WeightsError
+from morsr.errors import ConfigError, InputError, WeightsError
 from morsr.files import save_tensors
 
 
@@ -31,12 +31,13 @@ def average_adapters(
     Args:
         paths: at least two adapter files of one base, with the same layers and settings; header, extra values and
             attached tensors are those of the first.
-        output: the file to write.
+        output: the file to write, .safetensors and none of `paths`.
         weights: one positive number per file, in any unit; equal by default.
         dtype: to store the ranks in, as torch.float16; that of the first file by default. The mean is taken in float64.
 
     Raises:
         ConfigError: fewer than two files, or weights that do not fit them, or a dtype that is no floating-point type.
+        InputError: an output of another suffix, or one that would overwrite an input.
         WeightsError: an unreadable file, or one of another base, other layers or other settings. Nothing is written.
 
     Source: model soups (Wortsman et al. 2022, arXiv 2203.05482).
@@ -48,6 +49,11 @@ def average_adapters(
         raise ConfigError(f"weights: expected {len(paths)} positive numbers, one per file, got {weights}")
     if dtype is not None and not dtype.is_floating_point:
         raise ConfigError(f"dtype: expected a floating-point type, got {dtype}")
+    target = Path(output)
+    if target.suffix != ".safetensors":
+        raise InputError(f"{target}: expected an output whose name ends in .safetensors")
+    if target.resolve() in {Path(path).resolve() for path in paths}:
+        raise InputError(f"{target}: the output would overwrite an input")
     headers = [read_adapters_header(path) for path in paths]
     for path, header in zip(paths[1:], headers[1:], strict=True):
         for what, first, other in _differing(headers[0], header):
@@ -71,8 +77,8 @@ def average_adapters(
     names = [Path(path).name for path in paths]
     header["extra"] = {**header["extra"], "averaged": {"files": names, "weights": weights}}
     version = str(headers[0]["format_version"])
-    save_tensors(output, tensors, {"format": FORMAT, "format_version": version, "header": json.dumps(header)})
-    return Path(output)
+    save_tensors(target, tensors, {"format": FORMAT, "format_version": version, "header": json.dumps(header)})
+    return target
 
 
 def _differing(first: dict[str, Any], other: dict[str, Any]) -> list[tuple[str, Any, Any]]:

@@ -60,8 +60,9 @@ def save_adapters(
         attached: tensors that go with the set, such as prompt embeddings, given back by ``read_attached``.
 
     Raises:
-        ConfigError: no such set, an open merge, or a dtype that is no floating-point type.
+        ConfigError: no such set, an open merge, or a dtype that is no floating-point type or too small for the ranks.
         InputError: ``extra`` does not fit JSON.
+        WeightsError: NaN or infinity, which no load would take. The file stays as it was then, as in all other cases.
     """
     path = Path(path)
     layers = layers_of_set(model, name)
@@ -102,11 +103,23 @@ def save_adapters(
     for layer_name, _, ranks in layers:
         for key in ("down", "up"):
             value = getattr(ranks, key).detach()
-            tensors[f"layers.{layer_name}.{key}"] = value.to("cpu", dtype or value.dtype).contiguous()
+            stored = value.to("cpu", dtype or value.dtype).contiguous()
+            if dtype is not None and not stored.isfinite().all() and value.isfinite().all():
+                raise ConfigError(
+                    f"dtype: {dtype} cannot hold {value.abs().max().item():.4g}, the largest number of "
+                    f"layers.{layer_name}.{key}; store torch.bfloat16 or torch.float32"
+                )
+            tensors[f"layers.{layer_name}.{key}"] = stored
     for key, value in context.state_dict().items():
         tensors[f"context.{key}"] = value.detach().to("cpu").contiguous()
-    for kind, values in (("whole", whole), ("attached", attached or {})):
-        tensors |= {f"{kind}.{key}": value.detach().to("cpu").contiguous() for key, value in values.items()}
+    tensors |= {f"whole.{key}": value.to("cpu").contiguous() for key, value in whole.items()}
+    # Copies: one tensor may be attached under two names, which the format does not take.
+    tensors |= {f"attached.{key}": value.detach().cpu().clone().contiguous() for key, value in (attached or {}).items()}
+    if broken := [key for key, value in tensors.items() if not value.isfinite().all()]:
+        raise WeightsError(
+            f"adapter set {name!r} is not saved: {_some(broken)} hold NaN or infinity, which no load would take; "
+            "go on from the last file or checkpoint that is whole"
+        )
     metadata = {"format": FORMAT, "format_version": "2" if whole or attached else "1", "header": text}
     save_tensors(path, tensors, metadata)
     return path

@@ -6,11 +6,11 @@ import json
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 import torch
 from einops import rearrange
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from morsr.adapters.config import MoRConfig
@@ -19,7 +19,11 @@ from morsr.errors import ConfigError, InputError, WeightsError
 from morsr.files import save_tensors, write_text
 
 _PEFT_PREFIX = "base_model.model."
-_KEY = re.compile(r"(?:base_model\.model\.)?(?P<layer>.+)\.lora_(?P<part>[AB])(?:\.[^.]+)?\.weight")
+_PEFT_FILE = "adapter_model.safetensors"
+_KEY = re.compile(r"(?:base_model\.model\.)?(?P<layer>.+)\.lora_(?P<part>[AB])(?:\.(?P<adapter>[^.]+))?\.weight")
+_METADATA = "lora_adapter_metadata"  # where diffusers keeps peft's settings in the header of its files
+_OTHER_KINDS = ("use_dora", "use_qalora", "kasa_config", "alora_invocation_tokens", "rank_pattern", "alpha_pattern")
+_PLAIN_INITS = (True, False, None, "gaussian", "eva", "orthogonal")  # the others take their part out of the base
 
 
 def lora_state_dict(model: nn.Module, *, name: str = "generator", prefix: str = "") -> dict[str, Tensor]:
@@ -37,9 +41,11 @@ def lora_state_dict(model: nn.Module, *, name: str = "generator", prefix: str = 
 
     Raises:
         InputError: no routing is set, or it is for more than one image.
-        ConfigError: a convolution with groups, or with borders other than zeros, which peft's ranks would not see.
+        ConfigError: a convolution with groups, dilation, or borders other than zeros, or a layer that the model
+            registers twice: peft's ranks would not see these.
     """
     layers = layers_of_set(model, name)
+    places = _places(model)
     gates = layers[0][1].shared.now.gates[name]
     if gates is None:
         raise InputError(f"adapter set {name!r} has no routing to export: set context.condition first")
@@ -50,9 +56,8 @@ def lora_state_dict(model: nn.Module, *, name: str = "generator", prefix: str = 
             raise InputError(
                 f"a LoRA holds one routing, got one for {row.factors.shape[0]} images; use context.routing.image(0)"
             )
-        base = layer.base_layer
-        if isinstance(base, nn.Conv2d) and (base.groups > 1 or base.padding_mode != "zeros"):
-            raise ConfigError(f"{layer_name}: peft has no counterpart for a convolution with groups or padded borders")
+        if (lacking := _without_counterpart(layer, places)) is not None:
+            raise ConfigError(f"{layer_name}: peft has no counterpart for {lacking}; leave it out of the targets")
         down, up = (value.detach().float() for value in ranks.pick(row, torch.float32))
         live = (up != 0).any(1) if row.factors is None else row.factors[0] != 0
         down = down * live.view(-1, *[1] * (down.ndim - 1))
@@ -86,7 +91,7 @@ def export_lora(folder: str | os.PathLike[str], model: nn.Module, *, name: str =
         "target_modules": "^(?:" + "|".join(re.escape(layer) for layer in layers) + ")$",
         "inference_mode": True,
     }
-    save_tensors(folder / "adapter_model.safetensors", state, {"format": "pt"})
+    save_tensors(folder / _PEFT_FILE, state, {"format": "pt"})
     write_text(folder / "adapter_config.json", json.dumps(config, indent=2) + "\n")
     return folder
 
@@ -109,24 +114,18 @@ def import_lora(
         config: to grow routed ranks beside the imported ones: its num_shared must equal the LoRA's rank, and its
             targets are replaced by the LoRA's layers. A plain LoRA by default.
         condition_dim: number of degradation scores, where the config routes.
-        scale: alpha / r; read from adapter_config.json, else 1.
+        scale: alpha / r; by default what adapter_config.json beside the file, or the file's own header, says of it,
+            else 1.
 
     Raises:
-        WeightsError: an unreadable file, keys that are not a LoRA's, ranks that differ between layers, layers or shapes
-            that the model does not have. ConfigError: a config that cannot hold the LoRA. Nothing has changed then.
+        WeightsError: an unreadable file, keys that are not those of one LoRA, ranks that differ between layers, layers
+            or shapes that the model does not have, or what works otherwise in peft than here. ConfigError: a config
+            that cannot hold the LoRA. Nothing has changed then.
     """
     state, read_scale, label = _read_lora(source)
     scale = read_scale if scale is None else scale
-    pairs: dict[str, dict[str, Tensor]] = {}
-    for key, value in state.items():
-        match = _KEY.fullmatch(key)
-        if not match:
-            raise WeightsError(f"{label}: key {key!r} is not one of a LoRA on linear or convolutional layers")
-        pairs.setdefault(match["layer"], {})[match["part"]] = value
-    incomplete = [layer for layer, parts in pairs.items() if set(parts) != {"A", "B"}]
-    if incomplete or not pairs:
-        raise WeightsError(f"{label}: lora_A and lora_B are not both there for {incomplete or 'any layer'}")
-    modules = dict(model.named_modules())
+    pairs = _pairs(state, label)
+    modules, places = dict(model.named_modules()), _places(model)
     for layer, parts in pairs.items():
         weight = getattr(modules.get(layer), "weight", None)
         if weight is None:
@@ -134,11 +133,13 @@ def import_lora(
         if parts["A"].shape[1:] != weight.shape[1:] or parts["B"].shape[0] != weight.shape[0]:
             got = f"A {tuple(parts['A'].shape)}, B {tuple(parts['B'].shape)}"
             raise WeightsError(f"{label}: {layer} has {got}, which do not fit a weight {tuple(weight.shape)}")
+        if (lacking := _without_counterpart(modules[layer], places)) is not None:
+            raise WeightsError(f"{label}: {layer} is {lacking}, where peft's ranks work otherwise than these would")
     ranks = {parts["A"].shape[0] for parts in pairs.values()}
     if len(ranks) != 1:
         raise WeightsError(f"{label}: layers have different ranks {sorted(ranks)}; one set has one number of ranks")
     rank = ranks.pop()
-    targets = [re.escape(layer) for layer in pairs]
+    targets = [f"(?:{re.escape(layer)})" for layer in pairs]  # a bare name would fit other layers that end in it too
     if config is None:
         config = MoRConfig.of_kind("lora", num_ranks=rank, targets=targets, scale=scale)
         scale = 1.0
@@ -159,24 +160,106 @@ def import_lora(
     return report
 
 
+def _places(model: nn.Module) -> dict[int, list[str]]:
+    """Under which names each module is registered, by its id; one inside a part that is registered twice has one."""
+    places: dict[int, list[str]] = {}
+    for name, parent in model.named_modules():
+        for key, child in parent._modules.items():  # named_children gives one of several names
+            places.setdefault(id(child), []).append(f"{name}.{key}".removeprefix("."))
+    return places
+
+
+def _without_counterpart(layer: nn.Module, places: dict[int, list[str]]) -> str | None:
+    """What peft does otherwise on a layer, or None. It adapts only the first of several names of one layer."""
+    if len(names := places.get(id(layer), [])) > 1:
+        return f"a layer that is registered as {' and '.join(names)}"
+    base = getattr(layer, "base_layer", layer)
+    if isinstance(base, nn.Conv2d):
+        dilated = any(step > 1 and side > 1 for step, side in zip(base.dilation, base.kernel_size, strict=True))
+        if base.groups > 1 or base.padding_mode != "zeros" or dilated:
+            return "a convolution with groups, dilation or padded borders"
+    return None
+
+
+def _pairs(state: dict[str, Tensor], label: str) -> dict[str, dict[str, Tensor]]:
+    """The two factors, "A" and "B", of every layer."""
+    pairs: dict[str, dict[str, Tensor]] = {}
+    adapters: dict[str, None] = {}
+    for key, value in state.items():
+        match = _KEY.fullmatch(key)
+        if not match:
+            raise WeightsError(f"{label}: key {key!r} is not one of a LoRA on linear or convolutional layers")
+        adapters[match["adapter"] or "(unnamed)"] = None
+        parts = pairs.setdefault(match["layer"], {})
+        if len(adapters) > 1:
+            raise WeightsError(f"{label}: holds the adapters {' and '.join(adapters)}; give the keys of one of them")
+        if match["part"] in parts:
+            raise WeightsError(
+                f"{label}: {match['layer']} has two tensors lora_{match['part']}; give those of one LoRA"
+            )
+        parts[match["part"]] = value
+    incomplete = [layer for layer, parts in pairs.items() if set(parts) != {"A", "B"}]
+    if incomplete or not pairs:
+        raise WeightsError(f"{label}: lora_A and lora_B are not both there for {incomplete or 'any layer'}")
+    return pairs
+
+
 def _read_lora(source: str | os.PathLike[str] | dict[str, Tensor]) -> tuple[dict[str, Tensor], float, str]:
+    """Tensors, scale and what to call them in messages."""
     if isinstance(source, dict):
         return source, 1.0, "state dict"
     path = Path(source)
+    path = path / _PEFT_FILE if path.is_dir() else path
+    beside = path.with_name("adapter_config.json") if path.name == _PEFT_FILE else None
     scale = 1.0
-    if path.is_dir():
+    if beside is not None and (beside.exists() or Path(source).is_dir()):
         try:
-            settings = json.loads((path / "adapter_config.json").read_text(encoding="utf-8"))
-            rank = settings["r"]
-            scale = settings["lora_alpha"] / (rank**0.5 if settings.get("use_rslora") else rank)
-        except (OSError, ValueError, KeyError) as error:
-            raise WeightsError(f"{path}: adapter_config.json cannot be read ({error})") from error
-        if settings.get("use_dora") or settings.get("rank_pattern") or settings.get("alpha_pattern"):
-            raise WeightsError(f"{path}: DoRA and ranks or alphas per layer cannot be imported as shared ranks")
-        path = path / "adapter_model.safetensors"
+            scale = _scale(json.loads(beside.read_text(encoding="utf-8")), beside)
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, ZeroDivisionError) as error:
+            raise WeightsError(f"{path.parent}: adapter_config.json cannot be read ({error})") from error
     if not path.is_file():
         raise WeightsError(f"{path}: no such file; pickled adapters are not read, save them as safetensors")
     try:
-        return load_file(str(path)), scale, str(path)
+        with safe_open(str(path), framework="pt") as file:
+            state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            told = (file.metadata() or {}).get(_METADATA)
     except (SafetensorError, OSError) as error:
         raise WeightsError(f"{path}: not a whole safetensors file ({error})") from error
+    if told:
+        try:
+            scale = _scale_of_header(json.loads(told), path)
+        except (ValueError, LookupError, TypeError, AttributeError, ZeroDivisionError) as error:
+            raise WeightsError(f"{path}: {_METADATA} in its header cannot be read ({error})") from error
+    return state, scale, str(path)
+
+
+def _scale_of_header(settings: dict[str, Any], path: Path) -> float:
+    """Scale by diffusers' metadata: of one network, or of several with the network's name before each setting."""
+    networks = [key.removesuffix("r") for key in settings if key == "r" or key.endswith(".r")]
+    scales = {
+        _scale({key.removeprefix(network): value for key, value in settings.items() if key.startswith(network)}, path)
+        for network in networks
+    }
+    if len(scales) != 1:
+        raise WeightsError(
+            f"{path}: expected one scale, its header has {sorted(scales) or 'none'}; import one network at a time"
+        )
+    return scales.pop()
+
+
+def _scale(settings: dict[str, Any], path: Path) -> float:
+    """Alpha over rank by peft's settings.
+
+    Raises:
+        WeightsError: a kind of LoRA that shared ranks cannot be.
+    """
+    for key in _OTHER_KINDS:
+        if settings.get(key):
+            raise WeightsError(f"{path}: {key}={settings[key]!r}: such a LoRA cannot be imported as shared ranks")
+    if (init := settings.get("init_lora_weights", True)) not in _PLAIN_INITS:
+        raise WeightsError(
+            f"{path}: init_lora_weights={init!r} has changed the base's weights, which would be needed here; convert "
+            "it to a plain LoRA by path_initial_model_for_weight_conversion of peft's save_pretrained"
+        )
+    rank = settings["r"]
+    return float(settings["lora_alpha"] / (rank**0.5 if settings.get("use_rslora") else rank))

@@ -88,6 +88,7 @@ def start_from_adapters(
         if theirs.is_routed:
             for key, value in context.state_dict().items():
                 value.copy_(tensors[f"context.{key}"])
+            context.condition = None  # the routing there is was the old router's
             return f"start from {path}: its {shared} shared ranks as the first of {mine.num_shared}, the rest as it is"
     return f"start from {Path(path).name}: its {shared} ranks as shared ranks of {len(header['layers'])} layers"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Callable
 from importlib import resources
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor
 from morsr.estimators.base import DegradationEstimator
 from morsr.estimators.statistics import contrast, image_statistics, luma_chroma
 from morsr.estimators.views import bounded_view, native_crops, pad_to_smallest
+from morsr.functional.precision import keep_float32
 
 CALIBRATION_FILE = "frequency_calibration.json"
 
@@ -81,6 +83,11 @@ class FrequencyEstimator(DegradationEstimator):
             "knots": torch.tensor([row["knots"] for row in rows]),
         }.items():
             self.register_buffer(name, value, persistent=False)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FrequencyEstimator:
+        return super()._apply(
+            keep_float32(fn), recurse
+        )  # .half() of a model leaves the constants as precise as they are
 
     def measure(self, lr: Tensor) -> Tensor:
         """Raw statistics (B, number of statistics) of float32 images (B, 3, H, W) in [0, 1]."""

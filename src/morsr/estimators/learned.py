@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import resources
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from morsr.estimators.statistics import dct_profile, image_statistics
 from morsr.estimators.traces import image_traces
 from morsr.estimators.views import native_crops, pad_to_smallest
 from morsr.files import save_tensors
+from morsr.functional.precision import keep_float32
 
 NAMES = ("blur", "noise", "jpeg", "resize", "overall")
 FORMAT = 1
@@ -171,6 +172,9 @@ class LearnedEstimator(DegradationEstimator):
         super().__init__()
         shipped = resources.files("morsr").joinpath("weights", "tiny", "estimator.safetensors")
         self.net = load_net(str(shipped) if weights is None else weights)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LearnedEstimator:
+        return super()._apply(keep_float32(fn), recurse)  # .half() of a model moves the estimator's numbers, no more
 
     def train(self, mode: bool = True) -> LearnedEstimator:
         """Dropout stays off, whatever the model around the estimator does."""

@@ -121,7 +121,7 @@ def add_poisson_noise(image: Tensor, scale: float, *, gray: bool, generator: tor
     draw = torch.rand(index.shape, generator=generator, device=image.device).mul_(_COUNTS)
     count = draw.floor()
     index = index.mul_(_COUNTS).add_(count.to(torch.int32)).add_(exponent * (256 * _COUNTS))
-    entry = table.index_select(0, index.view(-1)).view_as(draw)
+    entry = table.index_select(0, index.reshape(-1)).view_as(draw)
     other = entry.floor()
     count = torch.where(draw.sub_(count) < entry.sub_(other), count, other)
     noise = count.div_(torch.exp2(exponent.to(torch.float32))).sub_(level.div_(255))
@@ -130,7 +130,7 @@ def add_poisson_noise(image: Tensor, scale: float, *, gray: bool, generator: tor
 
 def _count_levels(index: Tensor) -> Tensor:
     """How many of the 256 levels occur, as a float32 scalar tensor; no wait for the device."""
-    flat = index.view(-1)
+    flat = index.reshape(-1)
     if flat.device.type == "cpu":
         present = torch.bincount(flat, minlength=256) > 0
     else:

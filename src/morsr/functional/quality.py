@@ -110,8 +110,9 @@ def ssim_y(sr: Tensor, hr: Tensor) -> Tensor:
         raise InputError(
             f"ssim_y: expected sides of at least {_SSIM_WINDOW} px for its window, got {sr.shape[-2]}x{sr.shape[-1]}"
         )
-    x = rgb_to_y(sr).double().mul(255).round()
-    y = rgb_to_y(hr).double().mul(255).round()
+    # Luma in half precision would fall on other levels than the same pixels in float32.
+    wide = (images.to(torch.promote_types(images.dtype, torch.float32)) for images in (sr, hr))
+    x, y = (rgb_to_y(images).double().mul(255).round() for images in wide)
     c1, c2 = (0.01 * 255) ** 2, (0.03 * 255) ** 2
     batch = sr.shape[0]
     # One filter call for all moments; the sum of the two variances is all that the formula needs.

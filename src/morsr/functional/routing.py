@@ -11,6 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from morsr.errors import InputError
+
 
 class Routing(NamedTuple):
     """Everything the router decided for a batch of images.
@@ -43,9 +45,15 @@ class Routing(NamedTuple):
         """The same numbers without their gradient."""
         return Routing(*(field.detach() for field in self))
 
-    def to(self, *args, **kwargs) -> Routing:
-        """Move to a device; a dtype is not taken, for gates stay in float32."""
-        return Routing(*(field.to(*args, **kwargs) for field in self))
+    def to(self, device: torch.device | str | int, *, non_blocking: bool = False) -> Routing:
+        """Move to a device; a dtype is not taken, for gates stay in float32.
+
+        Raises:
+            InputError: something else than a device.
+        """
+        if not isinstance(device, (torch.device, str, int)):
+            raise InputError(f"routing: expected a device to move to, got {device!r}; its numbers keep their dtype")
+        return Routing(*(field.to(device, non_blocking=non_blocking) for field in self))
 
 
 def router_logits(scores: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

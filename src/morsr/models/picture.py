@@ -109,6 +109,7 @@ class Picture:
             return self.rgb.to(device=self.form.device, dtype=self.form.array_dtype)
         samples = to_samples(self)
         if self.form.kind == "numpy":
+            samples = samples.astype(self.form.array_dtype, copy=False)  # in the byte order in which it came
             return samples.reshape(samples.shape[:2]) if self.form.array_rank == 2 else samples
         if self.form.depth == 16 and samples.shape[-1] > 1:
             return samples
@@ -153,7 +154,7 @@ def _from_array(array: NDArray[Any]) -> Picture:
         raise InputError(f"array: expected shape (H, W) or (H, W, C) with 1 to 4 channels, got {array.shape}")
     if 0 in array.shape:
         raise InputError(f"array: expected at least one pixel, got shape {array.shape}")
-    if array.dtype not in (np.uint8, np.uint16) and not np.issubdtype(array.dtype, np.floating):
+    if array.dtype.newbyteorder("=") not in (np.uint8, np.uint16) and not np.issubdtype(array.dtype, np.floating):
         raise InputError(f"array: expected uint8, uint16 or floats in [0, 1], got {array.dtype}")
     mode = ("L", "LA", "RGB", "RGBA")[(1 if array.ndim == 2 else array.shape[2]) - 1]
     depth = {1: 8, 2: 16}[array.dtype.itemsize] if array.dtype.kind == "u" else 32
@@ -237,7 +238,7 @@ def from_pil(image: Image.Image, *, kind: Literal["file", "pil"] = "pil", compac
     mode, depth = image.mode, 8
     samples: NDArray[Any]
     if mode in ("I", "F") or mode.startswith("I;16"):
-        samples, depth = _deep_gray(np.asarray(image), mode)
+        samples, depth = _deep_gray(image)
         mode, clear = "L", image.info.get("transparency")
         if isinstance(clear, int) and depth == 16:  # PNG names one gray value that is not seen
             samples, mode = np.stack([samples, np.where(samples == clear, 0, 65535).astype(np.uint16)], axis=-1), "LA"
@@ -272,13 +273,18 @@ def from_pil(image: Image.Image, *, kind: Literal["file", "pil"] = "pil", compac
     return from_samples(samples, form, compact=compact)
 
 
-def _deep_gray(samples: NDArray[Any], mode: str) -> tuple[NDArray[Any], int]:
-    if mode == "F":
-        return samples, 32
+def _deep_gray(image: Image.Image) -> tuple[NDArray[Any], int]:
+    samples, tags = np.asarray(image), getattr(image, "tag_v2", {})
+    inverted = tags.get(262) == 0  # a TIFF whose white is 0; Pillow heeds that in 8 bits only
+    if image.mode == "F":
+        return (1 - samples if inverted else samples), 32
+    if tags.get(258) == (12,):
+        samples = np.rint(samples * (65535 / 4095))
     low, high = int(samples.min()), int(samples.max())
     if low < 0 or high > 65535:
         raise InputError(f"expected gray values of 16 bits, got {low} to {high}")
-    return samples.astype(np.uint16), 16
+    samples = samples.astype(np.uint16)
+    return (65535 - samples if inverted else samples), 16
 
 
 def stored_orientation(image: Image.Image) -> int:

@@ -10,13 +10,15 @@ import contextlib
 import copy
 import itertools
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from morsr.adapters import Routing, auto_merged
 from morsr.errors import InputError
@@ -37,9 +39,15 @@ if TYPE_CHECKING:
 
 Progress = Callable[[int, int], None]
 
+# One lock per generator, which has one routing for all who use it; kept here, so that none is copied or pickled.
+_LOCKS: WeakKeyDictionary[nn.Module, contextlib.AbstractContextManager[Any]] = WeakKeyDictionary()
+_NEW_LOCK = threading.Lock()
+
 
 class Restorer:
     """Restore images with a one-step generator.
+
+    Calls from several threads wait for each other, since a generator has one routing; `twin` is for work in parallel.
 
     Args:
         generator: put into eval mode and onto the device.
@@ -112,8 +120,9 @@ class Restorer:
         Only for images in a single pass: a merge of ranks changes the weights that both share.
         """
         other = copy.copy(self)
-        shared = itertools.chain(self.generator.parameters(), self.generator.buffers())
-        other.generator = copy.deepcopy(self.generator, {id(tensor): tensor for tensor in shared})
+        with self._alone():
+            shared = itertools.chain(self.generator.parameters(), self.generator.buffers())
+            other.generator = copy.deepcopy(self.generator, {id(tensor): tensor for tensor in shared})
         other.reset_sequence()
         return other
 
@@ -129,7 +138,8 @@ class Restorer:
         """
         from morsr.models.saving import save_generator
 
-        return save_generator(folder, self.generator, include_base=include_base)
+        with self._alone():  # else another thread's merge could be written
+            return save_generator(folder, self.generator, include_base=include_base)
 
     @torch.no_grad()
     def __call__(
@@ -159,7 +169,8 @@ class Restorer:
             color_strength: 0 to 1.
             routing: "image", one routing from the whole image for all tiles; "tile", each tile scored by itself;
                 "sequence", the routing of the first image for all that follow, see `reset_sequence`.
-            return_routing: return (image, Routing) instead, or a list of the tiles' Routings with routing="tile".
+            return_routing: return (image, Routing) instead, of one routing per image of the batch however it was
+                divided; with routing="tile" a list with such a Routing per tile, in rows from the top.
 
         Returns:
             The image in the kind, mode and depth in which it came; of a path a PIL image, or for 16-bit colours, which
@@ -175,7 +186,7 @@ class Restorer:
             routing=routing,
         )  # fmt: skip
         picture = read_picture(image)
-        with settings.applied(self.generator.context):
+        with self._alone(), settings.applied(self.generator.context):
             result, routings = self._restore(picture, settings)
         restored = result.to_kind()
         return (restored, routings) if return_routing else restored
@@ -218,7 +229,7 @@ class Restorer:
         picture = read_file(source, compact=True)
         size = settings.size(picture)
         form = form_for(picture, target, size, format)
-        with settings.applied(self.generator.context):
+        with self._alone(), settings.applied(self.generator.context):
             if can_stream(picture, form, size):
                 with atomic_file(target) as file, blocks_handed_back():
                     pixels = FilePixels(Path(target).parent)
@@ -226,9 +237,9 @@ class Restorer:
                         pixels.moved
                     )  # upright, on the disk
                     stream_rows(file, self, picture, settings, pixels, progress)
-            else:
-                result, _ = self._restore(picture.expanded(), settings, progress)
-                write_picture(result, target, format=format)
+                return
+            result, _ = self._restore(picture.expanded(), settings, progress)
+        write_picture(result, target, format=format)
 
     @torch.no_grad()
     def restore_pictures(self, pictures: Sequence[Picture], settings: Settings) -> list[Picture]:
@@ -241,7 +252,7 @@ class Restorer:
         if len({picture.size for picture in pictures}) != 1:
             raise InputError(f"a batch takes pictures of one size, got {sorted({p.size for p in pictures})}")
         whole = [picture.expanded() for picture in pictures]
-        with settings.applied(self.generator.context):
+        with self._alone(), settings.applied(self.generator.context):
             rgb, _ = self._restore_batch(torch.cat([picture.rgb for picture in whole]), settings)
         return [self._finished(picture, rgb[index : index + 1], settings) for index, picture in enumerate(whole)]
 
@@ -261,23 +272,30 @@ class Restorer:
         context = self.generator.context
         if context is None or not context.config.is_routed:
             return
-        self.generator.condition(read_picture(image).rgb[:1].to(self.device))
-        self._held, context.condition = context.routing, None
+        lr = read_picture(image).rgb[:1].to(self.device)
+        with self._alone():
+            self.generator.condition(lr)
+            self._held, context.condition = context.routing, None
 
     def reset_sequence(self) -> None:
         """Forget the routing that routing="sequence" holds, so that the next image sets it anew."""
-        self._held = None
+        with self._alone():
+            self._held = None
+
+    def _alone(self) -> contextlib.AbstractContextManager[Any]:
+        """Keep other threads off the generator inside a ``with`` block; the same thread may come in again."""
+        with _NEW_LOCK:
+            return _LOCKS.setdefault(self.generator, threading.RLock())
 
     def _restore(
         self, picture: Picture, settings: Settings, progress: Progress | None = None
     ) -> tuple[Picture, Routing | list[Routing] | None]:
         rgb, routings = self._restore_batch(picture.rgb, settings, progress)
-        if settings.routing == "image" and len(routings) > 1:
-            routings = [join_routings(routings)]
         result = self._finished(picture, rgb, settings)
-        if settings.routing == "tile":
-            return result, routings
-        return result, routings[0] if routings else None
+        if settings.routing == "tile":  # restored image by image
+            tiles = len(routings) // len(picture.rgb)
+            return result, [join_routings(routings[tile::tiles]) for tile in range(tiles)]
+        return result, join_routings(routings) if routings else None
 
     def _restore_batch(
         self, rgb: Tensor, settings: Settings, progress: Progress | None = None

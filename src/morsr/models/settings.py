@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from numbers import Real
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -34,6 +35,10 @@ class Settings:
 
     def __post_init__(self) -> None:
         budget, tile = self.budget, self.tile
+        for name in ("scale", "generative", "color_strength"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, Real):
+                raise ConfigError(f"{name}: expected a number, got {value!r}")
         if not 1.0 <= self.scale <= 8.0:
             raise ConfigError(f"scale: expected 1 to 8, got {self.scale}")
         if budget is not None and (isinstance(budget, bool) or not isinstance(budget, int) or budget < 0):
@@ -90,7 +95,7 @@ def resolve_device(device: str | torch.device) -> torch.device:
     try:
         chosen = torch.device(device)
         torch.empty(1, device=chosen)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(f"device {str(device)!r} cannot be used on this machine: {reason}") from error
     return chosen
