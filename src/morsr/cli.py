@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import keyword
+import os
+import signal
 import sys
+import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from types import FrameType
 
 from morsr import __version__
-from morsr.errors import MorsrError
+from morsr.errors import ConfigError, MorsrError
 
 LIGHTNING = {
     "fit": "train what the config describes (resume with --ckpt_path)",
@@ -36,24 +41,79 @@ COMMANDS = {
 }
 
 
+class _Stopped(SystemExit):
+    """A signal asked for an end."""
+
+
 def main(args: Sequence[str] | None = None) -> int:
-    """Run one command line and return its exit code: 0, 1 if some items failed, 2 for an error, 130 when stopped."""
+    """Run one command line and return its exit code.
+
+    0, 1 if some items failed, 2 for an error, 130 when stopped from the keyboard, 143 and 129 by SIGTERM and SIGHUP,
+    and 141 where whoever read the output has gone.
+    """
     arguments = list(sys.argv[1:] if args is None else args)
+    if hasattr(sys.stdout, "reconfigure"):  # names of files need not be of the terminal's letters
+        sys.stdout.reconfigure(errors="backslashreplace")
+    training = bool(arguments) and arguments[0] in LIGHTNING
     try:
-        if arguments and arguments[0] in LIGHTNING:
+        if training:
             return _lightning(arguments)
-        return _command(arguments)
+        with _signals_end_it():
+            try:
+                return _command(arguments)
+            finally:
+                if sys.stdout is not None:
+                    sys.stdout.flush()  # a reader that has gone is to be noticed here
     except MorsrError as error:
         print(f"morsr: {error}", file=sys.stderr)
         return 2
     except BrokenPipeError:
-        raise  # whoever read our output has gone
+        if training:
+            raise  # it may be a worker's pipe
+        with contextlib.suppress(OSError):  # Python flushes once more at its end
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except _Stopped as error:
+        print("morsr: stopped", file=sys.stderr)
+        return int(str(error.code))
     except OSError as error:
         print(f"morsr: {f'{error.filename}: ' if error.filename else ''}{error.strerror or error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("morsr: stopped", file=sys.stderr)
         return 130
+
+
+@contextlib.contextmanager
+def _signals_end_it() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP end the work in order, so that no half-written file stays behind."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise _Stopped(128 + number)
+
+    kept = {}
+    if threading.current_thread() is threading.main_thread():
+        numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+        # What is ignored stays so, as by nohup.
+        kept = {number: signal.signal(number, stop) for number in numbers if signal.getsignal(number) == signal.SIG_DFL}
+    try:
+        yield
+    finally:
+        for number, handler in kept.items():
+            signal.signal(number, handler)
+
+
+def _refuse_empty(arguments: Sequence[str]) -> None:
+    """Raise ConfigError for an empty argument: as a path it would be the current folder. A prompt may be empty."""
+    for place, (before, argument) in enumerate(zip(["", *arguments], arguments, strict=False), start=1):
+        option, equals, value = argument.partition("=")
+        if argument == "" and before != "--prompt":
+            what = before if before.startswith("-") else f"argument {place}"
+        elif equals and not value and option.startswith("--") and option != "--prompt":
+            what = option
+        else:
+            continue
+        raise ConfigError(f"{what}: expected a value, got an empty one")
 
 
 def _command(arguments: list[str]) -> int:
@@ -73,6 +133,7 @@ def _command(arguments: list[str]) -> int:
             subparser.description = module.HELP
             module.add_arguments(subparser)
             subparser.set_defaults(run=module.run)
+    _refuse_empty(arguments)
     options = parser.parse_args(arguments)
     return options.run(options) or 0
 

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from morsr.data.images import ImageList, find_images, image_size, list_images, load_image, skimage_photographs
+from morsr.data.degraded import image_key
+from morsr.data.images import (
+    ImageList,
+    find_images,
+    image_size,
+    list_images,
+    load_image,
+    printable,
+    skimage_photographs,
+)
 from morsr.data.manifests import ManifestRow, file_hash, read_list, read_manifest, read_rows, write_manifest
 from morsr.errors import ConfigError, InputError
 
@@ -84,6 +96,35 @@ def test_folders_are_searched_recursively_and_sorted(photos: Path):
     (photos / "empty").mkdir()
     with pytest.raises(InputError, match="no image"):
         find_images(photos / "empty")
+
+
+def test_links_that_lead_back_and_hidden_folders_are_left_out(photos: Path, tmp_path: Path):
+    inside, elsewhere = photos / "inside", tmp_path / "elsewhere"
+    for folder in (inside, photos / ".cache", elsewhere):
+        folder.mkdir()
+        shutil.copy(photos / "photo0.png", folder / "copy.png")
+    for link, target in (
+        (inside / "loop", "."), (inside / "up", ".."), (photos / "around", tmp_path), (photos / "other", elsewhere),
+        (elsewhere / "back", photos),
+    ):  # fmt: skip
+        link.symlink_to(target)
+    found = [str(Path(path).relative_to(photos)) for path in find_images(photos)]
+    own = [*(f"photo{number}.png" for number in range(5)), "sub/photo5.png", "sub/photo6.png"]
+    assert found == ["inside/copy.png", "other/copy.png", *own]
+    (photos / "beside").symlink_to(elsewhere)
+    assert "beside/copy.png" in {str(Path(path).relative_to(photos)) for path in find_images(photos)}
+    assert [Path(path).name for path in find_images(photos / ".cache")] == ["copy.png"], "named by its user"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of any bytes")
+def test_names_that_are_no_utf_8_have_a_key_of_their_own(tmp_path: Path):
+    name = os.fsdecode(b"caf\xe9")
+    assert printable(name) == "caf\\udce9"
+    assert printable("café") == "café"
+    assert len({image_key(stem, 0) for stem in (name, os.fsdecode(b"caf\xe8"), "café", "caf")}) == 4
+    assert image_key("café", 3) == 5680005842969798773
+    Image.new("RGB", (8, 8)).save(tmp_path / f"{name}.png")
+    assert len(list_images(str(tmp_path)).digest()) == 32
 
 
 def test_text_lists_and_meta_files(tmp_path: Path, photos: Path):

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import argparse
 import csv
+import os
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from morsr.cli import main
+from morsr.commands import severity
 
 
 @pytest.fixture
@@ -57,6 +62,9 @@ def test_a_broken_file_does_not_stop_a_folder(folder, capsys):
         (["{folder}", "--estimator", "learned", "--weights", "x.safetensors"], "x.safetensors"),
         (["{folder}", "--estimator", "clip", "--weights", "nothing/here"], "clip-vit-base-patch32"),
         (["{folder}", "--device", "abacus"], "abacus"),
+        (["{folder}", "--device", "meta"], "--device meta"),
+        (["{folder}", "--csv", "{folder}/sub"], "this is a folder"),
+        (["{folder}", "--plot", "{folder}/gray.png"], "would overwrite an input"),
     ],
 )
 def test_errors_are_one_line(folder, capsys, arguments, message):
@@ -64,3 +72,29 @@ def test_errors_are_one_line(folder, capsys, arguments, message):
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+
+
+def test_a_folder_for_a_table_is_refused_before_anything_is_scored(folder, monkeypatch):
+    monkeypatch.setattr(severity, "_score", lambda *_: pytest.fail("scored all the same"))
+    assert main(["severity", str(folder), "--csv", str(folder)]) == 2
+
+
+def test_files_are_written_before_the_table_is_printed(folder, monkeypatch):
+    def gone(*_):
+        raise BrokenPipeError
+
+    monkeypatch.setattr(severity, "_table", gone)
+    parser = argparse.ArgumentParser()
+    severity.add_arguments(parser)
+    with pytest.raises(BrokenPipeError):
+        severity.run(parser.parse_args([str(folder), "--csv", "scores.csv", "--plot", "scores.png"]))
+    assert Path("scores.csv").is_file()
+    assert Path("scores.png").is_file()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of any bytes")
+def test_names_that_are_no_utf_8_are_written_with_escapes(folder, capsys):
+    (folder / "gray.png").rename(folder / os.fsdecode(b"caf\xe9.png"))
+    assert main(["severity", str(folder), "--csv", "scores.csv", "--plot", "scores.png"]) == 0
+    assert "caf\\udce9.png" in capsys.readouterr().out
+    assert "caf\\udce9.png" in Path("scores.csv").read_text(encoding="utf-8")

@@ -5,6 +5,10 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import os
+import struct
+import sys
+import zlib
 from pathlib import Path
 from types import ModuleType
 
@@ -12,6 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from morsr.cli import main
 from morsr.commands import compare, score
 from morsr.errors import ConfigError, InputError
 from morsr.evaluation import scoring
@@ -104,6 +109,16 @@ def test_without_reference_only_what_needs_none(folders: Path):
     assert [i.name for i in report.metrics] == ["niqe"]
 
 
+def bomb() -> bytes:
+    """A PNG that claims to have more pixels than Pillow opens."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    header = struct.pack(">IIBBBBB", 20000, 20000, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
+
+
 def damage(folders: Path, kind: str) -> str:
     """Spoil one file; returns the words that the message must hold."""
     target, image = folders / "good" / "b.png", picture(1)
@@ -121,6 +136,15 @@ def damage(folders: Path, kind: str) -> str:
     if kind == "alpha":
         Image.fromarray(image).convert("RGBA").save(target)
         return "b.png against b.png: RGBA against RGB"
+    if kind == "transparent":
+        Image.fromarray(image).quantize(64).save(target, transparency=3)
+        return "b.png against b.png: RGBA against RGB"
+    if kind == "animated":
+        Image.fromarray(image).save(target, save_all=True, append_images=[Image.fromarray(image[::-1])])
+        return "b.png: 2 frames or pages"
+    if kind == "bomb":
+        target.write_bytes(bomb())
+        return "b.png: cannot be read as an image"
     if kind == "missing":
         target.unlink()
         return "good: nothing for b"
@@ -137,7 +161,10 @@ def damage(folders: Path, kind: str) -> str:
     return "b.png: cannot be read as an image"
 
 
-KINDS = ["size", "depth", "gray", "alpha", "missing", "extra", "no lr", "twice", "unreadable"]
+KINDS = [
+    "size", "depth", "gray", "alpha", "transparent", "animated", "bomb", "missing", "extra", "no lr", "twice",
+    "unreadable",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -277,6 +304,58 @@ def test_turned_photographs_are_turned_back(tmp_path: Path):
     header = read_header(tmp_path / "turned.png")
     assert (header.width, header.height) == (20, 32)
     assert read_rgb(tmp_path / "turned.png").shape == (32, 20, 3)
+
+
+def test_a_rotation_of_another_kind_turns_nothing(folders: Path):
+    words = struct.pack("<HHI4s", 274, 2, 4, b"6up\0")
+    exif = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 1) + words + bytes(4)
+    for name in ("good", "gt"):
+        Image.fromarray(picture(1)[:20]).save(folders / name / "b.png", exif=exif)
+    header = read_header(folders / "good" / "b.png")
+    assert (header.width, header.height) == (32, 20)
+    assert quiet(folders).values("good", "psnr")["b"] == 80
+
+
+def test_two_transparent_files_are_refused_too(folders: Path):
+    for name in ("good", "gt"):
+        Image.fromarray(picture(1)[..., 0]).save(folders / name / "b.png", transparency=7)
+    with pytest.raises(InputError, match=r"b\.png: gray with alpha channels; expected gray or RGB"):
+        quiet(folders)
+    for name in ("good", "gt"):
+        Image.fromarray(picture(1)).save(folders / name / "b.png", transparency=(0, 0, 0))
+    with pytest.raises(InputError, match=r"b\.png: RGBA channels"):
+        quiet(folders)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ("--pred good --metrics psnr", "none of the metrics can be computed: psnr needs reference images"),
+        ("--pred good --gt gt --metrics lpips --no-download", "none of the metrics can be computed: lpips "),
+        ("--pred good --gt gt --metrics ,", "expected at least one metric"),
+    ],
+)
+def test_nothing_scored_is_an_error(
+    folders: Path, options: str, words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.chdir(folders)
+    assert main(["score", *options.split(), "--out", "out", "--jobs", "1"]) == 2
+    told = capsys.readouterr().err
+    assert "morsr: " in told
+    assert words in told
+    assert not Path("out", "scores.csv").exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of any bytes")
+def test_names_that_are_no_utf_8_are_written_with_escapes(folders: Path, capsys: pytest.CaptureFixture[str]):
+    for name in ("gt", "good"):
+        (folders / name / "b.png").rename(folders / name / os.fsdecode(b"caf\xe9.png"))
+    words = ("--pred", folders / "good", "--gt", folders / "gt", "--metrics", "psnr", "--jobs", 1,
+             "--out", folders / "out")  # fmt: skip
+    for _ in range(2):  # the second goes on from the journal
+        assert command(score, *words) == 0
+    lines = list(csv.DictReader((folders / "out" / "scores.csv").open(encoding="utf-8")))
+    assert [line["image"] for line in lines] == ["a", "c", "caf\\udce9", "d"]
 
 
 def test_compare_command(folders: Path, capsys: pytest.CaptureFixture[str]):

@@ -190,5 +190,9 @@ def test_what_cannot_be_exported(
 def test_the_command_refuses_in_one_line(adapters_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["export", "lora", "lora", "--model", str(adapters_file), "--scores", "0.1;0.2"]) == 2
     assert capsys.readouterr().err.startswith("morsr: --scores: expected numbers with commas")
+    Path("file").write_text("mine")
+    for form in ("lora", "diffusers"):
+        assert main(["export", form, "file", "--model", str(adapters_file), "--scores", "0.1"]) == 2
+        assert capsys.readouterr().err == "morsr: file: expected a folder to export into, this is a file\n"
     assert main(["import", "osediff", "x.pkl", "x.bin"]) == 2
     assert "ends in .safetensors" in capsys.readouterr().err

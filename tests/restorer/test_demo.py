@@ -107,6 +107,9 @@ def test_a_broken_file_is_told():
 def test_wrong_options_are_told_in_one_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
     assert main(["demo", "--max-mb", "0"]) == 2
     assert "at least 1" in capsys.readouterr().err
+    for port in ("0", "99999"):
+        assert main(["demo", "--port", port]) == 2
+        assert "--port: expected 1 to 65535" in capsys.readouterr().err
     monkeypatch.setitem(__import__("sys").modules, "gradio", None)
     with pytest.raises(MissingDependencyError, match=r"morsr\[demo\]"):
         demo.import_gradio()

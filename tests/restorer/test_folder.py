@@ -16,7 +16,7 @@ from PIL import Image
 from morsr.errors import ConfigError, MorsrError
 from morsr.models import folder as folder_module
 from morsr.models import streaming
-from morsr.models.folder import batches, failure, restore_files
+from morsr.models.folder import batches, failure, restore_files, start_sequence
 from morsr.models.jobs import Job, natural_order
 from morsr.models.restorer import Restorer
 from morsr.models.settings import Settings
@@ -227,6 +227,20 @@ def test_an_unreadable_first_frame_leaves_the_routing_to_the_next(restorer: Rest
     assert len(failed) == 1
     assert "empty" in failed[0]
     assert Path("out/a/2.png").is_file()
+
+
+def test_a_sequence_with_an_unreadable_first_frame_goes_on_with_the_same_routing(restorer: Restorer):
+    jobs = [photo(f"a/{index}.png", low=low, high=low + 60) for index, low in enumerate((0, 0, 190, 90))]
+    Path("a/0.png").write_text("")
+    assert len(run(restorer, jobs, routing="sequence")) == 1
+    whole = pixels("out/a/3.png")
+    assert len(run(restorer, [jobs[0], *jobs[2:]], routing="sequence", frames=jobs)) == 1
+    np.testing.assert_array_equal(pixels("out/a/3.png"), whole)
+    start_sequence(restorer, jobs[0].source)  # as by `morsr predict`
+    restorer.restore_file("a/3.png", "alone.png", routing="sequence")
+    np.testing.assert_array_equal(pixels("alone.png"), whole)
+    run(restorer, jobs[2:], routing="sequence")
+    assert (pixels("out/a/3.png") != whole).any(), "the routing of another frame would be another"
 
 
 def test_a_sequence_needs_routed_adapters():

@@ -170,6 +170,13 @@ def test_a_failed_file_does_not_stop_the_others(capsys: pytest.CaptureFixture[st
         (["photo.png", "out.png", "--color", "none", "--color-strength", "0.5"], "no effect"),
         (["photo.png", "out.png", "--budget", "3"], "routed adapters"),
         (["text.png", "out.png"], "not a PNG"),
+        (["photo.png", "out.png", "--format", "jpg"], "--format jpg contradicts the name out.png"),
+        (["photo.png", "out.png", "--routing", "tile", "--tile", "none"], "--routing tile has no effect"),
+        (["photo.png", "out.png", "--batch", "4"], "--batch goes with a folder"),
+        (["", "out"], "argument 2: expected a value, got an empty one"),
+        (["in", ""], "argument 3: expected a value, got an empty one"),
+        (["photo.png", "out.png", "--base", ""], "--base: expected a value"),
+        (["photo.png", "out.png", "--model="], "--model: expected a value"),
     ],
 )
 def test_what_cannot_be_done_is_told_in_one_line(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]):
@@ -190,6 +197,22 @@ def test_a_tile_that_is_no_number_is_refused(capsys: pytest.CaptureFixture[str])
     with pytest.raises(SystemExit):
         main(["upscale", "a.png", "b.png", "--tile", "big"])
     assert "expected auto, none or a number" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("count", ["0", "-1", "many"])
+def test_a_batch_below_1_is_refused(count: str, capsys: pytest.CaptureFixture[str]):
+    photo("in/a.png")
+    with pytest.raises(SystemExit) as stopped:
+        main(["upscale", "in", "out", f"--batch={count}"])
+    assert stopped.value.code == 2
+    assert "expected auto or a number of images from 1" in capsys.readouterr().err
+
+
+def test_a_format_that_the_name_says_too_is_fine():
+    photo("photo.png")
+    assert main(["upscale", "photo.png", "out.jpeg", "--format", "jpg", "--scale", "2"]) == 0
+    assert main(["upscale", "photo.png", "out", "--format", "webp", "--scale", "2"]) == 0
+    assert [Image.open(name).format for name in ("out.jpeg", "out")] == ["JPEG", "WEBP"]
 
 
 def test_no_images_are_loaded_for_help(capsys: pytest.CaptureFixture[str]):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -174,8 +176,23 @@ def test_images_that_share_a_stem_keep_apart(restorer: Restorer, tmp_path: Path,
         assert command.run(options(str(folder), "--out", out, "--table", table, "--example", name)) == 0
     assert shown == [("day/1", 40), ("night/1_png", 80), ("night/1_bmp", 120), ("2", 160)]
     assert RoutingTable.load(table).names == ("2", "day/1", "night/1_bmp", "night/1_png")
+    Path(table).unlink()
     with pytest.raises(InputError, match="there are day/1, night/1"):
-        command.run(options(str(folder), "--out", out, "--example", "1"))
+        command.run(options(str(folder), "--out", out, "--table", table, "--example", "1"))
+    assert not Path(table).exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of any bytes")
+def test_names_that_are_no_utf_8_are_written_with_escapes(restorer: Restorer, photos: Path, tmp_path: Path):
+    for path in sorted(photos.iterdir())[2:]:
+        path.unlink()
+    name = os.fsdecode(b"caf\xe9")
+    (photos / "photo0.png").rename(photos / f"{name}.png")
+    out, table = tmp_path / "report.html", tmp_path / "table.safetensors"
+    arguments = options(str(photos), "--out", str(out), "--table", str(table), "--example", name)
+    assert command.run(arguments) == 0
+    assert "One image: caf\\udce9" in out.read_text()
+    assert RoutingTable.load(table).names == ("caf\\udce9", "photo1")
 
 
 def test_a_single_image_says_what_cannot_be_shown(restorer: Restorer, photos: Path, tmp_path: Path):
@@ -204,6 +221,8 @@ def test_an_unreadable_file_does_not_stop_the_rest(restorer: Restorer, photos: P
         (("empty", "--out", "a.pdf"), "ends in .html"),
         (("empty", "--out", "a.html", "--copies", "2"), "goes with --degrade"),
         (("empty", "--out", "a.html", "--degrade", "none-such"), "expected one of"),
+        (("empty", "--out", "a.html", "--seed", "5"), "--seed goes with --degrade"),
+        (("empty", "--out", "a.html", "--degrade", "realesrgan", "--seed", str(2**63)), "a number of 64 bits"),
     ],
 )
 def test_bad_input_is_told_before_anything_is_written(arguments: tuple[str, ...], message: str, tmp_path: Path):

@@ -18,9 +18,18 @@ import pytest
 import torch
 from PIL import Image
 
+from morsr.adapters import adapter_parameters
 from morsr.cli import main
 
 CONFIG = Path(__file__).resolve().parents[2] / "experiments" / "mor_tiny_full.yaml"
+
+
+class Poison(L.Callback):
+    """Leaves NaN in the adapters when the last step is done."""
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, *rest: Any) -> None:
+        if trainer.global_step == trainer.max_steps:
+            adapter_parameters(pl_module.generator)[0].data.fill_(float("nan"))
 
 
 class KillWorker(L.Callback):
@@ -99,6 +108,24 @@ def test_a_disk_that_fills_up_leaves_the_checkpoint_before(
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "at-2.card.json", "at-2.ckpt", "last.card.json", "last.ckpt",
     ]  # fmt: skip
+
+
+def test_adapters_that_have_gone_nan_leave_the_file_before(
+    small_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keep = {"class_path": "morsr.training.callbacks.AdapterCheckpoint", "init_args": {"folder": str(tmp_path / "kept")}}
+    callbacks = [{"class_path": "test_accidents.Poison"}, keep]
+    (tmp_path / "kept").mkdir()
+    file = tmp_path / "kept" / "adapters.safetensors"
+    file.write_bytes(b"of an earlier run")
+    steps = ["--trainer.max_steps=2"]
+    assert main([*options(small_base, tmp_path, workers=0, callbacks=callbacks), *steps]) == 2
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("morsr: ")]
+    assert len(lines) == 1
+    assert "hold NaN or infinity" in lines[0]
+    assert "last file or checkpoint that is whole" in lines[0]
+    assert [path.name for path in file.parent.iterdir()] == ["adapters.safetensors"]
+    assert file.read_bytes() == b"of an earlier run"
 
 
 @pytest.mark.slow

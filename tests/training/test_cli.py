@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.cli import SaveConfigCallback
 from PIL import Image
 
 from morsr.cli import main
+from morsr.training.cli import SaveConfig
 from morsr.training.config_files import read_config
 
 EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
@@ -145,6 +148,16 @@ def test_a_damaged_checkpoint_is_one_line(
     assert len(lines) == 1
     assert "half.ckpt" in lines[0]
     assert words in lines[0]
+
+
+def test_a_config_is_kept_in_the_folder_of_a_run_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a logger it would be written into the current folder, over a file of the user."""
+    kept = []
+    monkeypatch.setattr(SaveConfigCallback, "setup", lambda self, trainer, module, stage: kept.append(stage))
+    for loggers in ([], ["tensorboard"]):
+        for stage in ("fit", "validate", "test", "predict"):
+            SaveConfig(None, None).setup(SimpleNamespace(loggers=loggers), None, stage)  # type: ignore[arg-type]
+    assert kept == ["fit", "validate", "test"]
 
 
 def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:

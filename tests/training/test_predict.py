@@ -46,6 +46,7 @@ def test_a_folder_is_restored_and_goes_on_where_it_was(capsys: pytest.CaptureFix
     photo("photos/sub/c.png", mode="RGBA")
     Path("restored").mkdir()
     Path("restored/a.png").write_bytes(b"made before")
+    Path("config.yaml").write_text("a file of the user's")
     assert main(predict("--data.batch_size=2")) == 0
     assert Path("restored/a.png").read_bytes() == b"made before"
     Path("restored/a.png").unlink()
@@ -54,6 +55,7 @@ def test_a_folder_is_restored_and_goes_on_where_it_was(capsys: pytest.CaptureFix
     assert made() == {"a.png": (24, 16), "sub/b.jpg": (16, 24), "sub/c.png": (24, 16)}
     assert Image.open("restored/sub/c.png").mode == "RGBA"
     assert Path("restored/sub/b.jpg").stat().st_mtime_ns == before
+    assert Path("config.yaml").read_text() == "a file of the user's"
     Restorer.from_pretrained("tiny", device="cpu").restore_file("photos/a.png", "alone.png", scale=2)
     np.testing.assert_array_equal(np.asarray(Image.open("alone.png")), np.asarray(Image.open("restored/a.png")))
 

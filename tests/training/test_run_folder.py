@@ -34,8 +34,8 @@ def test_one_folder_holds_curves_table_pictures_and_routing(small_base: Path, tm
     assert code == 0
     (run,) = (tmp_path / "mor_tiny").iterdir()
     names = {path.name for path in run.iterdir()}
-    assert {"metrics.csv", "expert_utilization.csv", "expert_utilization.png", "before_after.png", "summary.json",
-            "adapters.safetensors", "routing"} <= names  # fmt: skip
+    assert {"config.yaml", "metrics.csv", "expert_utilization.csv", "expert_utilization.png", "before_after.png",
+            "summary.json", "adapters.safetensors", "routing"} <= names  # fmt: skip
     with (run / "metrics.csv").open() as file:
         rows = list(csv.DictReader(file))
     logged = {name for row in rows for name, value in row.items() if value}

@@ -25,7 +25,8 @@ def run(options: argparse.Namespace) -> int:
     """Write the mean.
 
     Raises:
-        MorsrError: fewer than two files, weights that do not fit them, or files that do not belong together.
+        MorsrError: fewer than two files, weights that do not fit them, files that do not belong together, or an output
+            that is one of them.
     """
     import torch
 

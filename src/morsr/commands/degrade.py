@@ -61,8 +61,10 @@ def run(options: argparse.Namespace) -> int:
     recipe = DegradationRecipe.load(options.recipe)
     if options.scale < 1:
         raise ConfigError(f"--scale: expected a whole number of at least 1, got {options.scale}")
+    if not -(2**63) <= options.seed < 2**63:
+        raise ConfigError(f"--seed: expected a number of 64 bits, got {options.seed}")
     try:
-        torch.zeros(1, device=options.device)
+        torch.zeros(1, device=options.device).item()  # the device "meta" holds no values
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(f"--device {options.device}: cannot be used ({str(error).splitlines()[0]})") from error
     target = Path(options.output).expanduser()
@@ -102,11 +104,13 @@ def _plan(source: Path, outputs: Sequence[Path]) -> list[tuple[Path, str]]:
     from morsr.data.images import find_images
 
     if source.is_file():
+        _refuse_contact_sheets([source])
         return [(source, source.stem)]
     if not source.exists():
         raise InputError(f"{source}: no such file or folder")
     paths = [Path(path) for path in find_images(source)]
     _refuse_outputs_among(source, paths, outputs)
+    _refuse_contact_sheets(paths)
     by_stem: dict[str, list[Path]] = defaultdict(list)
     for path in paths:
         by_stem[path.relative_to(source).with_suffix("").as_posix()].append(path)
@@ -114,6 +118,15 @@ def _plan(source: Path, outputs: Sequence[Path]) -> list[tuple[Path, str]]:
     if twins:
         raise InputError(f"{source}: images of one name would share an output: {'; '.join(twins[:5])}")
     return [(found[0], stem) for stem, found in by_stem.items()]
+
+
+def _refuse_contact_sheets(paths: Sequence[Path]) -> None:
+    """Raise InputError where an output would have the name of the contact sheet."""
+    from morsr.data.images import CONTACT_SHEET
+
+    for path in paths:
+        if path.stem == Path(CONTACT_SHEET).stem:
+            raise InputError(f"{path}: its output would be called {CONTACT_SHEET}, as the overview; rename it")
 
 
 def _refuse_outputs_among(source: Path, paths: Sequence[Path], outputs: Sequence[Path]) -> None:
@@ -161,7 +174,7 @@ def _degrade_file(
     from einops import rearrange
 
     from morsr.data.degraded import apply_recipe, image_key
-    from morsr.data.images import load_image
+    from morsr.data.images import load_image, printable
     from morsr.data.pairs import crop_to_multiple, to_tensor
     from morsr.degradation import degradation_measures, true_severity
 
@@ -184,7 +197,7 @@ def _degrade_file(
         "measures": {name: round(value.item(), 5) for name, value in measures._asdict().items()},
     }
     caption = (
-        f"{Path(stem).name}  severity {severity.combined.item():.2f}\nblur {measures.blur.item():.1f} px  "
+        f"{printable(Path(stem).name)}  severity {severity.combined.item():.2f}\nblur {measures.blur.item():.1f} px  "
         f"noise {measures.noise.item():.0f}  JPEG {measures.jpeg.item():.0f}  grid {measures.resize.item():.2f}"
     )
     return hr, lr, parameters.to_jsonl(extra=[extra]), caption

@@ -54,6 +54,8 @@ def run(options: argparse.Namespace) -> int:
     """
     if options.max_mb < 1:
         raise ConfigError(f"--max-mb: expected at least 1, got {options.max_mb}")
+    if options.port is not None and not 1 <= options.port <= 65535:
+        raise ConfigError(f"--port: expected 1 to 65535, got {options.port}")
     import_gradio()
 
     from morsr.models.restorer import Restorer

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 
 from morsr.commands._model import add_model_arguments, model_arguments
-from morsr.errors import ConfigError
+from morsr.errors import ConfigError, InputError
 
 HELP = (
     "Fix the routing of one image, or of given degradation scores, and write the model with it: as plain LoRA folders "
@@ -47,6 +48,11 @@ def run(options: argparse.Namespace) -> int:
     from morsr.models.loading import load_generator
 
     scores = _numbers(options.scores)
+    target = Path(options.output).expanduser()
+    if options.form != "onnx" and target.is_file():
+        raise InputError(f"{target}: expected a folder to export into, this is a file")
+    if options.form == "onnx" and target.is_dir():
+        raise InputError(f"{target}: expected a file to export into, this is a folder")
     generator = load_generator(**model_arguments(options))
     found = export.fix_routing(
         generator, image=options.image, scores=scores, budget=options.budget, generative=options.generative
@@ -54,14 +60,14 @@ def run(options: argparse.Namespace) -> int:
     if found:
         _say("routing of " + ", ".join(f"{name} {value:.3f}" for name, value in found.items()))
     if options.form == "lora":
-        for folder in export.export_lora(options.output, generator):
+        for folder in export.export_lora(target, generator):
             _say(str(folder))
     elif options.form == "diffusers":
         dtype = getattr(torch, options.dtype) if options.dtype else None
-        _say(str(export.export_diffusers(options.output, generator, dtype=dtype)))
+        _say(str(export.export_diffusers(target, generator, dtype=dtype)))
     else:
-        difference = export.export_onnx(options.output, generator, scale=options.scale)
-        _say(f"{options.output}: differs from the model by at most {difference:.1e} in onnxruntime")
+        difference = export.export_onnx(target, generator, scale=options.scale)
+        _say(f"{target}: differs from the model by at most {difference:.1e} in onnxruntime")
     return 0
 
 

@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the images are sharp: degrade them by this recipe first, so that the true degradations are known",
     )  # fmt: skip
     parser.add_argument("--copies", type=int, default=1, help="with --degrade: degradations per image (default: 1)")
-    parser.add_argument("--seed", type=int, default=0, help="with --degrade: seed of the degradations (default: 0)")
+    parser.add_argument("--seed", type=int, help="with --degrade: seed of the degradations (default: 0)")
     parser.add_argument(
         "--example", metavar="NAME",
         help="image shown in depth: its stem, or its path in the folder where stems repeat; or none "
@@ -52,30 +52,33 @@ def run(options: argparse.Namespace) -> int:
     """
     source, out = Path(options.input).expanduser(), Path(options.out).expanduser()
     _check(options, source, out)
+    from morsr.data.images import distinct_names, printable
     from morsr.evaluation.report import write_report
     from morsr.evaluation.routing import RoutingTable
 
     if source.suffix == ".safetensors":
         table = RoutingTable.load(source)
-        write_report(table, out, title=f"Which ranks run: {source.name}")
+        write_report(table, out, title=printable(f"Which ranks run: {source.name}"))
         print(out)
         return 0
 
-    from morsr.data.images import distinct_names
     from morsr.models.restorer import Restorer
 
     paths = _images(source)
-    names = list(distinct_names(dict.fromkeys(map(str, paths), source)).values())
+    names = [printable(name) for name in distinct_names(dict.fromkeys(map(str, paths), source)).values()]
     restorer = Restorer.from_pretrained(options.model, base=options.base, device=options.device, dtype="float32")
     parts, failed, pictures = _route(restorer, paths, names, options)
     if not parts:
         raise InputError(f"{source}: none of the {len(paths)} images can be read; the first: {failed[0]}")
     table = RoutingTable.concatenate(parts)
+    wanted = None if options.example is None else printable(options.example)
+    _check_example(table, wanted)
     if options.table:
         table.save(options.table)
-    examples = _example(restorer, table, pictures, options.example)
-    notes = [f"{len(failed)} of {len(paths)} images could not be read: {failed[0]}"] if failed else []
-    write_report(table, out, examples=examples, notes=notes, title=f"Which ranks run: {options.model} on {source.name}")
+    examples = _example(restorer, table, pictures, wanted)
+    notes = [printable(f"{len(failed)} of {len(paths)} images could not be read: {failed[0]}")] if failed else []
+    title = printable(f"Which ranks run: {options.model} on {source.name}")
+    write_report(table, out, examples=examples, notes=notes, title=title)
     for line in failed:
         print(line, file=sys.stderr)
     print(out)
@@ -95,6 +98,10 @@ def _check(options: argparse.Namespace, source: Path, out: Path) -> None:
         raise InputError(f"{out}: expected the name of a file, this is a folder")
     if options.copies < 1:
         raise ConfigError(f"--copies: expected at least 1, got {options.copies}")
+    if options.seed is not None and not options.degrade:
+        raise ConfigError("--seed goes with --degrade: nothing else is drawn")
+    if options.seed is not None and not -(2**63) <= options.seed < 2**63:
+        raise ConfigError(f"--seed: expected a number of 64 bits, got {options.seed}")
     if options.copies > 1 and not options.degrade:
         raise ConfigError("--copies goes with --degrade: an image as it is has one routing")
     if source.suffix == ".safetensors" and (options.degrade or options.table or options.example):
@@ -145,7 +152,7 @@ def _route(
             failed.append(str(error) if str(path) in str(error) else f"{path}: {error}")
             continue
         numbers = index * options.copies + torch.arange(options.copies)
-        drawn = recipe.sample(sample_keys(options.seed, 0, numbers))
+        drawn = recipe.sample(sample_keys(options.seed or 0, 0, numbers))
         copies = [f"{name}-{copy}" if options.copies > 1 else name for copy in range(options.copies)]
         lr = apply(hr.expand(options.copies, -1, -1, -1), drawn)
         parts.append(RoutingTable.from_images(restorer, lr, drawn, recipe=recipe, names=copies, scores_only=True))
@@ -164,15 +171,20 @@ def _hr_crop(image: Tensor, path: Path, *, side: int = 512) -> Tensor:
     return image[..., top : top + height, left : left + width]
 
 
+def _check_example(table: RoutingTable, wanted: str | None) -> None:
+    """Raise InputError for an --example that no image of the table is called."""
+    if wanted in (None, "none", *table.names) or not table.is_routed:
+        return
+    alike = [name for name in table.names if str(wanted) in name] or table.names
+    raise InputError(f"--example: no image is called {wanted!r}; there are {', '.join(alike[:5])} …")
+
+
 def _example(restorer: Restorer, table: RoutingTable, pictures: list[Any], wanted: str | None) -> list[Example]:
     from morsr.evaluation.example import examine
     from morsr.models.picture import read_picture
 
     if wanted == "none" or not table.is_routed:
         return []
-    if wanted is not None and wanted not in table.names:
-        alike = [name for name in table.names if wanted in name] or table.names
-        raise InputError(f"--example: no image is called {wanted!r}; there are {', '.join(alike[:5])} …")
     row = int(table.severity.argmax()) if wanted is None else table.names.index(wanted)
     try:
         specialisation = table.specialisation()

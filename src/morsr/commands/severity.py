@@ -42,14 +42,17 @@ def run(options: argparse.Namespace) -> int:
     for name, path in outputs.items():
         if not path.parent.is_dir():
             raise InputError(f"--{name} {path}: its folder does not exist")
+        if path.is_dir():
+            raise InputError(f"--{name} {path}: expected the name of a file, this is a folder")
     if "plot" in outputs and outputs["plot"].suffix.lower() not in (".png", ".svg", ".pdf"):
         raise ConfigError(f"--plot {outputs['plot']}: expected a name ending in .png, .svg or .pdf")
     if not source.exists():
         raise InputError(f"{source}: no such file or folder")
 
-    from morsr.data.images import find_images
+    from morsr.data.images import find_images, printable
 
     paths = find_images(source) if source.is_dir() else [str(source)]
+    _refuse_inputs(outputs, paths)
     estimator = _estimator(options)
     names, rows, failed = (*estimator.names, "severity"), [], 0
     for place in paths:
@@ -61,12 +64,12 @@ def run(options: argparse.Namespace) -> int:
             print(f"morsr: {error}", file=sys.stderr)
             failed += 1
             continue
-        rows.append((str(Path(place).relative_to(source)) if source.is_dir() else Path(place).name, values))
+        name = str(Path(place).relative_to(source)) if source.is_dir() else Path(place).name
+        rows.append((printable(name), values))
     if not rows:
         raise InputError(f"{source}: none of its {len(paths)} images can be read")
 
     rows.sort(key=lambda row: -row[1][-1])
-    print(_table(names, rows))
     if "csv" in outputs:
         with atomic_path(outputs["csv"]) as part, part.open("w", newline="", encoding="utf-8") as file:
             writer = csv.writer(file)
@@ -74,9 +77,18 @@ def run(options: argparse.Namespace) -> int:
             writer.writerows([image, *(f"{value:.6f}" for value in values)] for image, values in rows)
     if "plot" in outputs:
         _plot(outputs["plot"], names, rows)
+    print(_table(names, rows))
     for path in outputs.values():
         print(path)
     return 1 if failed else 0
+
+
+def _refuse_inputs(outputs: dict[str, Path], paths: Sequence[str]) -> None:
+    """Raise InputError where a table or picture would be written over one of the images."""
+    inputs = {Path(path).resolve() for path in paths}
+    for name, path in outputs.items():
+        if path.resolve() in inputs:
+            raise InputError(f"--{name} {path}: would overwrite an input")
 
 
 def _estimator(options: argparse.Namespace) -> Any:
@@ -98,6 +110,7 @@ def _estimator(options: argparse.Namespace) -> Any:
         current = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
         name = current.type if current is not None else "cpu"
     try:
+        torch.zeros(1, device=name).item()  # the device "meta" holds no values
         return build_estimator(options.estimator, **settings).to(torch.device(name))
     except (RuntimeError, AssertionError) as error:
         if isinstance(error, ConfigError) or type(error).__module__.startswith("morsr"):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from morsr.commands._model import add_model_arguments, model_arguments
-from morsr.errors import InputError
+from morsr.errors import ConfigError, InputError
 
 if TYPE_CHECKING:
     from morsr.models.jobs import Job
@@ -64,11 +64,16 @@ def run(options: argparse.Namespace) -> int:
         generative=options.generative, budget=options.budget, routing=options.routing,
     )  # fmt: skip
     source, target = Path(options.input).expanduser(), Path(options.output).expanduser()
+    if options.routing == "tile" and options.tile is None:
+        raise ConfigError("--routing tile has no effect with --tile none: a single pass has one routing")
     if source.is_dir():
         jobs = folder_jobs(source, target, options.format)
     elif source.is_file():
         into_folder = target.is_dir() or options.output.endswith("/") or (not target.suffix and not options.format)
         jobs = [Job(source, target / output_name(source, options.format) if into_folder else target)]
+        if options.batch != "auto":
+            raise ConfigError("--batch goes with a folder of images; a file is restored by itself")
+        _check_suffix(jobs[0].target, options.format)
     else:
         raise InputError(f"{source}: no such file or folder")
     check_jobs(jobs, options.format)
@@ -92,6 +97,15 @@ def run(options: argparse.Namespace) -> int:
         _restore_one(restorer, waiting[0], settings, options.format)
         return 0
     return _restore_all(restorer, waiting, jobs, settings, options)
+
+
+def _check_suffix(target: Path, format: str | None) -> None:
+    """Refuse a --format that the name of the output contradicts."""
+    from morsr.models.picture_files import FORMATS, file_format
+
+    said = FORMATS.get(target.suffix.lower())
+    if format and said not in (None, file_format(target, format)):
+        raise ConfigError(f"--format {format} contradicts the name {target}; leave one of them out")
 
 
 def _restore_one(restorer: Restorer, job: Job, settings: Settings, format: str | None) -> None:
@@ -136,10 +150,11 @@ def _tile(text: str) -> int | str | None:
 
 
 def _batch(text: str) -> int | str:
-    try:
-        return text if text == "auto" else int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"expected auto or a number of images, got {text!r}") from None
+    if text == "auto":
+        return text
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected auto or a number of images from 1, got {text!r}")
+    return int(text)
 
 
 def _say(text: str) -> None:

@@ -150,7 +150,8 @@ def image_key(stem: str, seed: int) -> int:
     """Key of the degradation of an image: depends on its name and a seed, not on the images around it."""
     from morsr.degradation.keys import sample_keys
 
-    number = int.from_bytes(hashlib.blake2b(stem.encode(), digest_size=8).digest(), "little", signed=True)
+    name = stem.encode("utf-8", "surrogateescape")  # the bytes of names that are no UTF-8
+    number = int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "little", signed=True)
     return int(sample_keys(seed, 0, torch.tensor([number]))[0])
 
 

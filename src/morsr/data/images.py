@@ -67,7 +67,8 @@ class ImageList:
     def digest(self) -> str:
         """32 hexadecimal digits that change with the files' names, their order, weights or known sizes."""
         digest = hashlib.blake2b(digest_size=16)
-        digest.update("\n".join(os.path.basename(path) for path in self.paths).encode())
+        names = "\n".join(os.path.basename(path) for path in self.paths)
+        digest.update(names.encode("utf-8", "surrogateescape"))
         digest.update(self.weights.tobytes() + self.sizes.tobytes())
         return digest.hexdigest()
 
@@ -106,11 +107,15 @@ def load_image(path: str | Path) -> np.ndarray:
     try:
         with Image.open(path) as file:
             file.load()
+            tags = getattr(file, "tag_v2", {})
             picture = ImageOps.exif_transpose(file)
             if picture.mode == "F":
                 raise InputError(f"{path}: expected whole numbers of 8 or 16 bits, got floating-point pixels")
             if picture.mode.startswith("I"):
-                gray = np.rint(np.asarray(picture, dtype=np.float64) / 257).clip(0, 255).astype(np.uint8)
+                step = 4095 / 255 if tags.get(258) == (12,) else 257
+                gray = np.rint(np.asarray(picture, dtype=np.float64) / step).clip(0, 255).astype(np.uint8)
+                if tags.get(262) == 0:  # a TIFF whose white is 0; Pillow heeds that in 8 bits only
+                    gray = 255 - gray
                 return np.repeat(gray[..., None], 3, axis=2)
             return np.asarray(picture.convert("RGB"))
     except InputError:
@@ -151,22 +156,41 @@ def _has_late_notes(path: str | Path) -> bool:
 
 
 def find_images(folder: str | Path) -> list[str]:
-    """Paths of all images in a folder and its subfolders, sorted; hidden files and contact sheets are left out.
+    """Paths of all images in a folder and its subfolders, sorted.
+
+    Hidden files and folders and contact sheets are left out; links are followed but for those that lead back.
 
     Raises:
         InputError: no such folder, or no image in it.
     """
     if not Path(folder).is_dir():
         raise InputError(f"{folder}: expected a folder of images, and there is none")
-    found = [
-        os.path.join(parent, name)
-        for parent, _, names in os.walk(folder, followlinks=True)
-        for name in names
-        if os.path.splitext(name)[1].lower() in SUFFIXES and not name.startswith(".") and name != CONTACT_SHEET
-    ]
+    found = []
+    for parent, below, names in os.walk(folder, followlinks=True):
+        below[:] = [
+            name for name in below if not name.startswith(".") and not _leads_back(Path(parent, name), Path(folder))
+        ]
+        found += [
+            os.path.join(parent, name)
+            for name in names
+            if os.path.splitext(name)[1].lower() in SUFFIXES and not name.startswith(".") and name != CONTACT_SHEET
+        ]
     if not found:
         raise InputError(f"{folder}: the folder has no image; expected files ending in {', '.join(sorted(SUFFIXES))}")
     return sorted(found)
+
+
+def _leads_back(folder: Path, root: Path) -> bool:
+    """Whether a folder below `root` is a link to one that it lies in, however many links lead there."""
+    if not folder.is_symlink():
+        return False
+    target, around = folder.resolve(), (parent for parent in folder.parents if parent.is_relative_to(root))
+    return any(parent.resolve().is_relative_to(target) for parent in around)
+
+
+def printable(name: str) -> str:
+    """A name with escapes for bytes that are no UTF-8, as some files' names have; others stay as they are."""
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def skimage_photographs(which: str) -> list[str]:

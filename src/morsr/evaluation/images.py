@@ -20,13 +20,22 @@ _ORIENTATION, _BITS_PER_SAMPLE = 274, 258
 
 @dataclass(frozen=True)
 class ImageHeader:
-    """What the head of an image file says: size in px (after EXIF rotation), kind of channels, bits per channel."""
+    """What the head of an image file says.
+
+    Attributes:
+        path: the file.
+        width, height: in px, after EXIF rotation.
+        kind: of channels; a transparent colour or palette counts as alpha.
+        bits: per channel.
+        frames: of an animation, or pages.
+    """
 
     path: Path
     width: int
     height: int
     kind: str
     bits: int
+    frames: int = 1
 
     @property
     def size(self) -> str:
@@ -46,10 +55,15 @@ def read_header(path: Path) -> ImageHeader:
         with Image.open(path) as image:
             width, height = image.size
             # The base class's method: that of PNG files would decode the whole image first.
-            if Image.Image.getexif(image).get(_ORIENTATION, 1) >= 5:  # turned by a quarter
+            if Image.Image.getexif(image).get(_ORIENTATION, 1) in (5, 6, 7, 8):  # turned by a quarter
                 width, height = height, width
-            return ImageHeader(path, width, height, _KINDS.get(image.mode, image.mode), _bits(path, image))
-    except (OSError, SyntaxError, ValueError) as error:
+            kind = _KINDS.get(image.mode, image.mode)
+            if "transparency" in image.info:
+                kind = {"gray": "gray with alpha", "RGB": "RGBA"}.get(kind, kind)
+            # Cameras append previews to a JPEG; the photograph is the first picture of such an MPO file.
+            frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
+            return ImageHeader(path, width, height, kind, _bits(path, image), frames)
+    except Exception as error:  # decoders of broken files raise anything, and Pillow its own for too many pixels
         raise InputError(f"{path.name}: cannot be read as an image ({error})") from error
 
 
@@ -67,12 +81,14 @@ def read_rgb(path: Path) -> np.ndarray:
     try:
         with Image.open(path) as image:
             return np.array(ImageOps.exif_transpose(image).convert("RGB"))
-    except (OSError, SyntaxError, ValueError) as error:
+    except Exception as error:
         raise InputError(f"{path.name}: cannot be decoded ({error})") from error
 
 
 def unusable(header: ImageHeader) -> str:
     """Why a file cannot be scored on its own, or an empty text."""
+    if header.frames > 1:
+        return f"{header.path.name}: {header.frames} frames or pages; split it and give one at a time"
     if header.bits != 8:
         return f"{header.path.name}: {header.bits} bits per channel; scores are defined on 8 bits, convert it first"
     if header.kind not in ("gray", "RGB"):
@@ -83,6 +99,8 @@ def unusable(header: ImageHeader) -> str:
 def mismatch(sr: ImageHeader, hr: ImageHeader, *, crop: bool) -> str:
     """Why two files cannot be compared, or an empty text. With `crop`, different sizes are no reason."""
     names = f"{sr.path.name} against {hr.path.name}"
+    if max(sr.frames, hr.frames) > 1:
+        return unusable(sr) or unusable(hr)
     if sr.bits != hr.bits:
         return f"{names}: {sr.bits}-bit against {hr.bits}-bit"
     if sr.kind != hr.kind:

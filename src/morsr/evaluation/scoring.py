@@ -19,6 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 import morsr
+from morsr.data.images import printable
 from morsr.errors import ConfigError, InputError
 from morsr.evaluation.benchmark import set_scores
 from morsr.evaluation.classical import bicubic
@@ -85,9 +86,9 @@ def score_folders(
         published: rows of papers to print beside.
 
     Raises:
-        ConfigError: unknown metrics, no method, or a method called "bicubic" beside the bicubic row.
+        ConfigError: unknown metrics, none, no method, or a method called "bicubic" beside the bicubic row.
         InputError: folders that are missing or empty, or, unless `skip_problems`, anything that cannot be paired,
-            compared or read; the message names every file.
+            compared or read; the message names every file. Or no metric that can be computed.
     """
     if not outputs:
         raise ConfigError("score: expected at least one folder of outputs, got none")
@@ -95,6 +96,8 @@ def score_folders(
         raise ConfigError(f"score: a method is called {BICUBIC!r}, as the row made from lr; rename one or leave out lr")
     if processes < 1:
         raise ConfigError(f"score: expected at least one process, got {processes}")
+    if not metrics:
+        raise ConfigError("score: expected at least one metric, got none")
     infos = [metric_info(name) for name in metrics]
     jobs, problems = pair_up(
         {method: Path(place) for method, place in outputs.items()},
@@ -111,6 +114,10 @@ def score_folders(
     compared = [info.name for info in infos if hr is None and info.kind != "none"]
     chosen = _build([info.name for info in infos if info.name not in compared], device, download)
     absent = {**chosen.absent, **dict.fromkeys(compared, "needs reference images (--gt)")}
+    if not chosen.metrics:
+        raise InputError(
+            "none of the metrics can be computed: " + "; ".join(f"{name} {reason}" for name, reason in absent.items())
+        )
     done, failures = _score_all(
         jobs, chosen.metrics, out=Path(out) if out is not None else None, processes=processes if device is None else 1,
         crop=crop, progress=progress, download=download,
@@ -118,7 +125,7 @@ def score_folders(
     problems += failures
     methods = [*([BICUBIC] if lr is not None else []), *outputs]
     rows = [
-        ImageScore(job.stem, method, done[job.stem].scores[method])
+        ImageScore(printable(job.stem), method, done[job.stem].scores[method])
         for method in methods
         for job in jobs
         if job.stem in done
@@ -131,7 +138,7 @@ def score_folders(
         absent=absent,
         reference=methods[0] if len(methods) > 1 else None,
         set_scores=_score_sets(chosen.metrics, [done[job.stem] for job in jobs if job.stem in done], methods),
-        problems=problems,
+        problems=[printable(text) for text in problems],
         incomplete=len(done) < len(jobs),
         published=published,
         notes=("Pairs of different sizes were cropped to their common top left part.",) if crop else (),

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import torch
 
 from morsr.errors import ConfigError, InputError, MorsrError
-from morsr.models.jobs import Job, check_target, natural_order
+from morsr.models.jobs import Job, check_target, find_images, natural_order
 from morsr.models.passes import tile_plan
 from morsr.models.picture import Picture
 from morsr.models.picture_files import form_for, header_size, read_file, write_picture
@@ -67,7 +67,7 @@ def restore_files(
     """Restore files, and say of each what became of it; outputs that exist are replaced.
 
     Files of equal size are taken together. With routing="sequence" every folder is one sequence in natural order
-    (frame 2 before frame 10), and its first frame decides the routing of all.
+    (frame 2 before frame 10), and its first frame that can be read decides the routing of all.
 
     Args:
         restorer: the model.
@@ -76,7 +76,7 @@ def restore_files(
         format: output format, else what the targets' suffixes say.
         batch: images of equal size that go through the networks at once.
         frames: all files of the sequences, should some of them be restored already: a run that goes on where it was
-            stopped still takes the routing of the first frame.
+            stopped still takes the routing of the same frame.
 
     Raises:
         ConfigError: a batch below 1.
@@ -136,7 +136,9 @@ def _one_by_one(
 ) -> Iterator[Outcome]:
     """Restore one batch after the other, with files read and written beside the networks."""
     sequence = settings.routing == "sequence"
-    first = {job.source.parent: job.source for job in reversed(frames)}
+    sequences: dict[Path, list[Path]] = {}
+    for frame in frames:
+        sequences.setdefault(frame.source.parent, []).append(frame.source)
     held: Path | None = None
     waiting = iter(taken)
     with ThreadPoolExecutor(1, initializer=_give_way) as reader, ThreadPoolExecutor(1, initializer=_give_way) as writer:
@@ -153,7 +155,7 @@ def _one_by_one(
             one, pictures = reading.popleft()
             folder = one.jobs[0].source.parent
             if sequence and folder != held:
-                start_sequence(restorer, first[folder])
+                start_sequence(restorer, sequences[folder][0], sequences[folder])
                 held = folder
             if one.streamed:
                 yield _streamed(restorer, one.jobs[0], settings, format)
@@ -255,12 +257,24 @@ def _write(picture: Picture, job: Job, format: str | None) -> MorsrError | None:
     return None
 
 
-def start_sequence(restorer: Restorer, first: Path | None) -> None:
-    """Hold the routing of a sequence's first frame; if it cannot be read, that of the next one that comes."""
+def start_sequence(restorer: Restorer, first: Path | None, frames: Sequence[Path] | None = None) -> None:
+    """Hold the routing of the first frame of a sequence that can be read, whether it is restored already or not.
+
+    Args:
+        restorer: the model.
+        first: the first frame; None leaves the routing to the next one that comes.
+        frames: all of the sequence in their order; the images of the first one's folder by default.
+    """
     restorer.reset_sequence()
-    if first is not None:
+    if first is None:
+        return
+    if frames is None:
+        found = sorted((Job(path, path) for path in find_images(first.parent)), key=natural_order)
+        frames = [job.source for job in found if job.source.parent == first.parent]
+    for frame in frames:
         with contextlib.suppress(InputError):
-            restorer.begin_sequence(first)
+            restorer.begin_sequence(frame)
+            return
 
 
 def restore_batch(

@@ -61,6 +61,7 @@ _MODES = {
 }
 _LARGEST_SIDE = {"JPEG": 65500, "WEBP": 16383, "GIF": 65535}
 _DEEP = ("PNG", "TIFF")
+_BITS, _PLANAR, _EXTRA_SAMPLES = 258, 284, 338  # tags of TIFF
 _OPAQUE = 1 - 0.5 / 255  # what 8 bits round to opaque
 
 
@@ -106,7 +107,8 @@ def header_size(path: str | os.PathLike[str]) -> tuple[int, int]:
                 width, height = image.tag_v2[256], image.tag_v2[257]  # type: ignore[attr-defined]
             turned = stored_orientation(image) in (5, 6, 7, 8)
     except Exception as error:  # as in `read_file`
-        if (tags := _tags_of_gray_alpha(path, error)) is None:
+        tags = _tags_of_gray_alpha(path, error)
+        if tags is None or not all(isinstance(tags.get(tag), int) for tag in (WIDTH, HEIGHT)):
             raise InputError(f"{path}: not an image ({error})") from error
         width, height, turned = tags[WIDTH], tags[HEIGHT], tags.get(ORIENTATION_TAG, 1) in (5, 6, 7, 8)
     return (width, height) if turned else (height, width)
@@ -133,6 +135,7 @@ def _decode(data: bytes, max_pixels: int, compact: bool) -> Picture:
             deep = _is_deep(image, data)
             picture = from_pil(image, kind="file", compact=compact)
             compression = image.info.get("compression")
+            layout: Any = getattr(image, "tag_v2", {})
     form = replace(picture.form, format="JPEG" if picture.form.format == "MPO" else picture.form.format)
     if form.format == "WEBP":
         form = replace(form, info={**form.info, "lossless": _is_lossless_webp(data)})
@@ -142,10 +145,15 @@ def _decode(data: bytes, max_pixels: int, compact: bool) -> Picture:
         return replace(picture, form=form)
     if form.mode not in ("LA", "RGB", "RGBA"):
         raise InputError(f"16-bit {form.mode} images are not supported; convert to RGB first")
+    if layout.get(_PLANAR, 1) != 1:
+        raise InputError("16-bit colours in separate planes are not supported; save them interleaved")
     if form.format == "PNG" and data[25] == 4:  # gray with alpha, which Pillow widens
         form = replace(form, mode="LA")
     form = replace(form, depth=16)
-    return from_samples(_decode_deep(data, form, picture.size), form, compact=compact)
+    samples = _decode_deep(data, form, picture.size)
+    if form.mode == "RGBA" and layout.get(_EXTRA_SAMPLES) == (1,):
+        samples = _unassociated(samples)
+    return from_samples(samples, form, compact=compact)
 
 
 def _check_pixels(width: int, height: int, max_pixels: int) -> None:
@@ -180,12 +188,12 @@ def _is_lossless_webp(data: bytes) -> bool:
 
 def _is_deep(image: Image.Image, data: bytes) -> bool:
     """Whether the file has 16-bit samples that Pillow would read as 8 bits."""
-    if image.mode.startswith("I"):
+    if image.mode == "F" or image.mode.startswith("I"):
         return False
     if image.format == "PNG":
         return data[24] == 16
     if image.format == "TIFF":
-        bits = image.tag_v2.get(258, (8,))  # type: ignore[attr-defined]
+        bits = image.tag_v2.get(_BITS, (8,))  # type: ignore[attr-defined]
         return max(bits if isinstance(bits, tuple) else (bits,)) > 8
     return False
 
@@ -213,6 +221,13 @@ def _decode_deep(data: bytes, form: Form, size: tuple[int, int]) -> NDArray[np.u
             raise InputError("the 16-bit alpha channel cannot be decoded")
         colours = np.concatenate([colours[..., : channels - 1], samples[..., 3:]], axis=2)
     return np.ascontiguousarray(colours)
+
+
+def _unassociated(samples: NDArray[np.uint16]) -> NDArray[np.uint16]:
+    """RGBA without the factor of alpha that the colours of some TIFF files carry; clear pixels keep theirs."""
+    alpha = np.where(samples[..., 3:] == 0, 65535, samples[..., 3:]).astype(np.float32)
+    colours = np.rint(samples[..., :3] * (65535 / alpha)).clip(0, 65535).astype(np.uint16)
+    return np.concatenate([colours, samples[..., 3:]], axis=2)
 
 
 def file_format(path: str | os.PathLike[str], wanted: str | None = None) -> str:

@@ -13,13 +13,21 @@ import lightning as L
 import torch
 import yaml
 from jsonargparse import ArgumentError
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from morsr.errors import ConfigError, MorsrError, WeightsError, worker_death
 from morsr.training.callbacks.safety import RunSafety
 from morsr.training.config_files import expand_configs
+
+
+class SaveConfig(SaveConfigCallback):
+    """Keeps a run's config in the run's folder; without a logger that would be the current folder, a user's own."""
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if stage != "predict" and trainer.loggers:
+            super().setup(trainer, pl_module, stage)
 
 
 class MorsrCLI(LightningCLI):
@@ -76,6 +84,7 @@ def run(arguments: Sequence[str]) -> int:
             args=expand_configs(arguments),
             trainer_defaults={"callbacks": [RunSafety()]},
             parser_kwargs={**quiet, **dict.fromkeys(("fit", "validate", "test", "predict"), quiet)},
+            save_config_callback=SaveConfig,
             save_config_kwargs={"overwrite": True},
             seed_everything_default=0,
         )
