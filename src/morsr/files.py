@@ -1,4 +1,4 @@
-"""Files that appear under their name whole or not at all, with the permissions that this user's new files get."""
+"""Files that appear under their name whole or not at all, with a new file's permissions; names fit to be printed."""
 
 from __future__ import annotations
 
@@ -71,3 +71,8 @@ def _system_error(error: Exception) -> OSError:
     """What the system said, out of the text of a library's error: "… (os error 28)"."""
     number = str(error).rpartition("os error ")[2].partition(")")[0]
     return OSError(int(number), os.strerror(int(number))) if number.isdigit() else OSError(str(error))
+
+
+def printable(name: str) -> str:
+    """A name with escapes for bytes that are no UTF-8, as some files' names have; others stay as they are."""
+    return name.encode("utf-8", "backslashreplace").decode()

@@ -18,11 +18,11 @@ from morsr.data.images import (
     image_size,
     list_images,
     load_image,
-    printable,
     skimage_photographs,
 )
 from morsr.data.manifests import ManifestRow, file_hash, read_list, read_manifest, read_rows, write_manifest
 from morsr.errors import ConfigError, InputError
+from morsr.files import printable
 
 
 def test_every_mode_becomes_rgb(tmp_path: Path):

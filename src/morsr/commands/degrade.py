@@ -174,9 +174,10 @@ def _degrade_file(
     from einops import rearrange
 
     from morsr.data.degraded import apply_recipe, image_key
-    from morsr.data.images import load_image, printable
+    from morsr.data.images import load_image
     from morsr.data.pairs import crop_to_multiple, to_tensor
     from morsr.degradation import degradation_measures, true_severity
+    from morsr.files import printable
 
     hr = crop_to_multiple(load_image(path), options.scale)
     parameters = recipe.sample(torch.tensor([image_key(stem, options.seed)]))

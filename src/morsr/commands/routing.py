@@ -52,9 +52,10 @@ def run(options: argparse.Namespace) -> int:
     """
     source, out = Path(options.input).expanduser(), Path(options.out).expanduser()
     _check(options, source, out)
-    from morsr.data.images import distinct_names, printable
+    from morsr.data.images import distinct_names
     from morsr.evaluation.report import write_report
     from morsr.evaluation.routing import RoutingTable
+    from morsr.files import printable
 
     if source.suffix == ".safetensors":
         table = RoutingTable.load(source)

@@ -49,7 +49,8 @@ def run(options: argparse.Namespace) -> int:
     if not source.exists():
         raise InputError(f"{source}: no such file or folder")
 
-    from morsr.data.images import find_images, printable
+    from morsr.data.images import find_images
+    from morsr.files import printable
 
     paths = find_images(source) if source.is_dir() else [str(source)]
     _refuse_inputs(outputs, paths)

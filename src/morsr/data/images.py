@@ -188,11 +188,6 @@ def _leads_back(folder: Path, root: Path) -> bool:
     return any(parent.resolve().is_relative_to(target) for parent in around)
 
 
-def printable(name: str) -> str:
-    """A name with escapes for bytes that are no UTF-8, as some files' names have; others stay as they are."""
-    return name.encode("utf-8", "backslashreplace").decode()
-
-
 def skimage_photographs(which: str) -> list[str]:
     """Paths of the photographs that come with scikit-image: "train" (7) or "eval" (4, held out).
 

@@ -19,7 +19,6 @@ from torch import Tensor
 from tqdm import tqdm
 
 import morsr
-from morsr.data.images import printable
 from morsr.errors import ConfigError, InputError
 from morsr.evaluation.benchmark import set_scores
 from morsr.evaluation.classical import bicubic
@@ -27,6 +26,7 @@ from morsr.evaluation.folders import Job, describe, pair_up
 from morsr.evaluation.images import read_rgb, to_tensor
 from morsr.evaluation.published import PublishedRow
 from morsr.evaluation.tables import PROTOCOL, BenchmarkReport, ImageScore
+from morsr.files import printable
 from morsr.models.metrics import Metric, MetricSet, build_metrics, metric_info
 from morsr.models.scores import score_image
 

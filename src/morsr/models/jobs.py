@@ -67,9 +67,8 @@ def check_jobs(jobs: Sequence[Job], format: str | None = None) -> None:
         if place in inputs:
             raise InputError(f"{target}: this output would overwrite an input")
         if place in seen:
-            raise InputError(
-                f"{seen[place]} and {source} would both become {target}; rename one, or leave out --format"
-            )
+            remedy = "rename one, or leave out --format" if format else "rename one"
+            raise InputError(f"{seen[place]} and {source} would both become {target}; {remedy}")
         seen[place] = source
 
 
