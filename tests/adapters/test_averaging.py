@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from morsr.adapters import average_adapters, load_adapters, read_adapters_header, read_attached, save_adapters
 from morsr.cli import main
@@ -47,6 +48,18 @@ def test_every_tensor_is_the_weighted_mean(pair, make_toy, tmp_path):
     half = load_file(average_adapters(pair, tmp_path / "half.safetensors", weights=[3, 1], dtype=torch.float16))
     for key, value in half.items():
         torch.testing.assert_close(value, mean[key].half() if key.startswith("layers.") else mean[key])
+
+
+def test_a_dtype_too_small_for_the_ranks_writes_nothing(pair, tmp_path):
+    large = tmp_path / "large.safetensors"
+    tensors = load_file(pair[0])
+    key = next(key for key in tensors if key.startswith("layers."))
+    tensors[key] = torch.full_like(tensors[key], 1e6)
+    with safe_open(pair[0], "pt") as file:
+        save_file(tensors, large, file.metadata())
+    with pytest.raises(ConfigError, match="float16 cannot hold layers"):
+        average_adapters([pair[0], large], tmp_path / "mean.safetensors", dtype=torch.float16)
+    assert not (tmp_path / "mean.safetensors").exists()
 
 
 def test_attached_tensors_are_those_of_the_first(pair, make_toy, tmp_path):

@@ -62,7 +62,7 @@ def test_a_broken_file_does_not_stop_a_folder(folder, capsys):
         (["{folder}", "--estimator", "learned", "--weights", "x.safetensors"], "x.safetensors"),
         (["{folder}", "--estimator", "clip", "--weights", "nothing/here"], "clip-vit-base-patch32"),
         (["{folder}", "--device", "abacus"], "abacus"),
-        (["{folder}", "--device", "meta"], "--device meta"),
+        (["{folder}", "--device", "meta"], "device 'meta' cannot be used"),
         (["{folder}", "--csv", "{folder}/sub"], "this is a folder"),
         (["{folder}", "--plot", "{folder}/gray.png"], "would overwrite an input"),
     ],

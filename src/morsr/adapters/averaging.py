@@ -36,7 +36,8 @@ def average_adapters(
         dtype: to store the ranks in, as torch.float16; that of the first file by default. The mean is taken in float64.
 
     Raises:
-        ConfigError: fewer than two files, or weights that do not fit them, or a dtype that is no floating-point type.
+        ConfigError: fewer than two files, or weights that do not fit them, or a dtype that is no floating-point type
+            or too small for the ranks.
         InputError: an output of another suffix, or one that would overwrite an input.
         WeightsError: an unreadable file, or one of another base, other layers or other settings. Nothing is written.
 
@@ -73,6 +74,8 @@ def average_adapters(
     tensors = {
         key: (value if kinds[key].is_floating_point else value.round()).to(kinds[key]) for key, value in mean.items()
     }
+    if lost := [key for key, value in tensors.items() if not value.isfinite().all()]:
+        raise ConfigError(f"dtype: {dtype} cannot hold {lost[0]}; store torch.bfloat16 or torch.float32")
     header = {key: value for key, value in headers[0].items() if key != "format_version"}
     names = [Path(path).name for path in paths]
     header["extra"] = {**header["extra"], "averaged": {"files": names, "weights": weights}}

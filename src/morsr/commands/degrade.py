@@ -53,20 +53,17 @@ def run(options: argparse.Namespace) -> int:
     Raises:
         MorsrError: a wrong recipe or setting, nothing to do, outputs that exist or cannot be written; before any work.
     """
-    import torch
 
     from morsr.data.images import CONTACT_SHEET
     from morsr.degradation import DegradationRecipe
+    from morsr.degradation.keys import check_seed
+    from morsr.models.settings import resolve_device
 
     recipe = DegradationRecipe.load(options.recipe)
     if options.scale < 1:
         raise ConfigError(f"--scale: expected a whole number of at least 1, got {options.scale}")
-    if not -(2**63) <= options.seed < 2**63:
-        raise ConfigError(f"--seed: expected a number of 64 bits, got {options.seed}")
-    try:
-        torch.zeros(1, device=options.device).item()  # the device "meta" holds no values
-    except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"--device {options.device}: cannot be used ({str(error).splitlines()[0]})") from error
+    check_seed(options.seed)
+    resolve_device(options.device)
     target = Path(options.output).expanduser()
     hr_folder = Path(options.hr).expanduser() if options.hr else None
     images = _plan(Path(options.input).expanduser(), [target] if hr_folder is None else [target, hr_folder])

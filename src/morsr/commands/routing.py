@@ -97,12 +97,13 @@ def _check(options: argparse.Namespace, source: Path, out: Path) -> None:
         raise InputError(f"{source}: no such file or folder")
     if out.is_dir():
         raise InputError(f"{out}: expected the name of a file, this is a folder")
+    from morsr.degradation.keys import check_seed
+
     if options.copies < 1:
         raise ConfigError(f"--copies: expected at least 1, got {options.copies}")
     if options.seed is not None and not options.degrade:
         raise ConfigError("--seed goes with --degrade: nothing else is drawn")
-    if options.seed is not None and not -(2**63) <= options.seed < 2**63:
-        raise ConfigError(f"--seed: expected a number of 64 bits, got {options.seed}")
+    check_seed(options.seed or 0)
     if options.copies > 1 and not options.degrade:
         raise ConfigError("--copies goes with --degrade: an image as it is has one routing")
     if source.suffix == ".safetensors" and (options.degrade or options.table or options.example):

@@ -102,21 +102,10 @@ def _estimator(options: argparse.Namespace) -> Any:
             raise ConfigError(f"--{flag} has no effect on the estimator {options.estimator!r}")
         settings[kinds[options.estimator]] = value
 
-    import torch
-
     from morsr.estimators import build_estimator
+    from morsr.models.settings import resolve_device
 
-    name = options.device
-    if name == "auto":
-        current = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-        name = current.type if current is not None else "cpu"
-    try:
-        torch.zeros(1, device=name).item()  # the device "meta" holds no values
-        return build_estimator(options.estimator, **settings).to(torch.device(name))
-    except (RuntimeError, AssertionError) as error:
-        if isinstance(error, ConfigError) or type(error).__module__.startswith("morsr"):
-            raise
-        raise ConfigError(f"--device {options.device}: {str(error).splitlines()[0]}") from error
+    return build_estimator(options.estimator, **settings).to(resolve_device(options.device))
 
 
 def _score(estimator: Any, path: str) -> list[float]:

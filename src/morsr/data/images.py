@@ -26,6 +26,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from morsr.errors import ConfigError, InputError, MissingDependencyError
+from morsr.models.picture import tiff_gray
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm"})
 
@@ -112,10 +113,8 @@ def load_image(path: str | Path) -> np.ndarray:
             if picture.mode == "F":
                 raise InputError(f"{path}: expected whole numbers of 8 or 16 bits, got floating-point pixels")
             if picture.mode.startswith("I"):
-                step = 4095 / 255 if tags.get(258) == (12,) else 257
-                gray = np.rint(np.asarray(picture, dtype=np.float64) / step).clip(0, 255).astype(np.uint8)
-                if tags.get(262) == 0:  # a TIFF whose white is 0; Pillow heeds that in 8 bits only
-                    gray = 255 - gray
+                samples = tiff_gray(np.asarray(picture, dtype=np.float64), tags)
+                gray = np.rint(samples / 257).clip(0, 255).astype(np.uint8)
                 return np.repeat(gray[..., None], 3, axis=2)
             return np.asarray(picture.convert("RGB"))
     except InputError:

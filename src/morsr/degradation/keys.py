@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from morsr.errors import ConfigError
+
 
 def _signed(value: int) -> int:
     return value - (1 << 64) if value >= 1 << 63 else value
@@ -41,6 +43,12 @@ def uniforms(keys: Tensor, count: int) -> Tensor:
     return ((bits >> 11) & ((1 << 53) - 1)).to(torch.float64) * 2.0**-53
 
 
+def check_seed(seed: int) -> None:
+    """Raise ConfigError for a seed that is no signed number of 64 bits."""
+    if not -(2**63) <= seed < 2**63:
+        raise ConfigError(f"seed: expected a number of 64 bits, got {seed}")
+
+
 def sample_keys(seed: int, epoch: int, index: Tensor) -> Tensor:
     """Keys for the samples of a data set in one epoch.
 
@@ -51,7 +59,11 @@ def sample_keys(seed: int, epoch: int, index: Tensor) -> Tensor:
 
     Returns:
         (B,) int64 keys, different (but for chance 2^-64) for every (seed, epoch, index).
+
+    Raises:
+        ConfigError: a seed of more than 64 bits.
     """
+    check_seed(seed)
     start = torch.tensor([seed, epoch], dtype=torch.int64)
     run = mix(mix(start[:1] + _STEP) + start[1:] * _STEP)
     return mix(run.to(index.device) ^ mix(index.to(torch.int64) * _STEP))

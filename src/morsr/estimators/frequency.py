@@ -85,9 +85,8 @@ class FrequencyEstimator(DegradationEstimator):
             self.register_buffer(name, value, persistent=False)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FrequencyEstimator:
-        return super()._apply(
-            keep_float32(fn), recurse
-        )  # .half() of a model leaves the constants as precise as they are
+        # .half() of a model leaves the constants as precise as they are.
+        return super()._apply(keep_float32(fn), recurse)
 
     def measure(self, lr: Tensor) -> Tensor:
         """Raw statistics (B, number of statistics) of float32 images (B, 3, H, W) in [0, 1]."""

@@ -25,6 +25,7 @@ from morsr.functional.resample import unit_range
 LUMA = (0.299, 0.587, 0.114)
 ORIENTATION_TAG = 0x0112
 CHANNELS = {"1": 1, "L": 1, "LA": 2, "RGB": 3, "RGBA": 4, "P": 3, "PA": 4, "CMYK": 4, "YCbCr": 3, "HSV": 3}
+_BITS, _WHITE = 258, 262  # tags of TIFF: bits per sample; 0 where white is 0, which Pillow heeds in 8 bits only
 _NOT_INFO = ("icc_profile", "exif", "transparency")
 _READ_AS = {"P": "RGB", "PA": "RGBA", "RGBX": "RGB", "RGBa": "RGBA", "La": "LA", "YCbCr": "RGB", "HSV": "RGB"}
 
@@ -275,16 +276,20 @@ def from_pil(image: Image.Image, *, kind: Literal["file", "pil"] = "pil", compac
 
 def _deep_gray(image: Image.Image) -> tuple[NDArray[Any], int]:
     samples, tags = np.asarray(image), getattr(image, "tag_v2", {})
-    inverted = tags.get(262) == 0  # a TIFF whose white is 0; Pillow heeds that in 8 bits only
     if image.mode == "F":
-        return (1 - samples if inverted else samples), 32
-    if tags.get(258) == (12,):
-        samples = np.rint(samples * (65535 / 4095))
+        return (1 - samples if tags.get(_WHITE) == 0 else samples), 32
+    samples = tiff_gray(samples, tags)
     low, high = int(samples.min()), int(samples.max())
     if low < 0 or high > 65535:
         raise InputError(f"expected gray values of 16 bits, got {low} to {high}")
-    samples = samples.astype(np.uint16)
-    return (65535 - samples if inverted else samples), 16
+    return samples.astype(np.uint16), 16
+
+
+def tiff_gray(samples: NDArray[Any], tags: Mapping[int, Any]) -> NDArray[Any]:
+    """Gray values above 8 bits on the scale of 16 bits with black at 0; Pillow leaves them as a TIFF stores them."""
+    if tags.get(_BITS) == (12,):
+        samples = np.rint(samples * (65535 / 4095))
+    return 65535 - samples if tags.get(_WHITE) == 0 else samples
 
 
 def stored_orientation(image: Image.Image) -> int:

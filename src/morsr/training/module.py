@@ -251,8 +251,9 @@ class OneStepSRModule(L.LightningModule):
     def _find_weights(self) -> None:
         if self.weights_file is not None or self._restored or self._fitted:
             return
-        path = newest_adapters(self.trainer, self.generator, estimator=self.estimator_spec["kind"])
-        self.load_adapters(path := path or find_adapters("tiny"))
+        kind = self.estimator_spec["kind"]
+        path = newest_adapters(self.trainer, self.generator, estimator=kind) or find_adapters("tiny")
+        self.load_adapters(path)
         rank_zero_info(f"adapters: {path}")
 
     def averaged_parameters(self) -> dict[str, nn.Parameter]:
