@@ -32,6 +32,14 @@ class Poison(L.Callback):
             adapter_parameters(pl_module.generator)[0].data.fill_(float("nan"))
 
 
+class PoisonAndInterrupt(L.Callback):
+    """Leaves NaN in the adapters, and then the user presses Ctrl-C."""
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, *rest: Any) -> None:
+        adapter_parameters(pl_module.generator)[0].data.fill_(float("nan"))
+        raise KeyboardInterrupt
+
+
 class KillWorker(L.Callback):
     """Kills a process that reads the data in the fourth step: before it, or once the generator alone has moved.
 
@@ -126,6 +134,17 @@ def test_adapters_that_have_gone_nan_leave_the_file_before(
     assert "last file or checkpoint that is whole" in lines[0]
     assert [path.name for path in file.parent.iterdir()] == ["adapters.safetensors"]
     assert file.read_bytes() == b"of an earlier run"
+
+
+def test_nan_at_an_interrupt_does_not_hide_the_interrupt(
+    small_base: Path, tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    keep = {"class_path": "morsr.training.callbacks.AdapterCheckpoint", "init_args": {"folder": str(tmp_path / "kept")}}
+    callbacks = [{"class_path": "test_accidents.PoisonAndInterrupt"}, keep]
+    with pytest.raises(SystemExit):  # as after any Ctrl-C
+        main(options(small_base, tmp_path, workers=0, callbacks=callbacks))
+    assert any("hold NaN or infinity" in str(warning.message) for warning in recwarn)
+    assert not any((tmp_path / "kept").glob("*.safetensors"))
 
 
 @pytest.mark.slow

@@ -109,6 +109,15 @@ def test_files_of_equal_size_follow_each_other():
     assert frames.first_of == {Path("photos"): Path("photos/0.png")}
 
 
+def test_two_inputs_that_a_format_makes_one_output_are_refused(capsys: pytest.CaptureFixture[str]):
+    photo("photos/a.png")
+    photo("photos/a.jpg")
+    writer = "--trainer.callbacks.init_args.format=png"
+    assert main(predict(writer)) == 2
+    assert "both become" in capsys.readouterr().err
+    assert not Path("restored").exists()
+
+
 def test_what_cannot_work_is_refused():
     for wrong in ({"folders": []}, {"folders": "photos"}, {"folders": ["photos"], "batch_size": 0}):
         with pytest.raises(ConfigError, match="expected"):

@@ -135,6 +135,7 @@ class Restorer:
 
         Raises:
             InputError, ConfigError: a folder that is a file, or parts that cannot be described.
+            WeightsError: weights that hold NaN or infinity; what was in the folder stays.
         """
         from morsr.models.saving import save_generator
 

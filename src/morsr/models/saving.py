@@ -65,6 +65,7 @@ def save_generator(
     Raises:
         InputError: the folder is a file.
         ConfigError: an estimator that was not made by `build_estimator`, so that nothing can make it again.
+        WeightsError: weights that hold NaN or infinity; what was in the folder stays.
     """
     folder = Path(folder).expanduser()
     if folder.is_file():
@@ -80,6 +81,7 @@ def save_generator(
         include_base = source is None or not is_portable(source)
     if not include_base and source is None:
         raise ConfigError("include_base=False: this base was made by hand, and nothing else could load it again")
+    _check_finite(generator, whole=include_base)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CONFIG_FILE).unlink(missing_ok=True)  # comes last, so that a half-written folder does not load
     description = {
@@ -109,6 +111,14 @@ def save_generator(
     card = _CARD.format(name=folder.name, base=source or backbone.base_id, adapters=adapters, version=__version__)
     write_text(folder / "README.md", card)
     return folder
+
+
+def _check_finite(generator: OneStepGenerator, *, whole: bool) -> None:
+    """Before the first file is touched: what no load would take must not replace a model that works."""
+    names = {name for name, parameter in generator.named_parameters() if whole or parameter.requires_grad}
+    state = generator.state_dict(keep_vars=True).items()
+    if broken := [name for name, value in state if name in names and not value.isfinite().all()]:
+        raise WeightsError(f"the model is not saved: {', '.join(broken[:4])} hold NaN or infinity")
 
 
 def save_decoder(folder: Path, backbone: Backbone, *, dtype: torch.dtype | None = None) -> dict[str, str]:

@@ -9,8 +9,9 @@ from typing import Any, Literal
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 
-from morsr.errors import ConfigError
+from morsr.errors import ConfigError, WeightsError
 from morsr.files import atomic_path
 from morsr.training.callbacks.common import run_folder
 from morsr.training.callbacks.ema import AdapterEMA
@@ -75,7 +76,10 @@ class AdapterCheckpoint(Callback):
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         stopped = isinstance(exception, (KeyboardInterrupt, SIGTERMException))
         if stopped and trainer.global_step and trainer.state.fn == "fit" and not trainer.fast_dev_run:
-            self.last_path = self._save(trainer, pl_module, f"{self.filename}.safetensors")
+            try:
+                self.last_path = self._save(trainer, pl_module, f"{self.filename}.safetensors")
+            except WeightsError as error:  # the interrupt goes on, and the file of before is kept
+                rank_zero_warn(str(error))
 
     def state_dict(self) -> dict[str, Any]:
         return {"best_score": self.best_score, "best_path": str(self.best_path) if self.best_path else None}

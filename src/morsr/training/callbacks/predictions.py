@@ -13,7 +13,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from morsr.errors import InputError, MorsrError
 from morsr.models.folder import Outcome, failure
-from morsr.models.jobs import Job, output_name
+from morsr.models.jobs import Job, check_jobs, output_name
 from morsr.models.picture import Picture
 from morsr.models.picture_files import write_picture
 
@@ -42,6 +42,7 @@ class PredictionWriter(BasePredictionWriter):
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         outputs = self.folder.resolve()
         data.leave_out(lambda job: outputs in job.source.resolve().parents)
+        check_jobs([Job(job.source, self._target(job)) for job in data.jobs], self.format)
         if not self.overwrite and (kept := data.leave_out(lambda job: self._target(job).exists())):
             rank_zero_info(f"{kept} outputs exist and are kept; overwrite: true restores them again")
 
