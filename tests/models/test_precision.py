@@ -132,14 +132,17 @@ def test_other_modules_are_left_alone() -> None:
     assert twin.weight.dtype == torch.float32
 
 
-@pytest.mark.parametrize("stored", ["float32", "bfloat16"])
-def test_activation_checkpointing_changes_memory_and_not_gradients(stored: str) -> None:
-    config = MoRConfig(num_ranks=6, num_shared=2, top_k=2, num_zero=1, targets=("sd_unet@unet", "sd_vae_encoder@vae"))
+@pytest.mark.parametrize(
+    ("base", "stored"), [("random:small", "float32"), ("random:small", "bfloat16"), ("tiny", None)]
+)
+def test_activation_checkpointing_changes_memory_and_not_gradients(base: str, stored: str | None) -> None:
+    encoder = "tiny_vae_encoder@vae" if base == "tiny" else "sd_vae_encoder@vae"
+    config = MoRConfig(num_ranks=6, num_shared=2, top_k=2, num_zero=1, targets=("sd_unet@unet", encoder))
     lr, results = torch.rand(2, 3, 8, 8), []
     for checkpointing in (False, True):
         torch.manual_seed(0)
         generator = OneStepGenerator(
-            load_backbone("random:small", dtype=stored), build_estimator("frequency"), adapters=config,
+            load_backbone(base, dtype=stored), build_estimator("frequency"), adapters=config,
             one_step=OneStepConfig(timestep=200, scale_input=True), checkpointing=checkpointing,
         ).eval()  # fmt: skip
         parameters = [parameter for parameter in generator.parameters() if parameter.requires_grad]

@@ -354,6 +354,35 @@ def test_ema_is_validated_and_saved_while_training_keeps_its_own(tmp_path: Path)
     torch.testing.assert_close(module.generator.offset.detach(), track[-1])
 
 
+def test_ema_is_in_place_for_test_and_prediction_until_all_callbacks_are_done(tmp_path: Path):
+    class Tested(Module):
+        def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
+            pass
+
+        def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+            return self.generator.offset.detach().clone()
+
+    class Late(L.Callback):
+        """As `BenchmarkTable`, which works at the end of the test, after callbacks that were listed before it."""
+
+        def on_test_end(self, trainer: Any, pl_module: Any) -> None:
+            seen.append(module.generator.offset.detach().clone())
+
+    module, ema = Tested(), AdapterEMA(decay=0.5, warmup=0)
+    seen: list[Tensor] = []
+    trainer = fit(tmp_path, module, [ema, Late()])
+    raw, average = module.generator.offset.detach().clone(), ema.state_dict()["average"]
+    (expected,) = [value for name, value in average.items() if name.endswith("offset")]
+    assert not torch.equal(raw, expected)
+    loader = DataLoader(Pairs(4), batch_size=2)
+    trainer.test(module, loader, verbose=False)
+    seen += trainer.predict(module, loader)
+    assert len(seen) == 3
+    for value in seen:
+        torch.testing.assert_close(value, expected)
+    torch.testing.assert_close(module.generator.offset.detach(), raw)
+
+
 def test_ema_resumes_as_if_never_stopped(tmp_path: Path):
     straight, resumed = AdapterEMA(decay=0.9), AdapterEMA(decay=0.9)
     whole = Module()

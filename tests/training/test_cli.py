@@ -150,6 +150,19 @@ def test_a_damaged_checkpoint_is_one_line(
     assert words in lines[0]
 
 
+def test_last_is_the_newest_checkpoint_of_the_configs_runs(
+    small_base: Path, photos: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    options = arguments("mor_tiny.yaml", small_base, photos, tmp_path / "out")
+    options += ["--trainer.fast_dev_run=false", f"--trainer.logger.save_dir={tmp_path}/out", "--ckpt_path=last"]
+    options += ["--trainer.limit_val_batches=0", "--trainer.val_check_interval=null"]
+    assert main([*options, "--trainer.max_steps=1"]) == 0  # none yet: from the start
+    assert "Restoring states" not in caplog.text
+    caplog.clear()
+    assert main([*options, "--trainer.max_steps=2"]) == 0
+    assert "Restoring states" in caplog.text
+
+
 def test_a_config_is_kept_in_the_folder_of_a_run_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a logger it would be written into the current folder, over a file of the user."""
     kept = []

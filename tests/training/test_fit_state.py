@@ -16,6 +16,7 @@ from training_twins import ADAPTERS, build, fit
 from morsr.adapters import MoRConfig
 from morsr.errors import ConfigError
 from morsr.models.backbone import load_backbone, save_network
+from morsr.models.generator import OneStepConfig
 
 
 def routed(**settings: Any) -> MoRConfig:
@@ -124,3 +125,32 @@ def test_a_checkpoint_is_validated_with_its_own_adapters_and_decoder(small_base:
 def test_double_precision_is_refused(small_base: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="expected bf16-mixed or 32-true, got 64-true"):
         fit(build(small_base), tmp_path, 1, precision="64-true")
+
+
+def test_ranks_in_half_precision_are_refused(small_base: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="expected ranks in float32 for training, got torch"):
+        fit(build(small_base, adapters=routed(dtype="bfloat16")), tmp_path, 1)
+
+
+@pytest.mark.parametrize(("gate", "told"), [("renormalize", True), ("softmax", False)])
+def test_a_router_that_only_the_balance_can_train_is_told(
+    gate: str, told: bool, small_base: Path, tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    module = build(small_base, adapters=routed(top_k=1, gate=gate, balance_alpha=0.0, logit_noise=0.0))
+    fit(module, tmp_path, 3)
+    assert any("the balance alone" in str(warning.message) for warning in recwarn) is told
+    module.generator(torch.rand(2, 3, 8, 8)).sr.square().mean().backward()
+    gradient = float(module.generator.context.weight.grad.abs().max())
+    assert gradient < 1e-7 if told else gradient > 1e-6
+
+
+def test_start_from_tells_of_another_timestep(
+    small_base: Path, tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    start = str(tmp_path / "a.safetensors")
+    build(small_base).save_adapters(start)
+    for timestep, told in ((150, False), (200, True)):
+        recwarn.clear()
+        one_step = OneStepConfig(timestep=timestep, scale_input=True)
+        fit(build(small_base, one_step=one_step, start_from=start), tmp_path, 1)
+        assert any("timestep 150, not 200" in str(warning.message) for warning in recwarn) is told

@@ -199,13 +199,14 @@ class Backbone(nn.Module):
         first run, whatever has run on the same weights since.
         """
         recompute = checkpoint_function(self) if on and adapter_names(self) else None
-        for network in (self.unet, self.vae, self.decoder):
-            if network is None:
-                continue
+        for network in filter(None, (self.unet, self.vae, self.decoder)):
             if on:
                 network.enable_gradient_checkpointing(*[recompute] if recompute else [])
             else:
                 network.disable_gradient_checkpointing()
+        if type(self.vae.encoder).__name__ == "EncoderTiny":
+            # It leaves the shift of its input to [0, 1] out where it recomputes (diffusers 0.42, vae.py).
+            self.vae.encoder.gradient_checkpointing = False
 
     def save(self, folder: str | os.PathLike[str], *, dtype: torch.dtype | None = None) -> None:
         """Write the backbone as a diffusers folder with the prompt embeddings beside it.

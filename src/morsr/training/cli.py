@@ -39,7 +39,10 @@ class MorsrCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         super().parse_arguments(parser, args)
         # Here, because Lightning opens the checkpoint for its hyperparameters next.
-        _check_checkpoint(self.config[self.config["subcommand"]].get("ckpt_path"))
+        config = self.config[self.config["subcommand"]]
+        if config.get("ckpt_path") == "last" and (found := _last_checkpoint(config.trainer)) is not None:
+            config["ckpt_path"] = str(found)
+        _check_checkpoint(config.get("ckpt_path"))
 
     def before_instantiate_classes(self) -> None:
         threads = self.config[self.subcommand].threads
@@ -103,6 +106,25 @@ def run(arguments: Sequence[str]) -> int:
             raise ConfigError(" ".join(str(error).split())) from error
         raise
     return 0
+
+
+def _last_checkpoint(trainer: Any) -> Path | None:
+    """The newest checkpoint of a config's runs; Lightning would look in the new run's folder, which is empty."""
+
+    def settings(entry: Any) -> Any:
+        return (entry.get("init_args") or {}) if hasattr(entry, "get") else {}
+
+    callbacks = trainer.get("callbacks") or []
+    named = [settings(one).get("dirpath") for one in (callbacks if isinstance(callbacks, list) else [callbacks])]
+    folders = [Path(folder) for folder in named if folder]
+    root = Path(trainer.get("default_root_dir") or ".")
+    logger = trainer.get("logger")
+    if hasattr(logger, "get") and (of_logger := settings(logger)).get("save_dir"):
+        folders += Path(of_logger["save_dir"], of_logger.get("name") or "").glob("*/checkpoints")
+    else:
+        folders += [root / "checkpoints", *root.glob("lightning_logs/*/checkpoints")]
+    found = [path for folder in folders for path in folder.expanduser().glob("*.ckpt")]
+    return max(found, key=lambda path: path.stat().st_mtime, default=None)
 
 
 def _check_checkpoint(path: str | None) -> None:

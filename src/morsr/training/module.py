@@ -214,13 +214,30 @@ class OneStepSRModule(L.LightningModule):
         if stage == "fit":
             check_trainer(self.trainer, networks=len(self.objective.trained()))
             rank_zero_info(self.objective.describe())
+            self._check_adapters()
+
+    def _check_adapters(self) -> None:
+        halves = {str(p.dtype) for p in self.objective.trained()["generator"]} - {"torch.float32"}
+        if halves:
+            raise ConfigError(
+                f"adapters.dtype: expected ranks in float32 for training, got {', '.join(sorted(halves))}: most of "
+                "their numbers would be rounded back at every step; save_adapters stores them in half precision"
+            )
+        if self.adapters.is_routed and self.adapters.top_k == 1 and self.adapters.gate == "renormalize":
+            rank_zero_warn(
+                "adapters: with top_k 1 a renormalized gate is 1 whatever the router says, so that the balance alone "
+                "trains it; gate: softmax lets it learn from the image"
+            )
 
     # What a checkpoint does not hold is read after Lightning has restored it, which is between `setup` and these hooks.
 
     def on_fit_start(self) -> None:
         if self.start_from is not None and not self._restored:
             file, backbone = find_adapters(self.start_from), self.generator.backbone
+            extra, kind = read_adapters_header(file).get("extra"), self.estimator_spec["kind"]
             rank_zero_info(start_from_adapters(file, backbone, base_id=backbone.base_id))
+            if (other := runs_otherwise(extra, self.one_step.to_dict(), kind)) is not None:
+                rank_zero_warn(f"{file} was trained to run with {other}; here it starts elsewhere")
             if (decoder := decoder_of(file)) is not None and self.of_base["decoder"] is None:
                 rank_zero_warn(
                     f"{file} was trained with the decoder {decoder}, and this run decodes with the base's own; "

@@ -17,7 +17,7 @@ from morsr.errors import ConfigError, WeightsError
 class AdapterEMA(Callback):
     """Keeps an exponential moving average of the generator's trainable parameters.
 
-    The average is what validation, test and saved adapter files use; training goes on with the parameters
+    The average is what validation, test, prediction and saved adapter files use; training goes on with the parameters
     themselves, and checkpoints hold both, so that a resumed run equals a straight one.
 
     Args:
@@ -68,7 +68,11 @@ class AdapterEMA(Callback):
     def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._swap_in(pl_module)
 
-    def on_test_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._swap_in(pl_module)
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        # Not at the end of the test, where callbacks that come later, such as `BenchmarkTable`, do their work.
         self._swap_out(pl_module)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
