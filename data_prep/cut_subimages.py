@@ -4,14 +4,18 @@
 
 Sub-images are named STEM_s001.png, … in the subfolders of their photographs. The last row and column of an image are
 cut from its edge, so nothing is lost. A stopped run goes on where it was: sub-images that are there are not cut again.
+Photographs of one name (a.jpg, a.png), and an OUT that was cut with another size, step or slack, which cuts.json there
+tells, are refused.
 Files that cannot be read are named at the end, and the exit code is then 1.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
+from collections import defaultdict
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -24,7 +28,9 @@ from tqdm import tqdm
 from morsr.data.images import find_images, image_size, load_image
 from morsr.data.outputs import output_folder
 from morsr.errors import InputError, MorsrError
-from morsr.files import atomic_path
+from morsr.files import atomic_path, write_text
+
+SETTINGS = "cuts.json"
 
 
 class Result(NamedTuple):
@@ -68,6 +74,34 @@ def cut(path: str, *, source: Path, target: Path, size: int, step: int, slack: i
     return Result(path, len(missing), len(boxes) - len(missing))
 
 
+def check_names(source: Path, paths: Sequence[str]) -> None:
+    """Raise InputError for photographs whose sub-images would have the same names."""
+    by_stem: dict[Path, list[str]] = defaultdict(list)
+    for path in paths:
+        by_stem[Path(path).relative_to(source).with_suffix("")].append(path)
+    twins = [", ".join(Path(path).name for path in found) for found in by_stem.values() if len(found) > 1]
+    if twins:
+        raise InputError(f"{source}: images of one name would share their sub-images: {'; '.join(twins[:5])}; rename")
+
+
+def keep_settings(target: Path, settings: dict[str, int]) -> None:
+    """Note how the sub-images of a folder are cut; raise InputError if those that are there were cut otherwise."""
+    path = target / SETTINGS
+    tile = next(target.rglob("*_s[0-9][0-9][0-9].png"), None)
+    found: object = None
+    if tile is not None and path.is_file():
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise InputError(f"{path}: cannot be read ({error}); choose another OUT") from error
+    elif tile is not None:  # of a run that noted nothing
+        width, height = image_size(tile)
+        found = settings if width == height == settings["size"] else f"{tile.name} of {width}x{height} pixels"
+    if found is not None and found != settings:
+        raise InputError(f"{target}: holds sub-images cut otherwise ({found}, now {settings}); choose another OUT")
+    write_text(path, json.dumps(settings) + "\n")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the script and return its exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -89,8 +123,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 f"{options.target}: the output must lie outside {options.source}, or it would be cut again"
             )
         paths = find_images(source)
-        output_folder(target)
-        work = partial(cut, source=source, target=target, size=options.size, step=options.step, slack=options.slack)
+        check_names(source, paths)
+        settings = {"size": options.size, "step": options.step, "slack": options.slack}
+        keep_settings(output_folder(target), settings)
+        work = partial(cut, source=source, target=target, **settings)
         with ProcessPoolExecutor(min(options.workers, len(paths))) as pool:
             results = list(tqdm(pool.map(work, paths, chunksize=4), total=len(paths), unit="image"))
     except (MorsrError, OSError) as error:
@@ -99,8 +135,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     failed = [result.error for result in results if result.error]
     made, present = sum(result.made for result in results), sum(result.present for result in results)
     print(f"{len(paths)} photographs: {made} sub-images made, {present} were there, in {options.target}")
-    for error in failed:
-        print(f"passed over: {error}", file=sys.stderr)
+    for problem in failed:
+        print(f"passed over: {problem}", file=sys.stderr)
     return 1 if failed else 0
 
 

@@ -13,7 +13,10 @@ from __future__ import annotations
 
 import argparse
 import csv
+import io
+import math
 import os
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -26,6 +29,9 @@ from morsr.data.images import find_images, image_size
 from morsr.data.manifests import ManifestRow, file_hash, read_rows, write_manifest
 from morsr.data.outputs import output_folder
 from morsr.errors import InputError, MorsrError
+from morsr.files import atomic_path, printable
+
+HASH = re.compile("[0-9a-f]{32}")
 
 
 def describe(path: str, *, hashed: bool) -> tuple[str, ManifestRow | str]:
@@ -48,18 +54,46 @@ def check(row: ManifestRow, *, folder: Path) -> str:
     return f"{path}: the content differs from the manifest's hash" if row.hash != found.hash else ""
 
 
+def noted_rows(rows_file: Path, *, hashed: bool) -> dict[str, list[str]]:
+    """The rows that an earlier run has noted whole, by path; the file then holds no others.
+
+    Raises:
+        InputError: the file is none of this script's.
+    """
+    if not rows_file.is_file():
+        return {}
+    with open(rows_file, newline="", encoding="utf-8", errors="surrogateescape") as file:
+        text = file.read()
+    try:  # a row that was cut short is the last one, and has no end of line
+        rows = list(csv.reader(io.StringIO(text[: text.rfind("\n") + 1], newline="")))
+    except csv.Error as error:
+        raise InputError(f"{rows_file}: cannot be read as rows of a manifest ({error}); remove it") from error
+    known = {
+        row[0]: row
+        for row in rows
+        if len(row) == 4
+        and all(side.isdecimal() for side in row[1:3])
+        and (HASH.fullmatch(row[3]) or not (hashed or row[3]))
+    }
+    kept = io.StringIO(newline="")
+    csv.writer(kept).writerows(known.values())
+    with atomic_path(rows_file) as part:
+        part.write_bytes(kept.getvalue().encode("utf-8", "surrogateescape"))
+    return known
+
+
 def collect(folders: Sequence[Path], weights: Sequence[float], rows_file: Path, *, hashed: bool, workers: int,
             base: Path) -> tuple[list[ManifestRow], list[str]]:  # fmt: skip
     """Rows of all images, in the order of the folders; rows that an earlier run has noted are taken from its file."""
-    known = {}
-    if rows_file.is_file():
-        with open(rows_file, newline="", encoding="utf-8") as file:
-            known = {row[0]: row for row in csv.reader(file) if len(row) == 4 and (row[3] or not hashed)}
+    known = noted_rows(rows_file, hashed=hashed)
     rows: list[ManifestRow] = []
     failed: list[str] = []
     paths = [(path, weight) for folder, weight in zip(folders, weights, strict=True) for path in find_images(folder)]
     missing = list(dict.fromkeys(path for path, _ in paths if path not in known))
-    with ProcessPoolExecutor(workers) as pool, open(rows_file, "a", newline="", encoding="utf-8") as file:
+    with (
+        ProcessPoolExecutor(workers) as pool,
+        open(rows_file, "a", newline="", encoding="utf-8", errors="surrogateescape") as file,
+    ):
         writer = csv.writer(file)
         work: Iterable[tuple[str, ManifestRow | str]] = pool.map(
             partial(describe, hashed=hashed), missing, chunksize=16
@@ -71,11 +105,14 @@ def collect(folders: Sequence[Path], weights: Sequence[float], rows_file: Path, 
             known[path] = [path, str(row.width), str(row.height), row.hash]
             writer.writerow(known[path])
     for path, weight in paths:
-        if path in known:
-            _, width, height, digest = known[path]
-            rows.append(
-                ManifestRow(Path(os.path.relpath(path, base)).as_posix(), int(width), int(height), digest, weight)
-            )
+        if path not in known:
+            continue
+        name = Path(os.path.relpath(path, base)).as_posix()
+        if printable(name) != name:
+            failed.append(f"{printable(path)}: expected a name in UTF-8, which a manifest is written in; rename it")
+            continue
+        _, width, height, digest = known[path]
+        rows.append(ManifestRow(name, int(width), int(height), digest, weight))
     return rows, failed
 
 
@@ -90,6 +127,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: one per core)")
     options = parser.parse_args(arguments)
     try:
+        if options.workers < 1:
+            raise InputError(f"--workers: expected at least 1, got {options.workers}")
         if options.check:
             return _check(options)
         return _make(options)
@@ -100,7 +139,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _make(options: argparse.Namespace) -> int:
     weights = options.weight or [1.0] * len(options.folders)
-    if not options.folders or len(weights) != len(options.folders) or min(weights) <= 0:
+    if not options.folders or len(weights) != len(options.folders) or not all(0 < w < math.inf for w in weights):
         raise InputError("expected at least one folder, and as many weights above 0 as folders if any")
     if options.manifest.suffix.lower() != ".csv":
         raise InputError(f"{options.manifest}: a manifest's name ends in .csv")

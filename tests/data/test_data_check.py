@@ -9,6 +9,8 @@ import yaml
 from PIL import Image
 
 from morsr.cli import main
+from morsr.data.images import list_images
+from morsr.errors import ConfigError
 
 Settings = dict[str, object]
 
@@ -119,6 +121,51 @@ def test_two_sources_of_one_name_are_missing(config, photos: Path, capsys: pytes
 def test_wrong_configs(config, class_path: str, settings: Settings, message: str, capsys: pytest.CaptureFixture[str]):
     assert main(["data-check", "--config", config(class_path, **settings)]) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"crop_size": "wide"}, "data.crop_size: expected a whole number, got 'wide'"),
+        ({"crop_size": True}, "data.crop_size: expected a whole number, got True"),
+        ({"dead_leaves": [1]}, "data.dead_leaves: expected a number, got [1]"),
+        ({"val": None}, "data.val: expected a list whose entries are text or a mapping, got None"),
+        ({"val": [None]}, "data.val: expected a list"),
+        ({"val_seeds": 3}, "data.val_seeds: expected a list whose entries are a whole number, got 3"),
+        ({"train": [3]}, "data.train: expected a list"),
+        ({"train": [["photos"]]}, "data.train: expected a list"),
+        ({"train": "photos"}, "data.train: expected a list"),
+        ({"train": [{"lr": 3, "hr": 4}]}, "data.train: expected a path as lr, got 3"),
+        ({"val": [{"source": "a.csv", "root": 3}]}, "data.val: expected a path as root, got 3"),
+        ({"recipe": {}}, "data.recipe: expected text, got {}"),
+        ({"engine": "cuda"}, "data.engine: expected device or basicsr or null, got 'cuda'"),
+        ({3: 4}, "data has no setting 3"),
+    ],
+)
+def test_settings_of_the_wrong_kind(config, settings: Settings, message: str, capsys: pytest.CaptureFixture[str]):
+    Path(path := config()).write_text(
+        yaml.safe_dump({"data": {"class_path": "morsr.data.RealESRGANDataModule", "init_args": settings}})
+    )
+    assert main(["data-check", "--config", path]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_numbers_written_as_text_are_taken_as_a_run_takes_them(config, photos: Path, capsys):
+    assert (
+        check(config(train=[str(photos)], test=[], crop_size="32", dead_leaves="1e-1", val_seeds=["1"]), capsys)[0] == 0
+    )
+
+
+def test_settings_that_are_no_mapping(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "c.yaml").write_text("data: {class_path: RealESRGANDataModule, init_args: [a]}")
+    assert main(["data-check", "--config", str(tmp_path / "c.yaml")]) == 2
+    assert "data.init_args: expected a mapping of settings, got ['a']" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("source", [3, ["photos"], None])
+def test_a_source_of_another_kind_is_refused(source):
+    with pytest.raises(ConfigError, match="expected a path or"):
+        list_images(source)
 
 
 def test_unreadable_configs(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

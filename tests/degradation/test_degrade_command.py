@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -112,6 +113,28 @@ def test_an_image_called_as_the_contact_sheet_is_refused(photos: Path, tmp_path:
         with pytest.raises(InputError, match=r"contact_sheet.jpg: its output would be called contact_sheet.png"):
             _run(source, tmp_path / "lr")
     assert not (tmp_path / "lr").exists()
+
+
+def test_the_sheet_keeps_tiles_and_not_whole_images(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept: list[Any] = []
+    real = command.contact_sheet
+    monkeypatch.setattr(command, "contact_sheet", lambda shown: kept.extend(shown) or real(shown))
+    assert _run(photos / "a.png", tmp_path / "lr", "--hr", tmp_path / "hr") == 0
+    ((sharp, low, _),) = kept
+    hr, lr = (Image.open(tmp_path / name / "a.png") for name in ("hr", "lr"))
+    side = min(lr.size)
+    left, top = (lr.width - side) // 2, (lr.height - side) // 2
+    box = (left, top, left + side, top + side)
+    with Image.open(tmp_path / "lr" / "contact_sheet.png") as sheet:
+        for column, (tile, whole, scale, how) in enumerate(
+            ((sharp, hr, 4, Image.Resampling.LANCZOS), (low, lr, 1, Image.Resampling.NEAREST))
+        ):
+            expected = np.asarray(whole.crop(tuple(scale * edge for edge in box)).resize((192, 192), how))
+            np.testing.assert_array_equal(np.asarray(tile), expected)
+            at = 8 + column * 200
+            np.testing.assert_array_equal(np.asarray(sheet)[8:200, at : at + 192], expected)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="names of any bytes")

@@ -25,7 +25,7 @@ def draws() -> DegradationParameters:
 
 def test_presets_are_the_published_ones() -> None:
     assert set(preset_names()) == {
-        "broad", "camera", "light", "mixed", "mixed_quarter", "pisasr", "realesrgan", "s3diff", "thumbnail",
+        "broad", "camera", "heavy", "light", "mixed", "mixed_quarter", "pisasr", "realesrgan", "s3diff", "thumbnail",
     }  # fmt: skip
     realesrgan, pisasr, s3diff = (DegradationRecipe.from_preset(name) for name in ("realesrgan", "pisasr", "s3diff"))
     assert realesrgan == DegradationRecipe()
@@ -96,8 +96,8 @@ def test_yaml_round_trip(tmp_path: Path) -> None:
         ("{mixed_with: [light, camera], mixed_share: [0.7, 0.5]}", "at most 1 together"),
         ("{mixed_with: [light, null], mixed_share: [0.5, 0]}", "mapping"),
         ("{mixed_with: [light, camera], mixed_share: [0.5, 0]}", "as many of each"),
-        ("{mixed_with: [light, lite], mixed_share: [0.5, 0.1]}", "camera, light"),
-        ("{mixed_with: lite, mixed_share: 0.5}", "camera, light"),
+        ("{mixed_with: [light, lite], mixed_share: [0.5, 0.1]}", "camera, heavy, light"),
+        ("{mixed_with: lite, mixed_share: 0.5}", "camera, heavy, light"),
         ("{mixed_with: {first: {jpg: 3}}, mixed_share: 0.5}", "mixed_with.first: unknown key jpg"),
         ("{mixed_with: {mixed_with: light, mixed_share: 0.5}, mixed_share: 0.5}", "a mix"),
         ("first: {jpeg: [1", "not valid YAML"),
@@ -110,6 +110,17 @@ def test_a_wrong_file_says_what_is_wrong(tmp_path: Path, text: str, said: str) -
         DegradationRecipe.from_yaml(path)
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("others", ["a.yaml", "[light, a.yaml]", "b.yaml"])
+def test_a_recipe_that_names_itself_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, others: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    shares = "[0.1, 0.1]" if "light" in others else "0.1"
+    Path("a.yaml").write_text(f"{{mixed_with: {others}, mixed_share: {shares}}}")
+    Path("b.yaml").write_text("{mixed_with: ./a.yaml, mixed_share: 0.1}")
+    for _ in range(2):
+        with pytest.raises(ConfigError, match=r"a\.yaml, which leads back to itself"):
+            DegradationRecipe.load("a.yaml")
 
 
 def test_unknown_names_and_missing_files(tmp_path: Path) -> None:

@@ -167,19 +167,24 @@ def test_every_row_and_seed_is_trained_once(
     assert "| OURS" in capsys.readouterr().out
     assert command.run(options(tmp_path)) == 0
     assert len(calls.read_text().splitlines()) == 4, "finished trainings run again"
-    assert command.run(options(tmp_path, "--set", "trainer.max_steps=9")) == 0
+    assert command.run(options(tmp_path, "--set", "trainer.max_steps=9", "--overwrite")) == 0
     assert len(calls.read_text().splitlines()) == 8, "other settings must train anew"
     with pytest.raises(InputError, match="got none"):
         command.run(options(tmp_path, "--report-only"))  # what is there was trained with other settings
 
 
-def test_a_row_whose_config_changed_is_trained_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_row_whose_config_changed_is_kept_unless_overwritten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     calls = fake(monkeypatch, tmp_path)
     (tmp_path / "above.yaml").write_text("trainer: {max_steps: 3}")
     (tmp_path / "ours.yaml").write_text("extends: above.yaml")
     assert command.run(options(tmp_path)) == 0
     (tmp_path / "above.yaml").write_text("trainer: {max_steps: 5}")
-    assert command.run(options(tmp_path)) == 0
+    assert command.run(options(tmp_path, "--reference", "plain")) == 1
+    assert len(calls.read_text().splitlines()) == 4
+    assert "holds a finished training with other settings; --overwrite" in capsys.readouterr().err
+    assert command.run(options(tmp_path, "--overwrite")) == 0
     ours = [line for line in calls.read_text().splitlines() if "ours" in line]
     assert (len(ours), len(calls.read_text().splitlines())) == (4, 6)
 

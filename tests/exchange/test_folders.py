@@ -45,7 +45,7 @@ def test_weights_gone_nan_leave_the_model_of_before(generator: OneStepGenerator,
     expected = restorer(lr)
     with torch.no_grad():
         next(p for p in generator.parameters() if p.requires_grad).view(-1)[0] = torch.nan
-    with pytest.raises(WeightsError, match="not saved: backbone.* hold NaN"):
+    with pytest.raises(WeightsError, match=r"not saved: backbone.* hold NaN"):
         restorer.save_pretrained("model")
     torch.testing.assert_close(Restorer.from_pretrained("model", device="cpu")(lr), expected, atol=0, rtol=0)
 

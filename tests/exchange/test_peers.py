@@ -221,8 +221,15 @@ def test_files_that_are_something_else(kl_base: Path, tmp_path: Path) -> None:
         read_osediff(other)
     with pytest.raises(WeightsError, match="the base 'sd21'"):
         save_peer(tmp_path / "p.safetensors", read_pisasr(other))
+    for name, content in (("photo.png", b"\x89PNG\r\n"), ("empty.pkl", b"")):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(WeightsError, match=rf"{name}: expected the published .pkl; this is no file written by"):
+            read_osediff(tmp_path / name)
+    (tmp_path / "cut.pkl").write_bytes(other.read_bytes()[:5000])
+    with pytest.raises(WeightsError, match="cannot be read as tensors and plain values"):
+        read_pisasr(tmp_path / "cut.pkl")
     executed = tmp_path / "executed"
-    (tmp_path / "bad.pkl").write_bytes(b"cposix\nsystem\n(S'touch " + str(executed).encode() + b"'\ntR.")
+    (tmp_path / "bad.pkl").write_bytes(b"\x80\x02cposix\nsystem\n(S'touch " + str(executed).encode() + b"'\ntR.")
     with pytest.raises(WeightsError, match="cannot be read as tensors and plain values"):
         read_pisasr(tmp_path / "bad.pkl")
     assert not executed.exists()

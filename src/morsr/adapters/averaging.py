@@ -50,7 +50,7 @@ def average_adapters(
         raise ConfigError(f"weights: expected {len(paths)} positive numbers, one per file, got {weights}")
     if dtype is not None and not dtype.is_floating_point:
         raise ConfigError(f"dtype: expected a floating-point type, got {dtype}")
-    target = Path(output)
+    target = Path(output).expanduser()
     if target.suffix != ".safetensors":
         raise InputError(f"{target}: expected an output whose name ends in .safetensors")
     if target.resolve() in {Path(path).resolve() for path in paths}:

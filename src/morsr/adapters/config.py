@@ -45,7 +45,7 @@ class MoRConfig:
         router_init_std: deviation of the router's first weights and biases; never zero, or ties would send every
             image to the same slots.
         gate: "renormalize" (chosen gates sum to top_k, so that an even gate equals a plain LoRA of that rank) or
-            "softmax" (as they are, which a router with top_k 1 needs to learn from anything but the balance). Open in the
+            "softmax" (as they are, which a router with top_k 1 needs to learn from more than the balance). Open in the
             paper.
         zero_slots: "beside" the real experts (slots = experts + num_zero) or "among" them (num_zero of the experts
             have no ranks). Open in the paper.

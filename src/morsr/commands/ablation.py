@@ -27,6 +27,8 @@ HELP = "Train every row of an ablation for several seeds and compare them over s
 
 RECORD = "ablation.json"
 PREFIX = re.compile(r"^ablation_(tiny|sd21)_")
+_OWN = 8  # arguments of every training, before the overrides
+_PLACES = ("--config=", "--trainer.logger.init_args.save_dir=")  # where things lie, not what is trained
 
 
 @dataclass(frozen=True)
@@ -54,23 +56,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--sweep", action="append", default=[], metavar="KEY=A,B,…",
-        help="make a row of every row and value; repeatable, all combinations are run",
+        help="make a row of every row and value; repeatable, all combinations are run; commas in brackets do not part",
     )  # fmt: skip
     parser.add_argument(
         "--jobs", type=int, default=0, help="trainings at once (default: 1 on an accelerator, else one per core)"
     )
     parser.add_argument("--report-only", action="store_true", help="train nothing; the table of what is finished")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace finished trainings that were made with other settings"
+    )
 
 
 def run(options: argparse.Namespace) -> int:
     """Train what is not finished yet, then write and print the table; 1 if a training failed."""
     rows = list(expand(parse_rows(options.rows), options.sweep, options.set))
+    check_folders(rows)
+    if options.jobs < 0:
+        raise ConfigError(f"--jobs: expected 1 or more, or 0 for the default, got {options.jobs}")
     if len(set(options.seeds)) != len(options.seeds):
         raise ConfigError(f"--seeds: expected different numbers, got {options.seeds}")
     reference = options.reference or rows[-1].name
     if reference not in {row.name for row in rows}:
         raise ConfigError(f"--reference: no row {reference!r}; rows: {', '.join(row.name for row in rows)}")
-    failed = [] if options.report_only else train(rows, options.seeds, options.out, jobs=options.jobs)
+    failed = []
+    if not options.report_only:
+        failed = train(rows, options.seeds, options.out, jobs=options.jobs, overwrite=options.overwrite)
     for line in failed:
         print(f"failed: {line}", file=sys.stderr)
     table = collect(rows, options.seeds, options.out, reference)
@@ -82,15 +92,19 @@ def run(options: argparse.Namespace) -> int:
 def parse_rows(given: Sequence[str]) -> list[Row]:
     """Rows from NAME=CONFIG.yaml, or CONFIG.yaml, whose name is then the file's without its prefix.
 
+    Names and paths may hold equals signs: the file that exists decides.
+
     Raises:
         ConfigError: no such file, or a name twice.
     """
     rows = []
     for text in given:
-        name, _, path = text.rpartition("=")
-        config = Path(path)
-        if not config.is_file():
-            raise ConfigError(f"{config}: no such config; rows are [NAME=]CONFIG.yaml")
+        signs = [place for place, letter in enumerate(text) if letter == "="]
+        splits = [("", text), *((text[:place], text[place + 1 :]) for place in reversed(signs))]
+        found = [(name, Path(path)) for name, path in splits if Path(path).is_file()]
+        if not found:
+            raise ConfigError(f"{text.rpartition('=')[2]}: no such config; rows are [NAME=]CONFIG.yaml")
+        name, config = found[0]
         rows.append(Row(name or PREFIX.sub("", config.stem), config))
     names = [row.name for row in rows]
     if len(set(names)) != len(names):
@@ -101,12 +115,54 @@ def parse_rows(given: Sequence[str]) -> list[Row]:
 def expand(rows: Sequence[Row], sweeps: Sequence[str], settings: Sequence[str]) -> Iterator[Row]:
     """Every row with every combination of the swept values, and the settings that hold for all."""
     fixed = tuple(f"--{text}" for text in settings if _pair(text, "--set"))
-    keys = [_pair(text, "--sweep") for text in sweeps]
+    swept = [_pair(text, "--sweep") for text in sweeps]
+    keys = [key for key, _ in swept]
+    if len(set(keys)) != len(keys):
+        raise ConfigError(f"--sweep: expected every key once, with all its values, got {', '.join(keys)}")
+    last = [key.rsplit(".", 1)[-1] for key in keys]
+    labels = [short if last.count(short) == 1 else key for key, short in zip(keys, last, strict=True)]
     for row in rows:
-        for values in product(*(tuple(value.split(",")) for _, value in keys)):
-            chosen = [(key, value) for (key, _), value in zip(keys, values, strict=True)]
-            suffix = "".join(f", {key.rsplit('.', 1)[-1]}={value}" for key, value in chosen)
-            yield Row(row.name + suffix, row.config, (*fixed, *(f"--{key}={value}" for key, value in chosen)))
+        for values in product(*(_values(value) for _, value in swept)):
+            suffix = "".join(f", {label}={value}" for label, value in zip(labels, values, strict=True))
+            chosen = (f"--{key}={value}" for key, value in zip(keys, values, strict=True))
+            yield Row(row.name + suffix, row.config, (*fixed, *chosen))
+
+
+def check_folders(rows: Sequence[Row]) -> None:
+    """Refuse rows that would share a folder, or have none of their own below --out.
+
+    Raises:
+        ConfigError: equal names, names that are equal as folders, or a name that is . or .. as a folder.
+    """
+    owners: dict[str, str] = {}
+    for row in rows:
+        other = owners.get(row.slug)
+        if row.slug in (".", ".."):
+            raise ConfigError(f"rows: expected a name that can be a folder's, got {row.name!r}")
+        if other == row.name:
+            raise ConfigError(f"rows: expected different names, got {row.name!r} twice")
+        if other is not None:
+            raise ConfigError(
+                f"rows: {other!r} and {row.name!r} would share the folder {row.slug}; expected names that differ in "
+                "A-Z, a-z, 0-9 and . _ = -"
+            )
+        owners[row.slug] = row.name
+
+
+def _values(text: str) -> list[str]:
+    """The values of a sweep: parted by the commas that stand outside brackets."""
+    values, depth = [""], 0
+    for letter in text:
+        depth += (letter in "[{(") - (letter in "]})")
+        if depth < 0:
+            break
+        if letter == "," and not depth:
+            values.append("")
+        else:
+            values[-1] += letter
+    if depth:
+        raise ConfigError(f"--sweep: expected values whose brackets close, got {text!r}")
+    return values
 
 
 def _pair(text: str, option: str) -> tuple[str, str]:
@@ -116,21 +172,23 @@ def _pair(text: str, option: str) -> tuple[str, str]:
     return key, value
 
 
-def train(rows: Sequence[Row], seeds: Sequence[int], out: Path, *, jobs: int) -> list[str]:
+def train(rows: Sequence[Row], seeds: Sequence[int], out: Path, *, jobs: int, overwrite: bool = False) -> list[str]:
     """Run `morsr fit` for every row and seed that is not finished; return one line per training that failed.
 
-    Seeds go in the outer loop, so that a table of all rows can be had early.
+    Seeds go in the outer loop, so that a table of all rows can be had early. A folder with a finished training of other
+    settings fails, unless `overwrite` is set.
     """
     jobs = jobs or _jobs()
     wanted = [(row, seed) for seed, row in product(seeds, rows)]
     waiting = [(row, seed) for row, seed in wanted if not _finished(row, seed, out)]
+    waiting.sort(key=lambda item: not _record(item[0], item[1], out).get("finished"))  # what is refused is told at once
     print(f"{len(wanted)} trainings, {len(wanted) - len(waiting)} finished before, {jobs} at once; logs in {out}")
     failed: list[str] = []
     processes: set[subprocess.Popen[bytes]] = set()
     pool = ThreadPoolExecutor(max_workers=jobs)
     try:
         pending: set[Future[tuple[bool, str]]] = {
-            pool.submit(_train_one, row, seed, out, jobs, processes) for row, seed in waiting
+            pool.submit(_train_one, row, seed, out, jobs, processes, overwrite) for row, seed in waiting
         }
         done = 0
         while pending:
@@ -148,13 +206,20 @@ def train(rows: Sequence[Row], seeds: Sequence[int], out: Path, *, jobs: int) ->
     return failed
 
 
-def _train_one(row: Row, seed: int, out: Path, jobs: int, processes: set[subprocess.Popen[bytes]]) -> tuple[bool, str]:
+def _train_one(
+    row: Row, seed: int, out: Path, jobs: int, processes: set[subprocess.Popen[bytes]], overwrite: bool
+) -> tuple[bool, str]:
     """Train one row with one seed; whether it worked, and a line about it."""
     folder, arguments = out / row.slug / f"seed_{seed}", _arguments(row, seed, out)
     if folder.exists():
         if not (folder / RECORD).is_file():
             return False, f"{row.name}, seed {seed}: {folder} exists and holds no training of this command"
-        shutil.rmtree(folder)  # cut off, or made with other settings
+        if _record(row, seed, out).get("finished") and not overwrite:
+            return False, (
+                f"{row.name}, seed {seed}: {folder} holds a finished training with other settings; --overwrite "
+                "replaces it, another --out keeps it"
+            )
+        shutil.rmtree(folder)  # cut off, or to be replaced
     settings = {"arguments": arguments, "config": _config(row)}  # as it was when the training began
     write_text(folder / RECORD, json.dumps({**settings, "finished": False}) + "\n")
     threads = str(max(1, (os.cpu_count() or 1) // jobs))
@@ -188,17 +253,22 @@ def _arguments(row: Row, seed: int, out: Path) -> list[str]:
 def _record(row: Row, seed: int, out: Path) -> dict[str, Any]:
     path = out / row.slug / f"seed_{seed}" / RECORD
     try:
-        found: dict[str, Any] = json.loads(path.read_text())
+        found = json.loads(path.read_text())
     except (OSError, json.JSONDecodeError):
         return {}
-    return found
+    return found if isinstance(found, dict) else {}
 
 
 def _finished(row: Row, seed: int, out: Path) -> bool:
-    """Whether this training is there, with these arguments and with the config as it is now."""
+    """Whether this training is there, with these overrides and with the config's content as it is now."""
     record = _record(row, seed, out)
-    same = record.get("arguments") == _arguments(row, seed, out) and record.get("config") == _config(row)
-    return same and bool(record.get("finished"))
+    same = _compared(record.get("arguments") or []) == _compared(_arguments(row, seed, out))
+    return bool(record.get("finished")) and same and record.get("config") == _config(row)
+
+
+def _compared(arguments: Sequence[str]) -> list[str]:
+    """The arguments without the paths, which may be written in more than one way."""
+    return [argument for argument in arguments[:_OWN] if not argument.startswith(_PLACES)] + list(arguments[_OWN:])
 
 
 def _config(row: Row) -> Any:

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 HELP = (
     "Make low-quality images from sharp ones by a degradation recipe: a folder of PNG files, parameters.jsonl with one "
     "line of true parameters per image, and contact_sheet.png. The result for an image depends on its name and the "
-    "seed alone, not on the images around it."
+    "seed alone, not on the images around it; the name is the path within the folder without its suffix (sub/c), or "
+    "that of the file alone (c) where IN is one file."
 )
 
 PARAMETERS = "parameters.jsonl"
@@ -72,7 +73,7 @@ def run(options: argparse.Namespace) -> int:
     from tqdm import tqdm
 
     lines: list[str] = []
-    shown: list[tuple[np.ndarray, np.ndarray, str]] = []
+    shown: list[tuple[Image.Image, Image.Image, str]] = []
     failed: list[str] = []
     for path, stem in tqdm(images, unit="image", disable=None):
         try:
@@ -85,7 +86,7 @@ def run(options: argparse.Namespace) -> int:
             _save(hr, hr_folder / f"{stem}.png")
         lines.append(line)
         if len(shown) < SHEET_IMAGES:
-            shown.append((hr, lr, caption))
+            shown.append((*tiles(hr, lr), caption))
     if lines:
         write_text(target / PARAMETERS, "".join(lines))
         with atomic_path(target / CONTACT_SHEET) as part:
@@ -201,11 +202,26 @@ def _degrade_file(
     return hr, lr, parameters.to_jsonl(extra=[extra]), caption
 
 
-def contact_sheet(shown: Sequence[tuple[np.ndarray, np.ndarray, str]]) -> Image.Image:
+def tiles(hr: np.ndarray, lr: np.ndarray) -> tuple[Image.Image, Image.Image]:
+    """The centre of an HR and an LR image, uint8 (H, W, 3), for a sheet: so large that single LR pixels can be seen."""
+    from PIL import Image
+
+    side = min(*lr.shape[:2], _TILE // 2)
+    up, over = (lr.shape[0] - side) // 2, (lr.shape[1] - side) // 2
+    ratio = hr.shape[0] // lr.shape[0]
+    sharp = hr[up * ratio : (up + side) * ratio, over * ratio : (over + side) * ratio]
+    low = lr[up : up + side, over : over + side]
+    return (
+        Image.fromarray(sharp).resize((_TILE, _TILE), Image.Resampling.LANCZOS),
+        Image.fromarray(low).resize((_TILE, _TILE), Image.Resampling.NEAREST),
+    )
+
+
+def contact_sheet(shown: Sequence[tuple[Image.Image, Image.Image, str]]) -> Image.Image:
     """One picture of several pairs: HR on the left, LR enlarged without smoothing on the right, captions below.
 
     Args:
-        shown: triples of an HR and an LR image, uint8 (H, W, 3), and the caption.
+        shown: the two tiles of each pair, and its caption.
     """
     from PIL import Image, ImageDraw
 
@@ -216,19 +232,10 @@ def contact_sheet(shown: Sequence[tuple[np.ndarray, np.ndarray, str]]) -> Image.
         "RGB", (columns * (width + _MARGIN) + _MARGIN, rows * (height + _MARGIN) + _MARGIN), (255, 255, 255)
     )
     draw = ImageDraw.Draw(sheet)
-    for place, (hr, lr, caption) in enumerate(shown):
+    for place, (*pair, caption) in enumerate(shown):
         left = _MARGIN + place % columns * (width + _MARGIN)
         top = _MARGIN + place // columns * (height + _MARGIN)
-        # The centre of the image, so that single LR pixels can be seen.
-        side = min(*lr.shape[:2], _TILE // 2)
-        up, over = (lr.shape[0] - side) // 2, (lr.shape[1] - side) // 2
-        ratio = hr.shape[0] // lr.shape[0]
-        crops = (
-            (hr[up * ratio : (up + side) * ratio, over * ratio : (over + side) * ratio], Image.Resampling.LANCZOS),
-            (lr[up : up + side, over : over + side], Image.Resampling.NEAREST),
-        )
-        for column, (crop, resampling) in enumerate(crops):
-            tile = Image.fromarray(crop).resize((_TILE, _TILE), resampling)
+        for column, tile in enumerate(pair):
             sheet.paste(tile, (left + column * (_TILE + _MARGIN), top))
         draw.multiline_text((left, top + _TILE + 3), caption, fill=(0, 0, 0), spacing=1)
     return sheet

@@ -227,11 +227,15 @@ def list_images(source: Source) -> ImageList:
         raise ConfigError(
             f"{source}: expected single images here, not paired folders; those go into train, val and test"
         )
+    if not isinstance(source, str | Mapping):
+        raise ConfigError(f"source: expected a path or {{source, weight, root, name}}, got {source!r}")
     settings = {"source": source} if isinstance(source, str) else dict(source)
     unknown = set(settings) - {"source", "weight", "root", "name"}
     if unknown or not isinstance(settings.get("source"), str):
         raise ConfigError(f"source: expected a path or {{source, weight, root, name}}, got {source}")
     name, root = settings["source"], settings.get("root")
+    if not isinstance(root, str | Path | None):
+        raise ConfigError(f"{name}: expected a folder as root, got {root!r}")
     weight = settings.get("weight", 1.0)
     if not isinstance(weight, int | float) or not 0 < weight < float("inf"):
         raise ConfigError(f"{name}: expected a weight above 0, got {weight!r}")

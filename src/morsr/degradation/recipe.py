@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import math
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -30,6 +31,9 @@ from morsr.errors import ConfigError, InputError
 from morsr.functional.corrupt import RESIZE_MODES
 
 ENGINES = ("torch", "basicsr")
+
+_reading: ContextVar[tuple[Path, ...]] = ContextVar("_reading", default=())
+"""The files that are being read, each named by the one before."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,13 +123,20 @@ class DegradationRecipe:
         """A recipe from a YAML file with the fields of this class; what is left out keeps its default.
 
         Raises:
-            ConfigError: the file cannot be read, or has an unknown key or a wrong value.
+            ConfigError: the file cannot be read, has an unknown key or a wrong value, or leads back to itself.
         """
         try:
             text = Path(path).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"recipe {path}: cannot be read ({error})") from error
-        return cls._from_text(text, str(path))
+        whole, above = Path(path).resolve(), _reading.get()
+        if whole in above:
+            raise ConfigError(f"mixed_with: expected another recipe, got {path}, which leads back to itself")
+        token = _reading.set((*above, whole))
+        try:
+            return cls._from_text(text, str(path))
+        finally:
+            _reading.reset(token)
 
     @classmethod
     def load(cls, recipe: DegradationRecipe | str | Path) -> DegradationRecipe:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -18,7 +19,7 @@ import torch
 
 from morsr.errors import ConfigError, InputError
 from morsr.evaluation.comparison import column_info, read_groups, read_scores, verdict_of
-from morsr.evaluation.routing import RoutingTable
+from morsr.evaluation.routing import RoutingTable, common_knowledge
 from morsr.evaluation.statistics import Interval
 from morsr.evaluation.tables import markdown_table
 from morsr.files import write_text
@@ -26,6 +27,7 @@ from morsr.functional.quality import bootstrap_crossed
 from morsr.functional.utilization import spearman
 
 BICUBIC = "bicubic"
+_STEP = re.compile(r"step_(\d+)(?:\.\d+)?")
 
 
 @dataclass(frozen=True)
@@ -69,19 +71,32 @@ def read_run(folder: str | Path, *, seed: int, ranks: int, seconds: float = math
         InputError: no scores in it.
     """
     folder = Path(folder)
-    tables = sorted((folder / "scores").glob("step_*.csv"))
+    tables = _newest(folder / "scores", ".csv")
     if not tables:
         raise InputError(
             f"{folder}: expected scores/step_*.csv; the config needs the callback morsr.evaluation.ScoreDump"
         )
-    methods = read_scores(tables[-1])
+    methods: dict[str, dict[str, dict[str, float]]] = {}
+    groups: dict[str, str] = {}
+    for table in tables:
+        groups |= read_groups(table)
+        for method, scores in read_scores(table).items():
+            for metric, values in scores.items():
+                methods.setdefault(method, {}).setdefault(metric, {}).update(values)
     use: dict[str, float] = {"active": float(ranks)}
-    routings = sorted((folder / "routing").glob("step_*.safetensors"))
+    routings = [RoutingTable.load(path) for path in _newest(folder / "routing", ".safetensors")]
     if routings:
-        use = _routing_use(RoutingTable.load(routings[-1]))
-    return Run(
-        seed, methods["morsr"], methods.get(BICUBIC, {}), read_groups(tables[-1]), ranks=ranks, seconds=seconds, **use
-    )
+        use = _routing_use(RoutingTable.concatenate(common_knowledge(routings)))
+    return Run(seed, methods["morsr"], methods.get(BICUBIC, {}), groups, ranks=ranks, seconds=seconds, **use)
+
+
+def _newest(folder: Path, suffix: str) -> list[Path]:
+    """The files of the last step: one, or one of every process, whose images are its share."""
+    found: dict[int, list[Path]] = {}
+    for path in sorted(folder.glob(f"step_*{suffix}")):
+        if match := _STEP.fullmatch(path.name.removesuffix(suffix)):
+            found.setdefault(int(match[1]), []).append(path)
+    return found[max(found)] if found else []
 
 
 def _routing_use(table: RoutingTable) -> dict[str, float]:
@@ -136,6 +151,9 @@ class Ablation:
         """Paired difference to the reference (or to "bicubic"), with its interval over seeds and photographs.
 
         Equal seeds are paired: they have seen the same samples in the same order.
+
+        Raises:
+            InputError: no seed in common, or no image with a value.
         """
         reference = reference or self.reference
         pairs = [(run, run.bicubic) for run in self.rows[row]]
@@ -158,7 +176,7 @@ class Ablation:
         return Interval(mean, low, high, values.size)
 
     def to_dict(self) -> dict[str, Any]:
-        """The table as plain data."""
+        """The table as plain data; None where there is no value."""
         return {"reference": self.reference, "rows": {row: self._row_dict(row) for row in self.rows}}
 
     def _row_dict(self, row: str) -> dict[str, Any]:
@@ -166,11 +184,11 @@ class Ablation:
         use = {name: _finite_mean(runs, name) for name in ("ranks", "active", "zero_share", "follows", "seconds")}
         metrics = {}
         for metric in self.metrics:
-            value = self.difference(row, metric)
+            value = self._difference(row, metric)
             metrics[metric] = {
-                "mean": self.mean(row, metric),
+                "mean": _plain(self.mean(row, metric)),
                 "spread": _plain(self.spread(row, metric)),
-                "difference": {"mean": value.mean, "low": value.low, "high": value.high},
+                "difference": None if value is None else {"mean": value.mean, "low": value.low, "high": value.high},
             }
         seeds = [run.seed for run in runs]
         return {"seeds": seeds, "metrics": metrics, **{name: _plain(value) for name, value in use.items()}}
@@ -185,7 +203,7 @@ class Ablation:
         lines = []
         bicubic = next(iter(self.rows.values()))[0].bicubic
         if bicubic:
-            known = [f"{_mean(bicubic[name]):.4f}" if name in bicubic else "" for name in self.metrics]
+            known = [_score(_mean(bicubic[name])) if name in bicubic else "" for name in self.metrics]
             lines.append([BICUBIC, "", "", "", *known, "", ""])
         for row, runs in self.rows.items():
             scores = [self._cell(row, name) for name in self.metrics]
@@ -204,11 +222,17 @@ class Ablation:
 
     def _cell(self, row: str, metric: str) -> str:
         spread = self.spread(row, metric)
-        return f"{self.mean(row, metric):.4f}" + (f" ± {spread:.4f}" if math.isfinite(spread) else "")
+        return _score(self.mean(row, metric)) + (f" ± {spread:.4f}" if math.isfinite(spread) else "")
 
     def _verdict(self, row: str, metric: str) -> str:
-        value = self.difference(row, metric)
-        return f"{value}, {verdict_of(column_info(metric), value)}"
+        value = self._difference(row, metric)
+        return "–" if value is None else f"{value}, {verdict_of(column_info(metric), value)}"
+
+    def _difference(self, row: str, metric: str) -> Interval | None:
+        try:
+            return self.difference(row, metric)
+        except InputError:  # no seed in common, or no image with a value
+            return None
 
     def save(self, folder: str | Path) -> dict[str, Path]:
         """Write ablation.md and ablation.json into a folder."""
@@ -231,6 +255,10 @@ def _finite_mean(runs: Sequence[Run], name: str) -> float:
 
 def _plain(value: float) -> float | None:
     return value if math.isfinite(value) else None
+
+
+def _score(value: float) -> str:
+    return f"{value:.4f}" if math.isfinite(value) else "–"
 
 
 def _cell(value: float) -> str:

@@ -13,7 +13,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from morsr.adapters import active_adapters
-from morsr.errors import ConfigError
+from morsr.errors import ConfigError, InputError
 from morsr.evaluation.benchmark import Method, evaluate
 from morsr.evaluation.classical import classical_methods
 from morsr.evaluation.images import to_uint8
@@ -122,7 +122,10 @@ def _against_all(report: BenchmarkReport, method: str) -> list[str]:
     """One line per other row: the paired differences of the method to it."""
 
     def text(metric: str, other: str) -> str:
-        value = f"{metric} {report.difference(method, metric, other)}"
+        try:
+            value = f"{metric} {report.difference(method, metric, other)}"
+        except InputError:  # no image has a value of both
+            return f"{metric} –"
         if not report.groups:
             return value
         wide = report.difference(method, metric, other, clustered=True)

@@ -13,10 +13,12 @@ from morsr.errors import ConfigError, InputError
 from morsr.evaluation.images import SUFFIXES
 from morsr.evaluation.statistics import Interval, paired_difference
 from morsr.evaluation.tables import markdown_table
-from morsr.models.metric_info import ALIASES, MetricInfo
+from morsr.models.metric_info import ALIASES, METRICS, MetricInfo
 from morsr.models.metrics import metric_info
 
 _Scores = dict[str, dict[str, float]]  # metric to image to score
+_FACTS = ("image", "method", "seconds", "memory_mb", "group")  # columns that hold no scores
+_AVERAGES = ("average", "avg", "mean")
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,7 @@ def compare_tables(
 
     Args:
         a, b: CSV files as `BenchmarkReport.to_csv` writes them, or published ones with an `image` column and one
-            column per metric. The same file may be given twice with two methods.
+            column per metric; see `read_scores`. The same file may be given twice with two methods.
         method_a, method_b: which method of each file; None takes the only one beside "bicubic".
         level: coverage of the intervals.
         seed: of the resampling.
@@ -136,24 +138,29 @@ def compare_tables(
 def read_scores(path: Path) -> dict[str, _Scores]:
     """Method to metric to image to score, of a CSV file; a table without a `method` column has one, its file name.
 
+    Columns of text, and lines that hold the average of the others, are no scores.
+
     Raises:
-        InputError: not readable, no `image` column, no numbers, or an image twice for one method.
+        InputError: not readable, no `image` column, a metric that has text for a number, a metric in two columns, or an
+            image twice for one method.
     """
     try:
         with path.open(newline="", encoding="utf-8-sig") as stream:
-            lines = list(csv.DictReader(stream))
+            reader = csv.DictReader(stream)
+            lines = list(reader)
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{path}: cannot be read as a table ({error})") from error
     if not lines or "image" not in lines[0]:
         raise InputError(f"{path}: expected a CSV table with a column 'image' and at least one line")
+    columns = _metric_columns(path, reader.fieldnames or (), lines)
     methods: dict[str, _Scores] = {}
     for number, line in enumerate(lines, start=2):
+        if _is_average(line):
+            continue
         image = _image_name(line)
         method = methods.setdefault(line.get("method") or path.stem, {})
-        for column, text in line.items():
-            if column in (None, "image", "method", "seconds", "memory_mb", "group"):
-                continue
-            name = ALIASES.get(column.strip().lower(), column.strip().lower())
+        for column, name in columns.items():
+            text = line[column]
             scores = method.setdefault(name, {})
             if image in scores:
                 raise InputError(f"{path}, line {number}: {image} stands twice for one method")
@@ -161,13 +168,53 @@ def read_scores(path: Path) -> dict[str, _Scores]:
                 scores[image] = float(text) if text else math.nan
             except (TypeError, ValueError) as error:
                 raise InputError(f"{path}, line {number}: expected a number for {column}, got {text!r}") from error
+    if not methods:
+        raise InputError(f"{path}: expected a line for at least one image, got averages only")
     return methods
+
+
+def _metric_columns(path: Path, head: Sequence[str], lines: Sequence[Mapping[str, str | None]]) -> dict[str, str]:
+    """Column to metric, of the columns that hold scores."""
+    columns: dict[str, str] = {}
+    owners: dict[str, str] = {}
+    for column in head:
+        name = ALIASES.get(column.strip().lower(), column.strip().lower())
+        if name in ("", *_FACTS) or (name not in METRICS and _is_text([line[column] for line in lines])):
+            continue
+        if name in owners:
+            raise InputError(
+                f"{path}: expected one column per metric, got {owners[name]!r} and {column!r}, which are both {name}; "
+                "remove or rename one"
+            )
+        owners[name], columns[column] = column, name
+    return columns
+
+
+def _is_text(cells: Sequence[str | None]) -> bool:
+    """Whether there is something in the cells, and none of it is a number."""
+    filled = [cell for cell in cells if cell]
+    for cell in filled:
+        try:
+            float(cell)
+        except ValueError:
+            continue
+        return False
+    return bool(filled)
+
+
+def _is_average(line: Mapping[str, str | None]) -> bool:
+    """Whether a line of a published table sums up the others. The tables written here have no such line."""
+    return "memory_mb" not in line and (line["image"] or "").strip().lower() in _AVERAGES
 
 
 def read_groups(path: Path) -> dict[str, str]:
     """Image to group of a table that has such a column; empty for others."""
     with path.open(newline="", encoding="utf-8-sig") as stream:
-        return {_image_name(line): line["group"] for line in csv.DictReader(stream) if line.get("group")}
+        return {
+            _image_name(line): line["group"]
+            for line in csv.DictReader(stream)
+            if line.get("group") and not _is_average(line)
+        }
 
 
 def _image_name(line: Mapping[str, str | None]) -> str:

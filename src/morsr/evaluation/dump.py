@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_info
 
 from morsr.errors import ConfigError
-from morsr.evaluation.routing import RoutingTable
+from morsr.evaluation.routing import RoutingTable, common_knowledge
 from morsr.models.batches import first_images
 
 
@@ -19,7 +18,8 @@ class RoutingDump(Callback):
     """After each validation, writes the routing of its images as `routing/step_000500.safetensors` in the run's folder.
 
     `RoutingTable.load` reads the files, and `morsr routing FILE --out report.html` makes a page of one. The true
-    severities go along where all batches bring their `parameters`, as those of RealESRGANDataModule do.
+    severities and drawn degradations go along where all batches bring their `parameters`, as those of
+    RealESRGANDataModule do, but for pairs of real photographs.
 
     Args:
         max_images: the first so many images of each validation, per process.
@@ -72,7 +72,5 @@ class RoutingDump(Callback):
         # Every process has seen its own share of the images and writes it.
         process = f".{trainer.global_rank}" if trainer.world_size > 1 else ""
         self.latest = folder / "routing" / f"step_{trainer.global_step:06d}{process}.safetensors"
-        if not all(part.truth for part in self._parts):
-            self._parts = [replace(part, truth={}) for part in self._parts]
-        RoutingTable.concatenate(self._parts).save(self.latest)
+        RoutingTable.concatenate(common_knowledge(self._parts)).save(self.latest)
         self._parts = []

@@ -106,19 +106,62 @@ def _missing(role: str, stems: set[str], words: str) -> list[str]:
     return [f"{role}: {words} {', '.join(sorted(stems))}"] if stems else []
 
 
+def enlarged_size(lr: tuple[int, int], sizes: Sequence[tuple[int, int]]) -> tuple[int, int] | None:
+    """The size to enlarge an input to, so that its pixels lie on those of the outputs and the reference.
+
+    That is a whole multiple of the input wherever one belongs to the sizes, some of which may have been cropped.
+
+    Args:
+        lr: height and width of the input.
+        sizes: height and width of the outputs, then of the reference.
+
+    Returns:
+        Height and width, or None where no size shows what the input shows, as far as sizes can tell.
+    """
+    fitting = [size for size in sizes if _same_view(lr, size)]
+    if not fitting:
+        return None
+    multiples = [(factor * lr[0], factor * lr[1]) for factor in (round(size[0] / lr[0]) for size in fitting)]
+    for size, multiple in zip(fitting, multiples, strict=True):
+        if size == multiple:
+            return size
+    size, (height, width) = fitting[0], multiples[0]
+    factor = height // lr[0]
+    close = max(abs(size[0] - height), abs(size[1] - width)) < max(factor, 2)
+    # Sizes that are all the same and reach beyond the multiple are those of a scale that is not whole.
+    beyond = (size[0] > height or size[1] > width) and len(set(sizes)) == 1
+    return (height, width) if close and not beyond else size
+
+
+def _same_view(lr: tuple[int, int], size: tuple[int, int]) -> bool:
+    """Whether one scale of 1 or more leads from the input to the size, within one pixel of the input."""
+    low = max(1.0, *(side / (small + 1) for side, small in zip(size, lr, strict=True)))
+    return all(small == 1 or low <= side / (small - 1) for side, small in zip(size, lr, strict=True))
+
+
 def _check(job: Job, *, crop: bool) -> list[str]:
     problems: list[str] = []
     hr = _header(job.hr, problems, alone=False) if job.hr else None
-    if job.lr:
-        _header(job.lr, problems, alone=True)
+    lr = _header(job.lr, problems, alone=True) if job.lr else None
+    outputs = []
     for path in job.outputs.values():
         sr = _header(path, problems, alone=hr is None)
+        outputs.append(sr)
         if sr is None or hr is None:
             continue
         # What sets the two apart comes first: it says more than what is wrong with one of them.
         text = mismatch(sr, hr, crop=crop) or unusable(sr) or unusable(hr)
         if text:
             problems.append(text)
+    others = [header for header in (*outputs, hr) if header is not None]
+    if lr is not None and not problems:
+        sizes = [(header.height, header.width) for header in others]
+        if enlarged_size((lr.height, lr.width), sizes) is None:
+            found = " and ".join(dict.fromkeys(header.size for header in others))
+            problems.append(
+                f"{lr.path.name}: expected an input that one scale enlarges to {found} px, got {lr.size}; "
+                "it may be turned, cropped, or in the wrong folder"
+            )
     return problems
 
 

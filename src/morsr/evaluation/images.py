@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff",
 _KINDS = {"L": "gray", "1": "gray", "RGB": "RGB", "P": "RGB", "RGBA": "RGBA", "LA": "gray with alpha", "CMYK": "CMYK"}
 _KINDS |= {"I;16": "gray", "I;16B": "gray", "I": "gray", "F": "gray", "PA": "RGBA"}
 _ORIENTATION, _BITS_PER_SAMPLE = 274, 258
+_PNM_MAXIMUM = re.compile(rb"P[2356]" + rb"(?:\s|#[^\r\n]*[\r\n])+(\d+)" * 3)
 
 
 @dataclass(frozen=True)
@@ -121,12 +123,18 @@ def to_uint8(image: Tensor) -> np.ndarray:
 
 
 def _bits(path: Path, image: object) -> int:
-    # Pillow opens a 16-bit RGB PNG as 8-bit RGB without a word, so the depth is read from the file.
+    # Pillow opens 16-bit RGB of PNG and PPM as 8-bit RGB without a word, so the depth is read from the file.
     if getattr(image, "format", "") == "PNG":
         with path.open("rb") as stream:
             head = stream.read(26)
         depth, color = struct.unpack(">BB", head[24:26])
         return 8 if color == 3 or depth < 8 else depth
+    if getattr(image, "format", "") == "PPM" and getattr(image, "mode", "") in ("L", "I", "RGB"):
+        with path.open("rb") as stream:
+            found = _PNM_MAXIMUM.match(stream.read(65536))
+        if found is None:
+            raise ValueError("expected width, height and the largest value in the head of a PPM or PGM file")
+        return max(8, int(found[3]).bit_length())
     tags = getattr(image, "tag_v2", None)
     if tags is not None and _BITS_PER_SAMPLE in tags:
         depth = tags[_BITS_PER_SAMPLE]

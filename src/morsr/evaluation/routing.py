@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -338,3 +338,11 @@ class RoutingTable:
             parameters=tuple(line for part in parts for line in part.parameters),
             truth={name: torch.cat([part.truth[name] for part in parts]) for name in first.truth},
         )
+
+
+def common_knowledge(parts: Sequence[RoutingTable]) -> list[RoutingTable]:
+    """The tables without the true severities and the drawn degradations, unless all have them."""
+    lost: dict[str, Any] = {} if all(part.truth for part in parts) else {"truth": {}}
+    if lost or not all(part.parameters for part in parts):
+        lost["parameters"] = ()
+    return [replace(part, **lost) for part in parts]

@@ -22,7 +22,7 @@ import morsr
 from morsr.errors import ConfigError, InputError
 from morsr.evaluation.benchmark import set_scores
 from morsr.evaluation.classical import bicubic
-from morsr.evaluation.folders import Job, describe, pair_up
+from morsr.evaluation.folders import Job, describe, enlarged_size, pair_up
 from morsr.evaluation.images import read_rgb, to_tensor
 from morsr.evaluation.published import PublishedRow
 from morsr.evaluation.tables import PROTOCOL, BenchmarkReport, ImageScore
@@ -31,6 +31,7 @@ from morsr.models.metrics import Metric, MetricSet, build_metrics, metric_info
 from morsr.models.scores import score_image
 
 PROGRESS = "progress.jsonl"
+JOURNAL = 2  # counts the changes of what the scores of the same files are
 BICUBIC = "bicubic"
 
 
@@ -72,7 +73,7 @@ def score_folders(
     Args:
         outputs: method to folder or file.
         hr: references of the same stems; without them only metrics that need none are computed.
-        lr: inputs of the same stems; adds the bicubic row, upsampled to the size of the reference or output.
+        lr: inputs of the same stems; adds the bicubic row, enlarged by the scale of the outputs, and cropped as they.
         metrics: names, see `morsr.models.metrics`.
         out: folder for scores.csv, scores.json, scores.md, and for progress.jsonl, from which a stopped run goes on;
             a result is used again only when its files, the metrics and the version are the same.
@@ -100,9 +101,9 @@ def score_folders(
         raise ConfigError("score: expected at least one metric, got none")
     infos = [metric_info(name) for name in metrics]
     jobs, problems = pair_up(
-        {method: Path(place) for method, place in outputs.items()},
-        Path(hr) if hr is not None else None,
-        Path(lr) if lr is not None else None,
+        {method: Path(place).expanduser() for method, place in outputs.items()},
+        Path(hr).expanduser() if hr is not None else None,
+        Path(lr).expanduser() if lr is not None else None,
         crop=crop,
     )
     if problems and not skip_problems:
@@ -118,8 +119,9 @@ def score_folders(
         raise InputError(
             "none of the metrics can be computed: " + "; ".join(f"{name} {reason}" for name, reason in absent.items())
         )
+    out = Path(out).expanduser() if out is not None else None
     done, failures = _score_all(
-        jobs, chosen.metrics, out=Path(out) if out is not None else None, processes=processes if device is None else 1,
+        jobs, chosen.metrics, out=out, processes=processes if device is None else 1,
         crop=crop, progress=progress, download=download,
     )  # fmt: skip
     problems += failures
@@ -163,7 +165,9 @@ def _score_all(
     download: bool,
 ) -> tuple[dict[str, _Result], list[str]]:
     """Score every job that an earlier run has not; results by stem, and what went wrong."""
-    signature = {"protocol": PROTOCOL, "version": morsr.__version__, "metrics": sorted(metrics), "crop": crop}
+    signature = {
+        "protocol": PROTOCOL, "version": morsr.__version__, "journal": JOURNAL, "metrics": sorted(metrics), "crop": crop
+    }  # fmt: skip
     done: dict[str, _Result] = {}
     problems: list[str] = []
     with _journal(out, signature) as (earlier, write):
@@ -242,8 +246,9 @@ def _images(job: Job, crop: bool) -> Iterator[tuple[str, Tensor, Tensor | None]]
     truth = read_rgb(job.hr) if job.hr is not None else None
     outputs = {method: read_rgb(path) for method, path in job.outputs.items()}
     if job.lr is not None:
-        first = next(iter(outputs.values())) if truth is None else truth
-        outputs = {BICUBIC: bicubic(read_rgb(job.lr), *first.shape[:2]), **outputs}
+        shown = next(iter(outputs.values())) if truth is None else truth
+        enlarged = _enlarged(job.lr, [*outputs.values(), shown])
+        outputs = {BICUBIC: enlarged[: shown.shape[0], : shown.shape[1]], **outputs}
     for method, image in outputs.items():
         if truth is None:
             yield method, to_tensor(image), None
@@ -252,6 +257,14 @@ def _images(job: Job, crop: bool) -> Iterator[tuple[str, Tensor, Tensor | None]]
         if not crop and image.shape != truth.shape:
             raise InputError(f"{job.stem}: {method} is {image.shape[:2]}, the reference {truth.shape[:2]}")
         yield method, to_tensor(image[:height, :width]), to_tensor(truth[:height, :width])
+
+
+def _enlarged(path: Path, images: Sequence[np.ndarray]) -> np.ndarray:
+    lr = read_rgb(path)
+    size = enlarged_size(lr.shape[:2], [image.shape[:2] for image in images])
+    if size is None:
+        raise InputError(f"{path.name}: expected a smaller form of the outputs, got {lr.shape[1]}x{lr.shape[0]} px")
+    return bicubic(lr, *size)
 
 
 def _score_sets(

@@ -139,16 +139,21 @@ class BenchmarkReport:
             self.values(method, metric), self.values(reference, metric), level=level, groups=groups
         )
 
-    def to_csv(self) -> str:
-        """One line per image and method: image, method, the metrics, seconds, memory_mb, and group where there are."""
+    def to_csv(self, *, grouped: bool | None = None) -> str:
+        """One line per image and method: image, method, the metrics, seconds, memory_mb, and group.
+
+        Args:
+            grouped: whether to write the group; None does where `groups` has some.
+        """
+        grouped = bool(self.groups) if grouped is None else grouped
         names = [info.name for info in self.image_metrics]
         stream = io.StringIO()
         writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(["image", "method", *names, "seconds", "memory_mb", *(["group"] if self.groups else [])])
+        writer.writerow(["image", "method", *names, "seconds", "memory_mb", *(["group"] if grouped else [])])
         for row in self.rows:
             scores = [_number(row.scores.get(name)) for name in names]
             cells = [row.image, row.method, *scores, _number(row.seconds, 4), _number(row.memory_mb, 1)]
-            writer.writerow([*cells, row.group] if self.groups else cells)
+            writer.writerow([*cells, row.group] if grouped else cells)
         return stream.getvalue()
 
     def to_dict(self) -> dict[str, Any]:

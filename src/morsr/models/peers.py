@@ -232,7 +232,11 @@ def _read(path: str | os.PathLike[str], wanted: set[str]) -> dict[str, Any]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged archive surfaces as any of half a dozen kinds
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
+        with open(path, "rb") as file:
+            start = file.read(2)
+        if start != b"PK" and start[:1] != b"\x80":  # a zip archive, or the pickle of older versions
+            raise WeightsError(f"{path}: expected the published .pkl; this is no file written by torch.save") from error
+        reason = (str(error).splitlines() or [type(error).__name__])[0].split(". ")[0]
         raise WeightsError(f"{path}: cannot be read as tensors and plain values ({reason})") from error
     if not isinstance(content, dict):
         raise WeightsError(f"{path}: expected a dictionary, got {type(content).__name__}")
