@@ -29,11 +29,11 @@ from morsr.evaluation.pictures import side_by_side
 PRESETS = ("tiny", "tiny-fidelity")
 
 
-def method(restorer: Restorer) -> Method:
+def method(restorer: Restorer, color: str) -> Method:
     """Restore with the default settings in one pass, scores and routing of the image itself."""
 
     def restore(lr: Tensor) -> Tensor:
-        return restorer(lr, tile=None)
+        return restorer(lr, tile=None, color=color)
 
     return restore
 
@@ -83,12 +83,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sets", nargs="+", default=["embedded"], choices=("embedded", "realsr"))
     parser.add_argument("--realsr", type=Path, default=Path("../shared/data/realsr"), help="folder with LR and HR")
+    parser.add_argument("--color", default="wavelet", choices=("wavelet", "adain", "none"), help="colour correction")
     parser.add_argument("--gallery", type=Path, help="folder for the pictures of the embedded set")
     parser.add_argument("--sheet", type=Path, help="file for the picture of the README")
     parser.add_argument("--out", type=Path, help="folder for the tables")
     options = parser.parse_args()
     methods: dict[str, Method] = {"bicubic": classical_methods()["bicubic"]}
-    methods |= {name: method(Restorer.from_pretrained(name, device="cpu")) for name in PRESETS}
+    methods |= {name: method(Restorer.from_pretrained(name, device="cpu"), options.color) for name in PRESETS}
     sets: dict[str, Callable[[], Sequence[Pair | PairPaths]]] = {
         "embedded": embedded_benchmark,
         "realsr": lambda: paired_folder(options.realsr / "LR", options.realsr / "HR"),

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from morsr.commands.score import named_paths
+from morsr.commands.score import add_arguments, named_paths
 from morsr.errors import ConfigError, InputError
 from morsr.evaluation.classical import bicubic
 from morsr.evaluation.folders import enlarged_size
@@ -94,6 +95,12 @@ def test_a_row_without_a_name_is_refused(tmp_path: Path) -> None:
     for text in (f"={tmp_path}", f" ={tmp_path}", "/"):
         with pytest.raises(ConfigError, match="expected a name for the row, --pred NAME=/"):
             named_paths([text])
+
+
+def test_rows_given_one_after_another_are_all_there() -> None:
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    assert parser.parse_args(["--pred", "a=x", "b=y", "--pred", "c=z"]).pred == ["a=x", "b=y", "c=z"]
 
 
 def test_paths_may_start_at_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,11 @@ HELP = "score folders of restored images (PSNR, SSIM, NIQE and others) and write
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     parser.add_argument(
-        "--pred", nargs="+", metavar="[NAME=]PATH", help="restored images: folders, or single files; NAME is the row's"
+        "--pred",
+        nargs="+",
+        action="extend",
+        metavar="[NAME=]PATH",
+        help="restored images: folders, or single files; NAME is the row's",
     )
     parser.add_argument("--gt", type=Path, metavar="PATH", help="reference images of the same stems")
     parser.add_argument("--lr", type=Path, metavar="PATH", help="inputs of the same stems: adds the bicubic row")
