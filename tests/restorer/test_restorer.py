@@ -118,7 +118,6 @@ def test_the_input_is_left_alone():
         ({"generative": 0.5}, "routed adapters"),
         ({"budget": 4}, "routed adapters"),
         ({"routing": "tile"}, "routed adapters"),
-        ({"routing": "tile", "tile": None}, "without tiles"),
     ],
 )
 def test_settings_that_cannot_work_are_refused_before_anything_is_done(setting: dict, words: str):

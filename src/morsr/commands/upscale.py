@@ -64,6 +64,8 @@ def run(options: argparse.Namespace) -> int:
         generative=options.generative, budget=options.budget, routing=options.routing,
     )  # fmt: skip
     source, target = Path(options.input).expanduser(), Path(options.output).expanduser()
+    if options.routing == "tile" and options.tile is None:
+        raise ConfigError("--routing tile has no effect with --tile none: a single pass has one routing")
     if source.is_dir():
         jobs = folder_jobs(source, target, options.format)
     elif source.is_file():

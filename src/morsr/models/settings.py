@@ -49,8 +49,6 @@ class Settings:
             raise ConfigError(f'tile: expected "auto", None or a size in output pixels, got {tile!r}')
         if self.routing not in ("image", "tile", "sequence"):
             raise ConfigError(f"routing: expected image, tile or sequence, got {self.routing!r}")
-        if self.routing == "tile" and tile is None:
-            raise ConfigError('routing: "tile" has no effect without tiles: a single pass has one routing')
         check_color(self.color, self.color_strength)
         if self.color == "none" and self.color_strength != 1.0:
             raise ConfigError('color_strength has no effect with color="none"')
