@@ -113,7 +113,7 @@ def test_two_sources_of_one_name_are_missing(config, photos: Path, capsys: pytes
 @pytest.mark.parametrize(
     ("class_path", "settings", "message"),
     [
-        ("morsr.data.RealESRGANDataModule", {"crop": 3}, "no setting crop"),
+        ("morsr.data.RealESRGANDataModule", {"crop": 3}, "does not accept option 'crop'"),
         ("some.OtherModule", {}, "OtherModule"),
         ("morsr.data.RealESRGANDataModule", {"dead_leaves": 3}, "dead_leaves"),
     ],
@@ -126,20 +126,18 @@ def test_wrong_configs(config, class_path: str, settings: Settings, message: str
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"crop_size": "wide"}, "data.crop_size: expected a whole number, got 'wide'"),
-        ({"crop_size": True}, "data.crop_size: expected a whole number, got True"),
-        ({"dead_leaves": [1]}, "data.dead_leaves: expected a number, got [1]"),
-        ({"val": None}, "data.val: expected a list whose entries are text or a mapping, got None"),
-        ({"val": [None]}, "data.val: expected a list"),
-        ({"val_seeds": 3}, "data.val_seeds: expected a list whose entries are a whole number, got 3"),
-        ({"train": [3]}, "data.train: expected a list"),
-        ({"train": [["photos"]]}, "data.train: expected a list"),
-        ({"train": "photos"}, "data.train: expected a list"),
-        ({"train": [{"lr": 3, "hr": 4}]}, "data.train: expected a path as lr, got 3"),
-        ({"val": [{"source": "a.csv", "root": 3}]}, "data.val: expected a path as root, got 3"),
-        ({"recipe": {}}, "data.recipe: expected text, got {}"),
-        ({"engine": "cuda"}, "data.engine: expected device or basicsr or null, got 'cuda'"),
-        ({3: 4}, "data has no setting 3"),
+        ({"crop_size": "wide"}, "data.crop_size\": Expected a <class 'int'>. Got value: wide"),
+        ({"crop_size": True}, "data.crop_size\": Expected a <class 'int'>. Got value: True"),
+        ({"dead_leaves": [1]}, "data.dead_leaves\": Expected a <class 'float'>"),
+        ({"val": None}, "are lists of sources"),
+        ({"val": [None]}, 'data.val"'),
+        ({"val_seeds": 3}, 'data.val_seeds"'),
+        ({"train": [3]}, 'data.train"'),
+        ({"train": [["photos"]]}, 'data.train"'),
+        ({"train": "photos"}, 'data.train"'),
+        ({"recipe": {}}, "data.recipe\": Expected a <class 'str'>"),
+        ({"engine": "cuda"}, 'data.engine"'),
+        ({3: 4}, "Key must be a string, got: 3"),
     ],
 )
 def test_settings_of_the_wrong_kind(config, settings: Settings, message: str, capsys: pytest.CaptureFixture[str]):
@@ -148,6 +146,19 @@ def test_settings_of_the_wrong_kind(config, settings: Settings, message: str, ca
     )
     assert main(["data-check", "--config", path]) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"train": [{"lr": 3, "hr": 4}]}, "expected {lr, hr, name, optional} with two folders, got {"),
+        ({"train": [{"source": "a.csv", "root": 3}]}, "a.csv: expected a folder as root, got 3"),
+    ],
+)
+def test_sources_without_a_path(config, settings: Settings, message: str, capsys: pytest.CaptureFixture[str]):
+    code, output = check(config(**settings), capsys)
+    assert code == 1
+    assert any(line.startswith("MISSING train") and message in line for line in output.splitlines()), output
 
 
 def test_numbers_written_as_text_are_taken_as_a_run_takes_them(config, photos: Path, capsys):

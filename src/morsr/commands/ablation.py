@@ -27,7 +27,6 @@ HELP = "Train every row of an ablation for several seeds and compare them over s
 
 RECORD = "ablation.json"
 PREFIX = re.compile(r"^ablation_(tiny|sd21)_")
-_OWN = 8  # arguments of every training, before the overrides
 _PLACES = ("--config=", "--trainer.logger.init_args.save_dir=")  # where things lie, not what is trained
 
 
@@ -268,7 +267,7 @@ def _finished(row: Row, seed: int, out: Path) -> bool:
 
 def _compared(arguments: Sequence[str]) -> list[str]:
     """The arguments without the paths, which may be written in more than one way."""
-    return [argument for argument in arguments[:_OWN] if not argument.startswith(_PLACES)] + list(arguments[_OWN:])
+    return [argument for argument in arguments if not argument.startswith(_PLACES)]
 
 
 def _config(row: Row) -> Any:

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-import inspect
 import os
-import typing
 from collections.abc import Callable, Sequence
-from types import NoneType, UnionType
-from typing import Any, Literal, Union
+from typing import Any
 
 from morsr.errors import ConfigError, InputError, MorsrError
 
@@ -41,11 +37,7 @@ def run(options: argparse.Namespace) -> int:
     if options.sample < 0:
         raise ConfigError(f"--sample: expected 0 or more, got {options.sample}")
     settings = read_data_settings(options.config)
-    known = inspect.signature(RealESRGANDataModule).parameters
-    unknown = sorted(str(key) for key in set(settings) - set(known))
-    if unknown:
-        raise ConfigError(f"{options.config}: data has no setting {', '.join(unknown)}; expected {', '.join(known)}")
-    data = RealESRGANDataModule(**check_kinds(settings, typing.get_type_hints(RealESRGANDataModule.__init__)))
+    data = RealESRGANDataModule(**checked(settings))
     report = _Report()
     report.check("recipe", str(data.recipe), lambda: load_recipe(data.recipe, data.engine).hash)
     if data.val_recipe != data.recipe:
@@ -89,59 +81,23 @@ def read_data_settings(path: str) -> dict[str, Any]:
     return dict(settings)
 
 
-def check_kinds(settings: dict[str, Any], kinds: dict[str, Any]) -> dict[str, Any]:
-    """The settings as `morsr fit` takes them, which reads numbers out of text.
+def checked(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings as `morsr fit` takes them, by the same parser.
 
     Raises:
-        ConfigError: a setting that is not of its kind, or a source whose path is none.
+        ConfigError: one that the data module does not have, or of another kind.
     """
-    taken = {}
-    for key, value in settings.items():
-        try:
-            taken[key] = _taken(value, kinds[key])
-        except ValueError:
-            raise ConfigError(f"data.{key}: expected {_words(kinds[key])}, got {value!r}") from None
-    for use in ("train", "val", "test", "predict"):
-        for source in taken.get(use, ()):
-            paths = [part for part in ("source", "root", "lr", "hr") if isinstance(source, dict) and part in source]
-            for part in paths:
-                if not isinstance(source[part], str) and (part, source[part]) != ("root", None):
-                    raise ConfigError(f"data.{use}: expected a path as {part}, got {source[part]!r}")
+    from jsonargparse import ArgumentError, ArgumentParser
+
+    from morsr.data.datamodule import RealESRGANDataModule
+
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(RealESRGANDataModule, "data")
+    try:
+        taken: dict[str, Any] = parser.parse_object({"data": settings}).data.as_dict()
+    except ArgumentError as error:
+        raise ConfigError(" ".join(str(error).split())) from error
     return taken
-
-
-def _taken(value: Any, kind: Any) -> Any:
-    """A value of this kind; ValueError if it is of another."""
-    origin, parts = typing.get_origin(kind), typing.get_args(kind)
-    if origin in (Union, UnionType):
-        for part in parts:
-            with contextlib.suppress(ValueError):
-                return _taken(value, part)
-    elif origin is Literal:
-        if value in parts:
-            return value
-    elif origin is Sequence:
-        if isinstance(value, list):
-            return [_taken(entry, parts[0]) for entry in value]
-    elif kind in (int, float):
-        if isinstance(value, (int, kind, str)) and not isinstance(value, bool):
-            return kind(value) if isinstance(value, str) else value
-    elif isinstance(value, origin or kind):
-        return value
-    raise ValueError
-
-
-def _words(kind: Any) -> str:
-    """A kind of setting as an error names it."""
-    origin, parts = typing.get_origin(kind), typing.get_args(kind)
-    if origin in (Union, UnionType):
-        return " or ".join(_words(part) for part in parts)
-    if origin is Literal:
-        return " or ".join(parts)
-    if origin is Sequence:
-        return f"a list whose entries are {_words(parts[0])}"
-    plain = {int: "a whole number", float: "a number", str: "text", bool: "true or false", NoneType: "null"}
-    return plain.get(kind, "a mapping")
 
 
 class _Report:

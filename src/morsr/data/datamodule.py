@@ -122,8 +122,8 @@ class RealESRGANDataModule(L.LightningDataModule):
         for name, seeds in (("val_seeds", val_seeds), ("test_seeds", test_seeds)):
             if len(set(seeds)) != len(list(seeds)) or not list(seeds):
                 raise ConfigError(f"{name}: expected different whole numbers, got {list(seeds)}")
-        if isinstance(train, str) or isinstance(val, str) or isinstance(test, str) or isinstance(predict, str):
-            raise ConfigError("train, val, test and predict are lists of sources: write [source], not source")
+        if not all(isinstance(sources, list | tuple) for sources in (train, val, test, predict)):
+            raise ConfigError("train, val, test and predict are lists of sources: write [source], and [] for none")
         self.train, self.val, self.test, self.predict = list(train), list(val), list(test), list(predict)
         self.synthetic, self.recipe, self.engine = dead_leaves, recipe, engine
         self.val_recipe = val_recipe or recipe

@@ -107,7 +107,7 @@ def source_name(source: str | dict[str, Any]) -> str:
     if isinstance(source, dict):
         if "name" in source:
             return str(source["name"])
-        source = str(source.get("source") or Path(source.get("hr") or source.get("lr") or "").parent)
+        source = str(source.get("source") or Path(str(source.get("hr") or source.get("lr") or "")).parent)
     if source.startswith("skimage:"):
         return "embedded" if source == "skimage:eval" else source
     path = Path(os.path.abspath(source))  # "." has no last part
@@ -135,12 +135,12 @@ def paired_source(
     """The pairs of {lr, hr, name, optional}, each with the source's name.
 
     Raises:
-        ConfigError: unknown or missing keys.
+        ConfigError: unknown or missing keys, or folders that are no paths.
         InputError: as `paired_folder`, unless the folders are missing and the source is optional.
     """
     unknown = set(source) - {"lr", "hr", "name", "optional"}
-    if unknown or not {"lr", "hr"} <= set(source):
-        raise ConfigError(f"source: expected {{lr, hr, name, optional}}, got {source}")
+    if unknown or not all(isinstance(source.get(side), str | Path) for side in ("lr", "hr")):
+        raise ConfigError(f"source: expected {{lr, hr, name, optional}} with two folders, got {source}")
     if _is_absent(source):
         return []
     pairs = paired_folder(source["lr"], source["hr"], scale=scale, skipped=skipped)
@@ -166,7 +166,7 @@ def _central(lr: np.ndarray, hr: np.ndarray, largest: int) -> tuple[np.ndarray, 
 def _is_absent(source: str | dict[str, Any]) -> bool:
     if not isinstance(source, dict) or not source.get("optional"):
         return False
-    return not all(Path(source[side]).is_dir() for side in ("lr", "hr") if side in source)
+    return not all(Path(str(source[side])).is_dir() for side in ("lr", "hr") if side in source)
 
 
 def _by_stem(folder: str | Path) -> dict[str, str]:

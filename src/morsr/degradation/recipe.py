@@ -6,7 +6,6 @@ import dataclasses
 import hashlib
 import json
 import math
-from contextvars import ContextVar
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -31,9 +30,6 @@ from morsr.errors import ConfigError, InputError
 from morsr.functional.corrupt import RESIZE_MODES
 
 ENGINES = ("torch", "basicsr")
-
-_reading: ContextVar[tuple[Path, ...]] = ContextVar("_reading", default=())
-"""The files that are being read, each named by the one before."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +82,7 @@ class DegradationRecipe:
             raise ConfigError(
                 "mixed_with, mixed_share: expected both, a recipe and its share above 0 or as many of each, or neither"
             )
-        others = tuple(DegradationRecipe.load(other) for other in others)
+        others = tuple(DegradationRecipe.load(other, plain=True) for other in others)
         if sum(shares) > 1 + 1e-9:
             raise ConfigError(f"mixed_share: expected shares of at most 1 together, got {list(shares)}")
         for other in others:
@@ -119,32 +115,29 @@ class DegradationRecipe:
         return cls._from_text(text, name)
 
     @classmethod
-    def from_yaml(cls, path: str | Path) -> DegradationRecipe:
+    def from_yaml(cls, path: str | Path, *, plain: bool = False) -> DegradationRecipe:
         """A recipe from a YAML file with the fields of this class; what is left out keeps its default.
 
+        Args:
+            path: the file.
+            plain: refuse a mix before the recipes that it names are read, which may lead back here.
+
         Raises:
-            ConfigError: the file cannot be read, has an unknown key or a wrong value, or leads back to itself.
+            ConfigError: the file cannot be read, has an unknown key or a wrong value.
         """
         try:
             text = Path(path).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"recipe {path}: cannot be read ({error})") from error
-        whole, above = Path(path).resolve(), _reading.get()
-        if whole in above:
-            raise ConfigError(f"mixed_with: expected another recipe, got {path}, which leads back to itself")
-        token = _reading.set((*above, whole))
-        try:
-            return cls._from_text(text, str(path))
-        finally:
-            _reading.reset(token)
+        return cls._from_text(text, str(path), plain=plain)
 
     @classmethod
-    def load(cls, recipe: DegradationRecipe | str | Path) -> DegradationRecipe:
-        """A recipe from itself, a preset's name, or the path of a YAML file."""
+    def load(cls, recipe: DegradationRecipe | str | Path, *, plain: bool = False) -> DegradationRecipe:
+        """A recipe from itself, a preset's name, or the path of a YAML file; `plain`: see `from_yaml`."""
         if isinstance(recipe, DegradationRecipe):
             return recipe
         if str(recipe).endswith((".yaml", ".yml")):
-            return cls.from_yaml(recipe)
+            return cls.from_yaml(recipe, plain=plain)
         return cls.from_preset(str(recipe))
 
     @classmethod
@@ -157,13 +150,15 @@ class DegradationRecipe:
         return _build(cls, values, "recipe")
 
     @classmethod
-    def _from_text(cls, text: str, source: str) -> DegradationRecipe:
+    def _from_text(cls, text: str, source: str, *, plain: bool = False) -> DegradationRecipe:
         import yaml
 
         try:
             values = yaml.safe_load(text)
         except yaml.YAMLError as error:
             raise ConfigError(f"recipe {source}: not valid YAML ({str(error).splitlines()[0]})") from error
+        if plain and isinstance(values, dict) and "mixed_with" in values:
+            raise ConfigError(f"mixed_with: expected plain recipes, got a mix ({source})")
         named = {"name": Path(source).stem, **values} if isinstance(values, dict) else values
         return _build(cls, named, f"recipe {source}")
 

@@ -118,7 +118,8 @@ def _last_checkpoint(trainer: Any) -> Path | None:
     named = [settings(one).get("dirpath") for one in (callbacks if isinstance(callbacks, list) else [callbacks])]
     folders = [Path(folder) for folder in named if folder]
     root = Path(trainer.get("default_root_dir") or ".")
-    logger = trainer.get("logger")
+    loggers = trainer.get("logger")
+    logger = loggers[0] if isinstance(loggers, list) and loggers else loggers  # the first one names the folder
     if hasattr(logger, "get") and (of_logger := settings(logger)).get("save_dir"):
         folders += Path(of_logger["save_dir"], of_logger.get("name") or "").glob("*/checkpoints")
     else:
