@@ -1,8 +1,5 @@
 from __future__ import annotations
 
-import os
-import socket
-
 import pytest
 import torch
 import torch.distributed as dist
@@ -190,10 +187,9 @@ def one_step(model, context, scores, images):
     loss.backward()
 
 
-def _device(rank, port, results):
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+def _device(rank, folder):
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", rank=rank, world_size=2)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     try:
         context = context_of()
         data = torch.Generator().manual_seed(5)
@@ -212,16 +208,16 @@ def _device(rank, port, results):
             one_step(parallel, own, scores[rank], images)
         gradients = {f"ddp.{key}": value.grad for key, value in model.named_parameters() if value.requires_grad}
         if rank == 0:
-            torch.save({"gradient": gradient / 2, **gradients, **context.state_dict()}, results)
+            torch.save({"gradient": gradient / 2, **gradients, **context.state_dict()}, f"{folder}/results.pt")
+        dist.barrier()
     finally:
         dist.destroy_process_group()
 
 
 def test_two_devices_equal_one_with_both_batches(tmp_path):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    mp.spawn(_device, (port, str(tmp_path / "results.pt")), nprocs=2)
+    # DDP keeps gloo's threads alive past the end of the group, and an interpreter that shuts down under them may abort.
+    # The children of a fork server leave without shutting down.
+    mp.start_processes(_device, (str(tmp_path),), nprocs=2, start_method="forkserver")
     two = torch.load(tmp_path / "results.pt", weights_only=True)
     context = context_of()
     data = torch.Generator().manual_seed(5)
