@@ -122,6 +122,13 @@ class OneStepGenerator(nn.Module):
         """Sides of the enlarged image that the networks take as they are; `forward` pads to it by itself."""
         return self.backbone.multiple
 
+    @property
+    def networks(self) -> tuple[nn.Module, nn.Module, nn.Module]:
+        """What a pass runs of the base: UNet, encoder and decoder."""
+        backbone = self.backbone
+        decoding = backbone.vae if backbone.decoder is None else backbone.decoder
+        return backbone.unet, backbone.vae.encoder, decoding.decoder
+
     def train(self, mode: bool = True) -> OneStepGenerator:
         """Switch the router's noise; the frozen networks have neither dropout nor running statistics to switch."""
         super().train(mode)

@@ -74,9 +74,7 @@ class Restorer:
         self._held: Routing | None = None
         self.compiled = compile
         if compile:
-            backbone = self.generator.backbone
-            decoder = backbone.vae if backbone.decoder is None else backbone.decoder
-            for network in (backbone.unet, backbone.vae.encoder, decoder.decoder):
+            for network in self.generator.networks:
                 network.compile()
 
     @classmethod

@@ -1,8 +1,9 @@
-"""Read-only observers of a run: use of the ranks, pictures, adapter files, averages and the closing summary."""
+"""What a run can be given: logs of the ranks, pictures, adapter files, averages, compiled steps, a summary."""
 
 from __future__ import annotations
 
 from morsr.training.callbacks.checkpoint import AdapterCheckpoint
+from morsr.training.callbacks.compiled import CompiledTraining
 from morsr.training.callbacks.ema import AdapterEMA
 from morsr.training.callbacks.images import ImageGrid
 from morsr.training.callbacks.layout import TensorBoardPage
@@ -16,6 +17,7 @@ from morsr.training.callbacks.utilization import ExpertUtilization
 __all__ = [
     "AdapterCheckpoint",
     "AdapterEMA",
+    "CompiledTraining",
     "ExpertUtilization",
     "ImageGrid",
     "PredictionWriter",
