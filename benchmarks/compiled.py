@@ -1,6 +1,6 @@
 """A training step of the shipped models with the networks compiled, as `CompiledTraining` does, against plain ones.
 
-    python benchmarks/compiled.py [--model tiny-fidelity] [--batch 8] [--window 40] [--seconds 60] [--precision bfloat16]
+    python benchmarks/compiled.py [--model tiny-fidelity] [--batch 8] [--window 40] [--precision bfloat16]
 
 Pairs are interleaved and the ratio is that of processor times, so that another job on the machine disturbs it least.
 Compiling comes before the measurement.
