@@ -134,7 +134,10 @@ def _command(arguments: list[str]) -> int:
             module.add_arguments(subparser)
             subparser.set_defaults(run=module.run)
     _refuse_empty(arguments)
-    options = parser.parse_args(arguments)
+    options, others = parser.parse_known_args(arguments)
+    if others and not hasattr(options, "overrides"):
+        parser.error(f"unrecognized arguments: {' '.join(others)}")
+    options.overrides = others
     return options.run(options) or 0
 
 

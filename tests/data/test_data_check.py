@@ -53,6 +53,25 @@ def test_every_missing_thing_is_named(config, photos: Path, capsys: pytest.Captu
     assert output.endswith("5 missing\n")
 
 
+@pytest.mark.parametrize(
+    "override",
+    [["--data.train=[nowhere]"], ["--data.init_args.train=[nowhere]"], ["--data.train", "[nowhere]"]],
+    ids=["as one", "by init_args", "as two"],
+)
+def test_overrides_count_as_in_a_run(override: list[str], config, photos: Path, capsys: pytest.CaptureFixture[str]):
+    path = config(train=[str(photos)], test=[str(photos)])
+    assert main(["data-check", "--config", path, "--model.lr=1e-3", *override, "--trainer.max_steps", "5"]) == 1
+    missing = [line for line in capsys.readouterr().out.splitlines() if line.startswith("MISSING")]
+    assert len(missing) == 1
+    assert "nowhere" in missing[0]
+
+
+@pytest.mark.parametrize("wrong", ["--dat.train=[x]", "--data.trian=[x]", "x", "--data.train"])
+def test_what_overrides_nothing_is_an_error(wrong: str, config, photos: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(["data-check", "--config", config(train=[str(photos)]), wrong]) == 2
+    assert wrong.lstrip("-").partition("=")[0].rpartition(".")[2] in capsys.readouterr().err
+
+
 @pytest.fixture
 def pairs(tmp_path: Path) -> dict[str, str]:
     """Three pairs whose HR images are of 48x32, 52x32 and 56x32 pixels."""

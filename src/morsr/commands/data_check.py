@@ -12,7 +12,8 @@ from morsr.errors import ConfigError, InputError, MorsrError
 HELP = (
     "Check the data that a config names: settings, recipe, every source of train, val, test and predict, a sample of "
     "the image files, and the cache folder. Each line says ok, absent (a source marked optional) or MISSING with the "
-    "reason; exit code 1 if anything is missing. Nothing is written or downloaded."
+    "reason; exit code 1 if anything is missing. Nothing is written or downloaded. Overrides such as "
+    "--data.train=[photos] count as in `morsr fit`; those of model and trainer change nothing here."
 )
 
 
@@ -23,6 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--sample", type=int, default=200, metavar="N",
         help="look at the headers of N images per source, evenly spread; 0 looks at all (default: 200)",
     )  # fmt: skip
+    parser.set_defaults(overrides=[])
 
 
 def run(options: argparse.Namespace) -> int:
@@ -37,7 +39,7 @@ def run(options: argparse.Namespace) -> int:
     if options.sample < 0:
         raise ConfigError(f"--sample: expected 0 or more, got {options.sample}")
     settings = read_data_settings(options.config)
-    data = RealESRGANDataModule(**checked(settings))
+    data = RealESRGANDataModule(**checked(settings, data_overrides(options.overrides)))
     report = _Report()
     report.check("recipe", str(data.recipe), lambda: load_recipe(data.recipe, data.engine).hash)
     if data.val_recipe != data.recipe:
@@ -81,20 +83,48 @@ def read_data_settings(path: str) -> dict[str, Any]:
     return dict(settings)
 
 
-def checked(settings: dict[str, Any]) -> dict[str, Any]:
+def data_overrides(arguments: Sequence[str]) -> list[str]:
+    """Of the overrides of a config those of the data, each as one argument.
+
+    Raises:
+        ConfigError: an argument that overrides nothing of a config, or has no value.
+    """
+    kept, rest = [], list(arguments)
+    while rest:
+        option, equals, value = rest.pop(0).partition("=")
+        section, _, key = option.removeprefix("--").partition(".")
+        if not option.startswith("--") or section not in ("data", "model", "trainer", "seed_everything"):
+            raise ConfigError(f"expected overrides of the config such as --data.train=[photos], got {option}")
+        if not equals and not rest:
+            raise ConfigError(f"{option}: expected a value")
+        value = value if equals else rest.pop(0)
+        if section == "data":
+            kept.append(f"--data.{key.removeprefix('init_args.')}={value}")
+    return kept
+
+
+def checked(settings: dict[str, Any], overrides: Sequence[str] = ()) -> dict[str, Any]:
     """The settings as `morsr fit` takes them, by the same parser.
+
+    Args:
+        settings: of the config.
+        overrides: arguments such as ``--data.train=[photos]`` that take their place.
 
     Raises:
         ConfigError: one that the data module does not have, or of another kind.
     """
+    import yaml
     from jsonargparse import ArgumentError, ArgumentParser
 
     from morsr.data.datamodule import RealESRGANDataModule
 
     parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--config", action="config")
     parser.add_class_arguments(RealESRGANDataModule, "data")
     try:
-        taken: dict[str, Any] = parser.parse_object({"data": settings}).data.as_dict()
+        taken: dict[str, Any] = parser.parse_args(
+            [f"--config={yaml.safe_dump({'data': settings})}", *overrides]
+        ).data.as_dict()
     except ArgumentError as error:
         raise ConfigError(" ".join(str(error).split())) from error
     return taken

@@ -29,19 +29,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_model_arguments(parser)
     parser.add_argument("--scale", type=float, default=4.0, help="enlargement, 1 to 8 (default: 4)")
     parser.add_argument(
-        "--tile", type=_tile, default="auto", metavar="PIXELS", help="side of tiles in output pixels, auto or none"
+        "--tile",
+        type=_tile,
+        default="auto",
+        metavar="PIXELS",
+        help="side of tiles in output pixels, auto or none (default: auto)",
     )
-    parser.add_argument("--color", default="wavelet", choices=("wavelet", "adain", "none"), help="colour correction")
+    parser.add_argument(
+        "--color", default="wavelet", choices=("wavelet", "adain", "none"), help="colour correction (default: wavelet)"
+    )
     parser.add_argument("--color-strength", type=float, default=1.0, help="0 to 1 (default: 1)")
     parser.add_argument("--generative", type=float, default=1.0, help="factor on the routed ranks (default: 1)")
     parser.add_argument("--budget", type=int, help="at most so many routed ranks per layer")
     parser.add_argument(
         "--routing", default="image", choices=("image", "tile", "sequence"),
-        help="one routing per image, per tile, or the first image's for all (video frames)",
+        help="one routing per image (default), per tile, or the first image's for all (video frames)",
     )  # fmt: skip
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps, …")
     parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"))
-    parser.add_argument("--format", help="output format for all files: png, jpg, webp, tif or bmp")
+    parser.add_argument("--format", help="output format for all files: png, jpg, webp, tif, gif or bmp")
     parser.add_argument(
         "--batch", type=_batch, default="auto", metavar="N", help="images of equal size at once, in a folder"
     )
