@@ -14,7 +14,7 @@ HEAVY = ("torch", "lightning", "pytorch_lightning", "diffusers", "transformers",
 
 
 def run_python(code: str) -> str:
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60).stdout
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120).stdout
 
 
 @pytest.mark.parametrize("module", ["morsr", "morsr.errors"])

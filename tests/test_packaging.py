@@ -66,7 +66,9 @@ def test_wheel_holds_source_weights_and_configs(wheel: Path, repo_root: Path):
     held = {name for name in zipfile.ZipFile(wheel).namelist() if not name.endswith("/")}
     package = repo_root / "src" / "morsr"
     source = {
-        p.relative_to(package.parent).as_posix() for p in package.rglob("*") if p.is_file() and p.suffix != ".pyc"
+        path.relative_to(package.parent).as_posix()
+        for path in package.rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts  # another test may be writing there
     }
     configs = {f"morsr/experiments/{p.name}" for p in (repo_root / "experiments").glob("*.yaml")}
     assert source <= held

@@ -134,9 +134,10 @@ def test_every_block_says_how_it_is_tested():
     assert any(block.mode == "run" for block in BLOCKS)
 
 
+@pytest.mark.timeout(1000)
 @pytest.mark.parametrize("block", blocks("run"))
 def test_readme_command_in_short_form(block: Block, checkout: Path):
-    run_block(block, ALWAYS + SHORT, checkout, timeout=280)
+    run_block(block, ALWAYS + SHORT, checkout, timeout=900)
 
 
 @pytest.mark.slow

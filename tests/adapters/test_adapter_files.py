@@ -133,9 +133,14 @@ def test_another_base_is_refused(saved, toy):
     assert is_bare(nothing)
 
 
-def test_base_in_lower_precision_is_the_same_base(saved, toy):
+def test_base_in_lower_precision_is_the_same_base(saved, toy, tmp_path):
     path, _, _ = saved
-    load_adapters(path, fresh(toy).to(torch.bfloat16))
+    model = fresh(toy).to(torch.bfloat16)
+    load_adapters(path, model)
+    again, expected = load_file(save_adapters(tmp_path / "again.safetensors", model)), load_file(path)
+    assert again.keys() == expected.keys()
+    for key, value in expected.items():
+        torch.testing.assert_close(again[key], value, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(

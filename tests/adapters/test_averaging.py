@@ -89,6 +89,44 @@ def test_files_that_run_at_other_timesteps_are_refused(make_toy, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        ({"estimator": {"kind": "clip", "args": {}}}, r"estimator is \{'kind': 'clip'.*there \{'kind': 'frequency'"),
+        ({"decoder": "tiny"}, "decoder is tiny, there None"),
+        ({}, None),
+    ],
+)
+def test_files_that_run_with_other_parts_are_refused(make_toy, tmp_path, other, said):
+    model, _ = make_toy()
+    run = {"one_step": {"timestep": 200}, "estimator": {"kind": "frequency", "args": {}}}
+    files = [
+        save_adapters(tmp_path / f"{number}.safetensors", model, extra=extra)
+        for number, extra in enumerate((run, {**run, **other}))
+    ]
+    if said is None:
+        average_adapters(files, tmp_path / "mean.safetensors")
+        return
+    with pytest.raises(WeightsError, match=said):
+        average_adapters(files, tmp_path / "mean.safetensors")
+    assert not (tmp_path / "mean.safetensors").exists()
+
+
+def test_files_of_other_prompts_are_refused(make_toy, tmp_path):
+    model, _ = make_toy()
+    prompts = [torch.rand(1, 3, 4), torch.rand(1, 3, 4) + 1, torch.rand(1, 2, 4)]
+    prompts.append(prompts[0].bfloat16())
+    files = [
+        save_adapters(tmp_path / f"{number}.safetensors", model, attached={"clean": prompt})
+        for number, prompt in enumerate(prompts)
+    ]
+    for other in files[1:3]:
+        with pytest.raises(WeightsError, match="other numbers are attached as clean"):
+            average_adapters([files[0], other], tmp_path / "mean.safetensors")
+    assert not (tmp_path / "mean.safetensors").exists()
+    average_adapters([files[0], files[3]], tmp_path / "mean.safetensors")
+
+
+@pytest.mark.parametrize(
     ("settings", "said"),
     [
         ({"top_k": 1}, "top_k is 1, there 4"),

@@ -163,6 +163,8 @@ def test_standardization_is_checked_and_used():
     logits = context.logits(torch.tensor([[10.0]]))
     torch.testing.assert_close(logits[:, 0], 2 * context.weight[..., 0] + context.bias)
     assert context.standardized
+    context.set_standardization(torch.tensor([2.0]), torch.tensor([9e-5]))
+    torch.testing.assert_close(context.std, torch.ones(1), msg="a flat score is centred, not blown up")
     with pytest.raises(InputError, match="mean: expected 1 finite"):
         context.set_standardization(torch.tensor([float("inf")]), torch.tensor([1.0]))
     with pytest.raises(InputError, match="std"):

@@ -6,6 +6,7 @@ import shutil
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
@@ -13,8 +14,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils.data import DistributedSampler
 
 from morsr.data.datamodule import RealESRGANDataModule
+from morsr.data.evaluation_set import collate_pairs
 from morsr.errors import ConfigError, InputError
 
 Make = Callable[..., RealESRGANDataModule]
@@ -458,3 +461,28 @@ def test_the_manifest_follows_the_images(make_data: Make, photos: Path) -> None:
     renamed = make_data()
     renamed.setup("fit")
     assert renamed.manifest()["train"]["digest"] != first["train"]["digest"]
+
+
+@pytest.mark.parametrize("stage", ["validate", "test"])
+def test_nothing_to_validate_or_test_is_an_error(make_data: Make, tmp_path: Path, stage: str):
+    absent = {"lr": str(tmp_path / "LR"), "hr": str(tmp_path / "HR"), "optional": True}
+    data = make_data(val=[absent], test=[absent])
+    trainer = L.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_checkpointing=False)
+    model = Recorder()
+    model.test_step = model.validation_step  # type: ignore[method-assign]
+    with pytest.raises(InputError, match=r"data\.(val|test): expected at least one set of images"):
+        getattr(trainer, stage)(model, data, verbose=False)
+    fit(data, tmp_path, steps=1)  # a training goes on without
+
+
+def test_several_devices_count_every_validation_image_once(make_data: Make, photos: Path):
+    data = make_data(val=[str(photos)], recipe="light")
+    data.trainer = SimpleNamespace(world_size=2, state=SimpleNamespace(fn=None), global_rank=0)  # type: ignore[assignment]
+    pairs = data.val_dataloader().dataset  # type: ignore[union-attr]
+    shares = [list(DistributedSampler(pairs, num_replicas=2, rank=rank, shuffle=False)) for rank in range(2)]
+    assert [len(share) for share in shares] == [4, 4], "devices wait for each other after every batch"
+    seen = [[collate_pairs([pairs[place]]) for place in share] for share in shares]
+    counted = [batch["stem"][0] for share in seen for batch in share if not any(batch.get("repeated", ()))]
+    assert len(set(counted)) == len(counted) == 7
+    assert [batch.get("repeated") for batch in seen[1]] == [None, None, None, [True]]
+    assert len(list(pairs)) == 8

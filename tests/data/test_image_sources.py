@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from morsr.data.degraded import image_key
+from morsr.data.files import ImageFiles
 from morsr.data.images import (
     ImageList,
     find_images,
@@ -136,6 +137,42 @@ def test_text_lists_and_meta_files(tmp_path: Path, photos: Path):
     listing.write_text("\n# nothing\n")
     with pytest.raises(InputError, match="names no image"):
         list_images(str(listing))
+
+
+def test_lists_with_a_mark_at_their_start(tmp_path: Path):
+    for name, text in (("list.txt", "a.png\nb.png\n"), ("m.csv", "path\na.png\nb.png\n")):
+        (tmp_path / name).write_text(text, encoding="utf-8-sig")
+        assert [Path(path).name for path in list_images(str(tmp_path / name)).paths] == ["a.png", "b.png"]
+
+
+@pytest.mark.parametrize(
+    ("line", "name"),
+    [
+        ("scan.tif edited.png", "scan.tif edited.png"),
+        ("scan.tif edited.png (480,480,3)", "scan.tif edited.png"),
+        ("a.png\t480,480,3", "a.png"),
+        ("a.png\t(480, 480, 3)", "a.png"),
+        ("a.JPEG 7", "a.JPEG"),
+        ("a 2.png,480,480", "a 2.png"),
+        ("a.png copy", "a.png copy"),
+        ("no ending (480,480,3)", "no ending (480,480,3)"),
+    ],
+)
+def test_only_numbers_behind_a_name_are_cut_off(tmp_path: Path, line: str, name: str):
+    (tmp_path / "list.txt").write_text(f"{line}\n")
+    assert read_list(tmp_path / "list.txt", root="r") == [f"r/{name}"]
+
+
+def test_rarer_endings_are_read_and_unread_ones_named(tmp_path: Path):
+    (tmp_path / "a.dng").write_bytes(b"")
+    with pytest.raises(InputError, match=r"has no image; .*; 1 file has an ending that is not read .*\(\.dng 1\)"):
+        find_images(tmp_path)
+    for name in ("b.jfif", "c.JPE"):
+        Image.new("RGB", (8, 8)).save(tmp_path / name, format="JPEG")
+    assert [load_image(path).shape for path in find_images(tmp_path)] == [(8, 8, 3)] * 2
+    files = ImageFiles(folders=[str(tmp_path)])
+    with pytest.warns(UserWarning, match=r"1 file has an ending that is not read and was left out \(\.dng 1\)"):
+        files.teardown("predict")
 
 
 def test_manifest_round_trip(tmp_path: Path, photos: Path):

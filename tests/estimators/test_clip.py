@@ -234,3 +234,12 @@ def test_true_shapes(patch, width, inner, layers, heads, projection):
     assert scores.shape == (2, 7)
     assert severity.shape == (2,)
     assert count == {32: 87_849_216, 14: 303_966_208}[patch]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_model_in_half_precision_leaves_the_estimator_in_float32(clip_folder, dtype):
+    images = torch.rand(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(3))
+    estimator = build_estimator("clip", model=clip_folder)
+    expected = estimator(images).scores
+    around = torch.nn.Sequential(estimator).to(dtype)
+    torch.testing.assert_close(around(images).scores, expected, rtol=0, atol=0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.resources
 import json
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -15,7 +16,7 @@ from morsr.errors import ConfigError, InputError, WeightsError
 from morsr.estimators import build_estimator
 from morsr.estimators.learned import NAMES, DegradationNet, load_net, save_net
 from morsr.files import save_tensors
-from morsr.training.estimator import FACTOR_RANGES, FactorRanks, LearnedEstimatorTraining, single_factor, spearman
+from morsr.training.estimator import FACTOR_RANGES, FactorRanks, LearnedEstimatorTraining, single_factor
 from morsr.training.schedules import learning_rate_factor
 
 
@@ -204,14 +205,20 @@ def test_mixed_batches_hold_single_factors_with_their_ranks():
         LearnedEstimatorTraining(single_share=1.5)
 
 
-def test_spearman_is_scipys():
-    stats = pytest.importorskip("scipy.stats")
-    generator = torch.Generator().manual_seed(0)
-    first = torch.randint(0, 9, (60,), generator=generator).float()
-    second = first + 3 * torch.randn(60, generator=generator)
-    expected = stats.spearmanr(first.numpy(), second.numpy()).statistic
-    torch.testing.assert_close(spearman(first, second), torch.tensor(expected, dtype=torch.float32))
-    assert float(spearman(torch.ones(5), torch.arange(5.0))) == 0
+def test_validation_of_one_batch_is_logged_and_a_dead_output_gives_no_correlation():
+    module, logged = LearnedEstimatorTraining(hidden=16), {}
+    module.log = lambda name, value, **_: logged.update({name: value})
+    module.on_validation_epoch_end()
+    assert logged == {}
+    truth = torch.linspace(0, 1, 4)[:, None].expand(4, len(NAMES)).clone()
+    found = truth.square()
+    found[:, 0] = 0.5
+    module._validation = [(found, truth)]
+    module.on_validation_epoch_end()
+    dead, *alive = (logged[f"val/spearman_{name}"] for name in NAMES)
+    assert math.isnan(dead)
+    assert alive == pytest.approx([1.0] * len(alive))
+    assert module._validation == []
 
 
 @pytest.mark.slow

@@ -99,6 +99,26 @@ def test_rows_are_paired_by_seed_and_image() -> None:
     assert "3.50" in text
 
 
+def test_one_photograph_says_nothing_of_others() -> None:
+    one = [made_run(0, offset, images=5) for offset in (0.0, 0.4287)]
+    groups = dict.fromkeys(one[0].scores["psnr"], "photograph")
+    runs = [Run(run.seed, run.scores, run.bicubic, groups) for run in one]
+    table = Ablation({"plain": [runs[0]], "ours": [runs[1]]}, "plain")
+    assert table.difference("ours", "psnr").verdict(lower_is_better=False) == "not distinguishable"
+    assert "+0.4287 [+0.4287, +0.4287], not distinguishable" in table.to_markdown()
+
+
+def test_the_heading_says_what_the_intervals_go_over() -> None:
+    def heading(*seeds: int) -> str:
+        rows = {"ours": [made_run(seed, 0.3) for seed in range(2)]}
+        rows |= {f"row{count}": [made_run(seed, 0.0) for seed in range(count)] for count in seeds}
+        return next(line for line in Ablation(rows, "ours").to_markdown().splitlines() if line.startswith("Difference"))
+
+    assert heading(2).endswith("over seeds and photographs:")
+    assert heading(1).endswith("intervals over photographs:")
+    assert heading(1, 2).endswith("over photographs, and over seeds where a row shares several with it:")
+
+
 def test_rows_that_share_nothing_are_refused() -> None:
     table = Ablation({"plain": [made_run(0, 0.0)], "ours": [made_run(1, 0.3)]}, "ours")
     with pytest.raises(InputError, match="no seed in common"):

@@ -28,6 +28,17 @@ def test_a_line_of_averages_is_no_image(tmp_path: Path, word: str) -> None:
         read_scores(table(tmp_path, f"image,psnr\n{word},21\n"))
 
 
+def test_suffixes_and_folders_count_where_they_tell_images_apart(tmp_path: Path) -> None:
+    def names(images: list[str], more: str = "") -> list[str]:
+        text = f"image,psnr{more and ',memory_mb'}\n" + "".join(f"{image},20{more}\n" for image in images)
+        return list(read_scores(table(tmp_path, text))["a"]["psnr"])
+
+    assert names(["x/a.png", "x/b.png"]) == ["a", "b"]
+    assert names(["x/a.png", "y/a.png", "y/b.png"]) == ["x/a", "y/a", "b"]
+    assert names(["a.jpg", "a.png", "b.png"]) == ["a.jpg", "a.png", "b"]
+    assert names(["a", "sub/a", "sub/b.png"], ",1") == ["a", "sub/a", "sub/b"], "a table that was written here"
+
+
 def test_columns_of_text_are_no_metrics(tmp_path: Path) -> None:
     scores = read_scores(table(tmp_path, "image,set,psnr,niqe,\na,RealSR,20,,\nb,DRealSR,21,,\n"))["a"]
     assert scores["psnr"] == {"a": 20, "b": 21}

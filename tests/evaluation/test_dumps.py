@@ -76,6 +76,23 @@ def test_equal_stems_on_two_processes_are_two_images(tmp_path: Path, monkeypatch
     assert list(read_scores(latest)["morsr"]["psnr"]) == ["one:a_0"]
 
 
+def test_images_that_another_process_has_are_not_dumped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    batch = {
+        "hr": torch.rand(2, 3, 16, 16), "lr": torch.rand(2, 3, 4, 4), "stem": ["c", "a"], "repeated": [False, True]
+    }  # fmt: skip
+    seen: list[Any] = []
+    monkeypatch.setattr(
+        RoutingTable, "from_images", lambda module, lr, *rest, names, **more: seen.append((len(lr), names))
+    )
+    module = SimpleNamespace(generator=SimpleNamespace(context=SimpleNamespace(config=SimpleNamespace(is_routed=True))))
+    dump, scores, where = RoutingDump(), ScoreDump(metrics=["psnr"]), trainer(tmp_path)
+    where.datamodule = None
+    dump.on_validation_batch_end(where, module, None, batch, 0)  # type: ignore[arg-type]
+    assert seen == [(1, ["c"])]
+    scores.on_validation_batch_end(where, module, {"sr": batch["hr"]}, batch, 0)  # type: ignore[arg-type]
+    assert [row.image for row in scores._rows] == ["c", "c"]
+
+
 def test_a_run_on_several_devices_is_read_whole(tmp_path: Path) -> None:
     for step in ("step_000003.0", "step_000003.1"):
         (tmp_path / "scores").mkdir(exist_ok=True)

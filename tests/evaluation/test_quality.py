@@ -14,6 +14,7 @@ from PIL import Image
 
 from morsr.errors import InputError
 from morsr.functional.quality import bootstrap_mean, frechet_distance, psnr_y, quantize_8bit, rgb_to_y, ssim_y
+from morsr.functional.utilization import spearman
 
 
 def as_tensor(image: np.ndarray) -> torch.Tensor:
@@ -172,3 +173,10 @@ def test_bootstrap_of_groups_is_wider_where_they_hang_together():
 def test_bootstrap_refuses_what_has_no_mean(values: list):
     with pytest.raises(InputError, match="finite number"):
         bootstrap_mean(np.array(values))
+
+
+def test_a_rank_correlation_without_a_value_is_nan():
+    constant, rising = torch.ones(5), torch.arange(5.0)
+    assert np.isnan(spearman(constant, rising))
+    assert np.isnan(spearman(rising[:2], rising[:2]))
+    assert spearman(rising, rising) == pytest.approx(1.0)

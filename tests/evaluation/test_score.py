@@ -277,6 +277,64 @@ def test_results_are_kept_by_what_the_files_stood_for(folders: Path):
     assert renamed.values("ours", "psnr") == first.values("one", "psnr")
 
 
+@pytest.fixture
+def nested(folders: Path) -> Path:
+    """The same with an image of one more "a" in a subfolder, a JPEG among the references."""
+    for seed, name in ((7, "gt/sub/a.jpg"), (8, "lr/sub/a.png"), (9, "good/sub/a.png")):
+        (folders / name).parent.mkdir()
+        Image.fromarray(picture(seed, 8 if name.startswith("lr") else 32)).save(folders / name)
+    return folders
+
+
+def test_subfolders_are_scored_under_their_paths(nested: Path, monkeypatch: pytest.MonkeyPatch):
+    report = quiet(nested, lr=nested / "lr", out=nested / "out")
+    assert report.images == ("a", "b", "c", "d", "sub/a")
+    lines = list(csv.DictReader((nested / "out" / "scores.csv").open()))
+    assert [line["image"] for line in lines if line["method"] == "good"] == list(report.images)
+    assert {row["image"] for row in json.loads((nested / "out" / "scores.json").read_text())["per_image"]} == {
+        *report.images
+    }
+    with monkeypatch.context() as patch:
+        patch.setattr(scoring, "score_image", lambda *a: pytest.fail("scored again"))
+        again = quiet(nested, lr=nested / "lr", out=nested / "out")
+    assert again.values("good", "psnr") == report.values("good", "psnr")
+    found = compare_tables(nested / "out" / "scores.csv", nested / "out" / "scores.csv", method_a="bicubic")
+    assert found.rows[0][3].count == 5
+    (nested / "good" / "sub" / "a.png").unlink()
+    with pytest.raises(InputError, match="good: nothing for sub/a"):
+        quiet(nested)
+    Image.fromarray(picture(1, 30)).save(nested / "good" / "sub" / "a.png")
+    with pytest.raises(InputError, match=r"sub/a\.png against a\.jpg: 30x30"):
+        quiet(nested)
+
+
+def test_a_folder_of_inputs_below_the_references_is_not_one_of_them(folders: Path):
+    (folders / "lr").rename(folders / "gt" / "lr")
+    assert quiet(folders, lr=folders / "gt" / "lr").images == ("a", "b", "c", "d")
+
+
+def test_the_contact_sheet_of_degrade_is_no_input(folders: Path):
+    Image.fromarray(picture(3)).save(folders / "lr" / "contact_sheet.png")
+    assert quiet(folders, lr=folders / "lr").images == ("a", "b", "c", "d")
+
+
+def test_images_that_are_not_read_are_told_of(folders: Path):
+    (folders / "good" / "e.HEIC").write_bytes(b"")
+    report = quiet(folders)
+    assert report.problems == ["good: 1 file has an ending that is not read and was left out (.heic 1)"]
+    assert not report.incomplete
+
+
+def test_endings_that_tell_images_apart_can_be_compared(folders: Path):
+    for name in ("gt", "good"):
+        (folders / name / "a.png").rename(folders / name / "a.jpg.png")
+        (folders / name / "b.png").rename(folders / name / "a.png.png")
+    report = quiet(folders, out=folders / "out")
+    assert report.images == ("a.jpg", "a.png", "c", "d")
+    found = compare_tables(folders / "out" / "scores.csv", folders / "out" / "scores.csv")
+    assert (found.rows[0][3].count, found.unmatched) == (4, [])
+
+
 @pytest.mark.slow
 def test_processes_give_the_same_rows(folders: Path):
     one, two = quiet(folders, lr=folders / "lr"), quiet(folders, lr=folders / "lr", processes=2)
@@ -380,7 +438,7 @@ def test_tables_that_cannot_be_compared(folders: Path):
         ("", "column 'image'"),
         ("name,psnr\na,1\n", "column 'image'"),
         ("image,psnr\na,many\n", "line 2: expected a number for psnr, got 'many'"),
-        ("image,psnr\na.png,1\na,2\n", "line 3: a stands twice"),
+        ("image,psnr\na.png,1\na.png,2\n", "line 3: a stands twice"),
         ("image,ssim\na,1\n", "no metric in common"),
         ("image,psnr\nz,1\n", "no image in common"),
     ):

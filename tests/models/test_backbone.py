@@ -4,8 +4,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from morsr.adapters import MoRConfig, adapter_parameters, merged, save_adapters
 from morsr.errors import ConfigError, WeightsError
+from morsr.estimators import build_estimator
 from morsr.models.backbone import SHIPPED_BASES, Backbone, build_backbone, load_backbone, package_weights
+from morsr.models.generator import OneStepConfig, OneStepGenerator
 from morsr.models.loading import load_generator
 from morsr.models.saving import is_portable
 
@@ -119,3 +122,36 @@ def test_prompts_of_another_width_are_refused(small_base: Path) -> None:
     prompts = {name: torch.zeros(1, 1, 5) for name in ("clean", "degraded")}
     with pytest.raises(ConfigError, match=r"\(1, tokens, 8\)"):
         Backbone(backbone.unet, backbone.vae, prompts=prompts)
+
+
+def test_a_noise_schedule_survives_saving(small_base: Path, tmp_path: Path) -> None:
+    import shutil
+
+    shutil.copytree(small_base, tmp_path / "own")
+    file = tmp_path / "own" / "scheduler" / "scheduler_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "beta_start": 0.00123456, "beta_end": 0.02}))
+    backbone = load_backbone(tmp_path / "own")
+    assert not torch.equal(backbone.alphas_cumprod, load_backbone(small_base).alphas_cumprod)
+    backbone.save(tmp_path / "again")
+    again = load_backbone(tmp_path / "again")
+    torch.testing.assert_close(again.alphas_cumprod, backbone.alphas_cumprod, atol=0, rtol=0)
+
+
+def test_a_base_is_known_by_its_weights_but_not_with_adapters_merged_in(small_base: Path, tmp_path: Path) -> None:
+    backbone = load_backbone(small_base)
+    config = MoRConfig.of_kind("lora", num_ranks=2, targets=("sd_unet@unet",))
+    OneStepGenerator(backbone, build_estimator("frequency"), adapters=config).eval()
+    with torch.no_grad():
+        for parameter in adapter_parameters(backbone):
+            parameter.fill_(1e-4)  # too little to be seen in the samples of the weights
+    extra = {"estimator": {"kind": "frequency", "args": {}}, "one_step": OneStepConfig().to_dict(), "base": "nowhere"}
+    file = save_adapters(tmp_path / "a.safetensors", backbone, base_id=backbone.base_id, extra=extra)
+    with merged(backbone):
+        backbone.save(tmp_path / "merged")
+    backbone.base_id = "somebody/else"
+    backbone.save(tmp_path / "copy")
+    with pytest.warns(UserWarning, match="'morsr/test', taken for 'somebody/else'"):
+        load_generator(file, base=tmp_path / "copy")
+    assert load_backbone(tmp_path / "merged").base_id.startswith("morsr/test+merged:")
+    with pytest.raises(WeightsError, match=r"made for the base 'morsr/test', not for 'morsr/test\+merged:"):
+        load_generator(file, base=tmp_path / "merged")

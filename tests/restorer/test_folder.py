@@ -68,13 +68,15 @@ def test_a_batch_gives_what_single_images_give(restorer: Restorer):
 def threads() -> Iterator[int]:
     before = torch.get_num_threads()
     torch.set_num_threads(3)
-    yield 3
-    found: list[int] = []
-    fresh = threading.Thread(target=lambda: found.append(torch.get_num_threads()))  # takes over what is set for all
-    fresh.start()
-    fresh.join()
-    assert found == [3], "a folder leaves the number of threads as it was"
-    torch.set_num_threads(before)
+    try:
+        yield 3
+        found: list[int] = []
+        fresh = threading.Thread(target=lambda: found.append(torch.get_num_threads()))  # takes over what is set for all
+        fresh.start()
+        fresh.join()
+        assert found == [3], "a folder leaves the number of threads as it was"
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_images_on_a_processor_go_through_lanes_and_tiles_come_alone(
@@ -91,7 +93,7 @@ def test_images_on_a_processor_go_through_lanes_and_tiles_come_alone(
 
         monkeypatch.setattr(folder_module, name, watched)
 
-    barrier = threading.Barrier(threads, timeout=30)
+    barrier = threading.Barrier(threads, timeout=120)
     plain = folder_module._read
     monkeypatch.setattr(folder_module, "_read", lambda one: (barrier.wait(), plain(one))[1])  # all lanes at once
     watch("_read")

@@ -36,8 +36,10 @@ def test_what_is_forgotten_takes_no_memory(tmp_path: Path) -> None:
     pixels = FilePixels(tmp_path)
     moved = pixels.moved(torch.ones(1 << 25, dtype=torch.uint8))
     pixels.forget()
-    before = resident("RssFile")
+    before, shared = resident("RssFile"), resident("RssShmem")
     assert int(moved.sum()) == 1 << 25
+    if resident("RssShmem") - shared > 1 << 24:
+        pytest.skip(f"{tmp_path} lies in memory (tmpfs), where a file's pages count as shared memory; set --basetemp")
     assert resident("RssFile") - before > 1 << 24
     pixels.forget()
     assert resident("RssFile") - before < 1 << 22
@@ -60,5 +62,5 @@ with blocks_handed_back():
 def test_freed_blocks_go_back_at_once() -> None:
     # In a process of its own: holes that earlier work left in the heap are filled first, and stay.
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), os.environ["PYTHONPATH"]])}
-    done = subprocess.run([sys.executable, "-c", FREED], env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", FREED], env=environment, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr

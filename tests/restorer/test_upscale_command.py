@@ -102,6 +102,17 @@ def test_a_folder_is_restored_with_its_subfolders():
     assert Image.open("out/sub/gray.TIF").mode == "L"
 
 
+def test_images_that_are_not_read_are_counted(capsys: pytest.CaptureFixture[str]):
+    photo("in/a.png")
+    for name in ("b.HEIC", "sub/c.heic", "d.dng", "notes.txt"):
+        Path("in", name).parent.mkdir(exist_ok=True)
+        Path("in", name).write_bytes(b"of a phone")
+    told = "3 files have endings that are not read and were left out (.heic 2, .dng 1)"
+    for _ in range(2):  # the second time there is nothing left to do
+        assert main(["upscale", "in", "out"]) == 0
+        assert told in capsys.readouterr().err
+
+
 def test_hidden_files_and_folders_are_left_out():
     for name in (".trash/in/a.png", ".trash/in/.b.png", ".trash/in/.thumbnails/c.png", ".trash/in/d/.e/f/g.png"):
         photo(name)

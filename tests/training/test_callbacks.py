@@ -209,14 +209,21 @@ def test_scores_of_every_batch_are_logged(tmp_path: Path):
     assert float(row["degradation_deviation/brightness"]) == pytest.approx(width, abs=1e-5)
 
 
-def test_every_layer_has_a_line_in_the_table_of_the_run(tmp_path: Path):
+@pytest.mark.parametrize(
+    ("steps", "expected"),
+    [
+        (8, [("8", "16")]),  # nothing is new at the end
+        (10, [("8", "16"), ("10", "24")]),  # at the end with the last whole window, which would be a few images else
+        (12, [("8", "16"), ("12", "16")]),  # nothing is new, but the last log was not drawn
+    ],
+)
+def test_every_layer_has_a_line_in_the_table_of_the_run(steps: int, expected: list[tuple[str, str]], tmp_path: Path):
     watch = ExpertUtilization(every_n_steps=4, heatmap_every_n_steps=8)
-    fit(tmp_path, Module("severe"), [watch], steps=8)
+    fit(tmp_path, Module("severe"), [watch], steps=steps)
     with next(tmp_path.rglob("expert_utilization.csv")).open() as file:
         lines = list(csv.DictReader(file))
-    # At step 8, and at the end with the two last windows as one.
     assert [(line["step"], line["layer"], line["images"]) for line in lines] == [
-        ("8", name, images) for images in ("16", "16") for name in NAMES
+        (step, name, images) for step, images in expected for name in NAMES
     ]
     for line, load, ranks in zip(lines[-LAYERS:], watch.latest.load, watch.latest.ranks, strict=True):
         found = torch.tensor([float(line[f"load_{slot}"]) for slot in range(SLOTS)], dtype=torch.float64)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from lightning.pytorch.cli import SaveConfigCallback
 from PIL import Image
 
@@ -102,6 +103,7 @@ def test_base_phases_leave_a_folder_that_loads(small_base: Path, photos: Path, t
         (["--trainer.precision=16-true"], "bf16-mixed"),
         (["--trainer.precision=bf16-true"], "hardly move"),
         (["--model.one_step.timestep=1000"], "0 to 999"),
+        (["--optimizer=Adam", "--optimizer.lr=0.01"], "set model.lr"),
     ],
 )
 def test_a_wrong_option_is_one_line_that_names_it(
@@ -113,6 +115,16 @@ def test_a_wrong_option_is_one_line_that_names_it(
     assert len(lines) == 1
     assert words in lines[0]
     assert not (tmp_path / "out").exists() or not list((tmp_path / "out").rglob("*.ckpt"))
+
+
+def test_a_printed_config_holds_enums_as_words_and_no_optimizer(capsys: pytest.CaptureFixture[str]) -> None:
+    timer = "--trainer.callbacks+=lightning.pytorch.callbacks.Timer"
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", "--config", str(EXPERIMENTS / "mor_tiny.yaml"), timer, "--print_config"])
+    assert stop.value.code == 0
+    printed = yaml.safe_load(capsys.readouterr().out)
+    assert printed["trainer"]["callbacks"][-1]["init_args"]["interval"] == "step"
+    assert not {"optimizer", "lr_scheduler"} & set(printed)
 
 
 def test_a_missing_config_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:

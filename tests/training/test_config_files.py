@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -47,6 +48,39 @@ def test_circles_and_missing_files_are_named(tmp_path: Path) -> None:
         read_config(tmp_path / "one.yaml")
     with pytest.raises(ConfigError, match=r"nowhere\.yaml"):
         read_config(tmp_path / "lone.yaml")
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_key(tmp_path: Path) -> None:
+    write(tmp_path, parent="\ufeffa: 1\n", child="\ufeffextends: parent.yaml\nb: 2\n")
+    assert expand_configs(["fit", "--config", str(tmp_path / "child.yaml")]) == ["fit", "--config", "a: 1\nb: 2\n"]
+
+
+@pytest.mark.parametrize(("name", "what_to_do"), [("last.ckpt", "--ckpt_path"), ("latin.yaml", "save it as UTF-8")])
+def test_a_file_that_is_no_text_is_one_line(name: str, what_to_do: str, tmp_path: Path) -> None:
+    path = tmp_path / name
+    path.write_bytes(b"# caf\xe9\nextends: parent.yaml\n")
+    for read in (read_config, lambda path: expand_configs(["fit", f"--config={path}"])):
+        with pytest.raises(ConfigError, match=rf"{name}: expected a YAML config in UTF-8, got byte 0xe9.*; ") as error:
+            read(path)
+        assert what_to_do in str(error.value)
+        assert "\n" not in str(error.value)
+
+
+def test_a_file_that_may_not_be_read_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: Any, **options: Any) -> str:
+        raise PermissionError(13, "Permission denied")
+
+    write(tmp_path, one="a: 1\n")
+    monkeypatch.setattr(Path, "read_text", refuse)
+    with pytest.raises(ConfigError, match=r"one\.yaml: expected .*, got Permission denied; check"):
+        expand_configs(["fit", "--config", str(tmp_path / "one.yaml")])
+
+
+def test_empty_settings_of_an_optimizer_in_saved_configs_are_left_out(tmp_path: Path) -> None:
+    write(tmp_path, saved="a: 1\noptimizer: null\nlr_scheduler: null\n", other="a: 1\noptimizer: Adam\n")
+    saved, other = str(tmp_path / "saved.yaml"), str(tmp_path / "other.yaml")
+    assert expand_configs(["fit", "--config", saved]) == ["fit", "--config", "a: 1\n"]
+    assert expand_configs(["fit", "--config", other]) == ["fit", "--config", other]  # which the parser refuses
 
 
 def test_only_files_that_extend_are_replaced_on_the_command_line(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from training_twins import batch as random_batch
 from morsr.adapters import MoRConfig, read_adapters_header
 from morsr.errors import ConfigError, WeightsError
 from morsr.models.generator import OneStepConfig
-from morsr.models.loading import load_generator
+from morsr.models.loading import find_adapters, load_generator
 from morsr.training.adapter_state import newest_adapters
 from morsr.training.callbacks import AdapterEMA
 from morsr.training.module import OneStepSRModule
@@ -148,10 +148,9 @@ def test_adapters_of_another_timestep_or_estimator_are_refused(small_base: Path,
     with pytest.raises(WeightsError, match="timestep 150, not 400"):
         build(small_base, one_step=later, weights=str(file))
     trainer: Any = SimpleNamespace(log_dir=str(tmp_path / "runs" / "version_1"), default_root_dir=".")
-    same, other = build(small_base), build(small_base, one_step=later)
-    assert newest_adapters(trainer, same.generator, estimator="frequency") == file
-    assert newest_adapters(trainer, other.generator, estimator="frequency") is None
-    assert newest_adapters(trainer, same.generator, estimator="learned") is None
+    assert newest_adapters(trainer, build(small_base).generator) == file
+    assert newest_adapters(trainer, build(small_base, one_step=later).generator) is None
+    assert newest_adapters(trainer, build(small_base, estimator="learned").generator) is None
 
 
 def test_a_run_may_end_by_the_clock(small_base: Path, tmp_path: Path) -> None:
@@ -265,3 +264,20 @@ def test_a_budget_holds_in_its_step_alone(small_base: Path, tmp_path: Path) -> N
     assert module.generator.context.budget is None
     with pytest.raises(ConfigError, match="budget_dropout"):
         twins.build(small_base, budget_dropout=1.5)
+
+
+def test_without_weights_the_set_shipped_for_the_base_is_taken(small_base: Path, tmp_path: Path) -> None:
+    nowhere: Any = SimpleNamespace(log_dir=str(tmp_path / "version_0"), default_root_dir=".")
+    file = find_adapters("tiny-fidelity")
+    module = build(
+        Path("tiny-fidelity"), adapters=MoRConfig.from_dict(read_adapters_header(file)["config"]),
+        one_step=OneStepConfig(timestep=200, scale_input=True),
+    )  # fmt: skip
+    module.trainer = nowhere
+    module._find_weights()
+    images = torch.rand(1, 3, 16, 16)
+    torch.testing.assert_close(module.eval()(images), load_generator(file).eval()(images).sr.clamp(0, 1))
+    module = build(small_base)
+    module.trainer = nowhere
+    with pytest.raises(WeightsError, match=r"train it first, or name some by model\.weights"):
+        module._find_weights()

@@ -7,9 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import lightning as L
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from torch.utils.data import DataLoader
+from training_twins import build
 
 from morsr.cli import main
 from morsr.data.files import ImageFiles
@@ -116,6 +120,32 @@ def test_two_inputs_that_a_format_makes_one_output_are_refused(capsys: pytest.Ca
     assert main(predict(writer)) == 2
     assert "both become" in capsys.readouterr().err
     assert not Path("restored").exists()
+
+
+def test_a_config_without_a_writer_is_refused(small_base: Path, capsys: pytest.CaptureFixture[str]):
+    """Everything was restored and nothing written, with exit code 0."""
+    photo("photos/a.png")
+    options = [
+        "predict", "--config", str(CONFIG.parent / "mor_tiny.yaml"), "--data.predict=[photos]",
+        f"--model.base={small_base}", "--model.adapters.targets=[sd_unet@unet]", "--trainer.accelerator=cpu",
+        "--trainer.logger=false", "--trainer.callbacks=[]",
+    ]  # fmt: skip
+    assert main(options) == 2
+    told = capsys.readouterr().err
+    assert "trainer.callbacks: expected a prediction writer, got none" in told
+    assert "experiments/predict_tiny.yaml" in told
+
+
+def test_python_may_take_what_is_returned(small_base: Path, tmp_path: Path):
+    trainer = L.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False)
+    module = build(small_base)
+    module.save_adapters(tmp_path / "a.safetensors")
+    module = build(small_base, weights=str(tmp_path / "a.safetensors"))
+    images = DataLoader([{"lr": torch.rand(1, 3, 8, 8), "stem": ["a"]}], batch_size=None)
+    (found,) = trainer.predict(module, images) or []
+    assert found["sr"].shape == (1, 3, 32, 32)
+    with pytest.raises(ConfigError, match="expected a prediction writer"):
+        trainer.predict(module, images, return_predictions=False)
 
 
 def test_what_cannot_work_is_refused():

@@ -68,6 +68,14 @@ def test_an_image_without_a_value_does_not_spoil_the_mean() -> None:
     assert means.compute() == {}
 
 
+def test_an_image_that_another_process_counts_is_not_counted() -> None:
+    means, black, white = ScoreMeans(["psnr"]), torch.zeros(1, 3, 16, 16), torch.ones(1, 3, 16, 16)
+    means.update(torch.cat([black, white]), torch.cat([black, black]), [False, True])
+    means.update(black, black)
+    assert means.compute() == {"psnr": 80.0}
+    assert len(means.rows) == 2
+
+
 def test_a_metric_without_weights_is_absent_and_the_others_go_on(tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     with pytest.warns(UserWarning, match="lpips will not be scored"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from training_twins import ALL_LOSSES, build, fit
 
 from morsr.adapters import MoRConfig, inject, read_adapters_header, train_whole
 from morsr.errors import ConfigError
+from morsr.models.backbone import load_backbone, save_network
 from morsr.models.loading import load_generator
 
 DECODER = [r"vae\.decoder\..*"]
@@ -88,3 +90,40 @@ def test_what_cannot_be_trained_whole_is_refused(small_base: Path, tmp_path: Pat
         build(small_base, whole=DECODER, base_dtype="bfloat16")
     with pytest.raises(ConfigError, match="whole_lr_scale above 0"):
         build(small_base, whole=DECODER, whole_lr_scale=0.0)
+
+
+def test_a_decoder_that_weights_bring_is_refused_like_a_given_one(small_base: Path, tmp_path: Path) -> None:
+    """It decodes in place of the base's, whose parameters would be trained without ever being used."""
+    network = load_backbone(small_base).vae.requires_grad_(False)
+    (tmp_path / "decoder").mkdir()
+    save_network(tmp_path / "decoder", network)
+    other = build(small_base, decoder=str(tmp_path / "decoder"))
+    other.save_adapters(tmp_path / "a.safetensors")
+    told = "whole: the decoder of this run is a folder beside the base"
+    with pytest.raises(ConfigError, match=told):
+        build(small_base, whole=DECODER, decoder=str(tmp_path / "decoder"))
+    with pytest.raises(ConfigError, match=told):
+        build(small_base, whole=DECODER, weights=str(tmp_path / "a.safetensors"))
+    later = build(small_base, whole=DECODER)
+    later.load_adapters(tmp_path / "a.safetensors")
+    with pytest.raises(ConfigError, match=told):
+        fit(later, tmp_path, 1)
+    made: dict[str, Any] = {"state_dict": other.state_dict()}
+    other.on_save_checkpoint(made)
+    with pytest.raises(ConfigError, match=told):
+        build(small_base, whole=DECODER).on_load_checkpoint(made)
+    assert build(small_base, whole=[r"vae\.encoder\..*"], weights=str(tmp_path / "a.safetensors")).objective.whole
+
+
+def test_what_adapters_bring_of_the_judging_base_is_told(
+    small_base: Path, tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    source = build(small_base)
+    source.generator.context.whole = ("unet.conv_in.bias",)
+    source.save_adapters(tmp_path / "whole.safetensors")
+    for loss, told in (({"l2": 1.0, "csd": 1.0}, True), ({"l2": 1.0}, False)):
+        recwarn.clear()
+        fit(build(small_base, loss=loss, start_from=str(tmp_path / "whole.safetensors")), tmp_path, 1)
+        found = [str(w.message) for w in recwarn if "judge by the changed one" in str(w.message)]
+        assert bool(found) == told
+        assert all("unet.conv_in.bias belongs to the frozen base, by which csd judge" in text for text in found)

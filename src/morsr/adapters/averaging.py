@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 
-from morsr.adapters.checkpoint import FORMAT, comparable_settings, read_adapters_header, read_tensors, same_print
+from morsr.adapters.checkpoint import FORMAT, comparable_settings, read_adapters_header, read_tensors
 from morsr.adapters.config import MoRConfig
+from morsr.adapters.same_base import same_print
 from morsr.errors import ConfigError, InputError, WeightsError
 from morsr.files import save_tensors
 
@@ -39,7 +40,8 @@ def average_adapters(
         ConfigError: fewer than two files, or weights that do not fit them, or a dtype that is no floating-point type
             or too small for the ranks.
         InputError: an output of another suffix, or one that would overwrite an input.
-        WeightsError: an unreadable file, or one of another base, other layers or other settings. Nothing is written.
+        WeightsError: an unreadable file, one of another base, other layers or other settings, or one made to run with
+            another timestep, estimator, decoder or prompt. Nothing is written.
 
     Source: model soups (Wortsman et al. 2022, arXiv 2203.05482).
     """
@@ -67,6 +69,11 @@ def average_adapters(
             if key.startswith("attached."):
                 if number == 0:
                     kinds[key], mean[key] = value.dtype, value
+                elif key in mean and not _alike(mean[key], value):
+                    raise WeightsError(
+                        f"{path}: cannot be averaged with {paths[0]}: other numbers are attached as "
+                        f"{key.removeprefix('attached.')}; average files that were trained under one prompt"
+                    )
                 continue
             kinds.setdefault(key, dtype if dtype is not None and key.startswith("layers.") else value.dtype)
             part = value.double() * (weight / total)
@@ -84,14 +91,20 @@ def average_adapters(
     return target
 
 
+def _alike(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether attached tensors are the same but for the rounding of another device or dtype."""
+    return one.shape == other.shape and torch.allclose(one.float(), other.float(), rtol=1e-2, atol=1e-2)
+
+
 def _differing(first: dict[str, Any], other: dict[str, Any]) -> list[tuple[str, Any, Any]]:
     """What two headers differ in: name, value of the first, value of the other."""
     pairs = [(key, first.get(key), other.get(key)) for key in ("base_id", "condition_dim", "condition_names")]
     mine, theirs = (comparable_settings(MoRConfig.from_dict(header["config"])) for header in (first, other))
     pairs += [(key, mine[key], theirs[key]) for key in mine]
     pairs.append(("whole", first.get("whole", {}), other.get("whole", {})))
-    one, two = ((header.get("extra") or {}).get("one_step") for header in (first, other))
-    pairs += [("one_step", one, two)] if one and two else []
+    one, two = (header.get("extra") or {} for header in (first, other))
+    if one.get("one_step") and two.get("one_step"):  # both say how to run them
+        pairs += [(key, one.get(key), two.get(key)) for key in ("one_step", "estimator", "decoder")]
     layers = [{layer["name"]: layer["shape"] for layer in header["layers"]} for header in (first, other)]
     if layers[0] != layers[1]:
         odd = sorted(name for name in {*layers[0], *layers[1]} if layers[0].get(name) != layers[1].get(name))

@@ -25,6 +25,7 @@ from morsr.adapters.inject import (
     shared_state,
 )
 from morsr.adapters.router import RoutingContext
+from morsr.adapters.same_base import check_base_id, check_print, fingerprint
 from morsr.adapters.whole import whole_parameters
 from morsr.errors import ConfigError, InputError, WeightsError
 from morsr.files import save_tensors
@@ -32,7 +33,6 @@ from morsr.files import save_tensors
 FORMAT = "morsr-adapters"
 FORMAT_VERSION = 2
 """1: ranks and router. 2: also parameters of the base trained whole, or attached tensors; where there are any."""
-_SAMPLES = 256
 _SAVE_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
@@ -87,7 +87,7 @@ def save_adapters(
             {
                 "name": layer_name,
                 "shape": list(layer.weight.shape),
-                "print": [] if f"{layer_name}.weight" in whole else _fingerprint(layer.weight),
+                "print": [] if f"{layer_name}.weight" in whole else fingerprint(layer.weight),
             }
             for layer_name, layer, _ in layers
         ],
@@ -180,6 +180,7 @@ def load_adapters(
     name: str | None = None,
     base_id: str = "",
     check_base: bool = True,
+    by_weights: bool = False,
 ) -> InjectionReport:
     """Load an adapter file into a model; the set is injected if the model lacks it.
 
@@ -191,25 +192,26 @@ def load_adapters(
         name: to load the set under; the stored name by default.
         base_id: what the base model is called; compared with the stored id where both are known.
         check_base: compare samples of the base weights with those stored; off for a base that was trained on.
+        by_weights: where the ids differ, let the samples decide, with a warning where they are equal: a base is often
+            known by no more than the name of its folder.
 
     Raises:
         WeightsError: an unreadable file, another base, missing or unexpected layers or tensors, other shapes, or a
-            set of that name with other settings. Nothing has changed then.
+            set of that name with other settings or scores. Nothing has changed then.
     """
     header = read_adapters_header(path)
     config = _config(path, header)
     name = name or str(header["name"])
-    if base_id and header["base_id"] and base_id != header["base_id"]:
-        raise WeightsError(f"{path}: made for the base {header['base_id']!r}, not for {base_id!r}; load it on that one")
+    check_base_id(path, header, model, base_id, by_weights)
     tensors = read_tensors(path, header)
     is_there = name in adapter_names(model)
     if any(layer.shared.now.is_merged for _, layer in adapted_layers(model)):
         raise ConfigError("the model is merged; leave merged(...) before loading adapters")
     if is_there:
         present = [(layer_name, layer.weight) for layer_name, layer, _ in layers_of_set(model, name)]
-        _check_same(
-            path, routing_context(model, name).config, config, routing_context(model, name).condition_dim, header
-        )
+        context = routing_context(model, name)
+        _check_same(path, context.config, config, context.condition_dim, header)
+        check_scores(path, header, context)
     else:
         try:
             plan = plan_injection(model, config, name)
@@ -298,6 +300,20 @@ def _check_same(
         raise WeightsError(f"{path}: the model has this set with other settings: {', '.join(differing)}")
 
 
+def check_scores(path: str | os.PathLike[str], header: dict[str, Any], context: RoutingContext) -> None:
+    """Refuse a file whose router reads other scores than a set's, or the same in another order, where both are known.
+
+    Raises:
+        WeightsError: with both lists.
+    """
+    there, here = header["condition_names"], list(context.condition_names)
+    if there and here and there != here:
+        raise WeightsError(
+            f"{path}: its router reads the scores {', '.join(there)}, this set's reads {', '.join(here)}; use the "
+            "estimator that it was trained with"
+        )
+
+
 def check_layers(
     path: str | os.PathLike[str], header: dict[str, Any], present: list[tuple[str, Tensor]], check_base: bool
 ) -> None:
@@ -321,24 +337,7 @@ def check_layers(
     if not check_base:
         return
     for name, weight in present:
-        here, there = _fingerprint(weight), stored[name]["print"]
-        if not same_print(here, there):
-            raise WeightsError(f"{path}: made for another base: the weights of {name} differ")
-
-
-def _fingerprint(weight: Tensor) -> list[float]:
-    """Mean size of a sample of a weight and of its first half; equal to 1 % for one weight in whatever precision."""
-    if weight.device.type == "meta":
-        return []
-    flat = weight.detach().reshape(-1)
-    sample = flat[:: max(1, flat.numel() // _SAMPLES)].abs().double()
-    return [sample.mean().item(), sample[: max(1, sample.numel() // 2)].mean().item()]
-
-
-def same_print(one: list[float], other: list[float]) -> bool:
-    """Whether two fingerprints may be of one weight; an empty one, of a weight trained whole, is never compared."""
-    pairs = zip(one, other, strict=True) if one and other else ()
-    return not any(abs(a - b) > 0.01 * abs(b) + 1e-6 for a, b in pairs)
+        check_print(path, name, weight, stored[name]["print"])
 
 
 def _some(names: list[str], most: int = 4) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +19,9 @@ from morsr.errors import ConfigError, InputError
 # Forward passes of the whole network with one routing from which a merge is repaid: 7.4 on SD 2.1 at 64x64 latents
 # (benchmarks/RESULTS.md).
 MERGE_PAYS_FROM = 8
+
+MERGED = "+merged:"
+"""Stands, before a hash, in the id of a base whose weights hold adapters already."""
 
 
 @dataclass
@@ -145,6 +149,25 @@ def merged(model: nn.Module, name: str | None = None) -> Iterator[Merge]:
         context.on_change = None
         shared.change(active=active, is_merged=False)
         merger.restore()
+
+
+def merged_mark(model: nn.Module) -> str:
+    """What the id of a base gains when its weights are stored while a merge is open; "" where none is.
+
+    Without it, the same adapters would be taken by the stored base and count twice.
+    """
+    shared = shared_state(model) if adapter_names(model) else None
+    name = shared.now.active if shared is not None and shared.now.is_merged else None
+    if shared is None or name is None:
+        return ""
+    context = shared.contexts[name]
+    digest = hashlib.sha256(str(context.config.scale).encode())
+    tensors: list[Tensor] = [value for _, _, ranks in _layers(shared, name) for value in (ranks.down, ranks.up)]
+    if (routing := context.effective_routing) is not None:
+        tensors.append(routing.gates.round(decimals=4))  # other devices round otherwise
+    for value in tensors:
+        digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())
+    return MERGED + digest.hexdigest()[:8]
 
 
 def _layers(shared: SharedState, name: str) -> list[tuple[str, AdaptedLayer, RankSet]]:

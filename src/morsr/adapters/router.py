@@ -293,7 +293,7 @@ class RoutingContext(nn.Module):
 
         Args:
             mean: (D,) mean of the scores.
-            std: (D,) their deviation; a score that hardly varies (below 1e-4) is only centred and scaled by 1e-4.
+            std: (D,) their deviation; a score that hardly varies (below 1e-4) is only centred.
 
         Raises:
             InputError: another shape, NaN or infinity, or a negative deviation.
@@ -305,7 +305,7 @@ class RoutingContext(nn.Module):
         if (std < 0).any():
             raise InputError(f"std: expected deviations of at least 0, got {std.tolist()}")
         self.mean.copy_(mean)
-        self.std.copy_(std.clamp(min=1e-4))
+        self.std.copy_(torch.where(std < 1e-4, torch.ones_like(std), std))
 
     @property
     def standardized(self) -> bool:

@@ -11,6 +11,7 @@ from torch import nn
 
 from morsr.adapters.checkpoint import (
     check_layers,
+    check_scores,
     comparable_settings,
     load_adapters,
     read_adapters_header,
@@ -18,6 +19,7 @@ from morsr.adapters.checkpoint import (
 )
 from morsr.adapters.config import MoRConfig
 from morsr.adapters.inject import layers_of_set, routing_context
+from morsr.adapters.same_base import check_base_id, check_print
 from morsr.adapters.whole import whole_parameters
 from morsr.errors import WeightsError
 
@@ -36,22 +38,23 @@ def start_from_adapters(
         path: adapters file.
         model: carries the set already.
         name: of the set.
-        base_id: what the base model is called.
+        base_id: what the base model is called; under another id than the file's, the weights decide, with a warning.
 
     Returns:
         One line that says what was done.
 
     Raises:
-        WeightsError: another base; layers or shapes that the set does not have; a routed file of another configuration
-            or with more shared ranks; or a LoRA of more ranks than the set shares. Nothing is changed then.
+        WeightsError: another base; layers or shapes that the set does not have; a routed file of another configuration,
+            of other scores or with more shared ranks; or a LoRA of more ranks than the set shares. Nothing is changed
+            then.
     """
     header = read_adapters_header(path)
     context = routing_context(model, name)
     theirs, mine = MoRConfig.from_dict(header["config"]), context.config
     if not _grows(theirs, mine, header["condition_dim"], context.condition_dim) and (
-        theirs.is_routed or (not mine.is_routed and theirs.num_ranks == mine.num_ranks)
+        theirs.is_routed or comparable_settings(theirs) == comparable_settings(mine)
     ):
-        load_adapters(path, model, name=name, base_id=base_id)
+        load_adapters(path, model, name=name, base_id=base_id, by_weights=True)
         return f"start from {path}: all of it"
     shared = theirs.num_shared if theirs.is_routed else theirs.num_ranks
     if shared > mine.num_shared:
@@ -61,8 +64,7 @@ def start_from_adapters(
         )
     if mine.scale == 0:
         raise WeightsError(f"{path}: adapters.scale is 0, with which no ranks have any effect")
-    if base_id and header["base_id"] and base_id != header["base_id"]:
-        raise WeightsError(f"{path}: made for the base {header['base_id']!r}, not for {base_id!r}; load it on that one")
+    check_base_id(path, header, model, base_id, by_weights=True)
     tensors = read_tensors(path, header)
     here = {layer_name: (layer, own) for layer_name, layer, own in layers_of_set(model, name)}
     for layer in header["layers"]:
@@ -71,8 +73,10 @@ def start_from_adapters(
         shape = list(here[layer["name"]][0].weight.shape)
         if shape != list(layer["shape"]):
             raise WeightsError(f"{path}: {layer['name']} has shape {layer['shape']} there, {shape} here")
+        check_print(path, layer["name"], here[layer["name"]][0].weight, layer["print"])
     if theirs.is_routed:  # its router goes with all of its layers, so they must be all of those here
-        check_layers(path, header, [(layer_name, layer.weight) for layer_name, (layer, _) in here.items()], True)
+        check_layers(path, header, [(layer_name, layer.weight) for layer_name, (layer, _) in here.items()], False)
+        check_scores(path, header, context)
     whole = whole_parameters(model, header.get("whole", {}), path=path)
     with torch.no_grad():
         for key, parameter in whole.items():

@@ -54,10 +54,10 @@ def run(options: argparse.Namespace) -> int:
     Raises:
         MorsrError: a wrong recipe or setting, nothing to do, outputs that exist or cannot be written; before any work.
     """
-
-    from morsr.data.images import CONTACT_SHEET
+    from morsr.data.images import CONTACT_SHEET, SUFFIXES
     from morsr.degradation import DegradationRecipe
     from morsr.degradation.keys import check_seed
+    from morsr.models.jobs import unread_images
     from morsr.models.settings import resolve_device
 
     recipe = DegradationRecipe.load(options.recipe)
@@ -67,7 +67,8 @@ def run(options: argparse.Namespace) -> int:
     resolve_device(options.device)
     target = Path(options.output).expanduser()
     hr_folder = Path(options.hr).expanduser() if options.hr else None
-    images = _plan(Path(options.input).expanduser(), [target] if hr_folder is None else [target, hr_folder])
+    source = Path(options.input).expanduser()
+    images = _plan(source, [target] if hr_folder is None else [target, hr_folder])
     _check_outputs(images, target, hr_folder, options.overwrite)
 
     from tqdm import tqdm
@@ -92,6 +93,8 @@ def run(options: argparse.Namespace) -> int:
         with atomic_path(target / CONTACT_SHEET) as part:
             contact_sheet(shown).save(part)
     _say(f"{len(lines)} of {len(images)} images degraded into {target}")
+    if source.is_dir() and (left_out := unread_images(source, SUFFIXES)):
+        _say(left_out)
     if failed:
         _say(f"{len(failed)} failed:\n  " + "\n  ".join(failed))
     return 1 if failed else 0

@@ -18,8 +18,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="[NAME=]PATH",
         help="restored images: folders, or single files; NAME is the row's",
     )
-    parser.add_argument("--gt", type=Path, metavar="PATH", help="reference images of the same stems")
-    parser.add_argument("--lr", type=Path, metavar="PATH", help="inputs of the same stems: adds the bicubic row")
+    parser.add_argument("--gt", type=Path, metavar="PATH", help="reference images of the same paths without suffix")
+    parser.add_argument(
+        "--lr", type=Path, metavar="PATH", help="inputs of the same paths without suffix: adds the bicubic row"
+    )
     parser.add_argument("--metrics", default="psnr,ssim,niqe", help="names with commas (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("scores"), metavar="DIR", help="default: %(default)s")
     parser.add_argument("--published", metavar="DATA SET", help="print published rows beside, such as realsr")

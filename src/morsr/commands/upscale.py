@@ -62,7 +62,7 @@ def run(options: argparse.Namespace) -> int:
         MorsrError: nothing to do, a wrong setting, or a model that cannot be loaded, before any file is touched; and
             for a single file whatever went wrong with it.
     """
-    from morsr.models.jobs import Job, check_jobs, folder_jobs, output_name
+    from morsr.models.jobs import Job, check_jobs, folder_jobs, output_name, unread_images
     from morsr.models.settings import Settings
 
     settings = Settings(
@@ -89,6 +89,8 @@ def run(options: argparse.Namespace) -> int:
         _say(
             f"{skipped} of {len(jobs)} outputs exist and are kept, whatever made them; --overwrite restores them again"
         )
+    if source.is_dir() and (left_out := unread_images(source)):
+        _say(left_out)
     if not waiting:
         return 0
 

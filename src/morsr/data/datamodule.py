@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 from morsr.data.dead_leaves import dead_leaves
 from morsr.data.degraded import DegradedImage, apply_recipe, degraded_images, load_recipe
-from morsr.data.evaluation_set import PairedImages, SingleImages, collate_pairs, collate_single, readable
+from morsr.data.evaluation_set import PairedImages, SingleImages, collate_pairs, collate_single, pairs_of
 from morsr.data.images import ImageList, is_paired, list_images
 from morsr.data.loading import ImageLoader, TrainingLoader, worker_seed
 from morsr.data.pairs import PairPaths, check_names, paired_source, source_name
@@ -218,7 +218,7 @@ class RealESRGANDataModule(L.LightningDataModule):
         largest = self.val_crop if stage == "validate" else None
         for source in sources:
             if is_paired(source):
-                pairs = self._real_pairs(source)  # type: ignore[arg-type]
+                pairs = pairs_of(source, scale=self.scale, skipped=self.skipped)  # type: ignore[arg-type]
                 found += [(name, pair._replace(largest=largest and largest // self.scale)) for name, pair in pairs]
                 continue
             bad: dict[str, str] = {}
@@ -235,15 +235,6 @@ class RealESRGANDataModule(L.LightningDataModule):
             self.skipped.update(bad)
             found += [(source_name(source), pair) for pair in made]
         self._sets[stage] = found
-
-    def _real_pairs(self, source: dict[str, Any]) -> list[tuple[str, PairPaths]]:
-        bad: dict[str, str] = {}
-        pairs = readable(paired_source(source, scale=self.scale, skipped=bad), skipped=bad)
-        if bad and not pairs:
-            first = next(iter(bad.values()))
-            raise InputError(f"{source_name(source)}: none of {len(bad)} pairs can be used; the first: {first}")
-        self.skipped.update(bad)
-        return pairs
 
     # ----------------------------------------------------------------------------------------------------- loaders
 
@@ -274,11 +265,14 @@ class RealESRGANDataModule(L.LightningDataModule):
 
     def _pair_loader(self, stage: str, sources: Sequence[str | dict[str, Any]]) -> DataLoader | list[DataLoader]:
         self._prepare(stage, sources)
-        if not self._sets[stage]:
+        trainer = self.trainer
+        pairs = PairedImages(self._sets[stage], devices=trainer.world_size if trainer is not None else 1)
+        if not len(pairs):
+            if trainer is not None and trainer.state.fn in (TrainerFn.VALIDATING, TrainerFn.TESTING):
+                setting = f"data.{'val' if stage == 'validate' else stage}"
+                raise InputError(f"{setting}: expected at least one set of images to {stage}, got none of {sources}")
             return []
-        return ImageLoader(
-            PairedImages(self._sets[stage]), collate_fn=collate_pairs, **self._loading(self.val_batch_size)
-        )
+        return ImageLoader(pairs, collate_fn=collate_pairs, **self._loading(self.val_batch_size))
 
     def _loading(self, batch_size: int) -> dict[str, Any]:
         workers = self.num_workers

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from tqdm.auto import tqdm
 
 from morsr.data.degraded import DegradedImage
 from morsr.data.images import load_image
-from morsr.data.pairs import Pair, PairPaths, to_tensor
+from morsr.data.pairs import Pair, PairPaths, paired_source, source_name, to_tensor
 from morsr.errors import ConfigError, InputError
 
 
@@ -21,17 +23,36 @@ class PairedImages(Dataset):
 
     Args:
         items: names and pairs; an item of the set is a name and a `Pair` with its pixels.
+        devices: how many share the set. All must see as many images, since they exchange something after every batch;
+            where that takes more images than there are, the first come again, marked as repeated.
     """
 
-    def __init__(self, items: list[tuple[str, DegradedImage | PairPaths]]) -> None:
-        self.items = items
+    def __init__(self, items: list[tuple[str, DegradedImage | PairPaths]], *, devices: int = 1) -> None:
+        self.items, self.devices = items, devices
 
     def __len__(self) -> int:
-        return len(self.items)
+        return math.ceil(len(self.items) / self.devices) * self.devices
 
     def __getitem__(self, place: int) -> tuple[str, Pair]:
-        name, pair = self.items[place]
-        return name, pair.load()
+        if place >= len(self):
+            raise IndexError(place)
+        name, pair = self.items[place % len(self.items)]
+        return name, replace(pair.load(), repeated=place >= len(self.items))
+
+
+def pairs_of(source: dict[str, Any], *, scale: int, skipped: dict[str, str]) -> list[tuple[str, PairPaths]]:
+    """The pairs of {lr, hr, name, optional} that can be read, each with the source's name.
+
+    Raises:
+        ConfigError, InputError: as `paired_source`, or none of the pairs can be read.
+    """
+    bad: dict[str, str] = {}
+    pairs = readable(paired_source(source, scale=scale, skipped=bad), skipped=bad)
+    if bad and not pairs:
+        first = next(iter(bad.values()))
+        raise InputError(f"{source_name(source)}: none of {len(bad)} pairs can be used; the first: {first}")
+    skipped.update(bad)
+    return pairs
 
 
 def readable(items: list[tuple[str, PairPaths]], *, skipped: dict[str, str]) -> list[tuple[str, PairPaths]]:
@@ -53,7 +74,7 @@ def readable(items: list[tuple[str, PairPaths]], *, skipped: dict[str, str]) -> 
 def collate_pairs(items: list[tuple[str, Pair]]) -> dict[str, Any]:
     """Named pairs to a batch: hr and lr uint8 (B, 3, H, W) and (B, 3, h, w), stem, set (the names), image.
 
-    Where all pairs were made here, also key int64 (B,) and parameters.
+    Where all pairs were made here, also key int64 (B,) and parameters; where some are repeated, `repeated` (B bools).
 
     Raises:
         ConfigError: HR images of several sizes.
@@ -69,6 +90,8 @@ def collate_pairs(items: list[tuple[str, Pair]]) -> dict[str, Any]:
         "set": [name for name, _ in items],
         "image": [pair.image for _, pair in items],
     }
+    if any(pair.repeated for _, pair in items):
+        batch["repeated"] = [pair.repeated for _, pair in items]
     parameters = [pair.parameters for _, pair in items]
     if all(drawn is not None for drawn in parameters):
         batch["key"] = torch.tensor([pair.key for _, pair in items])

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from morsr.errors import ConfigError, InputError, MorsrError
-from morsr.models.jobs import Job, check_jobs, find_images, natural_order
+from morsr.models.jobs import Job, check_jobs, find_images, natural_order, unread_images
 from morsr.models.picture_files import header_size, read_file
 
 
@@ -80,6 +81,12 @@ class ImageFiles(L.LightningDataModule):
             collate_fn=list,
             sampler=_Dealt(files, rank=rank, num_replicas=world) if world > 1 else None,
         )
+
+    def teardown(self, stage: str) -> None:
+        """Tell of images whose endings are not read."""
+        for folder in self.folders:
+            if left_out := unread_images(folder):
+                rank_zero_warn(f"{folder}: {left_out}")
 
     def transfer_batch_to_device(self, batch: Any, device: Any, dataloader_idx: int) -> Any:
         """The restorer moves what it needs when it needs it."""

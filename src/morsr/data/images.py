@@ -26,12 +26,11 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from morsr.errors import ConfigError, InputError, MissingDependencyError
+from morsr.models.jobs import CONTACT_SHEET as CONTACT_SHEET
+from morsr.models.jobs import unread_images, walk_images
 from morsr.models.picture import tiff_gray
 
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm"})
-
-CONTACT_SHEET = "contact_sheet.png"
-"""The overview that `morsr degrade` lays among its outputs: no image of a set."""
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".tif", ".tiff", ".ppm"})
 
 SKIMAGE = {
     "train": ("motorcycle_left", "motorcycle_right", "brick", "grass", "gravel", "coins", "camera"),
@@ -157,34 +156,18 @@ def _has_late_notes(path: str | Path) -> bool:
 def find_images(folder: str | Path) -> list[str]:
     """Paths of all images in a folder and its subfolders, sorted.
 
-    Hidden files and folders and contact sheets are left out; links are followed but for those that lead back.
+    What is left out, and which links are followed: see `morsr.models.jobs.walk_images`.
 
     Raises:
         InputError: no such folder, or no image in it.
     """
     if not Path(folder).is_dir():
         raise InputError(f"{folder}: expected a folder of images, and there is none")
-    found = []
-    for parent, below, names in os.walk(folder, followlinks=True):
-        below[:] = [
-            name for name in below if not name.startswith(".") and not _leads_back(Path(parent, name), Path(folder))
-        ]
-        found += [
-            os.path.join(parent, name)
-            for name in names
-            if os.path.splitext(name)[1].lower() in SUFFIXES and not name.startswith(".") and name != CONTACT_SHEET
-        ]
+    found = sorted(walk_images(folder, SUFFIXES))
     if not found:
-        raise InputError(f"{folder}: the folder has no image; expected files ending in {', '.join(sorted(SUFFIXES))}")
-    return sorted(found)
-
-
-def _leads_back(folder: Path, root: Path) -> bool:
-    """Whether a folder below `root` is a link to one that it lies in, however many links lead there."""
-    if not folder.is_symlink():
-        return False
-    target, around = folder.resolve(), (parent for parent in folder.parents if parent.is_relative_to(root))
-    return any(parent.resolve().is_relative_to(target) for parent in around)
+        text = f"{folder}: the folder has no image; expected files ending in {', '.join(sorted(SUFFIXES))}"
+        raise InputError("; ".join(filter(None, [text, unread_images(folder, SUFFIXES)])))
+    return found
 
 
 def skimage_photographs(which: str) -> list[str]:

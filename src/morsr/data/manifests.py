@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import os
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -18,6 +19,11 @@ import numpy as np
 from morsr.data.images import SUFFIXES, ImageList
 from morsr.errors import InputError
 from morsr.files import atomic_path
+
+# Names may hold blanks and several endings. What is cut off is numbers behind the last one (a size, a label, a weight),
+# and what follows a comma and a blank, such as the other name of a pair.
+_ENDING = "|".join(map(re.escape, sorted(SUFFIXES)))
+_NAME = re.compile(rf"(.*?(?:{_ENDING}))(?:,\s.*|[,\s][\d\s.,x()\[\]]*)", re.IGNORECASE)
 
 COLUMNS = ("path", "width", "height", "hash", "weight")
 
@@ -48,7 +54,7 @@ def read_rows(path: str | Path) -> list[ManifestRow]:
         InputError: no such file, no path column, a cell that is no number, or no row.
     """
     try:
-        with open(path, newline="", encoding="utf-8") as file:
+        with open(path, newline="", encoding="utf-8-sig") as file:
             rows = csv.DictReader(file)
             if "path" not in (rows.fieldnames or ()):
                 raise InputError(f"{path}: expected a header with the column path, got {rows.fieldnames}")
@@ -105,14 +111,15 @@ def write_manifest(path: str | Path, rows: Iterable[ManifestRow]) -> None:
 def read_list(path: str | Path, *, root: str | Path | None = None) -> list[str]:
     """Paths of a text list or of a meta file: one a line, relative to the list's folder or to `root`.
 
-    What follows the file name's ending is passed over: basicsr writes `0001_s001.png (480,480,3)`.
+    Numbers behind the file name's ending are passed over: basicsr writes `0001_s001.png (480,480,3)`. Other words
+    belong to the name, as in `scan.tif edited.png`, but for those behind a comma and a blank.
 
     Raises:
         InputError: no such file, or no path in it.
     """
     folder = os.fspath(root if root is not None else Path(path).parent)
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read as a list of images ({error})") from error
     found = [os.path.join(folder, name) for name in _names(lines)]
@@ -122,11 +129,7 @@ def read_list(path: str | Path, *, root: str | Path | None = None) -> list[str]:
 
 
 def _names(lines: Iterable[str]) -> Iterator[str]:
-    for line in lines:
-        line = line.strip()
-        if not line or line.startswith("#"):
-            continue
-        # Names may hold spaces: the path ends with the first word that looks like an image's name.
-        words = line.split(" ")
-        ends = [place for place, word in enumerate(words) if os.path.splitext(word.rstrip(","))[1].lower() in SUFFIXES]
-        yield " ".join(words[: ends[0] + 1]).rstrip(",") if ends else line
+    for line in map(str.strip, lines):
+        if line and not line.startswith("#"):
+            named = _NAME.fullmatch(line)
+            yield named[1] if named else line

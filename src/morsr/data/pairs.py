@@ -24,7 +24,8 @@ class Pair:
 
     stem: unique among pairs of one call. image: stem of the HR file. lr, hr: uint8 (h, w, 3) and (4h, 4w, 3).
     parameters: the true degradation (a batch of one), None for pairs from files. seed: of the degradation, None for
-    pairs from files. key: int64 key of the degradation, -1 for pairs from files.
+    pairs from files. key: int64 key of the degradation, -1 for pairs from files. repeated: one device has it
+    only so that all have as many; another one counts it.
     """
 
     stem: str
@@ -34,6 +35,7 @@ class Pair:
     seed: int | None = None
     image: str = ""
     key: int = -1
+    repeated: bool = False
 
 
 class PairPaths(NamedTuple):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +18,7 @@ from morsr.estimators.base import DegradationEstimator
 from morsr.estimators.prompts import PromptSet, load_prompts
 from morsr.estimators.views import native_crops
 from morsr.files import save_tensors
+from morsr.functional.precision import keep_float32
 
 CLIP_SOURCES = ("openai/clip-vit-base-patch32", "openai/clip-vit-large-patch14")
 PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -137,6 +138,9 @@ class ClipEstimator(DegradationEstimator):
         for name, value in zip(("pixel_mean", "pixel_std"), statistics, strict=False):
             self.register_buffer(name, torch.tensor(value).view(1, 3, 1, 1), persistent=False)
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ClipEstimator:
+        return super()._apply(keep_float32(fn), recurse)  # .half() of a model moves the estimator's numbers, no more
+
     def train(self, mode: bool = True) -> ClipEstimator:
         """The towers stay in evaluation mode, whatever the model around them does."""
         super().train(mode)
@@ -211,8 +215,9 @@ def _load(
         except (OSError, ValueError, RuntimeError) as error:
             failures.append(f"{source} ({str(error).strip().splitlines()[0]})")
     raise WeightsError(
-        f"no CLIP weights: tried {'; '.join(failures) or 'nothing'}. Give `model` a folder with config.json, "
-        f"model.safetensors and the tokenizer's files, or a hub id such as {' or '.join(CLIP_SOURCES)}; "
+        f"no CLIP weights: tried {'; '.join(failures) or 'nothing'}. Give `model` (`morsr severity`: --weights) a "
+        f"folder with config.json, model.safetensors and the tokenizer's files, or a hub id such as "
+        f"{' or '.join(CLIP_SOURCES)}; "
         'or choose estimator "learned" or "frequency", which need no download'
     )
 

@@ -20,7 +20,7 @@ import torch
 from morsr.errors import ConfigError, InputError
 from morsr.evaluation.comparison import column_info, read_groups, read_scores, verdict_of
 from morsr.evaluation.routing import RoutingTable, common_knowledge
-from morsr.evaluation.statistics import Interval
+from morsr.evaluation.statistics import Interval, finite, mean_of
 from morsr.evaluation.tables import markdown_table
 from morsr.files import write_text
 from morsr.functional.quality import bootstrap_crossed
@@ -140,17 +140,18 @@ class Ablation:
 
     def mean(self, row: str, metric: str) -> float:
         """Mean over images, then over seeds."""
-        return float(np.mean([_mean(run.scores[metric]) for run in self.rows[row]]))
+        return float(np.mean([mean_of(run.scores[metric].values()) for run in self.rows[row]]))
 
     def spread(self, row: str, metric: str) -> float:
         """Standard deviation over seeds of the mean over images; NaN with one seed."""
-        means = [_mean(run.scores[metric]) for run in self.rows[row]]
+        means = [mean_of(run.scores[metric].values()) for run in self.rows[row]]
         return float(np.std(means, ddof=1)) if len(means) > 1 else math.nan
 
     def difference(self, row: str, metric: str, reference: str | None = None) -> Interval:
         """Paired difference to the reference (or to "bicubic"), with its interval over seeds and photographs.
 
-        Equal seeds are paired: they have seen the same samples in the same order.
+        Equal seeds are paired: they have seen the same samples in the same order. The count is that of the photographs,
+        since one alone says nothing of others.
 
         Raises:
             InputError: no seed in common, or no image with a value.
@@ -173,7 +174,7 @@ class Ablation:
         values = np.array([[run.scores[metric][i] - other[metric][i] for i in images] for run, other in pairs])
         groups = np.array([pairs[0][0].groups.get(image, image) for image in images])
         mean, low, high = bootstrap_crossed(values, groups=groups)
-        return Interval(mean, low, high, values.size)
+        return Interval(mean, low, high, len(set(groups.tolist())))
 
     def to_dict(self) -> dict[str, Any]:
         """The table as plain data; None where there is no value."""
@@ -181,17 +182,17 @@ class Ablation:
 
     def _row_dict(self, row: str) -> dict[str, Any]:
         runs = self.rows[row]
-        use = {name: _finite_mean(runs, name) for name in ("ranks", "active", "zero_share", "follows", "seconds")}
+        use = {name: _mean_over(runs, name) for name in ("ranks", "active", "zero_share", "follows", "seconds")}
         metrics = {}
         for metric in self.metrics:
             value = self._difference(row, metric)
             metrics[metric] = {
-                "mean": _plain(self.mean(row, metric)),
-                "spread": _plain(self.spread(row, metric)),
+                "mean": finite(self.mean(row, metric)),
+                "spread": finite(self.spread(row, metric)),
                 "difference": None if value is None else {"mean": value.mean, "low": value.low, "high": value.high},
             }
         seeds = [run.seed for run in runs]
-        return {"seeds": seeds, "metrics": metrics, **{name: _plain(value) for name, value in use.items()}}
+        return {"seeds": seeds, "metrics": metrics, **{name: finite(value) for name, value in use.items()}}
 
     def to_markdown(self) -> str:
         """Two tables: means with the router's behaviour, and differences to the reference."""
@@ -203,11 +204,11 @@ class Ablation:
         lines = []
         bicubic = next(iter(self.rows.values()))[0].bicubic
         if bicubic:
-            known = [_score(_mean(bicubic[name])) if name in bicubic else "" for name in self.metrics]
+            known = [_score(mean_of(bicubic[name].values())) if name in bicubic else "" for name in self.metrics]
             lines.append([BICUBIC, "", "", "", *known, "", ""])
         for row, runs in self.rows.items():
             scores = [self._cell(row, name) for name in self.metrics]
-            use = {name: _finite_mean(runs, name) for name in ("active", "zero_share", "follows")}
+            use = {name: _mean_over(runs, name) for name in ("active", "zero_share", "follows")}
             cells = [f"{use['active']:.2f}", *scores, _cell(use["zero_share"]), _cell(use["follows"])]
             lines.append([row, str(len(runs)), str(runs[0].ranks), *cells])
         others = [row for row in self.rows if row != self.reference]
@@ -215,10 +216,18 @@ class Ablation:
         parts = [markdown_table(head, lines)]
         if texts:
             parts += [
-                f"Difference to {self.reference}, with 95 % intervals over seeds and photographs:",
+                f"Difference to {self.reference}, with 95 % intervals over {self._resampled(others)}:",
                 markdown_table(["row", *arrows], texts),
             ]
         return "\n\n".join(parts) + "\n"
+
+    def _resampled(self, rows: Sequence[str]) -> str:
+        """What the intervals of the rows go over; a single seed has no spread."""
+        own = {run.seed for run in self.rows[self.reference]}
+        several = {len(own.intersection(run.seed for run in self.rows[row])) > 1 for row in rows}
+        if several == {True, False}:
+            return "photographs, and over seeds where a row shares several with it"
+        return "seeds and photographs" if True in several else "photographs"
 
     def _cell(self, row: str, metric: str) -> str:
         spread = self.spread(row, metric)
@@ -243,18 +252,8 @@ class Ablation:
         return files
 
 
-def _mean(scores: Mapping[str, float]) -> float:
-    finite = [value for value in scores.values() if math.isfinite(value)]
-    return math.fsum(finite) / len(finite) if finite else math.nan
-
-
-def _finite_mean(runs: Sequence[Run], name: str) -> float:
-    values = [float(value) for run in runs if math.isfinite(value := getattr(run, name))]
-    return math.fsum(values) / len(values) if values else math.nan
-
-
-def _plain(value: float) -> float | None:
-    return value if math.isfinite(value) else None
+def _mean_over(runs: Sequence[Run], name: str) -> float:
+    return mean_of(float(getattr(run, name)) for run in runs)
 
 
 def _score(value: float) -> str:

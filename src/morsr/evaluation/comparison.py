@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -144,20 +145,13 @@ def read_scores(path: Path) -> dict[str, _Scores]:
         InputError: not readable, no `image` column, a metric that has text for a number, a metric in two columns, or an
             image twice for one method.
     """
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as stream:
-            reader = csv.DictReader(stream)
-            lines = list(reader)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"{path}: cannot be read as a table ({error})") from error
-    if not lines or "image" not in lines[0]:
-        raise InputError(f"{path}: expected a CSV table with a column 'image' and at least one line")
-    columns = _metric_columns(path, reader.fieldnames or (), lines)
+    head, lines = _read(path)
+    columns, names = _metric_columns(path, head, lines), _image_names(lines)
     methods: dict[str, _Scores] = {}
     for number, line in enumerate(lines, start=2):
         if _is_average(line):
             continue
-        image = _image_name(line)
+        image = names[line["image"] or ""]
         method = methods.setdefault(line.get("method") or path.stem, {})
         for column, name in columns.items():
             text = line[column]
@@ -171,6 +165,19 @@ def read_scores(path: Path) -> dict[str, _Scores]:
     if not methods:
         raise InputError(f"{path}: expected a line for at least one image, got averages only")
     return methods
+
+
+def _read(path: Path) -> tuple[Sequence[str], list[dict[str, str | None]]]:
+    """Head and lines of a table."""
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as stream:
+            reader = csv.DictReader(stream)
+            lines: list[dict[str, str | None]] = list(reader)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{path}: cannot be read as a table ({error})") from error
+    if not lines or "image" not in lines[0]:
+        raise InputError(f"{path}: expected a CSV table with a column 'image' and at least one line")
+    return reader.fieldnames or (), lines
 
 
 def _metric_columns(path: Path, head: Sequence[str], lines: Sequence[Mapping[str, str | None]]) -> dict[str, str]:
@@ -204,23 +211,44 @@ def _is_text(cells: Sequence[str | None]) -> bool:
 
 def _is_average(line: Mapping[str, str | None]) -> bool:
     """Whether a line of a published table sums up the others. The tables written here have no such line."""
-    return "memory_mb" not in line and (line["image"] or "").strip().lower() in _AVERAGES
+    return not _is_own(line) and (line["image"] or "").strip().lower() in _AVERAGES
+
+
+def _is_own(line: Mapping[str, str | None]) -> bool:
+    """Whether a line is of a table that was written here."""
+    return "memory_mb" in line
 
 
 def read_groups(path: Path) -> dict[str, str]:
-    """Image to group of a table that has such a column; empty for others."""
-    with path.open(newline="", encoding="utf-8-sig") as stream:
-        return {
-            _image_name(line): line["group"]
-            for line in csv.DictReader(stream)
-            if line.get("group") and not _is_average(line)
-        }
+    """Image to group of a table that has such a column; empty for others.
+
+    Raises:
+        InputError: not readable, or no `image` column.
+    """
+    _, lines = _read(path)
+    names = _image_names(lines)
+    return {
+        names[line["image"] or ""]: group for line in lines if (group := line.get("group")) and not _is_average(line)
+    }
 
 
-def _image_name(line: Mapping[str, str | None]) -> str:
-    """What an image is called in every table, with or without the suffix of its file."""
-    name = line["image"] or ""
-    return Path(name).stem if Path(name).suffix.lower() in SUFFIXES else name
+def _image_names(lines: Sequence[Mapping[str, str | None]]) -> dict[str, str]:
+    """What the images of a table are called in every table: without the suffix of their files.
+
+    Tables of others may name whole paths, whose folders are left out too. Where a table needs one of these to tell two
+    images apart, both keep it.
+    """
+
+    def bare(name: str) -> str:
+        return name[: -len(Path(name).suffix)] if Path(name).suffix.lower() in SUFFIXES else name
+
+    written = [line["image"] or "" for line in lines]
+    named = {name: name if _is_own(lines[0]) or bare(name) == name else Path(name).name for name in written}
+    named = {name: bare(short) for name, short in named.items()}
+    for longer in (bare, str):
+        often = Counter(named.values())
+        named = {name: longer(name) if often[short] > 1 else short for name, short in named.items()}
+    return named
 
 
 def _choose(path: Path, method: str | None, option: str) -> tuple[str, _Scores]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,9 @@ class RoutingDump(Callback):
     ) -> None:
         if trainer.sanity_checking:
             return
-        kept = first_images(batch, self.max_images - sum(len(part) for part in self._parts), "lr")
+        room = self.max_images - sum(len(part) for part in self._parts)
+        repeated = batch.get("repeated", ()) if isinstance(batch, Mapping) else ()  # by another process, the last ones
+        kept = first_images(batch, min(room, repeated.index(True)) if any(repeated) else room, "lr")
         if kept is None:
             return
         context = getattr(getattr(pl_module, "generator", None), "context", None)

@@ -1,4 +1,4 @@
-"""Pairing files by stem and checking them, before any is scored."""
+"""Pairing files by their names and checking them, before any is scored."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 
 from morsr.errors import InputError
 from morsr.evaluation.images import SUFFIXES, ImageHeader, mismatch, read_header, unusable
+from morsr.models.jobs import unread_images, walk_images
 
 
 @dataclass(frozen=True)
@@ -15,7 +16,7 @@ class Job:
     """One reference image with the outputs of every method for it.
 
     Attributes:
-        stem: the name that the files share.
+        stem: the name that the files share: the path within their folders, without suffix.
         outputs: method to file.
         hr: the reference, or None when scoring without one.
         lr: the input, for the bicubic row, or None.
@@ -26,11 +27,23 @@ class Job:
     hr: Path | None = None
     lr: Path | None = None
 
+    def place(self, text: str) -> str:
+        """What was said of one of the files, by its name alone, with the subfolder before it."""
+        folder = Path(self.stem).parent
+        return text if folder == Path() else f"{folder.as_posix()}/{text}"
 
-def find_images(where: Path, role: str, problems: list[str]) -> dict[str, Path]:
-    """Image files of a folder (not of its subfolders) by stem, or one file.
 
-    Files that share a stem are added to `problems` and none of them is returned.
+def find_images(where: Path, role: str, problems: list[str], apart: Sequence[Path] = ()) -> dict[str, Path]:
+    """Image files of a folder and its subfolders by the path within it, without suffix ("sub/a"); or one file.
+
+    Files that share such a path are added to `problems` and none of them is returned. What a folder leaves out, and
+    which links are followed: see `morsr.models.jobs.walk_images`.
+
+    Args:
+        where: the folder or file.
+        role: what it is called in messages.
+        problems: is added to.
+        apart: folders that are left out should they lie below.
 
     Raises:
         InputError: nothing is there, or the folder holds no image.
@@ -40,21 +53,24 @@ def find_images(where: Path, role: str, problems: list[str]) -> dict[str, Path]:
     if not where.is_dir():
         raise InputError(f"{role}: {where} is neither a folder nor a file")
     found: dict[str, list[Path]] = {}
-    for path in sorted(where.iterdir()):
-        if path.is_file() and path.suffix.lower() in SUFFIXES and not path.name.startswith("."):
-            found.setdefault(path.stem, []).append(path)
+    below = [folder.resolve() for folder in apart if where.resolve() in folder.resolve().parents]
+    for path in sorted(map(Path, walk_images(where, SUFFIXES))):
+        if not below or not set(below).intersection(path.resolve().parents):
+            found.setdefault(path.relative_to(where).with_suffix("").as_posix(), []).append(path)
     if not found:
-        raise InputError(f"{role}: {where} holds no image ({', '.join(sorted(SUFFIXES))})")
+        text = f"{role}: {where} holds no image ({', '.join(sorted(SUFFIXES))})"
+        raise InputError("; ".join(filter(None, [text, unread_images(where, SUFFIXES)])))
     for paths in found.values():
         if len(paths) > 1:
-            problems.append(f"{role}: one stem for several files: {', '.join(path.name for path in paths)}")
+            names = ", ".join(path.relative_to(where).as_posix() for path in paths)
+            problems.append(f"{role}: one stem for several files: {names}")
     return {stem: paths[0] for stem, paths in found.items() if len(paths) == 1}
 
 
 def pair_up(
     outputs: Mapping[str, Path], hr: Path | None, lr: Path | None, *, crop: bool = False
 ) -> tuple[list[Job], list[str]]:
-    """Pair outputs with their references by stem and check every file's head.
+    """Pair outputs with their references by their paths without suffix and check every file's head.
 
     Args:
         outputs: method to folder, or to one file.
@@ -73,9 +89,9 @@ def pair_up(
     single = [place.is_file() for place in places]
     if any(single) and not all(single):
         raise InputError(f"expected either folders everywhere or files everywhere, got {', '.join(map(str, places))}")
-    by_method = {method: find_images(place, method, problems) for method, place in outputs.items()}
-    truths = find_images(hr, "gt", problems) if hr else None
-    inputs = find_images(lr, "lr", problems) if lr else None
+    by_method = {method: find_images(place, method, problems, places) for method, place in outputs.items()}
+    truths = find_images(hr, "gt", problems, places) if hr else None
+    inputs = find_images(lr, "lr", problems, places) if lr else None
     if all(single):  # files that are named one by one belong together whatever they are called
         stem = next(iter(outputs.values())).stem
         by_method = {method: {stem: path} for method, path in outputs.items()}
@@ -96,7 +112,7 @@ def pair_up(
             inputs[stem] if inputs is not None else None,
         )
         found = _check(job, crop=crop)
-        problems += found
+        problems += map(job.place, found)
         if not found:
             jobs.append(job)
     return jobs, problems

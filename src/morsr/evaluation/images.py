@@ -13,7 +13,7 @@ from torch import Tensor
 
 from morsr.errors import InputError
 
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
 _KINDS = {"L": "gray", "1": "gray", "RGB": "RGB", "P": "RGB", "RGBA": "RGBA", "LA": "gray with alpha", "CMYK": "CMYK"}
 _KINDS |= {"I;16": "gray", "I;16B": "gray", "I": "gray", "F": "gray", "PA": "RGBA"}
 _ORIENTATION, _BITS_PER_SAMPLE = 274, 258

@@ -63,7 +63,10 @@ class ScoreDump(L.Callback):
             return
         photographs = batch.get("image") or [None] * len(batch["stem"])
         sets = batch.get("set") or ["val"] * len(batch["stem"])
+        repeated = batch.get("repeated") or [False] * len(batch["stem"])
         for index, (stem, name, photograph) in enumerate(zip(batch["stem"], sets, photographs, strict=True)):
+            if repeated[index]:  # another process has it
+                continue
             truth = batch["hr"][index : index + 1].cpu()
             rows = {
                 "bicubic": to_tensor(bicubic(to_uint8(batch["lr"][index : index + 1]), *truth.shape[-2:])),

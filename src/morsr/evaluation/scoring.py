@@ -1,4 +1,4 @@
-"""Scoring folders of outputs: paired by stem, in parallel, resumable."""
+"""Scoring folders of outputs: paired by name, in parallel, resumable."""
 
 from __future__ import annotations
 
@@ -23,10 +23,11 @@ from morsr.errors import ConfigError, InputError
 from morsr.evaluation.benchmark import set_scores
 from morsr.evaluation.classical import bicubic
 from morsr.evaluation.folders import Job, describe, enlarged_size, pair_up
-from morsr.evaluation.images import read_rgb, to_tensor
+from morsr.evaluation.images import SUFFIXES, read_rgb, to_tensor
 from morsr.evaluation.published import PublishedRow
 from morsr.evaluation.tables import PROTOCOL, BenchmarkReport, ImageScore
 from morsr.files import printable
+from morsr.models.jobs import unread_images
 from morsr.models.metrics import Metric, MetricSet, build_metrics, metric_info
 from morsr.models.scores import score_image
 
@@ -71,9 +72,10 @@ def score_folders(
     """Score folders (or single files) of restored images.
 
     Args:
-        outputs: method to folder or file.
-        hr: references of the same stems; without them only metrics that need none are computed.
-        lr: inputs of the same stems; adds the bicubic row, enlarged by the scale of the outputs, and cropped as they.
+        outputs: method to folder or file. Folders are searched with their subfolders.
+        hr: references of the same paths within their folder, but for suffixes; without them only metrics that need
+            none are computed.
+        lr: inputs of the same paths; adds the bicubic row, enlarged by the scale of the outputs, and cropped as they.
         metrics: names, see `morsr.models.metrics`.
         out: folder for scores.csv, scores.json, scores.md, and for progress.jsonl, from which a stopped run goes on;
             a result is used again only when its files, the metrics and the version are the same.
@@ -125,6 +127,7 @@ def score_folders(
         crop=crop, progress=progress, download=download,
     )  # fmt: skip
     problems += failures
+    problems += _unread({**outputs, "gt": hr, "lr": lr})
     methods = [*([BICUBIC] if lr is not None else []), *outputs]
     rows = [
         ImageScore(printable(job.stem), method, done[job.stem].scores[method])
@@ -148,6 +151,13 @@ def score_folders(
     if out is not None:
         report.save(out)
     return report
+
+
+def _unread(places: Mapping[str, str | Path | None]) -> list[str]:
+    """One line for every folder with images whose endings are not read."""
+    folders = {role: Path(place).expanduser() for role, place in places.items() if place is not None}
+    found = {role: unread_images(place, SUFFIXES) for role, place in folders.items()}
+    return [f"{role}: {text}" for role, text in found.items() if text]
 
 
 def _build(names: list[str], device: torch.device | None, download: bool) -> MetricSet:
@@ -237,7 +247,7 @@ def _score_job(job: Job, metrics: Mapping[str, Metric], crop: bool) -> _Result |
                     result.features[name][""] = metric(hr)
                 result.features[name][method] = metric(sr)
     except InputError as error:
-        return str(error)
+        return job.place(str(error))
     return result
 
 
@@ -255,7 +265,7 @@ def _images(job: Job, crop: bool) -> Iterator[tuple[str, Tensor, Tensor | None]]
             continue
         height, width = (min(a, b) for a, b in zip(image.shape[:2], truth.shape[:2], strict=True))
         if not crop and image.shape != truth.shape:
-            raise InputError(f"{job.stem}: {method} is {image.shape[:2]}, the reference {truth.shape[:2]}")
+            raise InputError(f"{Path(job.stem).name}: {method} is {image.shape[:2]}, the reference {truth.shape[:2]}")
         yield method, to_tensor(image[:height, :width]), to_tensor(truth[:height, :width])
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,7 +21,7 @@ class Interval:
     Attributes:
         mean: mean of the values.
         low, high: ends of the interval.
-        count: how many values.
+        count: how many values, or groups where groups were resampled.
         level: coverage, in (0, 1).
     """
 
@@ -35,8 +35,8 @@ class Interval:
     def excludes_zero(self) -> bool:
         """Whether the interval lies on one side of zero, and reaches further than the fourth decimal of the tables.
 
-        Never for a single value, which has no interval. The second condition keeps rounding, of published scores
-        for example, from looking like a difference.
+        Never for a single value or group, which has no interval. The second condition keeps rounding, of published
+        scores for example, from looking like a difference.
         """
         visible = max(abs(self.low), abs(self.high)) >= VISIBLE
         return self.count > 1 and visible and (self.low > 0 or self.high < 0)
@@ -49,6 +49,17 @@ class Interval:
 
     def __str__(self) -> str:
         return f"{self.mean:+.4f} [{self.low:+.4f}, {self.high:+.4f}]"
+
+
+def mean_of(values: Iterable[float]) -> float:
+    """Mean of the values that are finite; NaN where none is."""
+    known = [value for value in values if math.isfinite(value)]
+    return math.fsum(known) / len(known) if known else math.nan
+
+
+def finite(value: float | None) -> float | None:
+    """A value as JSON has it: None where it is not finite."""
+    return value if value is not None and math.isfinite(value) else None
 
 
 def paired_difference(

@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Any
 
 from morsr.errors import ConfigError, InputError
 from morsr.evaluation.published import PublishedRow
-from morsr.evaluation.statistics import Interval, paired_difference
+from morsr.evaluation.statistics import Interval, finite, mean_of, paired_difference
 from morsr.files import write_text
 from morsr.models.metric_info import MetricInfo
 
@@ -101,7 +101,7 @@ class BenchmarkReport:
         """Mean over the images that have a value; a score over the set as it is; NaN when there is none."""
         if metric in self.set_scores.get(method, {}):
             return self.set_scores[method][metric]
-        return _mean(self.values(method, metric).values())
+        return mean_of(self.values(method, metric).values())
 
     @cached_property
     def groups(self) -> dict[str, str]:
@@ -161,9 +161,9 @@ class BenchmarkReport:
         names = [info.name for info in self.metrics]
         summary = {}
         for method in self.methods:
-            entry: dict[str, Any] = {"mean": {name: _finite(self._mean_or_nan(method, name)) for name in names}}
-            entry["seconds"] = _finite(self._mean_of(method, "seconds"))
-            entry["memory_mb"] = _finite(self._mean_of(method, "memory_mb"))
+            entry: dict[str, Any] = {"mean": {name: finite(self._mean_or_nan(method, name)) for name in names}}
+            entry["seconds"] = finite(self._mean_of(method, "seconds"))
+            entry["memory_mb"] = finite(self._mean_of(method, "memory_mb"))
             if self.reference and method != self.reference:
                 entry[f"difference to {self.reference}"] = _plain(self._differences(method))
                 if self.groups:
@@ -186,7 +186,7 @@ class BenchmarkReport:
             "problems": list(self.problems),
             "summary": summary,
             "published": [vars(row) for row in self.published],
-            "per_image": [{**vars(row), "scores": {k: _finite(v) for k, v in row.scores.items()}} for row in self.rows],
+            "per_image": [{**vars(row), "scores": {k: finite(v) for k, v in row.scores.items()}} for row in self.rows],
         }
 
     def to_json(self) -> str:
@@ -241,7 +241,7 @@ class BenchmarkReport:
 
     def _mean_of(self, method: str, attribute: str) -> float:
         values = [getattr(row, attribute) for row in self.rows if row.method == method]
-        return _mean(value for value in values if value is not None)
+        return mean_of(value for value in values if value is not None)
 
     def _differences(self, method: str, *, clustered: bool = False) -> dict[str, Interval]:
         found = {}
@@ -317,17 +317,8 @@ def _plain(values: Mapping[str, Interval]) -> dict[str, dict[str, float]]:
     }
 
 
-def _mean(values: Iterable[float]) -> float:
-    finite = [value for value in values if math.isfinite(value)]
-    return math.fsum(finite) / len(finite) if finite else math.nan
-
-
-def _finite(value: float | None) -> float | None:
-    return value if value is not None and math.isfinite(value) else None
-
-
 def _number(value: float | None, digits: int = 6) -> str:
-    return "" if _finite(value) is None else f"{value:.{digits}f}"
+    return "" if finite(value) is None else f"{value:.{digits}f}"
 
 
 def _text(value: float, digits: int) -> str:

@@ -120,7 +120,14 @@ def mid_ranks(values: Tensor) -> Tensor:
 
 
 def spearman(first: Tensor, second: Tensor) -> float:
-    """Spearman's rank correlation of two vectors (I,), ties by mid-ranks; NaN where either is constant or I < 3."""
+    """Spearman's rank correlation of two vectors (I,), ties by mid-ranks; NaN where either is constant or I < 3.
+
+    Raises:
+        InputError: no two vectors of equal length.
+
+    >>> round(spearman(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([10.0, 20.0, 15.0])), 6)
+    0.5
+    """
     if first.shape != second.shape or first.ndim != 1:
         raise InputError(f"expected two vectors of equal length, got {tuple(first.shape)} and {tuple(second.shape)}")
     if len(first) < 3:

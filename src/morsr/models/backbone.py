@@ -18,13 +18,22 @@ import torch
 from torch import Tensor, nn
 
 from morsr.adapters import adapter_names, checkpoint_function, plain_state_dict
+from morsr.adapters.merge import merged_mark
 from morsr.errors import ConfigError
 from morsr.files import save_tensors, write_text
 from morsr.functional.diffusion import epsilon_from_velocity, scaled_linear_alphas_cumprod
 from morsr.functional.precision import keep_float32
 from morsr.models.architectures import TAESD, architecture
 from morsr.models.precision import to_float32
-from morsr.models.pretrained import PROMPTS_FILE, cached_prompt, first_readable, read_base, read_decoder, read_prompts
+from morsr.models.pretrained import (
+    PROMPTS_FILE,
+    cached_prompt,
+    first_readable,
+    read_base,
+    read_base_id,
+    read_decoder,
+    read_prompts,
+)
 
 SHIPPED_BASES = ("tiny", "tiny-fidelity")
 """Bases that the package brings along; "tiny-fidelity" has fewer operations per pixel and more weights."""
@@ -57,7 +66,7 @@ class Backbone(nn.Module):
         vae: a diffusers AutoencoderKL or AutoencoderTiny.
         prompts: embeddings "clean" and "degraded", each (1, T, cross_attention_dim).
         decoder: an AutoencoderTiny for the same latents, which decodes in place of `vae` at a fraction of its work.
-        alphas_cumprod: ᾱ_t (T,), default Stable Diffusion's.
+        betas: first and last β of the scaled-linear schedule over 1000 steps, default Stable Diffusion's.
         prediction_type: what the UNet predicts, "epsilon" or "v_prediction".
         base_id: what adapters record as their base.
         source: from where `load_backbone` gets the same base again; None for one that was made by hand.
@@ -82,7 +91,7 @@ class Backbone(nn.Module):
         *,
         prompts: Mapping[str, Tensor],
         decoder: nn.Module | None = None,
-        alphas_cumprod: Tensor | None = None,
+        betas: tuple[float, float] = (0.00085, 0.012),
         prediction_type: str = "epsilon",
         base_id: str = "custom",
         source: str | None = None,
@@ -113,7 +122,8 @@ class Backbone(nn.Module):
         self.source, self.prompt = source, prompt
         self.register_buffer("prompt_clean", prompts["clean"].float())
         self.register_buffer("prompt_degraded", prompts["degraded"].float())
-        alphas = scaled_linear_alphas_cumprod() if alphas_cumprod is None else alphas_cumprod.float()
+        self.betas = betas
+        alphas = scaled_linear_alphas_cumprod(beta_start=betas[0], beta_end=betas[1])
         self.register_buffer("alphas_cumprod", alphas, persistent=False)
         self.use_decoder(decoder)
 
@@ -211,8 +221,8 @@ class Backbone(nn.Module):
     def save(self, folder: str | os.PathLike[str], *, dtype: torch.dtype | None = None) -> None:
         """Write the backbone as a diffusers folder with the prompt embeddings beside it.
 
-        Adapters are left out; while `merged` is open the weights are the merged ones. A decoder beside the base's own
-        autoencoder is no part of the folder.
+        Adapters are left out; while `merged` is open the weights are the merged ones, and the id says so. A decoder
+        beside the base's own autoencoder is no part of the folder.
 
         Args:
             folder: made if it is not there.
@@ -223,10 +233,13 @@ class Backbone(nn.Module):
         target = Path(folder)
         save_network(target / "vae", self.vae, dtype=dtype)
         save_network(target / "unet", self.unet, dtype=dtype)
+        start, end = self.betas
         DDPMScheduler(
-            beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type=self.prediction_type
+            beta_start=start, beta_end=end, beta_schedule="scaled_linear", prediction_type=self.prediction_type
         ).save_config(target / "scheduler")
-        metadata = {"base_id": self.base_id} | ({} if self.prompt is None else {"prompt": self.prompt})
+        metadata = {"base_id": self.base_id + merged_mark(self)} | (
+            {} if self.prompt is None else {"prompt": self.prompt}
+        )
         save_tensors(target / PROMPTS_FILE, self.prompts, metadata)
 
 
@@ -276,7 +289,7 @@ def load_backbone(
             **parts._asdict(),
             prompts=embeddings,
             decoder=small,
-            base_id=_base_id(folder, name),
+            base_id=read_base_id(folder, name),
             source=origin or name,
             prompt=text if isinstance(text, str) else None,
         )
@@ -301,17 +314,6 @@ def _resolve_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
     if dtype is not None and chosen not in _DTYPES.values():
         raise ConfigError(f"dtype of the base: expected one of {', '.join(_DTYPES)}, got {dtype!r}")
     return chosen
-
-
-def _base_id(folder: Path, name: str) -> str:
-    """The id that a saved backbone carries; else the hub id, or the folder's name."""
-    marker = folder / PROMPTS_FILE
-    if marker.is_file():
-        from safetensors import safe_open
-
-        with safe_open(marker, "pt") as file:
-            return (file.metadata() or {}).get("base_id", name)
-    return name
 
 
 def random_backbone(name: str, *, decoder: bool = False) -> Backbone:

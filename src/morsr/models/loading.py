@@ -32,6 +32,11 @@ def find_adapters(name_or_path: str | os.PathLike[str]) -> Path:
     return path
 
 
+def shipped_adapters() -> dict[str, Path]:
+    """The adapters files in the package by the names of their presets, which are those of their bases too."""
+    return {path.parent.name: path for path in package_weights("tiny").parent.glob(f"*/{ADAPTERS_FILE}")}
+
+
 def find_model(name_or_path: str | os.PathLike[str], **hub: Any) -> Path:
     """Return the file or folder of a model: a path as it is, a shipped preset, or the download of a hub repository.
 
@@ -50,7 +55,7 @@ def find_model(name_or_path: str | os.PathLike[str], **hub: Any) -> Path:
             return path
         raise WeightsError(f"{path}: expected a folder with {ADAPTERS_FILE} or {CONFIG_FILE}")
     name = os.fspath(name_or_path)
-    shipped = {path.parent.name: path for path in package_weights("tiny").parent.glob(f"*/{ADAPTERS_FILE}")}
+    shipped = shipped_adapters()
     if name in shipped:
         return shipped[name]
     if name.count("/") == 1 and not name.startswith((".", "/", "~")) and not Path(name).suffix:
@@ -85,7 +90,8 @@ def load_generator(
     Args:
         name_or_path: a shipped preset ("tiny"), an adapters `.safetensors`, a saved folder, a folder with
             `adapters.safetensors`, a training checkpoint `.ckpt`, or the hub id of a saved folder.
-        base: folder or hub id of the base model; default the one that the adapters name.
+        base: folder or hub id of the base model; default the one that the adapters name. One of another name is taken,
+            with a warning, where the weights under the adapters are the same.
         decoder: an AutoencoderTiny that decodes in place of the base's own, see `load_backbone`; default the one of the
             training.
         prompt: text in place of the prompt whose embedding comes with the adapters; needs the base's text encoder.
@@ -109,7 +115,7 @@ def load_generator(
     extra = described or _described(path, header.get("extra"))
     cached = read_attached(path)
     generator = _build(path, MoRConfig.from_dict(header["config"]), extra, given, cached)
-    load_adapters(path, generator.backbone, name="generator", base_id=generator.backbone.base_id)
+    load_adapters(path, generator.backbone, name="generator", base_id=generator.backbone.base_id, by_weights=True)
     return generator.eval()
 
 

@@ -18,7 +18,6 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from morsr.errors import ConfigError, WeightsError
-from morsr.functional.diffusion import scaled_linear_alphas_cumprod
 
 PROMPTS_FILE = "prompt_embeddings.safetensors"
 
@@ -49,11 +48,11 @@ _T = TypeVar("_T")
 
 
 class BaseParts(NamedTuple):
-    """A base model without its prompts: networks in float32, ᾱ_t (T,), and what the UNet predicts."""
+    """A base model without its prompts: networks in float32, first and last β, and what the UNet predicts."""
 
     unet: nn.Module
     vae: nn.Module
-    alphas_cumprod: Tensor
+    betas: tuple[float, float]
     prediction_type: str
 
 
@@ -127,7 +126,7 @@ def read_base(folder: Path) -> BaseParts:
     if missing:
         hint = _hint(folder)
         raise WeightsError(f"{folder}: expected {_LAYOUT}; missing subfolders: {', '.join(missing)}{hint}")
-    alphas, prediction_type = _read_schedule(folder / "scheduler" / "scheduler_config.json")
+    betas, prediction_type = _read_schedule(folder / "scheduler" / "scheduler_config.json")
     unet_config = _read_json(folder / "unet" / "config.json")
     _check_unet(folder, unet_config)
     vae_config = _read_json(folder / "vae" / "config.json")
@@ -139,7 +138,7 @@ def read_base(folder: Path) -> BaseParts:
             f"got {vae_config.get('_class_name')} with shift_factor {vae_config.get('shift_factor')}"
         )
     vae = _read_network(vae_class, folder / "vae")
-    return BaseParts(_read_network(UNet2DConditionModel, folder / "unet"), vae, alphas, prediction_type)
+    return BaseParts(_read_network(UNet2DConditionModel, folder / "unet"), vae, betas, prediction_type)
 
 
 def read_decoder(folder: Path) -> nn.Module:
@@ -184,8 +183,8 @@ def _read_json(path: Path) -> dict[str, Any]:
     return values
 
 
-def _read_schedule(path: Path) -> tuple[Tensor, str]:
-    """ᾱ_t and the prediction type; the scheduler's class does not matter, for only one step is made."""
+def _read_schedule(path: Path) -> tuple[tuple[float, float], str]:
+    """First and last β and the prediction type; the scheduler's class does not matter, for only one step is made."""
     config = _read_json(path)
     kind, betas = config.get("_class_name", "a scheduler without a class"), config.get("beta_schedule", "none")
     if betas != "scaled_linear" or config.get("trained_betas"):
@@ -201,10 +200,7 @@ def _read_schedule(path: Path) -> tuple[Tensor, str]:
     steps = config.get("num_train_timesteps", 1000)
     if steps != 1000:
         raise ConfigError(f"{path}: num_train_timesteps: expected 1000, got {steps}")
-    alphas = scaled_linear_alphas_cumprod(
-        steps, beta_start=config.get("beta_start", 0.0001), beta_end=config.get("beta_end", 0.02)
-    )
-    return alphas, prediction_type
+    return (config.get("beta_start", 0.0001), config.get("beta_end", 0.02)), prediction_type
 
 
 def _check_unet(folder: Path, config: Mapping[str, Any]) -> None:
@@ -293,6 +289,15 @@ def cached_prompt(folder: Path) -> str | None:
             return (file.metadata() or {}).get("prompt")
     except (OSError, SafetensorError):
         return None
+
+
+def read_base_id(folder: Path, name: str) -> str:
+    """The id that a saved backbone carries; else the hub id, or the folder's name."""
+    marker = folder / PROMPTS_FILE
+    if marker.is_file():
+        with safe_open(marker, "pt") as file:
+            return (file.metadata() or {}).get("base_id", name)
+    return name
 
 
 def encode_texts(folder: Path, name: str, texts: Sequence[str]) -> Tensor:

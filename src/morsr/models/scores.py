@@ -60,9 +60,17 @@ class ScoreMeans(torchmetrics.Metric):
         # One row per image rather than a sum: float32, which every device has, would lose digits in a sum.
         self.add_state("rows", default=[], dist_reduce_fx="cat")
 
-    def update(self, sr: Tensor, hr: Tensor) -> None:
-        """Score restored images (B, 3, H, W) in [0, 1] against their references of the same shape."""
-        for restored, truth in zip(quantize_8bit(sr).split(1), quantize_8bit(hr).split(1), strict=True):
+    def update(self, sr: Tensor, hr: Tensor, repeated: Sequence[bool] | None = None) -> None:
+        """Score restored images.
+
+        Args:
+            sr, hr: (B, 3, H, W) in [0, 1], and their references of the same shape.
+            repeated: which images another process counts (`repeated` of a validation batch), or None for none.
+        """
+        again = repeated or [False] * len(sr)
+        for restored, truth, skip in zip(quantize_8bit(sr).split(1), quantize_8bit(hr).split(1), again, strict=True):
+            if skip:
+                continue
             scores, _ = score_image(self.metrics, restored, truth)
             self.rows.append(torch.tensor([[scores[name] for name in self.metrics]], device=sr.device))
 

@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
+import inspect
+import json
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-from torch import nn
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor, nn
 
-from morsr.adapters import read_adapters_header
+from morsr.adapters import MoRConfig, read_adapters_header
+from morsr.adapters.checkpoint import comparable_settings
 from morsr.adapters.whole import whole_parameters
-from morsr.errors import WeightsError
+from morsr.errors import ConfigError, WeightsError
 from morsr.models.generator import OneStepGenerator
 
+_GO_ON = (
+    "; go on with the config that made it, or start a new run from its adapters file (*.safetensors) with "
+    "model.start_from"
+)
+_NO_RESULT = {"text_cache", "local_files_only"}  # where an estimator's weights are read from, not what they are
 
-def saved_keys(module: nn.Module, trained: Iterable[nn.Parameter], generator: OneStepGenerator) -> set[str]:
-    """Names of what a checkpoint holds: the trained tensors, the adapters' context, and what came whole with them.
+
+def saved_tensors(module: nn.Module, trained: Iterable[nn.Parameter], generator: OneStepGenerator) -> dict[str, Tensor]:
+    """What a checkpoint holds, by name: the trained tensors, the adapters' context, and what came whole with them.
 
     The trained tensors are told apart by identity: which of them take a gradient changes within a step.
     """
@@ -24,57 +35,117 @@ def saved_keys(module: nn.Module, trained: Iterable[nn.Parameter], generator: On
     if generator.context is not None:
         inside |= {id(tensor) for tensor in (*generator.context.parameters(), *generator.context.buffers())}
         inside |= {id(tensor) for tensor in whole_parameters(generator.backbone, generator.context.whole).values()}
-    return {name for name, tensor in module.state_dict(keep_vars=True).items() if id(tensor) in inside}
+    return {name: tensor for name, tensor in module.state_dict(keep_vars=True).items() if id(tensor) in inside}
 
 
-def check_checkpoint(checkpoint: dict[str, Any], wanted: set[str], base_id: str) -> None:
-    """Refuse a checkpoint of another base or of other networks.
+def check_settings(described: Mapping[str, Any], generator: OneStepGenerator) -> None:
+    """Refuse a checkpoint that was trained on another base, or with other settings of what the adapters compute.
+
+    Args:
+        described: what the checkpoint says of itself, its "morsr".
+        generator: that is to go on from it.
+
+    Raises:
+        WeightsError: with the settings that differ, theirs and ours.
+    """
+    stored, base_id = described.get("base_id"), generator.backbone.base_id
+    if stored != base_id:
+        raise WeightsError(f"the checkpoint was trained on the base {stored!r}, this run uses {base_id!r}{_GO_ON}")
+    other = runs_otherwise(described.get("extra"), generator)
+    if "adapters" in described and generator.context is not None:
+        try:
+            theirs = comparable_settings(MoRConfig.from_dict(described["adapters"]))
+        except (ConfigError, TypeError) as error:
+            raise WeightsError(f"the checkpoint's adapter settings cannot be read ({error}); update morsr") from error
+        mine = comparable_settings(generator.context.config)
+        if changed := [f"{key} {theirs[key]}, not {value}" for key, value in mine.items() if theirs[key] != value]:
+            other = f"adapters with {', '.join(changed)}"
+    if other is not None:
+        raise WeightsError(f"the checkpoint was trained to run with {other}{_GO_ON}")
+
+
+def check_tensors(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
+    """Refuse a checkpoint of other networks: tensors by other names, or of other shapes.
 
     Raises:
         WeightsError: with the first name that does not fit.
     """
-    found, stored = set(checkpoint["state_dict"]), checkpoint.get("morsr", {}).get("base_id")
-    if stored != base_id:
-        raise WeightsError(f"the checkpoint was trained on the base {stored!r}, this run uses {base_id!r}")
-    if wanted != found:
+    if odd := sorted(found.keys() ^ wanted.keys()):
         raise WeightsError(
-            f"the checkpoint does not fit the configured adapters and losses: {len(wanted - found)} tensors missing "
-            f"and {len(found - wanted)} unexpected, such as {sorted(wanted ^ found)[0]}; resume with the config that "
-            "made it, or start a new run from its adapters with model.weights"
+            f"the checkpoint does not fit the configured adapters and losses: {len(wanted.keys() - found.keys())} "
+            f"tensors missing and {len(found.keys() - wanted.keys())} unexpected, such as {odd[0]}{_GO_ON}"
+        )
+    if odd := sorted(name for name in wanted if found[name].shape != wanted[name].shape):
+        raise WeightsError(
+            f"the checkpoint does not fit the configured adapters and losses: {len(odd)} tensors have another shape, "
+            f"such as {odd[0]}, {tuple(found[odd[0]].shape)} there and {tuple(wanted[odd[0]].shape)} here{_GO_ON}"
         )
 
 
-def runs_otherwise(extra: Any, one_step: Mapping[str, Any], estimator: str) -> str | None:
-    """What adapters were trained to run with, where it is not what a module runs them with; None where it is.
+def warn_of_kept(stored: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Tell of optimizer settings that a resumed run does not take, since the optimizers' states hold the old ones.
+
+    Warm-up and schedule are no part of those states: a resumed run follows what its config says.
+    """
+    changed = [
+        f"{name} {stored[name]} -> {value}"
+        for name, value in now.items()
+        if name not in ("warmup", "schedule") and name in stored and _plain(stored[name]) != _plain(value)
+    ]
+    if changed:
+        rank_zero_warn(
+            f"the optimizers go on with the settings of the checkpoint, so this has no effect: {', '.join(changed)}; "
+            "to change it, start a new run from an adapters file with model.start_from"
+        )
+
+
+def runs_otherwise(extra: Any, generator: OneStepGenerator) -> str | None:
+    """What adapters were trained to run with, where it is not what a generator runs them with; None where it is.
 
     Args:
         extra: of the adapters' header.
-        one_step: settings of the module's UNet call.
-        estimator: kind of its degradation estimator.
+        generator: whose UNet call and estimator are compared; one made by hand has no settings to compare.
     """
     if not isinstance(extra, Mapping):
         return None
-    theirs, spec = extra.get("one_step"), extra.get("estimator")
-    if isinstance(theirs, Mapping) and dict(theirs) != dict(one_step):
-        changed = [
-            f"{key} {value}, not {one_step.get(key)}" for key, value in theirs.items() if one_step.get(key) != value
-        ]
-        return f"one_step with {', '.join(changed)}"
-    if isinstance(spec, Mapping) and spec.get("kind") != estimator:
-        return f"the estimator {spec.get('kind')!r}, not {estimator!r}"
-    return None
+    theirs, spec, estimator = extra.get("one_step"), extra.get("estimator"), generator.estimator
+    if isinstance(theirs, Mapping):
+        one_step = generator.one_step.to_dict()
+        if changed := [f"{key} {value}, not {one_step.get(key)}" for key, value in theirs.items()
+                       if one_step.get(key) != value]:  # fmt: skip
+            return f"one_step with {', '.join(changed)}"
+    if not isinstance(spec, Mapping) or estimator is None or estimator.spec is None:
+        return None
+    kind = estimator.spec["kind"]
+    if spec.get("kind") != kind:
+        return f"the estimator {spec.get('kind')!r}, not {kind!r}"
+    parameters = inspect.signature(type(estimator)).parameters
+    usual = {key: one.default for key, one in parameters.items() if one.default is not one.empty}
+    there, here = (_plain({**usual, **(args or {})}) for args in (spec.get("args"), estimator.spec["args"]))
+    changed = [f"{key} {there[key]!r}, not {here.get(key)!r}" for key in there
+               if key not in _NO_RESULT and there[key] != here.get(key)]  # fmt: skip
+    return f"the estimator {kind!r} with {', '.join(changed)}" if changed else None
 
 
-def newest_adapters(trainer: L.Trainer, generator: OneStepGenerator, *, estimator: str) -> Path | None:
+def _plain(value: Any) -> Any:
+    """As a file gives it back: lists for tuples, and paths as text."""
+    return json.loads(json.dumps(value, default=os.fspath))
+
+
+def newest_adapters(trainer: L.Trainer, generator: OneStepGenerator) -> Path | None:
     """The newest file of adapters with the generator's configuration and base among the runs beside this one.
 
-    Files that were trained to run with another timestep or estimator are passed over.
+    Files that were trained to run with another timestep or estimator are passed over, and damaged ones with a warning.
     """
     runs = Path(trainer.log_dir or trainer.default_root_dir).parent
     config = generator.context.config.to_dict() if generator.context is not None else None
     for path in sorted(runs.glob("*/adapters*.safetensors"), key=lambda path: path.stat().st_mtime, reverse=True):
-        header = read_adapters_header(path)
+        try:
+            header = read_adapters_header(path)
+        except WeightsError as error:
+            rank_zero_warn(f"passed over: {error}")
+            continue
         fits = header["config"] == config and header["base_id"] == generator.backbone.base_id
-        if fits and runs_otherwise(header.get("extra"), generator.one_step.to_dict(), estimator) is None:
+        if fits and runs_otherwise(header.get("extra"), generator) is None:
             return path
     return None

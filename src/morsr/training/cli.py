@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import re
 import warnings
 import zipfile
 from collections.abc import Sequence
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,9 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from morsr.errors import ConfigError, MorsrError, WeightsError, worker_death
 from morsr.training.callbacks.safety import RunSafety
 from morsr.training.config_files import expand_configs
+
+# Lightning's own callbacks have enums as defaults, which the dump of a config could not represent.
+yaml.SafeDumper.add_multi_representer(Enum, lambda dumper, choice: dumper.represent_data(choice.value))
 
 
 class SaveConfig(SaveConfigCallback):
@@ -90,9 +95,10 @@ def run(arguments: Sequence[str]) -> int:
             save_config_callback=SaveConfig,
             save_config_kwargs={"overwrite": True},
             seed_everything_default=0,
+            auto_configure_optimizers=False,  # models build their own; what is given would come too late, and fail
         )
     except MisconfigurationException as error:
-        raise ConfigError(f"{' '.join(str(error).split())}{_own_setting(str(error))}") from error
+        raise ConfigError(_with_own_setting(error)) from error
     except RuntimeError as error:
         died = worker_death(error)
         if died is None:
@@ -103,7 +109,7 @@ def run(arguments: Sequence[str]) -> int:
         if cause is not None:
             raise cause from None
         if isinstance(error, ArgumentError):
-            raise ConfigError(" ".join(str(error).split())) from error
+            raise ConfigError(_with_own_setting(error)) from error
         raise
     return 0
 
@@ -138,10 +144,16 @@ def _check_checkpoint(path: str | None) -> None:
         raise WeightsError(f"{path}: not a whole checkpoint, it is damaged or cut short; take an earlier one")
 
 
-def _own_setting(message: str) -> str:
-    """Where the module has a setting of its own for what Lightning refuses."""
-    own = {"gradient_clip_val": "model.clip", "accumulate_grad_batches": "model.accumulate"}
-    return "".join(f" Set {mine} instead of trainer.{name}." for name, mine in own.items() if name in message)
+def _with_own_setting(error: Exception) -> str:
+    """The error in one line, and the module's own setting for what Lightning or its parser refuses."""
+    own = {
+        "gradient_clip_val": "model.clip instead of trainer.gradient_clip_val",
+        "accumulate_grad_batches": "model.accumulate instead of trainer.accumulate_grad_batches",
+        r"(--|option ')(optimizer|lr_scheduler)\b": "model.lr, model.weight_decay and model.schedule for AdamW",
+    }
+    message = " ".join(str(error).split())
+    instead = [f"set {mine}" for pattern, mine in own.items() if re.search(pattern, message)]
+    return "; ".join([message.rstrip("."), *instead]) if instead else message
 
 
 def _is_no_advertisement(record: logging.LogRecord) -> bool:

@@ -8,6 +8,7 @@ model:
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,9 @@ from typing import Any
 import yaml
 
 from morsr.errors import ConfigError
+
+# Configs that earlier versions saved with a run name these two, without a value.
+UNUSED = ("optimizer", "lr_scheduler")
 
 
 def read_config(path: str | Path, *, _children: tuple[Path, ...] = ()) -> dict[str, Any]:
@@ -24,17 +28,18 @@ def read_config(path: str | Path, *, _children: tuple[Path, ...] = ()) -> dict[s
     another class.
 
     Raises:
-        ConfigError: no such file, no YAML mapping, or files that extend one another in a circle.
+        ConfigError: no such file, no UTF-8, no YAML mapping, or files that extend one another in a circle.
     """
     path = Path(path)
     if path.resolve() in _children:
         raise ConfigError(f"{path}: extends itself through {', '.join(child.name for child in _children)}")
     try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        config = yaml.safe_load(_text(path))
+    except yaml.YAMLError as error:
         raise ConfigError(f"{path}: cannot be read as a config ({' '.join(str(error).split())})") from error
     if not isinstance(config, dict):
         raise ConfigError(f"{path}: expected a mapping, got {type(config).__name__}")
+    config = {key: value for key, value in config.items() if key not in UNUSED or value is not None}
     parents = config.pop("extends", [])
     merged: dict[str, Any] = {}
     for parent in [parents] if isinstance(parents, str) else parents:
@@ -44,7 +49,11 @@ def read_config(path: str | Path, *, _children: tuple[Path, ...] = ()) -> dict[s
 
 
 def expand_configs(arguments: Sequence[str]) -> list[str]:
-    """Command-line arguments whose `--config FILE` is the joined config in place of a file that extends others."""
+    """Command-line arguments whose `--config FILE` is the joined config in place of a file that extends others.
+
+    Raises:
+        ConfigError: a file that cannot be read or joined.
+    """
     expanded: list[str] = []
     for place, argument in enumerate(arguments):
         name, equals, value = argument.partition("=")
@@ -60,9 +69,22 @@ def expand_configs(arguments: Sequence[str]) -> list[str]:
 def _expanded(value: str) -> str:
     path = Path(value)
     # Only a line of its own can be the key; what the parser itself can read is left to it, with its own messages.
-    if not path.is_file() or not any(line.startswith("extends:") for line in path.read_text("utf-8").splitlines()):
+    if not path.is_file() or not re.search(rf"^(extends:|({'|'.join(UNUSED)}): null$)", _text(path), re.MULTILINE):
         return value
     return yaml.safe_dump(read_config(path), sort_keys=False)
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")  # some editors begin a file with a byte order mark
+    except UnicodeDecodeError as error:
+        found = f"byte 0x{error.object[error.start]:02x} at {error.start}"
+        what_to_do = "give a checkpoint as --ckpt_path" if path.suffix == ".ckpt" else "save it as UTF-8"
+        raise ConfigError(f"{path}: expected a YAML config in UTF-8, got {found}; {what_to_do}") from error
+    except OSError as error:
+        raise ConfigError(
+            f"{path}: expected a config that can be read, got {error.strerror or error}; check its name and rights"
+        ) from error
 
 
 def _joined(parent: dict[str, Any], child: dict[str, Any]) -> dict[str, Any]:

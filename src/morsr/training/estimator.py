@@ -25,6 +25,7 @@ from morsr.errors import ConfigError, InputError
 from morsr.estimators.learned import NAMES, DegradationNet, save_net
 from morsr.functional.corrupt import add_gaussian_noise, jpeg, resize
 from morsr.functional.kernels import reflect_pad
+from morsr.functional.utilization import spearman
 from morsr.training.schedules import ScheduleName, learning_rate_factor, total_steps
 
 # One factor alone: blur sigma in LR pixels, noise sigma in levels of 255, JPEG quality.
@@ -228,7 +229,8 @@ class LearnedEstimatorTraining(L.LightningModule):
         self._validation.append((self.net(batch["lr"]).cpu(), self.targets(batch).cpu()))
 
     def on_validation_epoch_end(self) -> None:
-        if len(self._validation) > 1:
+        if self._validation:
+            # NaN where the estimator gives all images the same score, or there are fewer than three: no correlation
             found, truth = (torch.cat(parts) for parts in zip(*self._validation, strict=True))
             for index, name in enumerate(NAMES):
                 self.log(f"val/spearman_{name}", spearman(found[:, index], truth[:, index]), prog_bar=name == "overall")
@@ -246,21 +248,3 @@ class LearnedEstimatorTraining(L.LightningModule):
         if self.trainer.is_global_zero:
             save_net(self.out, self.net)
             rank_zero_info(f"estimator written to {self.out}")
-
-
-def spearman(first: Tensor, second: Tensor) -> Tensor:
-    """Spearman's rank correlation of two vectors; equal values share their mean rank.
-
-    >>> spearman(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([10.0, 20.0, 15.0]))
-    tensor(0.5000)
-    """
-
-    def centred_ranks(values: Tensor) -> Tensor:
-        order = values.sort().values
-        both = torch.searchsorted(order, values.contiguous()) + torch.searchsorted(
-            order, values.contiguous(), right=True
-        )
-        return both.double() - both.double().mean()
-
-    a, b = centred_ranks(first), centred_ranks(second)
-    return ((a * b).sum() / (a.square().sum() * b.square().sum()).sqrt().clamp_min(1e-12)).float()

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from pathlib import Path
+from dataclasses import asdict
 from typing import Any
 
 import lightning as L
@@ -14,24 +14,39 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
-from morsr.adapters import MoRConfig, load_adapters, read_adapters_header, save_adapters, start_from_adapters
+from morsr.adapters import (
+    MoRConfig,
+    load_adapters,
+    read_adapters_header,
+    read_attached,
+    save_adapters,
+    start_from_adapters,
+)
 from morsr.errors import ConfigError, WeightsError
 from morsr.estimators import build_estimator
 from morsr.functional.quality import quantize_8bit
-from morsr.models.backbone import load_backbone, load_decoder
+from morsr.models.backbone import load_backbone
 from morsr.models.discriminator import DiscriminatorConfig
 from morsr.models.draws import Draws
 from morsr.models.generator import GeneratorOutput, OneStepConfig, OneStepGenerator
-from morsr.models.loading import decoder_of, find_adapters
+from morsr.models.loading import decoder_of, find_adapters, shipped_adapters
 from morsr.models.score_network import ScoreConfig
 from morsr.models.scores import ScoreMeans
-from morsr.training.adapter_state import check_checkpoint, newest_adapters, runs_otherwise, saved_keys
+from morsr.training.adapter_state import (
+    check_settings,
+    check_tensors,
+    newest_adapters,
+    runs_otherwise,
+    saved_tensors,
+    warn_of_kept,
+)
+from morsr.training.beside import BesideBase
 from morsr.training.calibration import standardize_router
 from morsr.training.objective import Objective
 from morsr.training.optim import OptimizerSettings, build_networks
 from morsr.training.phases import Network, OneStepPhase
 from morsr.training.schedules import ScheduleName, random_budget, total_steps
-from morsr.training.strategy import check_trainer
+from morsr.training.strategy import check_trainer, check_writer
 
 
 class OneStepSRModule(L.LightningModule):
@@ -128,7 +143,8 @@ class OneStepSRModule(L.LightningModule):
         self.weights_file, self.start_from = weights, start_from
         self.last_output: GeneratorOutput | None = None
         self.phase: OneStepPhase | None = None
-        self._restored = self._fitted = False
+        self._restored: Mapping[str, Any] | None = None  # what the checkpoint says of itself
+        self._fitted = False
         self._build_models(decoder, prompts, base_dtype, checkpointing)
         self.objective = Objective(self.generator, loss, score=score, discriminator=discriminator, whole=whole or ())
         # Registered here, so that they move with the module and are saved with it.
@@ -136,6 +152,7 @@ class OneStepSRModule(L.LightningModule):
         self.scores = ScoreMeans(val_metrics)
         if weights is not None:
             self.load_adapters(weights)
+            self.objective.check_decoder()
 
     def _build_models(self, decoder: Any, prompts: Any, dtype: str | None, checkpointing: bool) -> None:
         self.generator = OneStepGenerator(
@@ -143,7 +160,7 @@ class OneStepSRModule(L.LightningModule):
             build_estimator(self.estimator_spec["kind"], **self.estimator_spec["args"]),
             adapters=self.adapters, one_step=self.one_step, checkpointing=checkpointing,
         )  # fmt: skip
-        self.of_base = {"decoder": decoder, "prompts": prompts}
+        self.beside = BesideBase(self.generator.backbone, decoder=decoder, prompts=prompts)
         self.strict_loading = False  # checkpoints hold the adapters alone; `on_load_checkpoint` checks them
 
     def forward(self, lr: Tensor, size: tuple[int, int] | None = None) -> Tensor:
@@ -168,7 +185,7 @@ class OneStepSRModule(L.LightningModule):
 
     def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> dict[str, Tensor]:
         sr = quantize_8bit(self(batch["lr"], size=tuple(batch["hr"].shape[-2:])))  # as a saved file has it
-        self.scores.update(sr, batch["hr"])
+        self.scores.update(sr, batch["hr"], batch.get("repeated"))
         return {"sr": sr}
 
     def on_validation_epoch_end(self) -> None:
@@ -210,9 +227,12 @@ class OneStepSRModule(L.LightningModule):
         return total_steps(self.trainer)
 
     def setup(self, stage: str) -> None:
-        self._restored = False
+        self._restored = None
+        if stage == "predict":
+            check_writer(self.trainer)
         if stage == "fit":
             check_trainer(self.trainer, networks=len(self.objective.trained()))
+            self.objective.check_decoder()
             rank_zero_info(self.objective.describe())
             self._check_adapters()
 
@@ -232,19 +252,25 @@ class OneStepSRModule(L.LightningModule):
     # What a checkpoint does not hold is read after Lightning has restored it, which is between `setup` and these hooks.
 
     def on_fit_start(self) -> None:
-        if self.start_from is not None and not self._restored:
+        if self._restored is not None:
+            warn_of_kept(self._restored.get("optimizer", {}), self._rates())
+        elif self.start_from is not None:
             file, backbone = find_adapters(self.start_from), self.generator.backbone
-            extra, kind = read_adapters_header(file).get("extra"), self.estimator_spec["kind"]
+            extra = read_adapters_header(file).get("extra")
+            take_prompts = self.beside.prompts_to_take(read_attached(file), extra, str(file))
             rank_zero_info(start_from_adapters(file, backbone, base_id=backbone.base_id))
-            if (other := runs_otherwise(extra, self.one_step.to_dict(), kind)) is not None:
+            take_prompts()
+            if (other := runs_otherwise(extra, self.generator)) is not None:
                 rank_zero_warn(f"{file} was trained to run with {other}; here it starts elsewhere")
-            if (decoder := decoder_of(file)) is not None and self.of_base["decoder"] is None:
+            if (decoder := decoder_of(file)) is not None and self.beside.decoder is None:
                 rank_zero_warn(
                     f"{file} was trained with the decoder {decoder}, and this run decodes with the base's own; "
                     f"--model.decoder={decoder} takes it along"
                 )
         if self.generator.context is not None:
             self.generator.context.train()  # Lightning keeps modes as they are
+            if (judged := self.objective.changed_judge(self.generator.context.whole)) is not None:
+                rank_zero_warn(f"the adapters brought whole parameters: {judged}; they judge by the changed one")
             if self.adapters.is_routed and self.adapters.noise_at(0.0) > 0 and self._total_steps() < 1:
                 rank_zero_warn("the router's noise falls over a share of the run, whose length is not known: it is off")
         self.objective.part = self.trainer.profiler.profile
@@ -266,10 +292,14 @@ class OneStepSRModule(L.LightningModule):
 
     @torch.inference_mode(mode=False)
     def _find_weights(self) -> None:
-        if self.weights_file is not None or self._restored or self._fitted:
+        if self.weights_file is not None or self._restored is not None or self._fitted:
             return
-        kind = self.estimator_spec["kind"]
-        path = newest_adapters(self.trainer, self.generator, estimator=kind) or find_adapters("tiny")
+        path = newest_adapters(self.trainer, self.generator) or shipped_adapters().get(str(self.base))
+        if path is None:
+            raise WeightsError(
+                f"no adapters were given, none for the base {self.base!r} are shipped, and no run beside this one left "
+                "any of its configuration; train it first, or name some by model.weights"
+            )
         self.load_adapters(path)
         rank_zero_info(f"adapters: {path}")
 
@@ -289,12 +319,12 @@ class OneStepSRModule(L.LightningModule):
     def _recipe(self) -> dict[str, Any]:
         """What a file of adapters needs beside them to be run again."""
         facts = {"estimator": self.estimator_spec, "one_step": self.one_step.to_dict(), "base": self.base}
-        return {**facts, **{name: value for name, value in self.of_base.items() if value is not None}}
+        return {**facts, **self.beside.facts()}
 
     def load_adapters(self, path: str | os.PathLike[str]) -> None:
         """Load adapters of the same configuration, a file, its folder or a shipped preset, over the ones in the module.
 
-        The decoder that they were trained with comes along, unless the module was given one.
+        The decoder and the prompts that they were trained with come along, unless the module was given its own.
 
         Raises:
             WeightsError: another base, configuration, timestep or estimator, or a damaged file; nothing
@@ -302,43 +332,47 @@ class OneStepSRModule(L.LightningModule):
         """
         file, backbone = find_adapters(path), self.generator.backbone
         extra = read_adapters_header(file).get("extra")
-        if (other := runs_otherwise(extra, self.one_step.to_dict(), self.estimator_spec["kind"])) is not None:
+        if (other := runs_otherwise(extra, self.generator)) is not None:
             raise WeightsError(
                 f"{file}: trained to run with {other}; take the config that it was trained by, or set model.one_step "
                 "and model.estimator to what it needs"
             )
-        take_decoder = self._decoder_to_take(decoder_of(file))
+        take_decoder = self.beside.decoder_to_take(decoder_of(file))
+        take_prompts = self.beside.prompts_to_take(read_attached(file), extra, str(file))
         load_adapters(file, backbone, name="generator", base_id=backbone.base_id)
         take_decoder()
+        take_prompts()
 
-    def _decoder_to_take(self, decoder: Any) -> Callable[[], None]:
-        """Read the decoder that weights were trained with, unless the module was given one; puts it in when called."""
-        if decoder is None or self.of_base["decoder"] is not None:
-            return lambda: None
-        backbone = self.generator.backbone
-        network = load_decoder(decoder).to(backbone.prompt_clean.device)
+    def _rates(self) -> dict[str, Any]:
+        """Optimizer settings of all networks by their names in the config, which a checkpoint records."""
+        rates = asdict(self.optimizer_settings) | {"betas": list(self.optimizer_settings.betas)}
+        if self.objective.score is not None:
+            rates["score.lr"] = self.objective.score.config.lr
+        if self.objective.discriminator is not None:
+            rates["discriminator.lr"] = self.objective.discriminator.config.lr
+        return rates
 
-        def take() -> None:
-            backbone.use_decoder(network)
-            self.of_base["decoder"] = os.fspath(decoder) if isinstance(decoder, Path) else decoder
-
-        return take
-
-    def _saved_keys(self) -> set[str]:
+    def _saved_tensors(self) -> dict[str, Tensor]:
         trained = [parameter for network in self.objective.trained().values() for parameter in network]
-        return saved_keys(self, trained, self.generator)
+        return saved_tensors(self, trained, self.generator)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        keep = self._saved_keys()
+        keep = self._saved_tensors()
         checkpoint["state_dict"] = {key: value for key, value in checkpoint["state_dict"].items() if key in keep}
         backbone = self.generator.backbone
         described = {"base_id": backbone.base_id, "adapters": self.adapters.to_dict(), "extra": self._recipe()}
         described["whole"] = list(self.generator.context.whole) if self.generator.context is not None else []
+        described["optimizer"] = self._rates()
         checkpoint["morsr"] = {**described, "prompts": {key: value.cpu() for key, value in backbone.prompts.items()}}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        described = checkpoint.get("morsr", {})
+        check_settings(described, self.generator)
         if self.generator.context is not None:
-            self.generator.context.whole = tuple(checkpoint.get("morsr", {}).get("whole", ()))
-        check_checkpoint(checkpoint, self._saved_keys(), self.generator.backbone.base_id)
-        self._decoder_to_take(checkpoint["morsr"].get("extra", {}).get("decoder"))()
-        self._restored = True
+            self.generator.context.whole = tuple(described.get("whole", ()))
+        extra = described.get("extra", {})
+        self.beside.decoder_to_take(extra.get("decoder"))()
+        self.objective.check_decoder()
+        check_tensors(checkpoint["state_dict"], self._saved_tensors())
+        self.beside.prompts_to_take(described.get("prompts", {}), extra, "the checkpoint")()
+        self._restored = described

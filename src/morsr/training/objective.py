@@ -95,16 +95,31 @@ class Objective:
             raise ConfigError("whole: parameters of the base are trained beside adapters, and this generator has none")
         parameters = train_whole(self.backbone, patterns)
         names = self.generator.context.trained_whole
-        if self.backbone.decoder is not None and any(name.startswith(("decoder.", "vae.decoder.")) for name in names):
-            raise ConfigError("whole: the decoder of this run is a folder beside the base, which adapters cannot hold")
+        self.check_decoder()
+        if (judged := self.changed_judge(names)) is not None:
+            raise ConfigError(f"whole: {judged}; train parameters of vae.decoder alone, or leave these terms out")
+        return parameters
+
+    def changed_judge(self, whole: Sequence[str]) -> str | None:
+        """What the terms that judge by the frozen base lose where these of its parameters are others; None: nothing."""
         judges = [name for name in ("vsd", "csd", "gan") if self.weights.get(name)]
         judges += ["features"] * bool(self.restoration.weights["features"])
-        if judges and (touched := [name for name in names if not name.startswith("vae.decoder.")]):
-            raise ConfigError(
-                f"whole: {touched[0]} belongs to the frozen base, by which {', '.join(judges)} judge; train "
-                "parameters of vae.decoder alone, or leave these terms out"
-            )
-        return parameters
+        touched = [name for name in whole if not name.startswith("vae.decoder.")]
+        if not judges or not touched:
+            return None
+        return f"{touched[0]} belongs to the frozen base, by which {', '.join(judges)} judge"
+
+    def check_decoder(self) -> None:
+        """Refuse to train a decoder beside the base's own, or the base's where another one decodes in its place.
+
+        To be asked again when adapters have brought a decoder.
+
+        Raises:
+            ConfigError: such a decoder among the parameters that are trained whole.
+        """
+        names = self.generator.context.trained_whole if self.generator.context is not None else ()
+        if self.backbone.decoder is not None and any(name.startswith(("decoder.", "vae.decoder.")) for name in names):
+            raise ConfigError("whole: the decoder of this run is a folder beside the base, which adapters cannot hold")
 
     def _features(self, images: Tensor) -> list[Tensor]:
         with active_adapters(self.backbone, None):

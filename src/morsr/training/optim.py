@@ -70,8 +70,9 @@ def build_networks(objective: Objective, settings: OptimizerSettings, *, total_s
                 rate = settings.lr * settings.whole_lr_scale
                 groups.append({"params": objective.whole, "lr": rate, "weight_decay": 0.0, "name": "whole"})
         optimizer = torch.optim.AdamW(groups, lr=rates[name], betas=settings.betas, weight_decay=settings.weight_decay)
-        steps = total_steps - objective.first_step(name) if total_steps > 0 else total_steps
-        factor = learning_rate_factor(settings.schedule, warmup=settings.warmup, total=max(steps, min(total_steps, 1)))
+        # A helper whose start lies after the end of the run never moves, but its cosine still needs a step.
+        steps = max(total_steps - objective.first_step(name), 1) if total_steps > 0 else total_steps
+        factor = learning_rate_factor(settings.schedule, warmup=settings.warmup, total=steps)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         networks.append(Network(name, parameters, optimizer, scheduler))
     return networks

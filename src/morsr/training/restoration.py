@@ -14,6 +14,7 @@ from morsr.models.loading import load_generator
 from morsr.models.picture import Picture
 from morsr.models.restorer import Restorer
 from morsr.models.settings import RoutingMode, Settings
+from morsr.training.strategy import check_writer
 
 
 class RestorationModule(L.LightningModule):
@@ -56,6 +57,10 @@ class RestorationModule(L.LightningModule):
         self.dtype_name = dtype
         self.restorer: Restorer | None = None
         self._sequence: Path | None = None
+
+    def setup(self, stage: str) -> None:
+        if stage == "predict":
+            check_writer(self.trainer)
 
     def on_predict_start(self) -> None:
         self.restorer = Restorer(self.generator, device=self.device, dtype=self.dtype_name)

@@ -126,6 +126,7 @@ class ExpertUtilization(Callback):
             self._log(trainer, self._window, final=True)
 
     def _log(self, trainer: L.Trainer, window: RoutingWindow, *, final: bool = False) -> None:
+        new = window.images > 0
         sums = window.take(trainer)
         # A run shorter than one window still gets its numbers; else the odd end of a window would only add noise.
         to_loggers = not final or self._previous is None
@@ -161,7 +162,9 @@ class ExpertUtilization(Callback):
                 logger.log_metrics(scalars, step=trainer.global_step)
         self._warn(collapsed, usage, trainer.global_step)
         every = self.heatmap_every_n_steps
-        if every and (final or trainer.global_step // every > self._drawn // every):
+        # At the end, unless the last log was drawn and nothing has been seen since: it would be the same lines again.
+        due = final and (new or self._drawn < trainer.global_step)
+        if every and (due or trainer.global_step // every > self._drawn // every):
             self._drawn = trainer.global_step
             if trainer.is_global_zero:
                 self._draw(trainer, sums, usage)

@@ -1,0 +1,229 @@
+"""What a checkpoint or a file of adapters was trained with: taken along, told of, or refused."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from training_twins import ADAPTERS, Pairs, batch, build, fit
+
+from morsr.adapters import MoRConfig, read_adapters_header, read_attached
+from morsr.errors import WeightsError
+from morsr.models import pretrained
+from morsr.models.generator import OneStepConfig
+from morsr.models.loading import load_generator
+from morsr.models.score_network import ScoreConfig
+from morsr.training.adapter_state import newest_adapters, runs_otherwise, warn_of_kept
+from morsr.training.module import OneStepSRModule
+
+
+def adapters(**settings: Any) -> MoRConfig:
+    return MoRConfig.from_dict({**ADAPTERS.to_dict(), **settings})
+
+
+def checkpoint(module: OneStepSRModule) -> dict[str, Any]:
+    """What a trainer would save of the module."""
+    made: dict[str, Any] = {"state_dict": module.state_dict()}
+    module.on_save_checkpoint(made)
+    made["state_dict"] = {key: value.clone() for key, value in made["state_dict"].items()}
+    return made
+
+
+def messages(caught: list[warnings.WarningMessage]) -> str:
+    return "\n".join(str(one.message) for one in caught)
+
+
+@pytest.mark.parametrize(
+    ("told", "settings"),
+    [
+        ("one_step with timestep 150, not 400", {"one_step": OneStepConfig(timestep=400, scale_input=True)}),
+        ("one_step with scale_input True, not False", {"one_step": OneStepConfig(timestep=150)}),
+        ("adapters with scale 1.0, not 2.0", {"adapters": adapters(scale=2.0)}),
+        ("adapters with top_k 2, not 3", {"adapters": adapters(top_k=3)}),
+        ("adapters with gate renormalize, not softmax", {"adapters": adapters(gate="softmax")}),
+        ("num_shared 2, not 3, num_zero 1, not 2", {"adapters": adapters(num_shared=3, num_zero=2)}),
+        ("adapters with num_ranks 6, not 8", {"adapters": adapters(num_ranks=8)}),
+        ("the estimator 'frequency', not 'learned'", {"estimator": "learned"}),
+    ],
+)
+def test_a_checkpoint_of_other_settings_is_refused(told: str, settings: dict[str, Any], small_base: Path) -> None:
+    """Most of them change no name and no shape, so that the tensors alone would be taken and give other pictures."""
+    made = checkpoint(build(small_base))
+    with pytest.raises(WeightsError, match=told) as stopped:
+        build(small_base, **settings).on_load_checkpoint(made)
+    assert "config that made it" in str(stopped.value)
+    assert "model.start_from" in str(stopped.value)
+    assert "\n" not in str(stopped.value)
+
+
+def test_settings_of_the_training_alone_may_differ(small_base: Path) -> None:
+    made = checkpoint(build(small_base))
+    other = adapters(balance_alpha=0.5, logit_noise=0.0, router_init_std=0.1, init="gaussian")
+    build(small_base, adapters=other).on_load_checkpoint(made)
+    del made["morsr"]["adapters"], made["morsr"]["optimizer"], made["morsr"]["prompts"]  # of earlier versions
+    build(small_base).on_load_checkpoint(made)
+
+
+def test_tensors_of_other_shapes_are_one_line(small_base: Path) -> None:
+    """Lightning would name each of them."""
+    losses: dict[str, Any] = {"l2": 1.0, "vsd": 1.0}
+    made = checkpoint(build(small_base, loss=losses, score=ScoreConfig(rank=2)))
+    with pytest.raises(WeightsError, match=r"tensors have another shape, such as .*score.* there and .* here") as told:
+        build(small_base, loss=losses, score=ScoreConfig(rank=3)).on_load_checkpoint(made)
+    assert "model.start_from" in str(told.value)
+    assert "\n" not in str(told.value)
+
+
+def test_the_trainer_refuses_them_in_validation_and_in_a_resumed_fit(small_base: Path, tmp_path: Path) -> None:
+    keep = ModelCheckpoint(dirpath=tmp_path, filename="kept", every_n_train_steps=1)
+    trainer = fit(build(small_base), tmp_path, 1, callbacks=[keep])
+    with pytest.raises(WeightsError, match=r"scale 1\.0, not 2\.0"):
+        fit(build(small_base, adapters=adapters(scale=2.0)), tmp_path, 2, ckpt=tmp_path / "kept.ckpt")
+    later = build(small_base, one_step=OneStepConfig(timestep=400, scale_input=True))
+    with pytest.raises(WeightsError, match="timestep 150, not 400"):
+        trainer.validate(later, datamodule=Pairs(), ckpt_path=str(tmp_path / "kept.ckpt"))
+
+
+def test_optimizer_settings_that_a_resumed_run_does_not_take_are_told(small_base: Path, tmp_path: Path) -> None:
+    keep = ModelCheckpoint(dirpath=tmp_path, filename="at-{step}", every_n_train_steps=1, save_top_k=-1)
+    fit(build(small_base), tmp_path, 1, callbacks=[keep])
+    path = tmp_path / "at-step=1.ckpt"
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fit(build(small_base), tmp_path / "same", 2, ckpt=path)
+    assert "has no effect" not in messages(caught)
+    with pytest.warns(UserWarning, match=r"has no effect: lr 0\.01 -> 0\.02, betas .*0\.9, .* -> .*0\.5, .*start_from"):
+        trainer = fit(build(small_base, lr=2e-2, betas=(0.5, 0.9)), tmp_path / "other", 2, ckpt=path)
+    group = trainer.optimizers[0].param_groups[0]
+    assert (group["initial_lr"], group["betas"][0]) == (1e-2, 0.9)
+    # The schedule is no state: what the config says holds from the next step on.
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        trainer = fit(build(small_base, schedule="cosine"), tmp_path / "cosine", 2, ckpt=path)
+    assert "has no effect" not in messages(caught)
+    assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.0, abs=1e-9)
+
+
+def test_a_checkpoint_without_optimizer_settings_tells_nothing() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warn_of_kept({}, {"lr": 1.0})
+        warn_of_kept({"lr": 1.0, "betas": (0.9, 0.99)}, {"lr": 1.0, "betas": [0.9, 0.99], "score.lr": 2.0})
+
+
+@pytest.fixture
+def encoder(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A text encoder for the small base, which has none: the letters' codes."""
+
+    def encode(folder: Path, name: str, texts: list[str]) -> torch.Tensor:
+        return torch.stack([torch.tensor([[ord(one) / 50 for one in text.ljust(8)[:8]]]) for text in texts])
+
+    monkeypatch.setattr(pretrained, "encode_texts", encode)
+
+
+def picture(module: OneStepSRModule) -> torch.Tensor:
+    with torch.no_grad():
+        return module.eval().generator(batch()["lr"]).sr
+
+
+def test_adapters_bring_their_prompts(encoder: None, small_base: Path, tmp_path: Path) -> None:
+    """Else `morsr test` would score another model than `morsr upscale` runs, which always took them."""
+    texts = {"clean": "a photo", "degraded": "blur"}
+    trained = build(small_base, prompts=texts)
+    file = tmp_path / "runs" / "version_0" / "adapters.safetensors"
+    trained.save_adapters(file)
+    expected, embeddings = picture(trained), trained.generator.backbone.prompts
+    assert not torch.equal(embeddings["clean"], build(small_base).generator.backbone.prompt_clean)
+
+    def check(module: OneStepSRModule) -> None:
+        torch.testing.assert_close(module.generator.backbone.prompts, embeddings, rtol=0, atol=0)
+        assert module.generator.backbone.prompt == "a photo"
+        module.save_adapters(tmp_path / "again.safetensors")
+        assert read_adapters_header(tmp_path / "again.safetensors")["extra"]["prompts"] == texts
+        torch.testing.assert_close(read_attached(tmp_path / "again.safetensors"), embeddings, rtol=0, atol=0)
+        made = checkpoint(module)["morsr"]
+        assert made["extra"]["prompts"] == texts
+        torch.testing.assert_close(made["prompts"], embeddings, rtol=0, atol=0)
+
+    given = build(small_base, weights=str(file))
+    check(given)
+    torch.testing.assert_close(picture(given), expected)
+    torch.testing.assert_close(load_generator(file)(batch()["lr"]).sr, expected)
+    resumed = build(small_base)
+    resumed.on_load_checkpoint(checkpoint(trained))
+    check(resumed)
+    start = build(small_base, start_from=str(file))
+    fit(start, tmp_path, 0)
+    check(start)
+    found = build(small_base)
+    found.trainer = SimpleNamespace(  # type: ignore[assignment]
+        log_dir=str(tmp_path / "runs" / "version_1"), default_root_dir="."
+    )
+    found._find_weights()
+    check(found)
+
+
+def test_prompts_of_the_config_stay_and_others_are_told(
+    encoder: None, small_base: Path, tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    file = tmp_path / "a.safetensors"
+    build(small_base, prompts={"clean": "a photo"}).save_adapters(file)
+    same = build(small_base, prompts={"clean": "a photo"}, weights=str(file))
+    assert not recwarn.list
+    with pytest.warns(UserWarning, match=r"trained with the prompts \{'clean': 'a photo'\}; this run uses .*'sea'"):
+        module = build(small_base, prompts={"clean": "sea"}, weights=str(file))
+    clean = module.generator.backbone.prompt_clean
+    torch.testing.assert_close(clean, build(small_base, prompts={"clean": "sea"}).generator.backbone.prompt_clean)
+    assert not torch.equal(clean, same.generator.backbone.prompt_clean)
+    module.save_adapters(file)
+    assert read_adapters_header(file)["extra"]["prompts"] == {"clean": "sea"}
+    later = build(small_base, prompts={"clean": "a photo"})
+    with pytest.warns(UserWarning, match="the checkpoint: trained with the prompts"):
+        later.on_load_checkpoint(checkpoint(module))
+
+
+def test_settings_of_the_estimator_are_compared(small_base: Path, tmp_path: Path) -> None:
+    def extra(args: dict[str, Any] | None, kind: str = "learned") -> dict[str, Any]:
+        spec = {"kind": kind} if args is None else {"kind": kind, "args": args}
+        return {"estimator": spec, "one_step": {"timestep": 150}}
+
+    learned = build(small_base, estimator="learned").generator
+    for args in (None, {}, {"weights": None}):
+        assert runs_otherwise(extra(args), learned) is None
+    told = runs_otherwise(extra({"weights": "mine.safetensors"}), learned)
+    assert told == "the estimator 'learned' with weights 'mine.safetensors', not None"
+    assert runs_otherwise({}, learned) is None
+    clip: Any = SimpleNamespace(estimator=_Clip(), one_step=learned.one_step)
+    for args in ({"model": "here"}, {"model": "here", "text_cache": "a", "local_files_only": True}):
+        assert runs_otherwise(extra({**args, "prompts": "pairs"}, "clip"), clip) is None
+    told = runs_otherwise(extra({"model": ["b", "c"], "temperature": 2.0}, "clip"), clip)
+    assert told == "the estimator 'clip' with model ['b', 'c'], not 'here', temperature 2.0, not None"
+    build(small_base).save_adapters(tmp_path / "a.safetensors")
+    header = read_adapters_header(tmp_path / "a.safetensors")
+    assert runs_otherwise(header["extra"], build(small_base).generator) is None
+
+
+class _Clip:
+    """Takes what CLIP's estimator takes, without its weights."""
+
+    def __init__(
+        self, model: Any = "", *, prompts: str = "pairs", temperature: float | None = None, text_cache: Any = None,
+        local_files_only: bool = False,
+    ) -> None:  # fmt: skip
+        self.spec = {"kind": "clip", "args": {"model": Path("here")}}
+
+
+def test_a_damaged_file_of_another_run_is_passed_over(small_base: Path, tmp_path: Path) -> None:
+    module = build(small_base)
+    whole, torn = (tmp_path / "runs" / name / "adapters.safetensors" for name in ("version_0", "version_1"))
+    module.save_adapters(whole)
+    torn.parent.mkdir()
+    torn.write_bytes(whole.read_bytes()[:300])
+    trainer: Any = SimpleNamespace(log_dir=str(tmp_path / "runs" / "version_2"), default_root_dir=".")
+    with pytest.warns(UserWarning, match=r"passed over: .*version_1.adapters\.safetensors: not a whole safetensors"):
+        assert newest_adapters(trainer, module.generator) == whole
