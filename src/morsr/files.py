@@ -14,6 +14,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+def user_path(text: str) -> Path:
+    """A path as a user types it, with ~ for the home folder, which shells leave alone behind `--option=`."""
+    return Path(text).expanduser()
+
+
 @contextlib.contextmanager
 def atomic_path(path: str | os.PathLike[str], *, flush: bool = False) -> Iterator[Path]:
     """Give an empty temporary file beside `path`, and move it there when the block ends without an error.

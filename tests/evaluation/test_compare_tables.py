@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from morsr.cli import main
 from morsr.errors import InputError
 from morsr.evaluation.comparison import compare_tables, read_groups, read_scores
 
@@ -52,3 +53,13 @@ def test_a_metric_in_two_columns_is_named(tmp_path: Path, columns: str) -> None:
     one, two = columns.split(",")
     with pytest.raises(InputError, match=f"one column per metric, got '{one}' and '{two}', which are both lpips"):
         read_scores(table(tmp_path, f"image,{columns}\na,0.1,0.2\n"))
+
+
+def test_the_home_folder_may_be_written_short(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("a.csv", "b.csv"):
+        table(tmp_path, "image,psnr\nx,20\ny,22\n", name)
+    assert main(["compare", "~/a.csv", "~/b.csv", "--json=~/out.json"]) == 0
+    assert (tmp_path / "out.json").is_file()

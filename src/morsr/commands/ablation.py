@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from morsr.errors import ConfigError
-from morsr.files import write_text
+from morsr.files import user_path, write_text
 
 if TYPE_CHECKING:
     from morsr.evaluation.ablation import Ablation
@@ -48,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
     parser.add_argument("rows", nargs="+", metavar="[NAME=]CONFIG.yaml", help="a row of the table each")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4], help="(default: 0 to 4)")
-    parser.add_argument("--out", type=Path, default=Path("runs/ablation"), help="folder (default: %(default)s)")
+    parser.add_argument("--out", type=user_path, default=Path("runs/ablation"), help="folder (default: %(default)s)")
     parser.add_argument("--reference", metavar="NAME", help="row that the others are compared with (default: the last)")
     parser.add_argument(
         "--set", action="append", default=[], metavar="KEY=VALUE", help="override in all rows, repeatable"

@@ -6,12 +6,11 @@ import argparse
 import importlib
 import json
 import pkgutil
-from pathlib import Path
 from typing import Any
 
 import morsr.bench
 from morsr.errors import ConfigError
-from morsr.files import write_text
+from morsr.files import user_path, write_text
 
 HELP = "measure as ratios against named peers; --json writes the numbers"
 
@@ -40,7 +39,7 @@ def _cell(value: Any) -> str:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("name", choices=names(), help="what to measure")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the result there")
+    parser.add_argument("--json", type=user_path, metavar="FILE", help="write the result there")
     parser.add_argument("options", nargs=argparse.REMAINDER, help="options of the measurement; NAME --help lists them")
 
 
@@ -49,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
     parser = argparse.ArgumentParser(prog=f"morsr bench {args.name}", description=module.HELP)
     module.add_arguments(parser)
     # argparse hands everything after NAME to `options`, so --json may stand there too.
-    parser.add_argument("--json", type=Path, default=args.json, help=argparse.SUPPRESS)
+    parser.add_argument("--json", type=user_path, default=args.json, help=argparse.SUPPRESS)
     options = parser.parse_args(args.options)
     result: dict[str, Any] = module.run(options)
     print(table(result))

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
-from morsr.files import write_text
+from morsr.files import user_path, write_text
 
 HELP = "compare two tables of scores per image, with paired bootstrap intervals"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
-    parser.add_argument("a", type=Path, metavar="A.csv", help="scores of run A, as `morsr score` writes them")
-    parser.add_argument("b", type=Path, metavar="B.csv", help="scores of run B; may be the same file")
+    parser.add_argument("a", type=user_path, metavar="A.csv", help="scores of run A, as `morsr score` writes them")
+    parser.add_argument("b", type=user_path, metavar="B.csv", help="scores of run B; may be the same file")
     parser.add_argument("--method-a", metavar="NAME", help="which row of A, when it has several")
     parser.add_argument("--method-b", metavar="NAME", help="which row of B, when it has several")
     parser.add_argument("--level", type=float, default=0.95, help="coverage of the intervals (default: %(default)s)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the comparison here too")
+    parser.add_argument("--json", type=user_path, metavar="FILE", help="write the comparison here too")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -6,6 +6,8 @@ import argparse
 import os
 from pathlib import Path
 
+from morsr.files import user_path
+
 HELP = "score folders of restored images (PSNR, SSIM, NIQE and others) and write CSV, JSON and Markdown"
 
 
@@ -18,12 +20,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="[NAME=]PATH",
         help="restored images: folders, or single files; NAME is the row's",
     )
-    parser.add_argument("--gt", type=Path, metavar="PATH", help="reference images of the same paths without suffix")
+    parser.add_argument("--gt", type=user_path, metavar="PATH", help="references of the same paths without suffix")
     parser.add_argument(
-        "--lr", type=Path, metavar="PATH", help="inputs of the same paths without suffix: adds the bicubic row"
+        "--lr", type=user_path, metavar="PATH", help="inputs of the same paths without suffix: adds the bicubic row"
     )
     parser.add_argument("--metrics", default="psnr,ssim,niqe", help="names with commas (default: %(default)s)")
-    parser.add_argument("--out", type=Path, default=Path("scores"), metavar="DIR", help="default: %(default)s")
+    parser.add_argument("--out", type=user_path, default=Path("scores"), metavar="DIR", help="default: %(default)s")
     parser.add_argument("--published", metavar="DATA SET", help="print published rows beside, such as realsr")
     parser.add_argument("--crop", action="store_true", help="crop pairs of different sizes to the common top left part")
     parser.add_argument("--skip-problems", action="store_true", help="score the rest when files cannot be scored")
