@@ -270,7 +270,7 @@ def test_without_weights_the_set_shipped_for_the_base_is_taken(small_base: Path,
     nowhere: Any = SimpleNamespace(log_dir=str(tmp_path / "version_0"), default_root_dir=".")
     file = find_adapters("tiny-fidelity")
     module = build(
-        Path("tiny-fidelity"), adapters=MoRConfig.from_dict(read_adapters_header(file)["config"]),
+        file.parent, adapters=MoRConfig.from_dict(read_adapters_header(file)["config"]),
         one_step=OneStepConfig(timestep=200, scale_input=True),
     )  # fmt: skip
     module.trainer = nowhere

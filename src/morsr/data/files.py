@@ -83,7 +83,9 @@ class ImageFiles(L.LightningDataModule):
         )
 
     def teardown(self, stage: str) -> None:
-        """Tell of images whose endings are not read."""
+        """Tell of images whose endings are not read; one process looks for them."""
+        if self.trainer is not None and not self.trainer.is_global_zero:
+            return
         for folder in self.folders:
             if left_out := unread_images(folder):
                 rank_zero_warn(f"{folder}: {left_out}")

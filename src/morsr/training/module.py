@@ -294,7 +294,8 @@ class OneStepSRModule(L.LightningModule):
     def _find_weights(self) -> None:
         if self.weights_file is not None or self._restored is not None or self._fitted:
             return
-        path = newest_adapters(self.trainer, self.generator) or shipped_adapters().get(str(self.base))
+        preset = self.generator.backbone.base_id.removeprefix("morsr/")
+        path = newest_adapters(self.trainer, self.generator) or shipped_adapters().get(preset)
         if path is None:
             raise WeightsError(
                 f"no adapters were given, none for the base {self.base!r} are shipped, and no run beside this one left "
