@@ -11,11 +11,10 @@ ARGS ?=
 BASE_CONFIGS ?= experiments/base_tiny_autoencoder.yaml experiments/base_tiny_diffusion.yaml
 # a command to run on the finished base, for example a copy of its folder
 BASE_EXPORT ?=
-# the rows of the table, NAME=CONFIG.yaml; the last one is what the others are compared with
-ABLATION := experiments/ablation_tiny
-ABLATION_ROWS ?= LoRA-r4=$(ABLATION)_lora4.yaml LoRA-r10=$(ABLATION)_lora10.yaml LoRA-MoE=$(ABLATION)_lora_moe.yaml \
-	MoR-v1=$(ABLATION)_mor_v1.yaml MoR-v2=$(ABLATION)_mor_v2.yaml MoR=$(ABLATION)_mor.yaml
-BENCHES ?= adapter degrade inference train
+# the rows of the ablation, experiments/ablation_ROW.yaml; the others are compared with the last one
+ABLATION_ROWS ?= tiny_lora4 tiny_lora10 tiny_lora_moe tiny_mor_v1 tiny_mor_v2 tiny_mor
+ABLATION_SEEDS ?= 0 1 2 3 4
+ABLATION_OUT ?= runs/ablation
 JOBS ?= 2
 PYTEST_ARGS ?=
 
@@ -28,7 +27,7 @@ SOURCES := $(wildcard src tests data_prep benchmarks)
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help setup train eval base ablation data-check test test-all lint format bench clean
+.PHONY: help setup train eval base ablation check test test-all lint format clean
 
 help: ## this list
 	@echo "make TARGET [CONFIG=experiments/X.yaml] [ARGS=\"--trainer.max_steps=20 ...\"]"
@@ -57,10 +56,16 @@ base: setup ## train the tiny base, autoencoder then diffusion: BASE_CONFIGS, BA
 	@set -e; for config in $(BASE_CONFIGS); do echo "$(MORSR) fit --config $$config $(ARGS)"; $(MORSR) fit --config $$config $(ARGS); done
 	$(BASE_EXPORT)
 
-ablation: setup ## train every row of the ablation for five seeds and compare them: ABLATION_ROWS, ARGS
-	$(MORSR) ablation $(ABLATION_ROWS) $(ARGS)
+ablation: setup ## train every row for five seeds and compare them: ABLATION_ROWS, ABLATION_SEEDS, ABLATION_OUT, ARGS
+	@set -e; for seed in $(ABLATION_SEEDS); do for row in $(ABLATION_ROWS); do \
+		run=$(ABLATION_OUT)/$$row/seed_$$seed; test -f $$run/finished && continue; rm -rf $$run; echo "$$run"; \
+		$(MORSR) fit --config experiments/ablation_$$row.yaml --seed_everything=$$seed --model.seed=$$seed --data.seed=$$seed \
+			--trainer.logger.init_args.save_dir=$(ABLATION_OUT) --trainer.logger.init_args.name=$$row \
+			--trainer.logger.init_args.version=seed_$$seed $(ARGS); touch $$run/finished; done; done
+	@set -e; for row in $(filter-out $(lastword $(ABLATION_ROWS)),$(ABLATION_ROWS)); do \
+		$(MORSR) compare $(ABLATION_OUT)/$$row $(ABLATION_OUT)/$(lastword $(ABLATION_ROWS)); done
 
-data-check: setup ## say what is missing before a run starts: CONFIG
+check: setup ## say what a run lacks before it starts: CONFIG, ARGS
 	$(MORSR) data-check --config $(CONFIG) $(ARGS)
 
 test: setup ## tests and doctests without the slow ones
@@ -77,9 +82,6 @@ lint: setup ## formatting, lint and types
 format: setup ## format and fix in place
 	$(PY) -m ruff format $(SOURCES)
 	$(PY) -m ruff check --fix $(SOURCES)
-
-bench: setup ## tables of speed: BENCHES, ARGS
-	@set -e; for name in $(BENCHES); do $(MORSR) bench $$name $(ARGS); done
 
 clean: ## remove caches and build outputs; runs/ and .venv stay
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -12,7 +12,7 @@ import pytest
 SOURCE = Path(__file__).resolve().parents[1] / "src"
 
 FLOORS = {
-    "cli": 5, "__main__": 5, "commands": 5, "bench": 5,
+    "cli": 5, "__main__": 5, "commands": 5,
     "training": 4, "data": 4, "evaluation": 4,
     "models": 3, "pipeline": 4,
     # Estimators stand under the models: loading a generator builds the estimator that its router was trained with.
@@ -21,14 +21,14 @@ FLOORS = {
     "errors": 0, "files": 0,
 }  # fmt: skip
 # On the top floor the command line is made of its commands; on all others neighbours stay apart.
-NEIGHBOURS = {("cli", "commands"), ("cli", "bench"), ("__main__", "cli"), ("commands", "bench")}
+NEIGHBOURS = {("cli", "commands"), ("__main__", "cli")}
 
 # A heavy package and the only places that may import it, as module prefixes.
 ONLY_IN = {
     "basicsr": ("morsr.degradation.basicsr_compat",),
     "diffusers": ("morsr.models.backbone", "morsr.models.pretrained", "morsr.models.pipeline"),
     "transformers": ("morsr.estimators.clip", "morsr.models.pretrained"),
-    "lightning": ("morsr.training", "morsr.data", "morsr.evaluation", "morsr.commands", "morsr.bench", "morsr.cli"),
+    "lightning": ("morsr.training", "morsr.data", "morsr.evaluation", "morsr.commands", "morsr.cli"),
     "pytorch_lightning": (),
     "pickle": (),
 }

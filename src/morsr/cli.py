@@ -33,9 +33,6 @@ COMMANDS = {
     "data-check": "what a config's data lacks, before a run",
     "import": "OSEDiff's or PiSA-SR's weights as an adapters file",
     "export": "one fixed routing as a LoRA, a diffusers folder or ONNX",
-    "average": "the mean of several adapter files",
-    "ablation": "train every row of a ladder for several seeds, and compare them",
-    "bench": "measurements as ratios against named peers",
     "demo": "a local web page to try a model on one's own images",
     "selftest": "restore a bundled image and compare with its expected output",
 }

@@ -1,4 +1,4 @@
-"""`morsr degrade` and `morsr bench degrade`, in this process."""
+"""`morsr degrade`, in this process."""
 
 from __future__ import annotations
 
@@ -14,10 +14,9 @@ import pytest
 import torch
 from PIL import Image
 
-from morsr.bench import degrade as bench
 from morsr.commands import degrade as command
 from morsr.degradation import DegradationParameters, apply
-from morsr.errors import ConfigError, InputError, MissingDependencyError
+from morsr.errors import ConfigError, InputError
 
 
 def _run(*arguments: str) -> int:
@@ -190,25 +189,3 @@ def test_an_output_that_is_a_file_is_refused(photos: Path, tmp_path: Path) -> No
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot be made"):
         _run(photos, tmp_path / "file" / "lr")
-
-
-def test_the_benchmark_runs_and_its_ratios_are_those_of_its_figures() -> None:
-    parser = argparse.ArgumentParser()
-    bench.add_arguments(parser)
-    state = torch.get_rng_state()
-    try:
-        result = bench.run(parser.parse_args(["--quick", "--device", "cpu"]))
-    except MissingDependencyError as error:
-        pytest.skip(str(error))
-    assert torch.equal(state, torch.get_rng_state())
-    *rows, leaves = result["rows"]
-    assert [row["what"] for row in rows] == ["full chain", "blur", "Gaussian noise", "Poisson noise", "JPEG"]
-    assert leaves["what"] == "dead leaves, 64²"
-    assert leaves["morsr images/s"] > 0
-    for row in rows:
-        assert row["ratio"] == pytest.approx(row["morsr images/s"] / row["basicsr images/s"], rel=1e-6)
-        assert row["ratio low"] <= row["ratio"] * 1.0001
-        assert row["ratio"] <= row["ratio high"] * 1.0001
-    json.dumps(result)
-    with pytest.raises(ConfigError, match="--rounds"):
-        bench.run(parser.parse_args(["--rounds", "0"]))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from morsr.adapters.averaging import average_adapters
 from morsr.adapters.checkpoint import load_adapters, read_adapters_header, read_attached, save_adapters
 from morsr.adapters.config import MoRConfig
 from morsr.adapters.inject import (
@@ -39,7 +38,6 @@ __all__ = [
     "adapter_parameter_groups",
     "adapter_parameters",
     "auto_merged",
-    "average_adapters",
     "checkpoint_function",
     "export_lora",
     "import_lora",
