@@ -23,7 +23,7 @@ from morsr.data.images import list_images, load_image
 from morsr.degradation import DegradationRecipe, apply, sample_keys, true_severity
 from morsr.estimators.frequency import expand
 from morsr.estimators.statistics import image_statistics
-from morsr.training.estimator import FACTOR_RANGES, FactorRanks, single_factor
+from morsr.training.estimator import FACTOR_RANGES, single_factor, single_factor_ranks, with_mean
 
 COMPOSITES = ("blur", "noise", "jpeg", "resize", "overall")
 # single statistics with the sign that turns lost detail, or visible blocks, into high values
@@ -52,7 +52,7 @@ def measure(lr: torch.Tensor) -> list[float]:
 
 def collect(paths: list[str], draws: int, recipe_name: str, seed: int) -> tuple[Array, Array, Array]:
     """Statistics (n, S), ranks (n, 5) and weights (n,) of all degraded photographs; single factors weigh 0.6 in all."""
-    recipe, ranks = DegradationRecipe.load(recipe_name), FactorRanks(recipe_name)
+    recipe = DegradationRecipe.load(recipe_name)
     generator = torch.Generator().manual_seed(seed)
     values: list[list[float]] = []
     targets: list[torch.Tensor] = []
@@ -64,7 +64,7 @@ def collect(paths: list[str], draws: int, recipe_name: str, seed: int) -> tuple[
     for number, path in enumerate(tqdm(paths, desc="photographs", unit="image")):
         hr = to_hr(path)
         parameters = recipe.sample(sample_keys(seed, number, torch.arange(draws)))
-        truth = torch.stack(list(true_severity(parameters, recipe_name)), dim=1)
+        truth = with_mean(torch.stack(true_severity(parameters, recipe_name)[:4], dim=1))
         for place in range(draws):
             values.append(measure(apply(hr, parameters[place])))
             targets.append(truth[place : place + 1])
@@ -73,7 +73,7 @@ def collect(paths: list[str], draws: int, recipe_name: str, seed: int) -> tuple[
             value = uniform(*FACTOR_RANGES.get(factor, (0.0, 0.0)))
             gray = uniform(0, 1) < 0.4
             values.append(measure(single_factor(hr, factor, value, key=number, gray=gray)))
-            targets.append(ranks.single(factor, value))
+            targets.append(single_factor_ranks(factor, value, recipe))
             single.append(True)
     alone = np.array(single)
     weights = np.where(alone, 0.6 * (~alone).sum() / alone.sum(), 1.0)

@@ -6,13 +6,61 @@ import pytest
 import torch
 
 from morsr.errors import ConfigError, InputError
-from morsr.estimators import build_estimator, score_statistics
+from morsr.estimators import DegradationEstimator, build_estimator, score_statistics
 from morsr.estimators.views import bounded_view, native_crops, pad_to_smallest
 
 
-def test_unknown_kinds_and_settings_are_named():
-    with pytest.raises(ConfigError, match=r"frequency.*learned.*'musiq'"):
-        build_estimator("musiq")
+class Darkness(DegradationEstimator):
+    """A user's own estimator."""
+
+    names = ("darkness", "noise")
+
+    def estimate(self, lr):
+        dark = 1 - lr.mean(dim=(1, 2, 3))
+        return torch.stack([dark, dark / 2], dim=1)
+
+
+def test_an_estimator_of_ones_own():
+    images = torch.rand(2, 3, 8, 8)
+    result = Darkness()(images)
+    torch.testing.assert_close(result.severity, result.scores[:, 1])
+    assert Darkness().dim == 2
+    assert build_estimator(f"{__name__}.Darkness")(images).names == ("darkness", "noise")
+    mine = Darkness(worst=True)
+    assert build_estimator(mine) is mine
+    assert mine(images).names == ("darkness", "noise", "worst")
+    torch.testing.assert_close(mine(images).scores[:, 2], result.scores[:, 1])
+    assert mine.spec == {"kind": f"{__name__}.Darkness", "args": {"worst": True}}
+
+
+@pytest.mark.parametrize("spec", ["musiq", "nowhere.Mine", "morsr.estimators.Mine", "torch.nn.Linear", ""])
+def test_a_name_that_is_no_estimator_is_one_line(spec):
+    with pytest.raises(ConfigError) as caught:
+        build_estimator(spec)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_never_chooses_a_class_of_ones_own(monkeypatch):
+    monkeypatch.setattr("importlib.import_module", lambda name: pytest.fail(f"imported {name}"))
+    with pytest.raises(ConfigError, match=r"--estimator mine\.Mine"):
+        build_estimator({"kind": "mine.Mine", "args": {}})
+
+
+@pytest.mark.parametrize("kind", ["frequency", "learned"])
+def test_the_worst_dimension_is_added_and_travels(kind):
+    images = torch.rand(3, 3, 40, 56, generator=torch.Generator().manual_seed(0))
+    plain, more = build_estimator(kind), build_estimator(kind, worst=True)
+    assert plain.spec == {"kind": kind, "args": {}}
+    again = build_estimator(more.spec)
+    assert again.names == (*plain.names, "worst")
+    assert again.dim == plain.dim + 1
+    scores, found = plain(images), again(images)
+    parts = [scores.scores[:, scores.names.index(name)] for name in ("blur", "noise", "jpeg")]
+    torch.testing.assert_close(found.scores, torch.cat([scores.scores, torch.stack(parts, 1).amax(1)[:, None]], dim=1))
+    torch.testing.assert_close(found.severity, scores.severity)
+
+
+def test_unknown_settings_are_named():
     with pytest.raises(ConfigError, match="sharpness"):
         build_estimator("frequency", sharpness=3)
 

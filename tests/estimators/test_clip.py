@@ -83,7 +83,8 @@ def test_scores_are_the_softmax_of_the_models_own_logits(clip_folder, temperatur
     torch.testing.assert_close(result.scores, expected, atol=2e-5, rtol=1e-4)
     assert estimator.dim == 7
     assert result.names[1] == "blur"
-    torch.testing.assert_close(result.severity, expected.mean(dim=1), atol=2e-5, rtol=1e-4)
+    kinds = expected[:, [result.names.index(name) for name in ("blur", "noise", "compression")]]
+    torch.testing.assert_close(result.severity, 1 - (1 - kinds).prod(dim=1), atol=2e-5, rtol=1e-4)
 
 
 def test_without_a_temperature_the_scores_hardly_move(clip_folder):
@@ -229,10 +230,9 @@ def test_true_shapes(patch, width, inner, layers, heads, projection):
         estimator.text_embeddings = torch.empty(7, 2, projection)
         estimator.temperature = torch.tensor(100.0)
         estimator.pixel_mean, estimator.pixel_std = torch.zeros(1, 3, 1, 1), torch.ones(1, 3, 1, 1)
-        scores, severity = estimator.estimate(torch.empty(2, 3, 500, 300))
+        scores = estimator.estimate(torch.empty(2, 3, 500, 300))
     count = sum(parameter.numel() for parameter in estimator.parameters())
     assert scores.shape == (2, 7)
-    assert severity.shape == (2,)
     assert count == {32: 87_849_216, 14: 303_966_208}[patch]
 
 

@@ -21,9 +21,8 @@ class MeanEstimator(DegradationEstimator):
 
     names = ("mean", "deviation")
 
-    def estimate(self, lr: Tensor) -> tuple[Tensor, Tensor]:
-        mean, deviation = lr.mean(dim=(1, 2, 3)), lr.flatten(1).std(dim=1, unbiased=False)
-        return torch.stack([mean, deviation], dim=1), mean
+    def estimate(self, lr: Tensor) -> Tensor:
+        return torch.stack([lr.mean(dim=(1, 2, 3)), lr.flatten(1).std(dim=1, unbiased=False)], dim=1)
 
 
 class FakeGenerator(nn.Module):

@@ -1,14 +1,15 @@
 """Real-world degradations, made on the device, one full set of parameters per image.
 
 Read in this order: recipe.py (distributions), parameters.py (what was drawn), pipeline.py (applying it),
-severity.py (how bad it is), reference.py (the same chain on basicsr's operators).
+measures.py and severity.py (how bad it is).
 """
 
 from morsr.degradation.keys import sample_keys
+from morsr.degradation.measures import DegradationMeasures, degradation_measures
 from morsr.degradation.parameters import DegradationParameters
 from morsr.degradation.pipeline import apply, degrade
 from morsr.degradation.recipe import DegradationRecipe, preset_names
-from morsr.degradation.severity import DegradationMeasures, DegradationSeverity, degradation_measures, true_severity
+from morsr.degradation.severity import DegradationSeverity, severity_ranks, true_severity
 
 __all__ = [
     "DegradationMeasures",
@@ -20,5 +21,6 @@ __all__ = [
     "degrade",
     "preset_names",
     "sample_keys",
+    "severity_ranks",
     "true_severity",
 ]

@@ -4,29 +4,31 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from morsr.errors import ConfigError, InputError, check_images
+from morsr.functional.precision import keep_float32
 from morsr.functional.resample import unit_range
+from morsr.functional.severity import noisy_or, worst
 
-# imported when asked for: CLIP brings transformers
+# Imported on demand: CLIP needs transformers.
 _KINDS = {
-    "frequency": ("morsr.estimators.frequency", "FrequencyEstimator"),
-    "learned": ("morsr.estimators.learned", "LearnedEstimator"),
-    "clip": ("morsr.estimators.clip", "ClipEstimator"),
+    "frequency": "morsr.estimators.frequency.FrequencyEstimator",
+    "learned": "morsr.estimators.learned.LearnedEstimator",
+    "clip": "morsr.estimators.clip.ClipEstimator",
 }
 
 
 class DegradationScores(NamedTuple):
-    """What an estimator says of a batch of B images in D named dimensions.
+    """Scores of B images in D named dimensions.
 
     Attributes:
         scores: (B, D) float32 in [0, 1], higher is worse.
-        severity: (B,) float32 in [0, 1], all dimensions in one number.
+        severity: (B,) float32 in [0, 1], one number per image.
         names: the D names.
     """
 
@@ -36,26 +38,55 @@ class DegradationScores(NamedTuple):
 
 
 class DegradationEstimator(nn.Module):
-    """Base of the estimators; a subclass sets `names` and writes `estimate`.
+    """Base class of the estimators; a subclass sets `names` and writes `estimate`.
 
-    The call is made without gradient, in float32 even under autocast, and one image's scores do not depend on the
-    other images of its batch.
+        class Darkness(DegradationEstimator):
+            names = ("darkness",)
+
+            def estimate(self, lr):
+                return 1 - lr.mean(dim=(2, 3)).amax(dim=1, keepdim=True)
+
+    A call runs without gradient and in float32, also under autocast. One image's scores must not depend on the other
+    images of its batch.
+
+    Args:
+        names: of the scores that `estimate` returns; None takes the class's.
+        worst: add a dimension `worst`, the largest of blur, noise and JPEG, so that the router sees one strong
+            degradation that a mean would hide.
     """
 
     names: tuple[str, ...] = ()
     takes_whole_numbers = False
-    """Whether `estimate` also takes uint8 and uint16 images, of which it makes floats where it looks."""
-    spec: dict[str, Any] | None = None
-    """{"kind", "args"} from which `build_estimator` makes it again; None where it was made by hand."""
+    """Whether `estimate` also takes uint8 and uint16 images, of which it converts only what it looks at."""
+
+    def __init__(self, names: Sequence[str] | None = None, *, worst: bool = False) -> None:
+        super().__init__()
+        own = tuple(type(self).names if names is None else names)
+        self.names = (*own, "worst") if worst else own
+        self.worst = worst
+
+    def estimate(self, lr: Tensor) -> Tensor:
+        """Scores (B, D), one per name, of float32 images (B, 3, H, W) in [0, 1]."""
+        raise NotImplementedError
+
+    def severity(self, scores: Tensor) -> Tensor:
+        """Severity (B,) of scores (B, D): the noisy-or of blur, noise and JPEG, or of all if no name is one of them."""
+        return noisy_or(scores, self.names)
 
     @property
     def dim(self) -> int:
         """Number of scores per image."""
         return len(self.names)
 
-    def estimate(self, lr: Tensor) -> tuple[Tensor, Tensor]:
-        """Scores (B, D) and severity (B,) of checked float32 images (B, 3, H, W) in [0, 1]."""
-        raise NotImplementedError
+    def settings(self) -> dict[str, Any]:
+        """Constructor arguments that differ from their defaults, as plain values: what a file stores."""
+        return {"worst": True} if self.worst else {}
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        """{"kind", "args"}: what an adapters file stores, and `build_estimator` takes."""
+        path = f"{type(self).__module__}.{type(self).__qualname__}"
+        return {"kind": {value: key for key, value in _KINDS.items()}.get(path, path), "args": self.settings()}
 
     @torch.no_grad()
     def forward(self, lr: Tensor) -> DegradationScores:
@@ -69,12 +100,24 @@ class DegradationEstimator(nn.Module):
             InputError: not a batch of RGB images in [0, 1], or NaN or infinity in it.
         """
         whole = lr.dtype in (torch.uint8, torch.uint16)
-        check_images(unit_range(lr[..., :1, :1]) if whole else lr, name="lr")  # whole numbers are in range always
+        check_images(unit_range(lr[..., :1, :1]) if whole else lr, name="lr")  # whole numbers are always in range
         with torch.autocast(device_type=lr.device.type, enabled=False):
-            scores, severity = self.estimate(
-                lr if whole and self.takes_whole_numbers else unit_range(lr).float().clamp(0, 1)
-            )
-        return DegradationScores(scores.clamp(0, 1), severity.clamp(0, 1), self.names)
+            scores = self.estimate(lr if whole and self.takes_whole_numbers else unit_range(lr).float().clamp(0, 1))
+            expected = (len(lr), len(self.names) - self.worst)
+            if tuple(scores.shape) != expected:
+                raise InputError(f"{type(self).__name__}: expected scores {expected}, got {tuple(scores.shape)}")
+            scores = scores.clamp(0, 1)
+            if self.worst:
+                scores = torch.cat([scores, worst(scores, self.names[:-1])[:, None]], dim=1)
+            return DegradationScores(scores, self.severity(scores), self.names)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> DegradationEstimator:
+        # .half() of a model around the estimator moves its numbers, but keeps them in float32.
+        return super()._apply(keep_float32(fn), recurse)
+
+    def train(self, mode: bool = True) -> DegradationEstimator:
+        """Estimators stay in evaluation mode: the router's input must not change with the mode of the model."""
+        return super().train(False)
 
 
 @torch.no_grad()
@@ -84,7 +127,7 @@ def score_statistics(
     """Mean and standard deviation of the scores over degraded images: the calibration pass of the router's input.
 
     Made once before training and then frozen: running statistics drift and differ between devices. The paper leaves
-    the standardisation open. A dimension that never moves gets deviation 1, so that it is centred and not blown up.
+    the standardisation open. A dimension that never moves gets deviation 1.
 
     Args:
         estimator: any estimator.
@@ -100,33 +143,51 @@ def score_statistics(
     scores = [estimator(batch).scores.double().cpu() for batch in batches]
     count = sum(len(part) for part in scores)
     if count < max(minimum, 2):
-        raise InputError(
-            f"calibration needs at least {max(minimum, 2)} images, got {count}; give more, or lower minimum"
-        )
+        raise InputError(f"calibration: expected at least {max(minimum, 2)} images, got {count}")
     stacked = torch.cat(scores)
     deviation = stacked.std(dim=0)
     deviation = torch.where(deviation < 1e-4, torch.ones_like(deviation), deviation)
     return stacked.mean(dim=0).float(), deviation.float()
 
 
-def build_estimator(kind: str, **settings: object) -> DegradationEstimator:
-    """Make an estimator by name.
+def build_estimator(spec: DegradationEstimator | Mapping[str, Any] | str, **settings: Any) -> DegradationEstimator:
+    """Make an estimator.
 
     Args:
-        kind: "frequency" (no weights), "learned" (small network, weights shipped) or "clip" (CLIP image and text).
-        settings: what the estimator's constructor takes.
+        spec: "frequency" (no weights), "learned" (small network, weights shipped), "clip" (CLIP image and text), or
+            the import path of a subclass such as "mine.Mine"; an estimator, which is returned; or the "kind" and
+            "args" that a file stores. A file names ours only: a class of the user's own is never imported because a
+            file says so.
+        settings: what the constructor takes; they replace those of a stored spec.
 
     Raises:
-        ConfigError: unknown kind or setting.
+        ConfigError: an unknown name or setting, a path that cannot be imported, or a file that needs the user's class.
     """
-    if kind not in _KINDS:
-        raise ConfigError(f'estimator: expected "clip", "frequency" or "learned", got {kind!r}')
-    module, name = _KINDS[kind]
-    chosen = getattr(importlib.import_module(module), name)
+    if isinstance(spec, DegradationEstimator):
+        return spec
+    if isinstance(spec, Mapping):
+        kind = spec.get("kind")
+        if kind not in _KINDS:
+            raise ConfigError(f"this model needs the estimator {kind!r}: give it, as in --estimator {kind}")
+        settings = {**spec.get("args", {}), **settings}
+    else:
+        kind = spec
+    chosen = _find(_KINDS.get(kind, kind))
     try:
         inspect.signature(chosen).bind(**settings)
     except TypeError as error:
         raise ConfigError(f"estimator {kind!r}: {error}") from error
-    estimator = chosen(**settings)
-    estimator.spec = {"kind": kind, "args": settings}
-    return estimator
+    return chosen(**settings)
+
+
+def _find(path: str) -> type[DegradationEstimator]:
+    module, _, name = path.rpartition(".")
+    if not module:
+        raise ConfigError(f'estimator: expected "clip", "frequency", "learned" or a path like mine.Mine, got {path!r}')
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"estimator {path}: cannot be imported ({error})") from error
+    if not (isinstance(found, type) and issubclass(found, DegradationEstimator)):
+        raise ConfigError(f"estimator {path}: expected a subclass of DegradationEstimator")
+    return found

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +18,6 @@ from morsr.estimators.base import DegradationEstimator
 from morsr.estimators.prompts import PromptSet, load_prompts
 from morsr.estimators.views import native_crops
 from morsr.files import save_tensors
-from morsr.functional.precision import keep_float32
 
 CLIP_SOURCES = ("openai/clip-vit-base-patch32", "openai/clip-vit-large-patch14")
 PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -82,7 +81,7 @@ class ClipEstimator(DegradationEstimator):
         s = exp(tau d_neg) / (exp(tau d_pos) + exp(tau d_neg))
 
     Without a temperature (tau = 1) the scores of all photographs lie within 0.01 of 0.5 and a router sees a constant;
-    the default is CLIP's own learned scale. The severity is the mean of the scores. Both are open in the paper.
+    the default is CLIP's own learned scale. Open in the paper.
 
     An image is looked at as a whole, resized to CLIP's input with anti-aliasing, and, where it is larger than that
     input, also through crops at native resolution (at most 4), since down-scaling hides noise and blocks; the cosines
@@ -117,8 +116,9 @@ class ClipEstimator(DegradationEstimator):
         temperature: float | None = None,
         text_cache: str | Path | None = None,
         local_files_only: bool = False,
+        worst: bool = False,
     ) -> None:
-        super().__init__()
+        super().__init__(worst=worst)
         if temperature is not None and not (0 < temperature < float("inf")):
             raise ConfigError(f"temperature: expected a positive number or None, got {temperature!r}")
         chosen = load_prompts(prompts)
@@ -130,7 +130,7 @@ class ClipEstimator(DegradationEstimator):
             _check_model(cache, self.vision, f"text_cache {text_cache}")
         self.vision.requires_grad_(False).eval()
         self.text_key, self.model_key = made.key, made.model
-        self.names = made.names
+        self.names = (*made.names, "worst") if worst else made.names
         self.logit_scale = made.logit_scale
         self.size = int(self.vision.config.image_size)  # type: ignore[arg-type]
         self.register_buffer("text_embeddings", made.embeddings.float())
@@ -138,19 +138,16 @@ class ClipEstimator(DegradationEstimator):
         for name, value in zip(("pixel_mean", "pixel_std"), statistics, strict=False):
             self.register_buffer(name, torch.tensor(value).view(1, 3, 1, 1), persistent=False)
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> ClipEstimator:
-        return super()._apply(keep_float32(fn), recurse)  # .half() of a model moves the estimator's numbers, no more
-
-    def train(self, mode: bool = True) -> ClipEstimator:
-        """The towers stay in evaluation mode, whatever the model around them does."""
-        super().train(mode)
-        self.vision.eval()
-        return self
-
     @property
     def text_cache(self) -> TextCache:
         """The cached text side, for `save_text_cache`."""
-        return TextCache(self.text_embeddings, self.names, self.logit_scale, self.text_key, self.model_key)
+        return TextCache(
+            self.text_embeddings,
+            self.names[: len(self.text_embeddings)],
+            self.logit_scale,
+            self.text_key,
+            self.model_key,
+        )
 
     def embed(self, pixels: Tensor) -> Tensor:
         """Unit image embeddings (N, E) of normalised pixels (N, 3, size, size)."""
@@ -166,10 +163,9 @@ class ClipEstimator(DegradationEstimator):
             cosines = (cosines + reduce(inside, "(b k) d s -> b d s", "mean", b=len(images))) / 2
         return cosines
 
-    def estimate(self, lr: Tensor) -> tuple[Tensor, Tensor]:
+    def estimate(self, lr: Tensor) -> Tensor:
         difference = self.cosines(lr) @ lr.new_tensor([-1.0, 1.0])
-        scores = torch.sigmoid(self.temperature.float() * difference)
-        return scores, scores.mean(dim=1)
+        return torch.sigmoid(self.temperature.float() * difference)
 
     def _fit(self, images: Tensor) -> Tensor:
         # the whole image, its aspect ratio given up: a centre crop would leave parts of it unseen

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable
 from importlib import resources
 from typing import Any
 
@@ -15,7 +14,6 @@ from torch import Tensor
 from morsr.estimators.base import DegradationEstimator
 from morsr.estimators.statistics import contrast, image_statistics, luma_chroma
 from morsr.estimators.views import bounded_view, native_crops, pad_to_smallest
-from morsr.functional.precision import keep_float32
 
 CALIBRATION_FILE = "frequency_calibration.json"
 
@@ -47,7 +45,7 @@ class FrequencyEstimator(DegradationEstimator):
     (8-pixel block gradients), and the composites `blur`, `noise`, `jpeg`, `resize` and `overall`. A dimension is a
     fixed linear map of clipped statistics (for the composites also of their squares and some products), and a monotone
     curve onto [0, 1], both measured once on degraded photographs (benchmarks/calibrate_frequency.py): constants of the
-    code, no weights. `overall` is the severity.
+    code, no weights.
 
     Images above 128 pixels are looked at through at most 9 crops at native resolution; their contrast is that of an
     anti-aliased view of the whole, since a single crop may be all sky.
@@ -63,12 +61,11 @@ class FrequencyEstimator(DegradationEstimator):
     weights: Tensor
     knots: Tensor
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, *, worst: bool = False) -> None:
         calibration = load_calibration()
+        super().__init__(calibration["dimensions"], worst=worst)
         self.statistics: tuple[str, ...] = tuple(calibration["statistics"])
-        self.names = tuple(calibration["dimensions"])
-        rows = [calibration["dimensions"][name] for name in self.names]
+        rows = list(calibration["dimensions"].values())
         count, pairs = len(self.statistics), len(calibration["pairs"])
         weights = torch.zeros(len(rows), 2 * count + pairs * (pairs - 1) // 2)
         for place, row in enumerate(rows):
@@ -84,10 +81,6 @@ class FrequencyEstimator(DegradationEstimator):
         }.items():
             self.register_buffer(name, value, persistent=False)
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FrequencyEstimator:
-        # .half() of a model leaves the constants as precise as they are.
-        return super()._apply(keep_float32(fn), recurse)
-
     def measure(self, lr: Tensor) -> Tensor:
         """Raw statistics (B, number of statistics) of float32 images (B, 3, H, W) in [0, 1]."""
         padded = pad_to_smallest(lr)
@@ -99,10 +92,9 @@ class FrequencyEstimator(DegradationEstimator):
             values[:, self.statistics.index("contrast")] = contrast(luma_chroma(bounded_view(padded))[0])
         return values
 
-    def estimate(self, lr: Tensor) -> tuple[Tensor, Tensor]:
+    def estimate(self, lr: Tensor) -> Tensor:
         low, high = self.low.float(), self.high.float()
         unit = ((self.measure(lr) - low) / (high - low)).clamp(0, 1) * 2 - 1
         # summed row by row: a matrix product could round an image differently with other batch mates
         linear = (expand(unit, self.pairs)[:, None, :] * self.weights.float()).sum(dim=-1)
-        scores = piecewise_linear(linear, self.knots.float())
-        return scores, scores[:, self.names.index("overall")]
+        return piecewise_linear(linear, self.knots.float())

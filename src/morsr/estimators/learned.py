@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import torch
 from einops import rearrange, reduce
@@ -17,7 +18,6 @@ from morsr.estimators.statistics import dct_profile, image_statistics
 from morsr.estimators.traces import image_traces
 from morsr.estimators.views import native_crops, pad_to_smallest
 from morsr.files import save_tensors
-from morsr.functional.precision import keep_float32
 
 NAMES = ("blur", "noise", "jpeg", "resize", "overall")
 FORMAT = 1
@@ -153,7 +153,7 @@ def load_net(path: str | Path) -> DegradationNet:
 class LearnedEstimator(DegradationEstimator):
     """Ranks of blur, noise, JPEG and resize among Real-ESRGAN's degradations, and their mean, by a trained network.
 
-    Dimensions: `blur`, `noise`, `jpeg`, `resize` and `overall`, which is the severity. At most 9 crops of 128 pixels at
+    Dimensions: `blur`, `noise`, `jpeg`, `resize` and `overall`. At most 9 crops of 128 pixels at
     native resolution are scored and their outputs averaged.
 
     Args:
@@ -168,22 +168,17 @@ class LearnedEstimator(DegradationEstimator):
     names = NAMES
     takes_whole_numbers = True
 
-    def __init__(self, weights: str | Path | None = None) -> None:
-        super().__init__()
+    def __init__(self, weights: str | Path | None = None, *, worst: bool = False) -> None:
+        super().__init__(worst=worst)
+        self.weights = weights
         shipped = resources.files("morsr").joinpath("weights", "tiny", "estimator.safetensors")
         self.net = load_net(str(shipped) if weights is None else weights)
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LearnedEstimator:
-        return super()._apply(keep_float32(fn), recurse)  # .half() of a model moves the estimator's numbers, no more
+    def settings(self) -> dict[str, Any]:
+        weights = {} if self.weights is None else {"weights": str(self.weights)}
+        return {**weights, **super().settings()}
 
-    def train(self, mode: bool = True) -> LearnedEstimator:
-        """Dropout stays off, whatever the model around the estimator does."""
-        super().train(mode)
-        self.net.eval()
-        return self
-
-    def estimate(self, lr: Tensor) -> tuple[Tensor, Tensor]:
+    def estimate(self, lr: Tensor) -> Tensor:
         crops = native_crops(pad_to_smallest(lr))
         outputs = self.net(rearrange(crops, "b k c h w -> (b k) c h w"))
-        scores = reduce(outputs, "(b k) d -> b d", "mean", b=len(lr))
-        return scores, scores[:, NAMES.index("overall")]
+        return reduce(outputs, "(b k) d -> b d", "mean", b=len(lr))

@@ -151,7 +151,7 @@ def _build(
     spec = extra["estimator"]
     try:
         one_step = OneStepConfig(**extra["one_step"])
-        estimator = None if spec is None else build_estimator(spec["kind"], **spec["args"])
+        estimator = None if spec is None else build_estimator(spec)
     except (KeyError, TypeError, ConfigError) as error:
         raise WeightsError(f"{path}: its description cannot be read ({error})") from error
     text = extra.get("prompt")

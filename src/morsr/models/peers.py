@@ -163,7 +163,7 @@ def save_peer(
     layers = list(dict.fromkeys(name for lora in [*peer.shared, *([routed] if routed else [])] for name in lora.down))
     _check_shapes(backbone, peer, layers)
     shared_ranks = sum(lora.rank for lora in peer.shared)
-    estimator = build_estimator(ESTIMATOR["kind"], **ESTIMATOR["args"])
+    estimator = build_estimator(ESTIMATOR)
     config = MoRConfig(
         num_ranks=shared_ranks + (routed.rank if routed else 0),
         num_shared=shared_ranks,

@@ -64,18 +64,13 @@ def save_generator(
 
     Raises:
         InputError: the folder is a file.
-        ConfigError: an estimator that was not made by `build_estimator`, so that nothing can make it again.
+        ConfigError: `include_base=False` with a base that nothing else could load again.
         WeightsError: weights that hold NaN or infinity; what was in the folder stays.
     """
     folder = Path(folder).expanduser()
     if folder.is_file():
         raise InputError(f"{folder}: expected a folder to save into, this is a file")
     backbone, estimator = generator.backbone, generator.estimator
-    if estimator is not None and estimator.spec is None:
-        raise ConfigError(
-            f"{type(estimator).__name__} was made by hand, and a saved model could not be loaded again; "
-            "make it with build_estimator"
-        )
     source = backbone.source
     if include_base is None:
         include_base = source is None or not is_portable(source)
@@ -86,7 +81,7 @@ def save_generator(
     (folder / CONFIG_FILE).unlink(missing_ok=True)  # comes last, so that a half-written folder does not load
     description = {
         "base": "base" if include_base else source,
-        "estimator": None if estimator is None else _with_files(estimator.spec or {}, folder),
+        "estimator": None if estimator is None else _with_files(estimator.spec, folder),
         "one_step": generator.one_step.to_dict(),
         "prompt": backbone.prompt,
         **save_decoder(folder, backbone, dtype=dtype),

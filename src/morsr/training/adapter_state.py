@@ -114,7 +114,7 @@ def runs_otherwise(extra: Any, generator: OneStepGenerator) -> str | None:
         if changed := [f"{key} {value}, not {one_step.get(key)}" for key, value in theirs.items()
                        if one_step.get(key) != value]:  # fmt: skip
             return f"one_step with {', '.join(changed)}"
-    if not isinstance(spec, Mapping) or estimator is None or estimator.spec is None:
+    if not isinstance(spec, Mapping) or estimator is None:
         return None
     kind = estimator.spec["kind"]
     if spec.get("kind") != kind:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,13 +13,8 @@ import torch.nn.functional as F
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
-from morsr.degradation import (
-    DegradationMeasures,
-    DegradationRecipe,
-    degradation_measures,
-    sample_keys,
-    true_severity,
-)
+from morsr.degradation import DegradationMeasures, DegradationRecipe, true_severity
+from morsr.degradation.severity import measure_ranks
 from morsr.errors import ConfigError, InputError
 from morsr.estimators.learned import NAMES, DegradationNet, save_net
 from morsr.functional.corrupt import add_gaussian_noise, jpeg, resize
@@ -76,39 +70,19 @@ def _gaussian_blur(images: Tensor, sigma: float) -> Tensor:
     return F.conv2d(F.conv2d(padded, kernel, groups=groups), kernel.transpose(-2, -1), groups=groups)
 
 
-class FactorRanks:
-    """Ranks of given measures among the draws of a recipe: the target of images with a single factor.
+def with_mean(ranks: Tensor) -> Tensor:
+    """Ranks (B, 4) of blur, noise, JPEG and resize, and their mean: the targets (B, 5)."""
+    return torch.cat([ranks, ranks.mean(dim=1, keepdim=True)], dim=1)
 
-    Args:
-        recipe: a recipe, a preset's name or a YAML file.
-        draws: size of the reference draw.
-    """
 
-    def __init__(self, recipe: DegradationRecipe | str = "realesrgan", *, draws: int = 10_000) -> None:
-        measures = degradation_measures(DegradationRecipe.load(recipe).sample(sample_keys(0, 0, torch.arange(draws))))
-        self._reference = [column.sort().values for column in self._harmful(measures)]
-
-    @staticmethod
-    def _harmful(measures: DegradationMeasures) -> list[Tensor]:
-        return [measures.blur, measures.noise, 100 - measures.jpeg, -measures.resize]
-
-    def __call__(self, measures: DegradationMeasures) -> Tensor:
-        """Ranks (B, 5) in [0, 1] of blur, noise, jpeg and resize, and their mean."""
-        ranks = []
-        for values, reference in zip(self._harmful(measures), self._reference, strict=True):
-            values = values.double().contiguous()
-            both = torch.searchsorted(reference, values) + torch.searchsorted(reference, values, right=True)
-            ranks.append(both / (2 * len(reference)))
-        stacked = torch.stack(ranks, dim=1)
-        return torch.cat([stacked, stacked.mean(dim=1, keepdim=True)], dim=1).float()
-
-    def single(self, factor: str, value: float) -> Tensor:
-        """Ranks (1, 5) of an image with one factor."""
-        measured = {"blur": 0.0, "noise": 0.0, "jpeg": 100.0, "resize": 1.0}
-        if factor in measured:
-            measured[factor] = value
-        measured["blur"] = math.sqrt(measured["blur"] ** 2 + _PLAIN_SPREAD)
-        return self(DegradationMeasures(**{name: torch.tensor([number]) for name, number in measured.items()}))
+def single_factor_ranks(factor: str, value: float, recipe: DegradationRecipe | str = "realesrgan") -> Tensor:
+    """Targets (1, 5) of an image with one factor, among a recipe's draws."""
+    measured = {"blur": 0.0, "noise": 0.0, "jpeg": 100.0, "resize": 1.0}
+    if factor in measured:
+        measured[factor] = value
+    measured["blur"] = math.sqrt(measured["blur"] ** 2 + _PLAIN_SPREAD)
+    measures = DegradationMeasures(**{name: torch.tensor([number]).double() for name, number in measured.items()})
+    return with_mean(measure_ranks(measures, recipe))
 
 
 class LearnedEstimatorTraining(L.LightningModule):
@@ -173,16 +147,12 @@ class LearnedEstimatorTraining(L.LightningModule):
         self.net = DegradationNet(width=width, hidden=hidden, dropout=dropout)
         self._validation: list[tuple[Tensor, Tensor]] = []
 
-    @functools.cached_property
-    def ranks(self) -> FactorRanks:
-        """The recipe's reference draw, made at first use."""
-        return FactorRanks(self.recipe)
-
     def targets(self, batch: dict[str, Any]) -> Tensor:
         """True ranks (B, 5) of a batch's parameters, ordered as the network's outputs."""
         if "parameters" not in batch:
             raise InputError("the estimator learns from known parameters: give folders of sharp images, not pairs")
-        return torch.stack(list(true_severity(batch["parameters"], self.recipe)), dim=1).to(batch["lr"].device)
+        ranks = torch.stack(true_severity(batch["parameters"], self.recipe)[:4], dim=1)
+        return with_mean(ranks).to(batch["lr"].device)
 
     @torch.no_grad()
     def mixed(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
@@ -194,7 +164,7 @@ class LearnedEstimatorTraining(L.LightningModule):
             value, gray = low + (high - low) * float(torch.rand(())), float(torch.rand(())) < 0.4
             key = int(torch.randint(2**31, ()))
             lr[place] = single_factor(batch["hr"][place : place + 1], factor, value, key=key, gray=gray)[0]
-            targets[place] = self.ranks.single(factor, value)[0].to(targets)
+            targets[place] = single_factor_ranks(factor, value, self.recipe)[0].to(targets)
         return lr, targets
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor | None:
