@@ -56,7 +56,7 @@ def run(options: argparse.Namespace) -> int:
     versions = ", ".join(f"{name} {_version(name)}" for name in PACKAGES)
     print(f"python {platform.python_version()}, {versions}")
     print(f"model {options.model}, {restorer.device}, {str(restorer.dtype).removeprefix('torch.')}")
-    with Image.open(assets() / "selftest.png") as file:
+    with Image.open(assets() / "selftest.png", formats=["PNG"]) as file:
         image = file.convert("RGB")
     result = measure(restorer, image)
     if options.save:
@@ -169,7 +169,7 @@ def load_expected(folder: Path, name: str) -> dict[str, Any] | None:
     data, picture = folder / f"{name}_expected.json", folder / f"{name}_expected.png"
     if not data.is_file() or not picture.is_file():
         return None
-    with Image.open(picture) as image:
+    with Image.open(picture, formats=["PNG"]) as image:
         return {**json.loads(data.read_text()), "image": image.copy()}
 
 

@@ -26,6 +26,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from morsr.errors import ConfigError, InputError, MissingDependencyError
+from morsr.functional.checksums import IMAGE_FORMATS, check_png
 from morsr.models.jobs import CONTACT_SHEET as CONTACT_SHEET
 from morsr.models.jobs import unread_images, walk_images
 from morsr.models.picture import tiff_gray
@@ -105,7 +106,9 @@ def load_image(path: str | Path) -> np.ndarray:
         InputError: the file is missing, empty, cut short or no image.
     """
     try:
-        with Image.open(path) as file:
+        with Image.open(path, formats=IMAGE_FORMATS) as file:
+            if file.format == "PNG":
+                check_png(file.fp)
             file.load()
             tags = getattr(file, "tag_v2", {})
             picture = ImageOps.exif_transpose(file)
@@ -129,7 +132,7 @@ def image_size(path: str | Path) -> tuple[int, int]:
         InputError: the file is missing, no image, or a PNG that is cut short.
     """
     try:
-        with Image.open(path) as picture:
+        with Image.open(path, formats=IMAGE_FORMATS) as picture:
             # Pillow decodes a whole PNG in search of notes behind the pixels, which hardly any file has.
             plain = picture.format == "PNG" and not _has_late_notes(path)
             notes = Image.Image.getexif(picture) if plain else picture.getexif()

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from morsr.errors import InputError
+from morsr.functional.checksums import IMAGE_FORMATS, check_png
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
 _KINDS = {"L": "gray", "1": "gray", "RGB": "RGB", "P": "RGB", "RGBA": "RGBA", "LA": "gray with alpha", "CMYK": "CMYK"}
@@ -54,7 +55,7 @@ def read_header(path: Path) -> ImageHeader:
     from PIL import Image
 
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=IMAGE_FORMATS) as image:
             width, height = image.size
             # The base class's method: that of PNG files would decode the whole image first.
             if Image.Image.getexif(image).get(_ORIENTATION, 1) in (5, 6, 7, 8):  # turned by a quarter
@@ -81,7 +82,10 @@ def read_rgb(path: Path) -> np.ndarray:
     if problem := unusable(header):
         raise InputError(problem)
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=IMAGE_FORMATS) as image:
+            if image.format == "PNG":
+                check_png(image.fp)
+            image.load()
             return np.array(ImageOps.exif_transpose(image).convert("RGB"))
     except Exception as error:
         raise InputError(f"{path.name}: cannot be decoded ({error})") from error

@@ -20,6 +20,7 @@ from PIL import Image, ImageCms
 from torch import Tensor
 
 from morsr.errors import InputError, MorsrError, check_images
+from morsr.functional.checksums import check_png
 from morsr.functional.resample import unit_range
 
 LUMA = (0.299, 0.587, 0.114)
@@ -230,10 +231,11 @@ def from_pil(image: Image.Image, *, kind: Literal["file", "pil"] = "pil", compac
     frames = getattr(image, "n_frames", 1)
     if image.format != "MPO" and frames > 1:
         raise InputError(f"the image has {frames} frames or pages; split it and give one at a time")
-    orientation = stored_orientation(image)
-    image.load()
-    if stored_orientation(image) != orientation:  # Pillow turns a TIFF upright while it loads
-        orientation = 1
+    source = getattr(image, "fp", None)
+    if image.format == "PNG" and source is not None and not source.closed:
+        check_png(source)
+    image.load()  # first: asking a PNG for its orientation decodes it too, and hides what is damaged
+    orientation = stored_orientation(image)  # of a TIFF 1, for Pillow turns it upright while it loads
     if 0 in image.size:
         raise InputError(f"expected at least one pixel, got {image.size[0]} x {image.size[1]}")
     mode, depth = image.mode, 8

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
-from morsr.errors import TrainingError
+from morsr.errors import TrainingError, WeightsError
 from morsr.files import atomic_path, write_text
 
 Card = Callable[[dict[str, Any]], dict[str, Any]]
@@ -58,6 +58,20 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 f"{target}: the checkpoint could not be written ({str(error).splitlines()[0]}); free some space and "
                 "go on from the last one, which is untouched"
             ) from error
+
+    def load_checkpoint(
+        self, path: str | os.PathLike[str], map_location: Any = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Read one checkpoint; nothing in it is executed, wherever it comes from and whatever the caller asks for.
+
+        Raises:
+            WeightsError: cut short, unreachable, or with anything in it but tensors and plain values.
+        """
+        try:
+            return super().load_checkpoint(path, map_location or "cpu", weights_only=True)
+        except Exception as error:  # a damaged archive surfaces as any of half a dozen kinds
+            reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
+            raise WeightsError(f"{path}: cannot be read as a checkpoint ({reason})") from error
 
     def remove_checkpoint(self, path: str | os.PathLike[str]) -> None:
         super().remove_checkpoint(path)

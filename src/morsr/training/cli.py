@@ -21,6 +21,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from morsr.errors import ConfigError, MorsrError, WeightsError, worker_death
 from morsr.training.callbacks.safety import RunSafety
+from morsr.training.checkpoint_io import AtomicCheckpointIO
 from morsr.training.config_files import expand_configs
 
 # Lightning's own callbacks have enums as defaults, which the dump of a config could not represent.
@@ -43,11 +44,13 @@ class MorsrCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         super().parse_arguments(parser, args)
-        # Here, because Lightning opens the checkpoint for its hyperparameters next.
         config = self.config[self.config["subcommand"]]
         if config.get("ckpt_path") == "last" and (found := _last_checkpoint(config.trainer)) is not None:
             config["ckpt_path"] = str(found)
         _check_checkpoint(config.get("ckpt_path"))
+
+    def _parse_ckpt_path(self) -> None:
+        """Leave the config as the user gave it; Lightning would lay a checkpoint's hyperparameters over it."""
 
     def before_instantiate_classes(self) -> None:
         threads = self.config[self.subcommand].threads
@@ -56,6 +59,7 @@ class MorsrCLI(LightningCLI):
 
     def instantiate_trainer(self, **settings: Any) -> L.Trainer:
         trainer = super().instantiate_trainer(**settings)
+        trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         first = trainer.logger
         if isinstance(first, TensorBoardLogger) and not any(isinstance(one, CSVLogger) for one in trainer.loggers):
             # Built here, because one from the config would count its own versions and write into another folder.

@@ -1,0 +1,135 @@
+"""No damaged picture is taken for a whole one, no rare decoder is reached by a suffix, no checkpoint runs code."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import io
+import random
+import threading
+from collections.abc import Callable, Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from morsr import Restorer
+from morsr.cli import main
+from morsr.data.images import load_image
+from morsr.errors import InputError
+from morsr.evaluation.images import read_rgb
+
+Reader = Callable[[Path], Any]
+
+
+@pytest.fixture(scope="module")
+def readers() -> dict[str, Reader]:
+    """Every way a picture comes in."""
+    restorer = Restorer.from_pretrained("tiny", device="cpu")
+    return {
+        "restorer, path": restorer,
+        "restorer, PIL": lambda path: restorer(Image.open(path)),
+        "training": load_image,
+        "score": read_rgb,
+    }
+
+
+def smooth_png(mode: str = "RGB") -> bytes:
+    y, x = np.mgrid[:64, :96]
+    pixels = np.stack([2 * x, 3 * y, x + y], axis=-1).clip(0, 255).astype(np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).convert(mode).save(file, format="PNG")
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "P", "RGBA"])
+def test_a_flipped_bit_of_a_png_is_refused(mode: str, readers: dict[str, Reader], tmp_path: Path) -> None:
+    whole, draw, path = smooth_png(mode), random.Random(mode), tmp_path / "damaged.png"
+    first, last = whole.index(b"IDAT"), whole.index(b"IEND")
+    for place in [*(draw.randrange(len(whole)) for _ in range(10)), *(draw.randrange(first, last) for _ in range(15))]:
+        damaged = bytearray(whole)
+        damaged[place] ^= 1 << draw.randrange(8)
+        path.write_bytes(damaged)
+        for name, read in readers.items():
+            with contextlib.suppress(InputError, OSError):
+                read(path)
+                pytest.fail(f"{name} took a PNG with a flipped bit in byte {place}")
+
+
+def test_a_file_is_not_read_as_a_rare_format(readers: dict[str, Reader], tmp_path: Path) -> None:
+    path = tmp_path / "picture.png"
+    Image.new("RGB", (8, 8)).save(path, format="TGA")
+    for read in (readers["restorer, path"], readers["training"], readers["score"]):
+        with pytest.raises(InputError):
+            read(path)
+
+
+def test_every_open_names_its_formats(repo_root: Path) -> None:
+    """Pillow has parsers for dozens of formats, some of them old and little tested."""
+    bare = []
+    for folder in ("src", "benchmarks", "data_prep", "experiments"):
+        for path in (repo_root / folder).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text())):
+                opens = isinstance(node, ast.Call) and ast.unparse(node.func) in ("Image.open", "PIL.Image.open")
+                if opens and all(keyword.arg != "formats" for keyword in node.keywords):
+                    bare.append(f"{path.relative_to(repo_root)}:{node.lineno}")
+    assert not bare
+
+
+class Payload:
+    """Makes an unpickler that runs code leave a file behind."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Path.touch, (self.path,))
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[tuple[Path, str]]:
+    """A folder, and the address under which a web server gives it out."""
+    folder = tmp_path / "served"
+    folder.mkdir()
+    handler = partial(SimpleHTTPRequestHandler, directory=str(folder))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield folder, f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+@pytest.mark.parametrize("command", ["fit", "validate", "test", "predict"])
+@pytest.mark.parametrize("remote", [True, False])
+def test_no_checkpoint_runs_code(
+    command: str,
+    remote: bool,
+    served: tuple[Path, str],
+    small_base: Path,
+    repo_root: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder, address = served
+    name, ran = f"{command}-{remote}.ckpt", tmp_path / "ran"
+    torch.save({"state_dict": {}, "morsr": Payload(ran)}, folder / name)
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for index in range(2):
+        Image.effect_noise((96, 96), 50).convert("RGB").save(photos / f"{index}.png")
+    source = f"{address}/{name}" if remote else folder / name
+    status = main([
+        command, "--config", str(repo_root / "experiments" / "mor_tiny.yaml"), "--trainer.accelerator=cpu",
+        f"--trainer.default_root_dir={tmp_path}", "--trainer.fast_dev_run=1", f"--data.train=[{photos}]",
+        f"--data.val=[{photos}]", "--data.crop_size=32", "--data.num_workers=0", "--data.val_multiple=16",
+        f"--data.cache_dir={tmp_path}", f"--data.predict=[{photos}]", f"--model.base={small_base}",
+        "--model.calibration_images=2", "--model.adapters.targets=[sd_unet@unet]", "--model.loss={l2: 1.0}",
+        f"--ckpt_path={source}",
+    ])  # fmt: skip
+    assert not ran.exists()
+    assert status == 2
+    assert name in capsys.readouterr().err
