@@ -1,0 +1,168 @@
+"""Five steps of the real training equal the page of plain PyTorch in experiments/train_minimal.py, term by term.
+
+`python tests/net/test_golden_step.py` writes `golden_step.json` anew; do so only when the method changes on purpose.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from torch import Tensor
+
+FILE = Path(__file__).with_name("golden_step.json")
+Numbers = list[dict[str, float]]
+
+
+def load_page() -> ModuleType:
+    """experiments/train_minimal.py as a module."""
+    path = Path(__file__).resolve().parents[2] / "experiments" / "train_minimal.py"
+    spec = importlib.util.spec_from_file_location("train_minimal", path)
+    assert spec is not None
+    assert spec.loader is not None
+    page = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(page)
+    return page
+
+
+def named(terms: dict[str, float], norms: dict[str, float]) -> dict[str, float]:
+    """One step's numbers, the norms of the gradients as |network|."""
+    return {**terms, **{f"|{network}|": norm for network, norm in norms.items()}}
+
+
+class PageDraws:
+    """The page's random numbers of one step, as the training asks for them."""
+
+    def __init__(self, page: ModuleType, step: int, count: int) -> None:
+        self.page, self.step, self.count = page, step, count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, images: slice) -> PageDraws:
+        return self  # the batch is one part
+
+    def normal(self, name: str, shape: tuple[int, ...]) -> Tensor:
+        return self.page.draw(self.step, name, self.count, *shape)
+
+    def timesteps(self, name: str, low: int, high: int) -> Tensor:
+        return self.page.draw_timesteps(self.step, name, self.count, low, high)
+
+
+def save_base(page: ModuleType, method: Any, folder: Path) -> None:
+    """The page's base as the diffusers folder that it would come from, with both prompts."""
+    from diffusers import DDPMScheduler
+    from safetensors.torch import save_file
+
+    for name, network in (("unet", page.UNet2DConditionModel(**page.UNET)), ("vae", page.AutoencoderKL(**page.VAE))):
+        state = method.base[name].state_dict()
+        network.load_state_dict({key.replace(".base.", "."): state[key] for key in state if ".sets." not in key})
+        network.save_pretrained(folder / name)
+    betas = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+    DDPMScheduler(**betas).save_pretrained(folder / "scheduler")
+    prompts = {"clean": method.clean_prompt[None], "degraded": method.degraded_prompt[None]}
+    save_file({key: value.reshape(1, 1, -1).contiguous() for key, value in prompts.items()},
+              folder / "prompt_embeddings.safetensors")  # fmt: skip
+
+
+def real_steps(page: ModuleType, method: Any, folder: Path, patch: pytest.MonkeyPatch) -> Numbers:
+    """The numbers of the real training from the page's initial values: the one place here that knows its insides."""
+    import morsr.training.module as real
+    from morsr.adapters import MoRConfig, adapter_parameters
+    from morsr.estimators.base import DegradationEstimator
+    from morsr.training.phases import OneStepPhase
+
+    class PageEstimator(DegradationEstimator):
+        names = ("rows", "columns", "flatness")
+
+        def estimate(self, lr: Tensor) -> Tensor:
+            return page.estimate(lr)
+
+    patch.setattr(real, "build_estimator", lambda kind, **settings: PageEstimator())
+    save_base(page, method, folder)
+    module = real.OneStepSRModule(
+        base=str(folder),
+        adapters=MoRConfig(
+            num_ranks=page.RANKS, num_shared=page.SHARED, top_k=page.TOP_K, num_zero=page.ZERO, gate=method.gate,
+            targets=tuple(method.layers), balance_alpha=page.ALPHA, balance_window=page.WINDOW,
+            logit_noise=page.NOISE, logit_noise_until=page.NOISE_UNTIL,
+        ),
+        one_step=real.OneStepConfig(timestep=page.TIMESTEP),
+        loss=page.WEIGHTS,
+        score=real.ScoreConfig(
+            rank=page.SCORE_RANK, scale=page.SCORE_SCALE, lr=page.HELPER_LR, guidance=page.GUIDANCE,
+            low=page.SCORE_RANGE[0], high=page.SCORE_RANGE[1],
+            targets=tuple(name for name in method.layers if name.startswith("unet")),
+        ),
+        discriminator=real.DiscriminatorConfig(
+            width=page.WIDTH, max_timestep=page.GAN_RANGE[1], lr=page.HELPER_LR
+        ),
+        lr=page.LR, router_lr_scale=page.ROUTER_LR_SCALE, weight_decay=page.WEIGHT_DECAY, clip=page.CLIP,
+    )  # fmt: skip
+    backbone, context = module.generator.backbone, module.generator.context
+    assert list(context.layer_names) == list(method.layers)
+    theirs = {name: adapter_parameters(backbone, name) for name in ("generator", "score")}
+    theirs["discriminator"] = list(module.discriminator.parameters())
+    for name, parameters in theirs.items():
+        for mine, yours in zip(method.networks[name], parameters, strict=True):
+            yours.data.copy_(mine.data)
+    context.set_standardization(method.mean, method.std)
+    module.train()
+    phase = OneStepPhase(
+        module.objective, module.build_networks(), clip=page.CLIP, backward=lambda loss, average: loss.backward(),
+        update=lambda network: network.optimizer.step(),
+    )  # fmt: skip
+    found = []
+    for step in range(page.STEPS):
+        context.noise_sigma = module.adapters.noise_at(step / page.STEPS)
+        lr, hr = page.pairs(step)
+        report = phase.run({"lr": lr, "hr": hr}, PageDraws(page, step, len(lr)), step=step)
+        terms = {name: term.item() for name, term in report.terms.items()}
+        found.append(named({**terms, "total": report.total.item()}, {n: v.item() for n, v in report.norms.items()}))
+    return found
+
+
+def page_steps(page: ModuleType, method: Any) -> Numbers:
+    return [named(*method.step(step)) for step in range(page.STEPS)]
+
+
+def differences(first: Numbers, second: Numbers) -> dict[str, float]:
+    """Largest difference of each number over the steps, relative above 1 and absolute below."""
+    assert len(first) == len(second)
+    worst: dict[str, float] = {}
+    for one, other in zip(first, second, strict=True):
+        assert one.keys() == other.keys()
+        for name in one:
+            worst[name] = max(worst.get(name, 0.0), abs(one[name] - other[name]) / max(1.0, abs(other[name])))
+    return worst
+
+
+@pytest.mark.parametrize("gate", ["renormalize", "softmax"])
+def test_the_real_training_equals_the_page(gate: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = load_page()
+    method = page.Method(gate=gate)
+    real = real_steps(page, method, tmp_path, monkeypatch)
+    worst = differences(real, page_steps(page, method))
+    assert {name: value for name, value in worst.items() if value > (1e-4 if "|" in name else 1e-5)} == {}
+
+
+def test_the_page_gives_the_numbers_on_file() -> None:
+    page = load_page()
+    worst = differences(page_steps(page, page.Method()), json.loads(FILE.read_text()))
+    assert {name: value for name, value in worst.items() if value > 1e-4} == {}
+
+
+def test_the_page_runs_by_itself(capsys: pytest.CaptureFixture[str]) -> None:
+    page = load_page()
+    page.STEPS = 1
+    page.main()
+    assert len(capsys.readouterr().out.splitlines()) == 2
+
+
+if __name__ == "__main__":
+    the_page = load_page()
+    FILE.write_text(json.dumps(page_steps(the_page, the_page.Method()), indent=1) + "\n")
