@@ -13,8 +13,8 @@ SOURCE = Path(__file__).resolve().parents[1] / "src"
 
 FLOORS = {
     "cli": 5, "__main__": 5, "commands": 5,
-    "training": 4, "data": 4, "evaluation": 4,
-    "models": 3, "pipeline": 4,
+    "training": 4, "data": 4, "evaluation": 4, "restoring": 4,
+    "models": 3,
     # Estimators stand under the models: loading a generator builds the estimator that its router was trained with.
     "adapters": 2, "degradation": 2, "estimators": 2,
     "functional": 1,
@@ -26,7 +26,7 @@ NEIGHBOURS = {("cli", "commands"), ("__main__", "cli")}
 # A heavy package and the only places that may import it, as module prefixes.
 ONLY_IN = {
     "basicsr": ("morsr.degradation.basicsr_compat",),
-    "diffusers": ("morsr.models.backbone", "morsr.models.pretrained", "morsr.models.pipeline"),
+    "diffusers": ("morsr.models.backbone", "morsr.models.pretrained"),
     "transformers": ("morsr.estimators.clip", "morsr.models.pretrained"),
     "lightning": ("morsr.training", "morsr.data", "morsr.evaluation", "morsr.commands", "morsr.cli"),
     "pytorch_lightning": (),
@@ -138,7 +138,7 @@ def test_no_device_string_and_no_pickle(path: Path):
         ("morsr.functional.color", "import scipy", "functional/ knows"),
         ("morsr.functional.color", "from morsr.adapters import inject", "of floor 2"),
         ("morsr.adapters.layer", "from ..models import generator", "of floor 3"),
-        ("morsr.adapters.layer", "from morsr import Restorer", "of floor 3"),
+        ("morsr.adapters.layer", "from morsr import Restorer", "of floor 4"),
         ("morsr.estimators.base", "def f():\n    from morsr.degradation import degrade", "neighbour"),
         ("morsr.models.generator", "importlib.import_module('diffusers')", "only morsr.models.backbone"),
         ("morsr.degradation.reference", "import basicsr.data.degradations", "only morsr.degradation.basicsr_compat"),

@@ -6,6 +6,7 @@ import contextlib
 import os
 import secrets
 import stat
+import unicodedata
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -79,5 +80,6 @@ def _system_error(error: Exception) -> OSError:
 
 
 def printable(name: str) -> str:
-    """A name with escapes for bytes that are no UTF-8, as some files' names have; others stay as they are."""
-    return name.encode("utf-8", "backslashreplace").decode()
+    """A name with escapes for control characters and for bytes that are no UTF-8; others stay as they are."""
+    text = name.encode("utf-8", "backslashreplace").decode()
+    return "".join(repr(mark)[1:-1] if unicodedata.category(mark) in ("Cc", "Zl", "Zp") else mark for mark in text)

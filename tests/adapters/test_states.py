@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from morsr.adapters import MoRConfig, active_adapters, adapter_parameters, auto_merged, inject, merged
 from morsr.errors import ConfigError
-from morsr.models.restorer import Restorer
+from morsr.restoring import Restorer
 
 FACTORS = (-4.0, 4.0, -2.0, 2.0, -1.0, 1.0)
 

@@ -20,7 +20,7 @@ from morsr.models import export
 from morsr.models.backbone import load_backbone
 from morsr.models.generator import OneStepGenerator
 from morsr.models.loading import load_generator
-from morsr.models.restorer import Restorer
+from morsr.restoring import Restorer
 
 
 def restored(model: OneStepGenerator | Path, lr: Tensor, **settings: float) -> Tensor:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from morsr import MoRPipeline, Restorer
+from morsr import Restorer
 from morsr.errors import ConfigError, InputError, WeightsError
 from morsr.estimators import build_estimator
 from morsr.estimators.learned import DegradationNet, save_net
@@ -126,7 +126,6 @@ def test_hub_id(generator: OneStepGenerator, lr: Tensor, tmp_path: Path) -> None
     second = Restorer.from_pretrained("someone/mor", device="cpu", revision="v2", **where)
     same_image(restorer, second, lr)
     assert Restorer.from_pretrained("someone/mor", device="cpu", **where).generator.one_step.timestep == 150
-    assert MoRPipeline.from_pretrained("someone/mor", **where).generator.one_step.timestep == 150
     with pytest.raises(WeightsError, match="someone/absent: no such file or folder here"):
         Restorer.from_pretrained("someone/absent", device="cpu", **where)
 
@@ -148,21 +147,3 @@ def test_what_cannot_be_saved_or_loaded(generator: OneStepGenerator, small_base:
     Path("model/config.json").unlink()
     with pytest.raises(WeightsError, match=r"expected a folder with adapters\.safetensors or config\.json"):
         find_model("model")
-
-
-def test_pipeline_round_trip(generator: OneStepGenerator, lr: Tensor) -> None:
-    from diffusers import DiffusionPipeline
-
-    from morsr.pipeline import MoRPipeline as Named
-
-    pipeline = MoRPipeline(generator)
-    expected = pipeline(lr, output_type="pt").images
-    pipeline.save_pretrained("saved")
-    assert DiffusionPipeline.load_config("saved")["_class_name"] == "MoRPipeline"
-    loaded = Named.from_pretrained("saved")
-    assert isinstance(loaded, DiffusionPipeline)
-    torch.testing.assert_close(loaded(lr, output_type="pt").images, expected, atol=0, rtol=0)
-    same_image(Restorer(generator, device="cpu"), Restorer.from_pretrained("saved", device="cpu"), lr)
-    half = Named.from_pretrained("saved", torch_dtype=torch.bfloat16)
-    assert half.dtype == torch.bfloat16
-    assert (half(lr, output_type="pt").images.float() - expected).abs().mean() < 0.02

@@ -22,7 +22,7 @@ from morsr.errors import WeightsError
 from morsr.models.architectures import architecture
 from morsr.models.loading import load_generator
 from morsr.models.peers import read_osediff, read_pisasr, save_peer
-from morsr.models.restorer import Restorer
+from morsr.restoring import Restorer
 
 
 def networks(base: Path) -> tuple[UNet2DConditionModel, AutoencoderKL]:

@@ -1,4 +1,4 @@
-"""Make the twins importable, and a restorer over the real small one."""
+"""The twins of tests/restoring, for the tests of the commands."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1] / "restoring"))
 
 import restorer_twins as twins
 
-from morsr.models.restorer import Restorer
+from morsr.restoring import Restorer
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Colour correction: the wavelet and the AdaIN transform keep what they promise, whole or in bands."""
+"""Colour correction: the wavelet and the AdaIN transform keep what they promise, ."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from morsr.functional.color import (
     wavelet_halo,
     wavelet_low,
 )
-from morsr.models.bands import color_bands, upsampled_rows
 
 
 def dilated_convolution(images: torch.Tensor, levels: int = 5) -> torch.Tensor:
@@ -78,25 +77,6 @@ def test_adain_of_a_flat_image_moves_its_mean_only():
     flat, reference = torch.full((1, 3, 8, 8), 0.5), torch.rand(1, 3, 8, 8)
     expected = reference.mean(dim=(-2, -1), keepdim=True).expand(1, 3, 8, 8)
     assert_close(adain_color(flat, reference), expected)
-
-
-@given(
-    cuts=st.lists(st.integers(1, 60), min_size=1, max_size=6),
-    width=st.integers(1, 50),
-    method=st.sampled_from(["wavelet", "adain", "none"]),
-    strength=st.floats(0, 1),
-    hold=st.booleans(),
-)
-def test_bands_of_any_height_give_the_whole_image(
-    cuts: list[int], width: int, method: str, strength: float, hold: bool
-):
-    height = sum(cuts)
-    lr, images = torch.rand(1, 3, height, width), torch.rand(1, 3, height, width)
-    rows = upsampled_rows(lr, (height, width))
-    bands = color_bands(lambda: iter(images.split(cuts, dim=-2)), rows, (height, width), method, strength, hold=hold)
-    expected = match_color(images, lr, method=method, strength=strength).clamp(0, 1)
-    for _ in range(2):
-        assert_close(torch.cat(list(bands()), dim=-2), expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize(("method", "strength"), [("histogram", 1.0), ("wavelet", 1.5), ("adain", float("nan"))])

@@ -13,13 +13,12 @@ import restorer_twins as twins
 import torch
 from PIL import Image
 
-from morsr.adapters import MoRConfig
 from morsr.cli import main
 from morsr.commands import demo
 from morsr.errors import InputError, MissingDependencyError
 from morsr.models import picture_preview
 from morsr.models.picture_files import read_file
-from morsr.models.restorer import Restorer
+from morsr.restoring import Restorer
 
 pytest.importorskip("gradio")
 
@@ -31,12 +30,12 @@ def photo(path: str, size: tuple[int, int] = (24, 16)) -> Path:
 
 def test_a_file_becomes_previews_a_file_scores_and_a_plot(restorer: Restorer):
     (before, after), path, scores, figure = demo.restore_upload(
-        restorer, photo("photo.png"), {"scale": 2.5, "generative": 0.5, "budget": 1}, Path("made")
+        restorer, photo("photo.png"), {"scale": 2.5, "strength": 0.5}, Path("made")
     )
     assert (before.size, after.size) == ((60, 40), (60, 40))
     assert Path(path).name == "photo-x2.5.png"
     assert set(scores) == {"mean", "deviation"}
-    restorer.restore_file("photo.png", "alone.png", scale=2.5, generative=0.5, budget=1)
+    restorer.restore_file("photo.png", "alone.png", scale=2.5, strength=0.5)
     np.testing.assert_array_equal(np.asarray(Image.open(path)), np.asarray(Image.open("alone.png")))
     figure.savefig("ranks.png")
     plain = demo.restore_upload(
@@ -49,20 +48,6 @@ def test_the_plot_counts_what_ran():
     gates = torch.tensor([[0.5, 0.0, 0.0, 1.5], [0.5, 1.0, 0.0, 0.0]])
     figure = demo.ranks_figure(gates, num_shared=2, num_zero=1)
     assert figure.axes[0].get_title(loc="right").startswith("3.5 of 5 ranks")
-
-
-def test_the_budget_of_larger_experts_is_in_ranks():
-    config = MoRConfig(
-        num_ranks=12, num_shared=4, top_k=2, num_zero=0, expert_rank=2, balance="plain", targets=("sd_unet@unet",)
-    )
-    restorer = Restorer(twins.small_generator(config), device="cpu")
-    page = demo.build_page(restorer)
-    (slider,) = [block for block in page.blocks.values() if getattr(block, "label", None) == "Budget"]
-    assert (slider.minimum, slider.maximum, slider.step, slider.value) == (0, 4, 2, 4)
-    source = photo("photo.png")
-    for budget, ran in ((None, "8.0 of 12 ranks"), (4, "8.0 of 12 ranks"), (2, "6.0 of 12 ranks"), (0, "4.0 of 12")):
-        _, figure = demo.routing_of(restorer, source, generative=1.0, budget=budget)
-        assert figure.axes[0].get_title(loc="right").startswith(ran)
 
 
 def test_large_previews_are_reduced_and_transparency_is_seen(monkeypatch: pytest.MonkeyPatch):

@@ -11,7 +11,7 @@ from PIL import Image
 
 from morsr.cli import main
 from morsr.commands import selftest
-from morsr.models.restorer import Restorer
+from morsr.restoring import Restorer
 
 
 @pytest.fixture

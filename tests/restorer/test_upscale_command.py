@@ -12,8 +12,7 @@ from PIL import Image
 
 from morsr.cli import main
 from morsr.models.jobs import find_images
-from morsr.models.restorer import Restorer
-from morsr.models.settings import Settings
+from morsr.restoring import Restorer, Settings
 
 
 @pytest.fixture(autouse=True)
@@ -67,7 +66,7 @@ def test_options_reach_the_restorer(model: Restorer, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(model, "restore_file", lambda source, target, **options: seen.update(options))
     monkeypatch.setattr(Settings, "check_model", lambda self, generator: None)
     photo("photo.png")
-    arguments = "--scale 1.5 --tile 256 --color adain --color-strength 0.5 --generative 0.7 --budget 3 --routing tile"
+    arguments = "--scale 1.5 --tile 256 --color adain --color-strength 0.5 --strength 0.7 --routing tile"
     assert (
         main(
             ["upscale", "photo.png", "out", *arguments.split(), "--format", "webp", "--model", "m", "--base", "b"]
@@ -81,8 +80,7 @@ def test_options_reach_the_restorer(model: Restorer, monkeypatch: pytest.MonkeyP
         "tile": 256,
         "color": "adain",
         "color_strength": 0.5,
-        "generative": 0.7,
-        "budget": 3,
+        "strength": 0.7,
         "routing": "tile",
         "format": "webp",
     }
@@ -179,10 +177,10 @@ def test_a_failed_file_does_not_stop_the_others(capsys: pytest.CaptureFixture[st
         (["in", "out", "--format", "png"], "both become"),
         (["photo.png", "out.png", "--scale", "9"], "scale: expected 1 to 8"),
         (["photo.png", "out.png", "--color", "none", "--color-strength", "0.5"], "no effect"),
-        (["photo.png", "out.png", "--budget", "3"], "routed adapters"),
+        (["photo.png", "out.png", "--strength", "0.5"], "routed adapters"),
         (["text.png", "out.png"], "not a PNG"),
         (["photo.png", "out.png", "--format", "jpg"], "--format jpg contradicts the name out.png"),
-        (["photo.png", "out.png", "--routing", "tile", "--tile", "none"], "--routing tile has no effect"),
+        (["photo.png", "out.png", "--routing", "tile", "--tile", "none"], "has no effect"),
         (["photo.png", "out.png", "--batch", "4"], "--batch goes with a folder"),
         (["", "out"], "argument 2: expected a value, got an empty one"),
         (["in", ""], "argument 3: expected a value, got an empty one"),
@@ -231,3 +229,13 @@ def test_no_images_are_loaded_for_help(capsys: pytest.CaptureFixture[str]):
         main(["upscale", "--help"])
     assert stopped.value.code == 0
     assert "--color-strength" in capsys.readouterr().out
+
+
+def test_processes_share_a_folder(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
+    for index in range(5):
+        photo(f"in/{index}.png")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank, names in ((1, {"1.png", "3.png"}), (0, {"0.png", "1.png", "2.png", "3.png", "4.png"})):
+        monkeypatch.setenv("RANK", str(rank))
+        assert main(["upscale", "in", "out", "--scale", "1"]) == 0
+        assert set(sizes("out")) == names

@@ -29,7 +29,7 @@ from morsr.evaluation.report import write_report
 from morsr.evaluation.routing import RoutingTable
 from morsr.models.backbone import build_backbone
 from morsr.models.generator import OneStepConfig, OneStepGenerator
-from morsr.models.restorer import Restorer
+from morsr.restoring import Restorer
 
 plotly = pytest.importorskip("plotly")
 

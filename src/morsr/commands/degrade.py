@@ -58,7 +58,7 @@ def run(options: argparse.Namespace) -> int:
     from morsr.degradation import DegradationRecipe
     from morsr.degradation.keys import check_seed
     from morsr.models.jobs import unread_images
-    from morsr.models.settings import resolve_device
+    from morsr.restoring.devices import resolve_device
 
     recipe = DegradationRecipe.load(options.recipe)
     if options.scale < 1:

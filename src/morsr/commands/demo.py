@@ -6,7 +6,6 @@ import argparse
 import os
 import shutil
 import tempfile
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from morsr.models.picture import Picture
-    from morsr.models.restorer import Restorer
+    from morsr.restoring import Restorer
 
 HELP = (
     "Open a page in which an image is dropped and restored. It is reached from this machine alone unless --host says "
@@ -58,7 +57,7 @@ def run(options: argparse.Namespace) -> int:
         raise ConfigError(f"--port: expected 1 to 65535, got {options.port}")
     import_gradio()
 
-    from morsr.models.restorer import Restorer
+    from morsr.restoring import Restorer
 
     restorer = Restorer.from_pretrained(**model_arguments(options), device=options.device, dtype=options.dtype)
     page = build_page(restorer, title=f"morsr: {options.model}")
@@ -137,8 +136,6 @@ def build_page(restorer: Restorer, *, title: str = "morsr") -> Any:
     gr = import_gradio()
     context = restorer.generator.context
     routed = context is not None and context.config.is_routed
-    step = context.config.expert_rank if routed and context is not None else 1
-    most = context.config.top_k * step if routed and context is not None else 0
     results = tempfile.TemporaryDirectory(prefix="morsr-demo-", ignore_cleanup_errors=True)
     with gr.Blocks(title=title, analytics_enabled=False, delete_cache=(600, 3600)) as page:
         gr.Markdown("## Restore an image\nDrop a photograph: it is enlarged and restored on this machine.")
@@ -146,13 +143,9 @@ def build_page(restorer: Restorer, *, title: str = "morsr") -> Any:
             with gr.Column(scale=1, min_width=280):
                 upload = gr.File(label="Image", file_types=["image"], height=140, elem_id="upload")
                 scale = gr.Slider(1, 8, value=4, step=0.5, label="Scale", elem_id="scale")
-                generative = gr.Slider(
-                    0, 1, value=1, step=0.05, label="Generative",
+                strength = gr.Slider(
+                    0, 1, value=1, step=0.05, label="Strength",
                     info="0 keeps the shared ranks only, nearer to the input; 1 is as trained", visible=routed,
-                )  # fmt: skip
-                budget = gr.Slider(
-                    0, most, value=most, step=step, label="Budget", visible=routed,
-                    info=f"at most so many routed ranks per layer; {most} is all",
                 )  # fmt: skip
                 color = gr.Dropdown(["wavelet", "adain", "none"], value="wavelet", label="Colour correction")
                 again = gr.Button("Restore", variant="primary", elem_id="restore")
@@ -168,13 +161,13 @@ def build_page(restorer: Restorer, *, title: str = "morsr") -> Any:
         bar = gr.Progress()  # gradio knows a bar by its being a default
 
         def restore(
-            path: str | None, scale: float, generative: float, budget: int, color: str, progress: Any = bar
+            path: str | None, scale: float, strength: float, color: str, progress: Any = bar
         ) -> tuple[Any, ...]:
             if path is None:
                 raise gr.Error("Drop an image first.", print_exception=False)
             settings: dict[str, Any] = {"scale": scale, "color": color}
             if routed:
-                settings |= {"generative": generative, "budget": None if budget >= most else int(budget)}
+                settings["strength"] = strength
             # gradio has copied the last result to where it serves files from; its copies are deleted after an hour.
             shutil.rmtree(results.name, ignore_errors=True)
             os.makedirs(results.name)
@@ -185,7 +178,7 @@ def build_page(restorer: Restorer, *, title: str = "morsr") -> Any:
             except MorsrError as error:
                 raise gr.Error(str(error).replace(str(path), Path(path).name), print_exception=False) from error
 
-        inputs, outputs = [upload, scale, generative, budget, color], [slider, download, scores, ranks]
+        inputs, outputs = [upload, scale, strength, color], [slider, download, scores, ranks]
         shared = {"concurrency_id": "model", "concurrency_limit": 1, "api_visibility": "private"}
         for event in (upload.upload, again.click):
             event(restore, inputs, outputs, **shared)
@@ -212,17 +205,18 @@ def restore_upload(
     """
     from morsr.models.picture_files import FORMATS, read_file
     from morsr.models.picture_preview import read_reduced
+    from morsr.restoring import Settings
 
-    checked = restorer.settings(**settings)
+    checked = Settings(**settings)
     suffix = source.suffix.lower() if source.suffix.lower() in FORMATS else ".png"
     target = folder / f"{source.stem}-x{checked.scale:g}{suffix}"
-    restorer.restore_file(source, target, progress=progress, **asdict(checked))
+    restorer.restore_file(source, target, progress=progress, **vars(checked))
     after = preview(read_reduced(target, 2 * PREVIEW))
     before = preview(read_file(source, compact=True), after.size)
     routed = restorer.generator.context is not None and restorer.generator.context.config.is_routed
     if not routed:
         return (before, after), str(target), None, None
-    scores, figure = routing_of(restorer, source, generative=checked.generative, budget=checked.budget)
+    scores, figure = routing_of(restorer, source, strength=checked.strength)
     return (before, after), str(target), scores, figure
 
 
@@ -254,20 +248,15 @@ def preview(picture: Picture, size: tuple[int, int] | None = None) -> Image.Imag
     return image if size == image.size else image.resize(size, Image.Resampling.BICUBIC)
 
 
-def routing_of(
-    restorer: Restorer, source: Path, *, generative: float, budget: int | None
-) -> tuple[dict[str, float], Figure]:
-    """The degradation scores of a file, and a plot of the ranks that run for it with these knobs."""
+def routing_of(restorer: Restorer, source: Path, *, strength: float) -> tuple[dict[str, float], Figure]:
+    """The degradation scores of a file, and a plot of the ranks that run for it at this strength."""
     from morsr.evaluation.routing import RoutingTable
     from morsr.functional.routing import Routing, limit_experts
 
     table = RoutingTable.from_images(restorer, [source])
     chosen, selected = table.chosen.transpose(0, 1), table.gates.transpose(0, 1)
     gates = selected.new_zeros(*chosen.shape[:2], table.num_slots).scatter(-1, chosen, selected)
-    experts = None if budget is None else budget // table.expert_rank
-    routing = limit_experts(
-        Routing(gates, chosen, gates, selected), table.num_real, budget=experts, generative=generative
-    )
+    routing = limit_experts(Routing(gates, chosen, gates, selected), table.num_real, generative=strength)
     scores = dict(zip(table.score_names, table.scores[0].tolist(), strict=True))
     figure = ranks_figure(
         routing.gates[:, 0], num_shared=table.num_shared, num_zero=table.num_zero, expert_rank=table.expert_rank

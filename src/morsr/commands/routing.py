@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from morsr.evaluation.example import Example
     from morsr.evaluation.routing import RoutingTable
-    from morsr.models.restorer import Restorer
+    from morsr.restoring import Restorer
 
 HELP = (
     "Route images with the degradation estimator and the router, which takes no UNet, and write one HTML page that "
@@ -63,7 +63,7 @@ def run(options: argparse.Namespace) -> int:
         print(out)
         return 0
 
-    from morsr.models.restorer import Restorer
+    from morsr.restoring import Restorer
 
     paths = _images(source)
     names = [printable(name) for name in distinct_names(dict.fromkeys(map(str, paths), source)).values()]

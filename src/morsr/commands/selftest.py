@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from morsr.models.restorer import Restorer
+    from morsr.restoring import Restorer
 
 HELP = "Restore a bundled image with the shipped model and compare with the expected output, step by step."
 
@@ -50,7 +50,7 @@ def run(options: argparse.Namespace) -> int:
     """Run all checks; 1 if one of them fails."""
     from PIL import Image
 
-    from morsr.models.restorer import Restorer
+    from morsr.restoring import Restorer
 
     restorer = Restorer.from_pretrained(options.model, base=options.base, device=options.device, dtype=options.dtype)
     versions = ", ".join(f"{name} {_version(name)}" for name in PACKAGES)

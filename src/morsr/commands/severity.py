@@ -103,7 +103,7 @@ def _estimator(options: argparse.Namespace) -> Any:
         settings[kinds[options.estimator]] = value
 
     from morsr.estimators import build_estimator
-    from morsr.models.settings import resolve_device
+    from morsr.restoring.devices import resolve_device
 
     return build_estimator(options.estimator, **settings).to(resolve_device(options.device))
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,9 +11,8 @@ from morsr.commands._model import add_model_arguments, model_arguments
 from morsr.errors import ConfigError, InputError
 
 if TYPE_CHECKING:
-    from morsr.models.jobs import Job
-    from morsr.models.restorer import Restorer
-    from morsr.models.settings import Settings
+    from morsr.restoring import Restorer, Settings
+    from morsr.restoring.folder import Job
 
 HELP = (
     "Restore and enlarge an image, or every image in a folder and its subfolders. Outputs keep their stem, format, "
@@ -39,12 +37,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--color", default="wavelet", choices=("wavelet", "adain", "none"), help="colour correction (default: wavelet)"
     )
     parser.add_argument("--color-strength", type=float, default=1.0, help="0 to 1 (default: 1)")
-    parser.add_argument("--generative", type=float, default=1.0, help="factor on the routed ranks (default: 1)")
-    parser.add_argument("--budget", type=int, help="at most so many routed ranks per layer")
+    parser.add_argument("--strength", type=float, default=1.0, help="factor on the routed ranks (default: 1)")
     parser.add_argument(
-        "--routing", default="image", choices=("image", "tile", "sequence"),
-        help="one routing per image (default), per tile, or the first image's for all (video frames)",
-    )  # fmt: skip
+        "--routing", default="image", choices=("image", "tile"), help="one routing per image (default) or per tile"
+    )
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps, …")
     parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"))
     parser.add_argument("--format", help="output format for all files: png, jpg, webp, tif, gif or bmp")
@@ -62,16 +58,15 @@ def run(options: argparse.Namespace) -> int:
         MorsrError: nothing to do, a wrong setting, or a model that cannot be loaded, before any file is touched; and
             for a single file whatever went wrong with it.
     """
-    from morsr.models.jobs import Job, check_jobs, folder_jobs, output_name, unread_images
-    from morsr.models.settings import Settings
+    from morsr.models.jobs import unread_images
+    from morsr.restoring import Settings
+    from morsr.restoring.folder import Job, check_jobs, folder_jobs, output_name, processes
 
     settings = Settings(
         scale=options.scale, tile=options.tile, color=options.color, color_strength=options.color_strength,
-        generative=options.generative, budget=options.budget, routing=options.routing,
+        strength=options.strength, routing=options.routing,
     )  # fmt: skip
     source, target = Path(options.input).expanduser(), Path(options.output).expanduser()
-    if options.routing == "tile" and options.tile is None:
-        raise ConfigError("--routing tile has no effect with --tile none: a single pass has one routing")
     if source.is_dir():
         jobs = folder_jobs(source, target, options.format)
     elif source.is_file():
@@ -83,18 +78,22 @@ def run(options: argparse.Namespace) -> int:
     else:
         raise InputError(f"{source}: no such file or folder")
     check_jobs(jobs, options.format)
+    index, count = processes()
+    if index and source.is_file():
+        return 0
+    jobs = jobs[index::count]
 
     waiting = [job for job in jobs if options.overwrite or not job.target.exists()]
     if skipped := len(jobs) - len(waiting):
         _say(
             f"{skipped} of {len(jobs)} outputs exist and are kept, whatever made them; --overwrite restores them again"
         )
-    if source.is_dir() and (left_out := unread_images(source)):
+    if source.is_dir() and index == 0 and (left_out := unread_images(source)):
         _say(left_out)
     if not waiting:
         return 0
 
-    from morsr.models.restorer import Restorer
+    from morsr.restoring import Restorer
 
     chosen = model_arguments(options)
     restorer = Restorer.from_pretrained(
@@ -104,7 +103,7 @@ def run(options: argparse.Namespace) -> int:
     if source.is_file():
         _restore_one(restorer, waiting[0], settings, options.format)
         return 0
-    return _restore_all(restorer, waiting, jobs, settings, options)
+    return _restore_all(restorer, waiting, settings, options)
 
 
 def _check_suffix(target: Path, format: str | None) -> None:
@@ -125,20 +124,18 @@ def _restore_one(restorer: Restorer, job: Job, settings: Settings, format: str |
             bar.total = total
             bar.update(done - bar.n if done > bar.n else 0)
 
-        restorer.restore_file(*job, format=format, progress=progress, **asdict(settings))
+        restorer.restore_file(*job, format=format, progress=progress, **vars(settings))
     _say(f"{job.target}")
 
 
-def _restore_all(
-    restorer: Restorer, waiting: list[Job], jobs: list[Job], settings: Settings, options: argparse.Namespace
-) -> int:
+def _restore_all(restorer: Restorer, waiting: list[Job], settings: Settings, options: argparse.Namespace) -> int:
     from tqdm import tqdm
 
-    from morsr.models.folder import failure, restore_files
+    from morsr.restoring.folder import restore_files
 
-    outcomes = restore_files(restorer, waiting, settings, format=options.format, batch=options.batch, frames=jobs)
+    outcomes = restore_files(restorer, waiting, settings, format=options.format, batch=options.batch)
     failed = [
-        failure(outcome)
+        str(outcome)
         for outcome in tqdm(outcomes, total=len(waiting), unit="image", disable=None)
         if outcome.error is not None
     ]

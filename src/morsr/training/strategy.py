@@ -58,5 +58,5 @@ def check_writer(trainer: L.Trainer) -> None:
     if from_command_line or not trainer.predict_loop.return_predictions:
         raise ConfigError(
             "trainer.callbacks: expected a prediction writer, got none, so that nothing of what is restored would be "
-            "kept; experiments/predict_tiny.yaml is a config with one"
+            "kept; `morsr upscale` restores files"
         )

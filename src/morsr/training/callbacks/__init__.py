@@ -8,7 +8,6 @@ from morsr.training.callbacks.ema import AdapterEMA
 from morsr.training.callbacks.images import ImageGrid
 from morsr.training.callbacks.layout import TensorBoardPage
 from morsr.training.callbacks.plot import utilization_plot
-from morsr.training.callbacks.predictions import PredictionWriter
 from morsr.training.callbacks.progress import StepProgressBar
 from morsr.training.callbacks.safety import RunSafety
 from morsr.training.callbacks.summary import RunSummary
@@ -20,7 +19,6 @@ __all__ = [
     "CompiledTraining",
     "ExpertUtilization",
     "ImageGrid",
-    "PredictionWriter",
     "RunSafety",
     "RunSummary",
     "StepProgressBar",

@@ -13,9 +13,9 @@ from torch.nn import functional as F
 
 from morsr.errors import MorsrError
 from morsr.functional.color import wavelet_low
-from morsr.models.passes import tile_plan
 from morsr.models.picture import read_picture
-from morsr.models.restorer import Restorer
+from morsr.restoring import Restorer
+from morsr.restoring.tiles import tiling
 
 pytestmark = pytest.mark.slow
 
@@ -50,7 +50,7 @@ def test_tiles_are_close_to_one_pass_and_show_no_seam(shipped: Restorer, photogr
     for lr in photographs:
         whole, tiled = shipped(lr, tile=None), shipped(lr, tile=TILE)
         quality.append(-10 * float((whole - tiled).square().mean().log10()))
-        plan = tile_plan(shipped.generator, whole.shape[-2:], TILE, torch.device("cpu"))
+        plan = tiling(whole.shape[-2:], TILE, shipped.generator.multiple)
         width = whole.shape[-1]
         edges = sorted(({w.left for w in plan.windows} | {w.left + w.width for w in plan.windows}) - {0, width})
         # One pass has gradients of its own at these columns; the quotient is what tiling adds.

@@ -13,7 +13,7 @@ from morsr.adapters import MoRConfig
 from morsr.estimators import DegradationEstimator
 from morsr.models.backbone import build_backbone
 from morsr.models.generator import OneStepConfig, OneStepGenerator
-from morsr.models.restorer import Restorer
+from morsr.restoring import Restorer
 
 
 class MeanEstimator(DegradationEstimator):

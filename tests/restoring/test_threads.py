@@ -1,4 +1,4 @@
-"""One restorer in several threads, its copies, and the routing of a batch however it was divided."""
+"""One restorer in several threads, and its copies."""
 
 from __future__ import annotations
 
@@ -16,10 +16,8 @@ from PIL import Image
 from torch import Tensor
 from torch.testing import assert_close
 
-from morsr.models import restorer as restorer_module
-from morsr.models.passes import TilePlan, tile_plan
 from morsr.models.picture import read_picture
-from morsr.models.restorer import Restorer
+from morsr.restoring import Restorer, Settings
 
 DARK, BRIGHT = (torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * gain for gain in (0.2, 1.0))
 
@@ -61,15 +59,14 @@ def in_threads(*works: Callable[[], Any]) -> list[Any]:
 def test_threads_wait_for_each_other(restorer: Restorer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     file = tmp_path / "bright.png"
     Image.fromarray((BRIGHT[0].permute(1, 2, 0) * 255).round().byte().numpy()).save(file)
-    alone = restorer(DARK), restorer(BRIGHT, budget=1), restorer(DARK, scale=2)
+    alone = restorer(DARK), restorer(BRIGHT, strength=0.5), restorer(DARK, scale=2)
     restorer.restore_file(file, tmp_path / "alone.png")
-    settings = restorer.settings(scale=2)
     seen = watched(restorer, monkeypatch)
     other = Restorer(restorer.generator, device="cpu")  # has the same routing
     dark, bright, pictures, _ = in_threads(
         lambda: restorer(DARK),
-        lambda: other(BRIGHT, budget=1),
-        lambda: restorer.restore_pictures([read_picture(DARK)], settings)[0].rgb,
+        lambda: other(BRIGHT, strength=0.5),
+        lambda: restorer.restore_pictures([read_picture(DARK)], Settings(scale=2))[0].rgb,
         lambda: restorer.restore_file(file, tmp_path / "together.png"),
     )
     assert seen == [1, 1, 1, 1]
@@ -78,7 +75,7 @@ def test_threads_wait_for_each_other(restorer: Restorer, monkeypatch: pytest.Mon
     assert (tmp_path / "together.png").read_bytes() == (tmp_path / "alone.png").read_bytes()
 
 
-@pytest.mark.parametrize("twin", [Restorer.twin, copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))])
+@pytest.mark.parametrize("twin", [copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))])
 def test_copies_wait_for_nobody(twin: Callable[[Restorer], Restorer], restorer: Restorer):
     expected, begun, finished = restorer(DARK), threading.Event(), threading.Event()
     other = twin(restorer)
@@ -96,35 +93,3 @@ def test_copies_wait_for_nobody(twin: Callable[[Restorer], Restorer], restorer: 
     Image.new("RGB", (16, 16), (90, 20, 30)).save("in.png")
     found, _ = in_threads(copied, lambda: restorer.restore_file("in.png", "out.png", progress=hold))
     assert_close(found, expected)
-
-
-def test_a_call_may_look_at_its_own_restorer(restorer: Restorer):
-    seen = []
-    Image.new("RGB", (16, 16), (90, 20, 30)).save("in.png")
-    restorer.restore_file("in.png", "out.png", progress=lambda done, total: seen.append(restorer.twin()))
-    assert len(seen) == 1
-
-
-def few_at_once(generator: Any, size: tuple[int, int], tile: Any, device: torch.device) -> TilePlan:
-    plan = tile_plan(generator, size, tile, device)
-    plan.pixels_at_once = 2 * plan.height * plan.width
-    return plan
-
-
-@pytest.mark.parametrize("divided", ["whole", "by memory", "tiles"])
-@pytest.mark.parametrize("routing", ["image", "sequence", "tile"])
-def test_there_is_one_routing_per_image(
-    routing: Any, divided: str, restorer: Restorer, monkeypatch: pytest.MonkeyPatch
-):
-    if divided == "by memory":
-        monkeypatch.setattr(restorer_module, "tile_plan", few_at_once)
-    tile = 32 if divided == "tiles" else None
-    images = torch.cat([DARK, BRIGHT, DARK.flip(-1)])
-    _, together = restorer(images, routing=routing, tile=tile, return_routing=True)
-    restorer.reset_sequence()
-    for index in range(3):
-        alone = restorer(images[index : index + 1], routing=routing, tile=tile, return_routing=True)[1]
-        pairs = zip(together, alone, strict=True) if routing == "tile" else [(together, alone)]
-        for many, one in pairs:
-            assert many.batch == 3
-            assert_close(many.image(index).gates, one.gates, atol=1e-5, rtol=0)

@@ -1,0 +1,250 @@
+"""Many files: read and written while the networks run, equal sizes together, and a failed file stops nothing."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from morsr.errors import ConfigError, InputError, MorsrError
+from morsr.files import printable
+from morsr.models.jobs import find_images, unread_images
+from morsr.models.picture_files import FORMATS, file_format, form_for, header_size, read_file, write_picture
+from morsr.restoring.devices import is_out_of_memory
+from morsr.restoring.restorer import is_streamed
+
+if TYPE_CHECKING:
+    from morsr.models.picture import Picture
+    from morsr.restoring.restorer import Restorer
+    from morsr.restoring.settings import Settings
+
+BATCH = 8  # most images of an automatic batch
+AHEAD = 2  # batches that are read before their turn, and batches that may wait to be written
+
+
+class Job(NamedTuple):
+    """One file to restore."""
+
+    source: Path
+    target: Path
+
+
+class Outcome(NamedTuple):
+    """What became of a file: `error` is None where it was restored."""
+
+    job: Job
+    error: Exception | None
+
+    def __str__(self) -> str:
+        """One line that names the file and says why it failed."""
+        text = str(self.error) or type(self.error).__name__
+        return printable(text if str(self.job.source) in text else f"{self.job.source}: {text}")
+
+
+def folder_jobs(source: Path, target: Path, format: str | None = None) -> list[Job]:
+    """Image files of a folder and its subfolders, sorted, with their outputs, which keep their subfolder and stem.
+
+    Args:
+        source: folder of images.
+        target: folder of the outputs; where it lies in the source, it is not searched.
+        format: of the outputs ("png", "jpg", …); default that of each input.
+
+    Raises:
+        InputError: the target is a file, the same folder or a parent of it, or there is no image.
+    """
+    inside, outside = source.resolve(), target.resolve()
+    if target.is_file():
+        raise InputError(f"{target}: the input is a folder, so the output must be one too; this is a file")
+    if inside == outside:
+        raise InputError(f"{target}: the outputs would overwrite the inputs; choose another folder")
+    found = [path for path in find_images(source) if outside in inside.parents or outside not in path.resolve().parents]
+    if not found:
+        text = f"{source}: no images ({', '.join(sorted(FORMATS))}) in this folder"
+        raise InputError("; ".join(filter(None, [text, unread_images(source)])))
+    return [Job(path, target / path.relative_to(source).parent / output_name(path, format)) for path in found]
+
+
+def output_name(source: Path, format: str | None = None) -> str:
+    """The file name of an image's output: its own, or its stem with the suffix of the format."""
+    return f"{source.stem}.{format.lower().lstrip('.')}" if format else source.name
+
+
+def check_jobs(jobs: Sequence[Job], format: str | None = None) -> None:
+    """Check all outputs before the first is made.
+
+    Raises:
+        InputError: two inputs with one output, an output that is an input, or a format that cannot be written.
+    """
+    seen: dict[Path, Path] = {}
+    inputs = {source.resolve() for source, _ in jobs}
+    for source, target in jobs:
+        file_format(target, format)
+        place = target.resolve()
+        if place in inputs:
+            raise InputError(f"{target}: this output would overwrite an input")
+        if place in seen:
+            remedy = "rename one, or leave out the format" if format else "rename one"
+            raise InputError(f"{seen[place]} and {source} would both become {target}; {remedy}")
+        seen[place] = source
+
+
+def processes() -> tuple[int, int]:
+    """This process's index and the number of processes that torchrun or srun started for this command; else (0, 1)."""
+    for index, count in (("RANK", "WORLD_SIZE"), ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS")):
+        if index in os.environ and count in os.environ:
+            return int(os.environ[index]), int(os.environ[count])
+    return 0, 1
+
+
+def restore_files(
+    restorer: Restorer,
+    jobs: Sequence[Job],
+    settings: Settings,
+    *,
+    format: str | None = None,
+    batch: int | Literal["auto"] = "auto",
+) -> Iterator[Outcome]:
+    """Restore files, and say of each what became of it; outputs that exist are replaced.
+
+    Args:
+        restorer: the model.
+        jobs: what to restore.
+        settings: for all of them.
+        format: output format; default what the targets' suffixes say.
+        batch: images of equal size that go through the networks at once; "auto" is 1 on a processor, which gains
+            nothing from more, and up to 8 on an accelerator.
+
+    Raises:
+        ConfigError: a batch below 1, or settings that the model cannot follow.
+    """
+    settings.check_model(restorer.generator)
+    waiting = iter(batches(restorer, jobs, settings, batch))
+    with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
+        reading: deque[tuple[list[Job], Future[list[Picture | Exception | None]]]] = deque()
+        writing: deque[tuple[Job, Future[Exception | None]]] = deque()
+
+        def read_next() -> None:
+            if (following := next(waiting, None)) is not None:
+                reading.append((following, reader.submit(_read, following, settings, format)))
+
+        for _ in range(AHEAD):
+            read_next()
+        while reading:
+            together, read = reading.popleft()
+            for job, result in _restored(restorer, together, read.result(), settings, format):
+                if result is None or isinstance(result, Exception):
+                    yield Outcome(job, result)
+                else:
+                    writing.append((job, writer.submit(_write, result, job, format)))
+            read_next()
+            while len(writing) > AHEAD * len(together):
+                job, written = writing.popleft()
+                yield Outcome(job, written.result())
+        for job, written in writing:
+            yield Outcome(job, written.result())
+
+
+def batches(
+    restorer: Restorer, jobs: Sequence[Job], settings: Settings, batch: int | Literal["auto"] = "auto"
+) -> list[list[Job]]:
+    """Files of equal size in batches, the smallest first; one by one in the given order where that gains nothing.
+
+    Raises:
+        ConfigError: a batch below 1.
+    """
+    if batch != "auto" and batch < 1:
+        raise ConfigError(f'batch: expected "auto" or a number from 1, got {batch}')
+    if batch == 1 or (batch == "auto" and restorer.device.type == "cpu"):
+        return [[job] for job in jobs]
+    found: list[list[Job]] = []
+    sizes = {job: _size(job.source) for job in jobs}
+    for size, group in groupby(sorted(jobs, key=sizes.__getitem__), key=sizes.__getitem__):
+        together, count = list(group), 1
+        if size != (0, 0):
+            fitting = restorer.images_at_once(settings.output_size(*size), settings)
+            count = min(fitting, BATCH) if batch == "auto" else batch
+        found += [together[start : start + count] for start in range(0, len(together), count)]
+    return found
+
+
+def _size(path: Path) -> tuple[int, int]:
+    """Height and width by the header; (0, 0) for what cannot be opened, which is said when its turn comes."""
+    try:
+        return header_size(path)
+    except Exception as error:
+        _own(error)
+        return 0, 0
+
+
+def _own(error: Exception) -> Exception:
+    """An error that is one file's alone, such as damage or too little memory for its size; others stop the run."""
+    if isinstance(error, MorsrError) or is_out_of_memory(error):
+        return error
+    raise error
+
+
+def _read(jobs: Sequence[Job], settings: Settings, format: str | None) -> list[Picture | Exception | None]:
+    """Each file's picture, what is wrong with it, or None where it is too large to be held and is read at its turn."""
+    found: list[Picture | Exception | None] = []
+    for source, target in jobs:
+        try:
+            if is_streamed(settings.output_size(*_size(source))):
+                found.append(None)
+                continue
+            picture = read_file(source)
+            # What cannot be written is refused before the work is done.
+            form_for(picture, target, settings.output_size(*picture.size), format)
+            found.append(picture)
+        except Exception as error:
+            found.append(_own(error))
+    return found
+
+
+def _write(picture: Picture, job: Job, format: str | None) -> Exception | None:
+    try:
+        write_picture(picture, job.target, format=format)
+    except Exception as error:
+        return _own(error)
+    return None
+
+
+def _restored(
+    restorer: Restorer,
+    jobs: Sequence[Job],
+    read: Sequence[Picture | Exception | None],
+    settings: Settings,
+    format: str | None,
+) -> list[tuple[Job, Picture | Exception | None]]:
+    """Each job with its restored picture, why there is none, or None where it is written already."""
+    done: list[tuple[Job, Picture | Exception | None]] = []
+    good: list[tuple[Job, Picture]] = []
+    for job, picture in zip(jobs, read, strict=True):
+        if picture is None:
+            done.append((job, _restored_file(restorer, job, settings, format)))
+        elif isinstance(picture, Exception):
+            done.append((job, picture))
+        else:
+            good.append((job, picture))
+    if not good:
+        return done
+    try:
+        results = restorer.restore_pictures([picture for _, picture in good], settings)
+        return done + list(zip([job for job, _ in good], results, strict=True))
+    except Exception as error:
+        if len(good) == 1:
+            return [*done, (good[0][0], _own(error))]
+    for job, picture in good:  # one picture of the batch is the cause, and only that one is to fail
+        done += _restored(restorer, [job], [picture], settings, format)
+    return done
+
+
+def _restored_file(restorer: Restorer, job: Job, settings: Settings, format: str | None) -> Exception | None:
+    try:
+        restorer.restore_file(*job, format=format, **vars(settings))
+    except Exception as error:
+        return _own(error)
+    return None

@@ -1,0 +1,81 @@
+"""What one call of the restorer may ask for, checked before anything is done."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from numbers import Real
+from typing import TYPE_CHECKING, Literal
+
+from morsr.adapters import Routing
+from morsr.errors import ConfigError
+from morsr.functional.color import COLOR_METHODS
+
+if TYPE_CHECKING:
+    from morsr.models.generator import OneStepGenerator
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The settings of one call.
+
+    Args:
+        scale: enlargement, 1 to 8; the output has exactly round(scale · side) pixels a side.
+        strength: factor on the routed gates: 0 keeps the shared ranks only, 1 is as trained.
+        tile: side of the tiles in output pixels, rounded up to what the networks take; "auto" goes by size and free
+            memory; None for a single pass. Should memory run out, smaller tiles are used.
+        color: "wavelet", "adain" or "none": how the input's colours are put back.
+        color_strength: 0 to 1.
+        routing: "image", one routing from the whole image for all of its tiles; "tile", each tile scored by itself; or
+            a Routing to use for every image, such as that of a film's first frame.
+
+    Raises:
+        TypeError: a setting of the wrong type.
+        ConfigError: a setting out of range, or one that cannot take effect.
+    """
+
+    scale: float = 4.0
+    strength: float = 1.0
+    tile: int | Literal["auto"] | None = "auto"
+    color: Literal["wavelet", "adain", "none"] = "wavelet"
+    color_strength: float = 1.0
+    routing: Literal["image", "tile"] | Routing = "image"
+
+    def __post_init__(self) -> None:
+        for name, low, high in (("scale", 1, 8), ("strength", 0, math.inf), ("color_strength", 0, 1)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, Real):
+                raise TypeError(f"{name}: expected a number, got {value!r}")
+            if not low <= value <= high or math.isinf(value):
+                raise ConfigError(f"{name}: expected {low} to {high}, got {value}")
+        if self.tile not in ("auto", None) and (isinstance(self.tile, bool) or not isinstance(self.tile, int)):
+            raise TypeError(f'tile: expected "auto", None or a number of output pixels, got {self.tile!r}')
+        if isinstance(self.tile, int) and self.tile < 1:
+            raise ConfigError(f"tile: expected at least 1 output pixel, got {self.tile}")
+        if self.color not in COLOR_METHODS:
+            raise ConfigError(f"color: expected one of {', '.join(COLOR_METHODS)}, got {self.color!r}")
+        if isinstance(self.routing, Routing):
+            if self.routing.batch != 1:
+                raise ConfigError(
+                    f"routing: expected that of one image, got {self.routing.batch}; use routing.image(0)"
+                )
+        elif self.routing not in ("image", "tile"):
+            raise ConfigError(f'routing: expected "image", "tile" or a Routing, got {self.routing!r}')
+        if self.color == "none" and self.color_strength != 1:
+            raise ConfigError('color_strength has no effect with color="none"')
+        if self.routing == "tile" and self.tile is None:
+            raise ConfigError('routing="tile" has no effect with tile=None: a single pass has one routing')
+
+    def check_model(self, generator: OneStepGenerator) -> None:
+        """Check that a model can do what is asked.
+
+        Raises:
+            ConfigError: settings of the routing without routed adapters.
+        """
+        routed = generator.context is not None and generator.context.config.is_routed
+        if not routed and (self.strength != 1 or self.routing != "image"):
+            raise ConfigError("strength and routing need a model with routed adapters; this one has none")
+
+    def output_size(self, height: int, width: int) -> tuple[int, int]:
+        """Exact height and width of the output."""
+        return round(height * self.scale), round(width * self.scale)

@@ -1,0 +1,193 @@
+"""Folders: names, batches of equal size, failures that stop nothing, and the share of one of several processes."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import restorer_twins as twins
+import torch
+from PIL import Image
+
+from morsr.errors import ConfigError, InputError
+from morsr.restoring import Restorer, Settings
+from morsr.restoring import folder as folder_module
+from morsr.restoring import restorer as restorer_module
+from morsr.restoring.folder import Job, batches, check_jobs, folder_jobs, processes, restore_files
+
+
+def photo(name: str, size: tuple[int, int] = (12, 8), *, low: int = 0, high: int = 256) -> Job:
+    path = Path(name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    seed = sum(name.encode())
+    Image.fromarray(np.random.default_rng(seed).integers(low, high, (*size[::-1], 3), np.uint8)).save(path)
+    return Job(path, Path("out") / path)
+
+
+def pixels(path: Path | str) -> np.ndarray:
+    return np.asarray(Image.open(path), int)
+
+
+def run(restorer: Restorer, jobs: list[Job], batch: Any = "auto", **settings: Any) -> list[str]:
+    """Restore, and return what failed."""
+    outcomes = list(restore_files(restorer, jobs, Settings(**settings), batch=batch))
+    assert sorted(outcome.job for outcome in outcomes) == sorted(jobs), "each file comes out once"
+    return [str(outcome) for outcome in outcomes if outcome.error is not None]
+
+
+# Names
+
+
+def test_outputs_keep_subfolder_and_stem():
+    for name in ("in/a.png", "in/b/a.jpg", "in/done/c.png"):
+        photo(name)
+    Path("in/notes.txt").write_text("no image")
+    found = folder_jobs(Path("in"), Path("in/done"), "webp")
+    assert found == [Job(Path("in/a.png"), Path("in/done/a.webp")), Job(Path("in/b/a.jpg"), Path("in/done/b/a.webp"))]
+    assert [job.target for job in folder_jobs(Path("in/b"), Path("in"))] == [Path("in/a.jpg")], "into a parent"
+
+
+def test_folders_and_names_that_cannot_work_are_refused():
+    photo("in/a.png")
+    photo("in/a.jpg")
+    Path("file").write_text("")
+    Path("empty").mkdir()
+    Path("empty/raw.dng").write_text("")
+    for source, target in (("in", "in"), ("in", "file"), ("empty", "out"), ("in", "in/../in")):
+        with pytest.raises(InputError):
+            folder_jobs(Path(source), Path(target))
+    for jobs, format in (
+        (folder_jobs(Path("in"), Path("out"), "png"), "png"),  # two inputs, one output
+        ([Job(Path("in/a.png"), Path("in/a.jpg")), Job(Path("in/a.jpg"), Path("out/a.jpg"))], None),
+        ([Job(Path("in/a.png"), Path("out/a.docx"))], None),
+    ):
+        with pytest.raises(InputError):
+            check_jobs(jobs, format)
+    check_jobs(folder_jobs(Path("in"), Path("out")))
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({}, (0, 1)),
+        ({"RANK": "2", "WORLD_SIZE": "4"}, (2, 4)),
+        ({"SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "3"}, (1, 3)),
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "8"}, (0, 1)),  # a batch script that starts no step is alone
+    ],
+)
+def test_processes_of_torchrun_and_srun(
+    variables: dict[str, str], expected: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+):
+    for name in [name for name in os.environ if name.startswith("SLURM_") or name in ("RANK", "WORLD_SIZE")]:
+        monkeypatch.delenv(name)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert processes() == expected
+
+
+# Batches
+
+
+def test_equal_sizes_go_together(monkeypatch: pytest.MonkeyPatch):
+    jobs = [photo(f"in/{index}.png", size) for index, size in enumerate([(12, 8), (8, 12)] * 3)]
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (8, 12)).save("in/turned.jpg", exif=exif)  # 12 x 8 once it is upright
+    jobs.append(Job(Path("in/turned.jpg"), Path("out/turned.jpg")))
+    restorer = twins.fake(twins.smoothing)
+    assert [len(some) for some in batches(restorer, jobs, Settings(), 3)] == [3, 1, 3]
+    assert batches(restorer, jobs, Settings()) == [[job] for job in jobs], "a processor gains nothing from more"
+    monkeypatch.setattr(Restorer, "images_at_once", lambda *_: 4)
+    assert run(restorer, jobs, batch=8) == []
+    assert sorted(restorer.generator.sizes) == [(32, 48), (48, 32)]
+    for wrong in (0, -1):
+        with pytest.raises(ConfigError, match="batch"):
+            run(restorer, jobs, batch=wrong)
+
+
+def test_a_batch_gives_what_single_images_give(restorer: Restorer, monkeypatch: pytest.MonkeyPatch):
+    jobs = [photo(f"in/{index}.png", low=40 * index, high=40 * index + 60) for index in range(4)]
+    monkeypatch.setattr(Restorer, "images_at_once", lambda *_: 3)
+    assert run(restorer, jobs, batch=3) == []
+    for job in jobs:
+        restorer.restore_file(job.source, "alone.png")
+        assert np.abs(pixels(job.target) - pixels("alone.png")).max() <= 1
+
+
+# Failures
+
+
+def test_what_fails_is_said_and_the_rest_of_its_batch_goes_on(monkeypatch: pytest.MonkeyPatch):
+    jobs = [photo(f"in/{index}.png", low=100) for index in range(3)]
+    Path("in/line\nbreak.png").write_text("Dear Sir or Madam")
+    Image.new("RGBA", (12, 8), (1, 2, 3, 4)).save("in/alpha.png")
+    Image.new("RGB", (12, 8)).save("in/1.png")
+    jobs.append(Job(Path("in/line\nbreak.png"), Path("out/text.png")))
+    jobs.append(Job(Path("in/alpha.png"), Path("out/alpha.jpg")))
+    jobs.append(photo("in/huge.png"))
+    read = folder_module.read_file
+
+    def hungry(path: Path) -> Any:
+        if path.name == "huge.png":
+            raise MemoryError
+        return read(path)
+
+    def black_breaks(images: torch.Tensor) -> torch.Tensor:
+        return images * float("nan") if bool((images.mean(dim=(1, 2, 3)) == 0).any()) else images
+
+    monkeypatch.setattr(folder_module, "read_file", hungry)
+    failed = run(twins.fake(black_breaks), jobs, batch=8)
+    assert len(failed) == 4
+    for name, reason in (("line\\nbreak.png", ""), ("alpha.png", "transparency"), ("1.png", "NaN"), ("huge", "Memory")):
+        assert any(name in line and reason in line and "\n" not in line for line in failed)
+    assert sorted(path.name for path in Path("out").rglob("*.*")) == ["0.png", "2.png"]
+
+
+@pytest.mark.filterwarnings("ignore:memory ran out")
+def test_a_file_too_large_for_the_memory_is_only_that_files_failure():
+    def hungry(images: torch.Tensor) -> torch.Tensor:
+        if images.mean() > 0.7:
+            raise torch.OutOfMemoryError("out of memory")
+        return images
+
+    jobs = [photo("in/a.png", high=128), photo("in/b.png", low=200), photo("in/c.png", high=128)]
+    failed = run(twins.fake(hungry), jobs)
+    assert len(failed) == 1
+    assert "in/b.png" in failed[0]
+
+
+def test_our_own_mistakes_stop_the_run():
+    def broken(images: torch.Tensor) -> torch.Tensor:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        run(twins.fake(broken), [photo("in/a.png")])
+    with pytest.raises(ConfigError, match="routed adapters"):
+        run(twins.fake(), [photo("in/a.png")], strength=0.5)
+
+
+def test_a_full_disk_fails_each_file_and_leaves_nothing(monkeypatch: pytest.MonkeyPatch):
+    jobs = [photo(f"in/{index}.png") for index in range(2)]
+
+    def full(*arguments: Any, **options: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    monkeypatch.setattr(Path, "replace", full)
+    failed = run(twins.fake(), jobs)
+    assert len(failed) == 2
+    assert all("No space left" in line for line in failed)
+    assert not [path for path in Path("out").rglob("*") if path.is_file()]
+
+
+def test_large_files_are_written_by_rows_among_the_others(monkeypatch: pytest.MonkeyPatch):
+    jobs = [photo("in/small.png"), photo("in/large.png", (40, 40)), photo("in/broken.png")]
+    Path("in/broken.png").write_bytes(Path("in/broken.png").read_bytes()[:80])
+    monkeypatch.setattr(restorer_module, "STREAM_PIXELS", 10_000)
+    restorer = twins.fake(twins.smoothing)
+    assert len(run(restorer, jobs, batch=3, tile=64)) == 1
+    assert pixels("out/in/large.png").shape == (160, 160, 3)
+    assert pixels("out/in/small.png").shape == (32, 48, 3)

@@ -1,0 +1,457 @@
+"""The restorer: kinds, sizes, scales, tiles, routing, the nets under them, and files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import restorer_twins as twins
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+from torch.testing import assert_close
+
+import morsr
+from morsr.errors import ConfigError, InputError, MorsrError, WeightsError
+from morsr.models.picture_files import read_file
+from morsr.restoring import Restorer, Settings, devices
+from morsr.restoring import restorer as restorer_module
+from morsr.restoring.devices import free_memory, resolve_device, resolve_dtype
+from morsr.restoring.tiles import tile_side, tiling
+
+
+def bicubic(images: Tensor, scale: float = 4.0) -> Tensor:
+    size = [round(side * scale) for side in images.shape[-2:]]
+    return F.interpolate(images, size=size, mode="bicubic").clamp(0, 1)
+
+
+def weights(restorer: Restorer) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in restorer.generator.state_dict().items()}
+
+
+def uneven() -> Tensor:
+    """Dark and flat on the left, bright and noisy on the right: the router sees two different images."""
+    images = torch.full((1, 3, 16, 96), 0.1)
+    images[..., 48:] = 0.5 + 0.5 * torch.rand(1, 3, 16, 48)
+    return images
+
+
+# Sizes and kinds
+
+
+@settings(max_examples=30)
+@given(
+    height=st.integers(1, 40),
+    width=st.integers(1, 40),
+    scale=st.sampled_from([1, 1.0, 1.5, 2.3, 4, 8]),
+    tile=st.sampled_from(["auto", None, 1, 32, 50]),
+    color=st.sampled_from(["wavelet", "adain", "none"]),
+)
+def test_a_network_that_does_nothing_gives_the_exact_enlargement(
+    height: int, width: int, scale: float, tile: int | str | None, color: str
+):
+    images = torch.rand(1, 3, height, width)
+    before = images.clone()
+    restored = twins.fake()(images, scale, tile=tile, color=color)
+    assert_close(restored, bicubic(images, scale), atol=2e-5, rtol=0)
+    assert_close(images, before, atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("size", [(9, 13), (1, 1), (5, 40), (16, 24)])
+def test_one_pass_equals_the_generator(restorer: Restorer, size: tuple[int, int]):
+    """Padding included: no size of the first three fits the grid, and networks look beyond the image's border."""
+    images = torch.rand(2, 3, *size)
+    with torch.no_grad():
+        expected = restorer.generator(images).sr.clamp(0, 1)
+    assert_close(restorer(images, tile=None, color="none"), expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA"])
+def test_pil_images_come_back_larger_in_their_mode(mode: str):
+    image = Image.radial_gradient("L").resize((30, 20)).convert(mode)
+    restored = twins.fake()(image, scale=2.5)
+    assert (restored.mode, restored.size) == (mode, (75, 50))
+    expected = np.asarray(image.convert("RGB").resize((75, 50), Image.Resampling.BILINEAR), int)
+    assert np.abs(np.asarray(restored.convert("RGB"), int) - expected).mean() < 6
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+def test_arrays_come_back_with_alpha_beside_the_colours(dtype: Any):
+    top = 1 if dtype is np.float32 else np.iinfo(dtype).max
+    array = (np.random.default_rng(0).random((12, 17, 4)) * top).astype(dtype)
+    restored = twins.fake(lambda images: images * 0)(array, color="none")
+    assert (restored.shape, restored.dtype) == ((48, 68, 4), dtype)
+    alpha = bicubic(torch.from_numpy(array[..., 3].astype(np.float32) / top)[None, None])
+    assert_close(torch.from_numpy(restored[..., 3].astype(np.float32) / top), alpha[0, 0], atol=0.003, rtol=0)
+    assert restored[..., :3].max() == 0
+
+
+def test_a_list_gives_a_list_and_a_batch_a_batch(restorer: Restorer):
+    images = torch.rand(3, 3, 16, 16) * torch.tensor([1.0, 0.5, 0.1]).view(3, 1, 1, 1)
+    together, routing = restorer(images, return_routing=True)
+    one_by_one, routings = restorer(list(images.split(1)), return_routing=True)
+    assert routing.batch == len(one_by_one) == len(routings) == 3
+    for index in range(3):
+        assert_close(one_by_one[index], together[index : index + 1], atol=1e-4, rtol=0)
+        assert_close(routings[index].gates, routing.image(index).gates)
+    assert [type(one) for one in restorer([images, Image.new("L", (4, 4))])] == [Tensor, Image.Image]
+    assert restorer([]) == []
+
+
+# Settings
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error"),
+    [
+        ({"scale": 0.5}, ConfigError),
+        ({"scale": float("nan")}, ConfigError),
+        ({"scale": "4"}, TypeError),
+        ({"scale": True}, TypeError),
+        ({"strength": "a"}, TypeError),
+        ({"strength": -1}, ConfigError),
+        ({"strength": float("inf")}, ConfigError),
+        ({"strength": 0.5}, ConfigError),  # no routed adapters
+        ({"tile": 0}, ConfigError),
+        ({"tile": "big"}, TypeError),
+        ({"tile": True}, TypeError),
+        ({"color": "histogram"}, ConfigError),
+        ({"color_strength": 2}, ConfigError),
+        ({"color": "none", "color_strength": 0.5}, ConfigError),
+        ({"routing": "pixel"}, ConfigError),
+        ({"routing": "tile"}, ConfigError),  # no routed adapters
+        ({"routing": "tile", "tile": None}, ConfigError),
+        ({"scal": 2}, TypeError),
+    ],
+)
+def test_settings_that_cannot_work_are_refused_before_anything_is_done(wrong: dict, error: type[Exception]):
+    restorer = twins.fake()
+    with pytest.raises(error, match=next(iter(wrong))):
+        restorer(torch.rand(1, 3, 4, 4), **wrong)
+    Image.new("RGB", (4, 4)).save("in.png")
+    with pytest.raises(error, match=next(iter(wrong))):
+        restorer.restore_file("in.png", "out.png", **wrong)
+    assert not restorer.generator.sizes
+
+
+@pytest.mark.parametrize(
+    "bad", [torch.full((1, 3, 4, 4), float("nan")), torch.rand(1, 3, 4, 4) * 255, "no.png", None, 3, [None], {}]
+)
+def test_bad_images_are_refused(bad: object):
+    kind = InputError if isinstance(bad, (Tensor, str)) else (TypeError, InputError)
+    with pytest.raises(kind):
+        twins.fake()(bad)
+
+
+def test_devices_and_dtypes_by_name():
+    assert resolve_device("cpu") == torch.device("cpu")
+    for wrong in ("cuda:77", "toaster", None, "meta"):
+        with pytest.raises(ConfigError, match="cannot be used"):
+            resolve_device(wrong)
+    assert resolve_dtype("auto", torch.device("cpu")) is torch.float32
+    assert resolve_dtype("bfloat16", torch.device("cpu")) is torch.bfloat16
+    for other in ("float8", torch.int32):
+        with pytest.raises(ConfigError, match="float32, bfloat16, float16"):
+            resolve_dtype(other, torch.device("cpu"))
+
+
+def test_free_memory_heeds_the_container_but_not_its_cache_of_files(tmp_path: Path):
+    assert 2**20 < free_memory(torch.device("cpu")) < 2**50
+    for name, value in {"max": "1000", "current": "900", "stat": "anon 200\ninactive_file 400\nactive_file 50"}.items():
+        (tmp_path / f"memory.{name}").write_text(f"{value}\n")
+    assert devices._container_free(tmp_path) == 550
+    (tmp_path / "memory.max").write_text("max\n")
+    assert devices._container_free(tmp_path) > 2**50
+
+
+# Tiles
+
+
+@pytest.mark.parametrize(("height", "width"), [(128, 512), (16, 512), (512, 16), (300, 40)])
+def test_a_tile_size_is_honoured_on_any_proportions(height: int, width: int):
+    restorer = twins.fake()
+    restorer(torch.rand(1, 3, height // 4, width // 4), tile=64)
+    assert {max(size) for size in restorer.generator.sizes} == {64}
+    assert {min(size) for size in restorer.generator.sizes} == {min(64, -(-height // 16) * 16, -(-width // 16) * 16)}
+    restorer.generator.sizes.clear()
+    restorer(torch.rand(1, 3, height // 4, width // 4), tile=70)
+    assert max(max(size) for size in restorer.generator.sizes) == 80, "rounded up to what the networks take"
+
+
+def test_the_size_of_automatic_tiles_goes_by_image_and_memory():
+    generator, plenty = twins.FakeGenerator(), 2**40
+    assert tile_side(generator, (700, 800), "auto", plenty) == 800
+    assert tile_side(generator, (4096, 4096), "auto", plenty) == 512
+    assert tile_side(generator, (512, 512), "auto", 2 * 200 * 200 * 80 * 64) == 192
+    assert tile_side(generator, (512, 512), None, 1) == 512
+
+
+def test_tiles_show_no_seam_and_have_the_colours_of_the_whole():
+    """A network that sees beyond a tile's border and shifts its colours."""
+    images = torch.rand(1, 3, 128, 128)
+    restorer = twins.fake(lambda part: twins.smoothing(part) * 0.8 + 0.1)
+    whole, tiled = (restorer(images, tile=tile, color="none") for tile in (None, 128))
+    plan = tiling((512, 512), 128, 16)
+    edges = sorted(({w.left for w in plan.windows} | {w.left + w.width for w in plan.windows}) - {0, 512})
+    steps = [
+        made.diff(dim=-1).abs().mean(dim=(0, 1, 2))[[edge - 1 for edge in edges]].mean() for made in (tiled, whole)
+    ]
+    assert len(edges) >= 6
+    assert abs(steps[0] / steps[1] - 1) < 0.02
+    assert -10 * (tiled - whole).square().mean().log10() > 50
+    for color in ("wavelet", "adain"):
+        whole, tiled = (restorer(images, tile=tile, color=color) for tile in (None, 128))
+        assert_close(whole.mean(dim=(-2, -1)), tiled.mean(dim=(-2, -1)), atol=1e-4, rtol=0)
+
+
+# The two nets
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("out of memory"),
+        MemoryError(),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+    ],
+)
+def test_memory_that_runs_out_leads_to_smaller_tiles(error: Exception):
+    def small_only(images: Tensor) -> Tensor:
+        if max(images.shape[-2:]) > 100:
+            raise error
+        return images
+
+    images = torch.rand(1, 3, 50, 90)
+    restorer = twins.fake(small_only)
+    with pytest.warns(UserWarning, match="memory ran out"):
+        restored = restorer(images)
+    assert_close(restored, bicubic(images), atol=2e-5, rtol=0)
+    tried = [max(size) for size in restorer.generator.sizes]
+    assert sum(side > 100 for side in tried) <= 2, "what did not fit once is not tried again"
+
+
+def failing(error: Exception) -> Any:
+    def fail(images: Tensor) -> Tensor:
+        raise error
+
+    return fail
+
+
+@pytest.mark.filterwarnings("ignore:memory ran out")
+@pytest.mark.parametrize(
+    ("function", "error"),
+    [
+        (failing(torch.OutOfMemoryError("out of memory")), InputError),
+        (failing(RuntimeError("shapes do not fit")), RuntimeError),
+        (lambda images: images * float("nan"), WeightsError),
+        (lambda images: images * float("inf"), WeightsError),
+    ],
+)
+def test_what_cannot_be_helped_is_an_error(function: Any, error: type[Exception]):
+    with pytest.raises(error):
+        twins.fake(function)(torch.rand(1, 3, 50, 50))
+
+
+def test_nan_in_half_precision_is_computed_again_in_float32(restorer: Restorer, monkeypatch: pytest.MonkeyPatch):
+    images = torch.rand(1, 3, 16, 16)
+    expected = restorer(images)
+    half = Restorer(restorer.generator, device="cpu", dtype="bfloat16")
+    assert_close(half(images), expected, atol=0.05, rtol=0)
+    denoise = restorer.generator.denoise
+    monkeypatch.setattr(
+        restorer.generator,
+        "denoise",
+        lambda latents: denoise(latents) * (float("nan") if torch.is_autocast_enabled("cpu") else 1),
+    )
+    assert_close(half(images), expected, atol=1e-6, rtol=0)
+
+
+def test_an_output_larger_than_the_memory_is_refused_before_the_work(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(restorer_module, "free_memory", lambda device: 2**20)
+    restorer = twins.fake()
+    with pytest.raises(InputError, match="400 x 400"):
+        restorer(torch.rand(1, 3, 100, 100))
+    assert not restorer.generator.sizes
+
+
+# Routing
+
+
+def test_strength_scales_the_gates_and_leaves_the_model_as_it_was(restorer: Restorer):
+    images, before = torch.rand(1, 3, 16, 16), weights(restorer)
+    plain, none = restorer(images), restorer(images, strength=0.0)
+    assert (none - plain).abs().max() > 1e-4
+    assert_close(restorer(images), plain, atol=0, rtol=0)
+    assert_close(weights(restorer), before, atol=0, rtol=0)
+    assert restorer.generator.context.routing is None
+
+
+def test_all_tiles_of_an_image_share_one_routing_merged_or_not(restorer: Restorer, monkeypatch: pytest.MonkeyPatch):
+    images, calls, before = uneven(), [], weights(restorer)
+    condition = restorer.generator.condition
+    monkeypatch.setattr(restorer.generator, "condition", lambda lr: (calls.append(tuple(lr.shape)), condition(lr))[1])
+    merged, routing = restorer(images, tile=64, return_routing=True)
+    assert calls == [(1, 3, 16, 96)]
+    assert routing.batch == 1
+    assert_close(weights(restorer), before, atol=0, rtol=0)
+    monkeypatch.setattr(restorer_module, "SMALL_NETWORK", 0)
+    monkeypatch.setattr(restorer_module, "MERGE_PASSES", 1000)
+    assert_close(restorer(images, tile=64), merged, atol=1e-4, rtol=0)
+
+
+def test_routing_by_tile_differs_between_tiles(restorer: Restorer):
+    images = uneven()
+    by_tile, routings = restorer(images, tile=64, routing="tile", return_routing=True)
+    assert len(routings) == len(tiling((64, 384), 64, 16).windows) > 4
+    assert not torch.equal(routings[0].chosen, routings[-1].chosen)
+    left = restorer(images[..., :16], tile=None, return_routing=True)[1]
+    assert_close(routings[0].gates, left.gates)
+    assert (by_tile - restorer(images, tile=64)).abs().max() > 1e-4
+    _, both = restorer(torch.cat([images, images.flip(-1)]), tile=64, routing="tile", return_routing=True)
+    assert_close(both[0].image(0).gates, routings[0].gates)
+
+
+def test_a_routing_can_be_given(restorer: Restorer):
+    dark, bright = torch.rand(1, 3, 16, 16) * 0.2, torch.rand(1, 3, 16, 16)
+    alone, own = restorer(bright, return_routing=True)
+    _, first = restorer(dark, return_routing=True)
+    assert_close(restorer(bright, routing=own), alone, atol=1e-6, rtol=0)
+    given, used = restorer(torch.cat([bright, bright]), routing=first, return_routing=True)
+    assert_close(used.image(1).gates, first.gates, atol=0, rtol=0)
+    assert (given[:1] - alone).abs().max() > 1e-4
+    with pytest.raises(ConfigError, match="routing"):
+        restorer(bright, routing=restorer(torch.cat([dark, bright]), return_routing=True)[1])
+
+
+def test_a_model_without_adapters_restores():
+    restorer = Restorer(twins.small_generator(adapters=False), device="cpu")
+    restored, routing = restorer(torch.rand(1, 3, 16, 16), return_routing=True)
+    assert (routing, restored.shape) == (None, (1, 3, 64, 64))
+    assert "no adapters" in repr(restorer)
+
+
+# Files
+
+
+@pytest.mark.parametrize("name", ["out.png", "out.tif"])
+@pytest.mark.parametrize(("channels", "top"), [(1, 255), (3, 255), (4, 255), (3, 65535)])
+@pytest.mark.parametrize("color", ["wavelet", "adain"])
+def test_large_files_are_written_by_rows_and_equal_those_made_in_memory(
+    name: str, channels: int, top: int, color: str, monkeypatch: pytest.MonkeyPatch
+):
+    from morsr.models.picture import read_picture
+    from morsr.models.picture_files import write_picture
+
+    kind = np.uint8 if top == 255 else np.uint16
+    array = (np.random.default_rng(0).random((150, 24, channels)) * top).astype(kind)
+    write_picture(read_picture(array), "in.png")
+    restorer = twins.fake(twins.smoothing)
+    restorer.restore_file("in.png", f"memory-{name}", tile=48, color=color)
+    monkeypatch.setattr(restorer_module, "STREAM_PIXELS", 0)
+    done: list[tuple[int, int]] = []
+    restorer.restore_file(
+        "in.png", f"stream-{name}", tile=48, color=color, progress=lambda now, total: done.append((now, total))
+    )
+    memory, stream = read_file(f"memory-{name}"), read_file(f"stream-{name}")
+    assert (stream.form.mode, stream.form.depth, stream.size) == (memory.form.mode, memory.form.depth, (600, 96))
+    assert_close(stream.rgb, memory.rgb, atol=1.01 / top, rtol=0)
+    assert done[-1][0] == done[-1][1] > 4
+
+
+def test_a_failure_while_writing_leaves_no_file_and_no_merged_weights(
+    restorer: Restorer, monkeypatch: pytest.MonkeyPatch
+):
+    Image.fromarray((np.random.default_rng(0).random((32, 64, 3)) * 255).astype(np.uint8)).save("in.png")
+    monkeypatch.setattr(restorer_module, "STREAM_PIXELS", 0)
+    before = weights(restorer)
+
+    def full(done: int, total: int) -> None:
+        if done == 3:
+            raise OSError(28, "No space left on device")
+
+    with pytest.raises(InputError, match="No space left"):
+        restorer.restore_file("in.png", "out.png", tile=64, progress=full)
+    assert [path.name for path in Path().iterdir()] == ["in.png"]
+    assert_close(weights(restorer), before, atol=0, rtol=0)
+    restorer.restore_file("in.png", "out.png", tile=64)
+    assert Image.open("out.png").size == (256, 128)
+
+
+@pytest.mark.parametrize("target", ["in.png", "./in.png", "link.png", "out.jpg", "out.docx", "in.png/out.png"])
+def test_targets_that_cannot_be_written_are_refused_before_the_work(target: str):
+    """The input itself by three names, a format without transparency, one that is unknown, and no folder."""
+    Image.new("RGBA", (4, 4), (1, 2, 3, 4)).save("in.png")
+    before = Path("in.png").read_bytes()
+    Path("link.png").symlink_to("in.png")
+    restorer = twins.fake()
+    with pytest.raises(InputError):
+        restorer.restore_file("in.png", target)
+    assert Path("in.png").read_bytes() == before
+    assert not restorer.generator.sizes or target == "in.png/out.png"
+
+
+def test_every_odd_image_is_restored(shared_data: Path):
+    restorer = twins.fake()
+    for path in sorted((shared_data / "odd_images").iterdir()):
+        restorer.restore_file(path, path.name, scale=1.5)
+        before, after = read_file(path), read_file(path.name)
+        assert after.size == tuple(round(side * 1.5) for side in before.size)
+        assert (after.form.mode, after.form.depth, after.form.icc) == (
+            before.form.mode,
+            before.form.depth,
+            before.form.icc,
+        )
+        assert (after.rgb - bicubic(before.rgb, 1.5)).abs().mean() < 0.01
+
+
+# Models
+
+
+def test_a_model_by_name_or_list_of_names():
+    for name in ("nowhere.safetensors", ["nowhere.safetensors", "neither.safetensors"], []):
+        with pytest.raises(MorsrError):
+            Restorer.from_pretrained(name)
+    with pytest.raises(ConfigError, match="dtype"):
+        Restorer.from_pretrained("nowhere.safetensors", dtype="float8")
+    restorer = morsr.Restorer.from_pretrained(["nowhere.safetensors", "tiny"], device="cpu")
+    assert "28 ranks" in repr(restorer)
+    assert "morsr/tiny" in repr(restorer)
+
+
+def test_push_to_hub_uploads_the_saved_folder(restorer: Restorer, monkeypatch: pytest.MonkeyPatch):
+    import huggingface_hub
+
+    calls: list[Any] = []
+
+    class Hub:
+        endpoint = "https://hub"
+
+        def __init__(self, token: str | None) -> None:
+            calls.append(token)
+
+        def create_repo(self, repository: str, **options: Any) -> Any:
+            calls.append((repository, options))
+            return type("Url", (), {"repo_id": repository})
+
+        def upload_folder(self, *, repo_id: str, folder_path: str, commit_message: str) -> None:
+            calls.append((repo_id, (Path(folder_path) / "config.json").is_file()))
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", Hub)
+    monkeypatch.setattr(restorer, "save_pretrained", lambda folder, **_: Path(folder, "config.json").write_text("{}"))
+    assert restorer.push_to_hub("me/mor", private=True, token="secret") == "https://hub/me/mor"
+    assert calls == ["secret", ("me/mor", {"private": True, "exist_ok": True}), ("me/mor", True)]
+
+
+def test_settings_of_the_call_are_those_of_the_class():
+    import inspect
+    from dataclasses import fields
+
+    parameters = inspect.signature(Restorer.__call__).parameters
+    assert {field.name: field.default for field in fields(Settings)} == {
+        name: parameter.default for name, parameter in parameters.items() if name in Settings.__dataclass_fields__
+    }
