@@ -54,7 +54,8 @@ def main(args: Sequence[str] | None = None) -> int:
     training = bool(arguments) and arguments[0] in LIGHTNING
     try:
         if training:
-            return _lightning(arguments)
+            with _signals_end_it():
+                return _lightning(arguments)
         with _signals_end_it():
             try:
                 return _command(arguments)
@@ -139,6 +140,8 @@ def _command(arguments: list[str]) -> int:
 
 
 def _lightning(arguments: list[str]) -> int:
+    if "--print_config" not in arguments and not any(name in os.environ for name in ("LOCAL_RANK", "SLURM_PROCID")):
+        print(f"morsr {arguments[0]}: loading …", file=sys.stderr, flush=True)
     from morsr.training.cli import run
 
     with warnings.catch_warnings():

@@ -74,7 +74,7 @@ def real_steps(page: ModuleType, method: Any, folder: Path, patch: pytest.Monkey
     import morsr.training.module as real
     from morsr.adapters import MoRConfig, adapter_parameters
     from morsr.estimators.base import DegradationEstimator
-    from morsr.training.phases import OneStepPhase
+    from morsr.training.step import OneStepPhase
 
     class PageEstimator(DegradationEstimator):
         names = ("rows", "columns", "flatness")

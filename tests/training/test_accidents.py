@@ -19,6 +19,7 @@ from PIL import Image
 
 from morsr.adapters import adapter_parameters
 from morsr.cli import main
+from morsr.training.checkpoints import read_checkpoint
 
 CONFIG = Path(__file__).resolve().parents[2] / "experiments" / "mor_tiny_full.yaml"
 
@@ -37,6 +38,14 @@ class PoisonAndInterrupt(L.Callback):
     def on_train_batch_end(self, trainer: Any, pl_module: Any, *rest: Any) -> None:
         adapter_parameters(pl_module.generator)[0].data.fill_(float("nan"))
         raise KeyboardInterrupt
+
+
+class Terminate(L.Callback):
+    """Sends SIGTERM while the router is being calibrated."""
+
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        estimate = pl_module.generator.estimator.forward
+        pl_module.generator.estimator.forward = lambda *a: (os.kill(os.getpid(), signal.SIGTERM), estimate(*a))[1]
 
 
 class KillWorker(L.Callback):
@@ -86,11 +95,9 @@ def options(base: Path, folder: Path, *, workers: int, callbacks: list[dict[str,
 
 
 def whole_step(path: Path) -> int:
-    """The step of a checkpoint that can be read and has its card."""
-    checkpoint = torch.load(path, weights_only=True)
+    """The step of a checkpoint that can be read."""
+    checkpoint = read_checkpoint(path)
     assert checkpoint["state_dict"]
-    card = json.loads(path.with_suffix(".card.json").read_text())
-    assert card["step"] == checkpoint["global_step"]
     return checkpoint["global_step"]
 
 
@@ -113,9 +120,7 @@ def test_a_disk_that_fills_up_leaves_the_checkpoint_before(
     assert "the checkpoint could not be written" in lines[0]
     assert "No space left" in lines[0]
     assert whole_step(tmp_path / "out" / "last.ckpt") == whole_step(tmp_path / "out" / "at-2.ckpt") == 2
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
-        "at-2.card.json", "at-2.ckpt", "last.card.json", "last.ckpt",
-    ]  # fmt: skip
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["at-2.ckpt", "last.ckpt"]
 
 
 def test_adapters_that_have_gone_nan_leave_the_file_before(
@@ -145,6 +150,15 @@ def test_nan_at_an_interrupt_does_not_hide_the_interrupt(
         main(options(small_base, tmp_path, workers=0, callbacks=callbacks))
     assert any("hold NaN or infinity" in str(warning.message) for warning in recwarn)
     assert not any((tmp_path / "kept").glob("*.safetensors"))
+
+
+def test_sigterm_in_the_calibration_stops_at_once_and_says_so(
+    small_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    callbacks = [{"class_path": "test_accidents.Terminate"}]
+    assert main(options(small_base, tmp_path, workers=0, callbacks=callbacks)) == 143
+    assert "morsr: stopped" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists(), "nothing is saved before the first step"
 
 
 @pytest.mark.slow

@@ -13,8 +13,10 @@ import torch
 import yaml
 from lightning.pytorch.cli import SaveConfigCallback
 from PIL import Image
+from safetensors.torch import load_file
 
 from morsr.cli import main
+from morsr.models.backbone import load_backbone
 from morsr.training.cli import SaveConfig
 from morsr.training.config_files import read_config
 
@@ -74,16 +76,77 @@ def test_every_config_runs(name: str, small_base: Path, photos: Path, tmp_path: 
     assert main(arguments(name, small_base, photos, tmp_path / "out")) == 0
 
 
-def test_base_phases_leave_a_folder_that_loads(small_base: Path, photos: Path, tmp_path: Path) -> None:
-    from morsr.models.backbone import load_backbone
+def real(options: list[str], out: Path, steps: int) -> list[str]:
+    """The same as a real run of so many steps, without validation."""
+    return [
+        *options, "--trainer.fast_dev_run=false", f"--trainer.max_steps={steps}", "--trainer.limit_val_batches=0",
+        "--trainer.val_check_interval=null", "--trainer.log_every_n_steps=1",
+        f"--trainer.logger.init_args.save_dir={out}", "--trainer.enable_progress_bar=false",
+    ]  # fmt: skip
 
-    main(arguments("base_tiny_diffusion.yaml", small_base, photos, tmp_path / "out"))
-    before, after = load_backbone(small_base), load_backbone(tmp_path / "out" / "base")
-    assert after.base_id == before.base_id
-    changed = (after.unet.conv_in.weight - before.unet.conv_in.weight).abs().max()
-    assert changed > 0
-    assert (after.prompt_clean - before.prompt_clean).abs().max() > 0
-    assert (after.vae.encoder.layers[0].weight - before.vae.encoder.layers[0].weight).abs().max() == 0
+
+def test_a_base_phase_resumes_by_the_command_line_alone(small_base: Path, photos: Path, tmp_path: Path) -> None:
+    """Settings come from the config and the command line, never from the checkpoint, and the result is the same."""
+    options = real(arguments("base_tiny_diffusion.yaml", small_base, photos, tmp_path / "out"), tmp_path / "out", 2)
+    assert main([*options, f"--model.out={tmp_path}/straight"]) == 0
+    assert main([*options, f"--model.out={tmp_path}/old", "--trainer.max_steps=1", "--model.schedule=constant"]) == 0
+    (checkpoint,) = (tmp_path / "out" / "base_tiny_diffusion" / "version_1").rglob("*.ckpt")
+    stored = torch.load(checkpoint, weights_only=True)
+    assert "hyper_parameters" not in stored
+    forged = {"_class_path": "lightning.pytorch.demos.boring_classes.BoringModel", "out": str(tmp_path / "old")}
+    torch.save({**stored, "hyper_parameters": forged}, checkpoint)
+    before = (tmp_path / "old" / "unet" / "diffusion_pytorch_model.safetensors").read_bytes()
+    assert main([*options, f"--model.out={tmp_path}/new", f"--ckpt_path={checkpoint}"]) == 0
+    assert (tmp_path / "old" / "unet" / "diffusion_pytorch_model.safetensors").read_bytes() == before
+    base, straight, new = (load_backbone(place) for place in (small_base, tmp_path / "straight", tmp_path / "new"))
+    assert new.base_id == base.base_id
+    assert (new.unet.conv_in.weight - base.unet.conv_in.weight).abs().max() > 0
+    torch.testing.assert_close(new.state_dict(), straight.state_dict(), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    "habit",
+    ["--trainer.enable_progress_bar=true", "--trainer.enable_checkpointing=false", "--trainer.logger=false"],
+)
+def test_settings_of_lightning_work(habit: str, small_base: Path, photos: Path, tmp_path: Path) -> None:
+    options = real(arguments("mor_tiny.yaml", small_base, photos, tmp_path / "out"), tmp_path / "out", 1)
+    if "logger" in habit:
+        options = [one for one in options if "logger" not in one]
+    assert main([*options, habit]) == 0
+    assert len(list((tmp_path / "out").rglob("adapters.safetensors"))) == 1
+
+
+def test_a_fast_dev_run_writes_nothing(small_base: Path, photos: Path, tmp_path: Path) -> None:
+    options = arguments("mor_tiny.yaml", small_base, photos, tmp_path / "out")
+    options.append(f"--data.cache_dir={tmp_path}/cache")
+    before = set(tmp_path.rglob("*"))
+    assert main(options) == 0
+    assert {path for path in tmp_path.rglob("*") if "cache" not in path.parts} == before
+
+
+def test_a_resume_with_nothing_left_to_do_says_so(
+    small_base: Path, photos: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    options = real(arguments("mor_tiny.yaml", small_base, photos, tmp_path / "out"), tmp_path / "out", 1)
+    assert main([*options, "--ckpt_path=last"]) == 0  # none yet: from the start
+    assert "Nothing left to do" not in caplog.text
+    assert main([*options, "--ckpt_path=last"]) == 0
+    assert "Nothing left to do at step 1" in caplog.text
+    first, second = sorted((tmp_path / "out").rglob("adapters.safetensors"))
+    torch.testing.assert_close(load_file(second), load_file(first), rtol=0, atol=0)
+
+
+def test_a_checkpoint_of_weights_alone_is_refused_before_anything_is_built(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.save({"state_dict": {}, "global_step": 3}, tmp_path / "weights.ckpt")
+    options = ["fit", "--config", str(EXPERIMENTS / "mor_tiny.yaml"), "--model.base=/nowhere"]
+    assert main([*options, f"--ckpt_path={tmp_path}/weights.ckpt", f"--trainer.default_root_dir={tmp_path}/out"]) == 2
+    message = capsys.readouterr().err
+    assert "weights.ckpt" in message
+    assert "/nowhere" not in message
+    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.parametrize(
@@ -104,17 +167,41 @@ def test_base_phases_leave_a_folder_that_loads(small_base: Path, photos: Path, t
         (["--trainer.precision=bf16-true"], "hardly move"),
         (["--model.one_step.timestep=1000"], "0 to 999"),
         (["--optimizer=Adam", "--optimizer.lr=0.01"], "set model.lr"),
+        (["--trainer.max_step=20"], "max_step"),
+        (["--seed_everything=-5"], "seed"),
+        (["--ckpt_path=best"], "best"),
+        (["--trainer.callbacks+=lightning.pytorch.callbacks.LearningRateFinder"], "LearningRateFinder"),
+        (["--trainer.callbacks+=lightning.pytorch.callbacks.BatchSizeFinder"], "BatchSizeFinder"),
+        (
+            [
+                "--trainer.callbacks+=lightning.pytorch.callbacks.ModelCheckpoint",
+                "--trainer.callbacks.monitor=val/psnr",
+                "--trainer.callbacks.every_n_train_steps=4",
+            ],
+            "every_n_train_steps",
+        ),
     ],
 )
 def test_a_wrong_option_is_one_line_that_names_it(
     extra: list[str], words: str, small_base: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    code = main([*arguments("mor_tiny.yaml", small_base, photos, tmp_path / "out"), *extra])
+    out = tmp_path / "out"
+    code = main([*real(arguments("mor_tiny.yaml", small_base, photos, out), out, 1), *extra])
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("morsr: ")]
     assert code == 2
     assert len(lines) == 1
     assert words in lines[0]
-    assert not (tmp_path / "out").exists() or not list((tmp_path / "out").rglob("*.ckpt"))
+    assert not list(out.glob("mor_tiny/*")), "a refused run leaves no folder"
+
+
+def test_a_wrong_number_of_slurm_tasks_is_one_line(
+    small_base: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tasks = {"NTASKS": "4", "NTASKS_PER_NODE": "4", "JOB_NAME": "train", "JOB_ID": "1"}
+    for name, value in {**tasks, "PROCID": "0", "LOCALID": "0", "NODEID": "0"}.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    assert main(arguments("mor_tiny.yaml", small_base, photos, tmp_path / "out")) == 2
+    assert len([line for line in capsys.readouterr().err.splitlines() if line.startswith("morsr: ")]) == 1
 
 
 def test_a_printed_config_holds_enums_as_words_and_no_optimizer(capsys: pytest.CaptureFixture[str]) -> None:
@@ -141,7 +228,9 @@ def test_an_empty_folder_of_photographs_is_named(
     assert "empty" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("kept", "words"), [(None, "no such checkpoint"), (0.5, "cut short"), (0.0, "cut short")])
+@pytest.mark.parametrize(
+    ("kept", "words"), [(None, "no such checkpoint"), (0.5, "not a whole checkpoint"), (0.0, "not a whole checkpoint")]
+)
 def test_a_damaged_checkpoint_is_one_line(
     kept: float | None,
     words: str,
@@ -160,19 +249,6 @@ def test_a_damaged_checkpoint_is_one_line(
     assert len(lines) == 1
     assert "half.ckpt" in lines[0]
     assert words in lines[0]
-
-
-def test_last_is_the_newest_checkpoint_of_the_configs_runs(
-    small_base: Path, photos: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    options = arguments("mor_tiny.yaml", small_base, photos, tmp_path / "out")
-    options += ["--trainer.fast_dev_run=false", f"--trainer.logger.save_dir={tmp_path}/out", "--ckpt_path=last"]
-    options += ["--trainer.limit_val_batches=0", "--trainer.val_check_interval=null"]
-    assert main([*options, "--trainer.max_steps=1"]) == 0  # none yet: from the start
-    assert "Restoring states" not in caplog.text
-    caplog.clear()
-    assert main([*options, "--trainer.max_steps=2"]) == 0
-    assert "Restoring states" in caplog.text
 
 
 def test_a_config_is_kept_in_the_folder_of_a_run_alone(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,12 +12,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-import morsr.training.decoder
+import morsr.training.base_phases
 from morsr.errors import ConfigError
 from morsr.models.backbone import load_backbone
 from morsr.models.discriminator import DiscriminatorConfig
-from morsr.training.base import some_enlarged
-from morsr.training.decoder import DecoderTraining
+from morsr.training.base_phases import DecoderTraining, some_enlarged
 
 
 def batches(count: int) -> DataLoader[dict[str, Tensor]]:
@@ -90,11 +89,11 @@ def test_some_are_enlarged_and_the_others_are_left() -> None:
 def test_what_cannot_be_trained_so_is_refused(
     small_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(ConfigError, match="expected \"image\", got 'latents'"):
+    with pytest.raises(ConfigError, match="expected image, got latents"):
         training(small_base, tmp_path, discriminator=DiscriminatorConfig(sees="latents"))
     with pytest.raises(ConfigError, match="may not be negative"):
         training(small_base, tmp_path, gan=-1.0)
     other = SimpleNamespace(vae=type("AutoencoderKL", (), {})())
-    monkeypatch.setattr(morsr.training.decoder, "load_backbone", lambda base: other)
+    monkeypatch.setattr(morsr.training.base_phases, "load_backbone", lambda base: other)
     with pytest.raises(ConfigError, match="expected an AutoencoderTiny as its autoencoder, got AutoencoderKL"):
         training(small_base, tmp_path)

@@ -17,7 +17,7 @@ from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, SingleDevice
 from morsr.adapters import adapter_names
 from morsr.errors import ConfigError, TrainingError
 from morsr.models.discriminator import DiscriminatorConfig
-from morsr.training.phases import toggled
+from morsr.training.step import toggled
 from morsr.training.strategy import check_trainer
 
 

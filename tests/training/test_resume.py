@@ -1,10 +1,11 @@
-"""A run that was stopped goes on as if it never had been, with all three networks."""
+"""A run that was stopped resumes as if it never had been: for every LightningModule here, bit for bit."""
 
 from __future__ import annotations
 
 import json
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,100 +17,98 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from morsr.adapters import MoRConfig
 from morsr.data import RealESRGANDataModule
-from morsr.errors import TrainingError
-from morsr.training.callbacks import AdapterEMA, RunSafety
-from morsr.training.checkpoint_io import AtomicCheckpointIO, card_path
+from morsr.models.discriminator import DiscriminatorConfig
+from morsr.training.base_phases import AutoencoderTraining, DecoderTraining, DiffusionTraining
+from morsr.training.callbacks import AdapterEMA, StopBetweenSteps
+from morsr.training.checkpoints import AtomicCheckpointIO, read_checkpoint
+from morsr.training.estimator import LearnedEstimatorTraining
 
 # Noise on the logits to the end, so that a resumed run has to draw the same.
 NOISY = MoRConfig.from_dict({**twins.ADAPTERS.to_dict(), "logit_noise_until": 2.0})
 
 
-class Stop(L.Callback):
-    """Sends a signal in the middle of a step, after the generator has moved and before the others have."""
+def one_step(base: Path, out: Path) -> L.LightningModule:
+    return twins.build(base, loss=twins.ALL_LOSSES, adapters=NOISY, schedule="cosine", warmup=2, calibration_images=2)
 
-    def __init__(self, step: int, number: int) -> None:
-        self.step, self.number = step, number
+
+def autoencoder(base: Path, out: Path) -> L.LightningModule:
+    unet, vae = (json.loads((base / part / "config.json").read_text()) for part in ("unet", "vae"))
+    vae = {key: value for key, value in vae.items() if not key.startswith("_") and key != "block_out_channels"}
+    unet = {key: value for key, value in unet.items() if not key.startswith("_")}
+    return AutoencoderTraining(unet=unet, vae=vae, out=str(out), warmup=2)
+
+
+def diffusion(base: Path, out: Path) -> L.LightningModule:
+    return DiffusionTraining(base=str(base), out=str(out), warmup=2)
+
+
+def decoder(base: Path, out: Path) -> L.LightningModule:
+    return DecoderTraining(
+        base=str(base), out=str(out), warmup=0, discriminator=DiscriminatorConfig(sees="image", width=4)
+    )
+
+
+def estimator(base: Path, out: Path) -> L.LightningModule:
+    return LearnedEstimatorTraining(
+        out=f"{out}.safetensors", width=(4, 4, 4), hidden=8, replay=2, pool=5, fill=0.25, single_share=0.5, warmup=0
+    )
+
+
+MODULES: dict[str, Callable[[Path, Path], L.LightningModule]] = {
+    made.__name__: made for made in (one_step, autoencoder, diffusion, decoder, estimator)
+}
+
+
+class Stop(L.Callback):
+    """Sends a signal in the middle of the second step."""
+
+    def __init__(self, number: int) -> None:
+        self.number, self.batch = number, -1
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        self.batch = batch_idx
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
-        if trainer.global_step == self.step and optimizer is pl_module.phase.networks[1].optimizer:
+        if self.batch == 1:
+            self.batch = -1
             os.kill(os.getpid(), self.number)
 
 
-def run(base: Path, folder: Path, *, stop: Stop | None = None, ckpt: Path | None = None) -> tuple[Any, Any]:
-    """Four steps on synthetic photographs, three to an epoch, with all losses and an average."""
-    module = twins.build(base, loss=twins.ALL_LOSSES, adapters=NOISY, schedule="cosine", warmup=2, calibration_images=2)
+def run(name: str, base: Path, folder: Path, *, stop: int | None = None, ckpt: Path | None = None) -> tuple[Any, Any]:
+    """Four steps on synthetic photographs, three to an epoch, with an average of the weights."""
+    torch.manual_seed(0)
+    module = MODULES[name](base, folder / "out")
+    size = 64 if name == "estimator" else 32
     data = RealESRGANDataModule(
-        train=(), test=(), dead_leaves=1.0, batch_size=2, crop_size=32, samples_per_epoch=6, num_workers=0
+        train=(), test=(), dead_leaves=1.0, batch_size=2, crop_size=size, samples_per_epoch=6, num_workers=0
     )
     keep = ModelCheckpoint(
         dirpath=folder, filename="at-{step}", every_n_train_steps=4, save_last=True, save_on_exception=True
     )
-    callbacks = [AdapterEMA(decay=0.9), *([stop] if stop else []), RunSafety(config={"max_steps": 4}), keep]
-    trainer = twins.fit(module, folder, 4, ckpt=ckpt, callbacks=callbacks, data=data)
+    callbacks = [AdapterEMA(decay=0.9), *([Stop(stop)] if stop else []), StopBetweenSteps(), keep]
+    trainer = twins.fit(module, folder, 4, ckpt=ckpt, callbacks=callbacks, data=data, plugins=[AtomicCheckpointIO()])  # type: ignore[arg-type]
     return module, trainer
 
 
-@pytest.fixture(scope="module")
-def straight(small_base: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any, Path]:
-    """A run that nobody stopped: its module, trainer and folder."""
-    folder = tmp_path_factory.mktemp("straight")
-    return *run(small_base, folder), folder
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_stopped_run_goes_on_exactly(number: int, straight: Any, small_base: Path, tmp_path: Path) -> None:
-    whole, trainer, _ = straight
+@pytest.mark.parametrize(
+    ("name", "number"), [*((name, signal.SIGTERM) for name in MODULES), ("one_step", signal.SIGINT)]
+)
+def test_a_stopped_run_resumes_exactly(name: str, number: int, small_base: Path, tmp_path: Path) -> None:
+    whole, trainer = run(name, small_base, tmp_path / "straight")
     with pytest.raises(SystemExit):
-        run(small_base, tmp_path / "half", stop=Stop(2, number))
-    found = sorted((tmp_path / "half").glob("at-*.ckpt")) or sorted((tmp_path / "half").glob("*.ckpt"))
-    assert found, "the signal left a checkpoint"
-    checkpoint = torch.load(found[0], weights_only=True)
-    assert checkpoint["global_step"] == 2, "the step in which the signal came was finished"
-    resumed, again = run(small_base, tmp_path / "resumed", ckpt=found[0])
+        run(name, small_base, tmp_path / "half", stop=number)
+    (saved,) = (tmp_path / "half").glob("at-*.ckpt")
+    assert read_checkpoint(saved)["global_step"] == 2, "the step in which the signal came was finished"
+    torch.manual_seed(99)
+    resumed, again = run(name, small_base, tmp_path / "resumed", ckpt=saved)
     assert again.global_step == trainer.global_step == 4
-    ours, theirs = dict(resumed.named_parameters()), dict(whole.named_parameters())
-    for name, value in theirs.items():
-        torch.testing.assert_close(ours[name], value, rtol=0, atol=0, msg=name)
-    for one, other in zip(resumed.phase.networks, whole.phase.networks, strict=True):
-        assert one.scheduler.last_epoch == other.scheduler.last_epoch
-        for key, state in other.optimizer.state_dict()["state"].items():
-            for field, value in state.items():
-                torch.testing.assert_close(
-                    one.optimizer.state_dict()["state"][key][field], value, rtol=0, atol=0, msg=f"{one.name} {field}"
-                )
-    averages = [next(c for c in t.callbacks if isinstance(c, AdapterEMA)).state_dict() for t in (again, trainer)]
-    assert averages[0]["updates"] == averages[1]["updates"] == 4
-    for name, value in averages[1]["average"].items():
-        torch.testing.assert_close(averages[0]["average"][name], value, rtol=0, atol=0, msg=name)
-    assert not any(".score." in name for name in averages[1]["average"]), "the average is of the generator alone"
-
-
-def test_each_checkpoint_has_a_card_that_says_what_run_it_is_from(straight: Any) -> None:
-    (checkpoint,) = straight[2].glob("last.ckpt")
-    card = json.loads(card_path(checkpoint).read_text())
-    assert card["step"] == 4
-    assert card["config"] == {"max_steps": 4}
-    assert card["versions"]["torch"].partition("+")[0] == torch.__version__.partition("+")[0]
-    assert card["hardware"]["cores"] == os.cpu_count()
-    assert card["data"]["train"]["synthetic"] == 1.0
-    assert card["data"]["recipe"]
-    assert {"seed", "commit", "precision"} <= set(card)
-
-
-def test_a_full_disk_leaves_the_last_checkpoint_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    io = AtomicCheckpointIO(lambda checkpoint: {"step": checkpoint["step"]})
-    path = tmp_path / "deep" / "last.ckpt"
-    io.save_checkpoint({"step": 1, "x": torch.zeros(3)}, path)
-
-    def full(checkpoint: Any, path: Path) -> None:
-        path.write_bytes(b"half of it")
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(TrainingError, match=r"last\.ckpt: .*No space left"):
-        io.save_checkpoint({"step": 2}, path)
-    monkeypatch.undo()
-    assert torch.load(path, weights_only=True)["step"] == 1
-    assert sorted(file.name for file in path.parent.iterdir()) == ["last.card.json", "last.ckpt"]
-    io.remove_checkpoint(path)
-    assert not list(path.parent.iterdir())
+    for key, value in whole.state_dict().items():
+        torch.testing.assert_close(resumed.state_dict()[key], value, rtol=0, atol=0, msg=key)
+    ends = [read_checkpoint(tmp_path / place / "last.ckpt") for place in ("straight", "resumed")]
+    states = [[one["state"] for one in end["optimizer_states"]] for end in ends]
+    torch.testing.assert_close(states[1], states[0], rtol=0, atol=0)
+    assert ends[1]["lr_schedulers"] == ends[0]["lr_schedulers"]
+    averages = [end["callbacks"]["AdapterEMA"] for end in ends]
+    assert averages[0]["updates"] == 5
+    torch.testing.assert_close(averages[1], averages[0], rtol=0, atol=0)
+    assert not any(".score." in key for key in averages[0]["average"]), "the average is of the generator alone"

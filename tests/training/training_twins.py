@@ -14,7 +14,7 @@ from morsr.adapters import MoRConfig
 from morsr.models.draws import Draws
 from morsr.models.generator import OneStepConfig
 from morsr.training.module import OneStepSRModule
-from morsr.training.phases import OneStepPhase
+from morsr.training.step import OneStepPhase
 
 ADAPTERS = MoRConfig(num_ranks=6, num_shared=2, top_k=2, num_zero=1, targets=("sd_unet@unet", "tiny_vae_encoder@vae"))
 ALL_LOSSES = {"l2": 1.0, "features": 0.5, "vsd": 1.0, "gan": 0.1}

@@ -49,7 +49,7 @@ class RoutingDump(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        if trainer.sanity_checking:
+        if trainer.sanity_checking or trainer.fast_dev_run:
             return
         room = self.max_images - sum(len(part) for part in self._parts)
         repeated = batch.get("repeated", ()) if isinstance(batch, Mapping) else ()  # by another process, the last ones

@@ -59,7 +59,7 @@ class ScoreDump(L.Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        if trainer.sanity_checking:
+        if trainer.sanity_checking or trainer.fast_dev_run:
             return
         photographs = batch.get("image") or [None] * len(batch["stem"])
         sets = batch.get("set") or ["val"] * len(batch["stem"])

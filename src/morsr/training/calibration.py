@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from typing import Any
 
 import lightning as L
 import torch
@@ -10,7 +10,6 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from morsr.errors import ConfigError
-from morsr.estimators import score_statistics
 from morsr.models.generator import OneStepGenerator
 
 
@@ -18,30 +17,43 @@ from morsr.models.generator import OneStepGenerator
 def standardize_router(trainer: L.Trainer, generator: OneStepGenerator, *, images: int) -> None:
     """Standardise the router's input by mean and deviation over degraded training images, unless that has been done.
 
+    Each process scores its share of the images and the sums are added up, so several devices start as one does.
+
     Args:
         trainer: whose data module gives the images.
         generator: whose estimator scores them.
-        images: at least so many are looked at.
+        images: at least so many are looked at, over all processes.
+
+    Raises:
+        ConfigError: the training data give no batch.
     """
-    context, estimator, data = generator.context, generator.estimator, trainer.datamodule
-    if context is None or estimator is None or not context.config.is_routed or context.standardized:
+    report: Any = getattr(generator, "adapters", None) or getattr(generator, "context", None)
+    router = getattr(report, "router", report)
+    if report is None or generator.estimator is None or not report.config.is_routed or router.standardized:
         return
+    scores = _scores(trainer, generator, -(-images // trainer.world_size))
+    sums = torch.cat([scores.new_tensor([len(scores)]), scores.sum(0), scores.square().sum(0)])
+    if trainer.world_size > 1:
+        sums = trainer.strategy.reduce(sums.to(trainer.strategy.root_device), reduce_op="sum").cpu()
+    count, (total, squares) = sums[0], sums[1:].chunk(2)
+    mean = total / count
+    deviation = ((squares - count * mean.square()) / (count - 1)).clamp_min(0).sqrt()
+    standardize = router.standardize if hasattr(router, "standardize") else router.set_standardization
+    standardize(mean.float().to(generator.device), deviation.float().to(generator.device))
+    rank_zero_info(f"router input standardised over {int(count)} degraded images")
 
-    def degraded() -> Iterator[Tensor]:
-        seen, loader = 0, data.train_dataloader()
-        while True:  # an epoch may have fewer; every new iterator is the next one
-            before = seen
-            for batch in loader:
-                moved = data.transfer_batch_to_device(batch, generator.device, 0)
-                finished = data.finish_batch(moved)
-                yield finished.get("context", finished["lr"])
-                seen += len(moved["stem"])
-                if seen >= images:
-                    return
-            if seen == before:
-                raise ConfigError("router input: the training data give no batch to standardise it by")
 
-    # Each process has seen images of its own: the first one's figures hold for all.
-    statistics = trainer.strategy.broadcast(score_statistics(estimator, degraded(), minimum=2))
-    context.set_standardization(*(value.to(generator.device) for value in statistics))
-    rank_zero_info(f"router input standardised over at least {images} degraded images")
+def _scores(trainer: L.Trainer, generator: Any, images: int) -> Tensor:
+    """Scores (I, D) of at least so many images, in float64 on the host."""
+    data: Any = trainer.datamodule
+    loader = data.train_dataloader()
+    found: list[Tensor] = []
+    while True:  # an epoch may have fewer; every new iterator is the next one
+        before = len(found)
+        for batch in loader:
+            batch = data.finish_batch(data.transfer_batch_to_device(batch, generator.device, 0))
+            found.append(generator.estimator(batch.get("context", batch["lr"])).scores.double().cpu())
+            if sum(map(len, found)) >= images:
+                return torch.cat(found)
+        if len(found) == before:
+            raise ConfigError("router input: the training data give no batch to standardise it by")

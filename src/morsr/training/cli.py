@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import logging
+import os
+import platform
 import re
+import shutil
+import sys
 import warnings
-import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from enum import Enum
+from importlib import metadata
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -15,65 +22,122 @@ import lightning as L
 import torch
 import yaml
 from jsonargparse import ArgumentError
+from lightning.pytorch.callbacks import (
+    BatchSizeFinder,
+    Callback,
+    Checkpoint,
+    LearningRateFinder,
+    LearningRateMonitor,
+    ModelCheckpoint,
+    ProgressBar,
+    TQDMProgressBar,
+)  # fmt: skip
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from morsr.errors import ConfigError, MorsrError, WeightsError, worker_death
-from morsr.training.callbacks.safety import RunSafety
-from morsr.training.checkpoint_io import AtomicCheckpointIO
+from morsr.training.callbacks.stopping import FinalValidation, StopBetweenSteps
+from morsr.training.checkpoints import AtomicCheckpointIO, newest_checkpoint
 from morsr.training.config_files import expand_configs
+from morsr.training.messages import short_message
 
 # Lightning's own callbacks have enums as defaults, which the dump of a config could not represent.
 yaml.SafeDumper.add_multi_representer(Enum, lambda dumper, choice: dumper.represent_data(choice.value))
 
+_PACKAGES = ("morsr", "torch", "lightning", "diffusers", "transformers", "torchvision", "numpy", "safetensors")
+# What Lightning makes of a run before it begins.
+_FRESH = re.compile(r"config\.yaml|versions\.json|hparams\.yaml|metrics\.csv|events\.out\.tfevents\..*")
+
 
 class SaveConfig(SaveConfigCallback):
-    """Keeps a run's config in the run's folder; without a logger that would be the current folder, a user's own."""
+    """Keeps a run's config and the versions that it ran with in the run's folder, where a logger has made one."""
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if stage != "predict" and trainer.loggers:
             super().setup(trainer, pl_module, stage)
 
+    def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        versions = {"python": platform.python_version()}
+        for name in _PACKAGES:
+            with contextlib.suppress(metadata.PackageNotFoundError):
+                versions[name] = metadata.version(name)
+        Path(trainer.log_dir or "", "versions.json").write_text(json.dumps(versions, indent=2) + "\n")
+
 
 class MorsrCLI(LightningCLI):
-    """LightningCLI with a setting for CPU threads, metrics.csv beside TensorBoard's, and cards that hold the config."""
+    """LightningCLI with a folder for each run, metrics.csv beside TensorBoard's files, and checkpoints that resume."""
+
+    _claimed: Path | None = None
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves PyTorch's choice")
 
-    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        super().parse_arguments(parser, args)
-        config = self.config[self.config["subcommand"]]
-        if config.get("ckpt_path") == "last" and (found := _last_checkpoint(config.trainer)) is not None:
-            config["ckpt_path"] = str(found)
-        _check_checkpoint(config.get("ckpt_path"))
-
     def _parse_ckpt_path(self) -> None:
-        """Leave the config as the user gave it; Lightning would lay a checkpoint's hyperparameters over it."""
+        """Look for the checkpoint; unlike Lightning's, never take settings from it."""
+        config = self.config[self.config["subcommand"]]
+        path = config.get("ckpt_path")
+        if path == "best":
+            raise ConfigError("ckpt_path: expected a file or last, got best, which is known within one process only")
+        if path == "last":
+            found = newest_checkpoint(_runs(config.trainer))
+            if found is None and self.config["subcommand"] != "fit":
+                raise WeightsError("ckpt_path: expected a run with a whole checkpoint, found none; name a file")
+            rank_zero_info(f"ckpt_path: {found or 'no checkpoint yet, the run starts at step 0'}")
+            config["ckpt_path"] = path = None if found is None else str(found)
+        if path is not None:
+            stored = AtomicCheckpointIO().load_checkpoint(path)
+            if self.config["subcommand"] == "fit" and not {"optimizer_states", "loops"} <= stored.keys():
+                raise WeightsError(
+                    f"{path}: holds weights only, so a run cannot resume from it; start a new one by model.start_from"
+                )
 
     def before_instantiate_classes(self) -> None:
         threads = self.config[self.subcommand].threads
         if threads > 0:
             torch.set_num_threads(threads)
 
-    def instantiate_trainer(self, **settings: Any) -> L.Trainer:
-        trainer = super().instantiate_trainer(**settings)
+    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> L.Trainer:
+        given = config.get("callbacks") or []
+        given = _usable(given if isinstance(given, list) else [given], config)
+        if config.get("enable_progress_bar") is not False and not any(isinstance(one, ProgressBar) for one in given):
+            given.append(TQDMProgressBar())
+        with _as_config_errors():
+            trainer = super()._instantiate_trainer({**config, "callbacks": given}, callbacks)
         trainer.strategy.checkpoint_io = AtomicCheckpointIO()
-        first = trainer.logger
-        if isinstance(first, TensorBoardLogger) and not any(isinstance(one, CSVLogger) for one in trainer.loggers):
-            # Built here, because one from the config would count its own versions and write into another folder.
-            table = CSVLogger(first.save_dir, name=first.name, version=first.version)
-            trainer.loggers = [*trainer.loggers, table]
-            # It would threaten to delete the folder's files, and means an old metrics.csv.
-            warnings.filterwarnings("ignore", message="Experiment logs directory .* exists and is not empty")
         return trainer
 
-    def before_fit(self) -> None:
-        text = self._parser(self.subcommand).dump(self.config[self.subcommand], skip_none=False)
-        for callback in self.trainer.callbacks:
-            if isinstance(callback, RunSafety):
-                callback.config = yaml.safe_load(text)
+    def instantiate_trainer(self, **settings: Any) -> L.Trainer:
+        trainer = super().instantiate_trainer(**settings)
+        first = trainer.logger
+        if isinstance(first, (TensorBoardLogger, CSVLogger)) and first._version is None and trainer.is_global_zero:
+            self._claimed = claim_folder(first)
+        if isinstance(first, TensorBoardLogger) and not any(isinstance(one, CSVLogger) for one in trainer.loggers):
+            # Built here, because one from the config would count its own versions and write into another folder. It
+            # would warn of the other files there, which it leaves alone.
+            warnings.filterwarnings("ignore", message="Experiment logs directory .* exists and is not empty")
+            trainer.loggers = [*trainer.loggers, CSVLogger(first.save_dir, name=first.name, version=first.version)]
+        return trainer
+
+    def _set_seed(self) -> None:
+        with _as_config_errors():
+            super()._set_seed()
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        try:
+            super()._run_subcommand(subcommand)
+        except BaseException:
+            stops = [one for one in self.trainer.callbacks if isinstance(one, StopBetweenSteps)]
+            if self._claimed is not None and not any(one.steps for one in stops):
+                for logger in self.trainer.loggers:
+                    logger.finalize("failed")
+                if all(_FRESH.fullmatch(path.name) for path in self._claimed.rglob("*")):
+                    shutil.rmtree(self._claimed)
+                    with contextlib.suppress(OSError):  # unless they hold other runs
+                        self._claimed.parent.rmdir()
+                        self._claimed.parent.parent.rmdir()
+            raise
 
 
 def run(arguments: Sequence[str]) -> int:
@@ -85,8 +149,11 @@ def run(arguments: Sequence[str]) -> int:
     Raises:
         ConfigError: an unknown key, a wrong type or a missing file in the config or on the command line.
     """
+    if "" not in sys.path and os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # for classes of the user's own that a config names
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_no_advertisement)
-    quiet = {"exit_on_error": False}
+    warnings.filterwarnings("ignore", message="The dirpath has changed from")  # a resumed run has its own folder
+    quiet = {"exit_on_error": False, "allow_abbrev": False}
     try:
         MorsrCLI(
             L.LightningModule,
@@ -94,7 +161,7 @@ def run(arguments: Sequence[str]) -> int:
             subclass_mode_model=True,
             subclass_mode_data=True,
             args=expand_configs(arguments),
-            trainer_defaults={"callbacks": [RunSafety()]},
+            trainer_defaults={"callbacks": [FinalValidation(), StopBetweenSteps()], "enable_model_summary": False},
             parser_kwargs={**quiet, **dict.fromkeys(("fit", "validate", "test", "predict"), quiet)},
             save_config_callback=SaveConfig,
             save_config_kwargs={"overwrite": True},
@@ -118,34 +185,71 @@ def run(arguments: Sequence[str]) -> int:
     return 0
 
 
-def _last_checkpoint(trainer: Any) -> Path | None:
-    """The newest checkpoint of a config's runs; Lightning would look in the new run's folder, which is empty."""
+def _usable(callbacks: list[Callback], config: dict[str, Any]) -> list[Callback]:
+    """Callbacks without those that the trainer's other settings switch off.
+
+    Raises:
+        ConfigError: one that cannot work here.
+    """
+    for one in callbacks:
+        if isinstance(one, (LearningRateFinder, BatchSizeFinder)):
+            name = type(one).__name__
+            raise ConfigError(f"trainer.callbacks: {name} does not work with alternating networks; leave it out")
+        if isinstance(one, ModelCheckpoint) and (one.monitor or "").startswith("val/") and one._every_n_train_steps:
+            raise ConfigError(
+                f"ModelCheckpoint: with every_n_train_steps it would save before the validation that gives "
+                f"{one.monitor}; leave every_n_train_steps out to save after each validation"
+            )
+    off: list[type] = []
+    off += [Checkpoint] if config.get("enable_checkpointing") is False else []
+    off += [LearningRateMonitor] if config.get("logger") is False else []
+    off += [ProgressBar] if config.get("enable_progress_bar") is False else []
+    return [one for one in callbacks if not isinstance(one, tuple(off))]
+
+
+@contextlib.contextmanager
+def _as_config_errors() -> Iterator[None]:
+    """What Lightning refuses while it sets itself up, as a ConfigError."""
+    try:
+        yield
+    except MorsrError:
+        raise
+    except (ValueError, RuntimeError, TypeError, MisconfigurationException) as error:
+        raise ConfigError(_with_own_setting(error)) from error
+
+
+def claim_folder(logger: Any) -> Path:
+    """Take the next version of a logger by making its folder, which only one of several runs can do."""
+    taken = [_version(folder) for folder in Path(logger.root_dir).glob("version_*")]
+    for version in count(max(taken, default=-1) + 1):
+        logger._version = version
+        with contextlib.suppress(FileExistsError):
+            os.makedirs(logger.log_dir)
+            return Path(logger.log_dir)
+    raise AssertionError
+
+
+def _runs(trainer: Any) -> list[Path]:
+    """Where a config's runs keep their checkpoints, the newest first."""
 
     def settings(entry: Any) -> Any:
         return (entry.get("init_args") or {}) if hasattr(entry, "get") else {}
 
     callbacks = trainer.get("callbacks") or []
     named = [settings(one).get("dirpath") for one in (callbacks if isinstance(callbacks, list) else [callbacks])]
-    folders = [Path(folder) for folder in named if folder]
     root = Path(trainer.get("default_root_dir") or ".")
     loggers = trainer.get("logger")
     logger = loggers[0] if isinstance(loggers, list) and loggers else loggers  # the first one names the folder
-    if hasattr(logger, "get") and (of_logger := settings(logger)).get("save_dir"):
-        folders += Path(of_logger["save_dir"], of_logger.get("name") or "").glob("*/checkpoints")
-    else:
-        folders += [root / "checkpoints", *root.glob("lightning_logs/*/checkpoints")]
-    found = [path for folder in folders for path in folder.expanduser().glob("*.ckpt")]
-    return max(found, key=lambda path: path.stat().st_mtime, default=None)
+    save_dir = settings(logger).get("save_dir") if hasattr(logger, "get") else None
+    versions = Path(save_dir, settings(logger).get("name") or "") if save_dir else root / "lightning_logs"
+    numbered = sorted(versions.expanduser().glob("version_*"), key=_version, reverse=True)
+    folders = [Path(folder).expanduser() for folder in named if folder]
+    return [*folders, *numbered, *([] if save_dir else [(root / "checkpoints").expanduser()])]
 
 
-def _check_checkpoint(path: str | None) -> None:
-    """Refuse a missing or damaged checkpoint before models are built and images read."""
-    if path is None or path in ("best", "last", "hpc", "registry") or "://" in path:
-        return
-    if not Path(path).exists():
-        raise WeightsError(f"{path}: no such checkpoint")
-    if Path(path).is_file() and not zipfile.is_zipfile(path):  # the directory of torch's archives stands at their end
-        raise WeightsError(f"{path}: not a whole checkpoint, it is damaged or cut short; take an earlier one")
+def _version(folder: Path) -> int:
+    number = folder.name.removeprefix("version_")
+    return int(number) if number.isdigit() else -1
 
 
 def _with_own_setting(error: Exception) -> str:
@@ -155,8 +259,8 @@ def _with_own_setting(error: Exception) -> str:
         "accumulate_grad_batches": "model.accumulate instead of trainer.accumulate_grad_batches",
         r"(--|option ')(optimizer|lr_scheduler)\b": "model.lr, model.weight_decay and model.schedule for AdamW",
     }
-    message = " ".join(str(error).split())
-    instead = [f"set {mine}" for pattern, mine in own.items() if re.search(pattern, message)]
+    message, full = short_message(error), " ".join(str(error).split())
+    instead = [f"set {mine}" for pattern, mine in own.items() if re.search(pattern, full)]
     return "; ".join([message.rstrip("."), *instead]) if instead else message
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import torch
 import torch.nn.functional as F
+from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt, PositiveFloat, PositiveInt
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
@@ -20,7 +20,8 @@ from morsr.estimators.learned import NAMES, DegradationNet, save_net
 from morsr.functional.corrupt import add_gaussian_noise, jpeg, resize
 from morsr.functional.kernels import reflect_pad
 from morsr.functional.utilization import spearman
-from morsr.training.schedules import ScheduleName, learning_rate_factor, total_steps
+from morsr.training.base_phases import SeededTraining
+from morsr.training.schedules import ScheduleName, total_steps
 
 # One factor alone: blur sigma in LR pixels, noise sigma in levels of 255, JPEG quality.
 FACTOR_RANGES = {"blur": (0.4, 2.0), "noise": (1.0, 30.0), "jpeg": (30.0, 95.0)}
@@ -85,7 +86,7 @@ def single_factor_ranks(factor: str, value: float, recipe: DegradationRecipe | s
     return with_mean(measure_ranks(measures, recipe))
 
 
-class LearnedEstimatorTraining(L.LightningModule):
+class LearnedEstimatorTraining(SeededTraining):
     """Trains a DegradationNet to tell the ranks of blur, noise, JPEG and resize, and their mean.
 
     A share of every batch is replaced by images with one factor alone, or none, made of the same HR crops: the recipe
@@ -99,17 +100,14 @@ class LearnedEstimatorTraining(L.LightningModule):
         recipe: recipe among whose draws the ranks are taken; the data module's own.
         single_share: share of images with a single factor or none.
         replay: how many earlier images are learned again beside every new one. Degrading an image costs far more than
-            learning from it, since its statistics are kept. The pool of earlier images is not part of a checkpoint.
-        pool: how many images the pool holds.
+            learning from it, since its statistics are kept.
+        pool: how many earlier images are kept; checkpoints hold them.
         fill: share of the run, at its start, that only fills the pool. Without it the earliest images are learned ten
             times as often as the last ones, and the network remembers them.
-        lr: learning rate of AdamW.
-        weight_decay: of AdamW.
-        warmup: steps of linear rise.
-        schedule: "constant" or "cosine".
+        lr, weight_decay, warmup, schedule, seed: see `SeededTraining`; the schedule starts after the fill.
 
     Raises:
-        ConfigError: a share outside [0, 1], or a fill that is all of the run or has no replay to fill for.
+        ConfigError: a fill that is all of the run or has no replay to fill for.
     """
 
     def __init__(
@@ -117,37 +115,34 @@ class LearnedEstimatorTraining(L.LightningModule):
         *,
         out: str = "runs/estimator/estimator.safetensors",
         width: Sequence[int] = (),
-        hidden: int = 512,
-        dropout: float = 0.3,
+        hidden: PositiveInt = 512,  # type: ignore[valid-type]
+        dropout: ClosedUnitInterval = 0.3,  # type: ignore[valid-type]
         recipe: str = "realesrgan",
-        single_share: float = 0.3,
-        replay: int = 31,
-        pool: int = 20_000,
+        single_share: ClosedUnitInterval = 0.3,  # type: ignore[valid-type]
+        replay: NonNegativeInt = 31,  # type: ignore[valid-type]
+        pool: PositiveInt = 20_000,  # type: ignore[valid-type]
         fill: float = 0.0,
-        lr: float = 1e-3,
+        lr: PositiveFloat = 1e-3,  # type: ignore[valid-type]
         weight_decay: float = 0.1,
-        warmup: int = 20,
+        warmup: NonNegativeInt = 20,  # type: ignore[valid-type]
         schedule: ScheduleName = "cosine",
+        seed: int = 0,
     ) -> None:
-        super().__init__()
-        if not 0 <= single_share <= 1:
-            raise ConfigError(f"single_share: expected a share from 0 to 1, got {single_share}")
-        if replay < 0 or pool < 1:
-            raise ConfigError(f"replay and pool: expected at least 0 and 1, got {replay} and {pool}")
-        if not 0 <= fill < 1:
-            raise ConfigError(f"fill: expected a share from 0 to below 1, got {fill}")
-        if fill and not replay:
-            raise ConfigError("fill: no effect without replay, which takes images from the pool")
+        super().__init__(lr=lr, weight_decay=weight_decay, warmup=warmup, schedule=schedule, seed=seed)
+        if not 0 <= fill < 1 or (fill and not replay):
+            raise ConfigError(f"fill: expected a share below 1, with replay where it is above 0; got {fill}, {replay}")
         self.out, self.recipe, self.single_share = Path(out), recipe, single_share
-        self.replay, self.pool, self.fill, self._fill_steps = replay, pool, fill, 0
+        self.replay, self.pool, self.fill = replay, pool, fill
         self._seen: list[tuple[Tensor, Tensor, Tensor]] = []
-        self.lr, self.weight_decay, self.warmup, self.schedule = lr, weight_decay, warmup, schedule
         self.standardized: Tensor
         self.register_buffer("standardized", torch.tensor(0))
         self.net = DegradationNet(width=width, hidden=hidden, dropout=dropout)
         self._validation: list[tuple[Tensor, Tensor]] = []
 
-    def targets(self, batch: dict[str, Any]) -> Tensor:
+    def trained(self) -> list[dict[str, Any]]:
+        return [{"params": list(self.net.parameters())}]
+
+    def targets(self, batch: Mapping[str, Any]) -> Tensor:
         """True ranks (B, 5) of a batch's parameters, ordered as the network's outputs."""
         if "parameters" not in batch:
             raise InputError("the estimator learns from known parameters: give folders of sharp images, not pairs")
@@ -155,7 +150,7 @@ class LearnedEstimatorTraining(L.LightningModule):
         return with_mean(ranks).to(batch["lr"].device)
 
     @torch.no_grad()
-    def mixed(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    def mixed(self, batch: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
         """Images (B, 3, h, w) and targets (B, 5), the first ones replaced by images with a single factor."""
         lr, targets = batch["lr"].clone(), self.targets(batch)
         for place in range(round(self.single_share * len(lr))):
@@ -167,14 +162,14 @@ class LearnedEstimatorTraining(L.LightningModule):
             targets[place] = single_factor_ranks(factor, value, self.recipe)[0].to(targets)
         return lr, targets
 
-    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor | None:
+    def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor | None:
         lr, targets = self.mixed(batch)
-        filling = self.global_step < self._fill_steps
+        filling = self.global_step < self.waiting
         count = 0 if filling else self.replay * len(lr)
         images, fixed, ranks = self._with_earlier(lr, self.net.fixed(lr), targets, count)
         if filling:
             return None
-        if int(self.standardized) < STANDARDIZED:  # a resumed run has it behind it
+        if int(self.standardized) < STANDARDIZED:
             self.net.set_standardization(torch.stack([item[1] for item in self._seen]))
             self.standardized.fill_(len(self._seen))
         loss = F.mse_loss(self.net(images, fixed), ranks)
@@ -195,7 +190,16 @@ class LearnedEstimatorTraining(L.LightningModule):
         images, statistics, ranks = (torch.stack(parts) for parts in zip(*fresh, *chosen, strict=True))
         return images.float() / 255, statistics, ranks
 
-    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["pool"] = [torch.stack(part).cpu() for part in zip(*self._seen, strict=True)]
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self._seen = list(zip(*(part.unbind() for part in checkpoint["pool"]), strict=True))
+
+    def on_train_start(self) -> None:
+        self._seen = [(a.to(self.device), b.to(self.device), c.to(self.device)) for a, b, c in self._seen]
+
+    def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
         self._validation.append((self.net(batch["lr"]).cpu(), self.targets(batch).cpu()))
 
     def on_validation_epoch_end(self) -> None:
@@ -207,14 +211,9 @@ class LearnedEstimatorTraining(L.LightningModule):
         self._validation.clear()
 
     def configure_optimizers(self) -> Any:
-        optimizer = torch.optim.AdamW(self.net.parameters(), lr=self.lr, weight_decay=self.weight_decay)
-        total = total_steps(self.trainer)
-        self._fill_steps = waiting = round(self.fill * total)
-        factor = learning_rate_factor(self.schedule, warmup=self.warmup, total=total - waiting)
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: factor(max(0, step - waiting)))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        self.waiting = round(self.fill * total_steps(self.trainer))
+        return super().configure_optimizers()
 
-    def on_fit_end(self) -> None:
-        if self.trainer.is_global_zero:
-            save_net(self.out, self.net)
-            rank_zero_info(f"estimator written to {self.out}")
+    def write(self) -> None:
+        save_net(self.out, self.net)
+        rank_zero_info(f"estimator written to {self.out}")

@@ -44,8 +44,8 @@ from morsr.training.beside import BesideBase
 from morsr.training.calibration import standardize_router
 from morsr.training.objective import Objective
 from morsr.training.optim import OptimizerSettings, build_networks
-from morsr.training.phases import Network, OneStepPhase
 from morsr.training.schedules import ScheduleName, random_budget, total_steps
+from morsr.training.step import Network, OneStepPhase
 from morsr.training.strategy import check_trainer, check_writer
 
 
@@ -180,8 +180,9 @@ class OneStepSRModule(L.LightningModule):
         if context is not None:
             context.budget = None
         self.last_output = report.output
-        self.log_dict(report.values(self.global_step, self.phase.skipped_in_all), batch_size=count)
-        self.log("train/loss", report.total, prog_bar=True, batch_size=count)
+        values = report.values(self.global_step, self.phase.skipped_in_all)
+        self.log("train/loss", values.pop("train/loss"), prog_bar=True, batch_size=count)
+        self.log_dict(values, batch_size=count)
 
     def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> dict[str, Tensor]:
         sr = quantize_8bit(self(batch["lr"], size=tuple(batch["hr"].shape[-2:])))  # as a saved file has it
@@ -207,7 +208,7 @@ class OneStepSRModule(L.LightningModule):
         self.phase = OneStepPhase(
             self.objective, networks, backward=self._backward, update=self._update, **self.step_settings
         )
-        schedulers = [{"scheduler": n.scheduler, "interval": "step", "name": f"lr/{n.name}"} for n in networks]
+        schedulers = [{"scheduler": n.scheduler, "interval": "step", "name": f"watch/lr_{n.name}"} for n in networks]
         return [network.optimizer for network in networks], schedulers
 
     def _backward(self, loss: Tensor, average: bool) -> None:

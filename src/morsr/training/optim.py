@@ -10,8 +10,8 @@ import torch
 from morsr.adapters import adapter_parameter_groups
 from morsr.errors import ConfigError
 from morsr.training.objective import Objective
-from morsr.training.phases import Network
 from morsr.training.schedules import ScheduleName, learning_rate_factor
+from morsr.training.step import Network
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -57,6 +57,6 @@ def check_writer(trainer: L.Trainer) -> None:
     from_command_line = any(isinstance(callback, SaveConfigCallback) for callback in callbacks)
     if from_command_line or not trainer.predict_loop.return_predictions:
         raise ConfigError(
-            "trainer.callbacks: expected a prediction writer, got none, so that nothing of what is restored would be "
-            "kept; `morsr upscale` restores files"
+            "trainer.callbacks: expected a prediction writer, got none, so nothing would be kept; give one, or "
+            "use morsr upscale"
         )

@@ -20,8 +20,8 @@ from morsr.training.callbacks.ema import AdapterEMA
 class AdapterCheckpoint(Callback):
     """Keeps `<filename>.safetensors`, the newest adapters, and `<filename>-best.safetensors` in the run's folder.
 
-    Files are replaced in one step, so a reader never sees a part of one. Where `AdapterEMA` runs, the average is
-    what is written. A run stopped by Ctrl-C or SIGTERM still leaves its newest adapters.
+    Files are written atomically. Where `AdapterEMA` runs, the average is what is written. A run stopped by Ctrl-C or
+    SIGTERM leaves its newest adapters too.
 
     Args:
         monitor: name of the logged value that decides which adapters are best; None keeps the newest only.
@@ -30,7 +30,7 @@ class AdapterCheckpoint(Callback):
         folder: where they go; by default the run's folder.
 
     Raises:
-        ConfigError: unknown mode; or, at the first validation, a value to monitor that is not logged.
+        ConfigError: at the first validation, a value to monitor that is not logged.
     """
 
     def __init__(
@@ -41,12 +41,7 @@ class AdapterCheckpoint(Callback):
         filename: str = "adapters",
         folder: str | None = None,
     ) -> None:
-        if mode not in ("max", "min"):
-            raise ConfigError(f'AdapterCheckpoint: mode: expected "max" or "min", got {mode!r}')
-        self.monitor = monitor
-        self.mode = mode
-        self.filename = filename
-        self.folder = folder
+        self.monitor, self.mode, self.filename, self.folder = monitor, mode, filename, folder
         self.best_score: float | None = None
         self.last_path: Path | None = None
         self.best_path: Path | None = None
@@ -59,17 +54,17 @@ class AdapterCheckpoint(Callback):
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self.monitor is None or trainer.sanity_checking or trainer.fast_dev_run or trainer.state.fn != "fit":
             return
-        value = trainer.callback_metrics.get(self.monitor)
-        if value is None:
+        if (value := trainer.callback_metrics.get(self.monitor)) is None:
             known = ", ".join(sorted(trainer.callback_metrics)) or "none"
-            raise ConfigError(f"AdapterCheckpoint: monitor {self.monitor!r} is not logged; logged are: {known}")
+            raise ConfigError(f"AdapterCheckpoint.monitor: expected one of {known}, got {self.monitor}")
         score = float(value)
         better = self.best_score is None or (score > self.best_score if self.mode == "max" else score < self.best_score)
         if better and score == score:
             self.best_score = score
             self.best_path = self._save(trainer, pl_module, f"{self.filename}-best.safetensors")
 
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        # Not at the end of the training: a resumed run may have no step left and still owe this file.
         if not trainer.fast_dev_run:
             self.last_path = self._save(trainer, pl_module, f"{self.filename}.safetensors")
 
@@ -78,7 +73,7 @@ class AdapterCheckpoint(Callback):
         if stopped and trainer.global_step and trainer.state.fn == "fit" and not trainer.fast_dev_run:
             try:
                 self.last_path = self._save(trainer, pl_module, f"{self.filename}.safetensors")
-            except WeightsError as error:  # the interrupt goes on, and the file of before is kept
+            except WeightsError as error:  # the stop goes ahead, and the file of before is kept
                 rank_zero_warn(str(error))
 
     def state_dict(self) -> dict[str, Any]:
@@ -88,10 +83,11 @@ class AdapterCheckpoint(Callback):
         self.best_score = state_dict["best_score"]
         self.best_path = Path(state_dict["best_path"]) if state_dict["best_path"] else None
 
-    def _save(self, trainer: L.Trainer, pl_module: L.LightningModule, name: str) -> Path:
+    def _save(self, trainer: L.Trainer, pl_module: Any, name: str) -> Path:
         path = self._target / name
         if trainer.is_global_zero:
-            ema = next((callback for callback in trainer.callbacks if isinstance(callback, AdapterEMA)), None)
-            with ema.averaged(pl_module) if ema else nullcontext(), atomic_path(path) as part:
+            callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+            average = next((one for one in callbacks if isinstance(one, AdapterEMA)), None)
+            with average.averaged(pl_module) if average else nullcontext(), atomic_path(path) as part:
                 pl_module.save_adapters(part)
         return path

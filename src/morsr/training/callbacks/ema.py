@@ -1,8 +1,8 @@
-"""Exponential moving average of the adapters."""
+"""Exponential moving average of what a module trains."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,127 +10,117 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from morsr.errors import ConfigError, WeightsError
 
 
 class AdapterEMA(Callback):
-    """Keeps an exponential moving average of the generator's trainable parameters.
+    """Averages the trained parameters; validation, test, prediction and saved adapters use the average.
 
-    The average is what validation, test, prediction and saved adapter files use; training goes on with the parameters
-    themselves, and checkpoints hold both, so that a resumed run equals a straight one.
+    Training goes on with the parameters themselves. Checkpoints hold both, so a resumed run equals a straight one.
 
     Args:
-        decay: share of the old average that stays at each optimizer step.
-        warmup: the decay is at most (1 + n) / (warmup + n) at the n-th update, so that the start is soon forgotten;
+        decay: share of the old average that stays at each step, in (0, 1).
+        warmup: the decay is at most (1 + n) / (warmup + n) at the n-th step, so that the start is soon forgotten;
             0 for none.
 
     Raises:
-        ConfigError: decay outside (0, 1) or warmup below 0.
+        ConfigError: a setting out of range.
     """
 
     def __init__(self, *, decay: float = 0.999, warmup: int = 10) -> None:
         if not 0 < decay < 1 or warmup < 0:
             raise ConfigError(f"AdapterEMA: expected decay in (0, 1) and warmup >= 0, got {decay} and {warmup}")
-        self.decay = decay
-        self.warmup = warmup
-        self.updates = 0
-        self._average: dict[str, Tensor] = {}
-        self._raw: dict[str, Tensor] | None = None
-        self._seen_step = 0
+        self.decay, self.warmup = decay, warmup
+        self._average: AveragedModel | None = None
+        self._stored: dict[str, Any] | None = None
+        self._names: list[str] = []
+        self._swapped = False
+        self._step = 0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._seen_step = trainer.global_step
-        trainable = {name: parameter for name, parameter in _named(pl_module).items() if parameter.requires_grad}
-        if not self._average:
-            self._average = {name: parameter.detach().clone() for name, parameter in trainable.items()}
-        self._check(trainable)
-        self._average = {name: self._average[name].to(parameter) for name, parameter in trainable.items()}
+        self._step = trainer.global_step
+        self._build(pl_module)
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *rest: Any) -> None:
+        if trainer.global_step > self._step and self._average is not None:
+            self._step = trainer.global_step
+            self._average.update_parameters(nn.ParameterList(_trained(pl_module).values()))
 
     @torch.no_grad()
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        if trainer.global_step == self._seen_step:
+    def _mix(self, averages: Sequence[Tensor], current: Sequence[Tensor], count: Tensor) -> None:
+        n = int(count)
+        decay = min(self.decay, (1 + n) / (self.warmup + n)) if self.warmup else self.decay
+        torch._foreach_lerp_(averages, current, 1 - decay)
+
+    def _build(self, pl_module: L.LightningModule) -> None:
+        trained = _trained(pl_module)
+        self._names = list(trained)
+        self._average = AveragedModel(nn.ParameterList(trained.values()), multi_avg_fn=self._mix)
+        self._average.n_averaged.fill_(1)  # the start is part of the average
+        if self._stored is None:
             return
-        self._seen_step = trainer.global_step
-        self.updates += 1
-        decay = min(self.decay, (1 + self.updates) / (self.warmup + self.updates)) if self.warmup else self.decay
-        named = _named(pl_module)
-        torch._foreach_lerp_(list(self._average.values()), [named[name].detach() for name in self._average], 1 - decay)
-
-    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._swap_in(pl_module)
-
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._swap_out(pl_module)
-
-    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._swap_in(pl_module)
-
-    def on_predict_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._swap_in(pl_module)
-
-    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        # Not at the end of the test, where callbacks that come later, such as `BenchmarkTable`, do their work.
-        self._swap_out(pl_module)
-
-    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        # A run stopped during validation must not write the average into its checkpoint as the parameters.
-        self._swap_out(pl_module)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"updates": self.updates, "average": dict(self._average)}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.updates = state_dict["updates"]
-        self._average = dict(state_dict["average"])
+        stored = self._stored["average"]
+        if odd := sorted(stored.keys() ^ trained.keys()) or [
+            name for name, value in trained.items() if stored[name].shape != value.shape
+        ]:
+            raise WeightsError(f"AdapterEMA: the checkpoint's average does not fit the model, see {odd[0]}")
+        self._average.n_averaged.fill_(self._stored["updates"])
+        with torch.no_grad():
+            for mine, name in zip(self._average.module, trained, strict=True):
+                mine.copy_(stored[name])
 
     @contextmanager
     def averaged(self, pl_module: L.LightningModule) -> Iterator[None]:
-        """Put the average into the model for the length of a with-block; nothing happens where it is in already."""
-        swapped = self._swap_in(pl_module)
+        """Put the average into the model for the length of a with-block, unless it is in already."""
+        mine = self._swap(pl_module, True)
         try:
             yield
         finally:
-            if swapped:
-                self._swap_out(pl_module)
-
-    def _check(self, parameters: dict[str, nn.Parameter]) -> None:
-        missing, unknown = parameters.keys() - self._average.keys(), self._average.keys() - parameters.keys()
-        shared = parameters.keys() & self._average.keys()
-        wrong = [name for name in shared if parameters[name].shape != self._average[name].shape]
-        if missing or unknown or wrong:
-            example = sorted([*missing, *unknown, *wrong])[0]
-            raise WeightsError(
-                f"AdapterEMA: the checkpoint's average does not fit the model ({len(missing)} parameters missing, "
-                f"{len(unknown)} unknown, {len(wrong)} of another shape, such as {example}); resume with the config "
-                "that made the checkpoint"
-            )
+            if mine:
+                self._swap(pl_module, False)
 
     @torch.no_grad()
-    def _swap_in(self, pl_module: L.LightningModule) -> bool:
-        if self._raw is not None or not self.updates:
+    def _swap(self, pl_module: L.LightningModule, wanted: bool) -> bool:
+        if self._average is None and self._stored is not None:
+            self._build(pl_module)
+        if self._average is None or wanted == self._swapped:
             return False
-        # By name, not by requires_grad: an optimizer that is switched off for the moment changes nothing here.
-        parameters = {name: parameter for name, parameter in _named(pl_module).items() if name in self._average}
-        self._check(parameters)
-        self._raw = {name: parameter.detach().clone() for name, parameter in parameters.items()}
-        for name, parameter in parameters.items():
-            parameter.copy_(self._average[name])
+        for mine, theirs in zip(self._average.module, _trained(pl_module).values(), strict=True):
+            kept = theirs.clone()
+            theirs.copy_(mine)
+            mine.copy_(kept)
+        self._swapped = wanted
         return True
 
-    @torch.no_grad()
-    def _swap_out(self, pl_module: L.LightningModule) -> None:
-        if self._raw is None:
-            return
-        named = _named(pl_module)
-        for name, values in self._raw.items():
-            named[name].copy_(values)
-        self._raw = None
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._swap(pl_module, True)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._swap(pl_module, False)
+
+    on_test_start = on_predict_start = on_validation_start
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        # Not at the end of a test, where later callbacks still score the module.
+        self._swap(pl_module, False)
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        # A run stopped during validation must not write the average as the parameters.
+        self._swap(pl_module, False)
+
+    def state_dict(self) -> dict[str, Any]:
+        if self._average is None:
+            return self._stored or {"updates": 0, "average": {}}
+        average = dict(zip(self._names, (value.detach() for value in self._average.module), strict=True))
+        return {"updates": int(self._average.n_averaged), "average": average}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._stored = dict(state_dict) if state_dict["average"] else None
 
 
-def _named(pl_module: L.LightningModule) -> dict[str, nn.Parameter]:
+def _trained(pl_module: L.LightningModule) -> dict[str, nn.Parameter]:
     if hasattr(pl_module, "averaged_parameters"):
-        return pl_module.averaged_parameters()
-    return dict(getattr(pl_module, "generator", pl_module).named_parameters())
+        return pl_module.averaged_parameters()  # type: ignore[operator,return-value]
+    return {name: value for name, value in pl_module.named_parameters() if value.requires_grad}

@@ -11,14 +11,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange
+from jsonargparse.typing import PositiveInt
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
-from morsr.errors import ConfigError
-from morsr.files import atomic_path
-from morsr.models.batches import first_images
-from morsr.training.callbacks.common import run_folder
+from morsr.training.callbacks.common import run_folder, show_picture
 
 COLUMNS = ("LR (bicubic)", "ours", "HR")
 
@@ -32,16 +29,15 @@ class ImageGrid(Callback):
         num_images: the first so many validation images are shown.
         max_size: longest side of one picture in pixels; larger ones are centre-cropped, never shrunk, because a
             smaller copy would hide what super-resolution is about.
-
-    Raises:
-        ConfigError: a setting out of range.
     """
 
-    def __init__(self, *, num_images: int = 4, max_size: int = 512) -> None:
-        if num_images < 1 or max_size < 16:
-            raise ConfigError(f"ImageGrid: expected num_images >= 1, max_size >= 16, got {num_images}, {max_size}")
-        self.num_images = num_images
-        self.max_size = max_size
+    def __init__(
+        self,
+        *,
+        num_images: PositiveInt = 4,  # type: ignore[valid-type]
+        max_size: PositiveInt = 512,  # type: ignore[valid-type]
+    ) -> None:
+        self.num_images, self.max_size = num_images, max_size
         self.latest: Path | None = None
         self._rows: list[Tensor] = []
 
@@ -58,14 +54,13 @@ class ImageGrid(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        if trainer.sanity_checking or not trainer.is_global_zero:
+        count = self.num_images - len(self._rows)
+        if count < 1 or trainer.sanity_checking or trainer.fast_dev_run or not trainer.is_global_zero:
             return
-        shown = first_images(batch, self.num_images - len(self._rows), "lr", "hr")
-        if shown is None:
+        if not isinstance(outputs, Mapping) or "sr" not in outputs:
             return
-        hr = shown["hr"].float()
-        sr = _restored(pl_module, outputs, batch["lr"])[: len(hr)].float()
-        enlarged = F.interpolate(shown["lr"].float(), size=hr.shape[-2:], mode="bicubic", align_corners=False)
+        hr, sr = batch["hr"][:count].float(), outputs["sr"][:count].float()
+        enlarged = F.interpolate(batch["lr"][:count].float(), size=hr.shape[-2:], mode="bicubic", align_corners=False)
         triples = torch.stack([enlarged, sr, hr], dim=1).clamp(0, 1)
         self._rows.extend(_crop(triples, self.max_size).mul(255).round().byte().cpu())
 
@@ -73,15 +68,10 @@ class ImageGrid(Callback):
         folder = run_folder(trainer)
         if not self._rows:
             return
-        grid = compose(self._rows)
+        paths = [folder / "images" / f"step_{trainer.global_step:06d}.png", folder / "before_after.png"]
+        show_picture(trainer, compose(self._rows), tag="samples/LR_ours_HR", files=paths)
         self._rows = []
-        step = trainer.global_step
-        for path in (folder / "images" / f"step_{step:06d}.png", folder / "before_after.png"):
-            _write_png(path, grid)
-        self.latest = folder / "before_after.png"
-        for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
-                logger.experiment.add_image("validation/LR_ours_HR", grid, global_step=step, dataformats="HWC")
+        self.latest = paths[-1]
 
 
 def compose(rows: list[Tensor], *, gap: int = 4) -> np.ndarray:
@@ -108,24 +98,7 @@ def _row(row: Tensor, gap: int) -> np.ndarray:
     return rearrange(padded, "column channel height width -> height (column width) channel")[:, :-gap].numpy()
 
 
-def _restored(pl_module: L.LightningModule, outputs: Any, lr: Tensor) -> Tensor:
-    """The output that validation already made; the network runs once more only where a module keeps none."""
-    if isinstance(outputs, Mapping) and "sr" in outputs:
-        return outputs["sr"]
-    last = getattr(pl_module, "last_output", None)
-    if last is not None and len(last.sr) == len(lr):
-        return last.sr
-    return pl_module.generator(lr).sr
-
-
 def _crop(images: Tensor, size: int) -> Tensor:
     height, width = images.shape[-2:]
     top, left = max(0, (height - size) // 2), max(0, (width - size) // 2)
     return images[..., top : top + size, left : left + size]
-
-
-def _write_png(path: Path, image: np.ndarray) -> None:
-    from PIL import Image
-
-    with atomic_path(path) as part:
-        Image.fromarray(image).save(part)

@@ -13,6 +13,7 @@ from itertools import pairwise
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from morsr.adapters import Routing
@@ -64,6 +65,7 @@ class StepReport:
         norms: norm of each network's gradient before clipping.
         output: the generator's pass over the whole batch, detached.
         skipped: networks whose step was left out because a gradient was not finite.
+        task_share: size of the router's gradient from all other terms over that plus the balance's.
     """
 
     terms: dict[str, Tensor]
@@ -71,16 +73,21 @@ class StepReport:
     output: GeneratorOutput
     norms: dict[str, Tensor] = field(default_factory=dict)
     skipped: list[str] = field(default_factory=list)
+    task_share: Tensor | None = None
 
-    def values(self, step: int, skipped_in_all: Mapping[str, int]) -> dict[str, Any]:
-        """What is logged, by name; how many steps were left out so far only where one just was.
+    def values(self, step: int, skipped_in_all: Mapping[str, int]) -> dict[str, Tensor]:
+        """What is logged, by name, as means over devices; counts of steps left out only where one just was.
 
-        Under "step" loggers and names of checkpoints find the generator's steps so far; Lightning's own count goes on
-        where one is left out.
+        Under "step" loggers and names of checkpoints find the generator's steps so far, without those left out. The
+        term psnr is lowered as −PSNR and shown as PSNR.
         """
-        found: dict[str, Any] = {f"train/{name}": value for name, value in self.terms.items()} | {"step": float(step)}
-        found |= {f"grad_norm/{name}": value for name, value in self.norms.items()}
-        return found | {f"skipped/{name}": float(skipped_in_all[name]) for name in self.skipped}
+        terms = {name: -value if name == "psnr" else value for name, value in self.terms.items()}
+        found: dict[str, Any] = {"train/loss": self.total, **{f"train/{name}": one for name, one in terms.items()}}
+        found |= {"step": float(step), **{f"watch/grad_norm_{name}": value for name, value in self.norms.items()}}
+        found |= {} if self.task_share is None else {"routing/task_gradient_share": self.task_share}
+        found |= {f"watch/skipped_{name}": float(skipped_in_all[name]) for name in self.skipped}
+        stacked = torch.stack([torch.as_tensor(value).to(self.total) for value in found.values()])
+        return dict(zip(found, mean_over_devices(stacked).unbind(), strict=True))
 
 
 class OneStepPhase:
@@ -155,17 +162,26 @@ class OneStepPhase:
         return [slice(first, last) for first, last in pairwise(edges)]
 
     def _generator_pass(self, batch: Mapping[str, Any], draws: Draws, parts: Sequence[slice], step: int) -> StepReport:
-        count, losses = len(batch["lr"]), []
+        count, losses, router = len(batch["lr"]), [], _router_parameters(self.objective)
+        balance_factor, pulls = self.objective.weights["balance"].at(step), []
         for part in parts:
             images = {name: batch[name][part] for name in ("lr", "hr", "context") if name in batch}
             share = (part.stop - part.start) / count
             loss = self.objective.generator_loss(images, draws[part], step=step)
+            if router and "balance" in loss.terms:
+                pull = torch.autograd.grad(loss.terms["balance"], router, retain_graph=True, allow_unused=True)
+                pulls.append(_flat(pull, router) * share * balance_factor)
             with self.objective.part("backward/generator"):
                 self.backward(loss.total * share, part is parts[-1])
             terms = {name: value.detach() * share for name, value in loss.terms.items()}
             losses.append((terms, loss.total.detach() * share, _detached(loss.output)))
         terms = {name: torch.stack([part[0][name] for part in losses]).sum() for name in losses[0][0]}
-        return StepReport(terms, torch.stack([part[1] for part in losses]).sum(), _joined([p[2] for p in losses]))
+        report = StepReport(terms, torch.stack([part[1] for part in losses]).sum(), _joined([p[2] for p in losses]))
+        if pulls:
+            balance = mean_over_devices(torch.stack(pulls).sum(0))
+            task = _flat([parameter.grad for parameter in router], router) - balance
+            report.task_share = task.norm() / (task.norm() + balance.norm()).clamp_min(1e-30)
+        return report
 
     def _helper_pass(
         self, network: Network, batch: Mapping[str, Any], draws: Draws, parts: Sequence[slice], report: StepReport
@@ -209,6 +225,28 @@ class OneStepPhase:
                 "weights are those of the last good step. Lower the learning rate or the weight of the newest loss "
                 "term, or train in float32 to see whether the precision is to blame, from the last checkpoint on"
             )
+
+
+def mean_over_devices(values: Tensor) -> Tensor:
+    """The mean of a tensor over all processes, without gradient."""
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        values = values.detach().clone()
+        dist.all_reduce(values)
+        values /= dist.get_world_size()
+    return values
+
+
+def _router_parameters(objective: Objective) -> list[nn.Parameter]:
+    generator: Any = objective.generator
+    report = getattr(generator, "adapters", None) or getattr(generator, "context", None)
+    if report is None or not report.config.is_routed:
+        return []
+    return [one for one in getattr(report, "router", report).parameters() if one.requires_grad]
+
+
+def _flat(gradients: Sequence[Tensor | None], parameters: Sequence[nn.Parameter]) -> Tensor:
+    pairs = zip(gradients, parameters, strict=True)
+    return torch.cat([(torch.zeros_like(one) if gradient is None else gradient).flatten() for gradient, one in pairs])
 
 
 def _detached(output: GeneratorOutput) -> GeneratorOutput:

@@ -1,0 +1,376 @@
+"""Training of a small base from nothing: its autoencoder, its diffusion UNet, then a decoder that draws detail.
+
+The shipped `tiny` base is made by these modules; a pretrained Stable Diffusion needs none of them. All random numbers
+come from torch's global generator, which is seeded for every batch, so a resumed run equals a straight one.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+import torch.nn.functional as F
+from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt, PositiveFloat
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor, nn
+
+from morsr.errors import ConfigError
+from morsr.functional.adversarial import hinge_discriminator, hinge_generator
+from morsr.functional.diffusion import add_noise
+from morsr.models.backbone import Backbone, build_backbone, load_backbone, save_network
+from morsr.models.discriminator import DiscriminatorConfig, ImageDiscriminator
+from morsr.models.features import encoder_features
+from morsr.models.losses import Weight
+from morsr.training.callbacks.ema import AdapterEMA
+from morsr.training.schedules import ScheduleName, learning_rate_factor, total_steps
+
+
+class SeededTraining(L.LightningModule):
+    """A module trained by AdamW whose random numbers depend on seed, epoch, batch and process alone.
+
+    Args:
+        lr: peak learning rate.
+        weight_decay, betas: of AdamW.
+        warmup: steps of linear rise.
+        schedule: "constant" or "cosine".
+        seed: of what a training step draws.
+    """
+
+    waiting = 0  # steps before the schedule starts
+
+    def __init__(
+        self,
+        *,
+        lr: float,
+        weight_decay: float,
+        warmup: int,
+        schedule: ScheduleName,
+        seed: int,
+        betas: tuple[float, float] = (0.9, 0.999),
+    ) -> None:
+        super().__init__()
+        self.lr, self.weight_decay, self.betas = lr, weight_decay, betas
+        self.warmup, self.schedule, self.seed = warmup, schedule, seed
+
+    def trained(self) -> list[dict[str, Any]]:
+        """Groups of the parameters that are trained."""
+        raise NotImplementedError
+
+    def write(self) -> None:
+        """Write the result of the training."""
+        raise NotImplementedError
+
+    def averaged_parameters(self) -> dict[str, nn.Parameter]:
+        """What `AdapterEMA` averages: all that is trained."""
+        inside = {id(parameter) for group in self.trained() for parameter in group["params"]}
+        return {name: value for name, value in self.named_parameters() if id(value) in inside}
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        self._draw_anew(f"train {self.current_epoch} {batch_idx}")
+
+    def on_validation_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self._draw_anew(f"val {dataloader_idx} {batch_idx}")
+
+    def _draw_anew(self, key: str) -> None:
+        torch.manual_seed(zlib.crc32(f"{self.seed} {self.global_rank} {key}".encode()))
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.AdamW(self.trained(), lr=self.lr, betas=self.betas, weight_decay=self.weight_decay)
+        factor = learning_rate_factor(self.schedule, warmup=self.warmup, total=total_steps(self.trainer) - self.waiting)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: factor(max(0, step - self.waiting)))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_fit_end(self) -> None:
+        if self.trainer.is_global_zero and not self.trainer.fast_dev_run:
+            callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
+            average = next((one for one in callbacks if isinstance(one, AdapterEMA)), None)
+            with average.averaged(self) if average else nullcontext():
+                self.write()
+
+
+class BasePhase(SeededTraining):
+    """A phase of a base, written as a folder in diffusers' layout."""
+
+    backbone: Backbone
+
+    def __init__(self, *, out: str, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.out = Path(out)
+
+    def write(self) -> None:
+        self.backbone.save(self.out)
+        rank_zero_info(f"base model written to {self.out}")
+
+
+class AutoencodingPhase(BasePhase):
+    """A phase that reconstructs sharp images."""
+
+    @staticmethod
+    def errors(error: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean size of an error (B, 3, H, W), and that of its differences between neighbours along both axes."""
+        return error.abs().mean(), error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
+
+    def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
+        images = batch["hr"]
+        decoded = self.backbone.decode(self.backbone.encode(images * 2 - 1)) / 2 + 0.5
+        error = (decoded.clamp(0, 1) - images).square().mean((1, 2, 3))
+        self.log("val/psnr", (-10 * error.log10()).mean(), prog_bar=True, batch_size=len(images))
+
+
+def some_enlarged(images: Tensor, share: float) -> tuple[Tensor, Tensor]:
+    """Shrink and enlarge some images four times, like those that a one-step generator encodes.
+
+    Args:
+        images: (B, 3, H, W) in [0, 1], sides of a multiple of 4.
+        share: chance of each image.
+
+    Returns:
+        The images, and which of them were shrunk (B,).
+    """
+    small = F.interpolate(images, scale_factor=0.25, mode="area")
+    enlarged = F.interpolate(small, size=images.shape[-2:], mode="bicubic").clamp(0, 1)
+    chosen = torch.rand(len(images), device=images.device) < share
+    return torch.where(chosen.view(-1, 1, 1, 1), enlarged, images), chosen
+
+
+class AutoencoderTraining(AutoencodingPhase):
+    """Trains the autoencoder of a new base on sharp images.
+
+    The loss is the L1 between image and reconstruction and between their differences of neighbouring pixels, and a
+    small penalty that keeps the latents within the range that the decoder of AutoencoderTiny accepts (it squashes at
+    ±3). Noise on the latents keeps the small errors of a one-step UNet small in the picture. At the end the scaling
+    factor is set to one over the standard deviation of the latents.
+
+    Args:
+        unet: settings of the UNet2DConditionModel that will be trained next; only stored here.
+        vae: settings of the autoencoder.
+        out: folder for the base.
+        base_id: name that adapters record as their base.
+        edge_weight: weight of the L1 on differences of neighbours, without which fine detail comes late.
+        enlarged_share: share of images that are shrunk and enlarged.
+        latent_noise: standard deviation of the noise on the latents, relative to theirs.
+        latent_penalty: weight of the mean square of the latents.
+        lr, weight_decay, warmup, schedule, seed: see `SeededTraining`.
+    """
+
+    def __init__(
+        self,
+        *,
+        unet: dict[str, Any],
+        vae: dict[str, Any],
+        out: str,
+        base_id: str = "custom",
+        edge_weight: float = 1.0,
+        enlarged_share: ClosedUnitInterval = 0.5,  # type: ignore[valid-type]
+        latent_noise: float = 0.05,
+        latent_penalty: float = 1e-3,
+        lr: PositiveFloat = 1e-3,  # type: ignore[valid-type]
+        weight_decay: float = 1e-4,
+        warmup: NonNegativeInt = 100,  # type: ignore[valid-type]
+        schedule: ScheduleName = "cosine",
+        seed: int = 0,
+    ) -> None:
+        super().__init__(out=out, lr=lr, weight_decay=weight_decay, warmup=warmup, schedule=schedule, seed=seed)
+        self.edge_weight, self.enlarged_share = edge_weight, enlarged_share
+        self.latent_noise, self.latent_penalty = latent_noise, latent_penalty
+        self.backbone = build_backbone(unet, vae, base_id=base_id)
+        self.backbone.requires_grad_(False)
+        self.backbone.vae.requires_grad_(True)
+        self.backbone.to(memory_format=torch.channels_last)
+        self.register_buffer("latent_square", torch.ones(()))
+
+    def trained(self) -> list[dict[str, Any]]:
+        return [{"params": list(self.backbone.vae.parameters())}]
+
+    def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
+        images = some_enlarged(batch["hr"], self.enlarged_share)[0] * 2 - 1
+        latents = self.backbone.encode(images)
+        square = latents.square().mean()
+        self.latent_square.lerp_(square.detach(), 0.01)
+        noise = self.latent_noise * square.detach().sqrt() * torch.randn_like(latents)
+        reconstruction, edges = self.errors(self.backbone.decode(latents + noise) - images)
+        self.log("train/reconstruction", reconstruction, prog_bar=True)
+        self.log("train/latent_deviation", self.latent_square.sqrt())
+        return reconstruction + self.edge_weight * edges + self.latent_penalty * square
+
+    def write(self) -> None:
+        self.backbone.vae.register_to_config(scaling_factor=float(1 / self.latent_square.sqrt()))
+        super().write()
+
+
+class DiffusionTraining(BasePhase):
+    """Trains the diffusion UNet and the two prompt embeddings of a base whose autoencoder is finished.
+
+    Half of the latents are those of sharp images, half those of degraded images enlarged by bicubic interpolation,
+    each with its own embedding; some sharp ones get the "degraded" embedding too, so that it serves as the
+    unconditional side of classifier-free guidance.
+
+    Args:
+        base: folder written by `AutoencoderTraining`.
+        out: folder for the finished base.
+        dropout: share of sharp images that are given the "degraded" embedding.
+        low_noise_share: share of timesteps drawn from the lower half, where a one-step generator starts.
+        lr, weight_decay, warmup, schedule, seed: see `SeededTraining`.
+    """
+
+    def __init__(
+        self,
+        *,
+        base: str,
+        out: str,
+        dropout: ClosedUnitInterval = 0.1,  # type: ignore[valid-type]
+        low_noise_share: ClosedUnitInterval = 0.5,  # type: ignore[valid-type]
+        lr: PositiveFloat = 5e-4,  # type: ignore[valid-type]
+        weight_decay: float = 1e-2,
+        warmup: NonNegativeInt = 200,  # type: ignore[valid-type]
+        schedule: ScheduleName = "cosine",
+        seed: int = 0,
+    ) -> None:
+        super().__init__(out=out, lr=lr, weight_decay=weight_decay, warmup=warmup, schedule=schedule, seed=seed)
+        self.dropout, self.low_noise_share = dropout, low_noise_share
+        self.backbone = load_backbone(base)
+        self.backbone.requires_grad_(False)
+        self.backbone.unet.requires_grad_(True)
+        self.backbone.to(memory_format=torch.channels_last)
+        self.prompts = nn.ParameterDict(
+            {"clean": self.backbone.prompt_clean.clone(), "degraded": self.backbone.prompt_degraded.clone()}
+        )
+
+    def trained(self) -> list[dict[str, Any]]:
+        return [{"params": [*self.backbone.unet.parameters(), *self.prompts.values()]}]
+
+    def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
+        loss = self._loss(batch)
+        self.log("train/diffusion", loss, prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
+        self.log("val/diffusion", self._loss(batch), prog_bar=True, batch_size=len(batch["hr"]))
+
+    def write(self) -> None:
+        self.backbone.prompt_clean.copy_(self.prompts["clean"])
+        self.backbone.prompt_degraded.copy_(self.prompts["degraded"])
+        super().write()
+
+    def _loss(self, batch: Mapping[str, Any]) -> Tensor:
+        hr, lr = batch["hr"], batch["lr"]
+        device, count = hr.device, len(hr)
+        is_clean = torch.rand(count, device=device) < 0.5
+        enlarged = F.interpolate(lr, size=hr.shape[-2:], mode="bicubic", align_corners=False).clamp(0, 1)
+        images = torch.where(is_clean.view(-1, 1, 1, 1), hr, enlarged)
+        with torch.no_grad():
+            latents = self.backbone.encode(images * 2 - 1)
+        steps = self.backbone.alphas_cumprod.numel()
+        low = torch.rand(count, device=device) < self.low_noise_share
+        timesteps = (torch.rand(count, device=device) * torch.where(low, steps // 2, steps)).long()
+        noise = torch.randn_like(latents)
+        noisy = add_noise(latents, noise, self.backbone.alphas_cumprod[timesteps])
+        named_clean = is_clean & (torch.rand(count, device=device) >= self.dropout)
+        prompt = torch.where(named_clean.view(-1, 1, 1), self.prompts["clean"], self.prompts["degraded"])
+        return F.mse_loss(self.backbone.predict_noise(noisy, timesteps, prompt), noise)
+
+
+class DecoderTraining(AutoencodingPhase):
+    """Trains the decoder of a finished base against a discriminator of the image; encoder and latents stay.
+
+    A decoder trained on differences of pixels alone leaves out the detail that its latents do not fix, and no adapter
+    before it can bring that back. The result is a folder in the layout of AutoencoderTiny, given as `decoder` of a
+    generator on this base: the base and all adapters for it stay valid. Loss: L1 between image and reconstruction and
+    between their differences of neighbours, differences of features of the frozen encoder, and the hinge loss of an
+    `ImageDiscriminator` on sharp images.
+
+    Args:
+        base: folder, hub id or shipped preset of a base whose autoencoder is an AutoencoderTiny.
+        out: folder for the decoder.
+        discriminator: settings of the discriminator; it has to see images.
+        gan: weight of the adversarial term, a number or {weight, start, ramp}.
+        features: weight of the L1 of features, relative to their standard deviation.
+        edge_weight, enlarged_share, latent_noise: as for `AutoencoderTraining`; the discriminator sees none enlarged.
+        betas, lr, weight_decay, warmup, schedule, seed: see `SeededTraining`; the discriminator has a rate in its
+            settings and follows the same schedule.
+
+    Raises:
+        ConfigError: a base with another kind of autoencoder, or a discriminator of latents.
+
+    Source: L1 with an adversarial loss for an autoencoder as in VQGAN (arXiv 2012.09841) and latent diffusion
+    (arXiv 2112.10752, appendix G).
+    """
+
+    def __init__(
+        self,
+        *,
+        base: str,
+        out: str,
+        discriminator: DiscriminatorConfig | None = None,
+        gan: Any = 0.05,
+        features: float = 0.1,
+        edge_weight: float = 1.0,
+        enlarged_share: ClosedUnitInterval = 0.25,  # type: ignore[valid-type]
+        latent_noise: float = 0.05,
+        betas: tuple[float, float] = (0.5, 0.99),
+        lr: PositiveFloat = 5e-4,  # type: ignore[valid-type]
+        weight_decay: float = 0.0,
+        warmup: NonNegativeInt = 50,  # type: ignore[valid-type]
+        schedule: ScheduleName = "cosine",
+        seed: int = 0,
+    ) -> None:
+        super().__init__(
+            out=out, lr=lr, weight_decay=weight_decay, warmup=warmup, schedule=schedule, seed=seed, betas=betas
+        )
+        config = discriminator or DiscriminatorConfig(sees="image")
+        if config.sees != "image":
+            raise ConfigError(f"discriminator.sees: expected image, got {config.sees}")
+        self.backbone = load_backbone(base)
+        kind = type(self.backbone.vae).__name__
+        if kind != "AutoencoderTiny":
+            raise ConfigError(f"base {base}: expected an AutoencoderTiny as its autoencoder, got {kind}")
+        self.gan, self.features, self.edge_weight = Weight.of(gan, name="gan"), features, edge_weight
+        self.enlarged_share, self.latent_noise = enlarged_share, latent_noise
+        self.backbone.requires_grad_(False)
+        self.backbone.vae.decoder.requires_grad_(True)
+        self.backbone.to(memory_format=torch.channels_last)
+        self.discriminator = ImageDiscriminator(config)
+
+    def trained(self) -> list[dict[str, Any]]:
+        return [
+            {"params": list(self.backbone.vae.decoder.parameters())},
+            {"params": list(self.discriminator.parameters()), "lr": self.discriminator.config.lr},
+        ]
+
+    def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
+        images, is_enlarged = some_enlarged(batch["hr"], self.enlarged_share)
+        with torch.no_grad():
+            latents = self.backbone.encode(images * 2 - 1)
+        noise = self.latent_noise * latents.square().mean().sqrt() * torch.randn_like(latents)
+        decoded = self.backbone.decode(latents + noise) / 2 + 0.5
+        reconstruction, edges = self.errors(2 * (decoded - images))
+        terms = {"reconstruction": reconstruction, "edges": self.edge_weight * edges}
+        if self.features > 0:
+            terms["features"] = self.features * self._feature_distance(decoded, images)
+        weight, sharp = self.gan.at(self.global_step), ~is_enlarged
+        if weight > 0 and bool(sharp.any()):
+            self.discriminator.requires_grad_(False)
+            terms["gan"] = weight * hinge_generator(self.discriminator(decoded[sharp]))
+            self.discriminator.requires_grad_(True)
+            terms["discriminator"] = hinge_discriminator(
+                self.discriminator(images[sharp]), self.discriminator(decoded[sharp].detach())
+            )
+        self.log_dict({f"train/{name}": value for name, value in terms.items() if name != "reconstruction"})
+        self.log("train/reconstruction", terms["reconstruction"], prog_bar=True)
+        return torch.stack(list(terms.values())).sum()
+
+    def _feature_distance(self, decoded: Tensor, images: Tensor) -> Tensor:
+        with torch.no_grad():
+            wanted = encoder_features(self.backbone, images)
+        found = encoder_features(self.backbone, decoded)
+        distances = [(f - w).abs().mean() / w.std().clamp(min=1e-6) for f, w in zip(found, wanted, strict=True)]
+        return torch.stack(distances).mean()
+
+    def write(self) -> None:
+        save_network(self.out, self.backbone.vae)
+        rank_zero_info(f"decoder written to {self.out}")

@@ -1,0 +1,98 @@
+"""Ctrl-C and SIGTERM wait for the end of the step, and a run always ends with a validation."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+from morsr.errors import told_of_deaths
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_SAME = 1.0  # seconds: launchers pass the terminal's Ctrl-C on to processes that have got it already
+
+
+class StopBetweenSteps(Callback):
+    """Stops on Ctrl-C and SIGTERM between two steps; the second Ctrl-C stops at once.
+
+    Within a step some networks have moved and others have not, so no checkpoint is saved on an exception there, nor
+    before the first step of this process. With several processes the signal may reach any of them: all leave after the
+    same step. Lightning's own handler of SIGTERM is set aside during training, because it exchanges tensors wherever a
+    process happens to be. `morsr fit` adds this callback.
+
+    Attributes:
+        steps: batches that this process has trained on.
+    """
+
+    def __init__(self) -> None:
+        self.steps = 0
+        self._within = False
+        self._asked: tuple[int, float] | None = None  # the signal and when it came
+        self._before: dict[int, Any] = {}
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._asked, self.steps = None, 0
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._remember) for number in _SIGNALS}
+
+    def _remember(self, number: int, frame: Any) -> None:
+        now = time.monotonic()
+        if self._asked is None:
+            self._asked = (number, now)
+            rank_zero_info("stopping after this step; Ctrl-C again stops at once")
+        elif number == signal.SIGINT and now - self._asked[1] > _SAME:
+            raise KeyboardInterrupt
+
+    def on_train_batch_start(self, trainer: L.Trainer, *rest: Any) -> None:
+        self._within = True
+
+    def on_train_batch_end(self, trainer: L.Trainer, *rest: Any) -> None:
+        self._within = False
+        self.steps += 1
+        self._leave_if_asked(trainer)
+
+    def on_validation_batch_end(self, trainer: L.Trainer, *rest: Any) -> None:
+        if self._before:
+            self._leave_if_asked(trainer)
+
+    def _leave_if_asked(self, trainer: L.Trainer) -> None:
+        number = self._asked[0] if self._asked is not None else 0
+        stop, ended = number != 0, number == signal.SIGTERM
+        if trainer.world_size > 1:  # all processes must leave after the same step, and in the same way
+            stop = trainer.strategy.reduce_boolean_decision(stop, all=False)
+            ended = stop and trainer.strategy.reduce_boolean_decision(ended, all=False)
+        if ended:
+            raise SIGTERMException(128 + signal.SIGTERM)
+        if stop:
+            raise KeyboardInterrupt
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._restore()
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        self._restore()
+        told_of_deaths()
+        if self.steps and not self._within:
+            return
+        for callback in trainer.checkpoint_callbacks:  # Lightning calls them after all others
+            if isinstance(callback, ModelCheckpoint):
+                callback.save_on_exception = False
+
+    def _restore(self) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
+
+
+class FinalValidation(Callback):
+    """Validates after the last step, however short the run is."""
+
+    def on_train_batch_end(self, trainer: L.Trainer, *rest: Any) -> None:
+        if 0 < trainer.max_steps <= trainer.global_step:
+            trainer.should_stop = True  # Lightning validates before it stops

@@ -1,0 +1,181 @@
+"""Checkpoint files: written atomically with a digest, read without unpickling, and found again after an accident."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import struct
+import tempfile
+import warnings
+import zipfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+
+from morsr.errors import TrainingError, WeightsError
+from morsr.files import atomic_path
+
+_MARK = b"sha256:"
+_LENGTH = len(_MARK) + 64
+_PART = ".morsr-*.part.ckpt"  # what `atomic_path` calls the file that it writes
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Lightning's checkpoint files, which appear under their name complete or not at all.
+
+    The SHA-256 of the file is stored as the comment of its zip archive and compared when the file is read. Nothing is
+    ever unpickled, wherever a checkpoint comes from. Paths such as s3:// are left to Lightning.
+    """
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None
+    ) -> None:
+        """Write one checkpoint.
+
+        Raises:
+            TrainingError: it could not be written; the file of before is untouched.
+        """
+        if "://" in os.fspath(path):
+            super().save_checkpoint(checkpoint, path, storage_options)
+            return
+        try:
+            with atomic_path(path, flush=True) as part, _locked(part):
+                torch.save(checkpoint, part)
+                _append_digest(part)
+        except (OSError, RuntimeError) as error:  # torch's archive writer raises the latter when a write fails
+            reason = str(error).splitlines()[0]
+            raise TrainingError(f"{path}: the checkpoint could not be written ({reason}); free some space") from error
+
+    def load_checkpoint(
+        self, path: str | os.PathLike[str], map_location: Any = "cpu", weights_only: bool | None = True
+    ) -> dict[str, Any]:
+        """Read one checkpoint; `weights_only` is always True."""
+        if not os.fspath(path).startswith(("http://", "https://")):
+            return read_checkpoint(path, map_location=map_location)
+        with tempfile.TemporaryDirectory() as folder:
+            file = os.path.join(folder, "downloaded.ckpt")
+            try:
+                torch.hub.download_url_to_file(os.fspath(path), file, progress=False)
+                return read_checkpoint(file, map_location=map_location)
+            except WeightsError as error:
+                raise WeightsError(str(error).replace(file, os.fspath(path))) from error
+            except (OSError, ValueError) as error:
+                raise WeightsError(f"{path}: could not be downloaded ({error})") from error
+
+
+def read_checkpoint(path: str | os.PathLike[str], *, map_location: Any = "cpu", whole: bool = True) -> dict[str, Any]:
+    """Read a checkpoint of tensors and plain values.
+
+    Args:
+        path: a local file, or another that fsspec opens.
+        map_location: as for `torch.load`.
+        whole: compare every byte with the checksums first; without that, tensors are not read until they are used.
+
+    Raises:
+        WeightsError: missing, damaged, cut short, or with objects that would have to be unpickled.
+    """
+    try:
+        if "://" in os.fspath(path):
+            found = TorchCheckpointIO().load_checkpoint(path, map_location, weights_only=True)
+        else:
+            if whole:
+                _check_digest(Path(path))
+            found = torch.load(path, map_location=map_location, weights_only=True, mmap=not whole)
+    except FileNotFoundError as error:
+        raise WeightsError(f"{path}: no such checkpoint") from error
+    except Exception as error:
+        reason = str(error).strip().split("\n")[0][:100]
+        raise WeightsError(f"{path}: not a whole checkpoint ({reason}); take an earlier one") from error
+    if not isinstance(found, dict) or "state_dict" not in found:
+        raise WeightsError(f"{path}: expected a checkpoint of Lightning, got a file without a state_dict")
+    return found
+
+
+def newest_checkpoint(runs: Iterable[Path]) -> Path | None:
+    """The checkpoint with the most steps in the newest run that has a whole one.
+
+    Damaged files are passed over with a warning; what a killed process left half-written is removed.
+
+    Args:
+        runs: folders of runs, the newest first; checkpoints may lie in folders below.
+    """
+    for run in runs:
+        steps: dict[Path, int] = {}
+        for path in sorted(run.rglob("*.ckpt")):
+            if path.name.startswith("."):
+                _remove_abandoned(path)
+                continue
+            try:
+                steps[path] = int(read_checkpoint(path, whole=False).get("global_step", 0))
+            except WeightsError as error:
+                warnings.warn(f"passed over: {error}", stacklevel=2)
+        for path in sorted(steps, key=lambda path: (steps[path], path.name), reverse=True):
+            try:
+                _check_digest(path)
+                return path
+            except Exception as error:
+                warnings.warn(f"passed over: {path}: {error}", stacklevel=2)
+    return None
+
+
+def _append_digest(path: Path) -> None:
+    """Put the digest of the archive into its comment, whose length is the last two bytes of the file so far."""
+    with path.open("r+b") as file:
+        file.seek(-2, os.SEEK_END)
+        size = file.tell()
+        file.seek(0)
+        digest = _digest(file, size)
+        file.seek(size)
+        file.write(struct.pack("<H", _LENGTH) + _MARK + digest)
+
+
+def _check_digest(path: Path) -> None:
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size - _LENGTH - 2
+        file.seek(max(size, 0))
+        tail = file.read()
+        if tail[2:].startswith(_MARK) and tail[:2] == struct.pack("<H", _LENGTH):
+            file.seek(0)
+            if _digest(file, size) != tail[2 + len(_MARK) :]:
+                raise ValueError("its bytes do not give its SHA-256")
+            return
+    with zipfile.ZipFile(path) as archive:  # written by Lightning itself
+        if archive.comment or (name := archive.testzip()) is not None:
+            raise ValueError("its digest is damaged" if archive.comment else f"{name} is damaged")
+
+
+def _digest(file: Any, size: int) -> bytes:
+    found, left = hashlib.sha256(), size
+    while left > 0 and (block := file.read(min(left, 1 << 22))):
+        found.update(block)
+        left -= len(block)
+    return found.hexdigest().encode()
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold a lock that ends with this process, so that others see whether a part file is still being written."""
+    with path.open("rb") as file:
+        _lock(file)
+        yield
+
+
+def _lock(file: Any) -> bool:
+    try:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    except (ImportError, OSError):
+        return False
+
+
+def _remove_abandoned(path: Path) -> None:
+    if path.match(_PART):
+        with contextlib.suppress(OSError), path.open("rb") as file:
+            if _lock(file):
+                path.unlink()

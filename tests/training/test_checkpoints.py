@@ -1,0 +1,141 @@
+"""Checkpoint files: whole or refused, never unpickled, and found again after an accident."""
+
+from __future__ import annotations
+
+import functools
+import http.server
+import os
+import random
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch.loggers import TensorBoardLogger
+
+from morsr.errors import TrainingError, WeightsError
+from morsr.training.checkpoints import AtomicCheckpointIO, newest_checkpoint, read_checkpoint
+from morsr.training.cli import claim_folder
+
+
+class Payload:
+    """What a pickle would run."""
+
+    def __init__(self, mark: Path) -> None:
+        self.mark = mark
+
+    def __reduce__(self) -> Any:
+        return (Path.touch, (self.mark,))
+
+
+def save(path: Path, step: int = 0, **more: Any) -> Path:
+    tensors = {"a": torch.arange(37.0), "b": torch.randn(5, 3), "c": torch.zeros(1)}
+    AtomicCheckpointIO().save_checkpoint({"state_dict": tensors, "global_step": step, **more}, path)
+    return path
+
+
+@pytest.mark.parametrize("flips", [200, pytest.param(1000, marks=pytest.mark.slow)])
+def test_no_file_with_a_flipped_bit_is_accepted(flips: int, tmp_path: Path) -> None:
+    whole = save(tmp_path / "whole.ckpt").read_bytes()
+    assert read_checkpoint(tmp_path / "whole.ckpt")["state_dict"]["a"][-1] == 36
+    draw = random.Random(0)
+    places = [len(whole) - 1 - place for place in range(73)] + [draw.randrange(len(whole)) for _ in range(flips)]
+    accepted = []
+    for place in places:
+        damaged = bytearray(whole)
+        damaged[place] ^= 1 << draw.randrange(8)
+        (tmp_path / "damaged.ckpt").write_bytes(damaged)
+        try:
+            read_checkpoint(tmp_path / "damaged.ckpt")
+            accepted.append(place)
+        except WeightsError:
+            continue
+    assert not accepted
+
+
+def test_a_file_of_lightnings_own_is_checked_by_its_zip_sums(tmp_path: Path) -> None:
+    torch.save({"state_dict": {"a": torch.ones(5000)}}, tmp_path / "plain.ckpt")
+    assert read_checkpoint(tmp_path / "plain.ckpt")["state_dict"]["a"].sum() == 5000
+    damaged = bytearray((tmp_path / "plain.ckpt").read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    (tmp_path / "plain.ckpt").write_bytes(damaged)
+    with pytest.raises(WeightsError):
+        read_checkpoint(tmp_path / "plain.ckpt")
+
+
+@pytest.mark.parametrize("source", ["file", "http"])
+def test_nothing_is_unpickled(source: str, tmp_path: Path) -> None:
+    (tmp_path / "served").mkdir()
+    file, mark = tmp_path / "served" / "evil.ckpt", tmp_path / "mark"
+    torch.save({"state_dict": {}, "payload": Payload(mark)}, file)
+    save(tmp_path / "served" / "good.ckpt", step=7)
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(tmp_path / "served"))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        root = f"http://127.0.0.1:{server.server_port}" if source == "http" else str(tmp_path / "served")
+        with pytest.raises(WeightsError):
+            AtomicCheckpointIO().load_checkpoint(f"{root}/evil.ckpt", weights_only=False)
+        assert AtomicCheckpointIO().load_checkpoint(f"{root}/good.ckpt")["global_step"] == 7
+        server.shutdown()
+    assert not mark.exists()
+
+
+def test_a_full_disk_leaves_the_file_of_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = save(tmp_path / "deep" / "last.ckpt", step=1)
+
+    def full(checkpoint: Any, path: Path) -> None:
+        path.write_bytes(b"half of it")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(TrainingError):
+        save(path, step=2)
+    monkeypatch.undo()
+    assert read_checkpoint(path)["global_step"] == 1
+    assert [file.name for file in path.parent.iterdir()] == ["last.ckpt"]
+
+
+def test_the_newest_is_chosen_by_run_and_recorded_step(tmp_path: Path) -> None:
+    runs = [tmp_path / f"version_{number}" for number in (2, 1, 0)]
+    save(runs[1] / "checkpoints" / "z.ckpt", step=3)
+    best = save(runs[1] / "checkpoints" / "step-4-val" / "psnr=20.ckpt", step=9)  # {val/psnr} in a file's name
+    save(runs[2] / "checkpoints" / "last.ckpt", step=100)
+    os.utime(best, (0, 0))
+    assert newest_checkpoint(runs) == best
+    best.write_bytes(best.read_bytes()[:-200])
+    with pytest.warns(UserWarning, match="passed over"):
+        assert newest_checkpoint(runs) == runs[1] / "checkpoints" / "z.ckpt"
+    (runs[1] / "checkpoints" / "z.ckpt").unlink()
+    with pytest.warns(UserWarning, match="passed over"):
+        assert newest_checkpoint(runs) == runs[2] / "checkpoints" / "last.ckpt"
+    assert newest_checkpoint(runs[:1]) is None
+
+
+def test_what_a_killed_process_left_is_removed_and_what_is_being_written_stays(tmp_path: Path) -> None:
+    fcntl = pytest.importorskip("fcntl")
+    whole = save(tmp_path / "last.ckpt", step=3)
+    left, writing = tmp_path / ".morsr-00.part.ckpt", tmp_path / ".morsr-11.part.ckpt"
+    for path in (left, writing):
+        path.write_bytes(whole.read_bytes()[:100])
+    with writing.open("rb") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        assert newest_checkpoint([tmp_path]) == whole
+        assert not left.exists()
+        assert writing.exists()
+
+
+def test_runs_started_together_get_folders_of_their_own(tmp_path: Path) -> None:
+    start, found = threading.Barrier(8), []
+
+    def claim() -> None:
+        logger = TensorBoardLogger(tmp_path, name="run")
+        start.wait()
+        found.append(claim_folder(logger))
+
+    threads = [threading.Thread(target=claim) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(path.name for path in found) == [f"version_{number}" for number in range(8)]

@@ -1,0 +1,78 @@
+"""A run that is killed at any moment resumes by `--ckpt_path last` and ends with the straight run's adapters."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from morsr.cli import main
+
+CONFIG = Path(__file__).resolve().parents[2] / "experiments" / "mor_tiny.yaml"
+STEPS = 12
+
+
+def run(base: Path, out: Path, *more: str) -> multiprocessing.process.BaseProcess:
+    """Start a training on dead leaves in a process that can be killed; a checkpoint after every step."""
+    keep = (
+        '[{"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": {"every_n_train_steps": 1,'
+        ' "save_last": true, "save_on_exception": true}}, {"class_path": "morsr.training.callbacks.AdapterCheckpoint"}]'
+    )
+    options = [
+        "fit", "--config", str(CONFIG), f"--model.base={base}", "--model.adapters.targets=[sd_unet@unet]",
+        "--model.calibration_images=2", "--data.train=[]", "--data.val=[]", "--data.test=[]", "--data.dead_leaves=1.0",
+        "--data.batch_size=1", "--data.crop_size=32", "--data.num_workers=0", "--data.samples_per_epoch=5",
+        f"--trainer.max_steps={STEPS}", "--trainer.accelerator=cpu", f"--trainer.logger.init_args.save_dir={out}",
+        "--trainer.limit_val_batches=0", "--trainer.val_check_interval=null", "--trainer.enable_progress_bar=false",
+        f"--trainer.callbacks={keep}", *more,
+    ]  # fmt: skip
+    process = multiprocessing.get_context("fork").Process(target=lambda: os._exit(main(options)))
+    process.start()
+    return process
+
+
+def kill(process: multiprocessing.process.BaseProcess, out: Path, within_a_write: bool, delay: float) -> None:
+    """Kill once there is a checkpoint: after so many seconds, or as soon as a file is being written."""
+    while process.is_alive() and not any(path for path in out.rglob("*.ckpt") if not path.name.startswith(".")):
+        time.sleep(0.005)
+    until = time.monotonic() + delay
+    while process.is_alive() and (time.monotonic() < until or within_a_write):
+        if within_a_write and time.monotonic() > until and any(out.rglob(".morsr-*")):
+            break
+        time.sleep(0 if within_a_write else 0.005)
+    process.kill()
+    process.join()
+
+
+@pytest.mark.timeout(3000)
+@pytest.mark.parametrize("kills", [3, pytest.param(50, marks=pytest.mark.slow)])
+def test_killed_runs_resume_whole(kills: int, small_base: Path, tmp_path: Path) -> None:
+    started = time.monotonic()
+    straight = run(small_base, tmp_path / "straight")
+    straight.join()
+    assert straight.exitcode == 0
+    length = time.monotonic() - started
+    expected = load_file(tmp_path / "straight" / "mor_tiny" / "version_0" / "adapters.safetensors")
+    draw = random.Random(kills)
+    killed = 0
+    for number in range(kills):
+        out = tmp_path / str(number)
+        process = run(small_base, out)
+        kill(process, out, within_a_write=number % 2 == 0, delay=draw.uniform(0, 0.6 * length))
+        killed += process.exitcode == -signal.SIGKILL
+        resumed = run(small_base, out, "--ckpt_path=last")
+        resumed.join()
+        assert resumed.exitcode == 0, number
+        newest = max((out / "mor_tiny").iterdir(), key=lambda path: int(path.name.removeprefix("version_")))
+        torch.testing.assert_close(
+            load_file(newest / "adapters.safetensors"), expected, rtol=0, atol=0, msg=str(number)
+        )
+        assert not list(out.rglob(".morsr-*")), "what the killed process left is gone"
+    assert killed >= kills // 2
