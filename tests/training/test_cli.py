@@ -88,6 +88,8 @@ def real(options: list[str], out: Path, steps: int) -> list[str]:
 def test_a_base_phase_resumes_by_the_command_line_alone(small_base: Path, photos: Path, tmp_path: Path) -> None:
     """Settings come from the config and the command line, never from the checkpoint, and the result is the same."""
     options = real(arguments("base_tiny_diffusion.yaml", small_base, photos, tmp_path / "out"), tmp_path / "out", 2)
+    options += ["--trainer.callbacks+=lightning.pytorch.callbacks.ModelCheckpoint"]
+    options += ["--trainer.callbacks.every_n_train_steps=1"]
     assert main([*options, f"--model.out={tmp_path}/straight"]) == 0
     assert main([*options, f"--model.out={tmp_path}/old", "--trainer.max_steps=1", "--model.schedule=constant"]) == 0
     (checkpoint,) = (tmp_path / "out" / "base_tiny_diffusion" / "version_1").rglob("*.ckpt")
@@ -200,7 +202,8 @@ def test_a_wrong_number_of_slurm_tasks_is_one_line(
     tasks = {"NTASKS": "4", "NTASKS_PER_NODE": "4", "JOB_NAME": "train", "JOB_ID": "1"}
     for name, value in {**tasks, "PROCID": "0", "LOCALID": "0", "NODEID": "0"}.items():
         monkeypatch.setenv(f"SLURM_{name}", value)
-    assert main(arguments("mor_tiny.yaml", small_base, photos, tmp_path / "out")) == 2
+    options = real(arguments("mor_tiny.yaml", small_base, photos, tmp_path / "out"), tmp_path / "out", 1)
+    assert main([*options, "--trainer.devices=2", "--trainer.strategy=ddp_find_unused_parameters_true"]) == 2
     assert len([line for line in capsys.readouterr().err.splitlines() if line.startswith("morsr: ")]) == 1
 
 

@@ -121,8 +121,10 @@ class MorsrCLI(LightningCLI):
         return trainer
 
     def _set_seed(self) -> None:
-        with _as_config_errors():
+        try:
             super()._set_seed()
+        except ValueError as error:
+            raise ConfigError(f"seed_everything: {error}") from error
 
     def _run_subcommand(self, subcommand: str) -> None:
         try:
@@ -201,7 +203,7 @@ def _usable(callbacks: list[Callback], config: dict[str, Any]) -> list[Callback]
                 f"{one.monitor}; leave every_n_train_steps out to save after each validation"
             )
     off: list[type] = []
-    off += [Checkpoint] if config.get("enable_checkpointing") is False else []
+    off += [Checkpoint] if config.get("enable_checkpointing") is False or config.get("fast_dev_run") else []
     off += [LearningRateMonitor] if config.get("logger") is False else []
     off += [ProgressBar] if config.get("enable_progress_bar") is False else []
     return [one for one in callbacks if not isinstance(one, tuple(off))]
