@@ -181,7 +181,7 @@ def run(arguments: Sequence[str]) -> int:
         cause = _deliberate_cause(error)
         if cause is not None:
             raise cause from None
-        if isinstance(error, ArgumentError):
+        if isinstance(error, ArgumentError) or str(error).startswith("You set `"):  # the latter by Lightning's launcher
             raise ConfigError(_with_own_setting(error)) from error
         raise
     return 0
