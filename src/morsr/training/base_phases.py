@@ -54,8 +54,9 @@ class SeededTraining(L.LightningModule):
         betas: tuple[float, float] = (0.9, 0.999),
     ) -> None:
         super().__init__()
-        self.lr, self.weight_decay, self.betas = lr, weight_decay, betas
-        self.warmup, self.schedule, self.seed = warmup, schedule, seed
+        # plain numbers: the types of jsonargparse would not be read back from a checkpoint
+        self.lr, self.weight_decay, self.betas = float(lr), weight_decay, betas
+        self.warmup, self.schedule, self.seed = int(warmup), schedule, seed
 
     def trained(self) -> list[dict[str, Any]]:
         """Groups of the parameters that are trained."""
