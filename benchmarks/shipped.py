@@ -21,10 +21,9 @@ from torch import Tensor
 from morsr import Restorer
 from morsr.data.degraded import embedded_benchmark
 from morsr.data.pairs import Pair, PairPaths, paired_folder
-from morsr.evaluation.benchmark import BenchmarkReport, Method, evaluate
-from morsr.evaluation.classical import classical_methods
-from morsr.evaluation.images import to_tensor, to_uint8
-from morsr.evaluation.pictures import side_by_side
+from morsr.evaluation.images import side_by_side, to_tensor, to_uint8
+from morsr.evaluation.score import Method, bicubic_method, evaluate
+from morsr.evaluation.tables import BenchmarkReport
 
 PRESETS = ("tiny", "tiny-fidelity")
 
@@ -88,7 +87,7 @@ def main() -> None:
     parser.add_argument("--sheet", type=Path, help="file for the picture of the README")
     parser.add_argument("--out", type=Path, help="folder for the tables")
     options = parser.parse_args()
-    methods: dict[str, Method] = {"bicubic": classical_methods()["bicubic"]}
+    methods: dict[str, Method] = {"bicubic": bicubic_method()}
     methods |= {name: method(Restorer.from_pretrained(name, device="cpu"), options.color) for name in PRESETS}
     sets: dict[str, Callable[[], Sequence[Pair | PairPaths]]] = {
         "embedded": embedded_benchmark,
@@ -97,7 +96,7 @@ def main() -> None:
     for name in options.sets:
         pairs = list(sets[name]())
         report = evaluate(methods, pairs, out=options.out / name if options.out else None, reference="bicubic")
-        print(f"\n{name}: {len(pairs)} images\n\n{report.to_markdown()}")
+        print(f"\n{name}: {len(pairs)} images\n\n{report.to_text()}")
         if name == "embedded":
             degraded = [pair for pair in pairs if isinstance(pair, Pair)]
             if options.gallery:

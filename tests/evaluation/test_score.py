@@ -1,35 +1,37 @@
-"""`morsr score` and `morsr compare`: pairing, every kind of bad input, resuming, and the numbers."""
+"""Scoring folders, methods and test sets: pairing, bad input, the numbers, and the tables that come of them."""
 
 from __future__ import annotations
 
-import argparse
 import csv
 import json
+import math
 import os
+import re
 import struct
 import sys
 import zlib
+from contextlib import nullcontext
 from pathlib import Path
-from types import ModuleType
+from types import SimpleNamespace
+from typing import Any
 
+import cv2
+import lightning as L
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from torch.utils.data import DataLoader
 
+import morsr.evaluation.callback as callback_module
 from morsr.cli import main
-from morsr.commands import compare, score
 from morsr.errors import ConfigError, InputError
-from morsr.evaluation import scoring
-from morsr.evaluation.comparison import compare_tables
-from morsr.evaluation.images import read_header, read_rgb
-from morsr.evaluation.scoring import score_folders
-from morsr.models import metrics
-
-
-def command(module: ModuleType, *words: object) -> int:
-    parser = argparse.ArgumentParser()
-    module.add_arguments(parser)
-    return module.run(parser.parse_args([str(word) for word in words]))
+from morsr.evaluation import BenchmarkTable, ScoreDump
+from morsr.evaluation.comparison import compare_tables, read_runs
+from morsr.evaluation.images import bicubic, detailed_corner, image_size, read_rgb, side_by_side
+from morsr.evaluation.score import bicubic_method, enlarged_size, evaluate, score_folders
+from morsr.evaluation.tables import BenchmarkReport, ImageScore, published_rows, text_table
+from morsr.models.metrics import METRICS
 
 
 def picture(seed: int, size: int = 32) -> np.ndarray:
@@ -43,70 +45,72 @@ def noisy(image: np.ndarray, sigma: float) -> np.ndarray:
 
 @pytest.fixture
 def folders(tmp_path: Path) -> Path:
-    """gt, lr and two sets of outputs of four images."""
-    for name in ("gt", "lr", "good", "bad"):
-        (tmp_path / name).mkdir()
-    for seed, stem in enumerate(("a", "b", "c", "d")):
+    """gt, lr and two sets of outputs of four images and one in a subfolder, a JPEG among the references."""
+    for seed, stem in enumerate(("a", "b", "c", "d", "sub/e")):
         hr = picture(seed)
-        Image.fromarray(hr).save(tmp_path / "gt" / f"{stem}.png")
-        Image.fromarray(hr).resize((8, 8), Image.Resampling.BOX).save(tmp_path / "lr" / f"{stem}.png")
-        Image.fromarray(noisy(hr, 3)).save(tmp_path / "good" / f"{stem}.png")
-        Image.fromarray(noisy(hr, 20)).save(tmp_path / "bad" / f"{stem}.png")
+        shown = {"gt": hr, "lr": cv2.resize(hr, (8, 8), interpolation=cv2.INTER_AREA)}
+        for name, image in {**shown, "good": noisy(hr, 3), "bad": noisy(hr, 20)}.items():
+            path = tmp_path / name / f"{stem}.{'jpg' if (name, stem) == ('gt', 'sub/e') else 'png'}"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(path)
     return tmp_path
 
 
-def quiet(folders: Path, **options):
+def quiet(folders: Path, **options: Any) -> BenchmarkReport:
     options = {"outputs": {"good": folders / "good"}, "hr": folders / "gt", "metrics": ["psnr"], **options}
     return score_folders(progress=False, **options)
 
 
-def test_score_command(folders: Path, capsys: pytest.CaptureFixture[str]):
-    words = ("--pred", folders / "good", f"worse={folders / 'bad'}", "--gt", folders / "gt", "--lr", folders / "lr",
-             "--metrics", "psnr,ssim,lpips", "--out", folders / "out", "--jobs", 1,
-             "--published", "RealSR")  # fmt: skip
-    assert command(score, *words) == 0
+def rows_of(path: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))
+
+
+def table_of(text: str, metric: str) -> dict[str, list[str]]:
+    """Method to the cells behind it, of one metric's lines of an aligned table."""
+    found: dict[str, list[str]] = {}
+    current = ""
+    for line in text.splitlines():
+        cells = re.split(r"\s{2,}", line.rstrip())
+        current = cells[0] or current
+        if current.startswith(metric) and len(cells) > 2:
+            found[cells[1]] = cells[2:]
+    return found
+
+
+def test_score_command_writes_and_prints_one_table(folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = f"--pred {folders}/good worse={folders}/bad --gt {folders}/gt --lr {folders}/lr --published RealSR"
+    assert main(["score", *words.split(), "--metrics", "psnr,ssim,lpips", "--out", "out", "--jobs", "1"]) == 0
     printed = capsys.readouterr().out
-    lines = list(csv.DictReader((folders / "out" / "scores.csv").open()))
-    assert [line["method"] for line in lines] == ["bicubic"] * 4 + ["good"] * 4 + ["worse"] * 4
-    report = json.loads((folders / "out" / "scores.json").read_text())
-    assert report["protocol"] == "stablesr"
+    lines = rows_of(Path("out/scores.csv"))
+    assert [line["method"] for line in lines] == ["bicubic"] * 5 + ["good"] * 5 + ["worse"] * 5
+    assert {line["image"] for line in lines} == {"a", "b", "c", "d", "sub/e"}
+    report = json.loads(Path("out/scores.json").read_text())
+    assert "stablesr" in report["protocol"]
     assert "alexnet" in report["absent"]["lpips"]
-    assert report["summary"]["good"]["mean"]["psnr"] > report["summary"]["worse"]["mean"]["psnr"]
-    for text in ("protocol stablesr", "| bicubic |", "| good |", "| worse |", "MoR-DASR (published)"):
-        assert text in printed
-    assert (folders / "out" / "scores.md").read_text() in printed
+    means = {method: entry["mean"]["psnr"] for method, entry in report["summary"].items()}
+    assert means["good"] > means["worse"]
+    shown = table_of(printed, "psnr")
+    assert "|" not in printed, "no Markdown on the terminal"
+    assert list(shown) == ["bicubic", "good", "worse", "MoR-DASR (published)", *list(shown)[4:]]
+    assert float(shown["good"][0]) == pytest.approx(means["good"], abs=1e-4)
+    assert float(shown["good"][1]) == pytest.approx(means["good"] - means["bicubic"], abs=1e-4)
+    assert "lpips is absent" in printed
 
 
-def test_published_outputs_of_a_peer(shared_data: Path, tmp_path: Path):
+def test_published_outputs_of_a_peer(shared_data: Path, tmp_path: Path) -> None:
     data = shared_data / "realsr"
-    places = {name: tmp_path / name for name in ("osediff", "HR", "LR")}
-    for name, place in places.items():
-        place.mkdir()
+    for name in ("osediff", "HR", "LR"):
+        (tmp_path / name).mkdir()
         for path in sorted((data / name).iterdir())[:5]:
-            (place / path.name).symlink_to(path)
-    report = score_folders({"osediff": places["osediff"]}, places["HR"], places["LR"], ["psnr", "ssim"],
-                           out=tmp_path / "out", progress=False)  # fmt: skip
-    published = data / "osediff_published_scores.csv"
-    found = compare_tables(published, tmp_path / "out" / "scores.csv")
+            (tmp_path / name / path.name).symlink_to(path)
+    report = score_folders(
+        {"osediff": tmp_path / "osediff"}, tmp_path / "HR", tmp_path / "LR", ["psnr", "ssim"], out="out", progress=False
+    )
+    found = compare_tables(data / "osediff_published_scores.csv", Path("out/scores.csv"))
     assert [info.name for info, *_ in found.rows] == ["psnr", "ssim"]
     assert all(abs(value.low) < 1e-4 and abs(value.high) < 1e-4 for *_, value in found.rows)
-    assert len(found.unmatched) == 95
+    assert (found.images, len(found.unmatched)) == (5, 95)
     assert report.mean("bicubic", "psnr") > report.mean("osediff", "psnr")
-
-
-def test_single_files_of_any_name(folders: Path):
-    report = quiet(folders, outputs={"x": folders / "good" / "a.png"}, hr=folders / "gt" / "b.png")
-    assert report.images == ("a",)
-    with pytest.raises(InputError, match="folders everywhere or files everywhere"):
-        quiet(folders, outputs={"x": folders / "good" / "a.png"})
-
-
-def test_without_reference_only_what_needs_none(folders: Path):
-    with pytest.raises(ConfigError, match="at least one folder"):
-        quiet(folders, outputs={})
-    report = quiet(folders, hr=None, metrics=["psnr", "niqe"])
-    assert report.absent == {"psnr": "needs reference images (--gt)"}
-    assert [i.name for i in report.metrics] == ["niqe"]
 
 
 def bomb() -> bytes:
@@ -119,339 +123,386 @@ def bomb() -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", b"") + chunk(b"IEND", b"")
 
 
-def damage(folders: Path, kind: str) -> str:
-    """Spoil one file; returns the words that the message must hold."""
-    target, image = folders / "good" / "b.png", picture(1)
-    if kind == "size":
-        Image.fromarray(image[:-2]).save(target)
-        return "b.png against b.png: 32x30 against 32x32 px"
-    if kind == "depth":
-        import cv2
-
-        cv2.imwrite(str(target), image.astype(np.uint16) * 257)
-        return "b.png against b.png: 16-bit against 8-bit"
-    if kind == "gray":
-        Image.fromarray(image[..., 0]).save(target)
-        return "b.png against b.png: gray against RGB"
-    if kind == "alpha":
-        Image.fromarray(image).convert("RGBA").save(target)
-        return "b.png against b.png: RGBA against RGB"
-    if kind == "transparent":
-        Image.fromarray(image).quantize(64).save(target, transparency=3)
-        return "b.png against b.png: RGBA against RGB"
-    if kind == "animated":
-        Image.fromarray(image).save(target, save_all=True, append_images=[Image.fromarray(image[::-1])])
-        return "b.png: 2 frames or pages"
-    if kind == "bomb":
-        target.write_bytes(bomb())
-        return "b.png: cannot be read as an image"
-    if kind == "missing":
-        target.unlink()
-        return "good: nothing for b"
-    if kind == "extra":
-        (folders / "gt" / "b.png").unlink()
-        return "gt: nothing for b"
-    if kind == "no lr":
-        (folders / "lr" / "b.png").unlink()
-        return "lr: nothing for b"
-    if kind == "twice":
-        Image.fromarray(image).save(folders / "good" / "b.jpg")
-        return "one stem for several files: b.jpg, b.png"
-    target.write_bytes(b"not an image")
-    return "b.png: cannot be read as an image"
+DAMAGES: dict[str, Any] = {
+    "size": lambda at, image: Image.fromarray(image[:-2]).save(at),
+    "16 bits": lambda at, image: cv2.imwrite(str(at), image.astype(np.uint16) * 257),
+    "16-bit gray": lambda at, image: cv2.imwrite(str(at), image[..., 0].astype(np.uint16) * 257),
+    "16-bit tiff": lambda at, image: (at.unlink(), cv2.imwrite(f"{at.parent}/b.tif", image.astype(np.uint16) * 257)),
+    "16-bit ppm": lambda at, image: (at.unlink(), cv2.imwrite(f"{at.parent}/b.ppm", image.astype(np.uint16) * 257)),
+    "alpha": lambda at, image: Image.fromarray(image).convert("RGBA").save(at),
+    "transparent palette": lambda at, image: Image.fromarray(image).quantize(64).save(at, transparency=3),
+    "transparent gray": lambda at, image: Image.fromarray(image[..., 0]).save(at, transparency=7),
+    "animated": lambda at, image: Image.fromarray(image).save(
+        at, save_all=True, append_images=[Image.fromarray(image[::-1])]
+    ),
+    "bomb": lambda at, image: at.write_bytes(bomb()),
+    "text": lambda at, image: at.write_bytes(b"not an image"),
+    "postscript": lambda at, image: at.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 32 32\n"),
+    "missing": lambda at, image: at.unlink(),
+    "no reference": lambda at, image: (at.parent.parent / "gt" / "b.png").unlink(),
+    "no input": lambda at, image: (at.parent.parent / "lr" / "b.png").unlink(),
+    "turned input": lambda at, image: Image.fromarray(image[:20, :8]).save(at.parent.parent / "lr" / "b.png"),
+    "twice": lambda at, image: Image.fromarray(image).save(at.parent / "b.jpg"),
+    "fifo": lambda at, image: (at.unlink(), os.mkfifo(at)),
+}
 
 
-KINDS = [
-    "size", "depth", "gray", "alpha", "transparent", "animated", "bomb", "missing", "extra", "no lr", "twice",
-    "unreadable",
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_what_cannot_be_scored_is_named_and_nothing_is_written(folders: Path, kind: str):
-    words = damage(folders, kind)
+@pytest.mark.parametrize("kind", DAMAGES)
+def test_what_cannot_be_scored_is_named_and_nothing_is_written(folders: Path, kind: str) -> None:
+    DAMAGES[kind](folders / "good" / "b.png", picture(1))
     with pytest.raises(InputError) as error:
         quiet(folders, lr=folders / "lr", out=folders / "out")
-    assert words in str(error.value)
     assert "nothing was scored" in str(error.value)
+    assert re.search(r"\bb\b", str(error.value))
     assert not (folders / "out").exists()
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_the_rest_is_scored_when_asked_and_the_table_tells(folders: Path, kind: str):
-    words = damage(folders, kind)
     report = quiet(folders, lr=folders / "lr", skip_problems=True)
-    assert report.images == ("a", "c", "d")
-    assert words in report.to_markdown()
+    assert report.images == ("a", "c", "d", "sub/e")
+    assert report.problems
+    assert all(text in report.to_text() for text in report.problems)
 
 
-def test_sizes_are_cropped_only_when_asked(folders: Path):
-    damage(folders, "size")
-    Image.fromarray(np.asarray(Image.open(folders / "gt" / "b.png"))[:-2]).save(folders / "good" / "b.png")
-    report = quiet(folders, crop=True)
-    assert report.values("good", "psnr")["b"] == pytest.approx(80)
-    assert "cropped" in report.to_markdown()
-
-
-def test_16_bits_on_both_sides_are_refused_too(folders: Path):
-    import cv2
-
-    for name in ("good", "gt"):
-        cv2.imwrite(str(folders / name / "b.png"), picture(1).astype(np.uint16) * 257)
-    with pytest.raises(InputError, match=r"b\.png: 16 bits per channel; scores are defined on 8 bits"):
-        quiet(folders)
-
-
-def test_a_file_cut_in_half_is_named_and_the_rest_goes_on(folders: Path, capsys: pytest.CaptureFixture[str]):
+def test_a_file_cut_in_half_is_named_and_the_rest_goes_on(folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
     target = folders / "good" / "b.png"
-    Image.fromarray(noisy(picture(1, 64), 9)).resize((32, 32)).save(target)
     target.write_bytes(target.read_bytes()[:-900])  # the head is whole
-    code = command(score, "--pred", folders / "good", "--gt", folders / "gt", "--metrics", "psnr", "--jobs", 1,
-                   "--out", folders / "out")  # fmt: skip
-    assert code == 1
-    assert "b.png: cannot be decoded" in capsys.readouterr().out
-    assert len(list(csv.DictReader((folders / "out" / "scores.csv").open()))) == 3
+    words = f"--pred {folders}/good --gt {folders}/gt --metrics psnr --jobs 1 --out out"
+    assert main(["score", *words.split()]) == 1
+    assert "b.png" in capsys.readouterr().out
+    assert len(rows_of(Path("out/scores.csv"))) == 4
 
 
 @pytest.mark.parametrize(
-    ("options", "error", "words"),
+    ("options", "error"),
     [
-        ({"hr": "nowhere"}, InputError, "gt: nowhere is neither a folder nor a file"),
-        ({"hr": "empty"}, InputError, "gt: empty holds no image"),
-        ({"metrics": ["psnrr"]}, ConfigError, "unknown metric 'psnrr'"),
-        ({"processes": 0}, ConfigError, "at least one process"),
-        ({"outputs": {"bicubic": "good"}, "lr": "lr"}, ConfigError, "a method is called 'bicubic'"),
+        ({"outputs": {}}, ConfigError),
+        ({"hr": "nowhere"}, InputError),
+        ({"hr": "empty"}, InputError),
+        ({"metrics": ["psnrr"]}, ConfigError),
+        ({"metrics": []}, ConfigError),
+        ({"outputs": {"bicubic": "good"}, "lr": "lr"}, ConfigError),
+        ({"hr": None, "metrics": ["psnr"]}, InputError),
+        ({"metrics": ["lpips"]}, InputError),
+        ({"hr": "gt/a.png"}, InputError),
     ],
 )
 def test_arguments_that_cannot_work(
-    folders: Path, monkeypatch: pytest.MonkeyPatch, options: dict, error: type[Exception], words: str
-):
-    monkeypatch.setattr(metrics, "_pyiqa_configs", dict)  # importing pyiqa takes seconds
-    (folders / "empty").mkdir()
-    with pytest.raises(error, match=words):
-        quiet(folders, **options)
+    folders: Path, options: dict[str, Any], error: type[Exception], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folders)
+    Path("empty").mkdir()
+    with pytest.raises(error):
+        quiet(folders, out="out", **options)
+    assert not Path("out").exists()
 
 
-def test_two_rows_of_one_name(folders: Path):
-    with pytest.raises(ConfigError, match="two rows would be called 'good'"):
-        score.named_paths([str(folders / "good"), str(folders / "good")])
+def test_single_files_of_any_name_and_without_reference(folders: Path) -> None:
+    report = quiet(folders, outputs={"x": folders / "good" / "a.png"}, hr=folders / "gt" / "b.png")
+    assert report.images == ("a",)
+    report = quiet(folders, hr=None, metrics=["psnr", "niqe"])
+    assert list(report.absent) == ["psnr"]
+    assert [info.name for info in report.metrics] == ["niqe"]
 
 
-def test_a_stopped_run_goes_on(folders: Path, monkeypatch: pytest.MonkeyPatch):
-    whole = quiet(folders).values("good", "psnr")
-    real, seen = scoring.score_image, []
-
-    def stops(metrics, sr, hr):
-        if len(seen) == 2:
-            raise KeyboardInterrupt
-        seen.append(1)
-        return real(metrics, sr, hr)
-
-    monkeypatch.setattr(scoring, "score_image", stops)
-    with pytest.raises(KeyboardInterrupt):
-        quiet(folders, out=folders / "out")
-    with (folders / "out" / "progress.jsonl").open("a") as stream:
-        stream.write('{"stem": "c", "fi')  # killed in the middle of a line
-    counted = []
-    monkeypatch.setattr(scoring, "score_image", lambda *a: counted.append(1) or real(*a))
-    assert quiet(folders, out=folders / "out").values("good", "psnr") == whole
-    assert len(counted) == 2
-    counted.clear()
-    assert quiet(folders, out=folders / "out").values("good", "psnr") == whole
-    assert not counted
-    Image.fromarray(picture(9)).save(folders / "good" / "a.png")  # a changed file is scored again, the others not
-    changed = quiet(folders, out=folders / "out").values("good", "psnr")
-    assert len(counted) == 1
-    assert changed["a"] != whole["a"]
-    assert changed["b"] == whole["b"]
-    quiet(folders, out=folders / "out", metrics=["ssim"])  # other metrics start anew
-    assert len(counted) == 5
+def test_sizes_are_cropped_only_when_asked(folders: Path) -> None:
+    Image.fromarray(np.asarray(Image.open(folders / "gt" / "b.png"))[:-2]).save(folders / "good" / "b.png")
+    assert quiet(folders, crop=True, lr=folders / "lr").values("good", "psnr")["b"] == pytest.approx(80)
 
 
-def test_results_are_kept_by_what_the_files_stood_for(folders: Path):
-    both = {"one": folders / "good", "two": folders / "bad"}
-    first = quiet(folders, outputs=both, out=folders / "out")
-    swapped = quiet(folders, outputs={"two": both["one"], "one": both["two"]}, out=folders / "out")
-    assert swapped.values("two", "psnr") == first.values("one", "psnr") != first.values("two", "psnr")
-    renamed = quiet(folders, outputs={"ours": both["one"], "two": both["two"]}, out=folders / "out")
-    assert renamed.values("ours", "psnr") == first.values("one", "psnr")
-
-
-@pytest.fixture
-def nested(folders: Path) -> Path:
-    """The same with an image of one more "a" in a subfolder, a JPEG among the references."""
-    for seed, name in ((7, "gt/sub/a.jpg"), (8, "lr/sub/a.png"), (9, "good/sub/a.png")):
-        (folders / name).parent.mkdir()
-        Image.fromarray(picture(seed, 8 if name.startswith("lr") else 32)).save(folders / name)
-    return folders
-
-
-def test_subfolders_are_scored_under_their_paths(nested: Path, monkeypatch: pytest.MonkeyPatch):
-    report = quiet(nested, lr=nested / "lr", out=nested / "out")
-    assert report.images == ("a", "b", "c", "d", "sub/a")
-    lines = list(csv.DictReader((nested / "out" / "scores.csv").open()))
-    assert [line["image"] for line in lines if line["method"] == "good"] == list(report.images)
-    assert {row["image"] for row in json.loads((nested / "out" / "scores.json").read_text())["per_image"]} == {
-        *report.images
-    }
-    with monkeypatch.context() as patch:
-        patch.setattr(scoring, "score_image", lambda *a: pytest.fail("scored again"))
-        again = quiet(nested, lr=nested / "lr", out=nested / "out")
-    assert again.values("good", "psnr") == report.values("good", "psnr")
-    found = compare_tables(nested / "out" / "scores.csv", nested / "out" / "scores.csv", method_a="bicubic")
-    assert found.rows[0][3].count == 5
-    (nested / "good" / "sub" / "a.png").unlink()
-    with pytest.raises(InputError, match="good: nothing for sub/a"):
-        quiet(nested)
-    Image.fromarray(picture(1, 30)).save(nested / "good" / "sub" / "a.png")
-    with pytest.raises(InputError, match=r"sub/a\.png against a\.jpg: 30x30"):
-        quiet(nested)
-
-
-def test_a_folder_of_inputs_below_the_references_is_not_one_of_them(folders: Path):
-    (folders / "lr").rename(folders / "gt" / "lr")
-    assert quiet(folders, lr=folders / "gt" / "lr").images == ("a", "b", "c", "d")
-
-
-def test_the_contact_sheet_of_degrade_is_no_input(folders: Path):
-    Image.fromarray(picture(3)).save(folders / "lr" / "contact_sheet.png")
-    assert quiet(folders, lr=folders / "lr").images == ("a", "b", "c", "d")
-
-
-def test_images_that_are_not_read_are_told_of(folders: Path):
-    (folders / "good" / "e.HEIC").write_bytes(b"")
-    report = quiet(folders)
-    assert report.problems == ["good: 1 file has an ending that is not read and was left out (.heic 1)"]
-    assert not report.incomplete
-
-
-def test_endings_that_tell_images_apart_can_be_compared(folders: Path):
-    for name in ("gt", "good"):
-        (folders / name / "a.png").rename(folders / name / "a.jpg.png")
-        (folders / name / "b.png").rename(folders / name / "a.png.png")
-    report = quiet(folders, out=folders / "out")
-    assert report.images == ("a.jpg", "a.png", "c", "d")
-    found = compare_tables(folders / "out" / "scores.csv", folders / "out" / "scores.csv")
-    assert (found.rows[0][3].count, found.unmatched) == (4, [])
+@pytest.mark.parametrize(
+    ("lr", "size", "expected"),
+    [
+        ((8, 8), (32, 32), (32, 32)),
+        ((10, 7), (38, 25), (40, 28)),  # cropped by less than an input pixel
+        ((100, 60), (150, 90), (150, 90)),  # scale 1.5
+        ((8, 8), (8, 8), (8, 8)),
+        ((8, 16), (64, 32), None),
+        ((16, 16), (8, 8), None),
+    ],
+)
+def test_inputs_are_enlarged_onto_the_pixels_of_outputs(
+    lr: tuple[int, int], size: tuple[int, int], expected: tuple[int, int] | None
+) -> None:
+    if expected is None:
+        with pytest.raises(InputError):
+            enlarged_size(lr, size)
+    else:
+        assert enlarged_size(lr, size) == expected
 
 
 @pytest.mark.slow
-def test_processes_give_the_same_rows(folders: Path):
+def test_processes_give_the_same_rows(folders: Path) -> None:
     one, two = quiet(folders, lr=folders / "lr"), quiet(folders, lr=folders / "lr", processes=2)
     assert one.to_csv() == two.to_csv()
 
 
-def test_headers_tell_what_is_inside(tmp_path: Path, shared_data: Path):
-    expected = {
-        "tree_alpha_16bit.png": ("RGBA", 16),
-        "children-alpha.png": ("RGBA", 8),
-        "00017_gray.png": ("gray", 8),
-        "wolf_gray.jpg": ("gray", 8),
-        "0014.jpg": ("RGB", 8),
-    }
-    for name, (kind, bits) in expected.items():
-        header = read_header(shared_data / "odd_images" / name)
-        assert (header.kind, header.bits) == (kind, bits), name
-
-
-def test_turned_photographs_are_turned_back(tmp_path: Path):
-    image = Image.fromarray(picture(0)[:20])
+def test_turned_photographs_are_turned_back(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[274] = 6
-    image.save(tmp_path / "turned.png", exif=exif)
-    header = read_header(tmp_path / "turned.png")
-    assert (header.width, header.height) == (20, 32)
-    assert read_rgb(tmp_path / "turned.png").shape == (32, 20, 3)
-
-
-def test_a_rotation_of_another_kind_turns_nothing(folders: Path):
-    words = struct.pack("<HHI4s", 274, 2, 4, b"6up\0")
-    exif = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 1) + words + bytes(4)
-    for name in ("good", "gt"):
-        Image.fromarray(picture(1)[:20]).save(folders / name / "b.png", exif=exif)
-    header = read_header(folders / "good" / "b.png")
-    assert (header.width, header.height) == (32, 20)
-    assert quiet(folders).values("good", "psnr")["b"] == 80
-
-
-def test_two_transparent_files_are_refused_too(folders: Path):
-    for name in ("good", "gt"):
-        Image.fromarray(picture(1)[..., 0]).save(folders / name / "b.png", transparency=7)
-    with pytest.raises(InputError, match=r"b\.png: gray with alpha channels; expected gray or RGB"):
-        quiet(folders)
-    for name in ("good", "gt"):
-        Image.fromarray(picture(1)).save(folders / name / "b.png", transparency=(0, 0, 0))
-    with pytest.raises(InputError, match=r"b\.png: RGBA channels"):
-        quiet(folders)
-
-
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        ("--pred good --metrics psnr", "none of the metrics can be computed: psnr needs reference images"),
-        ("--pred good --gt gt --metrics lpips --no-download", "none of the metrics can be computed: lpips "),
-        ("--pred good --gt gt --metrics ,", "expected at least one metric"),
-    ],
-)
-def test_nothing_scored_is_an_error(
-    folders: Path, options: str, words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-):
-    monkeypatch.chdir(folders)
-    assert main(["score", *options.split(), "--out", "out", "--jobs", "1"]) == 2
-    told = capsys.readouterr().err
-    assert "morsr: " in told
-    assert words in told
-    assert not Path("out", "scores.csv").exists()
+    Image.fromarray(picture(0)[:20]).save(tmp_path / "turned.png", exif=exif)
+    assert image_size(tmp_path / "turned.png") == (32, 20)
+    np.testing.assert_array_equal(read_rgb(tmp_path / "turned.png"), np.rot90(picture(0)[:20], -1))
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="names of any bytes")
-def test_names_that_are_no_utf_8_are_written_with_escapes(folders: Path, capsys: pytest.CaptureFixture[str]):
+def test_names_that_are_no_utf_8_are_written_with_escapes(folders: Path) -> None:
     for name in ("gt", "good"):
         (folders / name / "b.png").rename(folders / name / os.fsdecode(b"caf\xe9.png"))
-    words = ("--pred", folders / "good", "--gt", folders / "gt", "--metrics", "psnr", "--jobs", 1,
-             "--out", folders / "out")  # fmt: skip
-    for _ in range(2):  # the second goes on from the journal
-        assert command(score, *words) == 0
-    lines = list(csv.DictReader((folders / "out" / "scores.csv").open(encoding="utf-8")))
-    assert [line["image"] for line in lines] == ["a", "c", "caf\\udce9", "d"]
+    quiet(folders, out="out")
+    assert "caf\\udce9" in [line["image"] for line in rows_of(Path("out/scores.csv"))]
 
 
-def test_compare_command(folders: Path, capsys: pytest.CaptureFixture[str]):
+def pairs(count: int = 3, size: int = 48) -> list[Any]:
+    made = [(f"photo{i}", picture(i, size)) for i in range(count)]
+    return [SimpleNamespace(stem=s, hr=hr, lr=cv2.resize(hr, (12, 12), interpolation=cv2.INTER_AREA)) for s, hr in made]
+
+
+def test_methods_are_scored_as_saved_files(tmp_path: Path) -> None:
+    given = pairs()
+    truths = iter([pair.hr for pair in given])
+    almost = lambda lr: torch.from_numpy(next(truths) / 255).permute(2, 0, 1)[None] + 0.4 / 255  # noqa: E731
+    report = evaluate({"bicubic": bicubic_method(4), "almost": almost}, given, ["psnr"], out=tmp_path, progress=False)
+    assert report.mean("almost", "psnr") == pytest.approx(80), "rounded to 8 bits before it is scored"
+    assert report.difference("almost", "psnr").low > 20
+    assert math.isfinite(report.seconds("almost"))
+    assert {path.name for path in tmp_path.iterdir()} == {"scores.csv", "scores.json", "scores.md", "side_by_side.png"}
+    assert float(rows_of(tmp_path / "scores.csv")[1]["psnr"]) == pytest.approx(80)
+
+
+@pytest.mark.parametrize(
+    ("methods", "given", "options", "error"),
+    [
+        ({}, pairs(1), {}, ConfigError),
+        ({"x": bicubic_method(4)}, pairs(1), {"reference": "ours"}, ConfigError),
+        ({"x": bicubic_method(4)}, [], {}, InputError),
+        ({"x": bicubic_method(4)}, pairs(1) * 2, {}, InputError),
+        ({"x": lambda lr: lr}, pairs(1), {}, InputError),
+        ({"x": lambda lr: bicubic_method(4)(lr) * math.nan}, pairs(1), {}, InputError),
+    ],
+)
+def test_methods_and_pairs_that_cannot_be_used(
+    methods: dict[str, Any], given: list[Any], options: dict[str, Any], error: type[Exception], tmp_path: Path
+) -> None:
+    with pytest.raises(error):
+        evaluate(methods, given, ["psnr"], out=tmp_path / "out", progress=False, **options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_mean_over_fewer_images_says_so_and_whole_photographs_are_resampled() -> None:
+    rows = [ImageScore("a", "x", {"psnr": 20.0}), ImageScore("b", "x", {"psnr": math.nan})]
+    report = BenchmarkReport(rows, [METRICS["psnr"]])
+    assert table_of(report.to_text(), "psnr")["x"] == ["20.0000 (n=1)"]
+    assert report.to_dict()["per_image"][1]["scores"]["psnr"] is None
+    for method, metric in (("y", "psnr"), ("x", "ssim")):
+        with pytest.raises(ConfigError):
+            report.mean(method, metric)
+    with pytest.raises(ConfigError):
+        report.difference("x", "psnr")
+    draws = np.random.default_rng(0)
+    level = draws.normal(size=8).repeat(10)
+    grouped = [
+        ImageScore(f"i{n}", method, {"psnr": value}, group=f"p{n // 10}")
+        for method, values in (("bicubic", level * 0), ("x", level + 0.1 * draws.normal(size=80)))
+        for n, value in enumerate(values)
+    ]
+    wide = BenchmarkReport(grouped, [METRICS["psnr"]], reference="bicubic").difference("x", "psnr")
+    alone = [ImageScore(row.image, row.method, row.scores) for row in grouped]
+    narrow = BenchmarkReport(alone, [METRICS["psnr"]], reference="bicubic").difference("x", "psnr")
+    assert (wide.count, narrow.count) == (8, 80)
+    assert wide.high - wide.low > 2 * (narrow.high - narrow.low)
+
+
+def test_tables_are_aligned() -> None:
+    lines = text_table(["m", "long head"], [["x", "1"], ["x", "|22"], ["yy", "3"]]).splitlines()
+    assert [line.split() for line in lines[2:]] == [["x", "1"], ["|22"], ["yy", "3"]]
+    assert {line.rindex(line.split()[-1]) for line in lines[2:]} == {lines[0].index("long")}
+    assert r"\|22" in text_table(["m", "long head"], [["x", "|22"]], markdown=True)
+
+
+def test_published_rows_are_the_papers() -> None:
+    rows = {row.method: row for row in published_rows("realsr")}
+    assert (rows["MoR-DASR"].scores["psnr"], rows["OSEDiff"].scores["ssim"]) == (25.32, 0.7341)
+    assert all(set(row.scores) <= set(METRICS) and row.source for row in rows.values())
+    assert len(published_rows("DRealSR ablation")) == 5
+    with pytest.raises(ConfigError, match="RealSR"):
+        published_rows("urban100")
+
+
+def test_sheet_shows_the_window_with_most_detail() -> None:
+    image = np.zeros((64, 80, 3), np.uint8)
+    image[40:56:2, 50:70] = 255
+    row, column = detailed_corner(image, 24)
+    assert 32 <= row <= 40
+    assert 46 <= column <= 50
+    sheet = side_by_side([{"a": image, "b": image}], crop=24, zoom=3)
+    shown = image[row : row + 24, column : column + 24].repeat(3, 0).repeat(3, 1)
+    assert any((sheet[top : top + 72, :72] == shown).all() for top in range(30))
+    with pytest.raises(InputError):
+        side_by_side([{"a": image, "b": image[:-1]}])
+    assert (bicubic(np.full((5, 6, 3), 77, np.uint8), 20, 24) == 77).all()
+
+
+# --- morsr compare
+
+
+def test_compare_command(folders: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("good", "bad"):
-        quiet(folders, outputs={name: folders / name}, lr=folders / "lr", out=folders / f"out-{name}")
-    a, b = (folders / f"out-{name}" / "scores.csv" for name in ("good", "bad"))
-    assert command(compare, a, b, "--json", folders / "difference.json") == 0
-    printed = capsys.readouterr().out
-    assert "B is worse" in printed
-    assert "95% interval" in printed
-    data = json.loads((folders / "difference.json").read_text())["metrics"]["psnr"]
-    assert data["difference"] == pytest.approx(data["b"] - data["a"])
-    assert data["high"] < 0
-    assert data["count"] == 4
-    command(compare, a, a)
+        quiet(folders, outputs={name: folders / name}, lr=folders / "lr", out=name)
+    assert main(["compare", "good/scores.csv", "bad/scores.csv", "--json", "difference.json"]) == 0
+    assert table_of(capsys.readouterr().out, "psnr")
+    data = json.loads(Path("difference.json").read_text())["metrics"]["psnr"]
+    assert data["mean"] == pytest.approx(data["b"] - data["a"])
+    assert (data["verdict"], data["count"]) == ("worse", 5)
+    main(["compare", "good/scores.csv", "good/scores.csv"])
     assert "not distinguishable" in capsys.readouterr().out
 
 
-def test_tables_that_cannot_be_compared(folders: Path):
-    table = folders / "a.csv"
-    for text, words in (
-        ("", "column 'image'"),
-        ("name,psnr\na,1\n", "column 'image'"),
-        ("image,psnr\na,many\n", "line 2: expected a number for psnr, got 'many'"),
-        ("image,psnr\na.png,1\na.png,2\n", "line 3: a stands twice"),
-        ("image,ssim\na,1\n", "no metric in common"),
-        ("image,psnr\nz,1\n", "no image in common"),
-    ):
-        other = folders / "other.csv"
-        other.write_text("image,psnr\na,1\nb,2\n")
-        table.write_text(text)
-        with pytest.raises(InputError, match=words):
-            compare_tables(table, other)
-    with pytest.raises(InputError, match="cannot be read as a table"):
-        compare_tables(folders / "absent.csv", table)
-    table.write_text("image,method,psnr\na,x,1\na,y,2\n")
-    with pytest.raises(ConfigError, match="several methods, name one with --method-a: x, y"):
-        compare_tables(table, table)
-    with pytest.raises(ConfigError, match="no method 'z'"):
-        compare_tables(table, table, method_a="z")
-    assert compare_tables(table, table, method_a="x", method_b="y").rows[0][3].mean == 1
+def write_run(row: str, seed: int, psnr: float) -> None:
+    folder = Path(row, f"seed_{seed}", "scores")
+    folder.mkdir(parents=True)
+    lines = [f"{name},morsr,{psnr + place},{name[0]}" for place, name in enumerate(("a1", "a2", "b1", "b2"))]
+    (folder / "step_999999.csv").write_text("image,method,psnr,group\nx,morsr,1,x\n")
+    for process in range(2):  # two processes, each with its share
+        text = ["image,method,psnr,group", *lines[process::2]]
+        (folder / f"step_1000000.{process}.csv").write_text("\n".join(text) + "\n")
+
+
+def test_the_last_scores_of_all_seeds_are_paired(capsys: pytest.CaptureFixture[str]) -> None:
+    for seed in (0, 1, 2):
+        write_run("lora", seed, 20.0)
+        write_run("mor", seed, 21.0 + seed)
+    write_run("mor", 7, 99.0)  # no partner
+    found = compare_tables("lora", "mor")
+    _, mean_a, mean_b, value = found.rows[0]
+    assert (mean_a, mean_b, value.mean) == pytest.approx((21.5, 23.5, 2.0))
+    assert (found.seeds, found.images, value.count) == (3, 4, 2)
+    assert value.low == pytest.approx(1.0, abs=0.35)
+    assert value.high == pytest.approx(3.0, abs=0.35)
+    assert main(["compare", "lora", "mor"]) == 0
+    assert "3 seeds" in capsys.readouterr().out
+    write_run("other", 5, 20.0)
+    write_run("other", 6, 20.0)
+    Path("empty").mkdir()
+    for folder in ("other", "empty"):
+        with pytest.raises(InputError):
+            compare_tables("lora", folder)
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        ("", InputError),
+        ("name,psnr\na,1\n", InputError),
+        ("image,psnr\na.png,1\na.png,2\n", InputError),
+        ("image,psnr\nAverage,1\n", InputError),
+        ("image,ssim\na,1\n", InputError),
+        ("image,psnr\nz,1\n", InputError),
+        ("image,psnr,psnr_y\na,1,1\n", InputError),
+        ("image,psnr\na,many\n", InputError),
+        ("image,method,psnr\na,x,1\na,y,2\n", ConfigError),
+        (None, InputError),
+    ],
+)
+def test_tables_that_cannot_be_compared(text: str | None, error: type[Exception]) -> None:
+    Path("other.csv").write_text("image,psnr\na,1\nb,2\n")
+    if text is not None:
+        Path("table.csv").write_text(text)
+    with pytest.raises(error):
+        compare_tables("table.csv", "other.csv")
+
+
+def test_tables_of_others() -> None:
+    """Suffixes, averages, text and unknown columns; a method is chosen by its name."""
+    text = "image,set,psnr_y,beauty\na.png,RealSR,20,1\nb.PNG,RealSR,22,1\nAverage,,21,1\n"
+    Path("theirs.csv").write_text(text)
+    lines = ["a,m,21,0.5", "b,m,23,0.5", "a,n,20,1", "b,n,20,1"]
+    Path("ours.csv").write_text("\n".join(["image,method,psnr,beauty", *lines]))
+    assert read_runs(Path("theirs.csv"))["theirs"].methods["theirs"] == {
+        "psnr": {"a": 20, "b": 22}, "beauty": {"a": 1, "b": 1},
+    }  # fmt: skip
+    found = compare_tables("theirs.csv", "ours.csv", method_b="m")
+    assert {info.name: value.mean for info, *_, value in found.rows} == {"psnr": 1, "beauty": -0.5}
+    assert "lower" in found.to_text(), "no direction is known of beauty"
+    assert compare_tables("ours.csv", "ours.csv", method_a="m", method_b="n").rows[0][3].mean == -2
+    with pytest.raises(ConfigError):
+        compare_tables("theirs.csv", "ours.csv", method_b="z")
+
+
+# --- callbacks
+
+
+class Cheat(L.LightningModule):
+    """Knows the answer: returns the reference of the LR image that it is given."""
+
+    def __init__(self, answers: dict[float, torch.Tensor]) -> None:
+        super().__init__()
+        self.answers = answers
+        self.generator = SimpleNamespace(backbone=torch.nn.Linear(1, 1))
+
+    def forward(self, lr: torch.Tensor, size: tuple[int, int] | None = None) -> torch.Tensor:
+        return self.answers[round(lr.double().mean().item(), 6)]
+
+    def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        return None
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, torch.Tensor]:
+        return {"sr": batch["hr"]}
+
+
+class Pairs(L.LightningDataModule):
+    def __init__(self, scale: int) -> None:
+        super().__init__()
+        self.scale, self.batches = scale, []
+        for index in range(4):
+            generator = torch.Generator().manual_seed(index)
+            hr = (torch.rand(1, 3, 64, 64, generator=generator) * 255).round() / 255
+            lr = (torch.nn.functional.avg_pool2d(hr, scale) * 255).round() / 255
+            name = {"stem": [f"image{index % 2}"], "set": ["first" if index < 2 else "second"], "image": ["photo"]}
+            self.batches.append({"lr": lr, "hr": hr, **name})
+
+    def test_dataloader(self) -> DataLoader:
+        return DataLoader(self.batches, batch_size=None)
+
+    val_dataloader = test_dataloader
+
+
+def trained(callback: L.Callback, scale: int = 4) -> tuple[L.Trainer, Cheat, Pairs]:
+    data = Pairs(scale)
+    answers = {round(batch["lr"].double().mean().item(), 6): batch["hr"] for batch in data.batches}
+    trainer = L.Trainer(
+        accelerator="cpu", logger=False, callbacks=[callback], enable_progress_bar=False, enable_checkpointing=False
+    )
+    return trainer, Cheat(answers), data
+
+
+@pytest.mark.parametrize("scale", [2, 4])
+def test_a_test_run_ends_with_one_table_per_set(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], scale: int
+) -> None:
+    monkeypatch.setattr(callback_module, "active_adapters", lambda *_: nullcontext())
+    table = BenchmarkTable(metrics=["psnr", "ssim"], out="out")
+    trainer, module, data = trained(table, scale)
+    trainer.test(module, data, verbose=False)
+    assert set(table.reports) == {"first", "second"}
+    report = table.reports["first"]
+    assert report.methods == ("bicubic", "base", "morsr")
+    assert report.mean("morsr", "ssim") == pytest.approx(1.0, abs=1e-6)
+    assert report.difference("morsr", "psnr", "bicubic").mean > 10
+    text = report.to_text()
+    assert "|" not in text
+    assert table_of(text, "psnr")["morsr"][1].startswith("+")
+    assert Path("out/first/side_by_side.png").is_file()
+
+
+def test_several_devices_are_refused() -> None:
+    with pytest.raises(ConfigError):
+        BenchmarkTable().setup(SimpleNamespace(world_size=2), None, "test")  # type: ignore[arg-type]
+
+
+def test_validation_scores_are_dumped_for_compare() -> None:
+    dump = ScoreDump(metrics=["psnr"])
+    trainer, module, data = trained(dump)
+    trainer.validate(module, data, verbose=False)
+    assert dump.latest is not None
+    lines = rows_of(dump.latest)
+    assert {line["image"] for line in lines} == {f"{s}:image{i}" for s in ("first", "second") for i in (0, 1)}
+    assert {line["group"] for line in lines} == {"first:photo", "second:photo"}
+    assert {line["method"]: float(line["psnr"]) for line in lines}["morsr"] == pytest.approx(80)

@@ -23,7 +23,7 @@ from morsr.degradation.recipe import DegradationRecipe
 from morsr.degradation.severity import true_severity
 from morsr.errors import ConfigError, InputError
 from morsr.estimators import build_estimator
-from morsr.evaluation.dump import RoutingDump
+from morsr.evaluation.callback import RoutingDump
 from morsr.evaluation.example import examine, switch_off
 from morsr.evaluation.report import write_report
 from morsr.evaluation.routing import RoutingTable

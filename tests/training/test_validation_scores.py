@@ -13,9 +13,8 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from morsr.adapters import MoRConfig
-from morsr.evaluation.scoring import score_folders
+from morsr.evaluation.score import score_folders
 from morsr.models.generator import OneStepConfig
-from morsr.models.scores import ScoreMeans
 from morsr.training.module import OneStepSRModule
 
 
@@ -55,31 +54,3 @@ def test_logged_means_are_those_of_the_saved_files(small_base: Path, tmp_path: P
     assert {f"val/{info.name}" for info in report.metrics} <= logged.keys()
     for name, tolerance in (("psnr", 1e-4), ("ssim", 1e-6), ("niqe", 1e-3)):
         assert logged[f"val/{name}"] == pytest.approx(report.mean("sr", name), abs=tolerance)
-
-
-def test_an_image_without_a_value_does_not_spoil_the_mean() -> None:
-    means = ScoreMeans(["psnr", "niqe"])
-    large = torch.rand(1, 3, 96, 192)
-    means.update(large, large)
-    alone = means.compute()["niqe"]
-    means.update(torch.zeros(1, 3, 20, 20), torch.zeros(1, 3, 20, 20))  # too small for NIQE
-    assert means.compute() == {"psnr": 80.0, "niqe": alone}
-    means.reset()
-    assert means.compute() == {}
-
-
-def test_an_image_that_another_process_counts_is_not_counted() -> None:
-    means, black, white = ScoreMeans(["psnr"]), torch.zeros(1, 3, 16, 16), torch.ones(1, 3, 16, 16)
-    means.update(torch.cat([black, white]), torch.cat([black, black]), [False, True])
-    means.update(black, black)
-    assert means.compute() == {"psnr": 80.0}
-    assert len(means.rows) == 2
-
-
-def test_a_metric_without_weights_is_absent_and_the_others_go_on(tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    with pytest.warns(UserWarning, match="lpips will not be scored"):
-        means = ScoreMeans(["lpips", "psnr"])
-    assert "alexnet" in means.absent["lpips"]
-    means.update(torch.rand(2, 3, 8, 8), torch.rand(2, 3, 8, 8))
-    assert means.compute().keys() == {"psnr"}

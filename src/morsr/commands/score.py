@@ -38,20 +38,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Score, write the files, print the table. Returns 1 when an image failed on the way, else 0."""
     from morsr.errors import ConfigError
-    from morsr.models.metric_info import METRICS
+    from morsr.models.metrics import METRICS
 
     if args.list_metrics:
         for info in METRICS.values():
-            weights = ", ".join(weight.cached for weight in info.weights) or "none"
-            print(f"{info.name} {info.arrow}\n    {info.source}\n    range {info.range}; weights: {weights}")
+            weights = ", ".join(info.weights) or "none"
+            print(f"{info.label}\n    {info.source}\n    range {info.range}; weights: {weights}")
+        print("and every other name of pyiqa, with its default settings")
         return 0
     if not args.pred:
         raise ConfigError("score: expected restored images, --pred DIR")
 
     import torch
 
-    from morsr.evaluation.published import published_rows
-    from morsr.evaluation.scoring import score_folders
+    from morsr.evaluation.score import score_folders
+    from morsr.evaluation.tables import published_rows
 
     device = torch.accelerator.current_accelerator() if args.accelerator else None
     report = score_folders(
@@ -67,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
         download=not args.no_download,
         published=published_rows(args.published) if args.published else (),
     )
-    print(report.to_markdown())
+    print(report.to_text())
     print(f"Written to {args.out}: scores.csv, scores.json, scores.md")
     return 1 if report.incomplete else 0
 

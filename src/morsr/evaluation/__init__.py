@@ -8,10 +8,10 @@ from typing import Any
 _PUBLIC = {
     "BenchmarkReport": "tables",
     "BenchmarkTable": "callback",
-    "RoutingDump": "dump",
+    "RoutingDump": "callback",
     "RoutingTable": "routing",
-    "ScoreDump": "score_dump",
-    "evaluate": "benchmark",
+    "ScoreDump": "callback",
+    "evaluate": "score",
 }
 
 __all__ = sorted(_PUBLIC)

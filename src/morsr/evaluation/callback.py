@@ -1,24 +1,28 @@
-"""The table that `morsr test` ends with."""
+"""Callbacks: the table that `morsr test` ends with, and scores and routing of single images during training."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import numpy as np
-from lightning.pytorch.utilities import rank_zero_info
+from jsonargparse.typing import PositiveInt
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from morsr.adapters import active_adapters
-from morsr.errors import ConfigError, InputError
-from morsr.evaluation.benchmark import Method, evaluate
-from morsr.evaluation.classical import classical_methods
-from morsr.evaluation.images import to_uint8
-from morsr.evaluation.published import PublishedRow, published_datasets, published_rows
-from morsr.evaluation.tables import BenchmarkReport
+from morsr.errors import ConfigError
+from morsr.evaluation.images import bicubic, to_tensor, to_uint8
+from morsr.evaluation.routing import RoutingTable
+from morsr.evaluation.score import BICUBIC, Method, bicubic_method, evaluate
+from morsr.evaluation.tables import BenchmarkReport, ImageScore, published_rows
+from morsr.files import write_text
+from morsr.models.batches import first_images
+from morsr.models.metrics import build_metrics
+from morsr.models.scores import score_image
 
 
 @dataclass(frozen=True)
@@ -30,10 +34,10 @@ class _HeldPair:
 
 
 class BenchmarkTable(L.Callback):
-    """Scores the module over the test pairs beside bicubic, two classical denoisers and the base without adapters.
+    """Scores the module over the test pairs beside bicubic and the base without adapters.
 
     One table per test set: printed, and written as CSV, JSON and Markdown with side-by-side crops. Every output is
-    rounded to 8 bits before it is scored; differences to the reference come with paired bootstrap intervals.
+    rounded to 8 bits before it is scored; differences come with paired bootstrap intervals over photographs.
 
     Args:
         metrics: names known to `morsr score`.
@@ -50,8 +54,8 @@ class BenchmarkTable(L.Callback):
         *,
         metrics: Sequence[str] = ("psnr", "ssim", "niqe"),
         out: str | None = None,
-        reference: str = "bicubic",
-        pictures: int = 4,
+        reference: str = BICUBIC,
+        pictures: PositiveInt = 4,  # type: ignore[valid-type]
     ) -> None:
         self.metrics, self.out, self.reference, self.pictures = tuple(metrics), out, reference, pictures
         self.reports: dict[str, BenchmarkReport] = {}
@@ -67,79 +71,32 @@ class BenchmarkTable(L.Callback):
         self._pairs, self.reports = {}, {}
 
     def on_test_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: Any,
-        batch: Mapping[str, Any],
-        batch_idx: int,
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int,
         dataloader_idx: int = 0,
-    ) -> None:
-        sets = batch.get("set") or ["test"] * len(batch["stem"])
-        photographs = batch.get("image") or [None] * len(batch["stem"])
-        for stem, name, image, lr, hr in zip(batch["stem"], sets, photographs, batch["lr"], batch["hr"], strict=True):
-            self._pairs.setdefault(name, []).append(_HeldPair(stem, to_uint8(lr[None]), to_uint8(hr[None]), image))
+    ) -> None:  # fmt: skip
+        for index, (stem, name, group) in enumerate(_names(batch, "test")):
+            lr, hr = (to_uint8(batch[side][index : index + 1]) for side in ("lr", "hr"))
+            self._pairs.setdefault(name, []).append(_HeldPair(stem, lr, hr, group))
 
     def on_test_end(self, trainer: L.Trainer, pl_module: Any) -> None:
-        folder = Path(self.out or Path(trainer.log_dir or trainer.default_root_dir) / "benchmark")
-        scale = getattr(trainer.datamodule, "scale", 4)
-        methods = {**classical_methods(scale), **model_methods(pl_module, scale)}
+        folder = Path(self.out or _run_folder(trainer) / "benchmark")
+        methods = module_methods(pl_module, getattr(trainer.datamodule, "scale", 4))
         for name, pairs in self._pairs.items():
+            try:
+                published = published_rows(name)
+            except ConfigError:
+                published = ()
             report = evaluate(
-                methods,
-                _spread_first(pairs, self.pictures),
-                self.metrics,
-                out=folder / name,
-                reference=self.reference,
-                published=_published(name),
-                pictures=self.pictures,
-            )
-            lines = "\n".join(f"- {line}" for line in _against_all(report, "morsr"))
-            photographs = ", in braces with whole photographs resampled" if report.groups else ""
-            report.notes = [
-                *report.notes,
-                f"Paired differences with 95 % bootstrap intervals{photographs}:\n{lines}",
-            ]
-            report.save(folder / name)
+                methods, _spread_first(pairs, self.pictures), self.metrics, out=folder / name,
+                reference=self.reference, published=published, pictures=self.pictures,
+            )  # fmt: skip
             self.reports[name] = report
-            rank_zero_info(f"\n{name}: {len(pairs)} pairs\n\n{report.to_markdown()}\nwritten to {folder / name}\n")
+            rank_zero_info(f"\n{name}: {report.to_text()}\nall scores and pictures: {folder / name}\n")
         self._pairs = {}
 
 
-def _spread_first(pairs: list[_HeldPair], count: int) -> list[_HeldPair]:
-    """Evenly spaced pairs first: neighbours show the same photograph, and the sheet is drawn of the first few."""
-    count = min(count, len(pairs))
-    first = [index * len(pairs) // count for index in range(count)]
-    return [pairs[index] for index in first] + [pair for index, pair in enumerate(pairs) if index not in first]
-
-
-def _published(test_set: str) -> Sequence[PublishedRow]:
-    known = {name.lower() for name in published_datasets()}
-    return published_rows(test_set) if test_set.lower() in known else ()
-
-
-def _against_all(report: BenchmarkReport, method: str) -> list[str]:
-    """One line per other row: the paired differences of the method to it."""
-
-    def text(metric: str, other: str) -> str:
-        try:
-            value = f"{metric} {report.difference(method, metric, other)}"
-        except InputError:  # no image has a value of both
-            return f"{metric} –"
-        if not report.groups:
-            return value
-        wide = report.difference(method, metric, other, clustered=True)
-        return f"{value} {{{wide.low:+.4f}, {wide.high:+.4f}}}"
-
-    return [
-        f"{method} against {other}: {', '.join(text(info.name, other) for info in report.image_metrics)}"
-        for other in report.methods
-        if other != method
-    ]
-
-
-def model_methods(module: Any, scale: int = 4) -> dict[str, Method]:
-    """The rows "base" (adapters off) and "morsr" of a module with a `generator`, at so many times the input's sides."""
+def module_methods(module: Any, scale: int = 4) -> dict[str, Method]:
+    """The rows "bicubic", "base" (adapters off) and "morsr" of a module with a `generator`."""
 
     def with_adapters(lr: Tensor) -> Tensor:
         return module(lr.to(module.device), size=(scale * lr.shape[-2], scale * lr.shape[-1])).cpu()
@@ -148,4 +105,124 @@ def model_methods(module: Any, scale: int = 4) -> dict[str, Method]:
         with active_adapters(module.generator.backbone, None):
             return with_adapters(lr)
 
-    return {"base": without_adapters, "morsr": with_adapters}
+    return {BICUBIC: bicubic_method(scale), "base": without_adapters, "morsr": with_adapters}
+
+
+class ScoreDump(L.Callback):
+    """After each validation, writes the scores of its images as `scores/step_000500.csv` in the run's folder.
+
+    The logged `val/` values are means; `morsr compare` needs the images one by one. The rows are "bicubic" and "morsr".
+    Where two validation sets have an image of one stem, give them different stems.
+
+    Args:
+        metrics: names known to `morsr score`. Weights are not downloaded.
+    """
+
+    def __init__(self, *, metrics: Sequence[str] = ("psnr", "ssim", "niqe")) -> None:
+        built = build_metrics(metrics, download=False)
+        self.metrics = built.metrics
+        for name, reason in built.absent.items():
+            rank_zero_warn(f"{name} will not be scored: {reason}")
+        self.latest: Path | None = None
+        self._rows: dict[tuple[str, str, str], ImageScore] = {}
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._rows = {}
+
+    def on_validation_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:  # fmt: skip
+        if trainer.sanity_checking:
+            return
+        repeated = batch.get("repeated") or [False] * len(batch["stem"])
+        for index, (stem, name, group) in enumerate(_names(batch, "val")):
+            if repeated[index]:  # another process has it
+                continue
+            one = slice(index, index + 1)
+            truth, lr = batch["hr"][one].cpu(), batch["lr"][one]
+            images = {BICUBIC: to_tensor(bicubic(to_uint8(lr), *truth.shape[-2:])), "morsr": outputs["sr"][one].cpu()}
+            for method, image in images.items():
+                scores, _ = score_image(self.metrics, image, truth)
+                self._rows[name, stem, method] = ImageScore(f"{name}:{stem}", method, scores, group=group)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self._rows:
+            self.latest = _step_file(trainer, "scores", ".csv")
+            infos = [metric.info for metric in self.metrics.values()]
+            write_text(self.latest, BenchmarkReport(list(self._rows.values()), infos).to_csv())
+        self._rows = {}
+
+
+class RoutingDump(L.Callback):
+    """After each validation, writes the routing of its images as `routing/step_000500.safetensors` in the run's folder.
+
+    `RoutingTable.load` reads the files, and `morsr routing FILE --out report.html` makes a page of one. The true
+    severities are included where all batches bring their `parameters`.
+
+    Args:
+        max_images: the first so many images of each validation, per process.
+    """
+
+    def __init__(self, *, max_images: PositiveInt = 1000) -> None:  # type: ignore[valid-type]
+        self.max_images = max_images
+        self.latest: Path | None = None
+        self._parts: list[RoutingTable] = []
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._parts = []
+
+    def on_validation_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:  # fmt: skip
+        room = self.max_images - sum(len(part) for part in self._parts)
+        repeated = batch.get("repeated", ()) if isinstance(batch, Mapping) else ()  # by another process, the last ones
+        kept = first_images(batch, min(room, repeated.index(True)) if any(repeated) else room, "lr")
+        if trainer.sanity_checking or kept is None or not is_routed(pl_module):
+            return
+        names = [str(stem) for stem in kept.get("stem", ())]
+        recipe = getattr(trainer.datamodule, "val_recipe", "realesrgan")
+        self._parts.append(
+            RoutingTable.from_images(pl_module, kept["lr"], kept.get("parameters"), recipe=recipe, names=names)
+        )
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self._parts:
+            self.latest = _step_file(trainer, "routing", ".safetensors")
+            known = all(part.truth for part in self._parts)
+            parts = self._parts if known else [replace(part, truth={}) for part in self._parts]
+            RoutingTable.concatenate(parts).save(self.latest)
+        self._parts = []
+
+
+def is_routed(module: Any) -> bool:
+    """Whether a module's generator has routed adapters."""
+    context = getattr(getattr(module, "generator", module), "context", None)
+    return context is not None and context.config.is_routed
+
+
+def _names(batch: Mapping[str, Any], default: str) -> list[tuple[str, str, str | None]]:
+    """(stem, set, photograph) of every image of a batch."""
+    count = len(batch["stem"])
+    sets, photographs = batch.get("set") or [default] * count, batch.get("image") or [None] * count
+    return [
+        (str(s), str(n), p if p is None else f"{n}:{p}")
+        for s, n, p in zip(batch["stem"], sets, photographs, strict=True)
+    ]
+
+
+def _spread_first(pairs: list[_HeldPair], count: int) -> list[_HeldPair]:
+    """Evenly spaced pairs first: neighbours show the same photograph, and the sheet is drawn of the first few."""
+    first = [index * len(pairs) // count for index in range(min(count, len(pairs)))]
+    return [pairs[index] for index in first] + [pair for index, pair in enumerate(pairs) if index not in first]
+
+
+def _run_folder(trainer: L.Trainer) -> Path:
+    return Path(trainer.log_dir or trainer.default_root_dir)
+
+
+def _step_file(trainer: L.Trainer, folder: str, suffix: str) -> Path:
+    """Where a dump goes; every process writes its own share of the images."""
+    process = f".{trainer.global_rank}" if trainer.world_size > 1 else ""
+    return _run_folder(trainer) / folder / f"step_{trainer.global_step:06d}{process}{suffix}"

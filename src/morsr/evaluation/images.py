@@ -1,11 +1,11 @@
-"""Reading images for scoring: what a file holds is checked before any of its pixels count."""
+"""Reading 8-bit images for scoring, and the bicubic row."""
 
 from __future__ import annotations
 
-import re
-import struct
-from dataclasses import dataclass
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,105 +15,67 @@ from morsr.errors import InputError
 from morsr.functional.checksums import IMAGE_FORMATS, check_png
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
-_KINDS = {"L": "gray", "1": "gray", "RGB": "RGB", "P": "RGB", "RGBA": "RGBA", "LA": "gray with alpha", "CMYK": "CMYK"}
-_KINDS |= {"I;16": "gray", "I;16B": "gray", "I": "gray", "F": "gray", "PA": "RGBA"}
-_ORIENTATION, _BITS_PER_SAMPLE = 274, 258
-_PNM_MAXIMUM = re.compile(rb"P[2356]" + rb"(?:\s|#[^\r\n]*[\r\n])+(\d+)" * 3)
+_ORIENTATION = 274
 
 
-@dataclass(frozen=True)
-class ImageHeader:
-    """What the head of an image file says.
-
-    Attributes:
-        path: the file.
-        width, height: in px, after EXIF rotation.
-        kind: of channels; a transparent colour or palette counts as alpha.
-        bits: per channel.
-        frames: of an animation, or pages.
-    """
-
-    path: Path
-    width: int
-    height: int
-    kind: str
-    bits: int
-    frames: int = 1
-
-    @property
-    def size(self) -> str:
-        """Width x height as text."""
-        return f"{self.width}x{self.height}"
-
-
-def read_header(path: Path) -> ImageHeader:
-    """Read the head of an image file.
+def image_size(path: Path) -> tuple[int, int]:
+    """Height and width of an 8-bit gray or RGB file, after EXIF rotation, from its head alone.
 
     Raises:
-        InputError: the file cannot be opened as an image.
+        InputError: the file is no image, holds other than 8 bits, transparency, or several pages.
     """
     from PIL import Image
 
-    try:
-        with Image.open(path, formats=IMAGE_FORMATS) as image:
-            width, height = image.size
-            # The base class's method: that of PNG files would decode the whole image first.
-            if Image.Image.getexif(image).get(_ORIENTATION, 1) in (5, 6, 7, 8):  # turned by a quarter
-                width, height = height, width
-            kind = _KINDS.get(image.mode, image.mode)
-            if "transparency" in image.info:
-                kind = {"gray": "gray with alpha", "RGB": "RGBA"}.get(kind, kind)
-            # Cameras append previews to a JPEG; the photograph is the first picture of such an MPO file.
-            frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
-            return ImageHeader(path, width, height, kind, _bits(path, image), frames)
-    except Exception as error:  # decoders of broken files raise anything, and Pillow its own for too many pixels
-        raise InputError(f"{path.name}: cannot be read as an image ({error})") from error
+    with _opened(path) as image:
+        # The base class's method: that of PNG files would decode the whole image first.
+        turned = Image.Image.getexif(image).get(_ORIENTATION, 1) in (5, 6, 7, 8)
+        return image.size if turned else image.size[::-1]
 
 
 def read_rgb(path: Path) -> np.ndarray:
     """Decode an 8-bit gray or RGB file to (H, W, 3) uint8, gray repeated, EXIF rotation applied.
 
     Raises:
-        InputError: the file cannot be decoded, holds more than 8 bits, or other channels than gray or RGB.
+        InputError: as `image_size`, or the file cannot be decoded.
     """
-    from PIL import Image, ImageOps
+    from PIL import ImageOps
 
-    header = read_header(path)
-    if problem := unusable(header):
-        raise InputError(problem)
+    with _opened(path) as image:
+        if image.format == "PNG":
+            check_png(image.fp)
+        image.load()
+        return np.array(ImageOps.exif_transpose(image).convert("RGB"))
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    from PIL import Image
+
     try:
         with Image.open(path, formats=IMAGE_FORMATS) as image:
-            if image.format == "PNG":
-                check_png(image.fp)
-            image.load()
-            return np.array(ImageOps.exif_transpose(image).convert("RGB"))
-    except Exception as error:
-        raise InputError(f"{path.name}: cannot be decoded ({error})") from error
+            if problem := _unusable(image):
+                raise InputError(f"{path.name}: expected one 8-bit gray or RGB image, got {problem}")
+            yield image
+    except InputError:
+        raise
+    except Exception as error:  # decoders of broken files raise anything, and Pillow its own for too many pixels
+        raise InputError(f"{path.name}: cannot be read as an image ({error})") from error
 
 
-def unusable(header: ImageHeader) -> str:
-    """Why a file cannot be scored on its own, or an empty text."""
-    if header.frames > 1:
-        return f"{header.path.name}: {header.frames} frames or pages; split it and give one at a time"
-    if header.bits != 8:
-        return f"{header.path.name}: {header.bits} bits per channel; scores are defined on 8 bits, convert it first"
-    if header.kind not in ("gray", "RGB"):
-        return f"{header.path.name}: {header.kind} channels; expected gray or RGB, flatten it first"
-    return ""
-
-
-def mismatch(sr: ImageHeader, hr: ImageHeader, *, crop: bool) -> str:
-    """Why two files cannot be compared, or an empty text. With `crop`, different sizes are no reason."""
-    names = f"{sr.path.name} against {hr.path.name}"
-    if max(sr.frames, hr.frames) > 1:
-        return unusable(sr) or unusable(hr)
-    if sr.bits != hr.bits:
-        return f"{names}: {sr.bits}-bit against {hr.bits}-bit"
-    if sr.kind != hr.kind:
-        return f"{names}: {sr.kind} against {hr.kind}"
-    if (sr.width, sr.height) != (hr.width, hr.height) and not crop:
-        return f"{names}: {sr.size} against {hr.size} px (crop both to the common size with --crop)"
-    return ""
+def _unusable(image: Any) -> str:
+    """Why a file cannot be scored, or an empty text."""
+    # Cameras append previews to a JPEG; the photograph is the first picture of such an MPO file.
+    frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
+    if frames > 1:
+        return f"{frames} frames or pages"
+    # Pillow opens 16-bit RGB as 8-bit RGB. What its decoder is asked for tells them apart: "RGB;16B", ("RGB", 65535).
+    asked = image.tile[0][3] if image.tile else ""
+    raw, most = (asked[0], asked[1]) if isinstance(asked, tuple) and len(asked) > 1 else (asked, 0)
+    if ";16" in str(raw) or (image.format == "PPM" and most > 255):
+        return "16 bits per channel"
+    if image.mode not in ("1", "L", "P", "RGB"):
+        return f"{image.mode} pixels"
+    return "transparency" if "transparency" in image.info else ""
 
 
 def to_tensor(image: np.ndarray) -> Tensor:
@@ -126,22 +88,59 @@ def to_uint8(image: Tensor) -> np.ndarray:
     return image[0].detach().float().clamp(0, 1).mul(255).round().byte().permute(1, 2, 0).cpu().numpy()
 
 
-def _bits(path: Path, image: object) -> int:
-    # Pillow opens 16-bit RGB of PNG and PPM as 8-bit RGB without a word, so the depth is read from the file.
-    if getattr(image, "format", "") == "PNG":
-        with path.open("rb") as stream:
-            head = stream.read(26)
-        depth, color = struct.unpack(">BB", head[24:26])
-        return 8 if color == 3 or depth < 8 else depth
-    if getattr(image, "format", "") == "PPM" and getattr(image, "mode", "") in ("L", "I", "RGB"):
-        with path.open("rb") as stream:
-            found = _PNM_MAXIMUM.match(stream.read(65536))
-        if found is None:
-            raise ValueError("expected width, height and the largest value in the head of a PPM or PGM file")
-        return max(8, int(found[3]).bit_length())
-    tags = getattr(image, "tag_v2", None)
-    if tags is not None and _BITS_PER_SAMPLE in tags:
-        depth = tags[_BITS_PER_SAMPLE]
-        return max(8, max(depth) if isinstance(depth, tuple) else depth)
-    mode = getattr(image, "mode", "")
-    return 32 if mode in ("I", "F") else 16 if mode.startswith("I;16") else 8
+def bicubic(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Enlarge (h, w, 3) uint8 by OpenCV's bicubic interpolation: the row that every table carries."""
+    import cv2
+
+    return cv2.resize(image, (width, height), interpolation=cv2.INTER_CUBIC)
+
+
+def side_by_side(
+    lines: Sequence[Mapping[str, np.ndarray]], *, crop: int | None = 160, zoom: int = 2, corner_of: str | None = None
+) -> np.ndarray:
+    """Paste images into one sheet, a line per image and a column per method, so that the eye can check the table.
+
+    Args:
+        lines: caption to (H, W, 3) uint8; all columns of a line have one size.
+        crop: side in px of the window that is shown, where its image has most detail; None for whole images.
+        zoom: every pixel becomes zoom x zoom.
+        corner_of: caption of the image that places the window; None is the last column.
+
+    Returns:
+        (H, W, 3) uint8.
+
+    Raises:
+        InputError: images of different sizes in one line.
+    """
+    from PIL import Image, ImageDraw
+
+    strips = []
+    for line in lines:
+        if len({image.shape for image in line.values()}) != 1:
+            raise InputError(f"side_by_side: expected images of one size, got {[i.shape for i in line.values()]}")
+        deciding = line.get(corner_of or "", list(line.values())[-1])
+        row, column = detailed_corner(deciding, crop) if crop else (0, 0)
+        cells = []
+        for name, image in line.items():
+            window = image[row:, column:] if crop is None else image[row : row + crop, column : column + crop]
+            window = window.repeat(zoom, axis=0).repeat(zoom, axis=1)
+            cell = Image.new("RGB", (window.shape[1] + 4, window.shape[0] + 20), "white")
+            cell.paste(Image.fromarray(window), (0, 16))
+            ImageDraw.Draw(cell).text((2, 2), name, fill="black")
+            cells.append(np.asarray(cell))
+        strips.append(np.concatenate(cells, axis=1))
+    width = max(strip.shape[1] for strip in strips)
+    return np.concatenate([np.pad(s, ((0, 0), (0, width - s.shape[1]), (0, 0)), constant_values=255) for s in strips])
+
+
+def detailed_corner(image: np.ndarray, crop: int) -> tuple[int, int]:
+    """Top left corner (row, column) of the crop x crop window of (H, W, 3) uint8 with the most gradient energy."""
+    import cv2
+
+    gray = image.astype(np.float64).mean(axis=-1)
+    down, across = np.gradient(gray) if min(gray.shape) > 1 else (np.zeros_like(gray), np.zeros_like(gray))
+    total = cv2.integral(down**2 + across**2)
+    high, wide = min(crop, gray.shape[0]), min(crop, gray.shape[1])
+    window = total[high:, wide:] - total[:-high, wide:] - total[high:, :-wide] + total[:-high, :-wide]
+    row, column = np.unravel_index(int(window.argmax()), window.shape)
+    return int(row), int(column)

@@ -24,3 +24,14 @@ def feature_distance(first: Sequence[Tensor], second: Sequence[Tensor]) -> Tenso
         for a, b in zip(first, second, strict=True)
     ]
     return torch.stack(terms).mean()
+
+
+def feature_distances(first: Sequence[Tensor], second: Sequence[Tensor]) -> Tensor:
+    """`feature_distance` of every image of a batch, (B,)."""
+    pairs = list(zip(first, second, strict=True))
+    return torch.stack(
+        [
+            feature_distance([a[i : i + 1] for a, _ in pairs], [b[i : i + 1] for _, b in pairs])
+            for i in range(len(pairs[0][0]))
+        ]
+    )

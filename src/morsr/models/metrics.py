@@ -1,7 +1,8 @@
-"""Image quality metrics by name, behind one face.
+"""Image quality metrics by name.
 
-`psnr`, `ssim`, `niqe` and the Fréchet distance are computed here; the others are pyiqa's networks and formulas. A
-metric whose weights cannot be had is reported as absent, with the files it wanted, and does not stop the rest.
+PSNR, SSIM and the feature distance are computed here, NIQE by pyiqa's arithmetic with basicsr's parameters, and every
+other name is pyiqa's. A metric whose weights are missing is reported as absent, with the files it wants, and the rest
+go on.
 """
 
 from __future__ import annotations
@@ -12,67 +13,158 @@ import importlib.util
 import io
 import os
 import socket
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cache, lru_cache
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from morsr.errors import ConfigError, InputError, MissingDependencyError, MorsrError, WeightsError, check_images
-from morsr.functional.niqe import niqe
-from morsr.functional.quality import frechet_distance, psnr_y, ssim_y
-from morsr.models.metric_info import ALIASES, METRICS, MetricInfo, Weight
+from morsr.functional.perceptual import feature_distances
+from morsr.functional.quality import psnr_y, rgb_to_y, ssim_y
+from morsr.models.imagenet import ImageNetFeatures
 
-__all__ = ["METRICS", "Metric", "MetricInfo", "MetricSet", "build_metric", "build_metrics", "metric_info"]
-
+_PYIQA = "https://huggingface.co/chaofengc/IQA-PyTorch-Weights/resolve/main/"
+_TORCHVISION = "https://download.pytorch.org/models/"
+_CLIP_RN50 = (
+    "https://openaipublic.azureedge.net/clip/models/"
+    "afeb0e10f9e5a86da6080e35cf09123aca3b358a0c3e3b6c78a7b63bc04b6762/RN50.pt"
+)
+_TIMM_FILES = ("model.safetensors", "pytorch_model.bin")
+_NIQE_BLOCK = 96
+_FULL_SWING = ([[0.299]], [[0.587]], [[0.114]])
 _TIMEOUT = 15.0  # seconds that a download may stay silent
 
 
 @dataclass(frozen=True)
-class Metric:
-    """One metric, ready to use.
+class MetricInfo:
+    """What a table must say of a metric.
 
-    Calling it scores a batch: `metric(sr, hr)` with images (B, 3, H, W) in [0, 1] gives (B,) float64 on the CPU;
-    metrics without reference ignore `hr`. A metric over sets (`info.kind == "set"`) gives features (B, D) of one batch
-    instead, and `distance(features, reference)` the score.
+    Attributes:
+        name: how it is asked for and what the column is called.
+        kind: "full" compares with a reference image, "none" needs none, "other" is a column that is no known metric.
+        lower_is_better: the direction.
+        range: the range of values, as text; "~" marks the practical one.
+        source: which definition and which code.
+        weights: what it downloads once: addresses of files, or ids of the Hugging Face hub.
+        options: settings of pyiqa that differ from its defaults.
+    """
+
+    name: str
+    kind: Literal["full", "none", "other"]
+    lower_is_better: bool
+    range: str
+    source: str
+    weights: tuple[str, ...] = ()
+    options: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+    @property
+    def label(self) -> str:
+        """The name with an arrow that points to better values, where that is known."""
+        return self.name if self.kind == "other" else f"{self.name} {'↓' if self.lower_is_better else '↑'}"
+
+
+_LUMA = {"test_y_channel": True, "color_space": "ycbcr"}
+_VGG16 = _TORCHVISION + "vgg16-397923af.pth"
+_ALL = (
+    MetricInfo(
+        "psnr", "full", False, "0 to 80 dB",
+        "own; luma of BT.601 studio swing, unrounded, no border crop (pyiqa `psnr`, test_y_channel, ycbcr)",
+    ),
+    MetricInfo(
+        "ssim", "full", False, "0 to 1",
+        "own; luma of BT.601 studio swing in 8-bit levels, 11x11 Gaussian, valid region (pyiqa `ssim`, ycbcr)",
+    ),
+    MetricInfo("niqe", "none", True, "0 to inf", "pyiqa's arithmetic, basicsr's parameters, studio-swing luma"),
+    MetricInfo("niqe-yiq", "none", True, "0 to inf", "as niqe, on full-swing luma, which is pyiqa's default"),
+    MetricInfo(
+        "features", "full", True, "0 to 4", "own; LPIPS form without weights, features of EfficientNet-Lite0 (ImageNet)"
+    ),
+    MetricInfo(
+        "lpips", "full", True, "0 to ~1", "pyiqa `lpips`, AlexNet, version 0.1",
+        (_PYIQA + "LPIPS_v0.1_alex-df73285e.pth", _TORCHVISION + "alexnet-owt-7be5be79.pth"),
+    ),
+    MetricInfo(
+        "lpips-vgg", "full", True, "0 to ~1", "pyiqa `lpips-vgg`, VGG16, version 0.1",
+        (_PYIQA + "LPIPS_v0.1_vgg-a78928a0.pth", _VGG16),
+    ),
+    MetricInfo(
+        "dists", "full", True, "0 to ~1", "pyiqa `dists`, VGG16", (_PYIQA + "DISTS_weights-f5e65c96.pth", _VGG16),
+    ),
+    MetricInfo(
+        "musiq", "none", False, "~0 to 100", "pyiqa `musiq`, trained on KonIQ-10k",
+        (_PYIQA + "musiq_koniq_ckpt-e95806b9.pth",),
+    ),
+    MetricInfo(
+        "maniqa", "none", False, "~0 to 1", "pyiqa `maniqa`, trained on KonIQ-10k (not comparable with maniqa-pipal)",
+        (_PYIQA + "ckpt_koniq10k.pt", "timm/vit_base_patch8_224.augreg2_in21k_ft_in1k"),
+    ),
+    MetricInfo(
+        "maniqa-pipal", "none", False, "~0 to 1", "pyiqa `maniqa-pipal`, trained on PIPAL (not comparable with maniqa)",
+        (_PYIQA + "MANIQA_PIPAL-ae6d356b.pth", "timm/vit_base_patch8_224.augreg2_in21k_ft_in1k"),
+    ),
+    MetricInfo("clipiqa", "none", False, "0 to 1", "pyiqa `clipiqa`, CLIP RN50", (_CLIP_RN50,)),
+    MetricInfo(
+        "topiq_nr", "none", False, "~0 to 1", "pyiqa `topiq_nr`, ResNet-50, trained on KonIQ-10k",
+        (_PYIQA + "cfanet_nr_koniq_res50-9a73138b.pth",), {"backbone_pretrain": False},
+    ),
+    MetricInfo(
+        "tres", "none", False, "~0 to 100", "pyiqa `tres`, trained on KonIQ-10k",
+        (_PYIQA + "tres_koniq-f0502926.pth", _TORCHVISION + "resnet50-0676ba61.pth"),
+    ),
+    MetricInfo("ms_ssim", "full", False, "0 to 1", "pyiqa `ms_ssim` on ycbcr luma", (), _LUMA),
+    MetricInfo("cw_ssim", "full", False, "0 to 1", "pyiqa `cw_ssim` on ycbcr luma", (), _LUMA),
+)  # fmt: skip
+METRICS: Mapping[str, MetricInfo] = {info.name: info for info in _ALL}
+
+# The column names of published tables of scores per image.
+ALIASES: Mapping[str, str] = {
+    "psnr_y": "psnr", "ssim_y": "ssim", "lpips_alex": "lpips", "lpips_vgg": "lpips-vgg", "topiq": "topiq_nr",
+    "maniqa_pipal": "maniqa-pipal", "maniqa-koniq": "maniqa", "niqe_yiq": "niqe-yiq", "ms-ssim": "ms_ssim",
+    "cw-ssim": "cw_ssim",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One metric, ready to use: `metric(sr, hr)` scores a batch.
+
+    Attributes:
+        info: what it is.
+        function: images (B, 3, H, W), and references for a "full" metric, to (B,).
+        device: where a learned metric runs; None computes where the images are.
     """
 
     info: MetricInfo
-    function: Callable[[Tensor, Tensor | None], Tensor] = field(repr=False)
+    function: Callable[..., Tensor] = field(repr=False)
     device: torch.device | None = None
 
     @torch.no_grad()
     def __call__(self, sr: Tensor, hr: Tensor | None = None) -> Tensor:
         """Score a batch.
 
-        Raises:
-            InputError: values that are not images in [0, 1], a missing reference, or two different sizes.
-        """
-        check_images(sr, name=f"{self.info.name}: sr")
-        if self.info.kind == "full":
-            if hr is None:
-                raise InputError(f"{self.info.name} compares with a reference: expected hr, got None")
-            if sr.shape != hr.shape:
-                raise InputError(
-                    f"{self.info.name}: expected images of one size, got {tuple(sr.shape)} and {tuple(hr.shape)}"
-                )
-            check_images(hr, name=f"{self.info.name}: hr")
-        if self.device is not None:
-            sr, hr = sr.to(self.device), None if hr is None else hr.to(self.device)
-        result = self.function(sr, hr if self.info.kind == "full" else None).detach().double().cpu()
-        return result if self.info.kind == "set" else result.reshape(-1)
+        Args:
+            sr: restored images (B, 3, H, W) in [0, 1].
+            hr: references of the same shape; ignored by metrics without reference.
 
-    def distance(self, features: Tensor, reference: Tensor) -> float:
-        """Fréchet distance between two sets of features (N, D); only for metrics over sets."""
-        if self.info.kind != "set":
-            raise ConfigError(f"{self.info.name} scores single images; only a metric over sets has a distance")
-        return frechet_distance(features, reference).item()
+        Returns:
+            (B,) float64 on the CPU; NaN where a metric has no value.
+
+        Raises:
+            InputError: values that are not images in [0, 1], a missing reference, two sizes, or too small an image.
+        """
+        images = [sr]
+        if self.info.kind == "full":
+            if hr is None or hr.shape != sr.shape:
+                got = "none" if hr is None else tuple(hr.shape)
+                raise InputError(f"{self.info.name}: expected a reference of shape {tuple(sr.shape)}, got {got}")
+            images.append(hr)
+        images = [check_images(each, name=self.info.name).float().to(self.device) for each in images]
+        return self.function(*images).detach().double().cpu().reshape(-1)
 
 
 @dataclass(frozen=True)
@@ -87,136 +179,144 @@ def metric_info(name: str) -> MetricInfo:
     """What a metric is: source, range, direction, weights.
 
     Args:
-        name: a name of `METRICS`, one of the column names of published tables (`psnr_y`, `maniqa_pipal`), or any other
-            name that pyiqa knows.
+        name: a name of `METRICS`, a column name of published tables (`psnr_y`), or any other name that pyiqa knows.
 
     Raises:
-        ConfigError: nobody knows the name; the message lists near ones.
+        ConfigError: unknown name; the message lists near ones.
     """
     key = name.strip().lower()
     key = ALIASES.get(key, key)
     if key in METRICS:
         return METRICS[key]
     with contextlib.suppress(MissingDependencyError):
-        configs = _pyiqa_configs()
-        if key in configs:
-            entry = configs[key]
-            return MetricInfo(
-                name=key,
-                kind="full" if entry["metric_mode"] == "FR" else "none",
-                lower_is_better=entry.get("lower_better", False),
-                range=entry.get("score_range", "not stated"),
-                source=f"pyiqa `{key}` with its default settings",
-                pyiqa=key,
-            )
-    near = difflib.get_close_matches(key, METRICS, n=3, cutoff=0.4)
-    hint = f"; did you mean {' or '.join(near)}?" if near else ""
-    raise ConfigError(f"unknown metric {name!r}{hint} Known: {', '.join(METRICS)}, and every other name of pyiqa")
+        _require_pyiqa()
+        from pyiqa.default_model_configs import DEFAULT_CONFIGS
 
-
-def build_metric(name: str, *, device: torch.device | None = None, download: bool = True) -> Metric:
-    """Make one metric ready.
-
-    Args:
-        name: see `metric_info`.
-        device: where a learned metric runs; None is the CPU. The own metrics follow their input.
-        download: whether weights that are not in the cache may be fetched. Never when HF_HUB_OFFLINE is set.
-
-    Raises:
-        ConfigError: unknown name.
-        WeightsError: weights are missing and cannot be had; the message names the files and where to put them.
-        MissingDependencyError: the package behind it is not installed.
-    """
-    info = metric_info(name)
-    if info.name == "psnr":
-        return Metric(info, lambda sr, hr: psnr_y(sr, _given(hr)))
-    if info.name == "ssim":
-        return Metric(info, lambda sr, hr: ssim_y(sr, _given(hr)))
-    if info.name in ("niqe", "niqe-yiq"):
-        mean, covariance = _niqe_parameters()
-        luma = "yiq" if info.name == "niqe-yiq" else "ycbcr"
-        return Metric(info, lambda sr, _: niqe(sr.cpu(), mean, covariance, luma=luma))
-    _require_weights(info, download=download)
-    device = device or torch.device("cpu")
-    network = _inception(info) if info.kind == "set" else _pyiqa_network(info)
-    network = network.to(device)
-    if info.kind == "set":
-        return Metric(
-            info, lambda sr, _: network(_inception_input(sr).to(sr.device), False, False)[0].flatten(1), device
-        )
-    return Metric(info, lambda sr, hr: network(sr.float(), None if hr is None else hr.float()), device)
+        if entry := DEFAULT_CONFIGS.get(key):
+            kind: Literal["full", "none"] = "full" if entry["metric_mode"] == "FR" else "none"
+            return MetricInfo(key, kind, entry.get("lower_better", False), entry.get("score_range", "not stated"),
+                              f"pyiqa `{key}` with its default settings")  # fmt: skip
+    near = " or ".join(difflib.get_close_matches(key, METRICS, n=3, cutoff=0.4)) or ", ".join(METRICS)
+    raise ConfigError(f"unknown metric {name!r}; expected {near}, or another name of pyiqa")
 
 
 def build_metrics(names: Iterable[str], *, device: torch.device | None = None, download: bool = True) -> MetricSet:
-    """Make metrics ready; one that needs what is not there is noted in `absent` and the rest go on.
+    """Build metrics; one that lacks its weights or its package is noted in `absent`.
+
+    Args:
+        names: see `metric_info`.
+        device: where learned metrics run; None is the CPU.
+        download: whether missing weights may be fetched. Never when HF_HUB_OFFLINE is set.
 
     Raises:
-        ConfigError: a name that nobody knows, a name given twice, or no name at all.
+        ConfigError: an unknown name, a name given twice, or no name.
     """
     infos = [metric_info(name) for name in names]
-    repeated = sorted({info.name for info in infos if infos.count(info) > 1})
-    if repeated or not infos:
+    if not infos or len({info.name for info in infos}) < len(infos):
         raise ConfigError(f"expected at least one metric, each once, got {[info.name for info in infos]}")
-    metrics: dict[str, Metric] = {}
-    absent: dict[str, str] = {}
+    found = MetricSet({}, {})
     for info in infos:
         try:
-            metrics[info.name] = build_metric(info.name, device=device, download=download)
+            found.metrics[info.name] = _build(info, device or torch.device("cpu"), download)
         except MorsrError as error:
-            absent[info.name] = str(error)
-    return MetricSet(metrics, absent)
+            found.absent[info.name] = str(error)
+    return found
 
 
-def missing_weights(info: MetricInfo) -> list[Weight]:
-    """The files of a metric that are not in the cache of torch.hub (metrics whose files are not listed: none)."""
-    return [weight for weight in info.weights if not weight.path(Path(torch.hub.get_dir())).is_file()]
+def build_metric(name: str, *, device: torch.device | None = None, download: bool = True) -> Metric:
+    """Build one metric; see `build_metrics`.
+
+    Raises:
+        ConfigError: unknown name.
+        WeightsError: weights are missing or damaged; the message lists the files.
+        MissingDependencyError: the package behind it is not installed.
+    """
+    return _build(metric_info(name), device or torch.device("cpu"), download)
 
 
-def _given(hr: Tensor | None) -> Tensor:
-    if hr is None:
-        raise InputError("expected a reference image, got None")
-    return hr
+def missing_weights(info: MetricInfo) -> list[str]:
+    """The files of a metric that lie in no cache: where each is looked for, and where it comes from."""
+    from huggingface_hub import try_to_load_from_cache
+
+    missing = []
+    for source in info.weights:
+        if "://" not in source:
+            if not any(isinstance(try_to_load_from_cache(source, name), str) for name in _TIMM_FILES):
+                missing.append(f"{source} of the Hugging Face hub")
+            continue
+        folder = "checkpoints" if source.startswith(_TORCHVISION) else "clip" if source == _CLIP_RN50 else "pyiqa"
+        path = Path(torch.hub.get_dir()) / folder / source.rpartition("/")[2]
+        if not path.is_file():
+            missing.append(f"{path} from {source}")
+    return missing
 
 
-@lru_cache(maxsize=1)
-def _niqe_parameters() -> tuple[Tensor, Tensor]:
-    """The pristine model that basicsr carries in its package."""
-    # Only the file is wanted: importing basicsr would take seconds and load half of its training code.
+def _build(info: MetricInfo, device: torch.device, download: bool) -> Metric:
+    if info.name == "psnr":
+        return Metric(info, psnr_y)
+    if info.name == "ssim":
+        return Metric(info, ssim_y)
+    if info.name in ("niqe", "niqe-yiq"):
+        return Metric(info, _niqe(studio_swing=info.name == "niqe"), torch.device("cpu"))
+    if info.name == "features":
+        network = ImageNetFeatures().to(device)
+        return Metric(info, lambda sr, hr: feature_distances(network(sr), network(hr)), device)
+    _require_pyiqa()
+    missing = missing_weights(info)
+    if missing and (not download or os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0")):
+        raise WeightsError(f"{info.name} needs {', '.join(missing)}; downloads are switched off")
+    try:
+        with _quiet_and_safe():
+            import pyiqa
+
+            metric = pyiqa.create_metric(info.name, device=device, **info.options)
+    except Exception as error:  # pyiqa and its loaders raise anything
+        files = ", ".join(missing or info.weights) or "weights that pyiqa does not list"
+        raise WeightsError(f"{info.name} cannot be loaded ({error}); it needs {files}") from error
+    return Metric(info, metric.requires_grad_(False), device)
+
+
+def _niqe(*, studio_swing: bool) -> Callable[[Tensor], Tensor]:
+    """NIQE of images (B, 3, H, W); NaN where they have no texture.
+
+    Source: Mittal et al., "Making a completely blind image quality analyzer", IEEE SPL 2013.
+    """
+    _require_pyiqa()
+    from pyiqa.archs.niqe_arch import niqe
+
     found = importlib.util.find_spec("basicsr")
     if found is None or found.origin is None:
-        raise MissingDependencyError("niqe needs basicsr's pristine model: pip install 'morsr[reference]'")
+        raise MissingDependencyError("niqe needs basicsr's parameters: pip install 'morsr[metrics]'")
+    # Only the file is wanted: importing basicsr takes seconds.
     with np.load(Path(found.origin).parent / "metrics" / "niqe_pris_params.npz", allow_pickle=False) as archive:
-        return torch.from_numpy(archive["mu_pris_param"]), torch.from_numpy(archive["cov_pris_param"])
+        mean, covariance = (torch.from_numpy(archive[name]).double() for name in ("mu_pris_param", "cov_pris_param"))
 
+    def score(images: Tensor) -> Tensor:
+        if (images.shape[-2] // _NIQE_BLOCK) * (images.shape[-1] // _NIQE_BLOCK) < 2:
+            height, width = images.shape[-2:]
+            raise InputError(
+                f"niqe: expected room for two blocks of {_NIQE_BLOCK}x{_NIQE_BLOCK} px, got {width}x{height}"
+            )
+        wide = images.double()
+        luma = rgb_to_y(wide) if studio_swing else (wide * wide.new_tensor(_FULL_SWING)).sum(1, keepdim=True)
+        # One image at a time: a block without texture would otherwise spoil the others.
+        return torch.stack([niqe(one, mean, covariance).reshape(()) for one in luma.mul(255).round().split(1)])
 
-def _require_weights(info: MetricInfo, *, download: bool) -> None:
-    missing = missing_weights(info)
-    if not missing:
-        return
-    hub = Path(torch.hub.get_dir())
-    wanted = ", ".join(str(weight.path(hub)) for weight in missing)
-    if not download or os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0"):
-        raise WeightsError(f"{info.name} needs {wanted}; downloads are switched off")
-    for host in sorted({weight.host for weight in missing}):
-        if not _reachable(host):
-            sources = ", ".join(weight.url for weight in missing)
-            raise WeightsError(f"{info.name} needs {wanted}; {host} cannot be reached: fetch {sources} elsewhere")
+    return score
 
 
 @cache
-def _reachable(host: str) -> bool:
+def _require_pyiqa() -> None:
     try:
-        urllib.request.urlopen(urllib.request.Request(f"https://{host}/", method="HEAD"), timeout=_TIMEOUT).close()
-    except urllib.error.HTTPError:
-        return True  # it answered, if only that it has no such page
-    except OSError:
-        return False
-    return True
+        with _quiet_and_safe():
+            import pyiqa  # noqa: F401
+    except ImportError as error:
+        raise MissingDependencyError(f"pyiqa cannot be imported ({error}): pip install 'morsr[metrics]'") from error
 
 
 @contextlib.contextmanager
 def _quiet_and_safe() -> Iterator[None]:
-    """Loading by pyiqa: nothing printed, no silent download that hangs, and no pickled code in a checkpoint."""
+    """Loading by pyiqa: nothing printed, no download that hangs, no code run from a file of weights."""
     timeout, forced = socket.getdefaulttimeout(), os.environ.get("TORCH_FORCE_WEIGHTS_ONLY_LOAD")
     socket.setdefaulttimeout(_TIMEOUT)
     os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
@@ -225,80 +325,6 @@ def _quiet_and_safe() -> Iterator[None]:
             yield
     finally:
         socket.setdefaulttimeout(timeout)
-        if forced is None:
-            del os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"]
-        else:
+        del os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"]
+        if forced is not None:
             os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = forced
-
-
-def _pyiqa_configs() -> dict:
-    try:
-        from pyiqa.default_model_configs import DEFAULT_CONFIGS
-    except ImportError as error:
-        raise MissingDependencyError(f"pyiqa cannot be imported ({error}): pip install 'morsr[metrics]'") from error
-    return DEFAULT_CONFIGS
-
-
-def _pyiqa_network(info: MetricInfo) -> torch.nn.Module:
-    _pyiqa_configs()
-    from pyiqa.models.inference_model import InferenceModel
-
-    with _loading(info), _without_backbone_weights() if info.complete else contextlib.nullcontext():
-        network = InferenceModel(info.pyiqa, device=torch.device("cpu"), **dict(info.options))
-    return network.eval().requires_grad_(False)
-
-
-@contextlib.contextmanager
-def _without_backbone_weights() -> Iterator[None]:
-    """Build backbones of timm and torchvision without fetching weights that the metric's own file overwrites.
-
-    The file is loaded strictly, so a tensor that it does not hold is an error and never an initial value.
-    """
-    import timm
-    import torchvision
-
-    makers = ((timm, "create_model", "pretrained", False), (torchvision.models, "resnet50", "weights", None))
-    originals = [getattr(place, name) for place, name, *_ in makers]
-
-    def bare(make: Callable[..., torch.nn.Module], option: str, nothing: Any) -> Callable[..., torch.nn.Module]:
-        return lambda *arguments, **options: make(*arguments, **{**options, option: nothing})
-
-    try:
-        for (place, name, option, nothing), original in zip(makers, originals, strict=True):
-            setattr(place, name, bare(original, option, nothing))
-        yield
-    finally:
-        for (place, name, *_), original in zip(makers, originals, strict=True):
-            setattr(place, name, original)
-
-
-def _inception(info: MetricInfo) -> torch.nn.Module:
-    _pyiqa_configs()
-    from pyiqa.archs.inception import InceptionV3
-
-    with _loading(info):
-        network = InceptionV3(output_blocks=[InceptionV3.BLOCK_INDEX_BY_DIM[2048]])
-    return network.eval().requires_grad_(False)
-
-
-@contextlib.contextmanager
-def _loading(info: MetricInfo) -> Iterator[None]:
-    """Turn whatever pyiqa raises while it builds a metric into one error that names the metric and its files."""
-    try:
-        with _quiet_and_safe():
-            yield
-    except Exception as error:
-        hub = Path(torch.hub.get_dir())
-        files = ", ".join(str(weight.path(hub)) for weight in info.weights) or "files that pyiqa does not list"
-        raise WeightsError(f"{info.name} could not be loaded from {files}: {error}") from error
-
-
-def _inception_input(images: Tensor) -> Tensor:
-    """299x299 by PIL's antialiased bicubic on float channels, range [-1, 1), as clean-fid does it."""
-    from PIL import Image
-
-    batch = []
-    for image in images.mul(255).float().cpu().numpy():
-        channels = [Image.fromarray(channel).resize((299, 299), Image.Resampling.BICUBIC) for channel in image]
-        batch.append(np.stack([np.asarray(channel) for channel in channels]).clip(0, 255))
-    return (torch.from_numpy(np.stack(batch)) - 128) / 128

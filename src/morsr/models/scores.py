@@ -24,13 +24,12 @@ def score_image(metrics: Mapping[str, Metric], sr: Tensor, hr: Tensor | None) ->
     for name, metric in metrics.items():
         try:
             scores[name] = metric(sr, hr).item()
-        except (InputError, RuntimeError) as error:
-            scores[name] = math.nan
-            problems.append(str(error))
-            continue
-        if not math.isfinite(scores[name]):
-            scores[name] = math.nan
-            problems.append(f"{name} has no value here (an image without texture has no statistics to fit)")
+            if math.isfinite(scores[name]):
+                continue
+            problems.append(f"{name} has no value here (no texture to fit statistics to)")
+        except (InputError, RuntimeError, AssertionError) as error:
+            problems.append(str(error) if name in str(error) else f"{name}: {error}")
+        scores[name] = math.nan
     return scores, problems
 
 
@@ -53,10 +52,9 @@ class ScoreMeans(torchmetrics.Metric):
     def __init__(self, names: Sequence[str] = ("psnr", "ssim", "niqe")) -> None:
         super().__init__()
         built = build_metrics(names, download=False)
-        self.absent = dict(built.absent)
+        self.metrics, self.absent = built.metrics, built.absent
         for name, reason in built.absent.items():
             rank_zero_warn(f"{name} will not be scored: {reason}")
-        self.metrics = {name: metric for name, metric in built.metrics.items() if metric.info.kind != "set"}
         # One row per image rather than a sum: float32, which every device has, would lose digits in a sum.
         self.add_state("rows", default=[], dist_reduce_fx="cat")
 

@@ -1,0 +1,67 @@
+"""The bootstrap: coverage over seeds and photographs, and what a paired comparison leaves out."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from morsr.errors import InputError
+from morsr.evaluation.statistics import Interval, bootstrap, paired_difference
+
+
+@pytest.mark.parametrize(
+    ("seeds", "photographs", "copies", "seed_spread", "least"),
+    [(1, 40, 1, 0.0, 0.89), (1, 25, 6, 0.0, 0.86), (8, 30, 2, 1.0, 0.83), (20, 40, 1, 2.0, 0.87)],
+)
+def test_intervals_cover_the_truth(seeds: int, photographs: int, copies: int, seed_spread: float, least: float) -> None:
+    generator = np.random.default_rng(0)
+    groups = [f"p{index // copies}" for index in range(photographs * copies)]
+    hits = 0
+    for trial in range(200):
+        luck = generator.normal(0, seed_spread, (seeds, 1))
+        photograph = generator.normal(0, 1, photographs).repeat(copies)
+        values = 0.5 + luck + photograph + generator.normal(0, 0.3, (seeds, len(groups)))
+        found = bootstrap(values, groups, resamples=300, seed=trial)
+        assert found.count == photographs
+        hits += found.low <= 0.5 <= found.high
+    assert least <= hits / 200 <= 0.99
+
+
+@given(st.lists(st.floats(-5, 5), min_size=2, max_size=30), st.integers(0, 100))
+def test_properties(values: list[float], seed: int) -> None:
+    one = bootstrap(values, resamples=300, seed=seed)
+    assert min(values) - 1e-9 <= one.low <= one.high <= max(values) + 1e-9
+    assert one.mean == pytest.approx(np.mean(values))
+    assert one == bootstrap(values, resamples=300, seed=seed)
+    moved = bootstrap(np.array(values) + 10, resamples=300, seed=seed)
+    assert (moved.mean, moved.low, moved.high) == pytest.approx((one.mean + 10, one.low + 10, one.high + 10))
+
+
+@pytest.mark.parametrize(
+    ("values", "groups", "level"),
+    [([], None, 0.95), ([1.0, math.nan], None, 0.95), ([1.0, 2.0], ["a"], 0.95), ([1.0, 2.0], None, 1.0)],
+)
+def test_what_has_no_interval(values: list[float], groups: list[str] | None, level: float) -> None:
+    with pytest.raises(InputError):
+        bootstrap(values, groups, level=level)
+
+
+def test_paired_difference_and_its_verdict() -> None:
+    reference = {f"i{k}": float(k) for k in range(20)}
+    better = {name: value + 0.5 + 0.01 * (value % 3) for name, value in reference.items()}
+    interval = paired_difference([better], [reference])
+    assert interval.count == 20
+    assert interval.low > 0.49
+    assert interval.verdict(lower_is_better=False) == "better"
+    assert interval.verdict(lower_is_better=True) == "worse"
+    assert Interval(0.3, 0.3, 0.3, 1).verdict(lower_is_better=False) == "not distinguishable"
+    assert Interval(1e-6, 1e-7, 2e-6, 100).verdict(lower_is_better=False) == "not distinguishable"  # rounding
+    assert paired_difference([{**better, "i0": math.nan}], [reference]).count == 19
+    worse = {name: value - 0.4 for name, value in reference.items()}
+    assert not paired_difference([better, worse], [reference, reference]).excludes_zero, "seeds disagree"
+    with pytest.raises(InputError):
+        paired_difference([{"a": 1.0}], [{"b": 1.0}])
