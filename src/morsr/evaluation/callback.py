@@ -214,7 +214,8 @@ def _names(batch: Mapping[str, Any], default: str) -> list[tuple[str, str, str |
 
 def _spread_first(pairs: list[_HeldPair], count: int) -> list[_HeldPair]:
     """Evenly spaced pairs first: neighbours show the same photograph, and the sheet is drawn of the first few."""
-    first = [index * len(pairs) // count for index in range(min(count, len(pairs)))]
+    count = min(count, len(pairs))
+    first = [index * len(pairs) // count for index in range(count)]
     return [pairs[index] for index in first] + [pair for index, pair in enumerate(pairs) if index not in first]
 
 
