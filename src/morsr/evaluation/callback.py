@@ -133,7 +133,7 @@ class ScoreDump(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:  # fmt: skip
-        if trainer.sanity_checking:
+        if trainer.sanity_checking or trainer.fast_dev_run:
             return
         repeated = batch.get("repeated") or [False] * len(batch["stem"])
         for index, (stem, name, group) in enumerate(_names(batch, "val")):
@@ -179,7 +179,7 @@ class RoutingDump(L.Callback):
         room = self.max_images - sum(len(part) for part in self._parts)
         repeated = batch.get("repeated", ()) if isinstance(batch, Mapping) else ()  # by another process, the last ones
         kept = first_images(batch, min(room, repeated.index(True)) if any(repeated) else room, "lr")
-        if trainer.sanity_checking or kept is None or not is_routed(pl_module):
+        if trainer.sanity_checking or trainer.fast_dev_run or kept is None or not is_routed(pl_module):
             return
         names = [str(stem) for stem in kept.get("stem", ())]
         recipe = getattr(trainer.datamodule, "val_recipe", "realesrgan")
