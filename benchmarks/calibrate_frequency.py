@@ -19,7 +19,8 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from morsr.data.images import list_images, load_image
+from morsr.data.images import read_rgb
+from morsr.data.sources import find_photos
 from morsr.degradation import DegradationRecipe, apply, sample_keys, true_severity
 from morsr.estimators.frequency import expand
 from morsr.estimators.statistics import image_statistics
@@ -40,7 +41,7 @@ Array = NDArray[np.float64]
 
 def to_hr(path: str) -> torch.Tensor:
     """A photograph (1, 3, H, W) in [0, 1], cropped to multiples of 16."""
-    image = torch.from_numpy(load_image(path).copy()).permute(2, 0, 1)[None].float() / 255
+    image = torch.from_numpy(read_rgb(path).copy()).permute(2, 0, 1)[None].float() / 255
     height, width = (length // 16 * 16 for length in image.shape[-2:])
     return image[..., :height, :width]
 
@@ -141,7 +142,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--recipe", default="realesrgan")
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args(arguments)
-    paths = list_images(options.photographs).paths
+    paths = [photo.hr for photo in find_photos(options.photographs)]
     names = list(image_statistics(torch.zeros(1, 3, 16, 16)))
     with torch.no_grad():
         values, targets, weights = collect(list(paths), options.draws, options.recipe, options.seed)

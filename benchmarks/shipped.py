@@ -19,8 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from morsr import Restorer
-from morsr.data.degraded import embedded_benchmark
-from morsr.data.pairs import Pair, PairPaths, paired_folder
+from morsr.data import Pair, Photo, embedded_benchmark, paired_folder
 from morsr.evaluation.images import side_by_side, to_tensor, to_uint8
 from morsr.evaluation.score import Method, bicubic_method, evaluate
 from morsr.evaluation.tables import BenchmarkReport
@@ -89,7 +88,7 @@ def main() -> None:
     options = parser.parse_args()
     methods: dict[str, Method] = {"bicubic": bicubic_method()}
     methods |= {name: method(Restorer.from_pretrained(name, device="cpu"), options.color) for name in PRESETS}
-    sets: dict[str, Callable[[], Sequence[Pair | PairPaths]]] = {
+    sets: dict[str, Callable[[], Sequence[Pair | Photo]]] = {
         "embedded": embedded_benchmark,
         "realsr": lambda: paired_folder(options.realsr / "LR", options.realsr / "HR"),
     }

@@ -2,44 +2,29 @@
 
     python data_prep/cut_subimages.py DIV2K_train_HR DIV2K_train_HR_sub --size 512 --step 480
 
-Sub-images are named STEM_s001.png, … in the subfolders of their photographs. The last row and column of an image are
-cut from its edge, so nothing is lost. A stopped run goes on where it was: sub-images that are there are not cut again.
-Photographs of one name (a.jpg, a.png), and an OUT that was cut with another size, step or slack, which cuts.json there
-tells, are refused.
+Sub-images keep the subfolders of their photographs and are named STEM_SIZE_TOP_LEFT.png. The last row and column of an
+image are cut from its edge, so nothing is lost. A stopped run can be started again: sub-images that exist are kept.
 Files that cannot be read are named at the end, and the exit code is then 1.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import sys
-from collections import defaultdict
-from collections.abc import Sequence
+from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
+from jsonargparse import auto_cli
+from jsonargparse.typing import NonNegativeInt, PositiveInt
 from PIL import Image
 from tqdm import tqdm
 
-from morsr.data.images import find_images, image_size, load_image
-from morsr.data.outputs import output_folder
+from morsr.data.images import find_images, read_rgb
+from morsr.data.sources import some
 from morsr.errors import InputError, MorsrError
-from morsr.files import atomic_path, write_text
-
-SETTINGS = "cuts.json"
-
-
-class Result(NamedTuple):
-    """What became of one photograph: sub-images made, sub-images that were there, why it failed ("" if it did not)."""
-
-    path: str
-    made: int
-    present: int
-    error: str = ""
+from morsr.files import atomic_path
 
 
 def positions(length: int, size: int, step: int, slack: int) -> list[int]:
@@ -50,95 +35,63 @@ def positions(length: int, size: int, step: int, slack: int) -> list[int]:
     return starts
 
 
-def cut(path: str, *, source: Path, target: Path, size: int, step: int, slack: int) -> Result:
-    """Cut one photograph; a sub-image appears whole, so one that is there needs no second look."""
-    folder = target / Path(path).relative_to(source).parent
+def cut(path: str, *, source: Path, target: Path, size: int, step: int, slack: int) -> str:
+    """Cut one photograph; returns why it was passed over, or an empty text."""
     try:
-        width, height = image_size(path)
-        boxes = [
-            (left, top, left + size, top + size)
-            for top in positions(height, size, step, slack)
-            for left in positions(width, size, step, slack)
-        ]
-        if not boxes:
-            return Result(path, 0, 0, f"{path}: {width}x{height} pixels, smaller than {size}")
-        names = [folder / f"{Path(path).stem}_s{number:03d}.png" for number in range(1, len(boxes) + 1)]
-        missing = [(name, box) for name, box in zip(names, boxes, strict=True) if not name.is_file()]
-        photograph = Image.fromarray(load_image(path)) if missing else None
+        photograph = Image.fromarray(read_rgb(path))
     except InputError as error:
-        return Result(path, 0, 0, str(error))
-    if photograph is not None:
-        for name, box in missing:
-            with atomic_path(name) as part:  # its errors end the run: the next photograph would meet them too
-                photograph.crop(box).save(part, format="PNG", compress_level=3)
-    return Result(path, len(missing), len(boxes) - len(missing))
+        return str(error)
+    if min(photograph.size) < size:
+        return f"{path}: {photograph.width}x{photograph.height} pixels, smaller than {size}"
+    stem = target / Path(path).relative_to(source).with_suffix("")
+    for top in positions(photograph.height, size, step, slack):
+        for left in positions(photograph.width, size, step, slack):
+            name = stem.with_name(f"{stem.name}_{size}_{top:04d}_{left:04d}.png")
+            if not name.is_file():
+                with atomic_path(name) as part:
+                    photograph.crop((left, top, left + size, top + size)).save(part, format="PNG", compress_level=3)
+    return ""
 
 
-def check_names(source: Path, paths: Sequence[str]) -> None:
-    """Raise InputError for photographs whose sub-images would have the same names."""
-    by_stem: dict[Path, list[str]] = defaultdict(list)
-    for path in paths:
-        by_stem[Path(path).relative_to(source).with_suffix("")].append(path)
-    twins = [", ".join(Path(path).name for path in found) for found in by_stem.values() if len(found) > 1]
-    if twins:
-        raise InputError(f"{source}: images of one name would share their sub-images: {'; '.join(twins[:5])}; rename")
+def main(
+    source: Path,
+    target: Path,
+    size: PositiveInt = 512,  # type: ignore[assignment]
+    step: PositiveInt = 480,  # type: ignore[assignment]
+    slack: NonNegativeInt = 16,  # type: ignore[assignment]
+    workers: PositiveInt | None = None,
+) -> int:
+    """Cut large photographs into overlapping sub-images.
 
-
-def keep_settings(target: Path, settings: dict[str, int]) -> None:
-    """Note how the sub-images of a folder are cut; raise InputError if those that are there were cut otherwise."""
-    path = target / SETTINGS
-    tile = next(target.rglob("*_s[0-9][0-9][0-9].png"), None)
-    found: object = None
-    if tile is not None and path.is_file():
-        try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise InputError(f"{path}: cannot be read ({error}); choose another OUT") from error
-    elif tile is not None:  # of a run that noted nothing
-        width, height = image_size(tile)
-        found = settings if width == height == settings["size"] else f"{tile.name} of {width}x{height} pixels"
-    if found is not None and found != settings:
-        raise InputError(f"{target}: holds sub-images cut otherwise ({found}, now {settings}); choose another OUT")
-    write_text(path, json.dumps(settings) + "\n")
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the script and return its exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("source", type=Path, metavar="IN")
-    parser.add_argument("target", type=Path, metavar="OUT")
-    parser.add_argument("--size", type=int, default=512, help="side of a sub-image in pixels (default: 512)")
-    parser.add_argument("--step", type=int, default=480, help="distance between sub-images (default: 480)")
-    parser.add_argument("--slack", type=int, default=16, help="a rest of so many pixels is left over (default: 16)")
-    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes (default: one per core)")
-    options = parser.parse_args(arguments)
+    Args:
+        source: folder of photographs, searched with its subfolders.
+        target: folder of the sub-images, outside the source.
+        size: side of a sub-image in pixels.
+        step: distance between sub-images, at most the size.
+        slack: a rest of so many pixels is left over.
+        workers: processes; None takes one per core.
+    """
     try:
-        if not (
-            options.size >= 16 and 1 <= options.step <= options.size and options.slack >= 0 and options.workers > 0
-        ):
-            raise InputError("expected --size >= 16, 1 <= --step <= size, --slack >= 0 and --workers >= 1")
-        source, target = options.source.resolve(), options.target.resolve()
+        source, target = source.resolve(), target.resolve()
+        if step > size:
+            raise InputError(f"--step: expected at most the size {size}, got {step}")
         if target == source or source in target.parents:
-            raise InputError(
-                f"{options.target}: the output must lie outside {options.source}, or it would be cut again"
-            )
+            raise InputError(f"{target}: expected a folder outside {source}, or it would be cut again")
         paths = find_images(source)
-        check_names(source, paths)
-        settings = {"size": options.size, "step": options.step, "slack": options.slack}
-        keep_settings(output_folder(target), settings)
-        work = partial(cut, source=source, target=target, **settings)
-        with ProcessPoolExecutor(min(options.workers, len(paths))) as pool:
-            results = list(tqdm(pool.map(work, paths, chunksize=4), total=len(paths), unit="image"))
+        often = Counter(Path(path).with_suffix("") for path in paths)
+        if twins := [str(stem) for stem, count in often.items() if count > 1]:
+            raise InputError(f"images of one name would share their sub-images: {some(twins)}; rename some")
+        work = partial(cut, source=source, target=target, size=size, step=step, slack=slack)
+        with ProcessPoolExecutor(min(workers or os.cpu_count() or 1, len(paths))) as pool:
+            problems = [found for found in tqdm(pool.map(work, paths), total=len(paths), unit="image") if found]
     except (MorsrError, OSError) as error:
         print(f"cut_subimages: {error}", file=sys.stderr)
         return 2
-    failed = [result.error for result in results if result.error]
-    made, present = sum(result.made for result in results), sum(result.present for result in results)
-    print(f"{len(paths)} photographs: {made} sub-images made, {present} were there, in {options.target}")
-    for problem in failed:
+    print(f"{len(paths) - len(problems)} of {len(paths)} photographs are cut, in {target}")
+    for problem in problems:
         print(f"passed over: {problem}", file=sys.stderr)
-    return 1 if failed else 0
+    return 1 if problems else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(auto_cli(main, as_positional=True))

@@ -39,14 +39,13 @@ hypothesis.settings.load_profile("morsr")
 def _reproducible(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Seed every generator and work in an empty folder, so that no test depends on another or litters the checkout.
 
-    The caches are the session's: weights that a user has are not found, and degraded images are not left to him.
+    The cache of weights is the session's: weights that a user has are not found.
     """
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path_factory.getbasetemp() / "torch"))
-    monkeypatch.setenv("MORSR_CACHE", str(tmp_path_factory.getbasetemp() / "degraded"))
 
 
 @pytest.fixture(scope="session")

@@ -21,7 +21,7 @@ FLOORS = {
     "errors": 0, "files": 0,
 }  # fmt: skip
 # On the top floor the command line is made of its commands; on all others neighbours stay apart.
-NEIGHBOURS = {("cli", "commands"), ("__main__", "cli")}
+NEIGHBOURS = {("files", "errors"), ("cli", "commands"), ("__main__", "cli")}
 
 # A heavy package and the only places that may import it, as module prefixes.
 ONLY_IN = {

@@ -11,6 +11,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from morsr.errors import InputError
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -53,6 +55,22 @@ def atomic_path(path: str | os.PathLike[str], *, flush: bool = False) -> Iterato
         raise OSError(error.errno, error.strerror, os.fspath(target)) from error
     finally:
         part.unlink(missing_ok=True)
+
+
+def output_folder(path: str | os.PathLike[str]) -> Path:
+    """Make a folder, with those above it, and see that files can be made in it.
+
+    Raises:
+        InputError: it cannot be made or written.
+    """
+    folder = Path(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be made ({error.strerror}); choose another folder") from error
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise InputError(f"{folder}: cannot be written; choose another folder")
+    return folder
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:

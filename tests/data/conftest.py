@@ -1,49 +1,47 @@
-"""Small photographs on disk, and a data module over them that leaves nothing outside the test's folder."""
+"""Small photographs and pairs on disk, and a data module over them."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 
+sys.path.insert(0, str(Path(__file__).parent))
 
-def noise_picture(height: int, width: int, seed: int) -> np.ndarray:
-    """Smooth random colours, uint8 (height, width, 3)."""
-    coarse = np.random.default_rng(seed).integers(0, 256, (6, 6, 3), dtype=np.uint8)
-    return np.asarray(Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC))
+from data_files import save, smooth
 
 
 @pytest.fixture
 def photos(tmp_path: Path) -> Path:
     """A folder with seven PNG of 72x64 to 96x64 pixels, two of them in a subfolder."""
-    folder = tmp_path / "photos"
-    (folder / "sub").mkdir(parents=True)
     for number in range(7):
-        path = folder / ("sub" if number > 4 else "") / f"photo{number}.png"
-        Image.fromarray(noise_picture(64, 72 + 4 * number, number)).save(path)
-    return folder
+        folder = tmp_path / "photos" / ("sub" if number > 4 else "")
+        save(folder / f"photo{number}.png", smooth(64, 72 + 4 * number, number))
+    return tmp_path / "photos"
 
 
 @pytest.fixture
-def make_data(tmp_path: Path, photos: Path) -> Callable[..., Any]:
-    """RealESRGANDataModule with tiny settings, overridden by keywords."""
-    from morsr.data.datamodule import RealESRGANDataModule
+def pairs(tmp_path: Path) -> dict[str, str]:
+    """Three pairs of files whose HR images are the LR ones with every pixel repeated."""
+    for number in range(3):
+        lr = np.random.default_rng(number).integers(0, 256, (24, 20, 3), dtype=np.uint8)
+        save(tmp_path / "real" / "LR" / f"{number}.png", lr)
+        save(tmp_path / "real" / "HR" / f"{number}.png", lr.repeat(4, 0).repeat(4, 1))
+    return {"lr": str(tmp_path / "real" / "LR"), "hr": str(tmp_path / "real" / "HR")}
 
-    def make(**settings: Any) -> RealESRGANDataModule:
-        tiny = {
-            "train": [str(photos)],
-            "test": [],
-            "batch_size": 4,
-            "crop_size": 32,
-            "samples_per_epoch": 16,
-            "num_workers": 0,
-            "cache_dir": str(tmp_path / "cache"),
-            "val_multiple": 16,
-        }
+
+@pytest.fixture
+def make_data(photos: Path) -> Callable[..., Any]:
+    """RealESRGANDataModule with tiny settings, overridden by keywords."""
+    from morsr.data import RealESRGANDataModule
+
+    def make(**settings: Any) -> Any:
+        tiny = {"train": [str(photos)], "test": [], "recipe": "light", "batch_size": 4, "crop_size": 32,
+                "samples_per_epoch": 16, "num_workers": 0, "val_multiple": 16}  # fmt: skip
         return RealESRGANDataModule(**{**tiny, **settings})
 
     return make

@@ -1,8 +1,7 @@
-"""RealESRGANDataModule: the batch, its determinism over workers and resumed runs, and files that cannot be used."""
+"""RealESRGANDataModule: its batches, resuming, several devices, and what is refused or found missing."""
 
 from __future__ import annotations
 
-import shutil
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -13,14 +12,16 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from data_files import save, smooth
 from torch.utils.data import DistributedSampler
 
-from morsr.data.datamodule import RealESRGANDataModule
-from morsr.data.evaluation_set import collate_pairs
+from morsr.data import RealESRGANDataModule, embedded_benchmark
+from morsr.data.dataset import collate
+from morsr.degradation import DegradationRecipe, apply, true_severity
 from morsr.errors import ConfigError, InputError
 
 Make = Callable[..., RealESRGANDataModule]
+Batch = dict[str, Any]
 
 
 class Recorder(L.LightningModule):
@@ -32,81 +33,104 @@ class Recorder(L.LightningModule):
         self.seen: list[tuple[list[int], float]] = []
         self.epochs: list[int] = []
 
-    def training_step(self, batch: dict[str, Any], batch_idx: int) -> torch.Tensor:
+    def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
         self.seen.append((batch["key"].tolist(), round(float(batch["lr"].double().mean()), 9)))
         self.epochs.append(self.current_epoch)
         return self.layer(batch["lr"].mean().view(1, 1)).sum()
 
-    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
         assert batch["lr"].shape[-1] * 4 == batch["hr"].shape[-1]
+
+    test_step = validation_step
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         self.trainer.estimated_stepping_batches  # with max_epochs, asks for the loader before the loops are restored
         return torch.optim.SGD(self.parameters(), lr=0.0)
 
 
-def fit(data: RealESRGANDataModule, folder: Path, *, steps: int, resume: Path | None = None, **more: Any) -> Recorder:
-    trainer = L.Trainer(
-        max_steps=steps, max_epochs=100, accelerator="cpu", logger=False, default_root_dir=folder,
-        enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0, **more,
+def trainer(folder: Path | None = None, **settings: Any) -> L.Trainer:
+    return L.Trainer(
+        accelerator="cpu", logger=False, default_root_dir=folder, enable_progress_bar=False,
+        enable_model_summary=False, num_sanity_val_steps=0, **settings,
     )  # fmt: skip
-    model = Recorder()
-    trainer.fit(model, data, ckpt_path=resume, weights_only=True)
-    trainer.save_checkpoint(folder / "end.ckpt")
+
+
+def fit(data: RealESRGANDataModule, folder: Path, *, steps: int, resume: Path | None = None, **more: Any) -> Recorder:
+    run, model = trainer(folder, max_steps=steps, max_epochs=100, **more), Recorder()
+    run.fit(model, data, ckpt_path=resume, weights_only=True)
+    run.save_checkpoint(folder / "end.ckpt")
     return model
 
 
-def batches(data: RealESRGANDataModule, count: int) -> list[dict[str, Any]]:
+def batches(data: RealESRGANDataModule, count: int) -> list[Batch]:
+    """The first finished training batches."""
     data.setup("fit")
-    found: list[dict[str, Any]] = []
+    found: list[Batch] = []
     while len(found) < count:
         found += list(data.train_dataloader())[: count - len(found)]
     return [data.finish_batch(batch) for batch in found]
 
 
-def test_training_batch(make_data: Make):
-    batch = batches(make_data(dead_leaves=0.5, recipe="light"), 1)[0]
-    assert set(batch) == {"hr", "lr", "stem", "key", "parameters"}
-    assert batch["hr"].shape == (4, 3, 32, 32)
-    assert batch["lr"].shape == (4, 3, 8, 8)
+def assert_same(one: list[Batch], two: list[Batch]) -> None:
+    for first, second in zip(one, two, strict=True):
+        assert first["stem"] == second["stem"]
+        for name in ("key", "hr", "lr", "severity"):
+            torch.testing.assert_close(first[name], second[name], rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.fixture
+def mixed(photos: Path, pairs: dict[str, str], tmp_path: Path) -> dict[str, Any]:
+    """Sources of unequal weights, pairs, synthetic images, a file that is damaged and one that is too small."""
+    for number in range(3):
+        save(tmp_path / "more" / f"m{number}.png", smooth(40, 48, 10 + number))
+    (photos / "photo1.png").write_bytes((photos / "photo1.png").read_bytes()[:-40])
+    save(tmp_path / "more" / "small.png", smooth(20, 90, 0))
+    train = [{"source": str(photos), "weight": 2.5}, str(tmp_path / "more"), pairs]
+    return {"train": train, "dead_leaves": 0.25, "cache_mb": 0, "samples_per_epoch": 32}
+
+
+# ------------------------------------------------------------------------------------------------------------ batches
+
+
+def test_a_training_batch_is_the_recipe_applied_to_its_crops(make_data: Make):
+    (batch,) = batches(make_data(dead_leaves=0.5, recipe="realesrgan"), 1)
+    assert set(batch) == {"hr", "lr", "stem", "key", "severity", "parameters"}
+    assert (batch["hr"].shape, batch["lr"].shape) == ((4, 3, 32, 32), (4, 3, 8, 8))
     assert batch["hr"].dtype == batch["lr"].dtype == torch.float32
     assert 0 <= batch["hr"].min() < batch["hr"].max() <= 1
-    assert len(batch["parameters"]) == len(batch["stem"]) == 4
+    assert (batch["hr"].flatten(1).std(1) > 0.01).all(), "synthetic images are rendered"
     assert sum(stem.startswith("dead_leaves") for stem in batch["stem"]) == 2
-    assert (batch["hr"].flatten(1).std(1) > 0.01).all()
+    parameters = DegradationRecipe.load("realesrgan").sample(batch["key"])
+    torch.testing.assert_close(batch["lr"], apply(batch["hr"], parameters), rtol=0, atol=0)
+    torch.testing.assert_close(batch["severity"], true_severity(parameters).combined)
     torch.testing.assert_close(batch["parameters"].key, batch["key"])
 
 
-def test_lr_is_the_recipe_applied_to_hr(make_data: Make):
-    from morsr.degradation import DegradationRecipe, apply
-
-    batch = batches(make_data(recipe="realesrgan"), 1)[0]
-    parameters = DegradationRecipe.from_preset("realesrgan").sample(batch["key"])
-    torch.testing.assert_close(batch["lr"], apply(batch["hr"], parameters), rtol=0, atol=0)
-
-
-def test_samples_do_not_depend_on_workers(make_data: Make):
-    runs = [batches(make_data(dead_leaves=0.25, recipe="light", num_workers=workers), 4) for workers in (0, 1, 2)]
-    for other in runs[1:]:
-        for one, two in zip(runs[0], other, strict=True):
-            assert one["stem"] == two["stem"]
-            torch.testing.assert_close(one["hr"], two["hr"], rtol=0, atol=0)
-            torch.testing.assert_close(one["lr"], two["lr"], rtol=0, atol=0)
+def test_pairs_of_files_keep_their_lr_images(make_data: Make, mixed: dict[str, Any]):
+    kinds = set()
+    for usm in (False, True):
+        for batch in batches(make_data(**mixed, usm=usm), 8):
+            real = [len(stem) == 1 for stem in batch["stem"]]
+            assert ("parameters" in batch) == (not any(real))
+            assert batch["severity"].isnan().tolist() == real
+            for is_pair, hr, lr in zip(real, batch["hr"], batch["lr"], strict=True):
+                assert torch.equal(hr, lr.repeat_interleave(4, 1).repeat_interleave(4, 2)) == is_pair
+            kinds |= {stem[0] for stem in batch["stem"]}
+    assert {"p", "m", "d"} < kinds, "every source takes part"
 
 
-def test_memory_makes_no_difference(make_data: Make):
-    kept, read = (batches(make_data(recipe="light", cache_mb=mb), 2) for mb in (512, 0))
-    for one, two in zip(kept, read, strict=True):
-        torch.testing.assert_close(one["hr"], two["hr"], rtol=0, atol=0)
+@pytest.mark.parametrize("change", [{"num_workers": 1}, {"num_workers": 3}, {"cache_mb": 512}], ids=str)
+def test_workers_and_memory_change_nothing(make_data: Make, mixed: dict[str, Any], change: dict[str, Any]):
+    one, other = make_data(**mixed), make_data(**{**mixed, **change})
+    assert_same(batches(one, 10), batches(other, 10))
+    assert sorted(Path(path).name for path in other.skipped) == ["photo1.png", "small.png"]
+    assert one.skipped == other.skipped
 
 
 def test_windows_are_cut_from_the_degraded_crops(make_data: Make):
-    whole = batches(make_data(crop_size=64), 2)
-    cut = batches(make_data(crop_size=64, patch_size=32), 2)
+    whole, cut = batches(make_data(crop_size=64), 2), batches(make_data(crop_size=64, patch_size=32), 2)
     places = set()
     for one, other in zip(whole, cut, strict=True):
-        assert other["hr"].shape[1:] == (3, 32, 32)
-        assert other["lr"].shape[1:] == (3, 8, 8)
         torch.testing.assert_close(other["context"], one["lr"], rtol=0, atol=0)
         for lr, hr, small_lr, small_hr in zip(one["lr"], one["hr"], other["lr"], other["hr"], strict=True):
             found = [
@@ -118,371 +142,275 @@ def test_windows_are_cut_from_the_degraded_crops(make_data: Make):
             ]
             assert len(found) == 1
             places.update(found)
-    assert len(places) > len(whole[0]["lr"])
+    assert len(places) > 4
 
 
-def test_seeds_and_epochs_differ(make_data: Make):
-    data = make_data(recipe="light")
-    data.setup("fit")
-    loader = data.train_dataloader()
-    first, second = list(loader), list(loader)
-    assert first[0]["key"].tolist() != second[0]["key"].tolist()
-    other = batches(make_data(recipe="light", seed=1), 1)[0]
-    assert other["key"].tolist() != first[0]["key"].tolist()
+def test_views_are_one_crop_under_two_degradations(make_data: Make):
+    for batch in batches(make_data(views=2, recipe="realesrgan", crop_size=64, patch_size=32), 3):
+        assert torch.equal(batch["hr"][::2], batch["hr"][1::2])
+        assert not torch.equal(batch["lr"][::2], batch["lr"][1::2])
+        assert batch["stem"][::2] == batch["stem"][1::2]
 
 
-def test_a_loop_of_ones_own_sees_new_samples_in_every_epoch(make_data: Make):
-    data = make_data(recipe="light")
-    data.setup("fit")
-    data.train_dataloader()  # one that nobody reads uses no epoch up
-    own = [batch["key"].tolist() for _ in range(3) for batch in data.train_dataloader()]
-    again = make_data(recipe="light")
-    again.setup("fit")
-    loader = again.train_dataloader()
-    assert own == [batch["key"].tolist() for _ in range(3) for batch in loader]
-    assert len({tuple(keys) for keys in own}) == len(own)
-
-
-@pytest.mark.parametrize("use", ["validate", "fit"])
-def test_a_loop_of_ones_own_goes_on_after_a_trainer(make_data: Make, photos: Path, tmp_path: Path, use: str):
-    data = make_data(recipe="light", val=[str(photos)])
-    if use == "fit":
-        seen = [tuple(keys) for keys, _ in fit(data, tmp_path, steps=6, limit_val_batches=1).seen]
-    else:
-        L.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False).validate(Recorder(), data, verbose=False)
-        seen = []
-    own = [tuple(batch["key"].tolist()) for _ in range(3) for batch in data.train_dataloader()]
-    assert len(own) == 12
-    assert len({*seen, *own}) == len(seen) + 12
-    again = fit(data, tmp_path, steps=6, limit_val_batches=1).seen
-    assert [keys for keys, _ in again[:4]] == [batch["key"].tolist() for batch in batches(make_data(recipe="light"), 4)]
-
-
-@pytest.mark.parametrize("stop", [3, 4, 6])
-def test_a_resumed_run_sees_what_a_straight_one_sees(make_data: Make, tmp_path: Path, stop: int):
-    settings = {"dead_leaves": 0.25, "recipe": "light"}
-    run = fit(make_data(**settings), tmp_path, steps=10)
-    straight = run.seen
-    assert run.epochs == [0] * 4 + [1] * 4 + [2] * 2
-    assert len({tuple(keys) for keys, _ in straight}) == 10
-    head = fit(make_data(**settings), tmp_path, steps=stop).seen
-    tail = fit(make_data(**settings), tmp_path, steps=10, resume=tmp_path / "end.ckpt").seen
-    assert head + tail == straight
-
-
-def test_resume_from_a_checkpoint_written_during_validation_with_workers(make_data: Make, tmp_path: Path, photos: Path):
-    from lightning.pytorch.callbacks import ModelCheckpoint
-
-    settings = {"recipe": "light", "val": [str(photos)]}
-    straight = fit(make_data(**settings), tmp_path, steps=7, limit_val_batches=0).seen
-    saver = ModelCheckpoint(tmp_path / "kept", save_top_k=-1, filename="{step}", every_n_train_steps=None, monitor=None)
-    checks = {"val_check_interval": 3, "limit_val_batches": 1}
-    fit(make_data(**settings), tmp_path, steps=5, callbacks=[saver], **checks)
-    (kept,) = sorted((tmp_path / "kept").glob("step=3*.ckpt"))
-    tail = fit(make_data(**settings, num_workers=1), tmp_path, steps=7, resume=kept, **checks).seen
-    assert tail == straight[3:]
-
-
-@pytest.fixture
-def mixed(photos: Path, tmp_path: Path) -> dict[str, Any]:
-    """Sources of unequal weights, real pairs, synthetic images, a file that is damaged and one that is too small."""
-    second = tmp_path / "second"
-    for folder, scale in (("more", 4), ("lr", 1), ("hr", 4)):
-        (second / folder).mkdir(parents=True)
-        for number in range(3):
-            pixels = np.random.default_rng(number).integers(0, 256, (10 * scale, 12 * scale, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(second / folder / f"{folder[0]}{number}.png")
-    for number in range(3):
-        (second / "lr" / f"l{number}.png").rename(second / "lr" / f"h{number}.png")
-    (photos / "photo1.png").write_bytes((photos / "photo1.png").read_bytes()[:-40])
-    Image.fromarray(np.zeros((20, 90, 3), np.uint8)).save(second / "more" / "small.png")
-    pairs = {"lr": str(second / "lr"), "hr": str(second / "hr")}
-    train = [{"source": str(photos), "weight": 2.5}, str(second / "more"), pairs]
-    return {"train": train, "dead_leaves": 0.25, "recipe": "light", "cache_mb": 0, "samples_per_epoch": 32}
-
-
-def test_mixed_sources_with_bad_files_do_not_depend_on_workers(make_data: Make, mixed: dict[str, Any]):
-    runs = {}
-    for workers in (0, 1, 2, 3):
-        data = make_data(**mixed, num_workers=workers)
-        runs[workers] = batches(data, 12), data.skipped
-    first, skipped = runs[0]
-    assert sorted(Path(path).name for path in skipped) == ["photo1.png", "small.png"]
-    stems = [stem for batch in first for stem in batch["stem"]]
-    assert len({stem[0] for stem in stems}) == 4, "every source takes part"
-    for workers, (found, noted) in runs.items():
-        assert noted == skipped, f"{workers} workers name other files"
-        for one, two in zip(first, found, strict=True):
-            assert one["stem"] == two["stem"]
-            for name in ("key", "hr", "lr"):
-                torch.testing.assert_close(one[name], two[name], rtol=0, atol=0, msg=f"{name}, {workers} workers")
-
-
-@pytest.mark.parametrize(("stop", "before", "after"), [(3, 0, 3), (5, 2, 1), (11, 3, 0)])
-def test_mixed_sources_with_bad_files_go_on_in_mid_epoch(
-    make_data: Make, mixed: dict[str, Any], tmp_path: Path, stop: int, before: int, after: int
-):
-    straight = fit(make_data(**mixed), tmp_path, steps=13).seen
-    head = fit(make_data(**mixed, num_workers=before), tmp_path, steps=stop).seen
-    tail = fit(make_data(**mixed, num_workers=after), tmp_path, steps=13, resume=tmp_path / "end.ckpt").seen
-    assert head + tail == straight
-
-
-def test_a_large_manifest_starts_without_opening_a_file(
-    make_data: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    rows = "".join(f"img/{number:06d}.png,{512 if number else 20},512,{'0' * 32},1\n" for number in range(155_000))
-    (tmp_path / "m.csv").write_text(f"path,width,height,hash,weight\n{rows}")
-    for name in ("PIL.Image.open", "os.stat", "os.path.isfile", "os.path.exists"):
-        monkeypatch.setattr(name, lambda path, *rest, **more: pytest.fail(f"{path} was looked at"))
-    data = make_data(train=[str(tmp_path / "m.csv")], samples_per_epoch=None, num_workers=2)
-    data.setup("fit")
-    loader = data.train_dataloader()
-    monkeypatch.undo()
-    assert len(data.manifest()["train"]["digest"]) == 32
-    assert data.manifest()["train"]["images"] == 154_999
-    assert len(loader) == 154_999 // 4 + 1
-
-
-def test_a_changed_batch_size_is_reported_on_resume(make_data: Make, tmp_path: Path):
-    fit(make_data(recipe="light"), tmp_path, steps=1)
-    with pytest.warns(UserWarning, match="batch_size 4 -> 8"):
-        fit(make_data(recipe="light", batch_size=8), tmp_path, steps=2, resume=tmp_path / "end.ckpt")
-
-
-def test_everything_that_changes_samples_is_reported_on_resume(make_data: Make, photos: Path, tmp_path: Path):
-    fit(make_data(recipe="light"), tmp_path, steps=1)
-    (photos / "photo0.png").rename(photos / "other.png")
-    changed = {
-        "dead_leaves": 0.25, "patch_size": 16, "max_downscale": 2.0, "usm": True, "flips": False, "turns": False,
-        "recipe": "camera",
-    }  # fmt: skip
-    with pytest.warns(UserWarning, match="samples will differ") as caught:
-        fit(make_data(**changed), tmp_path, steps=2, resume=tmp_path / "end.ckpt")
-    (text,) = [str(warning.message) for warning in caught if "samples will differ" in str(warning.message)]
-    for name in (*changed, "images"):
-        assert f"{name} " in text
-    assert "max_downscale 1.0 -> 2.0" in text
-
-
-def test_a_checkpoint_of_an_earlier_version_goes_on(make_data: Make, tmp_path: Path):
-    fit(make_data(recipe="light"), tmp_path, steps=1)
-    checkpoint = torch.load(tmp_path / "end.ckpt", weights_only=True)
-    kept = checkpoint["RealESRGANDataModule"]
-    for name in ("dead_leaves", "patch_size", "max_downscale", "usm", "flips", "turns", "scale", "recipe", "images"):
-        kept.pop(name)
-    torch.save(checkpoint, tmp_path / "old.ckpt")
-    with warnings.catch_warnings():
-        warnings.filterwarnings("error", message="samples will differ")
-        assert len(fit(make_data(recipe="light"), tmp_path, steps=2, resume=tmp_path / "old.ckpt").seen) == 1
-
-
-@pytest.mark.parametrize("cache_mb", [512, 0])
-@pytest.mark.parametrize("workers", [0, 1])
-def test_bad_files_are_passed_over_and_named(
-    make_data: Make, photos: Path, tmp_path: Path, cache_mb: int, workers: int
-):
-    (photos / "photo1.png").write_bytes(b"damaged")
-    Image.fromarray(np.zeros((20, 90, 3), np.uint8)).save(photos / "small.png")
-    data = make_data(recipe="light", cache_mb=cache_mb, num_workers=workers)
-    with pytest.warns(UserWarning, match="2 image files were passed over") as caught:
-        fit(data, tmp_path, steps=4)
-    text = str([str(warning.message) for warning in caught])
-    assert "photo1.png" in text
-    assert "small.png: 90x20 pixels, too small for crops of 32" in text
-
-
-@pytest.mark.parametrize("cache_mb", [512, 0.01, 0])
-def test_sizes_in_a_manifest_spare_opening_files(make_data: Make, photos: Path, cache_mb: float):
-    rows = "".join(f"photo{number}.png,{72 + 4 * number},64\n" for number in range(5))
-    (photos / "m.csv").write_text(f"path,width,height\n{rows}absent.png,31,64\n")
-    data = make_data(train=[str(photos / "m.csv")], cache_mb=cache_mb, recipe="light")
-    data.setup("fit")
-    assert [Path(path).name for path in data.skipped] == ["absent.png"]
-    assert "31x64 pixels, too small" in data.skipped[str(photos / "absent.png")]
-
-
-def test_nothing_usable_is_an_error(make_data: Make, photos: Path):
-    for cache_mb in (512, 0):
-        data = make_data(crop_size=128, cache_mb=cache_mb)
-        with pytest.raises(InputError, match=r"can(not)? be used"):
-            batches(data, 1)
-
-
-def test_synthetic_images_alone_need_no_source(make_data: Make):
-    batch = batches(make_data(train=[], dead_leaves=1.0, recipe="light"), 1)[0]
-    assert all(stem.startswith("dead_leaves_") for stem in batch["stem"])
-    assert len(set(batch["stem"])) == 4
-
-
-def test_shrinking_turning_and_mirroring(make_data: Make, photos: Path):
-    plain = batches(make_data(recipe="light", flips=False, turns=False), 2)
-    varied = batches(make_data(recipe="light", max_downscale=2.0), 2)
-    assert any(not torch.equal(one["hr"], two["hr"]) for one, two in zip(plain, varied, strict=True))
-    # without any augmentation a crop is a window of its photograph
-    for batch in plain:
-        for stem, crop in zip(batch["stem"], batch["hr"], strict=True):
-            (path,) = photos.rglob(f"{stem}.png")
-            whole = torch.from_numpy(np.asarray(Image.open(path)).copy()).permute(2, 0, 1)
-            windows = whole.unfold(1, 32, 1).unfold(2, 32, 1).permute(1, 2, 0, 3, 4)
-            assert (windows == crop.mul(255).round().byte()).flatten(2).all(2).any()
-
-
-def test_usm_sharpens_the_target_and_only_once(make_data: Make, tmp_path: Path):
+def test_usm_sharpens_the_target_once(make_data: Make):
     from morsr.functional.corrupt import unsharp_mask
 
-    (tmp_path / "sharp.yaml").write_text("sharpen: true\n")
-    recipe = str(tmp_path / "sharp.yaml")
-    plain, sharp = (batches(make_data(recipe=recipe, usm=usm), 1)[0] for usm in (False, True))
+    Path("sharp.yaml").write_text("sharpen: true\n")
+    plain, sharp = (batches(make_data(recipe="sharp.yaml", usm=usm), 1)[0] for usm in (False, True))
     torch.testing.assert_close(sharp["hr"], unsharp_mask(plain["hr"]))
     assert plain["parameters"].sharpen.all()
     assert not sharp["parameters"].sharpen.any()
 
 
-def test_validation_and_test_batches(make_data: Make, photos: Path, tmp_path: Path):
-    for folder, scale in (("LR", 1), ("HR", 4)):
-        (tmp_path / "real" / folder).mkdir(parents=True)
-        Image.fromarray(np.full((8 * scale, 12 * scale, 3), 99, np.uint8)).save(tmp_path / "real" / folder / "r.png")
-    real = {"lr": str(tmp_path / "real/LR"), "hr": str(tmp_path / "real/HR")}
-    absent = {"lr": "absent/LR", "hr": "absent/HR", "optional": True}
-    data = make_data(val=[str(photos), real, absent], val_seeds=[5, 6], val_crop=48, recipe="light")
-    data.setup("validate")
-    found = [data.finish_batch(batch) for batch in data.val_dataloader()]
-    assert len(found) == 15
-    assert found[0]["stem"] == ["photo0_s5"]
-    assert found[0]["set"] == ["photos"]
-    assert (found[0]["hr"].shape, found[0]["lr"].shape) == ((1, 3, 48, 48), (1, 3, 12, 12))
-    assert len(found[0]["parameters"]) == len(found[0]["key"]) == 1
-    assert found[-1]["set"] == ["real"]
-    assert "parameters" not in found[-1]
-    torch.testing.assert_close(found[-1]["lr"], torch.full((1, 3, 8, 12), 99 / 255))
-
-    with pytest.raises(InputError, match="there is none"):
-        make_data(test=[{**absent, "optional": False}]).setup("test")
+def test_synthetic_images_alone_need_no_source(make_data: Make):
+    (batch,) = batches(make_data(train=[], dead_leaves=1.0), 1)
+    assert len({stem for stem in batch["stem"] if stem.startswith("dead_leaves_")}) == 4
 
 
 @pytest.mark.parametrize("use", ["validate", "test"])
-def test_two_sources_of_one_name_are_refused(make_data: Make, photos: Path, tmp_path: Path, use: str):
-    other = tmp_path / "other" / "photos"
-    shutil.copytree(photos, other)
-    absent = {"lr": "absent/photos/LR", "hr": "absent/photos/HR", "optional": True}
-    twice = [str(photos), str(other)]
-    with pytest.raises(ConfigError, match=r"two sources are called 'photos': .*name: N"):
-        make_data(val=twice, test=twice, recipe="light").setup(use)
-    for wrong in ({"lr": str(photos)}, {"path": str(photos)}):
-        with pytest.raises(ConfigError, match="source: expected"):
-            make_data(val=[wrong], test=[wrong]).setup(use)
-    named = [str(photos), {"source": str(other), "name": "others"}, absent]
-    data = make_data(val=named, test=named, test_seeds=[0], recipe="light")
+def test_evaluation_batches(make_data: Make, photos: Path, pairs: dict[str, str], use: str):
+    (photos / "photo1.png").write_bytes(b"damaged")
+    (Path(pairs["lr"]) / "1.png").write_bytes((Path(pairs["lr"]) / "1.png").read_bytes()[:-40])
+    sources = [str(photos), {**pairs, "name": "cameras"}, {"lr": "a/LR", "hr": "a/HR", "optional": True}]
+    data = make_data(val=sources, test=sources, val_seeds=[5, 6], test_seeds=[5, 6], val_crop=48, val_recipe="camera")
     data.setup(use)
     loader = data.val_dataloader() if use == "validate" else data.test_dataloader()
-    assert [batch["set"] for batch in loader] == [["photos"]] * 7 + [["others"]] * 7
+    found = [data.finish_batch(batch) for batch in loader]
+    again = [data.finish_batch(batch) for batch in loader]
+    assert_same(found, again)
+    assert [batch["set"] for batch in found] == [["photos"]] * 12 + [["cameras"]] * 2
+    assert [batch["stem"] for batch in found][:2] == [["photo0_s5"], ["photo0_s6"]]
+    assert (found[0]["image"], found[-1]["stem"], found[-1]["image"]) == (["photo0"], ["2"], ["2"])
+    first, pair = found[0], found[-1]
+    assert first["hr"].shape[-2:] == ((48, 48) if use == "validate" else (64, 64))
+    parameters = DegradationRecipe.load("camera").sample(first["key"])
+    torch.testing.assert_close(first["lr"], apply(first["hr"], parameters), rtol=0, atol=1e-6)
+    assert torch.equal(pair["hr"], pair["lr"].repeat_interleave(4, 2).repeat_interleave(4, 3))
+    assert "parameters" not in pair
+    assert sorted(Path(path).name for path in data.skipped) == ["1.png", "photo1.png"]
+    with pytest.warns(UserWarning, match="photo1"):
+        data.teardown(use)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        data.teardown(use)  # named once
 
 
-def test_validation_images_may_have_a_recipe_of_their_own(make_data: Make, photos: Path):
-    settings = {"val": [str(photos)], "val_crop": 48}
-    data = make_data(recipe="realesrgan", val_recipe="light", **settings)
-    data.setup("fit")
-    alone = make_data(recipe="light", **settings)
-    alone.setup("validate")
-    (first, *_), (same, *_) = data.val_dataloader(), alone.val_dataloader()
-    assert torch.equal(first["lr"], same["lr"])
-    assert torch.equal(batches(data, 1)[0]["lr"], batches(make_data(recipe="realesrgan", **settings), 1)[0]["lr"])
-    assert data.manifest()["recipe"]["validation"] == "light"
+def test_the_embedded_benchmark_is_the_embedded_test_set(make_data: Make):
+    pairs = embedded_benchmark([1, 2], "light", multiple=256)
+    assert [pair.stem for pair in pairs][:3] == ["astronaut_s1", "astronaut_s2", "chelsea_s1"]
+    assert [pair.hr.shape for pair in pairs[::2]] == [(512, 512, 3), (256, 256, 3), (256, 512, 3), (256, 512, 3)]
+    data = make_data(test="skimage:eval", test_seeds=[1, 2], val_multiple=256)
+    data.setup("test")
+    for pair, batch in zip(pairs, data.test_dataloader(), strict=True):
+        lr = data.finish_batch(batch)["lr"][0].mul(255).round().byte().permute(1, 2, 0).numpy()
+        np.testing.assert_array_equal(lr, pair.lr)
+        assert (pair.key, pair.image) == (int(batch["key"]), batch["image"][0])
 
 
-def test_batches_of_unequal_validation_images_are_refused(make_data: Make, photos: Path):
-    data = make_data(val=[str(photos)], val_batch_size=7, recipe="light")
+def test_images_of_one_size_share_a_batch_and_others_do_not(make_data: Make, photos: Path):
+    data = make_data(val=str(photos), val_batch_size=7, num_workers=1)
     with pytest.raises(ConfigError, match="val_batch_size"):
         list(data.val_dataloader())
-    cropped = make_data(val=[str(photos)], val_batch_size=7, val_crop=32, recipe="light")
-    (batch,) = [cropped.finish_batch(batch) for batch in cropped.val_dataloader()]
-    assert batch["lr"].shape == (7, 3, 8, 8)
-    assert len(batch["parameters"]) == 7
+    data = make_data(val=str(photos), val_batch_size=7, val_crop=32)
+    (batch,) = trainer().predict(Echo(), data.val_dataloader()) or ()  # without the data module's hooks
+    assert batch["hr"].shape == (7, 3, 32, 32)
+
+
+class Echo(L.LightningModule):
+    def predict_step(self, batch: Batch, batch_idx: int) -> Batch:
+        return batch
 
 
 def test_predict_batches(make_data: Make, photos: Path):
-    data = make_data(predict=[str(photos)])
-    data.setup("predict")
-    first = data.finish_batch(next(iter(data.predict_dataloader())))
-    assert (first["stem"], first["lr"].shape) == (["photo0"], (1, 3, 64, 72))
-    with pytest.raises(ConfigError, match="predict"):
-        make_data().setup("predict")
+    found: Any = trainer().predict(Echo(), make_data(predict=str(photos)))
+    assert [batch["stem"] for batch in found] == [[f"photo{number}"] for number in range(7)]
+    assert [batch["lr"].shape for batch in found] == [(1, 3, 64, 72 + 4 * number) for number in range(7)]
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"patch_size": 34}, "patch_size"),
-        ({"crop_size": 64, "patch_size": 128}, "patch_size"),
-        ({"dead_leaves": 1.5}, "dead_leaves"),
-        ({"train": []}, "train"),
-        ({"train": "photos"}, "lists of sources"),
-        ({"crop_size": 30}, "crop_size"),
-        ({"crop_size": 8}, "crop_size"),
-        ({"batch_size": 0}, "batch_size"),
-        ({"max_downscale": 0.5}, "max_downscale"),
-        ({"val_seeds": [1, 1]}, "val_seeds"),
-        ({"test_seeds": []}, "test_seeds"),
-        ({"val_crop": 8}, "val_crop"),
-        ({"num_workers": -1}, "num_workers"),
-    ],
-)
-def test_wrong_settings_are_refused(make_data: Make, settings: dict[str, Any], message: str):
-    with pytest.raises(ConfigError, match=message):
-        make_data(**settings)
+# ---------------------------------------------------------------------------------------------------- order and resume
 
 
-def test_a_config_names_it_and_its_sources(tmp_path: Path):
-    from lightning.pytorch.cli import LightningCLI
+@pytest.mark.parametrize("use", [None, "validate", "fit"])
+def test_a_loop_of_ones_own_sees_new_samples_in_every_epoch(make_data: Make, photos: Path, tmp_path: Path, use):
+    data, seen = make_data(val=[str(photos)]), []
+    if use == "fit":
+        seen = [tuple(keys) for keys, _ in fit(data, tmp_path, steps=6, limit_val_batches=1).seen]
+    elif use == "validate":
+        trainer().validate(Recorder(), data, verbose=False)
+    else:
+        data.setup("fit")
+    data.train_dataloader()  # one that nobody reads uses no epoch up
+    own = [tuple(batch["key"].tolist()) for _ in range(3) for batch in data.train_dataloader()]
+    assert len(own) == 12
+    assert len({*seen, *own}) == len(seen) + 12
+    again = fit(data, tmp_path, steps=4, limit_val_batches=1).seen
+    assert [keys for keys, _ in again] == [batch["key"].tolist() for batch in batches(make_data(), 4)]
 
-    config = tmp_path / "c.yaml"
-    config.write_text(
-        "data:\n  class_path: morsr.data.RealESRGANDataModule\n  init_args:\n"
-        "    train: [photos, {source: more.csv, weight: 2.0}]\n    test: [{lr: a, hr: b, optional: true}]\n"
-        "    dead_leaves: 0.25\n    engine: basicsr\n"
-    )
-    cli = LightningCLI(
-        Recorder, L.LightningDataModule, subclass_mode_data=True, run=False, save_config_callback=None,
-        args=["--config", str(config), "--data.batch_size=3", "--trainer.logger=false"],
-    )  # fmt: skip
-    assert isinstance(cli.datamodule, RealESRGANDataModule)
-    assert cli.datamodule.train == ["photos", {"source": "more.csv", "weight": 2.0}]
-    assert (cli.datamodule.batch_size, cli.datamodule.engine, cli.datamodule.synthetic) == (3, "basicsr", 0.25)
+
+@pytest.mark.parametrize(("stop", "before", "after"), [(3, 0, 2), (8, 1, 0), (11, 0, 0)])
+def test_a_resumed_run_sees_what_a_straight_one_sees(
+    make_data: Make, mixed: dict[str, Any], tmp_path: Path, stop: int, before: int, after: int
+):
+    run = fit(make_data(**mixed), tmp_path, steps=13)
+    assert run.epochs == [0] * 8 + [1] * 5
+    assert len({tuple(keys) for keys, _ in run.seen}) == 13
+    head = fit(make_data(**mixed, num_workers=before), tmp_path, steps=stop).seen
+    tail = fit(make_data(**mixed, num_workers=after), tmp_path, steps=13, resume=tmp_path / "end.ckpt").seen
+    assert head + tail == run.seen
 
 
-def test_the_manifest_follows_the_images(make_data: Make, photos: Path) -> None:
-    data = make_data()
-    data.setup("fit")
-    first = data.manifest()
-    assert first["train"]["images"] == 7
-    assert first["recipe"]["hash"]
+def test_resume_from_a_checkpoint_written_during_validation(make_data: Make, tmp_path: Path, photos: Path):
+    from lightning.pytorch.callbacks import ModelCheckpoint
+
+    settings = {"val": [str(photos)]}
+    straight = fit(make_data(**settings), tmp_path, steps=7, limit_val_batches=0).seen
+    saver = ModelCheckpoint(tmp_path / "kept", save_top_k=-1, filename="{step}", every_n_train_steps=None, monitor=None)
+    checks = {"val_check_interval": 3, "limit_val_batches": 1}
+    fit(make_data(**settings), tmp_path, steps=5, callbacks=[saver], **checks)
+    (kept,) = sorted((tmp_path / "kept").glob("step=3*.ckpt"))
+    assert fit(make_data(**settings, num_workers=1), tmp_path, steps=7, resume=kept, **checks).seen == straight[3:]
+
+
+def test_everything_that_changes_samples_is_reported_on_resume(make_data: Make, photos: Path, tmp_path: Path):
+    fit(make_data(), tmp_path, steps=1)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="samples will differ")
+        fit(make_data(), tmp_path, steps=2, resume=tmp_path / "end.ckpt")
     (photos / "photo0.png").rename(photos / "other.png")
-    renamed = make_data()
-    renamed.setup("fit")
-    assert renamed.manifest()["train"]["digest"] != first["train"]["digest"]
+    changed = {
+        "dead_leaves": 0.25, "patch_size": 16, "max_downscale": 2.0, "usm": True, "flips": False, "turns": False,
+        "recipe": "camera", "batch_size": 8, "views": 2, "seed": 1,
+    }  # fmt: skip
+    with pytest.warns(UserWarning, match="samples will differ") as caught:
+        fit(make_data(**changed), tmp_path, steps=3, resume=tmp_path / "end.ckpt")
+    (text,) = [str(warning.message) for warning in caught if "samples will differ" in str(warning.message)]
+    assert all(f"{name} " in text for name in (*changed, "images"))
+
+
+def test_two_devices_see_together_what_one_sees_with_both_batches(make_data: Make, mixed: dict[str, Any]):
+    whole = make_data(**mixed, batch_size=8)
+    whole.setup("fit")
+    shares = []
+    for rank in range(2):
+        data = make_data(**mixed)
+        data.trainer = SimpleNamespace(world_size=2, global_rank=rank, state=SimpleNamespace(fn=None))  # type: ignore[assignment]
+        data.setup("fit")
+        shares.append([data.finish_batch(batch) for _ in range(2) for batch in data.train_dataloader()])
+    both = [whole.finish_batch(batch) for _ in range(2) for batch in whole.train_dataloader()]
+    assert len(both) == len(shares[0]) == 8
+    for batch, *parts in zip(both, *shares, strict=True):
+        assert batch["stem"] == parts[0]["stem"] + parts[1]["stem"]
+        for name in ("key", "hr", "lr"):
+            torch.testing.assert_close(batch[name], torch.cat([part[name] for part in parts]), rtol=0, atol=1e-6)
+
+
+def test_two_devices_mark_the_validation_image_that_both_see(make_data: Make, photos: Path):
+    data = make_data(val=[str(photos)])
+    data.trainer = SimpleNamespace(world_size=2, global_rank=0, state=SimpleNamespace(fn=None))  # type: ignore[assignment]
+    images: Any = data.val_dataloader().dataset  # type: ignore[union-attr]
+    shares = [list(DistributedSampler(images, num_replicas=2, rank=rank, shuffle=False)) for rank in range(2)]
+    seen = [collate([images[place]]) for share in shares for place in share]
+    counted = [batch["stem"][0] for batch in seen if not any(batch["repeated"])]
+    assert (len(seen), len(counted), len(set(counted))) == (8, 7, 7)
+
+
+# ------------------------------------------------------------------------------------------ what is refused or missing
+
+BAD: list[tuple[dict[str, Any], str, type[Exception]]] = [
+    ({"train": []}, "", ConfigError),
+    ({"patch_size": 34}, "", ConfigError),
+    ({"crop_size": 64, "patch_size": 128}, "", ConfigError),
+    ({"crop_size": 30}, "", ConfigError),
+    ({"crop_size": 8}, "", ConfigError),
+    ({"max_downscale": 0.5}, "", ConfigError),
+    ({"views": 3}, "", ConfigError),
+    ({"val_seeds": [1, 1]}, "", ConfigError),
+    ({"test_seeds": []}, "", ConfigError),
+    ({"val_crop": 8}, "", ConfigError),
+    ({"recipe": "unheard"}, "fit", ConfigError),
+    ({"recipe": "unheard.yaml"}, "fit", ConfigError),
+    ({"train": "absent"}, "fit", InputError),
+    ({"train": [{"lr": "a", "hr": "b", "optional": True}]}, "fit", InputError),
+    ({"val": ["absent"]}, "fit", InputError),
+    ({"test": [{"path": "x"}]}, "test", ConfigError),
+    ({"test": ["photos", "x/photos"]}, "test", ConfigError),
+    ({"test": ["photos"], "val_multiple": 512}, "test", InputError),
+    ({}, "predict", ConfigError),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("settings", "stage", "error"), BAD, ids=str)
+def test_wrong_settings_are_refused(make_data: Make, settings: dict[str, Any], stage: str, error: type[Exception]):
+    def make() -> None:
+        made = make_data(**settings)
+        if stage:
+            made.setup(stage)
+
+    with pytest.raises(error):
+        make()
+
+
+@pytest.mark.parametrize("settings", [settings for settings, _, _ in BAD[:-2]], ids=str)
+def test_what_a_run_would_refuse_is_missing_before_it(settings: dict[str, Any], photos: Path):
+    given = {"train": [str(photos)], "val_multiple": 16, "test": "photos", **settings}
+    assert RealESRGANDataModule.missing(**given)
+
+
+def test_complete_data_lack_nothing(photos: Path, pairs: dict[str, str], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("PIL.Image.open", lambda *_, **__: pytest.fail("a file was opened"))
+    sources = [str(photos), pairs, {"source": "absent", "optional": True}]
+    assert RealESRGANDataModule.missing(train=sources, val=sources, test="skimage:eval", predict="photos") == []
+    assert RealESRGANDataModule.missing(train="absent", dead_leaves=1.0) == []
 
 
 @pytest.mark.parametrize("stage", ["validate", "test"])
 def test_nothing_to_validate_or_test_is_an_error(make_data: Make, tmp_path: Path, stage: str):
-    absent = {"lr": str(tmp_path / "LR"), "hr": str(tmp_path / "HR"), "optional": True}
+    absent = {"lr": "LR", "hr": "HR", "optional": True}
     data = make_data(val=[absent], test=[absent])
-    trainer = L.Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_checkpointing=False)
-    model = Recorder()
-    model.test_step = model.validation_step  # type: ignore[method-assign]
-    with pytest.raises(InputError, match=r"data\.(val|test): expected at least one set of images"):
-        getattr(trainer, stage)(model, data, verbose=False)
+    with pytest.raises(InputError):
+        getattr(trainer(), stage)(Recorder(), data, verbose=False)
     fit(data, tmp_path, steps=1)  # a training goes on without
 
 
-def test_several_devices_count_every_validation_image_once(make_data: Make, photos: Path):
-    data = make_data(val=[str(photos)], recipe="light")
-    data.trainer = SimpleNamespace(world_size=2, state=SimpleNamespace(fn=None), global_rank=0)  # type: ignore[assignment]
-    pairs = data.val_dataloader().dataset  # type: ignore[union-attr]
-    shares = [list(DistributedSampler(pairs, num_replicas=2, rank=rank, shuffle=False)) for rank in range(2)]
-    assert [len(share) for share in shares] == [4, 4], "devices wait for each other after every batch"
-    seen = [[collate_pairs([pairs[place]]) for place in share] for share in shares]
-    counted = [batch["stem"][0] for share in seen for batch in share if not any(batch.get("repeated", ()))]
-    assert len(set(counted)) == len(counted) == 7
-    assert [batch.get("repeated") for batch in seen[1]] == [None, None, None, [True]]
-    assert len(list(pairs)) == 8
+TEXTS = {
+    "--data.train=photos": ("train", ["photos"]),
+    "--data.train=[a, {source: b, weight: 2}]": ("train", ["a", {"source": "b", "weight": 2}]),
+    "--data.val={lr: a, hr: b}": None,
+    "--data.batch_size=3": ("batch_size", 3),
+    "--data.batch_size=0": None,
+    "--data.dead_leaves=1.5": None,
+    "--data.num_workers=-1": None,
+    "--data.seed=five": None,
+    "--data.recipe=light": ("recipe", "light"),
+}
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_settings_from_the_command_line(text: str, tmp_path: Path):
+    from lightning.pytorch.cli import LightningCLI
+
+    def parse() -> Any:
+        return LightningCLI(
+            Recorder, L.LightningDataModule, subclass_mode_data=True, run=False, save_config_callback=None,
+            args=["--data=morsr.data.RealESRGANDataModule", text, "--trainer.logger=false"],
+        ).datamodule  # fmt: skip
+
+    expected = TEXTS[text]
+    if expected is None:
+        with pytest.raises(SystemExit):
+            parse()
+    else:
+        data = parse()
+        assert {**vars(data), **data.sources}[expected[0]] == expected[1]
+
+
+@pytest.mark.skipif(not torch.accelerator.is_available(), reason="needs an accelerator")
+def test_a_batch_is_made_on_the_device(make_data: Make):
+    data = make_data(dead_leaves=0.5)
+    data.setup("fit")
+    raw = next(iter(data.train_dataloader()))
+    device = torch.accelerator.current_accelerator()
+    assert device is not None
+    batch = data.finish_batch(data.transfer_batch_to_device(raw, device, 0))
+    assert batch["lr"].device.type == batch["hr"].device.type == batch["severity"].device.type == device.type
+    assert batch["parameters"].key.device.type == "cpu"

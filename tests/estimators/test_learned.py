@@ -87,7 +87,8 @@ def test_files_that_cannot_be_used(weights, tmp_path):
 
 
 def test_shipped_weights_are_small_and_follow_the_degradation():
-    from morsr.data.images import list_images, load_image
+    from morsr.data.images import read_rgb
+    from morsr.data.sources import find_photos
 
     path = importlib.resources.files("morsr").joinpath("weights", "tiny", "estimator.safetensors")
     if not path.is_file():
@@ -95,7 +96,7 @@ def test_shipped_weights_are_small_and_follow_the_degradation():
     estimator = build_estimator("learned")
     assert sum(parameter.numel() for parameter in estimator.parameters()) <= 500_000
     assert path.stat().st_size <= 1_000_000
-    images = [torch.from_numpy(load_image(name).copy())[:384, :384] for name in list_images("skimage:eval").paths]
+    images = [torch.from_numpy(read_rgb(photo.hr).copy())[:384, :384] for photo in find_photos("skimage:eval")]
     photographs = [image.permute(2, 0, 1)[None].float() / 255 for image in images]
     for factor, levels in {"noise": (2, 10, 28), "jpeg": (92, 60, 32), "blur": (0.4, 0.9, 1.8)}.items():
         column = estimator.names.index(factor)
@@ -230,7 +231,7 @@ def test_the_config_trains_end_to_end(tmp_path, shared_data, repo_root):
             f"--trainer.logger.init_args.save_dir={tmp_path}", "--trainer.enable_checkpointing=false",
                 f"--model.init_args.out={out}",
             f"--data.init_args.train=[{folder}]", f"--data.init_args.val=[{folder}]", "--data.init_args.batch_size=4",
-            "--data.init_args.crop_size=128", f"--data.init_args.cache_dir={tmp_path}",
+            "--data.init_args.crop_size=128",
         ]
     )  # fmt: skip
     assert code == 0

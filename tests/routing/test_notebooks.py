@@ -24,7 +24,6 @@ SHORT: dict[str, dict[str, Any]] = {
             "--data.init_args.num_workers=0",
             "--data.init_args.val_crop=64",
             "--data.init_args.test=[]",
-            "--data.init_args.cache_dir=cache",
             "--model.init_args.calibration_images=16",
         ],
     },

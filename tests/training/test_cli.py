@@ -40,7 +40,7 @@ def arguments(name: str, base: Path, photos: Path, out: Path) -> list[str]:
     options = [
         "fit", "--config", str(EXPERIMENTS / name), f"--trainer.default_root_dir={out}", "--trainer.fast_dev_run=2",
         "--trainer.accelerator=cpu", f"--data.train=[{photos}]", f"--data.val=[{photos}]", "--data.batch_size=2",
-        "--data.crop_size=32", "--data.num_workers=0", "--data.val_multiple=16", f"--data.cache_dir={out}",
+        "--data.crop_size=32", "--data.num_workers=0", "--data.val_multiple=16",
         "--trainer.precision=32-true",
     ]  # fmt: skip
     kind = config["model"]["class_path"]

@@ -28,7 +28,7 @@ def test_one_folder_holds_curves_table_pictures_and_routing(small_base: Path, tm
         "fit", "--config", str(CONFIG), "--trainer.max_steps=2",
         "--trainer.accelerator=cpu", "--trainer.log_every_n_steps=1", f"--trainer.logger.init_args.save_dir={tmp_path}",
         f"--data.train=[{photos}]", f"--data.val=[{photos}]", "--data.batch_size=2", "--data.crop_size=32",
-        "--data.num_workers=0", f"--data.cache_dir={tmp_path}", f"--model.base={small_base}",
+        "--data.num_workers=0", f"--model.base={small_base}",
         "--model.calibration_images=4", "--model.adapters.targets=[sd_unet@unet]",
     ])  # fmt: skip
     assert code == 0

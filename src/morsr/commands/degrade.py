@@ -149,7 +149,7 @@ def _refuse_outputs_among(source: Path, paths: Sequence[Path], outputs: Sequence
 
 
 def _check_outputs(images: Sequence[tuple[Path, str]], target: Path, hr: Path | None, overwrite: bool) -> None:
-    from morsr.data.outputs import output_folder
+    from morsr.files import output_folder
 
     folders = [target] if hr is None else [target, hr]
     if hr is not None and hr.resolve() == target.resolve():
@@ -174,16 +174,16 @@ def _degrade_file(
     import torch
     from einops import rearrange
 
-    from morsr.data.degraded import apply_recipe, image_key
+    from morsr.data.dataset import image_key, to_tensor
     from morsr.data.images import load_image
-    from morsr.data.pairs import crop_to_multiple, to_tensor
-    from morsr.degradation import degradation_measures, true_severity
+    from morsr.data.sources import crop_to_multiple
+    from morsr.degradation import apply, degradation_measures, true_severity
     from morsr.files import printable
 
     hr = crop_to_multiple(load_image(path), options.scale)
     parameters = recipe.sample(torch.tensor([image_key(stem, options.seed)]))
     images = to_tensor(hr).to(options.device).unsqueeze(0).float() / 255
-    made = apply_recipe(images, parameters, recipe, scale=options.scale)
+    made = apply(images, parameters, scale=options.scale)
     lr = rearrange(made[0] * 255, "c h w -> h w c").round().to(torch.uint8).cpu().numpy()
 
     severity = true_severity(parameters, recipe, scale=options.scale)

@@ -52,7 +52,7 @@ def run(options: argparse.Namespace) -> int:
     """
     source, out = Path(options.input).expanduser(), Path(options.out).expanduser()
     _check(options, source, out)
-    from morsr.data.images import distinct_names
+    from morsr.data.sources import distinct_names
     from morsr.evaluation.report import write_report
     from morsr.evaluation.routing import RoutingTable
     from morsr.files import printable

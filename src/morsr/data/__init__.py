@@ -6,14 +6,13 @@ import importlib
 from typing import Any
 
 _PUBLIC = {
-    "Pair": "pairs",
-    "PairPaths": "pairs",
+    "Pair": "sources",
+    "Photo": "sources",
     "RealESRGANDataModule": "datamodule",
-    "degraded_pairs": "degraded",
-    "embedded_benchmark": "degraded",
-    "list_images": "images",
-    "load_image": "images",
-    "paired_folder": "pairs",
+    "degraded_pairs": "pairs",
+    "embedded_benchmark": "pairs",
+    "find_photos": "sources",
+    "paired_folder": "sources",
 }
 
 __all__ = list(_PUBLIC)

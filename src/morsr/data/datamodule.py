@@ -2,239 +2,262 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.trainer.states import TrainerFn
+from jsonargparse.typing import ClosedUnitInterval, NonNegativeFloat, NonNegativeInt, PositiveInt
+from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
 from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
 from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
 
-from morsr.data.dead_leaves import dead_leaves
-from morsr.data.degraded import DegradedImage, apply_recipe, degraded_images, load_recipe
-from morsr.data.evaluation_set import PairedImages, SingleImages, collate_pairs, collate_single, pairs_of
-from morsr.data.images import ImageList, is_paired, list_images
-from morsr.data.loading import ImageLoader, TrainingLoader, worker_seed
-from morsr.data.pairs import PairPaths, check_names, paired_source, source_name
-from morsr.data.sampling import EpochSampler, epoch_batches, fit_runs, limited_batches
-from morsr.data.training_set import TrainingImages, collate, cut_windows, decode_small_set, window_places
-from morsr.errors import ConfigError, InputError
+from morsr.data.dataset import (
+    EpochSampler,
+    EvaluationImages,
+    LowQualityImages,
+    TrainingCrops,
+    collate,
+)
+from morsr.data.dead_leaves import dead_leaves as render
+from morsr.data.loading import ImageLoader, TrainingLoader, one_thread
+from morsr.data.pairs import apply_recipe, load_recipe
+from morsr.data.sources import Photo, Source, check_names, find_photos, source_name
+from morsr.degradation.keys import mix, uniforms
+from morsr.errors import ConfigError, InputError, MorsrError
+from morsr.functional.corrupt import unsharp_mask
 
-_SETTINGS = ("seed", "batch_size", "crop_size", "patch_size", "max_downscale", "usm", "flips", "turns", "scale")
+# What a sample depends on, beside the recipe and the list of images.
+_SETTINGS = ("seed", "batch_size", "crop_size", "patch_size", "max_downscale", "usm", "flips", "turns", "scale",
+             "dead_leaves", "views", "samples_per_epoch")  # fmt: skip
 
 
 class RealESRGANDataModule(L.LightningDataModule):
     """Sharp images in, pairs of LR and HR out, degraded by a recipe with its own parameters for every image.
 
-    A training batch, as a LightningModule gets it: hr (B, 3, H, W) and lr (B, 3, H/4, W/4) float32 in [0, 1], stem
-    (list of B names), key (B,) int64, parameters (DegradationParameters, on the CPU), and with `patch_size` context,
-    the LR images (B, 3, H/4, W/4) of whole crops, beside smaller hr and lr. A validation or test batch has
-    the same entries and `set`, the name of each image's source, and `image`, its photograph; pairs read from folders
-    have no key and no parameters, and neither has a training batch with real pairs in it.
+    What a LightningModule gets:
 
-    Sources are explained in morsr/data/images.py and docs/data.md.
+    | key | what | in |
+    |---|---|---|
+    | `hr` | float32 (B, 3, H, W) in [0, 1] | all but predict |
+    | `lr` | float32 (B, 3, H/scale, W/scale) in [0, 1] | all |
+    | `stem` | B names | all |
+    | `key` | int64 (B,): what the degradation is drawn by | all but predict |
+    | `severity` | float32 (B,) in [0, 1], the true one; NaN for pairs of files | all but predict |
+    | `parameters` | DegradationParameters of B images, on the CPU | batches without pairs of files |
+    | `context` | LR images (B, 3, h, w) of the whole crops, which `lr` is a window of | training with `patch_size` |
+    | `set`, `image` | B names of sources and of photographs | validation, test |
+    | `repeated` | B bools: another device counts this image | validation, test |
+
+    Sources are explained in morsr/data/sources.py and docs/data.md.
 
     Args:
-        train: sources of HR images, and paired folders {lr, hr, name, optional}, whose LR images are taken as they are;
-            may be empty if dead_leaves is 1.
-        val, test: sources of HR images, degraded with fixed seeds, or paired folders {lr, hr, name, optional}; a pair
-            of folders marked optional is left out where it is missing.
+        train: sources of HR photographs and of pairs; may be empty if dead_leaves is 1.
+        val, test: sources, each a set of its own; photographs are degraded with fixed seeds.
         predict: folders of LR images.
         dead_leaves: share of training samples that are synthetic, rendered on the device.
-        recipe: name of a degradation recipe, or a YAML file.
-        val_recipe: that of the validation and test images; None takes the same.
-        engine: "device", our batched operators; "basicsr", the reference ones; None, what the recipe says.
+        recipe: a degradation recipe: a preset's name, a YAML file, a class path or an instance.
+        val_recipe: that of validation and test images; None takes the same.
         batch_size: training samples per step and device.
         crop_size: side of HR crops in pixels, a multiple of scale.
         patch_size: side in HR pixels of the window of each degraded crop that becomes hr and lr, at a random place; the
             degradation scores are taken from the whole crop, as they are from a whole image later. None: all of it.
+        views: samples in a row that show the same crop, each under a degradation of its own.
         samples_per_epoch: None takes the number of photographs, but at least 100 batches.
         flips, turns: random mirroring; random turns by 90 degrees.
-        max_downscale: HR photographs are shrunk by a random factor from 1 to this; JPEG artefacts of the photographs
-            themselves shrink with them.
-        usm: sharpen the HR images first, as Real-ESRGAN does; they are then the target too.
-        val_seeds, test_seeds: seeds of the degradations; every image is degraded once per seed.
-        val_crop: sides of validation images, of pairs too, are cropped to at most this many HR pixels.
-        val_multiple: sides of validation and test HR images are cropped to multiples of this.
-        val_batch_size: above 1, all validation images must come out at one size.
+        max_downscale: photographs are shrunk by a random factor from 1 to this, which cleans those that are JPEGs.
+        usm: sharpen the HR photographs first, as Real-ESRGAN does; they are then the target too.
+        val_seeds, test_seeds: seeds of the degradations; every photograph is degraded once per seed.
+        val_crop: sides of validation images are cropped to at most this many HR pixels.
+        val_multiple: sides of degraded validation and test HR images are cropped to multiples of this.
+        val_batch_size: above 1, all images of a batch must come out at one size.
         num_workers: processes that decode and crop; 0 does it in the main process.
-        cache_mb: training sets that take at most so many MiB decoded are kept in memory.
-        cache_dir: where degraded validation images are kept; None takes the user's cache folder.
+        cache_mb: MiB of decoded training photographs that each process keeps.
         seed: of everything random here.
         scale: HR pixels per LR pixel.
 
     Raises:
-        ConfigError: a setting out of range or without effect; at setup, two validation or two test sources of one name.
+        ConfigError: settings that do not fit together; at setup, two validation or two test sources of one name.
+        InputError: at setup, no image that can be used.
     """
 
     def __init__(
         self,
         *,
-        train: Sequence[str | dict[str, Any]] = ("skimage:train",),
-        val: Sequence[str | dict[str, Any]] = (),
-        test: Sequence[str | dict[str, Any]] = ("skimage:eval",),
-        predict: Sequence[str] = (),
-        dead_leaves: float = 0.0,
-        recipe: str = "realesrgan",
-        val_recipe: str | None = None,
-        engine: Literal["device", "basicsr"] | None = None,
-        batch_size: int = 16,
-        crop_size: int = 256,
-        patch_size: int | None = None,
-        samples_per_epoch: int | None = None,
+        train: Sequence[Source] | str = ("skimage:train",),
+        val: Sequence[Source] | str = (),
+        test: Sequence[Source] | str = ("skimage:eval",),
+        predict: Sequence[str] | str = (),
+        dead_leaves: ClosedUnitInterval = 0.0,  # type: ignore[assignment]
+        recipe: Any = "realesrgan",
+        val_recipe: Any = None,
+        batch_size: PositiveInt = 16,  # type: ignore[assignment]
+        crop_size: PositiveInt = 256,  # type: ignore[assignment]
+        patch_size: PositiveInt | None = None,
+        views: PositiveInt = 1,  # type: ignore[assignment]
+        samples_per_epoch: PositiveInt | None = None,
         flips: bool = True,
         turns: bool = True,
         max_downscale: float = 1.0,
         usm: bool = False,
         val_seeds: Sequence[int] = (0,),
         test_seeds: Sequence[int] = (0, 1, 2, 3, 4),
-        val_crop: int | None = None,
-        val_multiple: int = 64,
-        val_batch_size: int = 1,
-        num_workers: int = 2,
-        cache_mb: float = 512.0,
-        cache_dir: str | None = None,
+        val_crop: PositiveInt | None = None,
+        val_multiple: PositiveInt = 64,  # type: ignore[assignment]
+        val_batch_size: PositiveInt = 1,  # type: ignore[assignment]
+        num_workers: NonNegativeInt = 2,  # type: ignore[assignment]
+        cache_mb: NonNegativeFloat = 512.0,  # type: ignore[assignment]
         seed: int = 0,
-        scale: int = 4,
+        scale: PositiveInt = 4,  # type: ignore[assignment]
     ) -> None:
         super().__init__()
-        _at_least(1, batch_size=batch_size, val_batch_size=val_batch_size, scale=scale, max_downscale=max_downscale)
-        _at_least(1, crop_size=crop_size, samples_per_epoch=samples_per_epoch, val_crop=val_crop)
-        _at_least(0, num_workers=num_workers, cache_mb=cache_mb)
-        if not 0 <= dead_leaves <= 1:
-            raise ConfigError(f"dead_leaves: expected a share in [0, 1], got {dead_leaves}")
-        if dead_leaves < 1 and not train:
-            raise ConfigError("train: expected at least one source, or dead_leaves: 1.0 for synthetic images alone")
-        if crop_size % scale or val_multiple % scale or val_multiple < 1 or crop_size < 16:
-            raise ConfigError(
-                f"crop_size and val_multiple: expected multiples of the scale {scale} and crops of at least 16, "
-                f"got {crop_size} and {val_multiple}"
-            )
-        if patch_size is not None and not (16 <= patch_size <= crop_size and patch_size % scale == 0):
-            raise ConfigError(
-                f"patch_size: expected a multiple of the scale {scale} from 16 to crop_size={crop_size}, "
-                f"got {patch_size}"
-            )
-        if val_crop is not None and val_crop < val_multiple:
-            raise ConfigError(f"val_crop: expected at least val_multiple ({val_multiple}), got {val_crop}")
-        for name, seeds in (("val_seeds", val_seeds), ("test_seeds", test_seeds)):
-            if len(set(seeds)) != len(list(seeds)) or not list(seeds):
-                raise ConfigError(f"{name}: expected different whole numbers, got {list(seeds)}")
-        if not all(isinstance(sources, list | tuple) for sources in (train, val, test, predict)):
-            raise ConfigError("train, val, test and predict are lists of sources: write [source], and [] for none")
-        self.train, self.val, self.test, self.predict = list(train), list(val), list(test), list(predict)
-        self.synthetic, self.recipe, self.engine = dead_leaves, recipe, engine
-        self.val_recipe = val_recipe or recipe
-        self.batch_size, self.crop_size, self.samples_per_epoch = batch_size, crop_size, samples_per_epoch
-        self.patch_size = patch_size
-        self.flips, self.turns, self.max_downscale, self.usm = flips, turns, max_downscale, usm
+        self.sources = {
+            use: [given] if isinstance(given, str) else list(given)
+            for use, given in (("train", train), ("validate", val), ("test", test), ("predict", predict))
+        }
         self.seeds = {"validate": list(val_seeds), "test": list(test_seeds)}
+        self.dead_leaves, self.recipe, self.val_recipe = (
+            dead_leaves,
+            recipe,
+            recipe if val_recipe is None else val_recipe,
+        )
+        self.batch_size, self.crop_size, self.patch_size, self.views = batch_size, crop_size, patch_size, views
+        self.samples_per_epoch, self.flips, self.turns = samples_per_epoch, flips, turns
+        self.max_downscale, self.usm = max_downscale, usm
         self.val_crop, self.val_multiple, self.val_batch_size = val_crop, val_multiple, val_batch_size
-        self.num_workers, self.cache_mb, self.cache_dir = num_workers, cache_mb, cache_dir
-        self.seed, self.scale = seed, scale
-        self.skipped: dict[str, str] = {}
-        self._recipe: Any = None
-        self._training: TrainingImages | None = None
+        self.num_workers, self.cache_mb, self.seed, self.scale = num_workers, cache_mb, seed, scale
+        self._check_settings()
+        self.skipped: dict[str, str] = {}  # reason by path of every file that was passed over
+        self._named: set[str] = set()
+        self._recipes: dict[str, Any] = {}
+        self._training: TrainingCrops | None = None
         self._sampler: EpochSampler | None = None
         self._resumed_batches = 0
-        self._named: set[str] = set()
-        self._sets: dict[str, list[tuple[str, DegradedImage | PairPaths]]] = {}
+        self._sets: dict[str, list[Photo]] = {}
+        self._degraded: dict[tuple[str, str], Tensor] = {}
+
+    def _check_settings(self) -> None:
+        if self.dead_leaves < 1 and not self.sources["train"]:
+            raise ConfigError("train: expected at least one source, or dead_leaves: 1.0 for synthetic images alone")
+        sides = {"crop_size": self.crop_size, "val_multiple": self.val_multiple, "patch_size": self.patch_size}
+        for name, side in sides.items():
+            if side is not None and (side % self.scale or side < 16):
+                raise ConfigError(f"{name}: expected a multiple of the scale {self.scale} from 16 on, got {side}")
+        if self.patch_size is not None and self.patch_size > self.crop_size:
+            raise ConfigError(f"patch_size: expected at most crop_size={self.crop_size}, got {self.patch_size}")
+        if self.val_crop is not None and self.val_crop < self.val_multiple:
+            raise ConfigError(f"val_crop: expected at least val_multiple={self.val_multiple}, got {self.val_crop}")
+        if self.batch_size % self.views:
+            raise ConfigError(f"batch_size: expected a multiple of views={self.views}, got {self.batch_size}")
+        if not self.max_downscale >= 1:
+            raise ConfigError(f"max_downscale: expected a factor from 1 on, got {self.max_downscale}")
+        for use, seeds in self.seeds.items():
+            if not seeds or len(set(seeds)) != len(seeds):
+                raise ConfigError(f"seeds to {use} with: expected different whole numbers, got {seeds}")
 
     # ------------------------------------------------------------------------------------------------------ set-up
 
+    @classmethod
+    def missing(cls, **settings: Any) -> list[str]:
+        """What the data of these settings lacks, a line each; files are listed, none is opened.
+
+        Args:
+            settings: those of the constructor.
+        """
+        try:
+            data = cls(**settings)
+        except MorsrError as error:
+            return [f"data: {error}"]
+        lacks = []
+        for recipe in dict.fromkeys(map(str, (data.recipe, data.val_recipe))):
+            try:
+                load_recipe(recipe)
+            except MorsrError as error:
+                lacks.append(f"data.recipe: {error}")
+        for use, sources in data.sources.items():
+            if use == "train" and data.dead_leaves == 1:
+                continue
+            name, found = "val" if use == "validate" else use, 0
+            for source in sources:
+                try:
+                    found += len(find_photos(source))
+                except MorsrError as error:
+                    found, lacks = found + 1, [*lacks, f"data.{name}: {error}"]
+            if use == "train" and not found:
+                lacks.append(f"data.train: none of the optional sources is there: {sources}")
+            if use in ("validate", "test"):
+                try:
+                    check_names(sources)
+                except ConfigError as error:
+                    lacks.append(f"data.{name}: {error}")
+        return lacks
+
     def setup(self, stage: str) -> None:
-        if self._recipe is None:
-            loaded = load_recipe(self.recipe, self.engine)
+        if not self._recipes:
+            train, val = load_recipe(self.recipe), load_recipe(self.val_recipe)
             # sharpened targets need no second sharpening within the degradation
-            self._recipe = replace(loaded, sharpen=False) if self.usm else loaded
+            self._recipes = {"train": replace(train, sharpen=False) if self.usm else train, "evaluate": val}
         if stage == "fit":
             self._resumed_batches = 0
             self._training = self._training or self._training_set()
         if stage in ("fit", "validate"):
-            self._prepare("validate", self.val)
+            self._evaluation_set("validate")
         if stage == "test":
-            self._prepare("test", self.test)
-        if stage == "predict" and not self.predict:
+            self._evaluation_set("test")
+        if stage == "predict" and not self.sources["predict"]:
             raise ConfigError("predict: expected at least one folder of LR images in the data settings")
 
-    def _training_set(self) -> TrainingImages:
-        lists = []
-        for source in self.train if self.synthetic < 1 else []:
-            if not is_paired(source):
-                lists.append(list_images(source))
-                continue
-            found = paired_source(source, scale=self.scale, skipped=self.skipped)  # type: ignore[arg-type]
-            hr, lr = [pair.hr for _, pair in found], [pair.lr for _, pair in found]
-            lists.append(ImageList.of(hr, source_name(source), partners=lr))
-        images = ImageList.join(lists)
-        if self.synthetic < 1 and not len(images):
-            reason = next(iter(self.skipped.values()), None)
-            raise InputError(
-                f"no training image can be used; the first: {reason}"
-                if reason
-                else f"train: none of the optional sources is there: {self.train}"
-            )
-        decoded: dict[str, Any] = {}
-        if len(images):
-            images, decoded, bad = decode_small_set(images, limit_mb=self.cache_mb, size=self.crop_size)
-            self.skipped.update(bad)
-            if not len(images):
-                raise InputError(f"no training image can be used; the first: {next(iter(bad.values()))}")
+    def _training_set(self) -> TrainingCrops:
+        sources = self.sources["train"] if self.dead_leaves < 1 else []
+        photos = [photo for source in sources for photo in find_photos(source)]
+        if sources and not photos:
+            raise InputError(f"train: none of the optional sources is there: {sources}")
         wanted = self.samples_per_epoch
         if wanted is None:
-            photographs = len(images) / (1 - self.synthetic) if len(images) else 0
-            wanted = max(round(photographs), 100 * self.batch_size)
-        replicas = self.trainer.world_size if self.trainer is not None else 1
-        return TrainingImages(
-            images,
-            samples=epoch_batches(wanted, self.batch_size, replicas) * self.batch_size * replicas,
+            wanted = max(round(len(photos) / (1 - self.dead_leaves)) if photos else 0, 100 * self.batch_size)
+        at_once = self.batch_size * (self.trainer.world_size if self.trainer is not None else 1)
+        return TrainingCrops(
+            photos,
+            samples=-(-wanted // at_once) * at_once,
             crop_size=self.crop_size,
             seed=self.seed,
-            synthetic=self.synthetic,
+            synthetic=self.dead_leaves,
             flips=self.flips,
             turns=self.turns,
             max_downscale=self.max_downscale,
-            decoded=decoded,
+            views=self.views,
+            cache_mb=self.cache_mb,
             scale=self.scale,
         )
 
-    def manifest(self) -> dict[str, Any]:
-        """What the data of a run is, as plain values for its card: sources, number and digest of the images, recipe."""
-        train: dict[str, Any] = {"sources": self.train, "synthetic": self.synthetic}
-        if self._training is not None:
-            train |= {"images": len(self._training.images), "digest": self._training.images.digest()}
-        sets = {"validate": self.val, "test": self.test}
-        recipe = {"name": self.recipe, "hash": self._recipe.hash if self._recipe is not None else None}
-        recipe |= {} if self.val_recipe == self.recipe else {"validation": self.val_recipe}
-        return {"train": train, **sets, "recipe": recipe, "seed": self.seed, "crop_size": self.crop_size}
-
-    def _prepare(self, stage: str, sources: Sequence[str | dict[str, Any]]) -> None:
-        if stage in self._sets:
-            return
-        check_names(sources)
-        found: list[tuple[str, DegradedImage | PairPaths]] = []
-        largest = self.val_crop if stage == "validate" else None
-        for source in sources:
-            if is_paired(source):
-                pairs = pairs_of(source, scale=self.scale, skipped=self.skipped)  # type: ignore[arg-type]
-                found += [(name, pair._replace(largest=largest and largest // self.scale)) for name, pair in pairs]
-                continue
+    def _evaluation_set(self, use: str) -> list[Photo]:
+        """The images of val or test that can be read: a damaged one is found now, not at the first validation."""
+        if use in self._sets:
+            return self._sets[use]
+        check_names(self.sources[use])
+        found: list[Photo] = []
+        for source in self.sources[use]:
             bad: dict[str, str] = {}
-            made = degraded_images(
-                [source],
-                self.seeds[stage],
-                load_recipe(self.val_recipe, self.engine),
-                multiple=self.val_multiple,
-                largest=largest,
-                scale=self.scale,
-                cache_dir=self.cache_dir,
-                skipped=bad,
-            )
+            photos = find_photos(source)
+            for photo in tqdm(photos, desc="images, read once", disable=len(photos) < 500, leave=False):
+                try:
+                    photo.read(multiple=self.val_multiple, largest=self._largest(use), scale=self.scale)
+                    found.append(photo)
+                except InputError as error:
+                    bad[photo.hr] = str(error)
+            if bad and len(bad) == len(photos):
+                first = next(iter(bad.values()))
+                raise InputError(f"{source_name(source)}: none of {len(bad)} images can be used; the first: {first}")
             self.skipped.update(bad)
-            found += [(source_name(source), pair) for pair in made]
-        self._sets[stage] = found
+        self._sets[use] = found
+        return found
+
+    def _largest(self, use: str) -> int | None:
+        return self.val_crop if use == "validate" else None
 
     # ----------------------------------------------------------------------------------------------------- loaders
 
@@ -244,103 +267,125 @@ class RealESRGANDataModule(L.LightningDataModule):
         assert self._training is not None
         replicas, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer is not None else (1, 0)
         batches = len(self._training) // (self.batch_size * replicas)
-        epoch, start = divmod(self._batches_done(), limited_batches(self.trainer, batches))
-        if not fit_runs(self.trainer):  # a loop of one's own may ask for a new loader at every epoch
+        if self._fits(TrainerStatus.RUNNING):
+            epoch, start = divmod(self._batches_done(), _limited(self.trainer, batches))
+        else:  # a loop of one's own may ask for a new loader at every epoch
             epoch, start = self._sampler.next_epoch if self._sampler is not None else 0, 0
         self._sampler = EpochSampler(
             batches=batches, batch_size=self.batch_size, epoch=epoch, start=start, replicas=replicas, rank=rank
         )
-        settings = self._loading(self.batch_size)
-        return TrainingLoader(self._training, sampler=self._sampler, collate_fn=collate, **settings)
+        return TrainingLoader(self._training, sampler=self._sampler, **self._loading(self.batch_size))
 
     def val_dataloader(self) -> DataLoader | list[DataLoader]:
-        return self._pair_loader("validate", self.val)
+        return self._evaluation_loader("validate")
 
     def test_dataloader(self) -> DataLoader | list[DataLoader]:
-        return self._pair_loader("test", self.test)
+        return self._evaluation_loader("test")
 
     def predict_dataloader(self) -> DataLoader:
-        paths = [path for folder in self.predict for path in list_images(folder).paths]
-        return ImageLoader(SingleImages(paths), collate_fn=collate_single, **self._loading(1))
+        photos = [photo for source in self.sources["predict"] for photo in find_photos(source)]
+        return ImageLoader(LowQualityImages(photos), **self._loading(1))
 
-    def _pair_loader(self, stage: str, sources: Sequence[str | dict[str, Any]]) -> DataLoader | list[DataLoader]:
-        self._prepare(stage, sources)
-        trainer = self.trainer
-        pairs = PairedImages(self._sets[stage], devices=trainer.world_size if trainer is not None else 1)
-        if not len(pairs):
-            if trainer is not None and trainer.state.fn in (TrainerFn.VALIDATING, TrainerFn.TESTING):
-                setting = f"data.{'val' if stage == 'validate' else stage}"
-                raise InputError(f"{setting}: expected at least one set of images to {stage}, got none of {sources}")
-            return []
-        return ImageLoader(pairs, collate_fn=collate_pairs, **self._loading(self.val_batch_size))
+    def _evaluation_loader(self, use: str) -> DataLoader | list[DataLoader]:
+        photos = self._evaluation_set(use)
+        if photos:
+            images = EvaluationImages(
+                photos,
+                self.seeds[use],
+                multiple=self.val_multiple,
+                largest=self._largest(use),
+                scale=self.scale,
+                devices=self.trainer.world_size if self.trainer is not None else 1,
+            )
+            return ImageLoader(images, **self._loading(self.val_batch_size))
+        if self.trainer is not None and self.trainer.state.fn in (TrainerFn.VALIDATING, TrainerFn.TESTING):
+            name = "val" if use == "validate" else use
+            raise InputError(f"data.{name}: expected at least one set of images, got none of {self.sources[use]}")
+        return []
 
     def _loading(self, batch_size: int) -> dict[str, Any]:
         workers = self.num_workers
         return {
             "batch_size": batch_size,
+            "collate_fn": collate,
             "num_workers": workers,
             "persistent_workers": workers > 0,
-            "worker_init_fn": worker_seed if workers else None,
+            "worker_init_fn": one_thread if workers else None,
             "pin_memory": torch.accelerator.is_available(),
         }
 
     # ------------------------------------------------------------------------------------------------ on the device
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        # The parameters are drawn and read on the CPU: no transfer, and no pause of the device.
-        parameters = batch.pop("parameters", None)
-        if parameters is None and "synthetic" in batch and "paired" not in batch:
-            parameters = self._recipe.sample(batch["key"])
-        if self.patch_size is not None and "synthetic" in batch:
-            batch["windows"] = window_places(batch["key"], (self.crop_size - self.patch_size) // self.scale)
+        batch = self._drawn(batch)
+        parameters = batch.pop("parameters", None)  # drawn and read on the CPU: no pause of the device
         batch = super().transfer_batch_to_device(batch, device, dataloader_idx)
         return batch if parameters is None else {**batch, "parameters": parameters}
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         return self.finish_batch(batch)
 
+    def _drawn(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """A batch with all that is made on the CPU: parameters, severity, places of windows, LR images of evaluation.
+
+        The noise of a CPU and of a GPU differ, and scores are to be compared between them.
+        """
+        if "kind" not in batch or "parameters" in batch:
+            return dict(batch)
+        from morsr.degradation import true_severity
+
+        evaluated = "set" in batch
+        parameters = self._recipes["evaluate" if evaluated else "train"].sample(batch["key"])
+        severity = true_severity(parameters, scale=self.scale).combined
+        severity[_places(batch, "pair")] = torch.nan
+        drawn = {**batch, "parameters": parameters, "severity": severity}
+        if evaluated:
+            for place in _places(batch, "photo"):
+                drawn["lr"][place] = self._degraded_once(drawn, place)
+        elif self.patch_size is not None:
+            room = (self.crop_size - self.patch_size) // self.scale
+            places = uniforms(mix(batch["photo_key"] + 2), 2) * (room + 1)
+            drawn["windows"] = places.long().clamp(max=room).tolist()
+        return drawn
+
+    def _degraded_once(self, batch: dict[str, Any], place: int) -> Tensor:
+        """The LR image uint8 (3, h, w) of one image of an evaluation batch, kept for the next validation."""
+        name = (batch["set"][place], batch["stem"][place])
+        if name not in self._degraded:
+            hr = batch["hr"][place, None].float().div(255)
+            lr = apply_recipe(hr, batch["parameters"][place, None], scale=self.scale)
+            self._degraded[name] = lr[0].mul(255).round().byte()
+        return self._degraded[name]
+
     @torch.no_grad()
     def finish_batch(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Turn what a loader gives into what a model gets; Lightning's hook calls it, and so can a loop of your own."""
-        batch = dict(batch)
-        for name in ("hr", "lr"):
-            if name in batch and batch[name].dtype == torch.uint8:
-                batch[name] = batch[name].to(torch.float32).div_(255)
-        return batch if "synthetic" not in batch else self._in_windows(self._degraded(batch))
-
-    def _in_windows(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Cut every image to its window of patch_size; the whole LR crops go along as the context of the scores."""
-        windows = batch.pop("windows", None)
-        if self.patch_size is None:
-            return batch
-        if windows is None:
-            windows = window_places(batch["key"], (self.crop_size - self.patch_size) // self.scale)
-        return {**batch, **cut_windows(batch, windows, self.patch_size, self.scale), "context": batch["lr"]}
-
-    def _degraded(self, batch: dict[str, Any]) -> dict[str, Any]:
-        hr, places = batch["hr"], batch.pop("synthetic")
-        self.skipped.update(batch.pop("skipped"))
-        if places:
-            keys = batch["key"][places]
-            hr[places] = dead_leaves(len(places), hr.shape[-1], keys=keys, device=hr.device)
-        paired, given = batch.pop("paired", []), batch.pop("paired_lr", None)
-        if self.usm:
-            from morsr.functional.corrupt import unsharp_mask
-
-            sharp = unsharp_mask(hr)
-            sharp[paired] = hr[paired]  # real pairs stay as they were taken
-            hr = sharp
-        batch["hr"] = hr
-        if len(paired) == len(hr) and given is not None:
-            return {**batch, "lr": given.to(torch.float32) / 255}
-        parameters = batch.get("parameters")
-        if parameters is None:
-            parameters = self._recipe.sample(batch["key"])
-        batch["lr"] = apply_recipe(hr, parameters, self._recipe, scale=self.scale)
-        if given is None:
-            return {**batch, "parameters": parameters}
-        batch["lr"][paired] = given.to(torch.float32) / 255
+        batch = self._drawn(batch)
+        batch |= {name: batch[name].float().div_(255) for name in ("hr", "lr") if name in batch}
+        kinds = batch.pop("kind", [])
+        if "photo_key" in batch:
+            self._degrade(batch, kinds)
+        if "pair" in kinds:
+            del batch["parameters"]
+        if "windows" in batch:
+            windows = batch.pop("windows")
+            batch |= {"context": batch["lr"], **_cut(batch, windows, self.patch_size or 0, self.scale)}
         return batch
+
+    def _degrade(self, batch: dict[str, Any], kinds: list[str]) -> None:
+        """Render the synthetic HR images of a training batch, and make the LR images of all but pairs of files."""
+        for skipped in batch.pop("skipped"):
+            self.skipped.update(skipped)
+        hr, keys = batch["hr"], batch.pop("photo_key")
+        leaves = [place for place, kind in enumerate(kinds) if kind == "leaves"]
+        if leaves:
+            hr[leaves] = render(len(leaves), hr.shape[-1], keys=keys[leaves], device=hr.device)
+        made = [place for place, kind in enumerate(kinds) if kind != "pair"]
+        if not made:
+            return
+        if self.usm:
+            hr[made] = unsharp_mask(hr[made])
+        batch["lr"][made] = apply_recipe(hr[made], batch["parameters"][made], scale=self.scale)
 
     # ------------------------------------------------------------------------------------------ bad files and resume
 
@@ -348,9 +393,13 @@ class RealESRGANDataModule(L.LightningDataModule):
         new = [reason for path, reason in self.skipped.items() if path not in self._named]
         if new:
             more = f"\n  and {len(new) - 20} more" if len(new) > 20 else ""
-            verb = "image file was" if len(new) == 1 else "image files were"
-            rank_zero_warn(f"{len(new)} {verb} passed over:\n  " + "\n  ".join(new[:20]) + more)
+            rank_zero_warn(f"image files passed over: {len(new)}\n  " + "\n  ".join(new[:20]) + more)
         self._named.update(self.skipped)
+
+    def _fits(self, status: TrainerStatus | None = None) -> bool:
+        """Whether a trainer fits; it keeps its function afterwards, and its status tells whether it still runs."""
+        state = None if self.trainer is None else self.trainer.state
+        return state is not None and state.fn == TrainerFn.FITTING and status in (None, state.status)
 
     def _batches_done(self) -> int:
         """Training batches that are behind us, by the checkpoint that was loaded or by the trainer's own count.
@@ -359,36 +408,49 @@ class RealESRGANDataModule(L.LightningDataModule):
         validation, or when the run was stopped within a step. The checkpoint's number is kept here because Lightning
         may ask for the loader before it restores its own.
         """
-        if self.trainer is None or self.trainer.state.fn != TrainerFn.FITTING:
+        if self.trainer is None or not self._fits():
             return 0
         return max(self._resumed_batches, self.trainer.fit_loop.epoch_loop.batch_progress.total.processed)
 
     def state_dict(self) -> dict[str, Any]:
+        photos = self._training.photos if self._training is not None else ()
+        listed = "\n".join(f"{photo.stem} {photo.weight}" for photo in photos).encode("utf-8", "surrogateescape")
         return {
             **{name: getattr(self, name) for name in _SETTINGS},
-            "dead_leaves": self.synthetic,
-            "recipe": self._recipe.hash if self._recipe is not None else None,
-            "images": self._training.images.digest() if self._training is not None else None,
-            "samples": len(self._training) if self._training is not None else None,
+            "recipe": self._recipes["train"].hash if self._recipes else None,
+            "images": hashlib.blake2b(listed, digest_size=16).hexdigest(),
             "devices": self.trainer.world_size if self.trainer is not None else 1,
             "batches": self._batches_done(),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        if self.trainer is None or self.trainer.state.fn != TrainerFn.FITTING:
+        if not self._fits():
             return
         self._resumed_batches = state_dict.get("batches", 0)
-        now = self.state_dict()
-        changed = [
-            f"{name} {state_dict[name]} -> {now[name]}"
-            for name in now
-            if name != "batches" and name in state_dict and state_dict[name] != now[name]
-        ]
+        now = {**self.state_dict(), "batches": self._resumed_batches}
+        changed = [f"{name} {state_dict[name]} -> {now[name]}" for name in now if state_dict.get(name) != now[name]]
         if changed:
             rank_zero_warn(f"samples will differ from those of the run before: {', '.join(changed)}")
 
 
-def _at_least(least: float, **settings: float | None) -> None:
-    for name, value in settings.items():
-        if value is not None and not value >= least:
-            raise ConfigError(f"{name}: expected at least {least}, got {value}")
+def _limited(trainer: Any, batches: int) -> int:
+    """Batches per epoch that the trainer's limit_train_batches leaves, at least 1."""
+    limit = trainer.limit_train_batches
+    if limit is not None:
+        batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+    return max(1, batches)
+
+
+def _places(batch: dict[str, Any], kind: str) -> list[int]:
+    return [place for place, found in enumerate(batch["kind"]) if found == kind]
+
+
+def _cut(batch: dict[str, Any], windows: list[list[int]], side: int, scale: int) -> dict[str, Tensor]:
+    """The windows of a batch, each at its top and left in LR pixels; `side` is that of the HR windows."""
+    return {
+        name: torch.stack([
+            image[:, top * factor : top * factor + size, left * factor : left * factor + size]
+            for image, (top, left) in zip(batch[name], windows, strict=True)
+        ])
+        for name, factor, size in (("hr", scale, side), ("lr", 1, side // scale))
+    }  # fmt: skip

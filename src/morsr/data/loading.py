@@ -1,4 +1,4 @@
-"""DataLoaders whose errors are the ones of the data, and whose place in an epoch can be taken up again."""
+"""DataLoaders whose errors are the ones of the data, and that resume within an epoch."""
 
 from __future__ import annotations
 
@@ -24,17 +24,15 @@ class ImageLoader(DataLoader):
     def __iter__(self) -> Any:
         with _plain_errors():
             batches = super().__iter__()
-        # torch tells of a death by a signal, whose error would come up anywhere, in the middle of a step or of the
-        # words about another death. From here on a death is found where a batch is waited for, 5 s later at most.
-        told_of_deaths()
+        told_of_deaths()  # a death is found where a batch is waited for, not in the middle of a step
         return _read(batches)
 
 
 class TrainingLoader(ImageLoader):
-    """An ImageLoader whose position follows from the trainer's progress, so that a run can go on in mid-epoch.
+    """An ImageLoader that resumes within an epoch.
 
-    The two methods tell Lightning that going on is exact; there is nothing to keep, because the data module places the
-    sampler by the number of batches that the checkpoint counts as done.
+    The two methods tell Lightning so; there is nothing to keep, because the data module places the sampler by the
+    number of batches that the checkpoint counts as done.
     """
 
     def state_dict(self) -> dict[str, Any]:
@@ -44,8 +42,8 @@ class TrainingLoader(ImageLoader):
         pass
 
 
-def worker_seed(worker: int) -> None:
-    """Keep worker processes to one thread each; they use no generator of their own."""
+def one_thread(worker: int) -> None:
+    """Keep a worker process to one thread."""
     torch.set_num_threads(1)
 
 

@@ -1,0 +1,164 @@
+"""Which sample comes when: every image in its turn, on any number of workers and devices; hostile files."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from data_files import save, smooth
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from morsr.data.dataset import EpochSampler, EvaluationImages, PassOrder, TrainingCrops, image_key, synthetic_before
+from morsr.data.sources import Photo, find_photos
+from morsr.errors import InputError
+
+
+def crops(photos: Any, **settings: Any) -> TrainingCrops:
+    return TrainingCrops(photos, **{"samples": 24, "crop_size": 32, "seed": 3, **settings})
+
+
+@given(weights=st.lists(st.floats(0.01, 100), min_size=1, max_size=20), seed=st.integers(0, 2**64 - 1))
+def test_images_come_as_often_as_their_weights_say(weights: list[float], seed: int):
+    order, count = PassOrder(np.array(weights), seed), len(weights)
+    for start in (0, count, 5 * count):
+        shown = Counter(order(start + place) for place in range(count))
+        for image, weight in enumerate(weights):
+            assert abs(shown[image] - weight * count / sum(weights)) < 1 + 1e-6
+    equal = PassOrder(np.ones(count), seed)
+    assert sorted(equal(place) for place in range(count)) == list(range(count))
+
+
+def test_passes_differ_and_do_not_depend_on_what_was_asked_before():
+    order = PassOrder(np.ones(50), 3)
+    first, second = [order(n) for n in range(50)], [order(n) for n in range(50, 100)]
+    assert first != second
+    fresh = PassOrder(np.ones(50), 3)
+    assert [fresh(n) for n in reversed(range(100))] == (first + second)[::-1]
+    assert [PassOrder(np.ones(50), 4)(n) for n in range(50)] != first
+
+
+@given(share=st.floats(0, 1), start=st.integers(0, 10**6), length=st.integers(1, 64))
+def test_synthetic_samples_are_spread_evenly(share: float, start: int, length: int):
+    made = synthetic_before(start + length, share) - synthetic_before(start, share)
+    assert abs(made - share * length) < 1 + 1e-6
+
+
+def test_iterators_are_epochs_and_devices_share_them_in_whole_batches():
+    sampler = EpochSampler(batches=3, batch_size=2)
+    assert len(sampler) == 6
+    assert list(sampler) + list(sampler) == list(range(12))
+    resumed = EpochSampler(batches=3, batch_size=2, epoch=1, start=2)
+    assert list(resumed) + list(resumed) == [10, 11, *range(12, 18)]
+    ranks = [list(EpochSampler(batches=2, batch_size=3, epoch=1, replicas=2, rank=rank)) for rank in (0, 1)]
+    assert ranks == [[12, 13, 14, 18, 19, 20], [15, 16, 17, 21, 22, 23]]
+
+
+def test_a_sample_is_a_function_of_its_number(photos: Path):
+    one, two = (crops(find_photos(str(photos)), synthetic=0.25, max_downscale=1.8, cache_mb=mb) for mb in (0, 1))
+    numbers = [5, 29, 5, 100, 3]
+    together, apart = one.__getitems__(numbers), [two[number] for number in reversed(numbers)][::-1]
+    for first, second in zip(together, apart, strict=True):
+        assert (first["stem"], first["kind"]) == (second["stem"], second["kind"])
+        for name in ("hr", "lr", "key", "photo_key"):
+            assert torch.equal(first[name], second[name])
+    assert len({int(one[number]["key"]) for number in range(72)}) == 72, "three epochs"
+    assert int(crops(find_photos(str(photos)), seed=4)[0]["key"]) != int(one[0]["key"])
+
+
+def test_every_photograph_comes_once_before_one_comes_again(photos: Path):
+    data = crops(find_photos(str(photos)), samples=16, synthetic=0.5)
+    stems = [data[number]["stem"] for number in range(28)]
+    shown = [stem for stem in stems if stem.startswith("photo")]
+    assert len(shown) == 14
+    assert sorted(shown[:7]) == sorted(shown[7:]) == [f"photo{number}" for number in range(7)]
+    assert len({stem for stem in stems if stem.startswith("dead_leaves_")}) == 14
+
+
+def test_a_crop_is_a_window_of_its_photograph(photos: Path):
+    plain = crops(find_photos(str(photos)), flips=False, turns=False)
+    for number in range(8):
+        item = plain[number]
+        (path,) = photos.rglob(f"{item['stem']}.png")
+        whole = torch.from_numpy(np.asarray(Image.open(path)).copy()).permute(2, 0, 1)
+        windows = whole.unfold(1, 32, 1).unfold(2, 32, 1).permute(1, 2, 0, 3, 4)
+        assert (windows == item["hr"]).flatten(2).all(2).any()
+    for change in ({"flips": True}, {"turns": True}, {"max_downscale": 2.0}):
+        varied = crops(find_photos(str(photos)), **{"flips": False, "turns": False, **change})
+        assert any(not torch.equal(varied[number]["hr"], plain[number]["hr"]) for number in range(8)), change
+
+
+def test_both_images_of_a_pair_are_cropped_and_turned_together(pairs: dict[str, str]):
+    data = crops(find_photos(pairs), max_downscale=3.0)
+    found = [data[number] for number in range(16)]
+    for item in found:
+        assert torch.equal(item["hr"], item["lr"].repeat_interleave(4, 1).repeat_interleave(4, 2))
+    assert len({int(item["lr"].sum()) for item in found}) == 16
+
+
+def test_views_show_one_crop_under_different_keys(photos: Path):
+    data = crops(find_photos(str(photos)), views=2, synthetic=0.25)
+    items = [data[number] for number in range(24)]
+    for one, two in zip(items[::2], items[1::2], strict=True):
+        assert (one["stem"], int(one["photo_key"])) == (two["stem"], int(two["photo_key"]))
+        assert torch.equal(one["hr"], two["hr"])
+        assert int(one["key"]) != int(two["key"])
+    assert [item["kind"] for item in items].count("leaves") == 6
+
+
+def hostile(photos: Path) -> None:
+    """Files that are no images, or none that can be used, under the names of images."""
+    whole = (photos / "photo0.png").read_bytes()
+    middle = len(whole) // 2
+    files = {
+        "empty.png": b"", "text.jpg": b"hello", "cut.png": whole[:middle],
+        "flipped.png": whole[:middle] + bytes([whole[middle] ^ 16]) + whole[middle + 1 :],
+        "script.png": b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n%%EOF\n",
+        "huge.ppm": b"P6 100000 100000 255\n",
+    }  # fmt: skip
+    for name, content in files.items():
+        (photos / name).write_bytes(content)
+    save(photos / "small.png", smooth(20, 90, 0))
+
+
+def test_files_that_cannot_be_used_are_passed_over_and_named(photos: Path):
+    hostile(photos)
+    os.mkfifo(photos / "pipe.png")
+    data = crops(find_photos(str(photos)))
+    items = [data[number] for number in range(40)]
+    assert {item["stem"] for item in items} == {f"photo{number}" for number in range(7)}
+    named = {Path(path).name for item in items for path in item["skipped"]}
+    assert named == {"empty.png", "text.jpg", "cut.png", "flipped.png", "script.png", "huge.ppm", "small.png"}
+
+
+def test_no_usable_file_is_an_error(photos: Path, pairs: dict[str, str]):
+    for path in photos.rglob("*.png"):
+        path.unlink()
+    save(photos / "a.png", smooth(64, 64, 0))
+    hostile_only = [Photo(str(n), str(photos / "missing.png")) for n in range(3)]
+    wrong = [photo._replace(lr=photo.hr) for photo in find_photos(pairs)]
+    for unusable in (hostile_only, wrong):
+        with pytest.raises(InputError):
+            crops(unusable)[0]
+    with pytest.raises(InputError):
+        crops(find_photos(str(photos)), crop_size=68)[0]
+
+
+def test_several_devices_count_every_image_once(photos: Path):
+    images = EvaluationImages(find_photos(str(photos)), [0], multiple=16, devices=2)
+    shares = [[images[place] for place in range(rank, len(images), 2)] for rank in range(2)]
+    assert [len(share) for share in shares] == [4, 4], "devices wait for each other after every batch"
+    counted = [item["stem"] for share in shares for item in share if not item["repeated"]]
+    assert len(set(counted)) == len(counted) == 7
+
+
+def test_a_key_belongs_to_a_name_and_a_seed():
+    assert image_key("café", 3) == 5680005842969798773
+    names = (os.fsdecode(b"caf\xe9"), os.fsdecode(b"caf\xe8"), "café", "caf")
+    assert len({image_key(name, seed) for name in names for seed in (0, 1)}) == 8
