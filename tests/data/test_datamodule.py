@@ -363,6 +363,19 @@ def test_complete_data_lack_nothing(photos: Path, pairs: dict[str, str], monkeyp
     assert RealESRGANDataModule.missing(train="absent", dead_leaves=1.0) == []
 
 
+def test_a_recipe_of_ones_own_is_named_by_its_class(make_data: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    Path("mine_recipe.py").write_text(
+        "from morsr.degradation import DegradationRecipe\n\n\n"
+        "class Mine:\n    def sample(self, keys):\n        return DegradationRecipe.load('light').sample(keys)\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (own,), (ours,) = batches(make_data(recipe="mine_recipe.Mine"), 1), batches(make_data(), 1)
+    assert torch.equal(own["lr"], ours["lr"])
+    for wrong in ("mine_recipe.Other", "absent.Mine"):
+        with pytest.raises(ConfigError):
+            make_data(recipe=wrong).setup("fit")
+
+
 @pytest.mark.parametrize("stage", ["validate", "test"])
 def test_nothing_to_validate_or_test_is_an_error(make_data: Make, tmp_path: Path, stage: str):
     absent = {"lr": "LR", "hr": "HR", "optional": True}

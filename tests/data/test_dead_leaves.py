@@ -62,13 +62,6 @@ def test_statistics_are_those_of_photographs():
     assert gradient.pow(4).mean() / gradient.square().mean().square() > 6
 
 
-def test_sign_bit_mask_equals_where():
-    level = torch.tensor([-1.0, 0.0, 2.0, -1e-30])
-    for dtype in (torch.int32, torch.int64):
-        values = torch.tensor([7, 8, 9, 10], dtype=dtype)
-        assert module._where_negative(level.clone(), values).tolist() == [7, 0, 0, 10]
-
-
 @pytest.mark.parametrize(
     ("batch", "size", "keys"),
     [(0, 64, None), (1, 8, None), (2, 64, torch.zeros(3, dtype=torch.int64)), (2, 64, torch.zeros(2))],

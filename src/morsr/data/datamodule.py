@@ -27,6 +27,7 @@ from morsr.data.dead_leaves import dead_leaves as render
 from morsr.data.loading import ImageLoader, TrainingLoader, one_thread
 from morsr.data.pairs import apply_recipe, load_recipe
 from morsr.data.sources import Photo, Source, check_names, find_photos, source_name
+from morsr.degradation import DegradationRecipe, true_severity
 from morsr.degradation.keys import mix, uniforms
 from morsr.errors import ConfigError, InputError, MorsrError
 from morsr.functional.corrupt import unsharp_mask
@@ -200,7 +201,9 @@ class RealESRGANDataModule(L.LightningDataModule):
         if not self._recipes:
             train, val = load_recipe(self.recipe), load_recipe(self.val_recipe)
             # sharpened targets need no second sharpening within the degradation
-            self._recipes = {"train": replace(train, sharpen=False) if self.usm else train, "evaluate": val}
+            if self.usm and isinstance(train, DegradationRecipe):
+                train = replace(train, sharpen=False)
+            self._recipes = {"train": train, "evaluate": val}
         if stage == "fit":
             self._resumed_batches = 0
             self._training = self._training or self._training_set()
@@ -332,8 +335,6 @@ class RealESRGANDataModule(L.LightningDataModule):
         """
         if "kind" not in batch or "parameters" in batch:
             return dict(batch)
-        from morsr.degradation import true_severity
-
         evaluated = "set" in batch
         parameters = self._recipes["evaluate" if evaluated else "train"].sample(batch["key"])
         severity = true_severity(parameters, scale=self.scale).combined
@@ -417,7 +418,7 @@ class RealESRGANDataModule(L.LightningDataModule):
         listed = "\n".join(f"{photo.stem} {photo.weight}" for photo in photos).encode("utf-8", "surrogateescape")
         return {
             **{name: getattr(self, name) for name in _SETTINGS},
-            "recipe": self._recipes["train"].hash if self._recipes else None,
+            "recipe": getattr(self._recipes.get("train"), "hash", None),
             "images": hashlib.blake2b(listed, digest_size=16).hexdigest(),
             "devices": self.trainer.world_size if self.trainer is not None else 1,
             "batches": self._batches_done(),

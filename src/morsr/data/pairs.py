@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from morsr.data.dataset import image_key, to_tensor
 from morsr.data.sources import SCALE, Pair, Source, find_photos
-from morsr.errors import InputError
+from morsr.errors import ConfigError, InputError
 
 
 def embedded_benchmark(
@@ -65,14 +66,25 @@ def degraded_pairs(
 
 
 def load_recipe(recipe: Any) -> Any:
-    """A DegradationRecipe from itself, a preset's name, a YAML file or the path of a class.
+    """A degradation recipe from itself, a preset's name, a YAML file or the path of a class.
+
+    Args:
+        recipe: an instance has `sample(keys)`, which gives the DegradationParameters of int64 keys (B,).
 
     Raises:
         ConfigError: there is no such recipe.
     """
     from morsr.degradation import DegradationRecipe
 
-    return DegradationRecipe.load(recipe)
+    if hasattr(recipe, "sample"):
+        return recipe
+    module, _, name = str(recipe).rpartition(".")
+    if not module or name in ("yaml", "yml"):
+        return DegradationRecipe.load(recipe)
+    try:
+        return getattr(importlib.import_module(module), name)()
+    except (ImportError, AttributeError, TypeError) as error:
+        raise ConfigError(f"recipe {recipe}: expected a class without needed arguments ({error})") from error
 
 
 def apply_recipe(hr: Tensor, parameters: Any, *, scale: int = SCALE) -> Tensor:
