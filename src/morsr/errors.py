@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import signal
 import threading
-from typing import TYPE_CHECKING
+import typing
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -86,3 +89,34 @@ def told_of_deaths() -> None:
         return
     if getattr(signal.getsignal(number), "__module__", "").startswith("torch."):
         signal.signal(number, signal.SIG_DFL)
+
+
+def check_fields(settings: Any, *, least: Mapping[str, float] | None = None) -> None:
+    """Check the fields of a dataclass against their annotations; numbers must be finite and at least 0.
+
+    Args:
+        settings: a dataclass whose fields are numbers, strings, Literals, or tuples of strings; others are not checked.
+        least: other lower bounds by field.
+
+    Raises:
+        ConfigError: with the field, what was expected and what came.
+    """
+    hints = typing.get_type_hints(type(settings))
+    for field in dataclasses.fields(settings):
+        name, hint, value = field.name, hints[field.name], getattr(settings, field.name)
+        low = (least or {}).get(name, 0)
+        if typing.get_origin(hint) is typing.Literal:
+            expected, fits = f"one of {', '.join(map(str, typing.get_args(hint)))}", value in typing.get_args(hint)
+        elif hint in (int, float):
+            kinds = (int,) if hint is int else (int, float)
+            fits = (
+                isinstance(value, kinds) and not isinstance(value, bool) and low <= value and abs(value) < float("inf")
+            )
+            expected = f"a {'whole ' if hint is int else ''}number of at least {low:g}"
+        elif hint == tuple[str, ...]:
+            expected = "a list of non-empty strings"
+            fits = isinstance(value, tuple) and all(isinstance(item, str) and item for item in value)
+        else:
+            continue
+        if not fits:
+            raise ConfigError(f"{name}: expected {expected}, got {value!r}")

@@ -52,8 +52,8 @@ def generator(small_base: Path) -> OneStepGenerator:
         load_backbone(small_base), build_estimator("frequency"), adapters=adapters, one_step=OneStepConfig(timestep=150)
     ).eval()
     torch.manual_seed(1)
-    assert generator.context is not None
-    torch.nn.init.normal_(generator.context.weight, std=2.0)
+    assert generator.adapters is not None
+    torch.nn.init.normal_(generator.adapters.router.weight, std=2.0)
     for parameter in adapter_parameters(generator.backbone):
         if parameter.ndim == 2:
             torch.nn.init.normal_(parameter, std=0.1)

@@ -41,17 +41,17 @@ def read(photo: Path) -> Tensor:
 
 def test_diffusers_folder_gives_the_same_image(adapters_file: Path, photo: Path, repo_root: Path) -> None:
     """With nothing of ours: the lines of docs/exchange.md are run as they stand there."""
-    settings = ["--model", str(adapters_file), "--image", str(photo), "--generative", "1.5", "--budget", "2"]
+    settings = ["--model", str(adapters_file), "--image", str(photo), "--strength", "1.5"]
     assert main(["export", "diffusers", "merged", *settings]) == 0
     image = read(photo)
     torch.testing.assert_close(
-        restored(Path("merged"), image), restored(adapters_file, image, generative=1.5, budget=2), atol=1e-5, rtol=0
+        restored(Path("merged"), image), restored(adapters_file, image, strength=1.5), atol=1e-5, rtol=0
     )
     Image.open(photo).resize((14, 10)).save(photo)  # sides that fit the grid need no padding
     assert main(["export", "diffusers", "merged", *settings]) == 0
     image = read(photo)
-    expected = restored(adapters_file, image, generative=1.5, budget=2)
-    assert (expected - restored(adapters_file, image, generative=0.0)).abs().max() > 0.01
+    expected = restored(adapters_file, image, strength=1.5)
+    assert (expected - restored(adapters_file, image, strength=0.0)).abs().max() > 0.01
 
     Path("merged").rename("OUT")
     page = (repo_root / "docs" / "exchange.md").read_text(encoding="utf-8")
@@ -78,8 +78,8 @@ def test_export_leaves_the_model_as_it_was(generator: OneStepGenerator, small_ba
     merged = plain_state_dict(load_backbone("merged"))
     bare = plain_state_dict(load_backbone(small_base))
     changed = {key for key, value in merged.items() if not torch.equal(value, bare[key])}
-    assert generator.context is not None
-    assert changed == {f"{name}.weight" for name in generator.context.layer_names}
+    assert generator.adapters is not None
+    assert changed == {f"{name}.weight" for name in generator.adapters.layer_names}
 
 
 def test_lora_folders_give_the_same_image_by_peft(adapters_file: Path, photo: Path, small_base: Path) -> None:
@@ -137,7 +137,7 @@ def test_onnx_gives_the_same_image_at_any_size(
     assert "differs from the model by at most" in capsys.readouterr().err
     session = onnxruntime.InferenceSession("model.onnx", providers=["CPUExecutionProvider"])
     described = json.loads(session.get_modelmeta().custom_metadata_map["morsr"])
-    assert (described["scale"], described["color"], len(described["scores"])) == (4, "none", 11)
+    assert (described["scale"], described["color"], described["strength"]) == (4, "none", 1.0)
     assert main(["export", "diffusers", "merged", "--model", str(adapters_file), "--image", str(photo)]) == 0
     for height, width in ((9, 13), (16, 16), (1, 1), (5, 40)):
         image = torch.rand(1, 3, height, width)
@@ -149,10 +149,10 @@ def test_onnx_gives_the_same_image_at_any_size(
 
 def test_scores_instead_of_an_image(generator: OneStepGenerator, lr: Tensor) -> None:
     found = export.fix_routing(generator, image=lr)
-    assert list(found) == list(generator.context.condition_names)
-    by_image = generator.context.routing
+    assert list(found) == list(generator.adapters.score_names)
+    by_image = generator.adapters.routing
     export.fix_routing(generator, scores=list(found.values()))
-    torch.testing.assert_close(generator.context.routing.gates, by_image.gates, atol=1e-6, rtol=0)
+    torch.testing.assert_close(generator.adapters.routing.gates, by_image.gates, atol=1e-6, rtol=0)
 
 
 def test_what_cannot_be_exported(
@@ -171,8 +171,8 @@ def test_what_cannot_be_exported(
     with pytest.raises(InputError, match="no routing"):
         export.export_diffusers(tmp_path / "merged", generator)
     export.fix_routing(generator, image=lr)
-    generator.context.whole = ("unet.conv_in.weight",)
-    with pytest.raises(ConfigError, match=r"unet\.conv_in\.weight were trained whole"):
+    generator.adapters.saved = ("unet.conv_in",)
+    with pytest.raises(ConfigError, match=r"unet\.conv_in were trained whole"):
         export.export_lora(tmp_path / "lora", generator)
     bare = OneStepGenerator(load_backbone(small_base))
     with pytest.raises(ConfigError, match="no adapters"):

@@ -4,11 +4,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from morsr.adapters import MoRConfig, adapter_parameters, merged, save_adapters
 from morsr.errors import ConfigError, WeightsError
-from morsr.estimators import build_estimator
 from morsr.models.backbone import SHIPPED_BASES, Backbone, build_backbone, load_backbone, package_weights
-from morsr.models.generator import OneStepConfig, OneStepGenerator
 from morsr.models.loading import load_generator
 from morsr.models.saving import is_portable
 
@@ -135,23 +132,3 @@ def test_a_noise_schedule_survives_saving(small_base: Path, tmp_path: Path) -> N
     backbone.save(tmp_path / "again")
     again = load_backbone(tmp_path / "again")
     torch.testing.assert_close(again.alphas_cumprod, backbone.alphas_cumprod, atol=0, rtol=0)
-
-
-def test_a_base_is_known_by_its_weights_but_not_with_adapters_merged_in(small_base: Path, tmp_path: Path) -> None:
-    backbone = load_backbone(small_base)
-    config = MoRConfig.of_kind("lora", num_ranks=2, targets=("sd_unet@unet",))
-    OneStepGenerator(backbone, build_estimator("frequency"), adapters=config).eval()
-    with torch.no_grad():
-        for parameter in adapter_parameters(backbone):
-            parameter.fill_(1e-4)  # too little to be seen in the samples of the weights
-    extra = {"estimator": {"kind": "frequency", "args": {}}, "one_step": OneStepConfig().to_dict(), "base": "nowhere"}
-    file = save_adapters(tmp_path / "a.safetensors", backbone, base_id=backbone.base_id, extra=extra)
-    with merged(backbone):
-        backbone.save(tmp_path / "merged")
-    backbone.base_id = "somebody/else"
-    backbone.save(tmp_path / "copy")
-    with pytest.warns(UserWarning, match="'morsr/test', taken for 'somebody/else'"):
-        load_generator(file, base=tmp_path / "copy")
-    assert load_backbone(tmp_path / "merged").base_id.startswith("morsr/test+merged:")
-    with pytest.raises(WeightsError, match=r"made for the base 'morsr/test', not for 'morsr/test\+merged:"):
-        load_generator(file, base=tmp_path / "merged")

@@ -61,7 +61,7 @@ def test_scores_and_routing_come_from_the_context(small_base: Path) -> None:
     context = torch.rand(2, 3, 16, 16)
     patch = context[..., 4:12, 4:12]
     with torch.no_grad():
-        seen, of_patch = generator(patch, context=context), generator(patch)
+        seen, of_patch = generator(patch, score_lr=context), generator(patch)
         wanted = generator.estimator(context)
     assert seen.sr.shape == (2, 3, 32, 32)
     torch.testing.assert_close(seen.scores.scores, wanted.scores)

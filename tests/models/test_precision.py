@@ -69,8 +69,8 @@ def test_the_update_of_a_float32_layer_is_computed_in_float32() -> None:
     generator = OneStepGenerator(load_backbone("random:small"), build_estimator("frequency"), adapters=config)
     layer = generator.backbone.unet.conv_out
     assert isinstance(layer, AdaptedLayer)
-    nn.init.normal_(layer.sets["generator"].get_parameter("up"))
-    generator.eval().condition(torch.rand(2, 3, 16, 16))
+    nn.init.normal_(layer.sets["generator"].get_parameter("lora_B"))
+    generator.eval().route(torch.rand(2, 3, 16, 16))
     features = torch.randn(2, 32, 8, 8)
     with torch.no_grad():
         exact = layer(features)
@@ -79,7 +79,7 @@ def test_the_update_of_a_float32_layer_is_computed_in_float32() -> None:
         with autocast():
             torch.testing.assert_close(layer(features), exact, atol=0, rtol=0)
         assert generator.backbone.unet.conv_in(torch.randn(2, 4, 8, 8)).dtype == torch.float32
-        generator.condition(torch.rand(1, 3, 16, 16))
+        generator.route(torch.rand(1, 3, 16, 16))
         gathered = layer(features[:1])
         with merged(generator.backbone), autocast():
             torch.testing.assert_close(layer(features[:1]), gathered, atol=1e-5, rtol=1e-5)
@@ -115,8 +115,8 @@ def test_scores_gates_and_clean_latents_are_float32_under_autocast() -> None:
     ).eval()
     lr = torch.rand(2, 3, 16, 16)
     with torch.no_grad():
-        scores = generator.condition(lr).scores
-        gates = generator.context.routing.gates
+        scores = generator.route(lr).scores
+        gates = generator.adapters.routing.gates
         with autocast():
             output = generator(lr)
     torch.testing.assert_close(output.scores.scores, scores, atol=0, rtol=0)
@@ -159,7 +159,7 @@ def test_activation_checkpointing_changes_memory_and_not_gradients(base: str, st
             loss = generator(lr).sr.square().mean()
         # What runs between forward and backward, as a teacher does, must not reach the recomputed layers.
         with torch.no_grad(), active_adapters(generator.backbone, None):
-            generator.condition(torch.rand(2, 3, 16, 16))
+            generator.route(torch.rand(2, 3, 16, 16))
         loss.backward()
         results.append((sum(kept.values()), [parameter.grad for parameter in parameters]))
     (full, gradients), (less, again) = results

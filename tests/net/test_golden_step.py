@@ -103,14 +103,17 @@ def real_steps(page: ModuleType, method: Any, folder: Path, patch: pytest.Monkey
         ),
         lr=page.LR, router_lr_scale=page.ROUTER_LR_SCALE, weight_decay=page.WEIGHT_DECAY, clip=page.CLIP,
     )  # fmt: skip
-    backbone, context = module.generator.backbone, module.generator.context
-    assert list(context.layer_names) == list(method.layers)
+    backbone, adapters = module.generator.backbone, module.generator.adapters
+    assert list(adapters.layer_names) == list(method.layers)
     theirs = {name: adapter_parameters(backbone, name) for name in ("generator", "score")}
     theirs["discriminator"] = list(module.discriminator.parameters())
     for name, parameters in theirs.items():
         for mine, yours in zip(method.networks[name], parameters, strict=True):
-            yours.data.copy_(mine.data)
-    context.set_standardization(method.mean, method.std)
+            # The page keeps (R, O) where the field's lora_B is (O, R).
+            yours.data.copy_(
+                mine.data if mine.shape == yours.shape and not is_up(name, mine, method) else mine.data.t()
+            )
+    adapters.router.standardize(method.mean, method.std)
     module.train()
     phase = OneStepPhase(
         module.objective, module.build_networks(), clip=page.CLIP, backward=lambda loss, average: loss.backward(),
@@ -118,12 +121,18 @@ def real_steps(page: ModuleType, method: Any, folder: Path, patch: pytest.Monkey
     )  # fmt: skip
     found = []
     for step in range(page.STEPS):
-        context.noise_sigma = module.adapters.noise_at(step / page.STEPS)
+        adapters.router.noise_sigma = module.adapters.noise_at(step / page.STEPS)
         lr, hr = page.pairs(step)
         report = phase.run({"lr": lr, "hr": hr}, PageDraws(page, step, len(lr)), step=step)
         terms = {name: term.item() for name, term in report.terms.items()}
         found.append(named({**terms, "total": report.total.item()}, {n: v.item() for n, v in report.norms.items()}))
     return found
+
+
+def is_up(name: str, parameter: Any, method: Any) -> bool:
+    """Whether a parameter of the page is a layer's (R, O) factor."""
+    ups = [value for layer in method.layers.values() for key, value in layer.sets.items() if key == f"{name}_up"]
+    return any(parameter is up for up in ups)
 
 
 def page_steps(page: ModuleType, method: Any) -> Numbers:

@@ -30,7 +30,7 @@ class FakeGenerator(nn.Module):
 
     def __init__(self, function: Callable[[Tensor], Tensor] = lambda images: images, multiple: int = 16) -> None:
         super().__init__()
-        self.multiple, self.function, self.context = multiple, function, None
+        self.multiple, self.function, self.adapters = multiple, function, None
         self.backbone = SimpleNamespace(latent_factor=4)
         self.sizes: list[tuple[int, int]] = []
 
@@ -89,10 +89,10 @@ def small_generator(config: MoRConfig = MIXTURE, *, adapters: bool = True) -> On
         one_step=OneStepConfig(timestep=250, scale_input=True),
     )
     if adapters:
-        generator.context.set_standardization(torch.tensor([0.5, 0.25]), torch.tensor([0.05, 0.05]))
+        generator.adapters.router.standardize(torch.tensor([0.5, 0.25]), torch.tensor([0.05, 0.05]))
         for name, parameter in generator.named_parameters():
-            if ".up" in name and parameter.requires_grad:
+            if "lora_B" in name and parameter.requires_grad:
                 nn.init.normal_(parameter, std=0.05)
-        for parameter in (generator.context.weight, generator.context.bias):
+        for parameter in (generator.adapters.router.weight, generator.adapters.router.bias):
             nn.init.normal_(parameter)
     return generator.eval()

@@ -288,7 +288,7 @@ def test_strength_scales_the_gates_and_leaves_the_model_as_it_was(restorer: Rest
     assert (none - plain).abs().max() > 1e-4
     assert_close(restorer(images), plain, atol=0, rtol=0)
     assert_close(weights(restorer), before, atol=0, rtol=0)
-    assert restorer.generator.context.routing is None
+    assert restorer.generator.adapters.routing is None
 
 
 def test_all_tiles_of_an_image_share_one_routing_merged_or_not(restorer: Restorer, monkeypatch: pytest.MonkeyPatch):

@@ -93,16 +93,16 @@ def test_a_table_needs_no_network_but_estimator_and_router(generator: OneStepGen
     monkeypatch.setattr(generator.backbone, "forward", refuse)
     for name in ("encode", "decode", "predict_noise"):
         monkeypatch.setattr(generator.backbone, name, refuse)
-    before = generator.context.routing
+    before = generator.adapters.routing
     table = RoutingTable.from_images(generator, images)
     torch.testing.assert_close(table.chosen.transpose(0, 1), expected.chosen)
     torch.testing.assert_close(table.gates.transpose(0, 1), expected.selected)
-    assert generator.context.routing is before, "the model's own routing is left alone"
+    assert generator.adapters.routing is before, "the model's own routing is left alone"
     assert table.num_slots == SETTINGS.num_slots
 
 
 def test_switched_off_slots_work_no_more(generator: OneStepGenerator):
-    routing = generator.context.compute_routing(torch.rand(2, generator.estimator.dim))
+    routing = generator.adapters.router(torch.rand(2, generator.estimator.dim))
     off = torch.zeros(routing.gates.shape[0], SETTINGS.num_slots, dtype=torch.bool)
     off[0, routing.chosen[0, 1, 0]] = True
     changed = switch_off(routing, off)
@@ -120,11 +120,11 @@ def test_one_image_in_depth(generator: OneStepGenerator):
     assert everything.name == "all routed ranks"
     assert everything.count == int(found.ranks.sum()) - SETTINGS.num_shared * len(found.ranks)
     assert everything.difference > single.difference > 0
-    generator.context.generative = 0.0
+    generator.adapters.strength = 0.0
     try:
         shared = generator(lr[..., 1:25]).sr[0].clamp(0, 1)
     finally:
-        generator.context.generative = 1.0
+        generator.adapters.strength = 1.0
     # The crop is scored by itself there, so only shapes that do not depend on scores may be compared.
     torch.testing.assert_close(everything.image, shared)
     assert 0 < found.adapter_flops < found.network_flops
@@ -135,7 +135,7 @@ def test_one_image_in_depth(generator: OneStepGenerator):
 def test_work_of_a_linear_rank_is_counted_right(generator: OneStepGenerator):
     from morsr.evaluation.example import _count_positions
 
-    generator.condition(torch.rand(1, 3, 8, 8))
+    generator.route(torch.rand(1, 3, 8, 8))
     work = _count_positions(generator, lambda: generator(torch.rand(1, 3, 8, 8)))
     name = next(name for name in work if name.endswith("attentions.0.transformer_blocks.0.attn1.to_q"))
     # 32 x 32 pixels are 8 x 8 latents, 4 x 4 after the one downsampling; 16 features in and out, 2 operations each.

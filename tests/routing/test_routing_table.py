@@ -37,25 +37,30 @@ class Context(nn.Module):
         self.config = SimpleNamespace(
             num_slots=SLOTS, num_zero=ZERO, num_shared=3, top_k=TOP_K, expert_rank=1, is_routed=is_routed
         )
+        self.is_routed = is_routed
         self.weight = torch.zeros(LAYERS, SLOTS, 3)
         for layer, slots in enumerate(WIRED):
             for kind, slot in enumerate(slots):
                 self.weight[layer, slot, kind] = 40
         self.weight[:, SLOTS - ZERO :] = -8  # zero slots for images without much degradation
 
-    def compute_routing(self, scores: Tensor) -> Any:
+    @property
+    def router(self) -> Context:
+        return self
+
+    def forward(self, scores: Tensor) -> Any:
         logits = torch.einsum("bd,lnd->lbn", scores, self.weight)
         # A wired slot is worth a look above half of the score; noise decides among the rest.
         logits = logits - 20 * (self.weight.amax(-1) > 0)[:, None] + torch.rand_like(logits)
         logits[..., SLOTS - ZERO :] += 5
-        return route(logits, TOP_K)
+        return route(logits, TOP_K, SLOTS - ZERO, gate="renormalize")
 
 
 class Generator(nn.Module):
     def __init__(self, *, is_routed: bool = True) -> None:
         super().__init__()
         self.estimator = Estimator()
-        self.context = Context(is_routed=is_routed)
+        self.adapters = Context(is_routed=is_routed)
 
 
 def painted(count: int = 96) -> tuple[Tensor, dict[str, Tensor]]:
@@ -87,7 +92,7 @@ def test_without_a_relation_nothing_is_found():
     images, _ = painted(384)
     labels = ["a", "b", "c", "d"] * 96
     context = Generator()
-    context.context.weight.zero_()
+    context.adapters.weight.zero_()
     found = RoutingTable.from_images(context, images, labels=labels).specialisation()
     assert found.top() == []
     # Uncorrected, chance alone would show as 3 / (2 * 384 * log 2) = 0.0056 bits.

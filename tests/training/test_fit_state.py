@@ -42,7 +42,7 @@ def test_running_means_of_the_balance_take_in_every_training_batch_and_no_other(
     module = build(small_base, adapters=routed(logit_noise=0.0))
     if evaluated:
         module.eval()
-    context = module.generator.context
+    context = module.generator.adapters.router
     data = twins.Pairs()
     twins.fit(module, tmp_path, 3, data=data)
     severity = torch.cat([module.generator.estimator(batch["lr"]).severity for batch in data.train_dataloader()])
@@ -59,7 +59,7 @@ def test_the_routers_noise_is_drawn_in_a_fit_and_ends(small_base: Path, tmp_path
 
     class Look(Callback):
         def on_train_batch_end(self, trainer: Any, module: Any, *_: Any) -> None:
-            seen.append(module.generator.context.noise_sigma)
+            seen.append(module.generator.adapters.router.noise_sigma)
 
     ends = []
     for noise in (0.0, 5.0):
@@ -74,7 +74,7 @@ def test_noise_needs_to_know_how_long_the_run_is(small_base: Path, tmp_path: Pat
     module = build(small_base, adapters=routed(logit_noise=1.0, logit_noise_until=0.2))
     with pytest.warns(UserWarning, match="the router's noise falls over a share of the run"):
         fit(module, tmp_path, -1, max_time={"seconds": 1})
-    assert module.generator.context.noise_sigma == 0
+    assert module.generator.adapters.router.noise_sigma == 0
 
 
 def test_calibration_goes_on_into_further_epochs(small_base: Path, tmp_path: Path, monkeypatch: Any) -> None:
@@ -127,11 +127,6 @@ def test_double_precision_is_refused(small_base: Path, tmp_path: Path) -> None:
         fit(build(small_base), tmp_path, 1, precision="64-true")
 
 
-def test_ranks_in_half_precision_are_refused(small_base: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="expected ranks in float32 for training, got torch"):
-        fit(build(small_base, adapters=routed(dtype="bfloat16")), tmp_path, 1)
-
-
 @pytest.mark.parametrize(("gate", "told"), [("renormalize", True), ("softmax", False)])
 def test_a_router_that_only_the_balance_can_train_is_told(
     gate: str, told: bool, small_base: Path, tmp_path: Path, recwarn: pytest.WarningsRecorder
@@ -140,7 +135,7 @@ def test_a_router_that_only_the_balance_can_train_is_told(
     fit(module, tmp_path, 3)
     assert any("the balance alone" in str(warning.message) for warning in recwarn) is told
     module.generator(torch.rand(2, 3, 8, 8)).sr.square().mean().backward()
-    gradient = float(module.generator.context.weight.grad.abs().max())
+    gradient = float(module.generator.adapters.router.weight.grad.abs().max())
     assert gradient < 1e-7 if told else gradient > 1e-6
 
 

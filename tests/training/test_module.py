@@ -23,7 +23,6 @@ from morsr.models.loading import find_adapters, load_generator
 from morsr.training.adapter_state import newest_adapters
 from morsr.training.callbacks import AdapterEMA
 from morsr.training.module import OneStepSRModule
-from morsr.training.schedules import random_budget
 
 CONFIG = Path(__file__).resolve().parents[2] / "experiments" / "mor_tiny.yaml"
 
@@ -57,7 +56,7 @@ def test_the_router_learns_from_the_second_step_on(small_base: Path) -> None:
         optimizer.zero_grad()
         loss = module.loss(module.generator(batch["lr"]).sr, batch["hr"])["total"]
         loss.backward()
-        sizes.append(module.generator.context.weight.grad.abs().sum().item())
+        sizes.append(module.generator.adapters.router.weight.grad.abs().sum().item())
         optimizer.step()
     assert sizes[0] == 0
     assert sizes[1] > 0
@@ -65,13 +64,13 @@ def test_the_router_learns_from_the_second_step_on(small_base: Path) -> None:
 
 def test_the_router_is_standardised_once_and_saved(small_base: Path, tmp_path: Path) -> None:
     module = build(small_base)
-    assert not module.generator.context.standardized
+    assert not module.generator.adapters.router.standardized
     fit(module, tmp_path, 1)
-    mean = module.generator.context.mean.clone()
-    assert module.generator.context.standardized
+    mean = module.generator.adapters.router.mean.clone()
+    assert module.generator.adapters.router.standardized
     module.save_adapters(tmp_path / "adapters.safetensors")
     loaded = load_generator(tmp_path / "adapters.safetensors")
-    torch.testing.assert_close(loaded.context.mean, mean, atol=0, rtol=0)
+    torch.testing.assert_close(loaded.adapters.router.mean, mean, atol=0, rtol=0)
 
 
 def test_a_resumed_run_equals_a_straight_one(small_base: Path, tmp_path: Path) -> None:
@@ -120,27 +119,6 @@ def test_a_checkpoint_of_averaged_weights_restores_with_the_average(small_base: 
     assert not torch.allclose(raw, expected, atol=1e-6)
 
 
-def test_what_was_trained_whole_comes_along(small_base: Path, tmp_path: Path) -> None:
-    source = build(small_base).eval()
-    context, key = source.generator.context, "unet.conv_in.bias"
-    context.whole = (key,)
-    with torch.no_grad():
-        source.generator.backbone.unet.conv_in.bias.add_(1.0)
-    source.save_adapters(tmp_path / "whole.safetensors")
-    larger = {**ADAPTERS.to_dict(), "num_ranks": ADAPTERS.num_ranks + 2, "num_shared": ADAPTERS.num_shared + 2}
-    module = build(small_base, adapters=MoRConfig.from_dict(larger), start_from=str(tmp_path / "whole.safetensors"))
-    fit(module, tmp_path, 1, save_at=1)
-    module.save_adapters(tmp_path / "again.safetensors")
-    for file in ("at-step=1.ckpt", "again.safetensors"):
-        loaded = load_generator(tmp_path / file)
-        assert loaded.context.whole == (key,), file
-        bias = loaded.backbone.unet.conv_in.bias
-        torch.testing.assert_close(bias, source.generator.backbone.unet.conv_in.bias, atol=0, rtol=0, msg=file)
-    resumed = build(small_base, adapters=MoRConfig.from_dict(larger))
-    fit(resumed, tmp_path / "resumed", 2, ckpt=tmp_path / "at-step=1.ckpt")
-    assert resumed.generator.context.whole == (key,)
-
-
 def test_adapters_of_another_timestep_or_estimator_are_refused(small_base: Path, tmp_path: Path) -> None:
     build(small_base).save_adapters(tmp_path / "runs" / "version_0" / "adapters.safetensors")
     file = tmp_path / "runs" / "version_0" / "adapters.safetensors"
@@ -184,21 +162,6 @@ def test_half_a_checkpoint_is_refused_by_name(small_base: Path, tmp_path: Path) 
         load_generator(file)
 
 
-def test_adapters_for_another_base_are_refused_before_anything_changes(small_base: Path, tmp_path: Path) -> None:
-    from morsr.models.backbone import load_backbone
-
-    other = load_backbone(small_base)
-    other.base_id = "somebody/else"
-    other.save(tmp_path / "other")
-    build(tmp_path / "other").save_adapters(tmp_path / "a.safetensors")
-    module = build(small_base)
-    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
-    with pytest.raises(WeightsError, match="somebody/else"):
-        module.load_adapters(tmp_path / "a.safetensors")
-    for name, tensor in module.state_dict().items():
-        torch.testing.assert_close(tensor, before[name], atol=0, rtol=0, msg=name)
-
-
 @pytest.mark.parametrize("own", [False, True], ids=["none", "given"])
 def test_adapters_bring_the_decoder_they_were_trained_with(own: bool, small_base: Path, tmp_path: Path) -> None:
     """Else `make eval` would decode the shipped perceptual adapters with a decoder that they do not know."""
@@ -232,45 +195,16 @@ def test_weights_are_named_as_for_the_restorer(tmp_path: Path) -> None:
     adapters = MoRConfig.from_dict(settings["adapters"])
     one_step = OneStepConfig(**settings["one_step"])
     module = OneStepSRModule(adapters=adapters, one_step=one_step, weights="tiny")
-    assert any(up.abs().sum() > 0 for name, up in module.named_parameters() if name.endswith(".up"))
+    assert any(up.abs().sum() > 0 for name, up in module.named_parameters() if name.endswith("lora_B"))
     with pytest.raises(WeightsError, match="no such adapters file or folder, and no shipped preset"):
         OneStepSRModule(adapters=adapters, weights=str(tmp_path / "absent.safetensors"))
-
-
-def test_random_budgets_are_of_the_step_alone_and_even() -> None:
-    config = MoRConfig(num_ranks=12, num_shared=4, top_k=4, num_zero=2)
-    found = [random_budget(config, 0.5, seed=1, step=step) for step in range(2000)]
-    assert found == [random_budget(config, 0.5, seed=1, step=step) for step in range(2000)]
-    assert found != [random_budget(config, 0.5, seed=2, step=step) for step in range(2000)]
-    assert 0.45 < sum(budget is not None for budget in found) / 2000 < 0.55
-    for budget in range(4):
-        assert 190 < found.count(budget) < 310
-    assert random_budget(config, 0.0, seed=1, step=0) is None
-    assert random_budget(MoRConfig.of_kind("lora"), 1.0, seed=1, step=0) is None
-
-
-def test_a_budget_holds_in_its_step_alone(small_base: Path, tmp_path: Path) -> None:
-    seen: list[int | None] = []
-    module = twins.build(small_base, budget_dropout=1.0)
-    plain = module.objective.generator_loss
-
-    def watched(*given: Any, **named: Any) -> Any:
-        seen.append(module.generator.context.budget)
-        return plain(*given, **named)
-
-    module.objective.generator_loss = watched  # type: ignore[method-assign]
-    twins.fit(module, tmp_path, 6)
-    assert seen == [random_budget(module.adapters, 1.0, seed=0, step=step) for step in range(6)]
-    assert module.generator.context.budget is None
-    with pytest.raises(ConfigError, match="budget_dropout"):
-        twins.build(small_base, budget_dropout=1.5)
 
 
 def test_without_weights_the_set_shipped_for_the_base_is_taken(small_base: Path, tmp_path: Path) -> None:
     nowhere: Any = SimpleNamespace(log_dir=str(tmp_path / "version_0"), default_root_dir=".")
     file = find_adapters("tiny-fidelity")
     module = build(
-        file.parent, adapters=MoRConfig.from_dict(read_adapters_header(file)["config"]),
+        file.parent, adapters=read_adapters_header(file)["config"],
         one_step=OneStepConfig(timestep=200, scale_input=True),
     )  # fmt: skip
     module.trainer = nowhere

@@ -233,4 +233,4 @@ def test_calibration_looks_at_the_context(module: Any, tmp_path: Path) -> None:
 
     twins.fit(module, tmp_path, 1, data=Windows())
     flat = module.generator.estimator(torch.full((1, 3, 16, 16), 0.5)).scores[0]
-    torch.testing.assert_close(module.generator.context.mean, flat)
+    torch.testing.assert_close(module.generator.adapters.router.mean, flat)

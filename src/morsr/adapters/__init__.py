@@ -1,9 +1,15 @@
-"""Mixture-of-ranks adapters for any torch model: read config, router, layer, inject, merge, checkpoint."""
+"""Mixture-of-ranks adapters for any torch model: read config, router, layer, inject, merge, files."""
 
 from __future__ import annotations
 
-from morsr.adapters.checkpoint import load_adapters, read_adapters_header, read_attached, save_adapters
 from morsr.adapters.config import MoRConfig
+from morsr.adapters.files import (
+    load_adapters,
+    read_adapters_header,
+    read_attached,
+    save_adapters,
+    start_from_adapters,
+)
 from morsr.adapters.inject import (
     AdaptedEntry,
     InjectionReport,
@@ -11,18 +17,17 @@ from morsr.adapters.inject import (
     adapter_names,
     adapter_parameter_groups,
     adapter_parameters,
-    checkpoint_function,
     inject,
+    layers_of_set,
     plain_state_dict,
-    routing_context,
+    report_of,
+    saved_modules,
+    switch_of,
 )
-from morsr.adapters.layer import AdaptedLayer
-from morsr.adapters.merge import auto_merged, merged
-from morsr.adapters.peft_format import export_lora, import_lora, lora_state_dict
-from morsr.adapters.router import RoutingContext
+from morsr.adapters.layer import AdaptedLayer, Switch
+from morsr.adapters.merge import merged
+from morsr.adapters.router import Router
 from morsr.adapters.targets import PRESETS, preset_targets
-from morsr.adapters.transfer import start_from_adapters
-from morsr.adapters.whole import train_whole
 from morsr.functional.routing import Routing
 
 __all__ = [
@@ -31,26 +36,24 @@ __all__ = [
     "AdaptedLayer",
     "InjectionReport",
     "MoRConfig",
+    "Router",
     "Routing",
-    "RoutingContext",
+    "Switch",
     "active_adapters",
     "adapter_names",
     "adapter_parameter_groups",
     "adapter_parameters",
-    "auto_merged",
-    "checkpoint_function",
-    "export_lora",
-    "import_lora",
     "inject",
+    "layers_of_set",
     "load_adapters",
-    "lora_state_dict",
     "merged",
     "plain_state_dict",
     "preset_targets",
     "read_adapters_header",
     "read_attached",
-    "routing_context",
+    "report_of",
     "save_adapters",
+    "saved_modules",
     "start_from_adapters",
-    "train_whole",
+    "switch_of",
 ]

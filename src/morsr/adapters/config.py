@@ -3,19 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, Literal
 
-from morsr.errors import ConfigError
-
-_CHOICES = {
-    "router": ("linear", "mlp"),
-    "gate": ("renormalize", "softmax"),
-    "zero_slots": ("beside", "among"),
-    "init": ("kaiming", "gaussian"),
-    "balance": ("degradation", "plain"),
-    "balance_reduction": ("sum", "mean"),
-    "dtype": ("float32", "bfloat16", "float16", "base"),
-}
+from morsr.errors import ConfigError, check_fields
+from morsr.functional.routing import Gate
 
 # The method and the baselines of its ablation, as settings of the same code.
 _KINDS: dict[str, dict[str, Any]] = {
@@ -31,34 +22,33 @@ _KINDS: dict[str, dict[str, Any]] = {
 class MoRConfig:
     """Mixture-of-ranks settings; the defaults are the paper's, or ours where it leaves something open.
 
+    A plain LoRA is the set whose ranks are all shared: ``num_shared == num_ranks``, ``top_k = num_zero = 0``.
+
     Args:
         num_ranks: ranks per layer, shared and routed together (40).
-        num_shared: ranks that always work (8).
+        num_shared: ranks that are always active (8).
         top_k: gate slots chosen per image and layer (8).
         num_zero: zero-expert slots, which take a place and output nothing (4). They count slots, never ranks.
         targets: layers to adapt: full regular expressions or dotted suffixes of layer names, or names of presets
             in ``morsr.adapters.PRESETS``, if need be with the place of the network, as ``"sd_unet@unet"``.
+        modules_to_save: modules that are trained whole and saved with the set, by the same kinds of patterns.
         scale: factor on the whole update; peft's alpha / r.
         expert_rank: ranks per routed expert; 1 is the method, more makes whole LoRAs the experts (LoRA-MoE).
         router: "linear" or "mlp", from the scores to the slots, per layer.
         router_hidden: width of the MLP router's hidden layer.
-        router_init_std: deviation of the router's first weights and biases; never zero, or ties would send every
-            image to the same slots.
-        gate: "renormalize" (chosen gates sum to top_k, so that an even gate equals a plain LoRA of that rank) or
-            "softmax" (as they are, which a router with top_k 1 needs to learn from more than the balance). Open in the
-            paper.
+        router_init_std: standard deviation of the router's initial weights and biases; never zero, or ties would send
+            every image to the same slots.
+        gate: form of the chosen gates, see `morsr.functional.routing.route`. Open in the paper.
         zero_slots: "beside" the real experts (slots = experts + num_zero) or "among" them (num_zero of the experts
             have no ranks). Open in the paper.
-        init: first values of the down projections, "kaiming" (uniform, as torch's layers) or "gaussian" (deviation
-            1 / num_ranks). The up projections start at zero, so a fresh set changes nothing.
-        logit_noise: deviation of the Gaussian noise on the logits at the start of training.
+        init: initial ``lora_A``, "kaiming" (uniform, as torch's layers) or "gaussian" (standard deviation
+            1 / num_ranks). ``lora_B`` starts at zero: freshly injected adapters leave the output bit-identical.
+        logit_noise: standard deviation of the Gaussian noise on the logits at the start of training.
         logit_noise_until: fraction of the training at which the noise has fallen to 0.
         balance: "degradation" (zero slots weighed by severity) or "plain".
         balance_alpha: strength of the balance loss. Open in the paper.
         balance_reduction: "sum" or "mean" over layers.
-        balance_window: images that the running share of choices and the running severity remember.
-        dtype: of the stored ranks: "float32", "bfloat16", "float16" or "base" (each layer's own). They are computed
-            in the dtype of the layer's input; the router stays in float32.
+        balance_window: images that the running share of choices remembers.
 
     Raises:
         ConfigError: a setting that is out of range or contradicts another one.
@@ -69,68 +59,46 @@ class MoRConfig:
     top_k: int = 8
     num_zero: int = 4
     targets: tuple[str, ...] = ("all_unet_like",)
+    modules_to_save: tuple[str, ...] = ()
     scale: float = 1.0
     expert_rank: int = 1
-    router: str = "linear"
+    router: Literal["linear", "mlp"] = "linear"
     router_hidden: int = 32
     router_init_std: float = 0.02
-    gate: str = "renormalize"
-    zero_slots: str = "beside"
-    init: str = "kaiming"
+    gate: Gate = "renormalize"
+    zero_slots: Literal["beside", "among"] = "beside"
+    init: Literal["kaiming", "gaussian"] = "kaiming"
     logit_noise: float = 1.0
     logit_noise_until: float = 0.2
-    balance: str = "degradation"
+    balance: Literal["degradation", "plain"] = "degradation"
     balance_alpha: float = 0.01
-    balance_reduction: str = "sum"
+    balance_reduction: Literal["sum", "mean"] = "sum"
     balance_window: int = 512
-    dtype: str = "float32"
 
     def __post_init__(self) -> None:
-        if isinstance(self.targets, str):
-            raise ConfigError(f"targets: expected a list of patterns, got the single string {self.targets!r}")
-        object.__setattr__(self, "targets", tuple(self.targets))
-        if not self.targets or not all(isinstance(target, str) and target for target in self.targets):
-            raise ConfigError(f"targets: expected at least one non-empty pattern, got {self.targets!r}")
-        for name, choices in _CHOICES.items():
-            if getattr(self, name) not in choices:
-                raise ConfigError(f"{name}: expected one of {', '.join(choices)}, got {getattr(self, name)!r}")
-        lowest = {"num_ranks": 1, "num_shared": 0, "top_k": 0, "num_zero": 0, "expert_rank": 1, "router_hidden": 1}
-        for name, least in {**lowest, "balance_window": 1}.items():
+        for name in ("targets", "modules_to_save"):
             value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise ConfigError(f"{name}: expected a whole number of at least {least}, got {value!r}")
-        for name in ("scale", "router_init_std", "logit_noise", "logit_noise_until", "balance_alpha"):
-            value = getattr(self, name)
-            if not isinstance(value, (int, float)) or isinstance(value, bool) or not abs(value) < float("inf"):
-                raise ConfigError(f"{name}: expected a finite number, got {value!r}")
-            if name != "scale" and value < 0:
-                raise ConfigError(f"{name}: expected a number of at least 0, got {value!r}")
-        self._check_slots()
-
-    def _check_slots(self) -> None:
-        if self.is_routed and self.router_init_std == 0:
-            raise ConfigError(
-                "router_init_std: 0 would tie all logits and send every image to the same slots; try 0.02"
-            )
+            object.__setattr__(self, name, tuple(value) if isinstance(value, list) else value)
+        least = {"num_ranks": 1, "expert_rank": 1, "router_hidden": 1, "balance_window": 1, "scale": -float("inf")}
+        check_fields(self, least=least)
+        if not self.targets:
+            raise ConfigError("targets: expected at least one pattern")
         if self.num_shared > self.num_ranks or (self.num_shared == self.num_ranks and (self.top_k or self.num_zero)):
             raise ConfigError(
-                f"num_shared={self.num_shared} leaves nothing to route of num_ranks={self.num_ranks}; "
-                "lower it, or set top_k=0 and num_zero=0 for a plain LoRA"
+                f"num_shared: {self.num_shared} of {self.num_ranks} ranks leaves nothing to route; lower it, or set "
+                "top_k and num_zero to 0 for a plain LoRA"
             )
-        if not self.is_routed:
+        if self.num_shared == self.num_ranks:
             return
-        if (self.num_ranks - self.num_shared) % self.expert_rank:
-            raise ConfigError(
-                f"expert_rank={self.expert_rank} does not divide the {self.num_ranks - self.num_shared} routed ranks "
-                f"(num_ranks={self.num_ranks} - num_shared={self.num_shared})"
-            )
+        if self.router_init_std == 0:
+            raise ConfigError("router_init_std: 0 ties all logits, so that every image gets the same slots; try 0.02")
+        routed = self.num_ranks - self.num_shared
+        if routed % self.expert_rank:
+            raise ConfigError(f"expert_rank: {self.expert_rank} does not divide the {routed} routed ranks")
         if self.num_experts < 1:
-            raise ConfigError(
-                f"num_zero={self.num_zero} among {self.num_slots} slots leaves no real expert; "
-                "lower num_zero or set zero_slots='beside'"
-            )
+            raise ConfigError(f"num_zero: {self.num_zero} of {self.num_slots} slots leaves no real expert")
         if not 1 <= self.top_k <= self.num_slots:
-            raise ConfigError(f"top_k={self.top_k}: expected 1 to {self.num_slots}, the number of gate slots")
+            raise ConfigError(f"top_k: expected 1 to {self.num_slots} (the gate slots), got {self.top_k}")
 
     @classmethod
     def of_kind(cls, kind: str, **settings: Any) -> MoRConfig:
@@ -156,36 +124,41 @@ class MoRConfig:
     @property
     def num_slots(self) -> int:
         """Gate outputs per layer N; 0 for a plain LoRA."""
-        if not self.is_routed:
-            return 0
         experts = (self.num_ranks - self.num_shared) // self.expert_rank
         return experts + (self.num_zero if self.zero_slots == "beside" else 0)
 
     @property
     def num_experts(self) -> int:
-        """Real routed experts E."""
+        """Real routed experts E; 0 for a plain LoRA."""
         return self.num_slots - self.num_zero
 
     @property
     def stored_ranks(self) -> int:
-        """Ranks that have weights; fewer than num_ranks where zero slots stand among the experts."""
+        """Ranks that have weights; fewer than num_ranks where zero slots are among the experts."""
         return self.num_shared + self.num_experts * self.expert_rank
 
     def noise_at(self, progress: float) -> float:
-        """Deviation of the logit noise at a fraction of the training: linear, 0 from ``logit_noise_until`` on."""
+        """Standard deviation of the logit noise at a fraction of the training: linear, 0 from ``logit_noise_until``."""
         if self.logit_noise_until <= 0:
             return 0.0
         return self.logit_noise * max(0.0, 1.0 - max(progress, 0.0) / self.logit_noise_until)
 
+    def computing(self) -> dict[str, Any]:
+        """The settings that change what a set computes; those of its training and its targets are left out."""
+        free = {"targets", "modules_to_save", "logit_noise", "logit_noise_until", "router_init_std", "init"}
+        return {
+            key: value for key, value in self.to_dict().items() if key not in free and not key.startswith("balance")
+        }
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values, fit for JSON and YAML."""
-        return {**dataclasses.asdict(self), "targets": list(self.targets)}
+        values = dataclasses.asdict(self)
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> MoRConfig:
         """The opposite of ``to_dict``; unknown settings are an error."""
-        known = {field.name for field in dataclasses.fields(cls)}
-        unknown = sorted(set(values) - known)
+        unknown = sorted(set(values) - {field.name for field in dataclasses.fields(cls)})
         if unknown:
-            raise ConfigError(f"unknown adapter settings {', '.join(unknown)}; known are {', '.join(sorted(known))}")
+            raise ConfigError(f"adapters: unknown settings {', '.join(unknown)}")
         return cls(**values)

@@ -1,24 +1,22 @@
-"""Put adapter sets on a model, choose which one works, and list what they train."""
+"""Put adapter sets on a model, route images through them, and switch between them."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
-from torch.utils.checkpoint import checkpoint
 
 from morsr.adapters.config import MoRConfig
-from morsr.adapters.layer import AdaptedLayer, RankSet, can_adapt
-from morsr.adapters.router import RoutingContext
-from morsr.adapters.state import SharedState
-from morsr.adapters.suitable import check_suitable
+from morsr.adapters.layer import AdaptedLayer, Ranks, SavedModule, Switch
+from morsr.adapters.router import Router
 from morsr.adapters.targets import expand_targets, matches
-from morsr.errors import ConfigError
+from morsr.errors import ConfigError, InputError
+from morsr.functional.routing import Routing
+
+RouterFactory = Callable[[MoRConfig, int, int], Router]
 
 
 @dataclass(frozen=True)
@@ -32,351 +30,463 @@ class AdaptedEntry:
     parameters: int
 
 
-@dataclass(frozen=True)
 class InjectionReport:
-    """What inject did.
+    """One adapter set on a model: its layers, its router and its present routing.
 
     Attributes:
-        context: router and routing of the new set.
+        name: of the set.
+        config: its settings.
+        router: from scores to gates; it has no slots in a plain LoRA.
         matched: the adapted layers, in the order of the routing's layers.
         skipped: names of the Linear and Conv2d layers that no target matched.
+        saved: names of the modules that the set trains whole.
+        score_names: what the scores are called, if known; saved with the set.
+        routing: what the router decided last, before `strength`; None before the first `route` and for a plain LoRA.
     """
 
-    context: RoutingContext
-    matched: tuple[AdaptedEntry, ...]
-    skipped: tuple[str, ...]
+    def __init__(
+        self,
+        switch: Switch,
+        name: str,
+        config: MoRConfig,
+        router: Router,
+        matched: Sequence[AdaptedEntry],
+        skipped: Sequence[str],
+        saved: Sequence[str] = (),
+        score_names: Sequence[str] = (),
+    ) -> None:
+        self.switch, self.name, self.config, self.router = switch, name, config, router
+        self.matched, self.skipped, self.saved = tuple(matched), tuple(skipped), tuple(saved)
+        self.score_names = tuple(score_names)
+        self.routing: Routing | None = None
+        self._strength = 1.0
+        switch.reports[name] = self
+        self._apply()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "routing": self.routing and self.routing.detach()}
+
+    @property
+    def is_routed(self) -> bool:
+        """Whether the set has gate slots; a plain LoRA has none."""
+        return self.config.is_routed
+
+    @property
+    def layer_names(self) -> tuple[str, ...]:
+        """Names of the adapted layers, in the order of the routing's first dimension."""
+        return tuple(entry.name for entry in self.matched)
+
+    @property
+    def strength(self) -> float:
+        """Factor on the gates of the routed ranks: 0 leaves the shared ranks alone, 1 is as trained."""
+        return self._strength
+
+    @strength.setter
+    def strength(self, factor: float) -> None:
+        if isinstance(factor, bool) or not isinstance(factor, (int, float)) or not 0 <= factor < float("inf"):
+            raise ConfigError(f"strength: expected a finite factor of at least 0, got {factor!r}")
+        if factor != 1 and not self.is_routed:
+            raise ConfigError("strength: a plain LoRA has no routed ranks to scale")
+        self._strength = float(factor)
+        self._apply()
+
+    def route(self, scores: Tensor | Routing | None, *, noise: Tensor | None = None) -> Routing | None:
+        """Route a batch of images in all layers; it holds until the next call.
+
+        Args:
+            scores: degradation scores (B, D), a routing to use as it is, or None to forget the present one.
+            noise: see `Router.forward`.
+
+        Raises:
+            InputError: scores or a routing of another shape, or scores that are not finite.
+            ConfigError: weights are merged, or the set is a plain LoRA.
+        """
+        if any(layer.merged for layer in self._layers()):
+            raise ConfigError("weights are merged for the present routing; leave merged(...) first")
+        if scores is not None and not self.is_routed:
+            raise ConfigError(f"adapter set {self.name!r} is a plain LoRA, which routes nothing")
+        if isinstance(scores, Routing):
+            shape = (len(self.matched), scores.batch, self.config.num_slots)
+            if tuple(scores.gates.shape) != shape:
+                raise InputError(f"routing: expected gates {shape}, got {tuple(scores.gates.shape)}")
+            self.routing = scores
+        elif scores is None or isinstance(scores, Tensor):
+            self.routing = None if scores is None else self.router(scores, noise)
+        else:
+            raise InputError(f"scores: expected a tensor (B, {self.router.num_scores}), got {type(scores).__name__}")
+        self._apply()
+        return self.routing
+
+    def _layers(self) -> list[AdaptedLayer]:
+        return self.switch.layers.get(self.name, [])
+
+    def _apply(self) -> None:
+        gates = None
+        if self.routing is not None:
+            # unbind, not an index per layer: its backward is one stack rather than a zero-filled tensor per layer.
+            gates = self.router.rank_gates(self.routing, strength=self._strength).unbind(0)
+        self.switch.gates = {**self.switch.gates, self.name: gates}
 
     @property
     def parameters(self) -> int:
-        """Trained parameters: ranks and router."""
-        return sum(entry.parameters for entry in self.matched) + sum(p.numel() for p in self.context.parameters())
+        """Trained parameters: ranks and router, without modules that are trained whole."""
+        return sum(entry.parameters for entry in self.matched) + sum(p.numel() for p in self.router.parameters())
 
     def table(self) -> str:
         """The adapted layers as a text table."""
         rows = [("layer", "kind", "shape", "ranks", "parameters")]
         rows += [(e.name, e.kind, "×".join(map(str, e.shape)), str(e.ranks), f"{e.parameters:,}") for e in self.matched]
-        rows.append(("router", "", "", "", f"{sum(p.numel() for p in self.context.parameters()):,}"))
+        rows.append(("router", "", "", "", f"{sum(p.numel() for p in self.router.parameters()):,}"))
         rows.append(
             (f"total ({len(self.matched)} layers, {len(self.skipped)} skipped)", "", "", "", f"{self.parameters:,}")
         )
         widths = [max(len(row[column]) for row in rows) for column in range(5)]
-        lines = []
-        for row in rows:
-            texts = [cell.ljust(width) for cell, width in zip(row[:3], widths, strict=False)]
-            numbers = [cell.rjust(width) for cell, width in zip(row[3:], widths[3:], strict=False)]
-            lines.append("  ".join(texts + numbers).rstrip())
-        lines.insert(1, "  ".join("-" * width for width in widths))
-        return "\n".join(lines)
+        lines = [
+            "  ".join(
+                cell.ljust(w) if i < 3 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+            )
+            for row in rows
+        ]
+        return "\n".join(line.rstrip() for line in [lines[0], "  ".join("-" * w for w in widths), *lines[1:]])
 
     def __str__(self) -> str:
         return self.table()
 
 
 @dataclass(frozen=True)
-class _Candidate:
-    module: nn.Linear | nn.Conv2d | AdaptedLayer
-    names: tuple[str, ...]  # more than one where a model registers a layer twice
-    parents: tuple[tuple[nn.Module, str], ...]
+class _Place:
+    name: str
+    module: nn.Module
+    parent: nn.Module
+    key: str
 
     @property
-    def base(self) -> nn.Linear | nn.Conv2d:
-        return self.module.base_layer if isinstance(self.module, AdaptedLayer) else self.module
+    def original(self) -> nn.Module:
+        """The base's own module behind the wrappers."""
+        inner = self.module
+        while isinstance(inner, (AdaptedLayer, SavedModule)):
+            inner = inner.base_layer
+        return inner
 
 
-def adapted_layers(model: nn.Module) -> list[tuple[str, AdaptedLayer]]:
-    """Names and adapted layers of a model, in its own order."""
-    return [(name, module) for name, module in model.named_modules() if isinstance(module, AdaptedLayer)]
-
-
-def plain_state_dict(model: nn.Module) -> dict[str, Tensor]:
-    """State of the bare model under its own names: without adapters, and as merged while a merge is open."""
-    named = model.named_modules(remove_duplicate=False)
-    adapted = {name for name, module in named if isinstance(module, AdaptedLayer)}
-    added = tuple(f"{name}.{part}." for name in adapted for part in ("sets", "contexts"))
-    state: dict[str, Tensor] = {}
-    for key, value in model.state_dict().items():
-        layer, wrapped, parameter = key.rpartition(".base_layer.")
-        if wrapped and layer in adapted:
-            state[f"{layer}.{parameter}"] = value
-        elif not key.startswith(added):
-            state[key] = value
-    return state
-
-
-def layers_of_set(model: nn.Module, name: str) -> list[tuple[str, AdaptedLayer, RankSet]]:
-    """Layers that carry a set, in the order of its routing.
-
-    Raises:
-        ConfigError: the model has no such set.
-    """
-    found = [(path, layer, layer.sets[name]) for path, layer in adapted_layers(model) if name in layer.sets]
-    if not found:
-        known = ", ".join(map(repr, adapter_names(model))) or "none; call inject or load_adapters first"
-        raise ConfigError(f"the model has no adapter set {name!r}; it has {known}")
-    return sorted(found, key=lambda item: item[2].index)  # type: ignore[arg-type,return-value,union-attr]
-
-
-def adapter_names(model: nn.Module) -> tuple[str, ...]:
-    """Names of the adapter sets on a model."""
-    return tuple(dict.fromkeys(name for _, layer in adapted_layers(model) for name in layer.sets))
-
-
-def routing_context(model: nn.Module, name: str = "generator") -> RoutingContext:
-    """Routing context of a set on a model."""
-    return layers_of_set(model, name)[0][1].shared.contexts[name]
-
-
-def shared_state(model: nn.Module) -> SharedState:
-    """State of a model's adapted layers.
-
-    Raises:
-        ConfigError: the model has no adapters, or parts that were adapted apart and never together.
-    """
-    states = {id(layer.shared): layer.shared for _, layer in adapted_layers(model)}
-    if len(states) != 1:
-        what = "no adapters" if not states else "parts that were adapted separately; go through one part"
-        raise ConfigError(f"the model has {what}")
-    return next(iter(states.values()))
-
-
-def _candidates(model: nn.Module) -> list[_Candidate]:
-    found: dict[int, tuple[Any, list[str], list[tuple[nn.Module, str]]]] = {}
-
-    def walk(parent: nn.Module, prefix: str, above: tuple[nn.Module, ...]) -> None:
-        for key, child in parent._modules.items():
-            if child is None or child in above:  # a child may hold its parent
-                continue
-            if isinstance(child, AdaptedLayer) or can_adapt(child):
-                _, names, parents = found.setdefault(id(child), (child, [], []))
-                names.append(prefix + key)
-                parents.append((parent, key))
-            else:
-                walk(child, f"{prefix}{key}.", (*above, child))
-
-    walk(model, "", (model,))
-    return [_Candidate(module, tuple(names), tuple(parents)) for module, names, parents in found.values()]
-
-
-@dataclass(frozen=True)
-class InjectionPlan:
-    """Layers that an injection would adapt, found and checked without touching the model."""
-
-    matched: tuple[tuple[str, _Candidate], ...]
-    skipped: tuple[str, ...]
-
-
-def plan_injection(model: nn.Module, config: MoRConfig, name: str) -> InjectionPlan:
-    """Find and check what inject would adapt; the model stays as it is.
-
-    Raises:
-        ConfigError: as ``inject``.
-    """
-    if not re.fullmatch(r"[A-Za-z]\w*", name):
-        raise ConfigError(f"name of an adapter set: expected letters, digits and underscores, got {name!r}")
-    if can_adapt(model) or isinstance(model, AdaptedLayer):
-        raise ConfigError(f"inject replaces layers inside a model; got a bare {type(model).__name__}: put it into one")
-    if name in adapter_names(model):
-        raise ConfigError(f"the model has an adapter set {name!r} already; choose another name")
-    candidates = _candidates(model)
-    matched: set[int] = set()
-    for target, patterns in expand_targets(config.targets):
-        hits = [c for c in candidates if any(matches(pattern, key) for pattern in patterns for key in c.names)]
-        if not hits:
-            children = ", ".join(key for key, _ in model.named_children()) or "no children"
-            raise ConfigError(
-                f"target {target!r} matches none of the {len(candidates)} Linear and Conv2d layers of "
-                f"{type(model).__name__} (children: {children}); a preset finds an inner network as 'preset@child'"
-            )
-        matched |= {id(c.module) for c in hits}
-    # A layer that a model registers twice goes by its first name, as in named_modules.
-    chosen = [(c.names[0], c) for c in candidates if id(c.module) in matched]
-    if (lazy := next((key for key, parameter in model.named_parameters() if is_lazy(parameter)), None)) is not None:
-        raise ConfigError(f"{lazy} of this lazy model is not there yet; run the model once before inject")
-    for layer_name, candidate in chosen:
-        check_suitable(layer_name, candidate.base, candidate.parents)
-    _check_parts([c.module.shared for c in candidates if isinstance(c.module, AdaptedLayer)], name)
-    skipped = tuple(c.names[0] for c in candidates if id(c.module) not in matched)
-    return InjectionPlan(tuple(chosen), skipped)
-
-
-def _check_parts(states: Sequence[SharedState], name: str) -> None:
-    """Check that parts of a model, adapted apart or together, can have one more set and one state from now on."""
-    parts = list({id(state): state for state in states}.values())
-    for state in parts:
-        if name in state.contexts:
-            raise ConfigError(f"adapter set {name!r} exists on another part of this model already; choose another name")
-        if state.now.is_merged:
-            raise ConfigError("the model is merged; leave merged(...) before injecting")
-    names = [key for state in parts for key in state.contexts]
-    if (twice := next((key for key in names if names.count(key) > 1), None)) is not None:
-        raise ConfigError(
-            f"parts of this model were adapted apart, and two of them have a set {twice!r}; a model has one set of a "
-            "name. Inject each with a name of its own, or one set on the whole model, whose targets reach both parts"
-        )
-    active = [state.now.active for state in parts if state.now.active is not None]
-    if len(active) > 1:
-        raise ConfigError(
-            f"parts of this model were adapted apart, and a set works in each: {', '.join(map(repr, active))}; a model "
-            "has one that works. Inject one set on the whole model from the start, whose targets reach all parts"
-        )
+def _places(module: nn.Module, prefix: str = "") -> Iterator[_Place]:
+    """All modules under their names in the bare model; a module that is registered twice comes twice."""
+    inner = module.base_layer if isinstance(module, SavedModule) else module
+    for key, child in inner._modules.items():
+        if child is None:
+            continue
+        yield _Place(prefix + key, child, inner, key)
+        if not isinstance(child, AdaptedLayer):
+            yield from _places(child, f"{prefix}{key}.")
 
 
 def inject(
     model: nn.Module,
     config: MoRConfig,
     *,
-    condition_dim: int | None = None,
+    condition_dim: int = 0,
     name: str = "generator",
-    condition_names: Sequence[str] = (),
+    score_names: Sequence[str] = (),
+    router: RouterFactory = Router,
 ) -> InjectionReport:
-    """Put an adapter set on the layers of a model that the config targets, and freeze the model.
+    """Put an adapter set on the layers of a model that its targets name, and freeze the model's own weights.
 
-    The fresh set changes no output: its update is zero. The first set that a model gets is the active one.
+    The first set of a model becomes the active one.
 
     Args:
-        model: any module; its Linear and Conv2d layers are replaced in place by wrappers that share their weights.
+        model: the whole model; every further set is injected into the same one.
         config: settings of the set.
-        condition_dim: number of degradation scores D; a plain LoRA needs none and leaves it out of account.
-        name: of the set; several sets may live on one model.
-        condition_names: what the scores are called; saved with the set.
+        condition_dim: number of degradation scores D; 0 for a plain LoRA.
+        name: of the set.
+        score_names: what the scores are called.
+        router: makes the router from (config, layers L, scores D).
 
     Raises:
-        ConfigError: a target that matches nothing, a name in use, a missing condition_dim, a layer that cannot be
-            adapted, or parts that were adapted apart and cannot go together. Nothing has changed then.
+        ConfigError: a pattern without a match, a layer that cannot be adapted, a name that is taken, or scores that are
+            missing. Nothing has changed then.
+
+    >>> from torch import nn, rand
+    >>> net = nn.Sequential(nn.Linear(4, 8), nn.SiLU(), nn.Linear(8, 4))
+    >>> config = MoRConfig(num_ranks=6, num_shared=2, top_k=2, num_zero=1, targets=["0", "2"])
+    >>> report = inject(net, config, condition_dim=3)
+    >>> routing = report.route(rand(5, 3))
+    >>> net(rand(5, 4)).shape
+    torch.Size([5, 4])
     """
-    plan = plan_injection(model, config, name)
-    if config.is_routed and (not isinstance(condition_dim, int) or condition_dim < 1):
-        raise ConfigError(
-            f"condition_dim: expected the number of degradation scores (at least 1), got {condition_dim!r}"
-        )
-    width = condition_dim if config.is_routed and condition_dim else 0
-    if condition_names and len(condition_names) != width:
-        raise ConfigError(f"condition_names: expected {width} names, got {list(condition_names)}")
-    shared = _join_states([c.module.shared for c in _candidates(model) if isinstance(c.module, AdaptedLayer)])
-    for parameter in _base_parameters(model):
-        parameter.requires_grad_(False)
-    layers = []
-    for index, (_, candidate) in enumerate(plan.matched):
-        layer = candidate.module
-        if not isinstance(layer, AdaptedLayer):
-            layer = AdaptedLayer(candidate.base, shared)
-            for parent, key in candidate.parents:
-                parent._modules[key] = layer
-        ranks = RankSet(layer.base_layer, config, index)  # type: ignore[arg-type]
-        ranks.train(layer.training)
-        layer.sets[name] = ranks
-        layers.append(layer)
-    context = RoutingContext(
-        config,
-        [layer_name for layer_name, _ in plan.matched],
-        width,
-        name=name,
-        condition_names=condition_names,
-        device=layers[0].base_layer.weight.device,
+    places = list(_places(model))
+    chosen = _chosen(places, config.targets)
+    saved = _chosen_modules(places, config.modules_to_save)
+    return _put(model, config, places, chosen, saved, condition_dim, name, score_names, router)
+
+
+def inject_by_name(
+    model: nn.Module,
+    config: MoRConfig,
+    layers: Sequence[str],
+    saved: Sequence[str],
+    *,
+    condition_dim: int,
+    name: str,
+    score_names: Sequence[str],
+    router: RouterFactory = Router,
+) -> InjectionReport:
+    """As `inject`, for layers and modules by their names, in that order: what a file says rather than its patterns."""
+    places = list(_places(model))
+    by_name = {place.name: place for place in places}
+    if missing := [layer for layer in [*layers, *saved] if layer not in by_name]:
+        raise ConfigError(f"the model has no layer {missing[0]!r} ({len(missing)} missing)")
+    chosen = [by_name[layer] for layer in layers]
+    for place in chosen:
+        _check_adaptable(place)
+    return _put(
+        model, config, places, chosen, [by_name[one] for one in saved], condition_dim, name, score_names, router
     )
-    context.train(model.training)
-    layers[0].contexts[name] = context
-    context.attach(shared)
-    if shared.now.active is None and len(shared.contexts) == 1:
-        shared.change(active=name)
-    return report_of(model, name)
+
+
+def _put(
+    model: nn.Module,
+    config: MoRConfig,
+    places: Sequence[_Place],
+    chosen: Sequence[_Place],
+    saved: Sequence[_Place],
+    condition_dim: int,
+    name: str,
+    score_names: Sequence[str],
+    router: RouterFactory,
+) -> InjectionReport:
+    switch = _present_switch(places)
+    if switch is not None and name in switch.reports:
+        raise ConfigError(f"the model has an adapter set {name!r} already; choose another name")
+    if not name or "." in name:
+        raise ConfigError(f"name: expected a set's name without dots, got {name!r}")
+    if config.num_slots and condition_dim < 1:
+        raise ConfigError(f"condition_dim: expected the number of degradation scores, got {condition_dim}")
+    _check_shared(places, chosen)
+    device = chosen[0].original.weight.device
+    made = router(config, len(chosen), condition_dim).to(device).train(model.training)
+    if switch is None:
+        model.requires_grad_(False)
+        switch = Switch()
+    inside = {place.name for place in saved if place not in chosen}
+    if held := [place.name for place in chosen if any(place.name.startswith(f"{name}.") for name in inside)]:
+        raise ConfigError(f"modules_to_save: {held[0]} is a target too, inside a module that is trained whole")
+    _wrap(saved, name, switch)
+    entries = []
+    for index, place in enumerate(chosen):
+        present = place.parent._modules[place.key]
+        layer = present if isinstance(present, AdaptedLayer) else AdaptedLayer(present, switch)
+        place.parent._modules[place.key] = layer
+        base = place.original
+        layer.sets[name] = ranks = Ranks(base, config, index)
+        switch.layers.setdefault(name, []).append(layer)
+        kind = "Linear" if isinstance(base, nn.Linear) else "Conv2d {}×{}".format(*base.kernel_size)
+        parameters = sum(p.numel() for p in ranks.parameters())
+        entries.append(AdaptedEntry(place.name, kind, tuple(base.weight.shape), config.stored_ranks, parameters))
+    switch.layers[name][0].routers[name] = made  # a place in the module tree: it moves and is saved with the model
+    if switch.active is None and not switch.reports:
+        switch.active = name
+    taken = {place.name for place in chosen}
+    skipped = [p.name for p in places if _kind(p.original) and p.name not in taken]
+    return InjectionReport(switch, name, config, made, entries, skipped, [place.name for place in saved], score_names)
+
+
+def _present_switch(places: Sequence[_Place]) -> Switch | None:
+    """The switch of the sets that are on a model already; None for a bare one."""
+    adapted = [place for place in places if isinstance(place.module, AdaptedLayer)]
+    for place in adapted:
+        switch = place.module.switch
+        names = {switch.reports[one].layer_names[ranks.index] for one, ranks in place.module.sets.items()}
+        if names != {place.name} or switch is not adapted[0].module.switch:
+            raise ConfigError("a part of this model was adapted by itself; inject every set into the whole model")
+    return adapted[0].module.switch if adapted else None
+
+
+def _wrap(saved: Sequence[_Place], name: str, switch: Switch) -> None:
+    """Give modules a copy that runs while a set is active."""
+    for place in saved:
+        adapted = isinstance(place.module, AdaptedLayer)
+        parent, key = (place.module, "base_layer") if adapted else (place.parent, place.key)
+        inner = parent._modules[key]
+        wrapper = inner if isinstance(inner, SavedModule) else SavedModule(inner, switch)
+        wrapper.add(name)
+        parent._modules[key] = wrapper
+
+
+def add_saved_modules(model: nn.Module, report: InjectionReport, modules: Sequence[str]) -> None:
+    """Let a set on a model have more modules_to_save, by their names."""
+    by_name = {place.name: place for place in _places(model)}
+    new = [by_name[name] for name in modules if name not in report.saved]
+    _wrap(new, report.name, report.switch)
+    report.saved += tuple(place.name for place in new)
+
+
+def _chosen(places: Sequence[_Place], targets: Sequence[str]) -> list[_Place]:
+    """Adaptable layers that the targets name, in the model's order."""
+    found: dict[str, _Place] = {}
+    for target, patterns in expand_targets(targets):
+        hits = [place for place in places if any(matches(pattern, place.name) for pattern in patterns)]
+        layers = [place for place in hits if isinstance(place.original, (nn.Linear, nn.modules.conv._ConvNd))]
+        if not layers:
+            raise ConfigError(f"targets: {target!r} matches no Linear or Conv2d layer; see named_modules()")
+        for place in layers:
+            _check_adaptable(place)
+        found.update({place.name: place for place in layers})
+    return [place for place in places if place.name in found]
+
+
+def _chosen_modules(places: Sequence[_Place], patterns: Sequence[str]) -> list[_Place]:
+    """Modules that are trained whole; one inside another is part of that one."""
+    found: list[_Place] = []
+    for target, compiled in expand_targets(patterns):
+        hits = [place for place in places if any(matches(pattern, place.name) for pattern in compiled)]
+        if not hits:
+            raise ConfigError(f"modules_to_save: {target!r} matches no module; see named_modules()")
+        found += [hit for hit in hits if hit not in found]
+    names = {place.name for place in found}
+    return [p for p in found if not any(p.name.startswith(f"{other}.") for other in names)]
+
+
+def _kind(base: nn.Module) -> type[nn.Module] | None:
+    """nn.Linear or nn.Conv2d for these very classes, and for a subclass that says it computes like one; else None."""
+    kind = getattr(base, "computes_like", type(base))
+    return kind if kind in (nn.Linear, nn.Conv2d) else None
+
+
+def _check_adaptable(place: _Place) -> None:
+    base = place.original
+    if _kind(base) is None:
+        raise ConfigError(f"{place.name}: expected torch's Linear or Conv2d, got {type(base).__name__}; leave it out")
+    if not base.weight.is_floating_point():
+        raise ConfigError(f"{place.name}: a weight of {base.weight.dtype} cannot be adapted")
+    if isinstance(base, nn.Conv2d) and (base.groups > 1 or base.padding_mode != "zeros"):
+        raise ConfigError(f"{place.name}: convolutions with groups or padding other than zeros cannot be adapted")
+
+
+def _check_shared(places: Sequence[_Place], chosen: Sequence[_Place]) -> None:
+    """Refuse layers that are registered twice or share their weight: the update would reach one place of two."""
+    owners: dict[int, list[str]] = {}
+    for place in places:
+        for parameter in place.original._parameters.values():
+            if parameter is not None:
+                owners.setdefault(id(parameter), []).append(place.name)
+    for place in chosen:
+        if len(names := owners[id(place.original.weight)]) > 1:
+            raise ConfigError(f"{' and '.join(names)} share one weight and cannot be adapted; leave them out")
+
+
+def adapted_layers(model: nn.Module) -> list[tuple[str, AdaptedLayer]]:
+    """Adapted layers of a model or of a part of one, with their names in it without wrappers."""
+    return [(place.name, place.module) for place in _places(model) if isinstance(place.module, AdaptedLayer)]
+
+
+def switch_of(model: nn.Module) -> Switch | None:
+    """The switch of an adapted model or part of one; None where no layer is adapted."""
+    return next((layer.switch for _, layer in adapted_layers(model)), None)
+
+
+def adapter_names(model: nn.Module) -> tuple[str, ...]:
+    """Names of the adapter sets on a model."""
+    switch = switch_of(model)
+    return tuple(switch.reports) if switch else ()
 
 
 def report_of(model: nn.Module, name: str = "generator") -> InjectionReport:
-    """Report of a set that is on a model, as inject returned it."""
-    context = routing_context(model, name)
-    entries = []
-    for _, layer, ranks in layers_of_set(model, name):
-        shape = tuple(layer.base_layer.weight.shape)  # type: ignore[union-attr]
-        kind = "Linear" if len(shape) == 2 else f"Conv2d {shape[2]}×{shape[3]}"
-        parameters = ranks.down.numel() + ranks.up.numel()
-        entries.append(AdaptedEntry(context.layer_names[ranks.index], kind, shape, ranks.down.shape[0], parameters))
-    skipped = tuple(
-        c.names[0] for c in _candidates(model) if not (isinstance(c.module, AdaptedLayer) and name in c.module.sets)
-    )
-    return InjectionReport(context, tuple(entries), skipped)
+    """The set of a name on a model, as `inject` returned it.
+
+    Raises:
+        ConfigError: the model has no such set.
+    """
+    switch = switch_of(model)
+    if switch is None or name not in switch.reports:
+        raise ConfigError(f"the model has no adapter set {name!r}; it has {', '.join(adapter_names(model)) or 'none'}")
+    return switch.reports[name]
 
 
-def _join_states(states: Sequence[SharedState]) -> SharedState:
-    """One state for all layers: parts that were adapted apart share the first part's from now on."""
-    distinct = list({id(state): state for state in states}.values())
-    first = distinct[0] if distinct else SharedState()
-    for other in distinct[1:]:
-        for layer in other.layers:
-            layer.shared = first
-        first.layers += other.layers
-        for context in other.contexts.values():
-            context.attach(first)
-        if first.now.active is None:
-            first.change(active=other.now.active)
-    return first
+def layers_of_set(model: nn.Module, name: str) -> list[tuple[str, AdaptedLayer, Ranks]]:
+    """Layers that carry a set, in the order of its routing, with their ranks."""
+    report_of(model, name)
+    found = [(path, layer, layer.sets[name]) for path, layer in adapted_layers(model) if name in layer.sets]
+    return sorted(found, key=lambda item: item[2].index)  # type: ignore[arg-type,return-value,union-attr]
 
 
-def _base_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
-    adapters = {id(p) for _, layer in adapted_layers(model) for p in layer.sets.parameters()}
-    adapters |= {id(p) for _, layer in adapted_layers(model) for p in layer.contexts.parameters()}
-    return (parameter for parameter in model.parameters() if id(parameter) not in adapters)
+def saved_modules(model: nn.Module, name: str) -> dict[str, nn.Module]:
+    """The copies of a set's modules_to_save, by their names in the bare model."""
+    found: dict[str, nn.Module] = {}
+    for place in _places(model):
+        wrapper = place.module.base_layer if isinstance(place.module, AdaptedLayer) else place.module
+        if isinstance(wrapper, SavedModule) and name in wrapper.copies:
+            found[place.name] = wrapper.copies[name]
+    return found
 
 
 @contextmanager
 def active_adapters(model: nn.Module, name: str | None) -> Iterator[None]:
-    """Let one adapter set work, or none, inside a ``with`` block; nothing is copied.
+    """Activate one adapter set, or none, inside a ``with`` block; nothing is copied.
 
     Args:
-        model: an adapted model or an adapted part of one; the choice counts for all layers adapted together with it.
+        model: an adapted model or a part of one; the choice holds for all layers of the model.
         name: of a set, or None for the base alone.
 
     Raises:
-        ConfigError: the model has no such set, or its weights are merged just now.
+        ConfigError: the model has no such set.
     """
-    if name is not None:
-        layers_of_set(model, name)
-    elif not adapter_names(model):
+    switch = report_of(model, name).switch if name is not None else switch_of(model)
+    if switch is None:
         yield
         return
-    shared = shared_state(model)
-    before = shared.now.active
-    if shared.now.is_merged and name != before:
-        raise ConfigError(f"set {before!r} is merged into the weights; leave merged(...) before another set works")
-    shared.change(active=name)
-    try:
+    with switch.set(name):
         yield
-    finally:
-        shared.change(active=before)
 
 
 def adapter_parameters(model: nn.Module, name: str = "generator") -> list[nn.Parameter]:
-    """Everything a set trains: the ranks of its layers, then its router."""
-    ranks = [parameter for _, _, ranks in layers_of_set(model, name) for parameter in ranks.parameters()]
-    return ranks + list(routing_context(model, name).parameters())
+    """Everything a set trains: the ranks of its layers, its router, its modules_to_save."""
+    return [parameter for group in adapter_parameter_groups(model, name) for parameter in group["params"]]
 
 
 def adapter_parameter_groups(
-    model: nn.Module, name: str = "generator", lr: float = 5e-5, router_lr_scale: float = 20.0
+    model: nn.Module,
+    name: str = "generator",
+    lr: float = 5e-5,
+    router_lr_scale: float = 20.0,
+    saved_lr_scale: float = 1.0,
 ) -> list[dict[str, Any]]:
-    """Optimizer groups of a set: its ranks at ``lr``, its router at ``lr * router_lr_scale``.
+    """Optimizer groups of a set: its ranks at ``lr``, its router and its modules_to_save at scaled rates.
 
-    The router's gradient comes through the small gates of a few slots, so it learns at a rate of its own.
+    The router's gradient comes through the small gates of a few slots, so it needs a higher rate.
     """
-    groups = [{"params": [p for _, _, ranks in layers_of_set(model, name) for p in ranks.parameters()], "lr": lr}]
-    router = list(routing_context(model, name).parameters())
-    if router:
-        groups.append({"params": router, "lr": lr * router_lr_scale})
-    return [{**group, "name": label} for group, label in zip(groups, ("ranks", "router"), strict=False)]
+    groups = [
+        ("ranks", [p for _, _, ranks in layers_of_set(model, name) for p in ranks.parameters()], 1.0),
+        ("router", list(report_of(model, name).router.parameters()), router_lr_scale),
+        ("saved", [p for module in saved_modules(model, name).values() for p in module.parameters()], saved_lr_scale),
+    ]
+    found: list[dict[str, Any]] = [
+        {"params": params, "lr": lr * factor, "name": label} for label, params, factor in groups if params
+    ]
+    for group in found:
+        if group["name"] == "saved":
+            group["weight_decay"] = 0.0  # weights that were pretrained without ranks have no reason to shrink
+    return found
 
 
-def checkpoint_function(model: nn.Module) -> Callable[..., Any]:
-    """Activation checkpointing that also restores routing and active set for compiled blocks.
+def plain_state_dict(model: nn.Module, *, name: str | None = None) -> dict[str, Tensor]:
+    """State of the bare model under its own names; while `merged` is open, its layers' weights are the merged ones.
 
-    Eager layers look up by themselves what held when they ran first, whatever checkpoint function is used. A compiled
-    block cannot look, so its checkpoint function has to put the state back around the recomputation; diffusers takes
-    this one as ``unet.enable_gradient_checkpointing(checkpoint_function(model))``.
+    Args:
+        model: an adapted model.
+        name: a set whose modules_to_save replace the originals.
     """
-    shared = shared_state(model)
+    state: dict[str, Tensor] = {}
 
-    def run(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        then = shared.now
-        contexts = lambda: (nullcontext(), shared.restored(then))  # noqa: E731
-        return checkpoint(function, *args, use_reentrant=False, context_fn=contexts, **kwargs)
+    def add(module: nn.Module, prefix: str) -> None:
+        if isinstance(module, AdaptedLayer):
+            add(module.base_layer, prefix)
+        elif isinstance(module, SavedModule):
+            add(module.of(name), prefix)
+        else:
+            module._save_to_state_dict(state, prefix, keep_vars=False)
+            for key, child in module._modules.items():
+                if child is not None:
+                    add(child, f"{prefix}{key}.")
 
-    return run
+    add(model, "")
+    return state

@@ -134,7 +134,7 @@ footer {display: none !important}
 def build_page(restorer: Restorer, *, title: str = "morsr") -> Any:
     """The page, not yet served."""
     gr = import_gradio()
-    context = restorer.generator.context
+    context = restorer.generator.adapters
     routed = context is not None and context.config.is_routed
     results = tempfile.TemporaryDirectory(prefix="morsr-demo-", ignore_cleanup_errors=True)
     with gr.Blocks(title=title, analytics_enabled=False, delete_cache=(600, 3600)) as page:
@@ -213,7 +213,7 @@ def restore_upload(
     restorer.restore_file(source, target, progress=progress, **vars(checked))
     after = preview(read_reduced(target, 2 * PREVIEW))
     before = preview(read_file(source, compact=True), after.size)
-    routed = restorer.generator.context is not None and restorer.generator.context.config.is_routed
+    routed = restorer.generator.adapters is not None and restorer.generator.adapters.config.is_routed
     if not routed:
         return (before, after), str(target), None, None
     scores, figure = routing_of(restorer, source, strength=checked.strength)
@@ -251,15 +251,13 @@ def preview(picture: Picture, size: tuple[int, int] | None = None) -> Image.Imag
 def routing_of(restorer: Restorer, source: Path, *, strength: float) -> tuple[dict[str, float], Figure]:
     """The degradation scores of a file, and a plot of the ranks that run for it at this strength."""
     from morsr.evaluation.routing import RoutingTable
-    from morsr.functional.routing import Routing, limit_experts
 
     table = RoutingTable.from_images(restorer, [source])
     chosen, selected = table.chosen.transpose(0, 1), table.gates.transpose(0, 1)
     gates = selected.new_zeros(*chosen.shape[:2], table.num_slots).scatter(-1, chosen, selected)
-    routing = limit_experts(Routing(gates, chosen, gates, selected), table.num_real, generative=strength)
     scores = dict(zip(table.score_names, table.scores[0].tolist(), strict=True))
     figure = ranks_figure(
-        routing.gates[:, 0], num_shared=table.num_shared, num_zero=table.num_zero, expert_rank=table.expert_rank
+        gates[:, 0] * strength, num_shared=table.num_shared, num_zero=table.num_zero, expert_rank=table.expert_rank
     )
     return scores, figure
 

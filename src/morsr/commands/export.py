@@ -28,8 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         add_model_arguments(form)
         form.add_argument("--image", help="the image whose routing is fixed")
         form.add_argument("--scores", metavar="S1,S2,…", help="degradation scores instead of an image, each in [0, 1]")
-        form.add_argument("--generative", type=float, default=1.0, help="factor on the routed ranks (default: 1)")
-        form.add_argument("--budget", type=int, help="at most so many routed ranks per layer")
+        form.add_argument("--strength", type=float, default=1.0, help="factor on the routed ranks (default: 1)")
         if name == "diffusers":
             form.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), help="of the stored weights")
         if name == "onnx":
@@ -54,9 +53,7 @@ def run(options: argparse.Namespace) -> int:
     if options.form == "onnx" and target.is_dir():
         raise InputError(f"{target}: expected a file to export into, this is a folder")
     generator = load_generator(**model_arguments(options))
-    found = export.fix_routing(
-        generator, image=options.image, scores=scores, budget=options.budget, generative=options.generative
-    )
+    found = export.fix_routing(generator, image=options.image, scores=scores, strength=options.strength)
     if found:
         _say("routing of " + ", ".join(f"{name} {value:.3f}" for name, value in found.items()))
     if options.form == "lora":

@@ -68,9 +68,7 @@ def switch_off(routing: Routing, off_LN: Tensor) -> Routing:
         off_LN: boolean (L, N), True for the slots to switch off.
     """
     off = off_LN[:, None].expand(-1, routing.batch, -1)
-    return routing._replace(
-        gates=routing.gates.masked_fill(off, 0), selected=routing.selected.masked_fill(off.gather(2, routing.chosen), 0)
-    )
+    return routing._replace(gates=routing.gates.masked_fill(off, 0))
 
 
 @torch.no_grad()
@@ -98,7 +96,7 @@ def examine(
         ConfigError: a generator without routing.
         InputError: not one image.
     """
-    context = generator.context
+    context = generator.adapters
     if context is None or not context.config.is_routed:
         raise ConfigError("this model has no routing: there are no ranks to switch off")
     check_images(lr, name="lr")
@@ -106,7 +104,7 @@ def examine(
         raise InputError(f"lr: expected one image, got {len(lr)}")
     before = context.routing
     try:
-        scores = generator.condition(lr)
+        scores = generator.route(lr)
         routing = context.routing
         assert scores is not None
         assert routing is not None
@@ -115,7 +113,7 @@ def examine(
         enlarged = enlarge(crop, size)
 
         def restore(chosen: Routing) -> Tensor:
-            context.routing = chosen
+            context.route(chosen)
             padded = pad_to_multiple(enlarged, generator.multiple)
             return generator.decode(generator.denoise(generator.encode(padded)))[0, :, : size[0], : size[1]].clamp(0, 1)
 
@@ -128,7 +126,7 @@ def examine(
         with active_adapters(generator.backbone, None), FlopCounterMode(display=False) as counter:
             restore(routing)
     finally:
-        context.routing = before
+        context.route(before)
     config = context.config
     zero = (routing.chosen[:, 0] >= config.num_experts).sum(-1).double().cpu()
     per_rank = torch.tensor([positions[layer] for layer in context.layer_names], dtype=torch.float64)
@@ -160,21 +158,21 @@ def _groups(
     layer, slot = _strongest(generator, routing)
     single = torch.zeros_like(chosen)
     single[layer, slot] = True
-    assert generator.context is not None
-    groups.append((f"one rank: {generator.context.layer_names[layer]}, expert {slot}", single))
-    real = generator.context.config.num_experts
+    assert generator.adapters is not None
+    groups.append((f"one rank: {generator.adapters.layer_names[layer]}, expert {slot}", single))
+    real = generator.adapters.config.num_experts
     return [(label, mask) for label, mask in groups if (mask & chosen)[:, :real].any()]
 
 
 def _strongest(generator: OneStepGenerator, routing: Routing) -> tuple[int, int]:
     """Layer and expert whose update, gate times the norms of its two factors, is the largest."""
-    context = generator.context
+    context = generator.adapters
     assert context is not None
     config = context.config
     strength = []
     for row, name in enumerate(context.layer_names):
         ranks = _layer(generator, name).sets[context.name]  # type: ignore[index]
-        norms = ranks.down.flatten(1).norm(dim=1) * ranks.up.flatten(1).norm(dim=1)
+        norms = ranks.lora_A.flatten(1).norm(dim=1) * ranks.lora_B.norm(dim=0)
         experts = norms[config.num_shared :].float().view(config.num_experts, config.expert_rank).norm(dim=1)
         strength.append(routing.gates[row, 0, : config.num_experts] * experts)
     return divmod(int(torch.stack(strength).argmax()), config.num_experts)
@@ -190,15 +188,15 @@ def _without(
 
 def _count_positions(generator: OneStepGenerator, run: Callable[[], object]) -> dict[str, float]:
     """Floating-point operations of one rank in each adapted layer: two per weight and position of the output."""
-    context = generator.context
+    context = generator.adapters
     assert context is not None
     work: dict[str, float] = dict.fromkeys(context.layer_names, 0.0)
 
     def hook_of(name: str) -> Callable[..., None]:
         def hook(layer: Any, inputs: Any, output: Tensor) -> None:
             ranks = layer.sets[context.name]
-            positions = output.numel() / ranks.up.shape[1]
-            work[name] += 2 * positions * (ranks.down[0].numel() + ranks.up.shape[1])
+            positions = output.numel() / ranks.lora_B.shape[0]
+            work[name] += 2 * positions * (ranks.lora_A[0].numel() + ranks.lora_B.shape[0])
 
         return hook
 

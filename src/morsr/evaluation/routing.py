@@ -97,7 +97,7 @@ class RoutingTable:
             InputError: no image, an unreadable one, or parameters, labels or names of another length.
         """
         generator = getattr(model, "generator", model)
-        context = getattr(generator, "context", None)
+        context = getattr(generator, "adapters", None)
         routed = context is not None and context.config.is_routed
         if not (routed or scores_only):
             raise ConfigError(
@@ -114,17 +114,17 @@ class RoutingTable:
                 raise InputError(f"{what}: expected {count}, one per image, got {len(given)}")
         drawn = tuple(parameters.to_jsonl().splitlines()) if isinstance(parameters, DegradationParameters) else ()
         scored, routings = [], []
-        training = routed and context.training
+        training = routed and context.router.training
         if routed:
-            context.eval()  # in training mode the router would add its noise
+            context.router.eval()  # in training mode the router would add its noise
         try:
             for batch in image_batches(images, batch_size, device_of(generator)):
                 scored.append(generator.estimator(batch))
                 # Asked for without being set: a restorer in the middle of a sequence keeps its own routing.
-                routings += [context.compute_routing(scored[-1].scores)] if routed else []
+                routings += [context.router(scored[-1].scores)] if routed else []
         finally:
             if routed:
-                context.train(training)
+                context.router.train(training)
         config = context.config if routed else None
         nothing = torch.zeros(count, 0, 0)
         choices = {

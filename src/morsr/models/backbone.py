@@ -17,8 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from morsr.adapters import adapter_names, checkpoint_function, plain_state_dict
-from morsr.adapters.merge import merged_mark
+from morsr.adapters import plain_state_dict, switch_of
 from morsr.errors import ConfigError
 from morsr.files import save_tensors, write_text
 from morsr.functional.diffusion import epsilon_from_velocity, scaled_linear_alphas_cumprod
@@ -208,38 +207,39 @@ class Backbone(nn.Module):
         To be called after adapters are injected: a recomputed layer then works under the routing and the set of its
         first run, whatever has run on the same weights since.
         """
-        recompute = checkpoint_function(self) if on and adapter_names(self) else None
+        switch = switch_of(self) if on else None
         for network in filter(None, (self.unet, self.vae, self.decoder)):
             if on:
-                network.enable_gradient_checkpointing(*[recompute] if recompute else [])
+                network.enable_gradient_checkpointing(*[switch.checkpoint] if switch else [])
             else:
                 network.disable_gradient_checkpointing()
         if type(self.vae.encoder).__name__ == "EncoderTiny":
             # It leaves the shift of its input to [0, 1] out where it recomputes (diffusers 0.42, vae.py).
             self.vae.encoder.gradient_checkpointing = False
 
-    def save(self, folder: str | os.PathLike[str], *, dtype: torch.dtype | None = None) -> None:
+    def save(
+        self, folder: str | os.PathLike[str], *, dtype: torch.dtype | None = None, saved_of: str | None = None
+    ) -> None:
         """Write the backbone as a diffusers folder with the prompt embeddings beside it.
 
-        Adapters are left out; while `merged` is open the weights are the merged ones, and the id says so. A decoder
+        Adapters are left out; while `merged` is open the weights are the merged ones. A decoder
         beside the base's own autoencoder is no part of the folder.
 
         Args:
             folder: made if it is not there.
             dtype: what floating-point weights are stored as; default as they are.
+            saved_of: adapter set whose modules_to_save replace the originals.
         """
         from diffusers import DDPMScheduler
 
         target = Path(folder)
-        save_network(target / "vae", self.vae, dtype=dtype)
-        save_network(target / "unet", self.unet, dtype=dtype)
+        save_network(target / "vae", self.vae, dtype=dtype, saved_of=saved_of)
+        save_network(target / "unet", self.unet, dtype=dtype, saved_of=saved_of)
         start, end = self.betas
         DDPMScheduler(
             beta_start=start, beta_end=end, beta_schedule="scaled_linear", prediction_type=self.prediction_type
         ).save_config(target / "scheduler")
-        metadata = {"base_id": self.base_id + merged_mark(self)} | (
-            {} if self.prompt is None else {"prompt": self.prompt}
-        )
+        metadata = {"base_id": self.base_id} | ({} if self.prompt is None else {"prompt": self.prompt})
         save_tensors(target / PROMPTS_FILE, self.prompts, metadata)
 
 
@@ -385,11 +385,12 @@ def _initialize_tiny(vae: nn.Module) -> None:
             nn.init.zeros_(module.conv[-1].weight)  # type: ignore[index]
 
 
-def save_network(folder: Path, network: Any, *, dtype: torch.dtype | None = None) -> None:
+def save_network(folder: Path, network: Any, *, dtype: torch.dtype | None = None, saved_of: str | None = None) -> None:
     """Write one of diffusers' networks as a folder of its own, without its adapters."""
     network.save_config(folder)
     _drop_unknown_keys(folder / "config.json", type(network))
-    state = {key: value.detach().to("cpu", dtype).contiguous() for key, value in plain_state_dict(network).items()}
+    plain = plain_state_dict(network, name=saved_of)
+    state = {key: value.detach().to("cpu", dtype).contiguous() for key, value in plain.items()}
     save_tensors(folder / "diffusion_pytorch_model.safetensors", state, {"format": "pt"})
 
 

@@ -19,12 +19,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from morsr.adapters import export_lora as export_peft
 from morsr.adapters import merged
 from morsr.errors import ConfigError, InputError, MissingDependencyError
 from morsr.functional.resample import edge_index
 from morsr.models.generator import OneStepGenerator
 from morsr.models.loading import load_generator
+from morsr.models.peft_format import export_lora as export_peft
 from morsr.models.picture import read_picture
 from morsr.models.saving import save_decoder, write_description
 
@@ -40,16 +40,15 @@ def fix_routing(
     *,
     image: Any = None,
     scores: Sequence[float] | None = None,
-    budget: int | None = None,
-    generative: float = 1.0,
+    strength: float = 1.0,
 ) -> dict[str, float]:
     """Set the one routing that is to be exported, from an image or from degradation scores.
 
     Args:
-        generator: its context keeps the routing.
+        generator: its adapters keep the routing.
         image: what the restorer takes; scored by the model's own estimator.
         scores: one number in [0, 1] per score of the estimator, in its order; instead of an image.
-        budget, generative: the two knobs, as for the restorer; they are exported with the routing.
+        strength: factor on the routed gates, as for the restorer; it is exported with the routing.
 
     Returns:
         The scores by name; empty where nothing is routed.
@@ -58,25 +57,25 @@ def fix_routing(
         ConfigError: neither or both of image and scores for a routed model, any of them for one that routes nothing,
             or a wrong number or range of scores.
     """
-    context = generator.context
-    if context is None or not context.config.is_routed:
-        if image is not None or scores is not None or budget is not None or generative != 1.0:
-            raise ConfigError("this model routes nothing: image, scores, budget and generative have no effect")
+    adapters = generator.adapters
+    if adapters is None or not adapters.is_routed:
+        if image is not None or scores is not None or strength != 1.0:
+            raise ConfigError("this model routes nothing: image, scores and strength have no effect")
         return {}
-    names = context.condition_names or tuple(f"score{index}" for index in range(context.condition_dim))
+    count = adapters.router.num_scores
+    names = adapters.score_names or tuple(f"score{index}" for index in range(count))
     if (image is None) == (scores is None):
-        raise ConfigError(f"give either an image or the {context.condition_dim} scores {', '.join(names)}")
-    context.budget, context.generative = budget, generative
+        raise ConfigError(f"give either an image or the {count} scores {', '.join(names)}")
+    adapters.strength = strength
     if scores is None:
-        generator.condition(read_picture(image).rgb[:1].to(generator.device))
+        estimated = generator.route(read_picture(image).rgb[:1].to(generator.device))
+        values = estimated.scores[0].tolist() if estimated is not None else []
     else:
-        if len(scores) != context.condition_dim or not all(0 <= score <= 1 for score in scores):
-            raise ConfigError(
-                f"scores: expected {context.condition_dim} numbers in [0, 1] ({', '.join(names)}), got {list(scores)}"
-            )
-        context.condition = torch.tensor([list(scores)], dtype=torch.float32, device=generator.device)
-    assert context.condition is not None
-    return dict(zip(names, context.condition[0].tolist(), strict=True))
+        if len(scores) != count or not all(0 <= score <= 1 for score in scores):
+            raise ConfigError(f"scores: expected {count} numbers in [0, 1] ({', '.join(names)}), got {list(scores)}")
+        adapters.route(torch.tensor([list(scores)], dtype=torch.float32, device=generator.device))
+        values = list(scores)
+    return dict(zip(names, values, strict=True))
 
 
 def export_lora(folder: str | os.PathLike[str], generator: OneStepGenerator) -> list[Path]:
@@ -91,18 +90,18 @@ def export_lora(folder: str | os.PathLike[str], generator: OneStepGenerator) -> 
         InputError: no routing is set.
         ConfigError: no adapters, or parameters trained whole, which a LoRA cannot hold.
     """
-    context = generator.context
-    if context is None:
+    adapters = generator.adapters
+    if adapters is None:
         raise ConfigError("this model has no adapters to export as a LoRA")
-    if context.whole:
+    if adapters.saved:
         raise ConfigError(
-            f"{', '.join(context.whole)} were trained whole, which a LoRA cannot hold; export as diffusers instead"
+            f"{', '.join(adapters.saved)} were trained whole, which a LoRA cannot hold; export as diffusers instead"
         )
     written = []
     for part in ("unet", "vae"):
-        if any(name.startswith(f"{part}.") for name in context.layer_names):
+        if any(name.startswith(f"{part}.") for name in adapters.layer_names):
             network = getattr(generator.backbone, part)
-            written.append(export_peft(Path(folder) / part, network, name=context.name))
+            written.append(export_peft(Path(folder) / part, network, name=adapters.name))
     written += [Path(folder) / part for part in save_decoder(Path(folder), generator.backbone).values()]
     return written
 
@@ -127,7 +126,8 @@ def export_diffusers(
     if folder.is_file():
         raise InputError(f"{folder}: expected a folder to export into, this is a file")
     with _fixed(generator):
-        generator.backbone.save(folder, dtype=dtype)
+        name = generator.adapters.name if generator.adapters is not None else None
+        generator.backbone.save(folder, dtype=dtype, saved_of=name)
     description = {
         "base": ".",
         "estimator": None,
@@ -243,12 +243,10 @@ def _run_onnx(path: Path, images: Sequence[Tensor]) -> list[Any]:
 
 
 def _scores(generator: OneStepGenerator) -> dict[str, Any]:
-    context = generator.context
-    if context is None or context.condition is None:
-        return {}
-    scores = context.condition[0].tolist()
-    return {"scores": scores, "generative": context.generative, "budget": context.budget}
+    return {} if generator.adapters is None else {"strength": generator.adapters.strength}
 
 
 def _fixed(generator: OneStepGenerator) -> contextlib.AbstractContextManager[Any]:
-    return contextlib.nullcontext() if generator.context is None else merged(generator.backbone, generator.context.name)
+    return (
+        contextlib.nullcontext() if generator.adapters is None else merged(generator.backbone, generator.adapters.name)
+    )

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from morsr.adapters import MoRConfig, Routing, RoutingContext, inject
+from morsr.adapters import InjectionReport, MoRConfig, Router, Routing, inject
+from morsr.adapters.inject import RouterFactory
 from morsr.errors import ConfigError, InputError
 from morsr.estimators import DegradationEstimator, DegradationScores
 from morsr.functional.diffusion import Parametrization, clean_latents
@@ -68,6 +69,7 @@ class OneStepGenerator(nn.Module):
         backbone: the pretrained model; frozen here.
         estimator: what turns the LR image into the scores that the router sees; needed with adapters only.
         adapters: the mixture of ranks to inject, or None for the base model as it is.
+        router: class of the router, made from (config, layers, scores).
         one_step: timestep and parametrization.
         checkpointing: recompute activations in the backward pass instead of keeping them.
 
@@ -83,6 +85,7 @@ class OneStepGenerator(nn.Module):
         estimator: DegradationEstimator | None = None,
         *,
         adapters: MoRConfig | None = None,
+        router: RouterFactory = Router,
         one_step: OneStepConfig | None = None,
         checkpointing: bool = False,
     ) -> None:
@@ -93,19 +96,12 @@ class OneStepGenerator(nn.Module):
         self.backbone.to(memory_format=torch.channels_last)
         self.estimator = estimator.requires_grad_(False).eval() if estimator is not None else None
         self.one_step = one_step or OneStepConfig()
-        self.injection = None
+        self.adapters: InjectionReport | None = None
         if adapters is not None and estimator is not None:
             names = estimator.names if adapters.is_routed else ()
-            self.injection = inject(backbone, adapters, condition_dim=estimator.dim, condition_names=names)
-            # Made in the mode of the frozen base, in which it would neither draw noise nor keep its running means.
-            self.injection.context.train(self.training)
+            self.adapters = inject(backbone, adapters, condition_dim=len(names), score_names=names, router=router)
         if checkpointing:
             backbone.set_checkpointing()
-
-    @property
-    def context(self) -> RoutingContext | None:
-        """The router and its decisions, shared by all adapted layers."""
-        return self.injection.context if self.injection is not None else None
 
     @property
     def device(self) -> torch.device:
@@ -136,13 +132,13 @@ class OneStepGenerator(nn.Module):
             self.estimator.eval()
         return self
 
-    def condition(self, lr: Tensor) -> DegradationScores | None:
-        """Score the LR images (B, 3, h, w) in [0, 1] and set the routing of every layer from the scores."""
-        if self.context is None or self.estimator is None:
+    def route(self, lr: Tensor, *, noise: Tensor | None = None) -> DegradationScores | None:
+        """Score the LR images (B, 3, h, w) in [0, 1] and route every layer by the scores."""
+        if self.adapters is None or self.estimator is None:
             return None
         scores = self.estimator(lr)
-        if self.context.config.is_routed:
-            self.context.condition = scores.scores
+        if self.adapters.is_routed:
+            self.adapters.route(scores.scores, noise=noise)
         return scores
 
     def encode(self, images: Tensor) -> Tensor:
@@ -169,7 +165,8 @@ class OneStepGenerator(nn.Module):
         scale: float = 4.0,
         size: tuple[int, int] | None = None,
         prompt: Tensor | None = None,
-        context: Tensor | None = None,
+        score_lr: Tensor | None = None,
+        noise: Tensor | None = None,
     ) -> GeneratorOutput:
         """Restore LR images.
 
@@ -178,8 +175,9 @@ class OneStepGenerator(nn.Module):
             scale: enlargement along each axis.
             size: exact output size (H, W) in pixels; overrides scale.
             prompt: text embedding (1 or B, T, width) in place of the fixed one.
-            context: images (B, 3, h', w') in [0, 1] that the degradation scores are taken from, where `lr` are but
+            score_lr: images (B, 3, h', w') in [0, 1] that the degradation scores are taken from, where `lr` are but
                 parts of them: a patch of a few pixels says little about blur or noise.
+            noise: for the router in training, see `Router.forward`.
 
         Raises:
             InputError: an output without pixels.
@@ -187,10 +185,10 @@ class OneStepGenerator(nn.Module):
         height, width = size or (round(lr.shape[-2] * scale), round(lr.shape[-1] * scale))
         if min(height, width) < 1:
             raise InputError(f"the output would be {height}x{width} pixels; give a larger scale or size")
-        scores = self.condition(lr if context is None else context)
+        scores = self.route(lr if score_lr is None else score_lr, noise=noise)
         z0 = self.denoise(self.encode(pad_to_multiple(enlarge(lr, (height, width)), self.multiple)), prompt)
         sr = self.decode(z0)[..., :height, :width]
-        return GeneratorOutput(sr, z0, self.context.routing if self.context is not None else None, scores)
+        return GeneratorOutput(sr, z0, self.adapters.routing if self.adapters is not None else None, scores)
 
 
 def enlarge(images: Tensor, size: tuple[int, int]) -> Tensor:

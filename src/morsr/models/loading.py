@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from morsr.adapters import MoRConfig, load_adapters, read_adapters_header, read_attached
+from morsr.adapters.inject import add_saved_modules
 from morsr.errors import ConfigError, WeightsError
 from morsr.estimators import build_estimator
 from morsr.models.backbone import load_backbone, package_weights
@@ -114,8 +115,8 @@ def load_generator(
     header = read_adapters_header(path)
     extra = described or _described(path, header.get("extra"))
     cached = read_attached(path)
-    generator = _build(path, MoRConfig.from_dict(header["config"]), extra, given, cached)
-    load_adapters(path, generator.backbone, name="generator", base_id=generator.backbone.base_id, by_weights=True)
+    generator = _build(path, None, extra, given, cached)
+    generator.adapters = load_adapters(path, generator.backbone, name="generator")
     return generator.eval()
 
 
@@ -200,10 +201,10 @@ def _from_checkpoint(path: Path, given: Mapping[str, Any]) -> OneStepGenerator:
     state = {
         key.removeprefix(prefix): value
         for key, value in checkpoint["state_dict"].items()
-        if key.startswith(prefix) and ".sets.score." not in key and ".contexts.score." not in key
+        if key.startswith(prefix) and ".sets.score." not in key
     }
-    if generator.context is not None:
-        generator.context.whole = tuple(described.get("whole", ()))
+    if generator.adapters is not None:
+        add_saved_modules(generator.backbone, generator.adapters, described.get("saved", ()))
     # A run that averaged its weights was validated with the average, which is also what its adapters files hold.
     average = checkpoint.get("callbacks", {}).get("AdapterEMA", {}).get("average", {})
     state |= {key: value for key, value in average.items() if key in state}

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from morsr.adapters import MoRConfig, inject, save_adapters
-from morsr.adapters.inject import layers_of_set
+from morsr.adapters import MoRConfig, inject, layers_of_set, save_adapters, saved_modules
+from morsr.adapters.inject import add_saved_modules
 from morsr.errors import ConfigError, WeightsError
 from morsr.estimators import build_estimator
 from morsr.models.backbone import Backbone, load_backbone, random_backbone
@@ -172,22 +172,24 @@ def save_peer(
         targets=tuple(re.escape(name) for name in layers),
         balance="plain",
     )
-    report = inject(backbone, config, condition_dim=estimator.dim, condition_names=estimator.names if routed else ())
-    context = report.context.to_empty(device=torch.device("cpu"))
+    names = estimator.names if routed else ()
+    report = inject(backbone, config, condition_dim=len(names), score_names=names)
+    # Tensors of the meta device become real ones: equal logits, so that every rank's gate is one.
+    router = report.router.to_empty(device=torch.device("cpu"))
     with torch.no_grad():
-        for tensor in (*context.parameters(), *context.buffers()):
-            tensor.zero_()  # equal logits: every rank's gate is one
+        for tensor in (*router.parameters(), *router.buffers()):
+            tensor.zero_()
         if routed:
-            context.std.fill_(1)
-            context.share.fill_(1 / config.num_slots)
+            router.std.fill_(1)
+            router.share.fill_(1 / config.num_slots)
     parts = [*peer.shared, *([routed] if routed else [])]
     for name, _, ranks in layers_of_set(backbone, "generator"):
-        ranks.down, ranks.up = _stacked(parts, name, "down", ranks.down), _stacked(parts, name, "up", ranks.up)
-    for name, value in peer.whole.items():
-        layer_name, _, key = name.rpartition(".")
-        layer = backbone.get_submodule(layer_name)
-        setattr(getattr(layer, "base_layer", layer), key, nn.Parameter(value, requires_grad=False))
-    context.whole = tuple(peer.whole)
+        ranks.lora_A = _stacked(parts, name, "down", ranks.lora_A)
+        ranks.lora_B = nn.Parameter(_stacked(parts, name, "up", ranks.lora_B.t()).t().contiguous())
+    add_saved_modules(backbone, report, list(dict.fromkeys(name.rpartition(".")[0] for name in peer.whole)))
+    for name, module in saved_modules(backbone, "generator").items():
+        for key in dict(module.named_parameters()):
+            setattr(module, key, nn.Parameter(peer.whole[f"{name}.{key}"]))
     extra = {
         "base": os.fspath(base),
         "estimator": dict(ESTIMATOR),

@@ -24,6 +24,8 @@ class _Float32(nn.Module):
 class Float32Conv2d(_Float32, nn.Conv2d):
     """Conv2d in float32; takes any precision and gives float32."""
 
+    computes_like = nn.Conv2d
+
 
 class Float32GroupNorm(_Float32, nn.GroupNorm):
     """GroupNorm in float32; takes any precision and gives float32."""

@@ -88,11 +88,11 @@ def save_generator(
     }
     if include_base:
         backbone.save(folder / "base", dtype=dtype)
-    if generator.context is not None:
+    if generator.adapters is not None:
         save_adapters(
             folder / ADAPTERS_FILE,
             backbone,
-            name=generator.context.name,
+            name=generator.adapters.name,
             base_id=backbone.base_id,
             extra={**description, "base": source or "base", "estimator": estimator and estimator.spec},
             attached=backbone.prompts,
@@ -100,8 +100,8 @@ def save_generator(
         )
     else:
         (folder / ADAPTERS_FILE).unlink(missing_ok=True)
-    write_description(folder, description, adapted=generator.context is not None)
-    config = generator.context.config if generator.context is not None else None
+    write_description(folder, description, adapted=generator.adapters is not None)
+    config = generator.adapters.config if generator.adapters is not None else None
     adapters = "without adapters" if config is None else f"adapters of {config.num_ranks} ranks a layer"
     card = _CARD.format(name=folder.name, base=source or backbone.base_id, adapters=adapters, version=__version__)
     write_text(folder / "README.md", card)

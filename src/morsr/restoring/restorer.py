@@ -19,7 +19,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from morsr.adapters import Routing, auto_merged
+from morsr.adapters import Routing, adapter_names, merged
 from morsr.errors import InputError, WeightsError
 from morsr.functional.resample import bicubic_window
 from morsr.models.picture import Picture, planes_to_samples, read_picture, to_planes
@@ -171,8 +171,8 @@ class Restorer:
 
     def __repr__(self) -> str:
         generator, adapters = self.generator, "no adapters"
-        if generator.context is not None:
-            config, layers = generator.context.config, len(generator.context.layer_names)
+        if generator.adapters is not None:
+            config, layers = generator.adapters.config, len(generator.adapters.layer_names)
             adapters = f"{config.num_ranks} ranks in {layers} layers"
         dtype = str(self.dtype).removeprefix("torch.")
         return f"Restorer(base {generator.backbone.base_id!r}, {adapters}, {self.device}, {dtype})"
@@ -369,33 +369,37 @@ class Restorer:
     @contextlib.contextmanager
     def _routed(self, lr: Tensor, settings: Settings) -> Iterator[Routing | None]:
         """The routing of an image for as long as the block lasts; then the model is as it was."""
-        context = self.generator.context
-        if context is None:
+        adapters = self.generator.adapters
+        if adapters is None or not adapters.is_routed:
             yield None
             return
-        before, context.generative = context.generative, settings.strength
+        before, adapters.strength = adapters.strength, settings.strength
         try:
             yield self._route(lr, settings) if settings.routing != "tile" else None
         finally:
-            context.condition = None
-            context.generative = before
+            adapters.route(None)
+            adapters.strength = before
 
     def _route(self, lr: Tensor, settings: Settings) -> Routing | None:
-        context = self.generator.context
-        if context is None or not context.config.is_routed:
+        adapters = self.generator.adapters
+        if adapters is None or not adapters.is_routed:
             return None
         if isinstance(settings.routing, Routing):
-            context.routing = _joined([settings.routing.to(self.device)] * len(lr))
-        else:
-            self.generator.condition(lr)
-        return context.routing
+            return adapters.route(_joined([settings.routing.to(self.device)] * len(lr)))
+        self.generator.route(lr)
+        return adapters.routing
 
     def _merged(self, batch: int, passes: int, settings: Settings) -> contextlib.AbstractContextManager[Any]:
         """Ranks in the weights where one image's passes repay it; decided once per image and network."""
-        if self.generator.context is None or batch != 1 or settings.routing == "tile":
+        if self.generator.adapters is None or batch != 1 or settings.routing == "tile":
             return contextlib.nullcontext()
-        small = sum(weight.numel() for weight in self.generator.backbone.unet.parameters()) < SMALL_NETWORK
-        return auto_merged(self.generator.backbone, MERGE_PASSES if small else passes)
+        base, stack = self.generator.backbone, contextlib.ExitStack()
+        small = sum(weight.numel() for weight in base.unet.parameters()) < SMALL_NETWORK
+        # The VAE encoder has few weights and many pixels; a large UNet repays its merge only over several tiles.
+        for network in (base.vae, base.unet):
+            if adapter_names(network) and (network is base.vae or small or passes >= MERGE_PASSES):
+                stack.enter_context(merged(network))
+        return stack
 
     def _alone(self) -> contextlib.AbstractContextManager[Any]:
         """Keep other threads off the generator inside a ``with`` block; the same thread may come in again."""

@@ -72,7 +72,7 @@ class Settings:
         Raises:
             ConfigError: settings of the routing without routed adapters.
         """
-        routed = generator.context is not None and generator.context.config.is_routed
+        routed = generator.adapters is not None and generator.adapters.is_routed
         if not routed and (self.strength != 1 or self.routing != "image"):
             raise ConfigError("strength and routing need a model with routed adapters; this one has none")
 

@@ -14,8 +14,6 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from morsr.adapters import MoRConfig, read_adapters_header
-from morsr.adapters.checkpoint import comparable_settings
-from morsr.adapters.whole import whole_parameters
 from morsr.errors import ConfigError, WeightsError
 from morsr.models.generator import OneStepGenerator
 
@@ -32,9 +30,9 @@ def saved_tensors(module: nn.Module, trained: Iterable[nn.Parameter], generator:
     The trained tensors are told apart by identity: which of them take a gradient changes within a step.
     """
     inside = {id(parameter) for parameter in trained}
-    if generator.context is not None:
-        inside |= {id(tensor) for tensor in (*generator.context.parameters(), *generator.context.buffers())}
-        inside |= {id(tensor) for tensor in whole_parameters(generator.backbone, generator.context.whole).values()}
+    if generator.adapters is not None:
+        router = generator.adapters.router
+        inside |= {id(tensor) for tensor in (*router.parameters(), *router.buffers())}
     return {name: tensor for name, tensor in module.state_dict(keep_vars=True).items() if id(tensor) in inside}
 
 
@@ -52,12 +50,12 @@ def check_settings(described: Mapping[str, Any], generator: OneStepGenerator) ->
     if stored != base_id:
         raise WeightsError(f"the checkpoint was trained on the base {stored!r}, this run uses {base_id!r}{_GO_ON}")
     other = runs_otherwise(described.get("extra"), generator)
-    if "adapters" in described and generator.context is not None:
+    if "adapters" in described and generator.adapters is not None:
         try:
-            theirs = comparable_settings(MoRConfig.from_dict(described["adapters"]))
+            theirs = MoRConfig.from_dict(described["adapters"]).computing()
         except (ConfigError, TypeError) as error:
             raise WeightsError(f"the checkpoint's adapter settings cannot be read ({error}); update morsr") from error
-        mine = comparable_settings(generator.context.config)
+        mine = generator.adapters.config.computing()
         if changed := [f"{key} {theirs[key]}, not {value}" for key, value in mine.items() if theirs[key] != value]:
             other = f"adapters with {', '.join(changed)}"
     if other is not None:
@@ -138,7 +136,7 @@ def newest_adapters(trainer: L.Trainer, generator: OneStepGenerator) -> Path | N
     Files that were trained to run with another timestep or estimator are passed over, and damaged ones with a warning.
     """
     runs = Path(trainer.log_dir or trainer.default_root_dir).parent
-    config = generator.context.config.to_dict() if generator.context is not None else None
+    config = generator.adapters.config if generator.adapters is not None else None
     for path in sorted(runs.glob("*/adapters*.safetensors"), key=lambda path: path.stat().st_mtime, reverse=True):
         try:
             header = read_adapters_header(path)

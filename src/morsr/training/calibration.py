@@ -27,9 +27,8 @@ def standardize_router(trainer: L.Trainer, generator: OneStepGenerator, *, image
     Raises:
         ConfigError: the training data give no batch.
     """
-    report: Any = getattr(generator, "adapters", None) or getattr(generator, "context", None)
-    router = getattr(report, "router", report)
-    if report is None or generator.estimator is None or not report.config.is_routed or router.standardized:
+    adapters = generator.adapters
+    if adapters is None or generator.estimator is None or not adapters.is_routed or adapters.router.standardized:
         return
     scores = _scores(trainer, generator, -(-images // trainer.world_size))
     sums = torch.cat([scores.new_tensor([len(scores)]), scores.sum(0), scores.square().sum(0)])
@@ -38,8 +37,7 @@ def standardize_router(trainer: L.Trainer, generator: OneStepGenerator, *, image
     count, (total, squares) = sums[0], sums[1:].chunk(2)
     mean = total / count
     deviation = ((squares - count * mean.square()) / (count - 1)).clamp_min(0).sqrt()
-    standardize = router.standardize if hasattr(router, "standardize") else router.set_standardization
-    standardize(mean.float().to(generator.device), deviation.float().to(generator.device))
+    adapters.router.standardize(mean.float().to(generator.device), deviation.float().to(generator.device))
     rank_zero_info(f"router input standardised over {int(count)} degraded images")
 
 

@@ -22,6 +22,7 @@ from morsr.adapters import (
     save_adapters,
     start_from_adapters,
 )
+from morsr.adapters.inject import add_saved_modules
 from morsr.errors import ConfigError, WeightsError
 from morsr.estimators import build_estimator
 from morsr.functional.quality import quantize_8bit
@@ -44,7 +45,7 @@ from morsr.training.beside import BesideBase
 from morsr.training.calibration import standardize_router
 from morsr.training.objective import Objective
 from morsr.training.optim import OptimizerSettings, build_networks
-from morsr.training.schedules import ScheduleName, random_budget, total_steps
+from morsr.training.schedules import ScheduleName, total_steps
 from morsr.training.step import Network, OneStepPhase
 from morsr.training.strategy import check_trainer, check_writer
 
@@ -71,14 +72,10 @@ class OneStepSRModule(L.LightningModule):
         weights: adapters (file, folder or preset) to start from, to validate or to test. None: `fit` starts afresh;
             the others take what the module was fitted to, else the newest adapters among the runs, else the shipped.
         start_from: adapters file that `fit` alone starts from; a plain LoRA becomes the first shared ranks.
-        whole: patterns of parameters of the base that are trained and saved beside the adapters, as
-            ``vae\.decoder\..*``; see `train_whole`.
-        lr, router_lr_scale, whole_lr_scale, weight_decay, betas, warmup, schedule: see `OptimizerSettings`.
+        lr, router_lr_scale, saved_lr_scale, weight_decay, betas, warmup, schedule: see `OptimizerSettings`.
         clip: largest norm of each network's gradient; 0 for none. It stands in for the trainer's gradient_clip_val.
         accumulate: parts that each batch is split into to save memory; stands in for accumulate_grad_batches.
         max_skipped: steps in a row whose gradient is not finite before the run stops; each of them is left out.
-        budget_dropout: share of the steps in which only a random number of routed ranks runs, those with the largest
-            gates, so that the knob `budget` gives a smaller version of the model (nested dropout, arXiv 1402.0915).
         calibration_images: degraded images whose mean and deviation standardise what the router sees.
         seed: of the noise of losses and router.
         val_metrics: what validation logs, by the names of `morsr score`.
@@ -109,8 +106,7 @@ class OneStepSRModule(L.LightningModule):
         start_from: str | None = None,
         lr: float = 5e-5,
         router_lr_scale: float = 20.0,
-        whole: list[str] | None = None,
-        whole_lr_scale: float = 0.2,
+        saved_lr_scale: float = 0.2,
         weight_decay: float = 1e-2,
         betas: tuple[float, float] = (0.9, 0.999),
         warmup: int = 0,
@@ -118,7 +114,6 @@ class OneStepSRModule(L.LightningModule):
         clip: float = 1.0,
         accumulate: int = 1,
         max_skipped: int = 10,
-        budget_dropout: float = 0.0,
         calibration_images: int = 1024,
         seed: int = 0,
         val_metrics: Sequence[str] = ("psnr", "ssim", "niqe"),
@@ -126,33 +121,29 @@ class OneStepSRModule(L.LightningModule):
         super().__init__()
         if weights is not None and start_from is not None:
             raise ConfigError("weights and start_from both name adapters to start from; give one of them")
-        if calibration_images < 2 or not 0 <= budget_dropout <= 1:
-            raise ConfigError(
-                "expected calibration_images of at least 2 and budget_dropout from 0 to 1, got "
-                f"{calibration_images} and {budget_dropout}"
-            )
+        if calibration_images < 2:
+            raise ConfigError(f"calibration_images: expected at least 2, got {calibration_images}")
         self.automatic_optimization = False
         self.adapters, self.one_step, self.base = adapters or MoRConfig(), one_step or OneStepConfig(), base
         self.estimator_spec: dict[str, Any] = {"kind": estimator, "args": dict(estimator_args or {})}
         self.optimizer_settings = OptimizerSettings(
-            lr=lr, router_lr_scale=router_lr_scale, whole_lr_scale=whole_lr_scale, weight_decay=weight_decay,
+            lr=lr, router_lr_scale=router_lr_scale, saved_lr_scale=saved_lr_scale, weight_decay=weight_decay,
             betas=betas, warmup=warmup, schedule=schedule,
         )  # fmt: skip
         self.step_settings: dict[str, Any] = {"clip": clip, "accumulate": accumulate, "max_skipped": max_skipped}
-        self.calibration_images, self.seed, self.budget_dropout = calibration_images, seed, budget_dropout
+        self.calibration_images, self.seed = calibration_images, seed
         self.weights_file, self.start_from = weights, start_from
         self.last_output: GeneratorOutput | None = None
         self.phase: OneStepPhase | None = None
         self._restored: Mapping[str, Any] | None = None  # what the checkpoint says of itself
         self._fitted = False
         self._build_models(decoder, prompts, base_dtype, checkpointing)
-        self.objective = Objective(self.generator, loss, score=score, discriminator=discriminator, whole=whole or ())
+        self.objective = Objective(self.generator, loss, score=score, discriminator=discriminator)
         # Registered here, so that they move with the module and are saved with it.
         self.loss, self.discriminator = self.objective.restoration, self.objective.discriminator
         self.scores = ScoreMeans(val_metrics)
         if weights is not None:
             self.load_adapters(weights)
-            self.objective.check_decoder()
 
     def _build_models(self, decoder: Any, prompts: Any, dtype: str | None, checkpointing: bool) -> None:
         self.generator = OneStepGenerator(
@@ -169,16 +160,13 @@ class OneStepSRModule(L.LightningModule):
 
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
         assert self.phase is not None
-        count, step, context = len(batch["hr"]), self.global_step, self.generator.context
-        if context is not None:
+        count, step, adapters = len(batch["hr"]), self.global_step, self.generator.adapters
+        if adapters is not None:
             total = self._total_steps()
-            context.noise_sigma = self.adapters.noise_at(step / total if total > 0 else 1.0)
-            context.budget = random_budget(self.adapters, self.budget_dropout, seed=self.seed, step=step)
+            adapters.router.noise_sigma = self.adapters.noise_at(step / total if total > 0 else 1.0)
         first = self.trainer.global_rank * count
         draws = Draws.of_step(seed=self.seed, step=step, first=first, count=count, device=self.device)
         report = self.phase.run(batch, draws, step=step)
-        if context is not None:
-            context.budget = None
         self.last_output = report.output
         values = report.values(self.global_step, self.phase.skipped_in_all)
         self.log("train/loss", values.pop("train/loss"), prog_bar=True, batch_size=count)
@@ -233,7 +221,6 @@ class OneStepSRModule(L.LightningModule):
             check_writer(self.trainer)
         if stage == "fit":
             check_trainer(self.trainer, networks=len(self.objective.trained()))
-            self.objective.check_decoder()
             rank_zero_info(self.objective.describe())
             self._check_adapters()
 
@@ -259,7 +246,7 @@ class OneStepSRModule(L.LightningModule):
             file, backbone = find_adapters(self.start_from), self.generator.backbone
             extra = read_adapters_header(file).get("extra")
             take_prompts = self.beside.prompts_to_take(read_attached(file), extra, str(file))
-            rank_zero_info(start_from_adapters(file, backbone, base_id=backbone.base_id))
+            rank_zero_info(start_from_adapters(file, backbone))
             take_prompts()
             if (other := runs_otherwise(extra, self.generator)) is not None:
                 rank_zero_warn(f"{file} was trained to run with {other}; here it starts elsewhere")
@@ -268,10 +255,8 @@ class OneStepSRModule(L.LightningModule):
                     f"{file} was trained with the decoder {decoder}, and this run decodes with the base's own; "
                     f"--model.decoder={decoder} takes it along"
                 )
-        if self.generator.context is not None:
-            self.generator.context.train()  # Lightning keeps modes as they are
-            if (judged := self.objective.changed_judge(self.generator.context.whole)) is not None:
-                rank_zero_warn(f"the adapters brought whole parameters: {judged}; they judge by the changed one")
+        if self.generator.adapters is not None:
+            self.generator.adapters.router.train()  # Lightning keeps modes as they are
             if self.adapters.is_routed and self.adapters.noise_at(0.0) > 0 and self._total_steps() < 1:
                 rank_zero_warn("the router's noise falls over a share of the run, whose length is not known: it is off")
         self.objective.part = self.trainer.profiler.profile
@@ -341,7 +326,7 @@ class OneStepSRModule(L.LightningModule):
             )
         take_decoder = self.beside.decoder_to_take(decoder_of(file))
         take_prompts = self.beside.prompts_to_take(read_attached(file), extra, str(file))
-        load_adapters(file, backbone, name="generator", base_id=backbone.base_id)
+        load_adapters(file, backbone, name="generator")
         take_decoder()
         take_prompts()
 
@@ -363,18 +348,17 @@ class OneStepSRModule(L.LightningModule):
         checkpoint["state_dict"] = {key: value for key, value in checkpoint["state_dict"].items() if key in keep}
         backbone = self.generator.backbone
         described = {"base_id": backbone.base_id, "adapters": self.adapters.to_dict(), "extra": self._recipe()}
-        described["whole"] = list(self.generator.context.whole) if self.generator.context is not None else []
+        described["saved"] = list(self.generator.adapters.saved) if self.generator.adapters is not None else []
         described["optimizer"] = self._rates()
         checkpoint["morsr"] = {**described, "prompts": {key: value.cpu() for key, value in backbone.prompts.items()}}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         described = checkpoint.get("morsr", {})
         check_settings(described, self.generator)
-        if self.generator.context is not None:
-            self.generator.context.whole = tuple(described.get("whole", ()))
+        if self.generator.adapters is not None:
+            add_saved_modules(self.generator.backbone, self.generator.adapters, described.get("saved", ()))
         extra = described.get("extra", {})
         self.beside.decoder_to_take(extra.get("decoder"))()
-        self.objective.check_decoder()
         check_tensors(checkpoint["state_dict"], self._saved_tensors())
         self.beside.prompts_to_take(described.get("prompts", {}), extra, "the checkpoint")()
         self._restored = described

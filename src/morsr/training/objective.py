@@ -7,14 +7,14 @@ discriminator   hinge loss on generated and real latents, or images
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from morsr.adapters import active_adapters, adapter_parameters, train_whole
+from morsr.adapters import active_adapters, adapter_parameters
 from morsr.errors import ConfigError
 from morsr.models.discriminator import Discriminator, DiscriminatorConfig, ImageDiscriminator, build_discriminator
 from morsr.models.draws import Draws
@@ -46,7 +46,6 @@ class Objective:
             (variational and classifier score distillation), "gan" and "balance" (1 unless given).
         score: settings of the distillation; None: the defaults, where "vsd" or "csd" asks for it.
         discriminator: settings of the discriminator; None: the defaults, where "gan" asks for it.
-        whole: patterns of parameters of the base that are trained with the generator, see `train_whole`.
 
     Raises:
         ConfigError: an unknown term, settings of a network that no term asks for, or parameters to be trained that the
@@ -60,7 +59,6 @@ class Objective:
         *,
         score: ScoreConfig | None = None,
         discriminator: DiscriminatorConfig | None = None,
-        whole: Sequence[str] = (),
     ) -> None:
         self.generator, self.backbone = generator, generator.backbone
         given = dict(loss or {})
@@ -87,39 +85,7 @@ class Objective:
         self.discriminator: Discriminator | ImageDiscriminator | None = None
         if wants_heads:
             self.discriminator = build_discriminator(self.backbone, discriminator or DiscriminatorConfig())
-        self.whole = self._train_whole(whole) if whole else []
         self.part: Part = lambda name: nullcontext()
-
-    def _train_whole(self, patterns: Sequence[str]) -> list[nn.Parameter]:
-        if self.generator.context is None:
-            raise ConfigError("whole: parameters of the base are trained beside adapters, and this generator has none")
-        parameters = train_whole(self.backbone, patterns)
-        names = self.generator.context.trained_whole
-        self.check_decoder()
-        if (judged := self.changed_judge(names)) is not None:
-            raise ConfigError(f"whole: {judged}; train parameters of vae.decoder alone, or leave these terms out")
-        return parameters
-
-    def changed_judge(self, whole: Sequence[str]) -> str | None:
-        """What the terms that judge by the frozen base lose where these of its parameters are others; None: nothing."""
-        judges = [name for name in ("vsd", "csd", "gan") if self.weights.get(name)]
-        judges += ["features"] * bool(self.restoration.weights["features"])
-        touched = [name for name in whole if not name.startswith("vae.decoder.")]
-        if not judges or not touched:
-            return None
-        return f"{touched[0]} belongs to the frozen base, by which {', '.join(judges)} judge"
-
-    def check_decoder(self) -> None:
-        """Refuse to train a decoder beside the base's own, or the base's where another one decodes in its place.
-
-        To be asked again when adapters have brought a decoder.
-
-        Raises:
-            ConfigError: such a decoder among the parameters that are trained whole.
-        """
-        names = self.generator.context.trained_whole if self.generator.context is not None else ()
-        if self.backbone.decoder is not None and any(name.startswith(("decoder.", "vae.decoder.")) for name in names):
-            raise ConfigError("whole: the decoder of this run is a folder beside the base, which adapters cannot hold")
 
     def _features(self, images: Tensor) -> list[Tensor]:
         with active_adapters(self.backbone, None):
@@ -127,7 +93,7 @@ class Objective:
 
     def trained(self) -> dict[str, list[nn.Parameter]]:
         """Parameters by network: "generator", and "score" and "discriminator" where there are any."""
-        networks = {"generator": [*adapter_parameters(self.backbone, "generator"), *self.whole]}
+        networks = {"generator": adapter_parameters(self.backbone, "generator")}
         if self.score is not None:
             networks["score"] = self.score.parameters()
         if self.discriminator is not None:
@@ -137,8 +103,8 @@ class Objective:
     def describe(self) -> str:
         """One line for the log: which terms count, and what stands in for LPIPS where it is off."""
         weights = {**self.restoration.weights, **self.weights}
-        context = self.generator.context
-        if context is None or not context.config.is_routed:
+        adapters = self.generator.adapters
+        if adapters is None or not adapters.is_routed:
             weights.pop("balance")
         parts = [f"{name} {weight}" for name, weight in weights.items() if weight]
         if not weights["lpips"]:
@@ -160,14 +126,12 @@ class Objective:
             step: generator step.
         """
         lr, hr = batch["lr"], batch["hr"]
-        context = self.generator.context
-        if context is not None and context.config.is_routed and context.noise_sigma > 0:
-            shape = (len(context.layer_names), context.config.num_slots)
-            context.noise = draws.normal("router", shape).transpose(0, 1)
+        adapters, noise = self.generator.adapters, None
+        if adapters is not None and adapters.is_routed and adapters.router.noise_sigma > 0:
+            shape = (len(adapters.layer_names), adapters.config.num_slots)
+            noise = draws.normal("router", shape).transpose(0, 1)
         with self.part("generator"):
-            output = self.generator(lr, size=(hr.shape[-2], hr.shape[-1]), context=batch.get("context"))
-        if context is not None:
-            context.noise = None  # whoever runs the generator next may have other images
+            output = self.generator(lr, size=(hr.shape[-2], hr.shape[-1]), score_lr=batch.get("context"), noise=noise)
         with self.part("reconstruction"):
             terms = self.restoration(output.sr, hr, step=step)
         total = terms.pop("total")
@@ -181,7 +145,7 @@ class Objective:
 
     def _network_terms(self, output: GeneratorOutput, draws: Draws) -> dict[str, Callable[[], Tensor]]:
         teacher, score, discriminator = self.teacher, self.score, self.discriminator
-        context, scores = self.generator.context, output.scores
+        adapters, scores, routing = self.generator.adapters, output.scores, output.routing
         terms: dict[str, Callable[[], Tensor]] = {}
         if score is not None:
             terms["vsd"] = lambda: score.variational_loss(output.z0, draws)
@@ -190,8 +154,8 @@ class Objective:
         if discriminator is not None:
             seen = output.z0 if discriminator.sees == "latents" else output.sr
             terms["gan"] = lambda: discriminator.generator_loss(seen, draws)
-        if context is not None and context.config.is_routed and scores is not None:
-            terms["balance"] = lambda: context.balance_loss(scores.severity)
+        if adapters is not None and routing is not None and scores is not None:
+            terms["balance"] = lambda: adapters.router.balance_loss(routing, scores.severity)
         return terms
 
     def helper_loss(self, network: str, output: GeneratorOutput, hr: Tensor, draws: Draws) -> Tensor:

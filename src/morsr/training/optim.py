@@ -21,7 +21,7 @@ class OptimizerSettings:
     Args:
         lr: learning rate of the generator's ranks; the other networks have rates of their own.
         router_lr_scale: the router's learning rate over that of the ranks.
-        whole_lr_scale: that of parameters of the base that are trained whole, which have no weight decay.
+        saved_lr_scale: that of modules_to_save, which have no weight decay.
         weight_decay, betas: of AdamW, for all networks.
         warmup: steps of linear rise, counted from each network's first step.
         schedule: "constant" or "cosine" to zero at the last step.
@@ -32,17 +32,17 @@ class OptimizerSettings:
 
     lr: float = 5e-5
     router_lr_scale: float = 20.0
-    whole_lr_scale: float = 0.2
+    saved_lr_scale: float = 0.2
     weight_decay: float = 1e-2
     betas: tuple[float, float] = (0.9, 0.999)
     warmup: int = 0
     schedule: ScheduleName = "constant"
 
     def __post_init__(self) -> None:
-        if min(self.lr, self.router_lr_scale, self.whole_lr_scale) <= 0 or self.weight_decay < 0 or self.warmup < 0:
+        if min(self.lr, self.router_lr_scale, self.saved_lr_scale) <= 0 or self.weight_decay < 0 or self.warmup < 0:
             raise ConfigError(
-                "expected lr, router_lr_scale and whole_lr_scale above 0, weight_decay and warmup of at least 0, got "
-                f"{self.lr}, {self.router_lr_scale}, {self.whole_lr_scale}, {self.weight_decay}, {self.warmup}"
+                "expected lr, router_lr_scale and saved_lr_scale above 0, weight_decay and warmup of at least 0, got "
+                f"{self.lr}, {self.router_lr_scale}, {self.saved_lr_scale}, {self.weight_decay}, {self.warmup}"
             )
 
 
@@ -64,11 +64,9 @@ def build_networks(objective: Objective, settings: OptimizerSettings, *, total_s
         groups: list[dict[str, Any]] = [{"params": parameters}]
         if name == "generator":
             groups = adapter_parameter_groups(
-                objective.backbone, "generator", lr=settings.lr, router_lr_scale=settings.router_lr_scale
-            )
-            if objective.whole:
-                rate = settings.lr * settings.whole_lr_scale
-                groups.append({"params": objective.whole, "lr": rate, "weight_decay": 0.0, "name": "whole"})
+                objective.backbone, "generator", lr=settings.lr, router_lr_scale=settings.router_lr_scale,
+                saved_lr_scale=settings.saved_lr_scale,
+            )  # fmt: skip
         optimizer = torch.optim.AdamW(groups, lr=rates[name], betas=settings.betas, weight_decay=settings.weight_decay)
         # A helper whose start lies after the end of the run never moves, but its cosine still needs a step.
         steps = max(total_steps - objective.first_step(name), 1) if total_steps > 0 else total_steps

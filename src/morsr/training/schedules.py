@@ -7,11 +7,8 @@ from collections.abc import Callable
 from typing import Literal
 
 import lightning as L
-import torch
 
-from morsr.adapters import MoRConfig
 from morsr.errors import ConfigError
-from morsr.models.draws import Draws
 
 ScheduleName = Literal["constant", "cosine"]
 
@@ -51,22 +48,3 @@ def total_steps(trainer: L.Trainer) -> int:
     """Optimizer steps of a run, or -1 where it only ends by the clock or by hand."""
     steps = trainer.estimated_stepping_batches
     return -1 if math.isinf(steps) else int(steps)
-
-
-def random_budget(config: MoRConfig, share: float, *, seed: int, step: int) -> int | None:
-    """Routed ranks that may run in a step, the same on all devices; None for all of them.
-
-    Args:
-        config: how many there are.
-        share: of the steps that get a budget, drawn evenly from 0 to one less than all.
-        seed: of the run.
-        step: of the generator.
-
-    Source: nested dropout (arXiv 1402.0915), by which fewer ranks become a smaller version of all.
-    """
-    if not (share and config.is_routed):
-        return None
-    draws = Draws.of_step(seed=seed, step=step, first=0, count=1, device=torch.device("cpu"))
-    if int(draws.timesteps("budget/whether", 0, 9999)) >= 10000 * share:
-        return None
-    return int(draws.timesteps("budget", 0, config.top_k * config.expert_rank - 1))

@@ -21,7 +21,7 @@ def run_folder(trainer: L.Trainer) -> Path:
 def adapter_report(pl_module: L.LightningModule) -> Any | None:
     """The report of the generator's routed adapters, or None for a model without routing."""
     generator = getattr(pl_module, "generator", None)
-    report = getattr(generator, "adapters", None) or getattr(generator, "context", None)
+    report = getattr(generator, "adapters", None)
     return report if report is not None and report.config.is_routed else None
 
 

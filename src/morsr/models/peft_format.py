@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from einops import rearrange
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from morsr.adapters.config import MoRConfig
-from morsr.adapters.inject import InjectionReport, inject, layers_of_set, routing_context
+from morsr.adapters.inject import InjectionReport, inject, layers_of_set
 from morsr.errors import ConfigError, InputError, WeightsError
 from morsr.files import save_tensors, write_text
 
@@ -46,24 +45,20 @@ def lora_state_dict(model: nn.Module, *, name: str = "generator", prefix: str = 
     """
     layers = layers_of_set(model, name)
     places = _places(model)
-    gates = layers[0][1].shared.now.gates[name]
-    if gates is None:
-        raise InputError(f"adapter set {name!r} has no routing to export: set context.condition first")
     state: dict[str, Tensor] = {}
     for layer_name, layer, ranks in layers:
-        row = gates[ranks.index]
-        if row.factors is not None and row.factors.shape[0] != 1:
-            raise InputError(
-                f"a LoRA holds one routing, got one for {row.factors.shape[0]} images; use context.routing.image(0)"
-            )
+        gates = layer.gates(name)
+        if len(gates) != 1:
+            raise InputError(f"a LoRA holds one routing, got one for {len(gates)} images; use routing.image(0)")
         if (lacking := _without_counterpart(layer, places)) is not None:
             raise ConfigError(f"{layer_name}: peft has no counterpart for {lacking}; leave it out of the targets")
-        down, up = (value.detach().float() for value in ranks.pick(row, torch.float32))
-        live = (up != 0).any(1) if row.factors is None else row.factors[0] != 0
-        down = down * live.view(-1, *[1] * (down.ndim - 1))
-        up = rearrange(up, "r o -> o r")
-        state[f"{prefix}{layer_name}.lora_A.weight"] = down.cpu().contiguous()
-        state[f"{prefix}{layer_name}.lora_B.weight"] = up.reshape(*up.shape, *[1] * (down.ndim - 2)).cpu().contiguous()
+        factors = gates[0].detach().float()
+        lora_A, lora_B = ranks.lora_A.detach().float(), ranks.lora_B.detach().float()
+        live = factors != 0
+        lora_A = lora_A * live.view(-1, *[1] * (lora_A.ndim - 1))
+        lora_B = (lora_B * factors).reshape(*lora_B.shape, *[1] * (lora_A.ndim - 2))
+        state[f"{prefix}{layer_name}.lora_A.weight"] = lora_A.cpu().contiguous()
+        state[f"{prefix}{layer_name}.lora_B.weight"] = lora_B.cpu().contiguous()
     return state
 
 
@@ -150,13 +145,13 @@ def import_lora(
         if config.scale == 0:
             raise ConfigError("scale: 0 cannot hold an imported LoRA")
         scale = scale / config.scale
-    report = inject(model, config, condition_dim=condition_dim, name=name)
-    by_name = dict(zip(routing_context(model, name).layer_names, layers_of_set(model, name), strict=True))
+    report = inject(model, config, condition_dim=condition_dim or 0, name=name)
+    by_name = dict(zip(report.layer_names, layers_of_set(model, name), strict=True))
     with torch.no_grad():
         for layer, parts in pairs.items():
             ranks_of_layer = by_name[layer][2]
-            ranks_of_layer.down[:rank].copy_(parts["A"])
-            ranks_of_layer.up[:rank].copy_(rearrange(parts["B"].flatten(1), "o r -> r o") * scale)
+            ranks_of_layer.lora_A[:rank].copy_(parts["A"])
+            ranks_of_layer.lora_B[:, :rank].copy_(parts["B"].flatten(1) * scale)
     return report
 
 

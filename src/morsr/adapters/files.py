@@ -1,0 +1,402 @@
+"""Adapter files: one safetensors file per set, with its settings, its base and a digest in the header.
+
+Layout of format 3: ``layers.<name>.lora_A``, ``layers.<name>.lora_B``, ``router.<key>``, ``saved.<module>:<key>``
+(modules_to_save) and ``attached.<key>``. Formats 1 and 2, of release 0.1, load.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from morsr.adapters.config import MoRConfig
+from morsr.adapters.inject import (
+    InjectionReport,
+    RouterFactory,
+    _places,
+    adapted_layers,
+    adapter_names,
+    add_saved_modules,
+    inject_by_name,
+    layers_of_set,
+    report_of,
+    saved_modules,
+)
+from morsr.adapters.router import Router
+from morsr.errors import ConfigError, InputError, WeightsError
+from morsr.files import save_tensors
+
+FORMAT, FORMAT_VERSION = "morsr-adapters", 3
+_DTYPES = {"F64", "F32", "F16", "BF16"}
+_SAMPLES = 256
+_UNKNOWN_TO_03 = ("dtype",)  # settings of release 0.1 that changed nothing in a result
+
+
+def save_adapters(
+    path: str | os.PathLike[str],
+    model: nn.Module,
+    *,
+    name: str = "generator",
+    base_id: str = "",
+    dtype: torch.dtype | None = None,
+    extra: Mapping[str, Any] | None = None,
+    attached: Mapping[str, Tensor] | None = None,
+) -> Path:
+    """Write one adapter set to a safetensors file, atomically.
+
+    Args:
+        path: of the file.
+        model: the model that `inject` was given.
+        name: of the set.
+        base_id: what the base model is called; a base is recognised by its weights, the name is for messages.
+        dtype: to store the ranks in, as torch.float16; float32 by default. The router stays in float32.
+        extra: values that fit JSON, given back by `read_adapters_header`.
+        attached: tensors that go with the set, such as prompt embeddings, given back by `read_attached`.
+
+    Raises:
+        ConfigError: no such set, or an open merge. InputError: ``extra`` does not fit JSON.
+        WeightsError: NaN or infinity, also where ``dtype`` is too small. An existing file is unchanged then.
+    """
+    report, layers = report_of(model, name), layers_of_set(model, name)
+    if any(layer.merged for _, layer, _ in layers):
+        raise ConfigError("weights are merged; leave merged(...) before saving adapters")
+    if [layer_name for layer_name, _, _ in layers] != list(report.layer_names):
+        raise ConfigError("save adapters from the model that inject was given, not from a part of it")
+    tensors: dict[str, Tensor] = {}
+    for layer_name, _, ranks in layers:
+        for key in ("lora_A", "lora_B"):
+            value = getattr(ranks, key)
+            tensors[f"layers.{layer_name}.{key}"] = value.to(dtype or value.dtype)
+    tensors |= {f"router.{key}": value for key, value in report.router.state_dict().items()}
+    saved = saved_modules(model, name)
+    tensors |= {f"saved.{one}:{k}": value for one, module in saved.items() for k, value in module.state_dict().items()}
+    tensors |= {f"attached.{key}": value for key, value in (attached or {}).items()}
+    tensors = {key: value.detach().cpu().clone().contiguous() for key, value in tensors.items()}
+    if broken := [key for key, value in tensors.items() if not value.isfinite().all()]:
+        raise WeightsError(f"adapters are not saved: {broken[0]} and {len(broken) - 1} others hold NaN or infinity")
+    header = {
+        "config": report.config.to_dict(),
+        "name": name,
+        "base_id": base_id,
+        "condition_dim": report.router.num_scores,
+        "condition_names": list(report.score_names),
+        "layers": [
+            {"name": layer_name, "shape": list(layer.weight.shape), "print": fingerprint(layer.weight)}
+            for layer_name, layer, _ in layers
+        ],
+        "saved": list(saved),
+        "attached": list(attached or {}),
+        "extra": dict(extra or {}),
+    }
+    try:
+        text = json.dumps(header, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"extra: expected values that fit JSON: {error}") from error
+    metadata = {
+        "format": FORMAT, "format_version": str(FORMAT_VERSION), "header": text, "digest": digest(text, tensors),
+    }  # fmt: skip
+    save_tensors(path, tensors, metadata)
+    return Path(path)
+
+
+def digest(header: str, tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of a header and of the names, shapes, dtypes and bytes of tensors."""
+    total = hashlib.sha256(header.encode())
+    for key in sorted(tensors):
+        value = tensors[key]
+        total.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
+        total.update(value.reshape(-1).view(torch.uint8).numpy().data)
+    return total.hexdigest()
+
+
+def read_adapters_header(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Header of an adapter file, without its tensors.
+
+    Returns:
+        A dict with config (of MoRConfig), name, base_id, condition_dim, condition_names, layers (name, shape, print),
+        saved (names of modules trained whole), attached, extra and format_version.
+
+    Raises:
+        WeightsError: the file is missing, damaged, of another kind, or of a newer format.
+    """
+    return _open(path, lambda file, header, metadata: header)
+
+
+def read_attached(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """Tensors that were attached to the set of an adapter file; none in most."""
+    return _open(
+        path, lambda file, header, _: {name: file.get_tensor(f"attached.{name}") for name in header["attached"]}
+    )
+
+
+def load_adapters(
+    path: str | os.PathLike[str], model: nn.Module, *, name: str | None = None, router: RouterFactory = Router
+) -> InjectionReport:
+    """Load an adapter file into a model; the set is injected if the model lacks it.
+
+    Args:
+        path: of the file.
+        model: its base, recognised by the shapes and samples of the adapted weights.
+        name: to load the set under; the stored name by default.
+        router: class of the router, where it is one of your own.
+
+    Raises:
+        WeightsError: an unreadable or damaged file, another base, or a set of that name with other settings. Nothing
+            has changed then.
+    """
+    header, tensors = _read_for(path, model)
+    config, name = header["config"], name or header["name"]
+    if any(layer.merged for _, layer in adapted_layers(model)):
+        raise ConfigError("weights are merged; leave merged(...) before loading adapters")
+    names = [layer["name"] for layer in header["layers"]]
+    _check_tensors(path, header, tensors, router)
+    if name in adapter_names(model):
+        report = report_of(model, name)
+        _check_same(path, report, header)
+        add_saved_modules(model, report, header["saved"])
+    else:
+        try:
+            report = inject_by_name(
+                model, config, names, header["saved"], condition_dim=header["condition_dim"], name=name,
+                score_names=header["condition_names"], router=router,
+            )  # fmt: skip
+        except ConfigError as error:
+            raise WeightsError(f"{path}: does not fit this model: {error}") from error
+    with torch.no_grad():
+        for layer_name, _, ranks in layers_of_set(model, name):
+            ranks.lora_A.copy_(tensors[f"layers.{layer_name}.lora_A"])
+            ranks.lora_B.copy_(tensors[f"layers.{layer_name}.lora_B"])
+        for key, value in report.router.state_dict().items():
+            value.copy_(tensors[f"router.{key}"])
+        _copy_saved(model, name, tensors)
+    report.score_names = tuple(header["condition_names"])
+    report.route(None)
+    return report
+
+
+def start_from_adapters(path: str | os.PathLike[str], model: nn.Module, *, name: str = "generator") -> str:
+    """Give a set what a file holds of it, by name: all of the same settings, or a plain LoRA as the first shared ranks.
+
+    Ranks that the file does not fill keep their initial values, whose update is zero.
+
+    Returns:
+        One line that says what was taken.
+
+    Raises:
+        WeightsError: an unreadable file, another base, or settings of which nothing fits. Nothing has changed then.
+    """
+    header, tensors = _read_for(path, model)
+    report, config = report_of(model, name), header["config"]
+    _check_tensors(path, header, tensors, Router)
+    same = config.computing() == report.config.computing() and header["condition_dim"] == report.router.num_scores
+    rank = config.stored_ranks
+    if not same and (config.num_slots or rank > report.config.num_shared):
+        raise WeightsError(
+            f"{path}: expected the settings of this run, or a plain LoRA of at most {report.config.num_shared} ranks, "
+            f"got {rank} ranks with {config.num_slots} slots"
+        )
+    layers = {layer_name: ranks for layer_name, _, ranks in layers_of_set(model, name)}
+    taken = [layer["name"] for layer in header["layers"] if layer["name"] in layers]
+    if not taken:
+        raise WeightsError(f"{path}: none of its layers is adapted here")
+    factor = config.scale / report.config.scale
+    with torch.no_grad():
+        for layer_name in taken:
+            layers[layer_name].lora_A[:rank].copy_(tensors[f"layers.{layer_name}.lora_A"])
+            layers[layer_name].lora_B[:, :rank].copy_(tensors[f"layers.{layer_name}.lora_B"] * factor)
+        if same and set(taken) == set(layers):
+            for key, value in report.router.state_dict().items():
+                value.copy_(tensors[f"router.{key}"])
+        add_saved_modules(model, report, header["saved"])
+        _copy_saved(model, name, tensors)
+    return f"started from {path}: {rank} ranks in {len(taken)} of {len(layers)} layers"
+
+
+def _copy_saved(model: nn.Module, name: str, tensors: Mapping[str, Tensor]) -> None:
+    for one, module in saved_modules(model, name).items():
+        for key, value in module.state_dict().items():
+            if f"saved.{one}:{key}" in tensors:
+                value.copy_(tensors[f"saved.{one}:{key}"])
+
+
+def fingerprint(weight: Tensor) -> list[float]:
+    """Mean size of a sample of a weight and of its first half; equal to 1 % for one weight in whatever precision."""
+    if weight.device.type == "meta":
+        return []
+    flat = weight.detach().reshape(-1)
+    sample = flat[:: max(1, flat.numel() // _SAMPLES)].abs().double()
+    return [sample.mean().item(), sample[: max(1, sample.numel() // 2)].mean().item()]
+
+
+def same_fingerprint(one: list[float], other: list[float]) -> bool:
+    """Whether two fingerprints may be of one weight; an empty one is never compared."""
+    return not (one and other) or all(abs(a - b) <= 0.01 * abs(b) + 1e-6 for a, b in zip(one, other, strict=True))
+
+
+def _open(path: str | os.PathLike[str], read: Callable[[Any, dict[str, Any], dict[str, str]], Any]) -> Any:
+    """Call a function with an open adapter file and its checked header; whatever is wrong becomes a WeightsError."""
+    path = Path(path)
+    if path.suffix == ".ckpt":
+        raise WeightsError(f"{path}: a training checkpoint; expected an adapters file (*.safetensors)")
+    if not path.is_file():
+        raise WeightsError(f"{path}: no such adapters file")
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            metadata = file.metadata() or {}
+            if metadata.get("format") != FORMAT:
+                raise WeightsError(f"{path}: not a file of morsr's adapters; a peft LoRA goes through import")
+            version = int(metadata["format_version"])
+            if version > FORMAT_VERSION:
+                raise WeightsError(f"{path}: format {version}, this version reads up to {FORMAT_VERSION}; update morsr")
+            header = _checked(json.loads(metadata["header"]), version)
+            return read(file, header, metadata)
+    except WeightsError:
+        raise
+    except (SafetensorError, OSError) as error:
+        raise WeightsError(f"{path}: damaged ({error}); copy or download it again") from error
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+        raise WeightsError(f"{path}: its header cannot be read ({type(error).__name__}: {error})"[:300]) from error
+
+
+def _checked(header: dict[str, Any], version: int) -> dict[str, Any]:
+    """A header with the fields of the present format, each of its kind; raises one of Python's own errors otherwise."""
+    settings = {key: value for key, value in dict(header["config"]).items() if key not in _UNKNOWN_TO_03}
+    layers = [{"name": e["name"], "shape": [*e["shape"]], "print": [*e["print"]]} for e in header["layers"]]
+    strings = [header["name"], header["base_id"], *header["condition_names"], *(layer["name"] for layer in layers)]
+    saved = list(header.get("saved", ()))
+    if version < FORMAT_VERSION:
+        saved = list(header.get("whole", {}))  # parameters; `_read_for` finds their modules
+    attached = list(header.get("attached", ()))
+    extra = header.get("extra") or {}
+    if not all(isinstance(text, str) for text in [*strings, *saved, *attached]) or not isinstance(extra, dict):
+        raise TypeError("expected names as text")
+    numbers = [header["condition_dim"], *(side for layer in layers for side in layer["shape"])]
+    if not all(isinstance(number, int) and 0 <= number < 2**31 for number in numbers) or not layers:
+        raise TypeError("expected whole numbers of at least 0, and at least one layer")
+    if any(len(e["print"]) not in (0, 2) or not all(isinstance(v, float) for v in e["print"]) for e in layers):
+        raise TypeError("expected samples of weights as numbers")
+    if len({layer["name"] for layer in layers}) < len(layers):
+        raise ValueError("a layer is named twice")
+    return {
+        "config": MoRConfig.from_dict(settings),
+        "name": header["name"],
+        "base_id": header["base_id"],
+        "condition_dim": header["condition_dim"],
+        "condition_names": list(header["condition_names"]),
+        "layers": layers,
+        "saved": saved,
+        "attached": attached,
+        "extra": extra,
+        "format_version": version,
+    }
+
+
+def _read_all(file: Any, header: dict[str, Any], metadata: dict[str, str]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The header and all tensors, under the names of the present format; checked against the digest."""
+    for key in file.keys():  # noqa: SIM118
+        if file.get_slice(key).get_dtype() not in _DTYPES:
+            raise WeightsError(f"{key}: expected floating-point numbers, got {file.get_slice(key).get_dtype()}")
+    tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    if header["format_version"] >= FORMAT_VERSION and metadata.get("digest") != digest(metadata["header"], tensors):
+        raise WeightsError("the adapters file is damaged: its content does not fit its digest; copy it again")
+    if header["format_version"] < FORMAT_VERSION:
+        tensors = dict(_renamed(key, value) for key, value in tensors.items())
+    return header, tensors
+
+
+def _read_for(path: str | os.PathLike[str], model: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Header and tensors of a file, checked against each other and against the base that they are for."""
+    header, tensors = _open(path, _read_all)
+    if header["format_version"] < FORMAT_VERSION and header["saved"]:
+        # Release 0.1 kept single parameters: the largest modules that they make up are saved here.
+        whole, modules = set(header["saved"]), []
+        for place in _places(model):
+            keys = [f"{place.name}.{key}" for key, _ in place.original.named_parameters()]
+            if keys and whole.issuperset(keys) and not any(place.name.startswith(f"{one}.") for one in modules):
+                modules.append(place.name)
+        for module in modules:
+            for key in [key for key in tensors if key.startswith(f"whole.{module}.")]:
+                tensors[f"saved.{module}:{key.removeprefix(f'whole.{module}.')}"] = tensors.pop(key)
+        header["saved"] = modules
+    _check_base(path, header, model)
+    return header, tensors
+
+
+def _renamed(key: str, value: Tensor) -> tuple[str, Tensor]:
+    """A tensor of formats 1 and 2 under its present name."""
+    kind, _, rest = key.partition(".")
+    if kind == "layers" and rest.endswith(".down"):
+        return f"layers.{rest.removesuffix('.down')}.lora_A", value
+    if kind == "layers" and rest.endswith(".up"):
+        return f"layers.{rest.removesuffix('.up')}.lora_B", value.t().contiguous()
+    if kind == "context":
+        return f"router.{rest}", value
+    return key, value
+
+
+def _check_tensors(
+    path: str | os.PathLike[str], header: dict[str, Any], tensors: dict[str, Tensor], router: RouterFactory
+) -> None:
+    """Compare the tensors with what the header says of them, before anything of that size is made."""
+    config = header["config"]
+    wanted: dict[str, tuple[int, ...]] = {}
+    for layer in header["layers"]:
+        wanted[f"layers.{layer['name']}.lora_A"] = (config.stored_ranks, *layer["shape"][1:])
+        wanted[f"layers.{layer['name']}.lora_B"] = (layer["shape"][0], config.stored_ranks)
+    try:
+        with torch.device("meta"):
+            skeleton = router(config, len(header["layers"]), header["condition_dim"])
+    except (RuntimeError, OverflowError, TypeError) as error:  # sizes that no tensor can have
+        raise WeightsError(f"{path}: its settings fit no router ({type(error).__name__})") from error
+    wanted |= {f"router.{key}": tuple(value.shape) for key, value in skeleton.state_dict().items()}
+    free = tuple(f"saved.{module}:" for module in header["saved"])
+    free += tuple(f"attached.{key}" for key in header["attached"])
+    found = {key for key in tensors if not key.startswith(free)} if free else set(tensors)
+    if odd := sorted(found ^ set(wanted)):
+        raise WeightsError(f"{path}: {len(odd)} tensors are missing or unexpected, such as {odd[0]}")
+    for key, value in tensors.items():
+        if key in wanted and tuple(value.shape) != wanted[key]:
+            raise WeightsError(f"{path}: {key}: expected shape {wanted[key]}, got {tuple(value.shape)}")
+        if not value.isfinite().all():
+            raise WeightsError(f"{path}: {key} holds NaN or infinity")
+
+
+def _check_base(path: str | os.PathLike[str], header: dict[str, Any], model: nn.Module) -> None:
+    """Refuse a file of other layers or weights than a model's."""
+    places = {place.name: place.original for place in _places(model)}
+    known = f" (made for {header['base_id']!r})" if header["base_id"] else ""
+    for layer in header["layers"]:
+        name = layer["name"]
+        weight = getattr(places.get(name), "weight", None)
+        if not isinstance(weight, Tensor) or list(weight.shape) != layer["shape"]:
+            got = "no such layer" if not isinstance(weight, Tensor) else f"shape {list(weight.shape)}"
+            raise WeightsError(f"{path}: another base{known}: {name}: expected shape {layer['shape']}, got {got}")
+        if not same_fingerprint(fingerprint(weight), layer["print"]):
+            raise WeightsError(f"{path}: another base{known}: the weights of {name} differ")
+    if missing := [one for one in header["saved"] if one not in places]:
+        raise WeightsError(f"{path}: another base{known}: no module {missing[0]} here")
+
+
+def _check_same(path: str | os.PathLike[str], report: InjectionReport, header: dict[str, Any]) -> None:
+    """Refuse a file whose set computes something else than the one on the model."""
+    mine, theirs = report.config.computing(), header["config"].computing()
+    changed = [f"{key} {theirs[key]}, not {mine[key]}" for key in mine if mine[key] != theirs[key]]
+    names = [layer["name"] for layer in header["layers"]]
+    if header["condition_dim"] != report.router.num_scores:
+        changed.append(f"{header['condition_dim']} scores, not {report.router.num_scores}")
+    elif header["condition_names"] and report.score_names and header["condition_names"] != list(report.score_names):
+        changed.append(f"scores {', '.join(header['condition_names'])}, not {', '.join(report.score_names)}")
+    if names != list(report.layer_names):
+        changed.append(
+            f"{len(names)} layers, such as {next(iter(set(names) ^ set(report.layer_names)), 'in other order')}"
+        )
+    if changed:
+        raise WeightsError(f"{path}: made with other settings: {'; '.join(changed)}")

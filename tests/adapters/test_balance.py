@@ -1,0 +1,130 @@
+"""The balance loss, its running share of choices, and what they teach a router."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from morsr.adapters import MoRConfig, Router
+from morsr.errors import InputError
+from morsr.functional.balance import balance_loss
+from morsr.functional.routing import Routing, route
+
+
+def _router(layers: int = 2, **settings) -> Router:
+    torch.manual_seed(0)
+    config = MoRConfig(num_ranks=8, num_shared=2, top_k=2, num_zero=2, **settings)
+    return Router(config, layers, 3).train()
+
+
+def test_formula_by_hand():
+    """N α (Σ real f_i mean p_i + Σ zero f_i mean w p_i), one layer, two images."""
+    p = torch.tensor([[[0.5, 0.3, 0.2], [0.1, 0.1, 0.8]]])
+    share, weight = torch.tensor([[0.5, 0.25, 0.25]]), torch.tensor([2.0, 0.5])
+    expected = 3 * 0.1 * (0.5 * 0.3 + 0.25 * 0.2 + 0.25 * (2.0 * 0.2 + 0.5 * 0.8) / 2)
+    got = balance_loss(p, share, weight, 2, alpha=0.1)
+    assert got.item() == pytest.approx(expected)
+
+
+def test_collapsed_layer_is_seen_even_when_the_mean_over_layers_is_even():
+    one, other = torch.eye(2)[:1], torch.eye(2)[1:]
+    collapsed = torch.stack([one, other])  # each layer sends every image to another slot
+    even = torch.full((2, 1, 2), 0.5)
+    loss = balance_loss(collapsed, collapsed.mean(1), None, 2, alpha=1.0)
+    assert loss > 1.9 * balance_loss(even, even.mean(1), None, 2, alpha=1.0)
+
+
+def test_sum_and_mean_differ_by_the_number_of_layers():
+    probabilities = torch.rand(5, 3, 4).softmax(-1)
+    share = torch.full((5, 4), 0.25)
+    total, mean = (balance_loss(probabilities, share, None, 4, reduction=r) for r in ("sum", "mean"))
+    torch.testing.assert_close(total, mean * 5)
+
+
+def test_running_share_counts_choices_and_sums_to_one():
+    router = _router(balance_window=10**9)
+    seen = torch.zeros(2, 8)
+    for seed in range(5):
+        torch.manual_seed(seed)
+        routing = router(torch.rand(4, 3))
+        router.balance_loss(routing, torch.rand(4))
+        seen += torch.stack([torch.bincount(layer.flatten(), minlength=8) for layer in routing.chosen])
+    torch.testing.assert_close(router.share, seen / (20 * 2))
+    torch.testing.assert_close(router.share.sum(-1), torch.ones(2))
+    assert router.images_seen.item() == 20
+
+
+@pytest.mark.parametrize("change", ["eval", "no update"])
+def test_running_share_rests(change):
+    router = _router()
+    before = router.share.clone()
+    router.train(change != "eval")
+    router.balance_loss(router(torch.rand(4, 3)), torch.rand(4), update=change != "no update")
+    assert torch.equal(router.share, before)
+
+
+def _trained(balance: str, severity_of: torch.Tensor, *, batch: int) -> tuple[float, float]:
+    """Zero slots of light and of severe images after a router has learned from the balance loss alone."""
+    config = MoRConfig(num_ranks=18, num_shared=2, top_k=4, num_zero=4, balance=balance, balance_alpha=1.0)
+    torch.manual_seed(0)
+    router = Router(config, 1, 1).train()
+    router.standardize(severity_of.mean()[None], severity_of.std()[None])
+    optimizer = torch.optim.Adam(router.parameters(), lr=2e-2)
+    for step in range(400):
+        severity = severity_of[(torch.arange(batch) + step * batch) % len(severity_of)]
+        optimizer.zero_grad()
+        router.balance_loss(router(severity[:, None]), severity).backward()
+        optimizer.step()
+    router.eval()
+    zero = [(router(torch.tensor([[s]])).chosen >= config.num_experts).sum().item() for s in (0.05, 0.95)]
+    return zero[0], zero[1]
+
+
+@pytest.mark.parametrize("batch", [1, 8])
+def test_the_degradation_aware_balance_orders_zero_slots_by_severity(batch):
+    severity = torch.rand(256, generator=torch.Generator().manual_seed(1))
+    light, severe = _trained("degradation", severity, batch=batch)
+    assert light >= severe + 2
+
+
+@pytest.mark.parametrize(
+    ("severity", "shape"), [(torch.tensor([0.5, 1.2]), 2), (torch.tensor([0.5, float("nan")]), 2), (torch.rand(3), 2)]
+)
+def test_severities_that_cannot_be(severity, shape):
+    router = _router()
+    with pytest.raises(InputError):
+        router.balance_loss(router(torch.rand(shape, 3)), severity)
+
+
+def test_router_starts_small_and_random_and_learns_only_once_lora_B_moves(toy, images, scores):
+    model, report = toy.make(filled=False)
+    report.router.train()
+    report.route(scores)
+    model(images).square().mean().backward()
+    assert all(p.grad is None or not p.grad.any() for p in report.router.parameters())
+    toy.fill(model, std=1e-3)
+    report.route(scores)
+    model(images).square().mean().backward()
+    assert report.router.weight.grad.abs().sum() > 0
+    assert Router(toy.small(), 7, 3).weight.std() > 1e-3
+
+
+def test_a_router_of_ones_own(toy, images, scores):
+    """Overriding `logits` is all that a router of one's own needs."""
+
+    class ByWorst(Router):
+        def logits(self, scores):
+            return super().logits(scores.amax(-1, keepdim=True).expand_as(scores))
+
+    torch.manual_seed(0)
+    model = toy.Toy().eval()
+    from morsr.adapters import inject
+
+    report = inject(model, toy.small(), condition_dim=3, router=ByWorst)
+    nn.init.normal_(report.router.weight)
+    routing = report.route(scores)
+    assert isinstance(routing, Routing)
+    torch.testing.assert_close(routing.gates, report.route(scores.flip(1)).gates)
+    expected = route(report.router.logits(scores), 4, 10, gate=report.config.gate)
+    torch.testing.assert_close(routing.gates, expected.gates)

@@ -1,0 +1,249 @@
+"""Adapter files: what is refused, damage, hostile headers, and starting from another set."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import json
+import random
+import struct
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from morsr.adapters import (
+    active_adapters,
+    adapter_names,
+    inject,
+    layers_of_set,
+    load_adapters,
+    read_adapters_header,
+    read_attached,
+    save_adapters,
+    start_from_adapters,
+)
+from morsr.errors import ConfigError, InputError, MorsrError, WeightsError
+
+
+@pytest.fixture
+def saved(toy, tmp_path):
+    model, _ = toy.make()
+    extra, attached = {"base": "toy", "n": 1}, {"prompt": torch.rand(2, 3)}
+    save_adapters(tmp_path / "set.safetensors", model, base_id="toy", extra=extra, attached=attached)
+    return tmp_path / "set.safetensors"
+
+
+def _parts(path):
+    with safe_open(path, "pt") as file:
+        return file.metadata(), {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+
+
+def _written(path, metadata, tensors):
+    save_file(tensors, path, metadata)
+    return path
+
+
+def _bare(toy):
+    torch.manual_seed(0)
+    return toy.Toy().eval()
+
+
+def test_header_and_attached_tensors(saved, toy):
+    header = read_adapters_header(saved)
+    assert header["config"] == toy.small()
+    assert (header["base_id"], header["condition_dim"], header["extra"]) == ("toy", 3, {"base": "toy", "n": 1})
+    assert read_attached(saved)["prompt"].shape == (2, 3)
+
+
+def test_a_base_is_known_by_its_weights_in_any_precision(saved, toy):
+    load_adapters(saved, _bare(toy).to(torch.float16))
+    other = _bare(toy)
+    with torch.no_grad():
+        other.dilated.weight.add_(0.05)
+    wider = toy.Toy(16)
+    for model in (other, wider, torch.nn.Sequential(_bare(toy))):
+        with pytest.raises(WeightsError, match="base"):
+            load_adapters(saved, model)
+        assert adapter_names(model) == ()
+
+
+@pytest.mark.parametrize(
+    "settings", [{"top_k": 3}, {"gate": "softmax"}, {"scale": 0.5}, {"targets": ("conv_in", "to_q")}]
+)
+def test_a_set_with_other_settings_is_refused(saved, toy, settings):
+    model, _ = toy.make(**settings)
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(WeightsError, match="settings"):
+        load_adapters(saved, model)
+    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+
+
+def test_half_precision_files_load_and_overflow_is_refused(toy, tmp_path):
+    model, _ = toy.make()
+    save_adapters(tmp_path / "half.safetensors", model, dtype=torch.float16)
+    load_adapters(tmp_path / "half.safetensors", _bare(toy))
+    before = (tmp_path / "half.safetensors").read_bytes()
+    with torch.no_grad():
+        model.conv_in.sets["generator"].lora_A[0] = 1e6
+    with pytest.raises(WeightsError):
+        save_adapters(tmp_path / "half.safetensors", model, dtype=torch.float16)
+    with pytest.raises(InputError):
+        save_adapters(tmp_path / "half.safetensors", model, extra={"x": object()})
+    with pytest.raises(ConfigError):
+        save_adapters(tmp_path / "half.safetensors", model, name="other")
+    assert (tmp_path / "half.safetensors").read_bytes() == before
+
+
+def test_flipped_bits_are_refused(saved, toy):
+    """Every byte carries: header, settings and tensors are all under the digest."""
+    content, source = saved.read_bytes(), random.Random(0)
+    places = [source.randrange(8 * len(content)) for _ in range(60)]
+    places += [
+        8 * source.randrange(8, 8 + struct.unpack("<Q", content[:8])[0]) + source.randrange(8) for _ in range(40)
+    ]
+    accepted = []
+    for place in places:
+        damaged = bytearray(content)
+        damaged[place // 8] ^= 1 << place % 8
+        saved.write_bytes(bytes(damaged))
+        try:
+            load_adapters(saved, _bare(toy))
+            accepted.append(place)
+        except WeightsError:
+            pass
+    assert accepted == []
+
+
+_VALUES = [None, True, -1, 0, 1.5, 50_000_000, 10**30, "x", "", [], [None], {}, {"a": 1}, float("nan"), "(a+)+$" * 20]
+
+
+def _mutations(header):
+    """The header with one value, at any depth, replaced by something else or left out."""
+
+    def places(value, path=()):
+        yield path
+        items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+        for key, child in items:
+            yield from places(child, (*path, key))
+
+    for path in places(header):
+        for value in [*_VALUES, "leave out"]:
+            changed = copy.deepcopy(header)
+            inside = changed
+            for key in path[:-1]:
+                inside = inside[key]
+            if not path:
+                changed = value
+            elif value == "leave out":
+                del inside[path[-1]]
+            else:
+                inside[path[-1]] = value
+            yield changed
+
+
+def _check_hostile(saved, toy, count):
+    """Any header is loaded or refused by a WeightsError, without a digest to hide behind and without large memory."""
+    metadata, tensors = _parts(saved)
+    tensors = {key.replace("router.", "context."): value for key, value in tensors.items()}
+    for key in [key for key in tensors if key.endswith((".lora_A", ".lora_B"))]:
+        value = tensors.pop(key)
+        tensors[key.replace("lora_A", "down").replace("lora_B", "up")] = (
+            value if "_A" in key else value.t().contiguous()
+        )
+    header = json.loads(metadata["header"])
+    cases = list(_mutations(header))
+    random.Random(0).shuffle(cases)
+    for case in cases[:count]:
+        text = json.dumps(case)
+        _written(saved, {"format": "morsr-adapters", "format_version": "2", "header": text}, tensors)
+        with contextlib.suppress(WeightsError):
+            load_adapters(saved, _bare(toy))
+
+
+def test_hostile_headers(saved, toy):
+    _check_hostile(saved, toy, 150)
+
+
+@pytest.mark.slow
+def test_hostile_headers_all(saved, toy):
+    _check_hostile(saved, toy, 10**6)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda m, t: t.pop("layers.conv_in.lora_A"),
+        lambda m, t: t.update({"layers.conv_in.lora_C": torch.ones(1)}),
+        lambda m, t: t.update({"layers.conv_in.lora_A": t["layers.conv_in.lora_A"].int()}),
+        lambda m, t: t.update({"layers.conv_in.lora_A": t["layers.conv_in.lora_A"][:1].clone()}),
+        lambda m, t: t.update({"router.bias": torch.full_like(t["router.bias"], torch.nan)}),
+        lambda m, t: m.update(format="peft"),
+        lambda m, t: m.update(format_version="99"),
+        lambda m, t: m.update(header="{"),
+        lambda m, t: m.update(header="[" * 100_000),
+        lambda m, t: m.pop("digest"),
+    ],
+)
+def test_damaged_files(saved, toy, change):
+    metadata, tensors = _parts(saved)
+    change(metadata, tensors)
+    _written(saved, metadata, tensors)
+    model = _bare(toy)
+    with pytest.raises(WeightsError):
+        load_adapters(saved, model)
+    assert adapter_names(model) == ()
+
+
+@pytest.mark.parametrize("name", ["missing.safetensors", "folder", "text.safetensors", "run.ckpt", "empty.safetensors"])
+def test_paths_that_are_no_adapters_file(tmp_path, toy, name):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "text.safetensors").write_text("not one")
+    (tmp_path / "run.ckpt").write_bytes(b"PK")
+    (tmp_path / "empty.safetensors").touch()
+    for read in (read_adapters_header, read_attached, lambda path: load_adapters(path, toy.Toy())):
+        with pytest.raises(MorsrError, match=name):
+            read(tmp_path / name)
+
+
+def test_start_from_a_plain_lora_fills_the_first_shared_ranks(toy, images, scores, tmp_path):
+    small, _ = toy.make(toy.small("lora", num_ranks=2, scale=2.0, targets=("conv_in", "to_q")))
+    save_adapters(tmp_path / "lora.safetensors", small)
+    model, report = toy.make(filled=False)
+    assert "2 of 7 layers" in start_from_adapters(tmp_path / "lora.safetensors", model)
+    report.route(scores)
+    with torch.no_grad():
+        torch.testing.assert_close(model(images), small(images), rtol=1e-4, atol=1e-5)
+
+
+def test_start_from_the_same_settings_takes_router_and_ranks(saved, toy, images, scores):
+    source, there = toy.make()
+    model, report = toy.make(toy.small(balance_alpha=0.5), filled=False)
+    torch.nn.init.normal_(report.router.weight)
+    start_from_adapters(saved, model)
+    for one in (there, report):
+        one.route(scores)
+    with torch.no_grad():
+        assert torch.equal(model(images), source(images))
+
+
+def test_start_from_what_does_not_fit_changes_nothing(saved, toy, tmp_path):
+    wide, _ = toy.make(toy.small("lora", num_ranks=3))
+    save_adapters(tmp_path / "wide.safetensors", wide)
+    for path, config in ((saved, toy.small(top_k=3)), (tmp_path / "wide.safetensors", toy.small())):
+        model, _ = toy.make(config, filled=False)
+        with pytest.raises(WeightsError):
+            start_from_adapters(path, model)
+        assert all(not ranks.lora_B.any() for _, _, ranks in layers_of_set(model, "generator"))
+
+
+def test_several_sets_load_under_their_names(toy, images, tmp_path):
+    model, _ = toy.make(toy.small("lora"))
+    save_adapters(tmp_path / "one.safetensors", model)
+    twin = _bare(toy)
+    load_adapters(tmp_path / "one.safetensors", twin, name="first")
+    inject(twin, toy.small("lora"), name="second")
+    assert adapter_names(twin) == ("first", "second")
+    with torch.no_grad(), active_adapters(twin, "first"):
+        assert torch.equal(twin(images), model(images))

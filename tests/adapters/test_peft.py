@@ -1,0 +1,108 @@
+"""peft as the oracle: an even gate is a plain LoRA, so is one image's routing, and a LoRA becomes shared ranks."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from morsr.adapters import Routing, layers_of_set
+from morsr.errors import ConfigError, InputError, WeightsError
+from morsr.models.peft_format import export_lora, import_lora, lora_state_dict
+
+peft = pytest.importorskip("peft")
+
+# peft's ranks ignore dilation beyond 1 in its merge; the oracle is asked about all other layers.
+PLAIN = ("conv_in", "downsample", "shortcut", "to_q", "pooled", r"head\.0")
+
+
+def _peft_twin(toy, folder):
+    torch.manual_seed(0)
+    return peft.PeftModel.from_pretrained(toy.Toy().eval(), folder).eval()
+
+
+def test_even_gates_are_a_plain_lora_of_that_rank(toy, images, tmp_path):
+    model, report = toy.make(toy.small("mor_v1", num_shared=2, top_k=10, targets=PLAIN, scale=2.0))
+    torch.manual_seed(0)
+    twin = toy.Toy().eval()
+    config = peft.LoraConfig(r=12, lora_alpha=24, target_modules=[name.replace("\\", "") for name in PLAIN])
+    twin = peft.get_peft_model(twin, config).eval()
+    with torch.no_grad():
+        for name, _, ranks in layers_of_set(model, "generator"):
+            theirs = twin.base_model.model.get_submodule(name)
+            theirs.lora_A["default"].weight.copy_(ranks.lora_A)
+            theirs.lora_B["default"].weight.copy_(ranks.lora_B.view_as(theirs.lora_B["default"].weight))
+        torch.nn.init.zeros_(report.router.weight)
+        torch.nn.init.zeros_(report.router.bias)
+        report.route(torch.rand(3, toy.SCORES))
+        torch.testing.assert_close(model(images), twin(images), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("strength", [1.0, 0.5, 0.0])
+def test_the_routing_of_one_image_loads_in_peft(toy, images, scores, tmp_path, strength):
+    model, report = toy.make(toy.small(targets=PLAIN, scale=0.5))
+    report.strength = strength
+    report.route(scores[:1])
+    export_lora(tmp_path, model)
+    with torch.no_grad():
+        torch.testing.assert_close(_peft_twin(toy, tmp_path)(images), model(images), rtol=1e-4, atol=1e-5)
+
+
+def test_a_lora_of_peft_becomes_shared_ranks(toy, images, scores, tmp_path):
+    torch.manual_seed(0)
+    config = peft.LoraConfig(r=4, lora_alpha=8, target_modules=["conv_in", "to_q"], init_lora_weights=False)
+    twin = peft.get_peft_model(toy.Toy().eval(), config).eval()
+    twin.save_pretrained(tmp_path)
+    torch.manual_seed(0)
+    plain = toy.Toy().eval()
+    import_lora(tmp_path, plain)
+    grown = toy.Toy().eval()
+    grown.load_state_dict(dict(toy.Toy().state_dict().items()))
+    torch.manual_seed(0)
+    grown = toy.Toy().eval()
+    report = import_lora(tmp_path, grown, config=toy.small(num_shared=4, scale=0.5), condition_dim=toy.SCORES)
+    report.route(scores)
+    with torch.no_grad():
+        expected = twin(images)
+        torch.testing.assert_close(plain(images), expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(grown(images), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("change", "error"),
+    [
+        (lambda c: c.update(use_dora=True), WeightsError),
+        (lambda c: c.update(init_lora_weights="pissa"), WeightsError),
+        (lambda c: c.update(rank_pattern={"to_q": 2}), WeightsError),
+        (lambda c: c.pop("r"), WeightsError),
+        (None, WeightsError),
+    ],
+)
+def test_what_cannot_be_imported(toy, tmp_path, change, error):
+    model, _report = toy.make(toy.small("lora", targets=("conv_in", "to_q")))
+    export_lora(tmp_path, model)
+    file = tmp_path / "adapter_config.json"
+    if change is None:
+        (tmp_path / "adapter_model.safetensors").write_bytes(b"no tensors")
+    else:
+        settings = json.loads(file.read_text())
+        change(settings)
+        file.write_text(json.dumps(settings))
+    bare = toy.Toy()
+    with pytest.raises(error):
+        import_lora(tmp_path, bare)
+    assert all(p.requires_grad for p in bare.parameters())
+
+
+def test_what_cannot_be_exported(toy, scores):
+    model, report = toy.make()
+    with pytest.raises(InputError):
+        lora_state_dict(model)
+    report.route(scores)
+    with pytest.raises(InputError):
+        lora_state_dict(model)
+    report.route(scores[:1])
+    with pytest.raises(ConfigError, match="dilated"):
+        lora_state_dict(model)
+    assert isinstance(report.routing, Routing)
