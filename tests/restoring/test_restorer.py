@@ -293,8 +293,8 @@ def test_strength_scales_the_gates_and_leaves_the_model_as_it_was(restorer: Rest
 
 def test_all_tiles_of_an_image_share_one_routing_merged_or_not(restorer: Restorer, monkeypatch: pytest.MonkeyPatch):
     images, calls, before = uneven(), [], weights(restorer)
-    condition = restorer.generator.condition
-    monkeypatch.setattr(restorer.generator, "condition", lambda lr: (calls.append(tuple(lr.shape)), condition(lr))[1])
+    condition = restorer.generator.route
+    monkeypatch.setattr(restorer.generator, "route", lambda lr: (calls.append(tuple(lr.shape)), condition(lr))[1])
     merged, routing = restorer(images, tile=64, return_routing=True)
     assert calls == [(1, 3, 16, 96)]
     assert routing.batch == 1

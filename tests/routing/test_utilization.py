@@ -53,7 +53,7 @@ def test_dead_experts_are_real_ones_under_a_tenth_of_the_even_load():
 def test_counts_shares_and_ranks_of_any_routing(seed: int, images: int, top_k: int, num_zero: int):
     generator = torch.Generator().manual_seed(seed)
     slots = 5 + num_zero
-    routing = route(torch.randn(3, images, slots, generator=generator), top_k)
+    routing = route(torch.randn(3, images, slots, generator=generator), top_k, slots - num_zero)
     load = load_share(slot_load(routing.chosen, slots))
     torch.testing.assert_close(load.sum(1), torch.ones(3))
     share = zero_share(routing.chosen, 5)
