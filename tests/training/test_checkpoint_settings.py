@@ -225,5 +225,5 @@ def test_a_damaged_file_of_another_run_is_passed_over(small_base: Path, tmp_path
     torn.parent.mkdir()
     torn.write_bytes(whole.read_bytes()[:300])
     trainer: Any = SimpleNamespace(log_dir=str(tmp_path / "runs" / "version_2"), default_root_dir=".")
-    with pytest.warns(UserWarning, match=r"passed over: .*version_1.adapters\.safetensors: not a whole safetensors"):
+    with pytest.warns(UserWarning, match=r"passed over: .*version_1.adapters\.safetensors: damaged"):
         assert newest_adapters(trainer, module.generator) == whole
