@@ -30,6 +30,7 @@ VAE = {
     "block_out_channels": [8, 8], "latent_channels": 4, "layers_per_block": 1, "norm_num_groups": 4,
     "down_block_types": ["DownEncoderBlock2D"] * 2, "up_block_types": ["UpDecoderBlock2D"] * 2, "scaling_factor": 0.5,
 }  # fmt: skip
+SEVERITIES = torch.linspace(0.1, 0.9, 257)  # of a recipe's draws
 ALPHA_BAR = (1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64).square()).cumprod(0).float()
 
 
@@ -58,7 +59,7 @@ class Layer(nn.Module):
         return self.base(x) + (x @ down.T * gates[:, None]) @ up
 
 
-def gates_of(logits, form: str = "renormalize"):
+def gates_of(logits, form: str = "renormalize_real"):
     """Chosen slots (L, B, K) and gates (L, B, N) of logits (L, B, N)."""
     chosen = torch.sort(logits.detach(), dim=-1, descending=True, stable=True).indices[..., :TOP_K]
     if form == "renormalize_real":  # a chosen zero slot takes a place, but no mass
@@ -72,15 +73,14 @@ def gates_of(logits, form: str = "renormalize"):
 
 
 def balance(probabilities, chosen, severity, running: dict):
-    """Load balance whose zero slots weigh an image by how degraded it is, relative to the running mean."""
+    """Load balance whose zero slots weigh an image by 2 x the rank of its severity among those of a recipe."""
     seen = running["images"] + len(severity)
     rate = min(1.0, len(severity) / min(seen, WINDOW))
     share = F.one_hot(chosen, probabilities.shape[-1]).float().mean((1, 2))
     running["share"] = torch.lerp(running["share"], share, rate)
-    running["severity"] = torch.lerp(running["severity"], severity.mean(), rate)
     running["images"] = seen
     weight = torch.ones(len(severity), probabilities.shape[-1])
-    weight[:, EXPERTS:] = (severity / running["severity"])[:, None]
+    weight[:, EXPERTS:] = 2 * (running["severities"] < severity[:, None]).float().mean(1, keepdim=True)
     return ALPHA * probabilities.shape[-1] * (running["share"] * (probabilities * weight).mean(1)).sum()
 
 
@@ -115,7 +115,7 @@ def pairs(step: int, count: int = 2):
 class Method:
     """Base, adapters, router, score network and discriminator, with a step that trains all three networks."""
 
-    def __init__(self, seed: int = 0, gate: str = "renormalize"):
+    def __init__(self, seed: int = 0, gate: str = "renormalize_real"):
         torch.manual_seed(seed)
         self.gate, self.switch = gate, {"active": "generator", "gates": None}
         self.base = nn.ModuleDict({"unet": UNet2DConditionModel(**UNET), "vae": AutoencoderKL(**VAE)})
@@ -137,7 +137,7 @@ class Method:
         self.router = nn.ParameterList([torch.randn(count, slots, SCORES) * 0.3, torch.randn(count, slots) * 0.1])
         scores = torch.cat([estimate(pairs(step, 16)[0]) for step in range(4)])
         self.mean, self.std = scores.mean(0), scores.std(0)
-        self.running = {"share": torch.full((count, slots), 1 / slots), "severity": torch.zeros(()), "images": 0}
+        self.running = {"share": torch.full((count, slots), 1 / slots), "severities": SEVERITIES, "images": 0}
         widths = [*UNET["block_out_channels"], UNET["block_out_channels"][-1]]
         self.heads = nn.ModuleList(
             nn.Sequential(

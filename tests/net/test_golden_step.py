@@ -113,7 +113,7 @@ def real_steps(page: ModuleType, method: Any, folder: Path, patch: pytest.Monkey
             yours.data.copy_(
                 mine.data if mine.shape == yours.shape and not is_up(name, mine, method) else mine.data.t()
             )
-    adapters.router.standardize(method.mean, method.std)
+    adapters.router.standardize(method.mean, method.std, page.SEVERITIES)
     module.train()
     phase = OneStepPhase(
         module.objective, module.build_networks(), clip=page.CLIP, backward=lambda loss, average: loss.backward(),
@@ -150,7 +150,7 @@ def differences(first: Numbers, second: Numbers) -> dict[str, float]:
     return worst
 
 
-@pytest.mark.parametrize("gate", ["renormalize", "softmax"])
+@pytest.mark.parametrize("gate", ["renormalize_real", "renormalize", "softmax"])
 def test_the_real_training_equals_the_page(gate: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     page = load_page()
     method = page.Method(gate=gate)

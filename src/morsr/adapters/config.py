@@ -45,7 +45,7 @@ class MoRConfig:
             1 / num_ranks). ``lora_B`` starts at zero: freshly injected adapters leave the output bit-identical.
         logit_noise: standard deviation of the Gaussian noise on the logits at the start of training.
         logit_noise_until: fraction of the training at which the noise has fallen to 0.
-        balance: "degradation" (zero slots weighed by severity) or "plain".
+        balance: "degradation" (zero slots weighed by the rank of the severity) or "plain".
         balance_alpha: strength of the balance loss. Open in the paper.
         balance_reduction: "sum" or "mean" over layers.
         balance_window: images that the running share of choices remembers.
@@ -65,7 +65,7 @@ class MoRConfig:
     router: Literal["linear", "mlp"] = "linear"
     router_hidden: int = 32
     router_init_std: float = 0.02
-    gate: Gate = "renormalize"
+    gate: Gate = "renormalize_real"
     zero_slots: Literal["beside", "among"] = "beside"
     init: Literal["kaiming", "gaussian"] = "kaiming"
     logit_noise: float = 1.0

@@ -30,7 +30,7 @@ from morsr.adapters.inject import (
     report_of,
     saved_modules,
 )
-from morsr.adapters.router import Router
+from morsr.adapters.router import QUANTILES, Router
 from morsr.errors import ConfigError, InputError, WeightsError
 from morsr.files import save_tensors
 
@@ -269,6 +269,7 @@ def _open(path: str | os.PathLike[str], read: Callable[[Any, dict[str, Any], dic
 def _checked(header: dict[str, Any], version: int) -> dict[str, Any]:
     """A header with the fields of the present format, each of its kind; raises one of Python's own errors otherwise."""
     settings = {key: value for key, value in dict(header["config"]).items() if key not in _UNKNOWN_TO_03}
+    settings.setdefault("gate", "renormalize")  # files of 0.1 say so anyway
     layers = [{"name": e["name"], "shape": [*e["shape"]], "print": [*e["print"]]} for e in header["layers"]]
     strings = [header["name"], header["base_id"], *header["condition_names"], *(layer["name"] for layer in layers)]
     saved = list(header.get("saved", ()))
@@ -309,6 +310,8 @@ def _read_all(file: Any, header: dict[str, Any], metadata: dict[str, str]) -> tu
         raise WeightsError("the adapters file is damaged: its content does not fit its digest; copy it again")
     if header["format_version"] < FORMAT_VERSION:
         tensors = dict(_renamed(key, value) for key, value in tensors.items())
+        if tensors.pop("router.severity_mean", None) is not None:
+            tensors["router.severities"] = torch.linspace(0, 1, QUANTILES)
     return header, tensors
 
 

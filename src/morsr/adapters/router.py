@@ -17,6 +17,10 @@ from morsr.errors import InputError
 from morsr.functional.balance import balance_loss, running_rate
 from morsr.functional.precision import keep_float32, without_autocast
 from morsr.functional.routing import Routing, rank_gates, route, slot_load
+from morsr.functional.severity import rank
+
+QUANTILES = 257
+"""Points of the distribution of severities that the balance loss ranks an image within."""
 
 
 class Router(nn.Module):
@@ -36,7 +40,7 @@ class Router(nn.Module):
     mean: Tensor
     std: Tensor
     share: Tensor
-    severity_mean: Tensor
+    severities: Tensor
     images_seen: Tensor
 
     def __init__(self, config: MoRConfig, num_layers: int, num_scores: int) -> None:
@@ -55,7 +59,7 @@ class Router(nn.Module):
         self.register_buffer("mean", torch.zeros(num_scores))
         self.register_buffer("std", torch.ones(num_scores))
         self.register_buffer("share", torch.full((num_layers, slots), 1 / slots))
-        self.register_buffer("severity_mean", torch.zeros(()))
+        self.register_buffer("severities", torch.linspace(0, 1, QUANTILES))
         self.register_buffer("images_seen", torch.zeros(()))
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Router:
@@ -99,18 +103,23 @@ class Router(nn.Module):
         return gates * config.scale
 
     @torch.no_grad()
-    def standardize(self, mean: Tensor, std: Tensor) -> None:
+    def standardize(self, mean: Tensor, std: Tensor, severities: Tensor | None = None) -> None:
         """Fix what is subtracted from the scores and what divides them, from one calibration pass before training.
 
         Args:
             mean: (D,) mean of the scores.
             std: (D,) their standard deviation; a score that hardly varies (below 1e-4) is only centred.
+            severities: (I,) severities of training images, which the balance loss ranks an image within; evenly spread
+                over [0, 1] by default.
         """
         for name, value in (("mean", mean), ("std", std)):
             if tuple(value.shape) != (self.num_scores,) or not value.isfinite().all() or (std < 0).any():
                 raise InputError(f"{name}: expected {self.num_scores} finite values, got {value.tolist()}")
         self.mean.copy_(mean)
         self.std.copy_(torch.where(std < 1e-4, torch.ones_like(std), std))
+        if severities is not None:
+            points = torch.linspace(0, 1, QUANTILES, device=severities.device)
+            self.severities.copy_(torch.quantile(severities.float(), points))
 
     @property
     def standardized(self) -> bool:
@@ -118,7 +127,7 @@ class Router(nn.Module):
         return bool(self.config.num_slots) and not (bool((self.mean == 0).all()) and bool((self.std == 1).all()))
 
     def balance_loss(self, routing: Routing, severity: Tensor, *, update: bool = True) -> Tensor:
-        """Balance loss of a routing.
+        """Balance loss of a routing; zero slots weigh an image by 2 × the rank of its severity, whose mean is 1.
 
         In training mode the running share of choices takes in this batch, over all devices in one reduction; the
         probabilities stay local, so that averaging gradients over devices is exact.
@@ -139,9 +148,8 @@ class Router(nn.Module):
         if not (low >= 0 and high <= 1):
             raise InputError(f"severity: expected values in [0, 1], got {low:.4g} to {high:.4g}")
         if update and self.training:
-            self._update(routing.chosen, severity)
-        mean = torch.where(self.images_seen > 0, self.severity_mean, severity.mean())
-        weight = severity / mean.clamp(min=1e-6) if config.balance == "degradation" else None
+            self._update(routing.chosen)
+        weight = 2 * rank(severity, self.severities) if config.balance == "degradation" else None
         with without_autocast(severity.device):
             return balance_loss(
                 routing.probabilities,
@@ -153,16 +161,14 @@ class Router(nn.Module):
             )
 
     @torch.no_grad()
-    def _update(self, chosen: Tensor, severity: Tensor) -> None:
-        count = torch.full((1,), float(severity.numel()), device=severity.device)
+    def _update(self, chosen: Tensor) -> None:
         load = slot_load(chosen, self.config.num_slots)
-        totals = torch.cat([load.flatten(), severity.sum().float()[None], count])
+        totals = torch.cat([load.flatten(), load.new_tensor([chosen.shape[1]])])
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
             dist.all_reduce(totals)
-        load, total, images = totals[:-2].view_as(load), totals[-2], totals[-1]
+        load, images = totals[:-1].view_as(load), totals[-1]
         rate = running_rate(self.images_seen, images, self.config.balance_window)
         self.share.lerp_((load / (images * self.config.top_k)).to(self.share), rate.to(self.share))
-        self.severity_mean.lerp_((total / images).to(self.severity_mean), rate.to(self.severity_mean))
         self.images_seen.add_(images)
 
 

@@ -26,7 +26,7 @@ def balance_loss(
     Args:
         probabilities: (L, B, N) full softmax of the current batch, with gradient.
         share: (L, N) f, share of the choices that went to each slot, summing to 1; no gradient.
-        severity_weight: (B,) w, raw severity divided by its running mean; None for the plain loss (w = 1).
+        severity_weight: (B,) w, twice the rank of the severity, with mean 1; None for the plain loss (w = 1).
         num_real: slots from this one on are zero experts.
         alpha: strength.
         reduction: "sum" or "mean" over layers. Averaging p over layers first would hide a layer that has collapsed.

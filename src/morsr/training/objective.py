@@ -135,7 +135,7 @@ class Objective:
         with self.part("reconstruction"):
             terms = self.restoration(output.sr, hr, step=step)
         total = terms.pop("total")
-        for name, compute in self._network_terms(output, draws).items():
+        for name, compute in self._network_terms(output, draws, batch).items():
             factor = self.weights[name].at(step) if name in self.weights else 0.0
             if factor > 0:
                 with self.part(name):
@@ -143,7 +143,9 @@ class Objective:
                 total = total + factor * terms[name]
         return GeneratorLoss(terms, total, output)
 
-    def _network_terms(self, output: GeneratorOutput, draws: Draws) -> dict[str, Callable[[], Tensor]]:
+    def _network_terms(
+        self, output: GeneratorOutput, draws: Draws, batch: Mapping[str, Any]
+    ) -> dict[str, Callable[[], Tensor]]:
         teacher, score, discriminator = self.teacher, self.score, self.discriminator
         adapters, scores, routing = self.generator.adapters, output.scores, output.routing
         terms: dict[str, Callable[[], Tensor]] = {}
@@ -155,7 +157,7 @@ class Objective:
             seen = output.z0 if discriminator.sees == "latents" else output.sr
             terms["gan"] = lambda: discriminator.generator_loss(seen, draws)
         if adapters is not None and routing is not None and scores is not None:
-            terms["balance"] = lambda: adapters.router.balance_loss(routing, scores.severity)
+            terms["balance"] = lambda: adapters.router.balance_loss(routing, batch.get("severity", scores.severity))
         return terms
 
     def helper_loss(self, network: str, output: GeneratorOutput, hr: Tensor, draws: Draws) -> Tensor:

@@ -165,7 +165,7 @@ class OneStepPhase:
         count, losses, router = len(batch["lr"]), [], _router_parameters(self.objective)
         balance_factor, pulls = self.objective.weights["balance"].at(step), []
         for part in parts:
-            images = {name: batch[name][part] for name in ("lr", "hr", "context") if name in batch}
+            images = {name: batch[name][part] for name in ("lr", "hr", "context", "severity") if name in batch}
             share = (part.stop - part.start) / count
             loss = self.objective.generator_loss(images, draws[part], step=step)
             if router and "balance" in loss.terms:
