@@ -53,7 +53,7 @@ class PeerModel:
 
     Attributes:
         shared: LoRAs that always work; layers may differ, missing ones get zeros.
-        routed: a LoRA whose gates are one for every image, so that `generative` scales it; or None.
+        routed: a LoRA whose gates are one for every image, so that `strength` scales it; or None.
         whole: parameters of the base that were trained whole, by our names.
         one_step: the timestep and parametrization it was trained with.
     """
@@ -96,7 +96,7 @@ def read_osediff(path: str | os.PathLike[str]) -> PeerModel:
 def read_pisasr(path: str | os.PathLike[str], *, pixel: float = 1.0, semantic: float = 1.0) -> PeerModel:
     """Read PiSA-SR's `.pkl`: a pixel and a semantic LoRA on the UNet.
 
-    The pixel ranks become shared ranks, the semantic ones ranks whose gates are always one: `generative` of the
+    The pixel ranks become shared ranks, the semantic ones ranks whose gates are always one: `strength` of the
     restorer scales them further. Factors act on the weights. At pixel = 1 that is PiSA-SR's own result for semantic
     factors 0 and 1; between and beyond it mixes two predictions of the UNet instead, which needs two passes.
 

@@ -238,7 +238,7 @@ def mean_over_devices(values: Tensor) -> Tensor:
 
 def _router_parameters(objective: Objective) -> list[nn.Parameter]:
     generator: Any = objective.generator
-    report = getattr(generator, "adapters", None) or getattr(generator, "context", None)
+    report = getattr(generator, "adapters", None)
     if report is None or not report.config.is_routed:
         return []
     return [one for one in getattr(report, "router", report).parameters() if one.requires_grad]
