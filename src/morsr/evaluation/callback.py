@@ -198,8 +198,8 @@ class RoutingDump(L.Callback):
 
 def is_routed(module: Any) -> bool:
     """Whether a module's generator has routed adapters."""
-    context = getattr(getattr(module, "generator", module), "context", None)
-    return context is not None and context.config.is_routed
+    adapters = getattr(getattr(module, "generator", module), "adapters", None)
+    return adapters is not None and adapters.config.is_routed
 
 
 def _names(batch: Mapping[str, Any], default: str) -> list[tuple[str, str, str | None]]:

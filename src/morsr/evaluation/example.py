@@ -96,16 +96,16 @@ def examine(
         ConfigError: a generator without routing.
         InputError: not one image.
     """
-    context = generator.adapters
-    if context is None or not context.config.is_routed:
+    adapters = generator.adapters
+    if adapters is None or not adapters.config.is_routed:
         raise ConfigError("this model has no routing: there are no ranks to switch off")
     check_images(lr, name="lr")
     if len(lr) != 1:
         raise InputError(f"lr: expected one image, got {len(lr)}")
-    before = context.routing
+    before = adapters.routing
     try:
         scores = generator.route(lr)
-        routing = context.routing
+        routing = adapters.routing
         assert scores is not None
         assert routing is not None
         crop = _centre(lr, max_side)
@@ -113,23 +113,23 @@ def examine(
         enlarged = enlarge(crop, size)
 
         def restore(chosen: Routing) -> Tensor:
-            context.route(chosen)
+            adapters.route(chosen)
             padded = pad_to_multiple(enlarged, generator.multiple)
             return generator.decode(generator.denoise(generator.encode(padded)))[0, :, : size[0], : size[1]].clamp(0, 1)
 
         positions = _count_positions(generator, lambda: restore(routing))
         restored = restore(routing)
         without = [
-            _without(label, off, routing, context.config.num_experts, restore, restored)
+            _without(label, off, routing, adapters.config.num_experts, restore, restored)
             for label, off in _groups(generator, routing, specialisation)
         ]
         with active_adapters(generator.backbone, None), FlopCounterMode(display=False) as counter:
             restore(routing)
     finally:
-        context.route(before)
-    config = context.config
+        adapters.route(before)
+    config = adapters.config
     zero = (routing.chosen[:, 0] >= config.num_experts).sum(-1).double().cpu()
-    per_rank = torch.tensor([positions[layer] for layer in context.layer_names], dtype=torch.float64)
+    per_rank = torch.tensor([positions[layer] for layer in adapters.layer_names], dtype=torch.float64)
     ranks = config.num_shared + (config.top_k - zero) * config.expert_rank
     return Example(
         name=name,
@@ -166,12 +166,12 @@ def _groups(
 
 def _strongest(generator: OneStepGenerator, routing: Routing) -> tuple[int, int]:
     """Layer and expert whose update, gate times the norms of its two factors, is the largest."""
-    context = generator.adapters
-    assert context is not None
-    config = context.config
+    adapters = generator.adapters
+    assert adapters is not None
+    config = adapters.config
     strength = []
-    for row, name in enumerate(context.layer_names):
-        ranks = _layer(generator, name).sets[context.name]  # type: ignore[index]
+    for row, name in enumerate(adapters.layer_names):
+        ranks = _layer(generator, name).sets[adapters.name]  # type: ignore[index]
         norms = ranks.lora_A.flatten(1).norm(dim=1) * ranks.lora_B.norm(dim=0)
         experts = norms[config.num_shared :].float().view(config.num_experts, config.expert_rank).norm(dim=1)
         strength.append(routing.gates[row, 0, : config.num_experts] * experts)
@@ -188,19 +188,19 @@ def _without(
 
 def _count_positions(generator: OneStepGenerator, run: Callable[[], object]) -> dict[str, float]:
     """Floating-point operations of one rank in each adapted layer: two per weight and position of the output."""
-    context = generator.adapters
-    assert context is not None
-    work: dict[str, float] = dict.fromkeys(context.layer_names, 0.0)
+    adapters = generator.adapters
+    assert adapters is not None
+    work: dict[str, float] = dict.fromkeys(adapters.layer_names, 0.0)
 
     def hook_of(name: str) -> Callable[..., None]:
         def hook(layer: Any, inputs: Any, output: Tensor) -> None:
-            ranks = layer.sets[context.name]
+            ranks = layer.sets[adapters.name]
             positions = output.numel() / ranks.lora_B.shape[0]
             work[name] += 2 * positions * (ranks.lora_A[0].numel() + ranks.lora_B.shape[0])
 
         return hook
 
-    handles = [_layer(generator, name).register_forward_hook(hook_of(name)) for name in context.layer_names]
+    handles = [_layer(generator, name).register_forward_hook(hook_of(name)) for name in adapters.layer_names]
     try:
         run()
     finally:

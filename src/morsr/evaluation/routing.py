@@ -97,8 +97,8 @@ class RoutingTable:
             InputError: no image, an unreadable one, or parameters, labels or names of another length.
         """
         generator = getattr(model, "generator", model)
-        context = getattr(generator, "adapters", None)
-        routed = context is not None and context.config.is_routed
+        adapters = getattr(generator, "adapters", None)
+        routed = adapters is not None and adapters.config.is_routed
         if not (routed or scores_only):
             raise ConfigError(
                 "this model has no routing: it is a base model or a plain LoRA, whose ranks always all run"
@@ -114,18 +114,18 @@ class RoutingTable:
                 raise InputError(f"{what}: expected {count}, one per image, got {len(given)}")
         drawn = tuple(parameters.to_jsonl().splitlines()) if isinstance(parameters, DegradationParameters) else ()
         scored, routings = [], []
-        training = routed and context.router.training
+        training = routed and adapters.router.training
         if routed:
-            context.router.eval()  # in training mode the router would add its noise
+            adapters.router.eval()  # in training mode the router would add its noise
         try:
             for batch in image_batches(images, batch_size, device_of(generator)):
                 scored.append(generator.estimator(batch))
                 # Asked for without being set: a restorer in the middle of a sequence keeps its own routing.
-                routings += [context.router(scored[-1].scores)] if routed else []
+                routings += [adapters.router(scored[-1].scores)] if routed else []
         finally:
             if routed:
-                context.router.train(training)
-        config = context.config if routed else None
+                adapters.router.train(training)
+        config = adapters.config if routed else None
         nothing = torch.zeros(count, 0, 0)
         choices = {
             "chosen": torch.cat([routing.chosen.transpose(0, 1) for routing in routings]).cpu(),
@@ -133,7 +133,7 @@ class RoutingTable:
         } if routed else {"chosen": nothing.long(), "gates": nothing}  # fmt: skip
         return cls(
             names=tuple(names) or tuple(image_name(images[index], index) for index in range(count)),
-            layer_names=tuple(context.layer_names) if routed else (),
+            layer_names=tuple(adapters.layer_names) if routed else (),
             score_names=tuple(scored[0].names),
             scores=torch.cat([part.scores for part in scored]).float().cpu(),
             severity=torch.cat([part.severity for part in scored]).float().cpu(),
