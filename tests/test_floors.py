@@ -25,7 +25,7 @@ NEIGHBOURS = {("files", "errors"), ("cli", "commands"), ("__main__", "cli")}
 
 # A heavy package and the only places that may import it, as module prefixes.
 ONLY_IN = {
-    "basicsr": ("morsr.degradation.basicsr_compat",),
+    "basicsr": (),
     "diffusers": ("morsr.models.backbone", "morsr.models.pretrained"),
     "transformers": ("morsr.estimators.clip", "morsr.models.pretrained"),
     "lightning": ("morsr.training", "morsr.data", "morsr.evaluation", "morsr.commands", "morsr.cli"),
@@ -141,7 +141,7 @@ def test_no_device_string_and_no_pickle(path: Path):
         ("morsr.adapters.layer", "from morsr import Restorer", "of floor 4"),
         ("morsr.estimators.base", "def f():\n    from morsr.degradation import degrade", "neighbour"),
         ("morsr.models.generator", "importlib.import_module('diffusers')", "only morsr.models.backbone"),
-        ("morsr.degradation.reference", "import basicsr.data.degradations", "only morsr.degradation.basicsr_compat"),
+        ("morsr.degradation.pipeline", "import basicsr.data.degradations", "which only nobody may"),
         ("morsr.models.generator", "import lightning.pytorch as pl", "imports lightning.pytorch"),
         ("morsr", "import torch", "stays light"),
     ],

@@ -11,15 +11,13 @@ import random
 from pathlib import Path
 
 import numpy as np
+import oracle
 import pytest
 import torch
 from einops import rearrange
 from torch import Tensor
 
 from morsr.degradation import DegradationRecipe, apply, sample_keys
-from morsr.degradation.basicsr_compat import import_basicsr
-from morsr.degradation.reference import BasicsrChain
-from morsr.errors import MissingDependencyError
 
 RECIPE = DegradationRecipe()
 GROUP = 64  # patches per mosaic of 8 x 8
@@ -33,7 +31,7 @@ def _theirs(patches: Tensor, seed: int) -> Tensor:
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
-    chain = BasicsrChain(RECIPE)
+    chain = oracle.Chain(RECIPE)
     return torch.cat([chain(patch) for patch in patches.split(1)])  # one at a time: its draws are shared by a batch
 
 
@@ -52,9 +50,8 @@ def _statistics(lr: Tensor) -> np.ndarray:
 
 
 def _niqe(lr: Tensor) -> np.ndarray:
-    calculate = import_basicsr("metrics.niqe").calculate_niqe
     mosaics = rearrange(lr, "(g r c) d h w -> g (r h) (c w) d", r=8, c=8)
-    return np.array([[float(calculate(mosaic[..., ::-1] * 255, 0))] for mosaic in mosaics.numpy()])
+    return np.array([[float(oracle.NIQE.calculate_niqe(mosaic[..., ::-1] * 255, 0))] for mosaic in mosaics.numpy()])
 
 
 def _assert_agree(first: np.ndarray, second: np.ndarray, other: np.ndarray) -> None:
@@ -74,14 +71,6 @@ def _patches(images: list[np.ndarray], count: int, size: int) -> Tensor:
     return torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).float() / 255
 
 
-@pytest.fixture
-def _basicsr() -> None:
-    try:
-        import_basicsr("metrics.niqe")
-    except MissingDependencyError as error:
-        pytest.skip(str(error))
-
-
 @pytest.fixture(scope="module")
 def few() -> tuple[Tensor, np.ndarray, np.ndarray]:
     """512 patches, and the statistics of two seeds of our engine."""
@@ -91,7 +80,6 @@ def few() -> tuple[Tensor, np.ndarray, np.ndarray]:
     return patches, _statistics(_ours(patches, 1)), _statistics(_ours(patches, 2))
 
 
-@pytest.mark.usefixtures("_basicsr")
 def test_few_patches_agree(few: tuple[Tensor, np.ndarray, np.ndarray]) -> None:
     patches, first, second = few
     _assert_agree(first, second, _statistics(_theirs(patches, 3)))
@@ -100,14 +88,13 @@ def test_few_patches_agree(few: tuple[Tensor, np.ndarray, np.ndarray]) -> None:
 def test_another_recipe_does_not_agree(few: tuple[Tensor, np.ndarray, np.ndarray]) -> None:
     """The comparison can tell: a slightly milder recipe is found out."""
     patches, first, second = few
-    milder = DegradationRecipe.from_preset("pisasr").sample(sample_keys(3, 0, torch.arange(len(patches))))
+    milder = DegradationRecipe.load("pisasr").sample(sample_keys(3, 0, torch.arange(len(patches))))
     with pytest.raises(AssertionError, match="standard errors"):
         _assert_agree(first, second, _statistics(apply(patches, milder)))
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-@pytest.mark.usefixtures("_basicsr")
 def test_two_thousand_patches_agree_in_spectrum_and_niqe(shared_data: Path) -> None:
     from PIL import Image
 

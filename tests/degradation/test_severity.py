@@ -93,7 +93,7 @@ def test_a_worse_parameter_never_lowers_its_rank(which: str, changes: list[dict[
 
 
 def test_a_light_recipe_is_light_beside_another_and_even_within_itself() -> None:
-    light = DegradationRecipe.from_preset("light")
+    light = DegradationRecipe.load("light")
     parameters = light.sample(torch.arange(500))
     assert true_severity(parameters, light).noise.mean().item() == pytest.approx(0.5, abs=0.05)
     assert severity(parameters).mean() < 0.4 < true_severity(parameters, light).combined.mean()

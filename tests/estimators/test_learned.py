@@ -36,7 +36,7 @@ def photographs(count, side=96):
 
 def recipe_batch(count, epoch=0):
     hr = photographs(count)
-    parameters = DegradationRecipe.from_preset("realesrgan").sample(sample_keys(0, epoch, torch.arange(count)))
+    parameters = DegradationRecipe.load("realesrgan").sample(sample_keys(0, epoch, torch.arange(count)))
     return {"hr": hr, "lr": apply(hr, parameters), "parameters": parameters}
 
 

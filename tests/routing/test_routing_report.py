@@ -254,7 +254,7 @@ def test_validation_writes_its_routings(generator: OneStepGenerator, tmp_path: P
             return None
 
     images = torch.rand(5, 3, 16, 16)
-    drawn = DegradationRecipe.from_preset("light").sample(torch.arange(5))
+    drawn = DegradationRecipe.load("light").sample(torch.arange(5))
     batches = [
         {"lr": images[part], "stem": [f"i{index}" for index in range(5)[part]], "parameters": drawn[part]}
         for part in (slice(0, 3), slice(3, 5))

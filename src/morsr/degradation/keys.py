@@ -1,7 +1,7 @@
 """Random numbers keyed by sample: the same key gives the same draw, whatever the batch, worker or device.
 
 A key is one int64 per image. Draws come from a counter-based generator (splitmix64): draw number n of key k is a hash
-of (k, n), so no draw depends on how many were made before it or on who shares the batch.
+of (k, n), so no draw depends on how many were made before it or on the rest of the batch.
 """
 
 from __future__ import annotations
@@ -50,15 +50,9 @@ def check_seed(seed: int) -> None:
 
 
 def sample_keys(seed: int, epoch: int, index: Tensor) -> Tensor:
-    """Keys for the samples of a data set in one epoch.
+    """Keys (B,) int64 for the samples at places `index` (B,) of a data set, by the seed of the run and the epoch.
 
-    Args:
-        seed: of the run.
-        epoch: number of the epoch.
-        index: (B,) int64 places of the samples in the data set.
-
-    Returns:
-        (B,) int64 keys, different (but for chance 2^-64) for every (seed, epoch, index).
+    Keys differ (but for chance 2^-64) for every (seed, epoch, index).
 
     Raises:
         ConfigError: a seed of more than 64 bits.

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from dataclasses import dataclass, fields
+from typing import Any, Self, get_type_hints
 
 import torch
 from torch import Tensor
@@ -16,57 +15,62 @@ from morsr.functional.corrupt import RESIZE_MODES
 from morsr.functional.kernels import KERNEL_KINDS
 
 NOISE_KINDS = ("gaussian", "poisson")
-_NAMES = {"kind": KERNEL_KINDS, "mode": RESIZE_MODES, "noise_kind": NOISE_KINDS}
-
-_Group = TypeVar("_Group", bound="_TensorGroup")
+NO_JPEG = 101.0
+"""A JPEG quality above 100 stands for no compression."""
+# Numbers that stand for names in tensors, and the fields that are not float32.
+_NAMES = {"kind": KERNEL_KINDS, "resize_mode": RESIZE_MODES, "noise_kind": NOISE_KINDS}
+_DTYPES = {"key": torch.int64, "size": torch.int64, "sharpen": torch.bool, "noise_gray": torch.bool,
+           "jpeg_last": torch.bool, **dict.fromkeys(_NAMES, torch.int64)}  # fmt: skip
 
 
 @dataclass(frozen=True)
-class _TensorGroup:
+class _Group:
     """A tree of tensors that share their first dimension, the images of a batch."""
 
-    def _map(self: _Group, function: Any, *others: _Group) -> _Group:
+    def _map(self, function: Any, *others: Any) -> Self:
         made = {}
-        for field in dataclasses.fields(self):
-            values = [getattr(group, field.name) for group in (self, *others)]
-            made[field.name] = (
-                values[0]._map(function, *values[1:]) if isinstance(values[0], _TensorGroup) else function(*values)
-            )
+        for field in fields(self):
+            first, *rest = (getattr(group, field.name) for group in (self, *others))
+            made[field.name] = first._map(function, *rest) if isinstance(first, _Group) else function(first, *rest)
         return type(self)(**made)
 
-    def to(self: _Group, device: torch.device | str, *, non_blocking: bool = False) -> _Group:
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Self:
         """Move every tensor to a device. `apply` reads parameters on the CPU: leave them there where you can."""
         return self._map(lambda value: value.to(device=device, non_blocking=non_blocking))
 
-    def __getitem__(self: _Group, index: Any) -> _Group:
-        """Choose images by a slice, a mask, a list or a tensor of places; a single number keeps the batch dimension."""
+    def __getitem__(self, index: Any) -> Self:
+        """Choose images by a slice, a mask or places; a single number keeps the batch dimension."""
         if isinstance(index, int):
-            count = len(self)
-            if not -count <= index < count:
-                raise IndexError(f"image {index} of {count}")
-            index = [index % count]
+            index = [range(len(self))[index]]
         return self._map(lambda value: value[index])
 
     def __len__(self) -> int:
-        value = getattr(self, dataclasses.fields(self)[0].name)
-        return len(value)
+        return len(getattr(self, fields(self)[0].name))
 
     def rows(self) -> list[dict[str, Any]]:
         """One nested dictionary of plain numbers and names per image."""
         columns: dict[str, list[Any]] = {}
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, _TensorGroup):
-                columns[field.name] = value.rows()
-            else:
-                numbers = value.tolist()
-                names = _NAMES.get("noise_kind" if field.name == "noise_kind" else field.name.rsplit("_", 1)[-1])
-                columns[field.name] = [names[number] for number in numbers] if names else numbers
+        for field in fields(self):
+            value, names = getattr(self, field.name), _NAMES.get(field.name)
+            plain = value.rows() if isinstance(value, _Group) else value.tolist()
+            columns[field.name] = [names[number] for number in plain] if names else plain
         return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+
+    @classmethod
+    def _read(cls, rows: list[dict[str, Any]]) -> Self:
+        made: dict[str, Any] = {}
+        for name, kind in get_type_hints(cls).items():
+            values = [row[name] for row in rows]
+            if issubclass(kind, _Group):
+                made[name] = kind._read(values)
+            else:
+                numbers = [_NAMES[name].index(value) for value in values] if name in _NAMES else values
+                made[name] = torch.tensor(numbers, dtype=_DTYPES.get(name, torch.float32))
+        return cls(**made)
 
 
 @dataclass(frozen=True)
-class BlurParameters(_TensorGroup):
+class BlurParameters(_Group):
     """A blur kernel per image, all (B,): kind (place in KERNEL_KINDS), size in pixels, and what the kind reads."""
 
     kind: Tensor
@@ -79,8 +83,8 @@ class BlurParameters(_TensorGroup):
 
 
 @dataclass(frozen=True)
-class StageParameters(_TensorGroup):
-    """One order of the chain, all (B,): blur, resize factor and mode, noise, JPEG quality.
+class StageParameters(_Group):
+    """One order of the chain, all (B,): blur, resize factor and mode, noise, JPEG quality (above 100: none).
 
     noise_level is a standard deviation in levels of 255 for Gaussian noise and a factor on shot noise for Poisson.
     The factor of the first resize is relative to the HR image, that of the second to the LR image.
@@ -96,10 +100,10 @@ class StageParameters(_TensorGroup):
 
 
 @dataclass(frozen=True)
-class FinalParameters(_TensorGroup):
-    """The last step, all (B,): the sinc filter (kind "none" leaves it out), the resize mode to the LR size, the order.
+class FinalParameters(_Group):
+    """The last step, all (B,): the filter at the LR size, the resize mode to it, the order.
 
-    jpeg_last: True puts the second JPEG after resize and sinc filter, False before them.
+    jpeg_last: True puts the second JPEG after resize and filter, False before them.
     """
 
     blur: BlurParameters
@@ -108,10 +112,10 @@ class FinalParameters(_TensorGroup):
 
 
 @dataclass(frozen=True)
-class DegradationParameters(_TensorGroup):
+class DegradationParameters(_Group):
     """Everything that `apply` needs to repeat a degradation exactly, one set per image.
 
-    key (B,) int64 seeds the noise fields; sharpen (B,) bool sharpens the HR image before all else.
+    key (B,) int64 seeds the noise fields; sharpen (B,) bool sharpens the HR image first.
     """
 
     key: Tensor
@@ -121,29 +125,23 @@ class DegradationParameters(_TensorGroup):
     final: FinalParameters
 
     def to_jsonl(self, *, extra: Sequence[dict[str, Any]] | None = None) -> str:
-        """One JSON object per line and image; `extra` adds entries (a file name, say) to each.
-
-        Raises:
-            InputError: `extra` has another length than the batch.
-        """
-        extra = [{}] * len(self) if extra is None else extra
-        if len(extra) != len(self):
-            raise InputError(f"extra: expected {len(self)} entries, one per image, got {len(extra)}")
-        return "".join(json.dumps({**more, **row}) + "\n" for more, row in zip(extra, self.rows(), strict=True))
+        """One JSON object per line and image; `extra` adds entries (a file name, say) to each of them."""
+        rows = zip(extra or [{}] * len(self), self.rows(), strict=True)
+        return "".join(json.dumps({**more, **row}) + "\n" for more, row in rows)
 
     @classmethod
     def from_jsonl(cls, text: str) -> DegradationParameters:
-        """Read back what `to_jsonl` wrote; entries that it added by `extra` are passed over.
+        """Read what `to_jsonl` wrote; other entries are skipped.
 
         Raises:
             InputError: no line, a line that is not JSON, or one that lacks an entry.
         """
         try:
             rows = [json.loads(line) for line in text.splitlines() if line.strip()]
-            if not rows:
-                raise InputError("parameters: expected at least one JSON line, got none")
-            return _read(cls, rows)
-        except (KeyError, TypeError, json.JSONDecodeError) as error:
+            if rows:
+                return cls._read(rows)
+            raise ValueError("no line")
+        except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"parameters: expected lines as to_jsonl writes them, got an error: {error!r}") from error
 
     @classmethod
@@ -151,26 +149,3 @@ class DegradationParameters(_TensorGroup):
         """Join batches of parameters along the images."""
         first, *others = list(parts)
         return first._map(lambda *values: torch.cat(values), *others)
-
-
-_GROUPS: dict[str, type[_TensorGroup]] = {"first": StageParameters, "second": StageParameters, "final": FinalParameters}
-
-
-def _read(group: type[_Group], rows: list[dict[str, Any]]) -> _Group:
-    made: dict[str, Any] = {}
-    for field in dataclasses.fields(group):
-        values = [row[field.name] for row in rows]
-        if isinstance(values[0], dict):
-            made[field.name] = _read(_GROUPS.get(field.name, BlurParameters), values)
-            continue
-        names = _NAMES.get("noise_kind" if field.name == "noise_kind" else field.name.rsplit("_", 1)[-1])
-        if names:
-            unknown = [value for value in values if value not in names]
-            if unknown:
-                raise InputError(f"{field.name}: expected one of {', '.join(names)}, got {unknown[0]!r}")
-            made[field.name] = torch.tensor([names.index(value) for value in values])
-        elif field.name in ("key", "size"):
-            made[field.name] = torch.tensor(values, dtype=torch.int64)
-        else:
-            made[field.name] = torch.tensor(values, dtype=None if isinstance(values[0], bool) else torch.float32)
-    return group(**made)

@@ -42,13 +42,19 @@ def apply(hr: Tensor, parameters: DegradationParameters, *, scale: int = 4) -> T
         (B, 3, H // scale, W // scale) float32 in [0, 1], on the device of `hr`, whole multiples of 1/255.
 
     Raises:
-        InputError: not a batch of images, another number of parameter sets, a scale below 1, or images too small.
+        InputError: not a batch of images, another number of parameter sets, a wrong scale, or images too small.
 
     Source: Real-ESRGAN, realesrgan_model.py, feed_data.
     """
-    check_arguments(hr, parameters, scale)
+    check_images(hr, name="hr")
+    if len(parameters) != hr.shape[0]:
+        raise InputError(f"parameters: expected {hr.shape[0]} sets, one per image, got {len(parameters)}")
+    if not isinstance(scale, int) or scale < 1 or min(hr.shape[-2:]) < SMALLEST_LR * scale:
+        least = f"{SMALLEST_LR} x {SMALLEST_LR} pixels per unit of a whole scale"
+        raise InputError(f"hr: expected at least {least}, got {hr.shape[-2]} x {hr.shape[-1]} at scale {scale!r}")
     host = parameters.to("cpu")
-    kernels = stage_kernels(host, hr.device)
+    blurs = (host.first.blur, host.second.blur, host.final.blur)
+    kernels = [blur_kernels(**vars(blur)).to(hr.device) for blur in blurs]
     with torch.autocast(device_type=hr.device.type, enabled=False), full_precision():
         results = [
             _degrade_one(hr[place : place + 1].float(), row, [kernel[place : place + 1] for kernel in kernels], scale)
@@ -68,7 +74,7 @@ def degrade(
 
     Args:
         hr: (B, 3, H, W) in [0, 1].
-        recipe: a recipe, a preset's name or the path of a YAML file.
+        recipe: see `DegradationRecipe.load`.
         scale: HR pixels per LR pixel.
         generator: where the images' keys come from; None takes torch's global one.
 
@@ -81,47 +87,14 @@ def degrade(
     """
     recipe = DegradationRecipe.load(recipe)
     check_images(hr, name="hr")
-    parameters = recipe.sample(hr.shape[0], generator=generator)
-    if recipe.engine == "basicsr":
-        from morsr.degradation.reference import apply_reference
-
-        return apply_reference(hr, parameters, scale=scale)
-    return apply(hr, parameters, scale=scale)
-
-
-def check_arguments(hr: Tensor, parameters: DegradationParameters, scale: int) -> None:
-    """Checks shared by the engines, made before any work; raises InputError."""
-    check_images(hr, name="hr")
-    if len(parameters) != hr.shape[0]:
-        raise InputError(f"parameters: expected {hr.shape[0]} sets, one per image, got {len(parameters)}")
-    if isinstance(scale, bool) or not isinstance(scale, int) or scale < 1:
-        raise InputError(f"scale: expected a whole number of at least 1, got {scale!r}")
-    if min(hr.shape[-2:]) < SMALLEST_LR * scale:
-        raise InputError(
-            f"hr: expected at least {SMALLEST_LR * scale} x {SMALLEST_LR * scale} pixels at scale {scale}, "
-            f"got {hr.shape[-2]} x {hr.shape[-1]}"
-        )
-
-
-def stage_kernels(parameters: DegradationParameters, device: torch.device) -> list[Tensor]:
-    """The kernels of the first blur, the second blur and the final filter, each (B, 21, 21) float32."""
-    blurs = (parameters.first.blur, parameters.second.blur, parameters.final.blur)
-    return [blur_kernels(**vars(blur)).to(device) for blur in blurs]
-
-
-def intermediate_sizes(height: int, width: int, row: dict[str, Any], scale: int) -> tuple[tuple[int, int], ...]:
-    """(height, width) after the first resize, after the second, and of the LR image."""
-    first, second = row["first"]["resize_scale"], row["second"]["resize_scale"]
-    return (
-        (max(int(height * first), 1), max(int(width * first), 1)),
-        (max(int(height / scale * second), 1), max(int(width / scale * second), 1)),
-        (height // scale, width // scale),
-    )
+    return apply(hr, recipe.sample(hr.shape[0], generator=generator), scale=scale)
 
 
 def _degrade_one(image: Tensor, row: dict[str, Any], kernels: list[Tensor], scale: int) -> Tensor:
-    first_size, second_size, lr_size = intermediate_sizes(image.shape[-2], image.shape[-1], row, scale)
     first, second, final = row["first"], row["second"], row["final"]
+    height, width = image.shape[-2:]
+    first_size = tuple(max(int(side * first["resize_scale"]), 1) for side in (height, width))
+    second_size = tuple(max(int(side / scale * second["resize_scale"]), 1) for side in (height, width))
     generator = torch.Generator(device=image.device)
 
     image = unsharp_mask(image) if row["sharpen"] else image
@@ -135,7 +108,7 @@ def _degrade_one(image: Tensor, row: dict[str, Any], kernels: list[Tensor], scal
     image = _noise(image, second, generator.manual_seed(noise_seed(row["key"], 1)))
     if not final["jpeg_last"]:
         image = _jpeg(image, second)
-    image = resize(image, lr_size, final["resize_mode"])
+    image = resize(image, (height // scale, width // scale), final["resize_mode"])
     image = _blur(image, final["blur"], kernels[2])
     if final["jpeg_last"]:
         image = _jpeg(image.clamp(0, 1), second)
@@ -147,9 +120,12 @@ def _blur(image: Tensor, blur: dict[str, Any], kernel: Tensor) -> Tensor:
 
 
 def _noise(image: Tensor, stage: dict[str, Any], generator: torch.Generator) -> Tensor:
+    if stage["noise_level"] == 0:
+        return image.clamp(0, 1)
     add = add_gaussian_noise if stage["noise_kind"] == "gaussian" else add_poisson_noise
     return add(image, stage["noise_level"], gray=stage["noise_gray"], generator=generator)
 
 
 def _jpeg(image: Tensor, stage: dict[str, Any]) -> Tensor:
-    return jpeg(image, torch.tensor([stage["jpeg_quality"]]))
+    quality = stage["jpeg_quality"]
+    return image if quality > 100 else jpeg(image, torch.tensor([quality]))

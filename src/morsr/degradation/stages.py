@@ -1,38 +1,52 @@
-"""One order of the degradation chain as distributions: blur, resize, noise and JPEG, and how they are drawn."""
+"""The parts of a recipe as distributions, and how parameters are drawn from them.
+
+A `draw` takes uniform numbers (B, n) float64 in [0, 1), one column per drawn parameter.
+"""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from morsr.degradation.parameters import BlurParameters, StageParameters
+from morsr.degradation.parameters import (
+    NO_JPEG,
+    BlurParameters,
+    DegradationParameters,
+    FinalParameters,
+    StageParameters,
+)
 from morsr.errors import ConfigError
 from morsr.functional.kernels import KERNEL_KINDS, NONE, SINC
 
-
-def check_range(name: str, value: Any, low: float, high: float) -> tuple[float, float]:
-    try:
-        first, last = (float(bound) for bound in value)
-    except (TypeError, ValueError):
-        raise ConfigError(f"{name}: expected two numbers [low, high], got {value!r}") from None
-    if not (low <= first <= last <= high):  # written so that NaN fails too
-        raise ConfigError(f"{name}: expected {low:g} <= low <= high <= {high:g}, got [{first:g}, {last:g}]")
-    return first, last
+Range = tuple[float, float]
 
 
-def check_probability(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
-        raise ConfigError(f"{name}: expected a probability from 0 to 1, got {value!r}")
-    return float(value)
+def check_numbers(part: object, **bounds: Range) -> None:
+    """Check settings of a dataclass, numbers or ranges (low, high) by their defaults, against bounds.
+
+    Raises:
+        ConfigError: not a number, a reversed range, or a value out of bounds.
+    """
+    for name, (least, most) in bounds.items():
+        value = getattr(part, name)
+        is_range = isinstance(getattr(type(part), name), tuple)
+        try:
+            numbers = [float(number) for number in (value if is_range else (value,))]
+        except (TypeError, ValueError):
+            numbers = []
+        # written so that NaN fails too
+        if len(numbers) != 1 + is_range or not least <= numbers[0] <= numbers[-1] <= most:
+            kind = "[low, high]" if is_range else "a number"
+            raise ConfigError(f"{name}: expected {kind} from {least:g} to {most:g}, got {value!r}")
+        object.__setattr__(part, name, tuple(numbers) if is_range else numbers[0])
 
 
 def _check_sum(name: str, values: tuple[float, ...]) -> None:
-    if abs(sum(values) - 1) > 1e-6:
-        raise ConfigError(f"{name}: expected probabilities that sum to 1, got {list(values)} (sum {sum(values):g})")
+    if min(values) < 0 or abs(sum(values) - 1) > 1e-6:
+        raise ConfigError(f"{name}: expected probabilities that sum to 1, got {list(values)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +55,7 @@ class BlurRecipe:
 
     Args:
         probability: of blurring at all.
-        sinc_probability: of a sinc low-pass in place of the kinds.
+        sinc_probability: of a sinc low-pass instead of the kinds.
         kinds: probabilities of the kinds iso, aniso, generalized_iso, generalized_aniso, plateau_iso, plateau_aniso.
         sizes: smallest and largest kernel side, odd, in pixels; all odd sizes between are equally likely.
         sigma: range of both standard deviations, in pixels.
@@ -52,30 +66,22 @@ class BlurRecipe:
     sinc_probability: float = 0.1
     kinds: tuple[float, ...] = (0.45, 0.25, 0.12, 0.03, 0.12, 0.03)
     sizes: tuple[int, int] = (7, 21)
-    sigma: tuple[float, float] = (0.2, 3.0)
-    beta_generalized: tuple[float, float] = (0.5, 4.0)
-    beta_plateau: tuple[float, float] = (1.0, 2.0)
+    sigma: Range = (0.2, 3.0)
+    beta_generalized: Range = (0.5, 4.0)
+    beta_plateau: Range = (1.0, 2.0)
 
     def __post_init__(self) -> None:
-        check_probability("blur.probability", self.probability)
-        check_probability("blur.sinc_probability", self.sinc_probability)
-        if not isinstance(self.kinds, (list, tuple)) or len(self.kinds) != 6:
-            raise ConfigError(
-                f"blur.kinds: expected 6 probabilities, of {', '.join(KERNEL_KINDS[:6])}; got {self.kinds!r}"
-            )
-        kinds = tuple(check_probability("blur.kinds", value) for value in self.kinds)
-        _check_sum("blur.kinds", kinds)
-        sizes = tuple(int(value) for value in check_range("blur.sizes", self.sizes, 3, 21))
-        if sizes != tuple(self.sizes) or any(size % 2 == 0 for size in sizes):
-            raise ConfigError(f"blur.sizes: expected two odd whole numbers from 3 to 21, got {list(self.sizes)}")
-        object.__setattr__(self, "kinds", kinds)
-        object.__setattr__(self, "sizes", sizes)
-        object.__setattr__(self, "sigma", check_range("blur.sigma", self.sigma, 0.05, 50))
+        check_numbers(self, probability=(0, 1), sinc_probability=(0, 1), sizes=(3, 21), sigma=(0.05, 50),
+                      beta_generalized=(0.05, 50), beta_plateau=(0.05, 50))  # fmt: skip
+        object.__setattr__(self, "kinds", tuple(self.kinds))
+        if len(self.kinds) != 6:
+            raise ConfigError(f"kinds: expected 6 probabilities, of {', '.join(KERNEL_KINDS[:6])}; got {self.kinds!r}")
+        _check_sum("kinds", self.kinds)
+        if any(size % 2 != 1 for size in self.sizes):
+            raise ConfigError(f"sizes: expected two odd whole numbers, got {list(self.sizes)}")
+        object.__setattr__(self, "sizes", tuple(int(size) for size in self.sizes))
         for name in ("beta_generalized", "beta_plateau"):
-            low, high = check_range(f"blur.{name}", getattr(self, name), 0.05, 50)
-            if not low <= 1 <= high:
-                raise ConfigError(f"blur.{name}: expected a range that holds 1, got [{low:g}, {high:g}]")
-            object.__setattr__(self, name, (low, high))
+            _check_holds_one(name, getattr(self, name))
 
     def draw(self, uniform: Tensor) -> BlurParameters:
         """Kernels from (B, 9) uniform draws."""
@@ -107,15 +113,12 @@ class ResizeRecipe:
     up: float = 0.2
     down: float = 0.7
     keep: float = 0.1
-    range: tuple[float, float] = (0.15, 1.5)
+    range: Range = (0.15, 1.5)
 
     def __post_init__(self) -> None:
-        chances = tuple(check_probability(f"resize.{name}", getattr(self, name)) for name in ("up", "down", "keep"))
-        _check_sum("resize up + down + keep", chances)
-        low, high = check_range("resize.range", self.range, 0.05, 4)
-        if not low <= 1 <= high:
-            raise ConfigError(f"resize.range: expected a range that holds 1, got [{low:g}, {high:g}]")
-        object.__setattr__(self, "range", (low, high))
+        check_numbers(self, up=(0, 1), down=(0, 1), keep=(0, 1), range=(0.05, 4))
+        _check_sum("up + down + keep", (self.up, self.down, self.keep))
+        _check_holds_one("range", self.range)
 
     def draw(self, uniform: Tensor) -> tuple[Tensor, Tensor]:
         """Factors and modes from (B, 3) uniform draws."""
@@ -130,15 +133,14 @@ class NoiseRecipe:
     """Distribution of one noise: Gaussian (sigma in levels of 255) or else Poisson (a factor on shot noise)."""
 
     gaussian_probability: float = 0.5
-    sigma: tuple[float, float] = (1.0, 30.0)
-    poisson_scale: tuple[float, float] = (0.05, 3.0)
+    sigma: Range = (1.0, 30.0)
+    poisson_scale: Range = (0.05, 3.0)
     gray_probability: float = 0.4
 
     def __post_init__(self) -> None:
-        check_probability("noise.gaussian_probability", self.gaussian_probability)
-        check_probability("noise.gray_probability", self.gray_probability)
-        object.__setattr__(self, "sigma", check_range("noise.sigma", self.sigma, 0, 255))
-        object.__setattr__(self, "poisson_scale", check_range("noise.poisson_scale", self.poisson_scale, 0, 100))
+        check_numbers(
+            self, gaussian_probability=(0, 1), sigma=(0, 255), poisson_scale=(0, 100), gray_probability=(0, 1)
+        )
 
     def draw(self, uniform: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Kinds, levels and gray flags from (B, 3) uniform draws."""
@@ -154,10 +156,10 @@ class StageRecipe:
     blur: BlurRecipe = field(default_factory=BlurRecipe)
     resize: ResizeRecipe = field(default_factory=ResizeRecipe)
     noise: NoiseRecipe = field(default_factory=NoiseRecipe)
-    jpeg: tuple[float, float] = (30.0, 95.0)
+    jpeg: Range = (30.0, 95.0)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "jpeg", check_range("jpeg", self.jpeg, 1, 100))
+        check_numbers(self, jpeg=(1, 100))
 
     def draw(self, uniform: Tensor) -> StageParameters:
         """Parameters from (B, 16) uniform draws."""
@@ -175,6 +177,7 @@ class StageRecipe:
 
 
 def second_order() -> StageRecipe:
+    """Real-ESRGAN's second order."""
     return StageRecipe(
         blur=BlurRecipe(probability=0.8, sigma=(0.2, 1.5)),
         resize=ResizeRecipe(up=0.3, down=0.4, keep=0.3, range=(0.3, 1.2)),
@@ -182,19 +185,60 @@ def second_order() -> StageRecipe:
     )
 
 
-def between(uniform: Tensor, bounds: tuple[float, float]) -> Tensor:
+@dataclass(frozen=True, kw_only=True)
+class SingleRecipe:
+    """A share of images that are shrunk by area averages and degraded in one way only, at uniform strength.
+
+    Args:
+        share: of the images.
+        blur: range of an isotropic Gaussian's standard deviation, in LR pixels.
+        noise: range of the standard deviation of Gaussian noise at the LR size, in levels of 255.
+        jpeg: range of the quality.
+    """
+
+    share: float = 0.0
+    blur: Range = (0.2, 2.0)
+    noise: Range = (0.0, 30.0)
+    jpeg: Range = (15.0, 95.0)
+
+    def __post_init__(self) -> None:
+        check_numbers(self, share=(0, 1), blur=(0.05, 5), noise=(0, 255), jpeg=(1, 100))
+
+    def draw(self, keys: Tensor, uniform: Tensor) -> DegradationParameters:
+        """Parameters from (B, 3) uniform draws: which way, how strong, and whether noise is gray."""
+        zeros, kind = torch.zeros(len(keys)), choose(uniform[:, 0], (1 / 3,) * 3)
+        whole, ones, off = zeros.to(torch.int64), torch.ones_like(zeros), zeros > 0
+        none = BlurParameters(kind=whole + NONE, size=whole + 21, sigma_x=ones, sigma_y=ones, rotation=zeros,
+                              beta=ones, cutoff=ones)  # fmt: skip
+        idle = StageParameters(blur=none, resize_scale=ones, resize_mode=whole, noise_kind=whole, noise_level=zeros,
+                               noise_gray=off, jpeg_quality=ones * NO_JPEG)  # fmt: skip
+        sigma, level, quality = (between(uniform[:, 1], bounds) for bounds in (self.blur, self.noise, self.jpeg))
+        blur = replace(none, kind=torch.where(kind == 0, whole, none.kind), sigma_x=sigma, sigma_y=sigma)
+        noisy = replace(idle, noise_level=torch.where(kind == 1, level, zeros),
+                        noise_gray=(kind == 1) & (uniform[:, 2] < NoiseRecipe.gray_probability),
+                        jpeg_quality=torch.where(kind == 2, quality, idle.jpeg_quality))  # fmt: skip
+        final = FinalParameters(blur=blur, resize_mode=whole, jpeg_last=~off)
+        return DegradationParameters(key=keys, sharpen=off, first=idle, second=noisy, final=final)
+
+
+def between(uniform: Tensor, bounds: Range) -> Tensor:
+    """Uniform draws in [low, high), float32."""
     return (bounds[0] + (bounds[1] - bounds[0]) * uniform).to(torch.float32)
-
-
-def _around_one(uniform: Tensor, bounds: tuple[float, float]) -> Tensor:
-    """Half of the draws uniform in [low, 1], half in [1, high], from one uniform number."""
-    low, high = bounds
-    return torch.where(uniform < 0.5, low + (1 - low) * 2 * uniform, 1 + (high - 1) * (2 * uniform - 1)).to(
-        torch.float32
-    )
 
 
 def choose(uniform: Tensor, probabilities: tuple[float, ...]) -> Tensor:
     """Places 0.. with the given probabilities."""
     edges = torch.tensor(probabilities, dtype=torch.float64).cumsum(0)[:-1]
     return torch.searchsorted(edges, uniform.contiguous(), right=True)
+
+
+def _around_one(uniform: Tensor, bounds: Range) -> Tensor:
+    """Half of the draws uniform in [low, 1], half in [1, high], from one uniform number."""
+    low, high = bounds
+    below, above = low + (1 - low) * 2 * uniform, 1 + (high - 1) * (2 * uniform - 1)
+    return torch.where(uniform < 0.5, below, above).to(torch.float32)
+
+
+def _check_holds_one(name: str, bounds: Range) -> None:
+    if not bounds[0] <= 1 <= bounds[1]:
+        raise ConfigError(f"{name}: expected a range that holds 1, got {list(bounds)}")

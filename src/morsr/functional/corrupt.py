@@ -54,9 +54,6 @@ def full_precision() -> Iterator[None]:
             setattr(owner, name, value)
 
 
-# ---------------------------------------------------------------------------------------------------- resizing
-
-
 def resize(images: Tensor, size: tuple[int, int], mode: str, *, scale: float | None = None) -> Tensor:
     """Resize without antialiasing, as `torch.nn.functional.interpolate` does it.
 
@@ -76,9 +73,6 @@ def resize(images: Tensor, size: tuple[int, int], mode: str, *, scale: float | N
     if scale is not None and tuple(int(length * scale) for length in images.shape[-2:]) == tuple(size):
         return F.interpolate(images, scale_factor=scale, mode=mode)
     return F.interpolate(images, size=size, mode=mode)
-
-
-# ------------------------------------------------------------------------------------------------------- noise
 
 
 def add_gaussian_noise(image: Tensor, sigma: float, *, gray: bool, generator: torch.Generator) -> Tensor:
@@ -174,34 +168,24 @@ def _poisson_alias(device: torch.device) -> Tensor:
         return torch.from_numpy(packed.astype(np.float32).reshape(-1)).to(device)
 
 
-# -------------------------------------------------------------------------------------------------------- JPEG
-
-
-def jpeg_tables(quality: Tensor, *, tables: str = "libjpeg") -> tuple[Tensor, Tensor]:
-    """Quantisation tables of luma and chroma for JPEG qualities.
+def jpeg_tables(quality: Tensor) -> tuple[Tensor, Tensor]:
+    """Quantisation tables of luma and chroma for JPEG qualities, whole numbers as real encoders write them.
 
     Args:
-        quality: (B,) in [1, 100].
-        tables: "libjpeg", whole numbers as real encoders write them (the quality is rounded first); or "basicsr", the
-            unrounded and transposed luma table of basicsr's DiffJPEG.
+        quality: (B,) in [1, 100]; rounded first.
 
     Returns:
         (B, 8, 8) luma and (B, 8, 8) chroma, float32; rows are vertical frequencies.
 
     Raises:
-        InputError: a quality outside [1, 100], or another name of tables.
+        InputError: a quality outside [1, 100].
 
-    Source: libjpeg, jcparam.c, jpeg_quality_scaling and jpeg_add_quant_table; basicsr/utils/diffjpeg.py.
+    Source: libjpeg, jcparam.c, jpeg_quality_scaling and jpeg_add_quant_table.
     """
-    if tables not in ("libjpeg", "basicsr"):
-        raise InputError(f"tables: expected 'libjpeg' or 'basicsr', got {tables!r}")
     low, high = (float(value) for value in quality.aminmax())
     if not (low >= 1 and high <= 100):
         raise InputError(f"JPEG quality: expected 1 to 100, got {low:g} to {high:g}")
-    made = [
-        _whole_tables(round(value)) if tables == "libjpeg" else _basicsr_tables(value)
-        for value in quality.double().tolist()
-    ]
+    made = [_whole_tables(round(value)) for value in quality.double().tolist()]
     luma, chroma = (torch.stack(every).to(quality.device) for every in zip(*made, strict=True))
     return luma, chroma
 
@@ -209,54 +193,39 @@ def jpeg_tables(quality: Tensor, *, tables: str = "libjpeg") -> tuple[Tensor, Te
 @functools.lru_cache(maxsize=128)
 def _whole_tables(quality: int) -> tuple[Tensor, Tensor]:
     percent = 5000 // quality if quality < 50 else 200 - 2 * quality
-    luma, chroma = _standard_tables()
-    made = [np.clip((table * percent + 50) // 100, 1, 255) for table in (luma, chroma)]
+    chroma = np.full((8, 8), 99)
+    chroma[:4, :4] = _CHROMA_CORNER
+    made = [np.clip((table * percent + 50) // 100, 1, 255) for table in (np.array(_LUMA_TABLE), chroma)]
     with torch.inference_mode(False):
         return torch.tensor(made[0], dtype=torch.float32), torch.tensor(made[1], dtype=torch.float32)
 
 
-def _basicsr_tables(quality: float) -> tuple[Tensor, Tensor]:
-    factor = (5000 / quality if quality < 50 else 200 - 2 * quality) / 100
-    luma, chroma = _standard_tables()
-    return torch.tensor(luma.T * factor, dtype=torch.float32), torch.tensor(chroma * factor, dtype=torch.float32)
-
-
-def _standard_tables() -> tuple[np.ndarray, np.ndarray]:
-    chroma = np.full((8, 8), 99)
-    chroma[:4, :4] = _CHROMA_CORNER
-    return np.array(_LUMA_TABLE), chroma
-
-
-def jpeg(images: Tensor, quality: Tensor, *, tables: str = "libjpeg") -> Tensor:
+def jpeg(images: Tensor, quality: Tensor) -> Tensor:
     """Compress and decompress by JPEG with 4:2:0 chroma: what the quantisation of the coefficients leaves.
 
     Chroma is averaged over 2 x 2 pixels and repeated on the way back. Borders are completed to 16 x 16 units by the
-    last row and column, as libjpeg does it (by zeros with `tables="basicsr"`).
+    last row and column, as libjpeg does it.
 
     Args:
         images: (B, 3, H, W) float32 in [0, 1].
         quality: (B,) in [1, 100].
-        tables: see `jpeg_tables`.
 
     Returns:
         (B, 3, H, W) float32 in [0, 1], not rounded to 8 bits.
 
-    Source: ITU-T T.81; libjpeg; basicsr/utils/diffjpeg.py, DiffJPEG.
+    Source: ITU-T T.81; libjpeg. Chroma as in basicsr/utils/diffjpeg.py.
     """
     height, width = images.shape[-2:]
     below, right = -height % 16, -width % 16
     if below or right:
-        if tables == "basicsr":
-            images = F.pad(images, (0, right, 0, below))
-        else:
-            images = F.pad(images, (0, right, 0, below), mode="replicate")
+        images = F.pad(images, (0, right, 0, below), mode="replicate")
     levels = images.mul(255).sub_(128)
     quarter = levels[..., ::2, :] + levels[..., 1::2, :]
     quarter = (quarter[..., ::2] + quarter[..., 1::2]).mul_(0.25)
     luma = torch.einsum("bchw,c->bhw", levels, images.new_tensor(_LUMA)).unsqueeze(1)
     chroma = torch.einsum("bchw,dc->bdhw", quarter, images.new_tensor(_CHROMA))
 
-    luma_table, chroma_table = (table.to(images.device) for table in jpeg_tables(quality, tables=tables))
+    luma_table, chroma_table = (table.to(images.device) for table in jpeg_tables(quality))
     luma, chroma = _quantise_plane(luma, luma_table), _quantise_plane(chroma, chroma_table)
     color = torch.einsum("bdhw,cd->bchw", chroma, images.new_tensor(_CHROMA_TO_RGB))
 
@@ -290,28 +259,21 @@ def _dct_basis(device: torch.device) -> Tensor:
         return torch.kron(line, line).to(torch.float32).to(device)
 
 
-# ------------------------------------------------------------------------------------------------- sharpening
-
-
-def unsharp_mask(images: Tensor, *, weight: float = 0.5, radius: int = 51, threshold: float = 10.0) -> Tensor:
-    """Sharpen the target as Real-ESRGAN's training does: edges stronger than the threshold are steepened.
+def unsharp_mask(images: Tensor) -> Tensor:
+    """Sharpen the target as Real-ESRGAN's training does: edges stronger than 10 levels of 255 are steepened by half.
 
     Args:
         images: (B, 3, H, W) float32 in [0, 1].
-        weight: factor on the difference from the blurred image.
-        radius: side of the Gaussian, in pixels; its standard deviation is 0.3((radius - 1)/2 - 1) + 0.8.
-        threshold: least difference that counts as an edge, in levels of 255.
 
     Returns:
         (B, 3, H, W) float32 in [0, 1].
 
-    Source: basicsr/utils/img_process_util.py, USMSharp.
+    Source: basicsr/utils/img_process_util.py, USMSharp: a Gaussian of 51 pixels, weight 0.5, threshold 10.
     """
-    side = radius + 1 - radius % 2
-    sigma = 0.3 * ((side - 1) * 0.5 - 1) + 0.8
-    line = torch.exp(-(torch.arange(side, dtype=torch.float64) - side // 2).square() / (2 * sigma**2))
+    sigma = 0.3 * (25 - 1) + 0.8  # OpenCV's for a side of 51 pixels
+    line = torch.exp(-torch.arange(-25, 26, dtype=torch.float64).square() / (2 * sigma**2))
     line = line / line.sum()
     kernel = torch.outer(line, line).to(torch.float32).unsqueeze(0).to(images.device)
     residual = images - filter_images(images, kernel)
-    mask = filter_images((residual.abs() * 255 > threshold).to(torch.float32), kernel)
-    return images + mask * ((images + weight * residual).clamp(0, 1) - images)
+    mask = filter_images((residual.abs() * 255 > 10).to(torch.float32), kernel)
+    return images + mask * ((images + 0.5 * residual).clamp(0, 1) - images)
