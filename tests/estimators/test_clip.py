@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 import torch
 
 from morsr.errors import ConfigError, InputError, WeightsError
 from morsr.estimators import build_estimator
-from morsr.estimators.clip import ClipEstimator, load_text_cache, save_text_cache
-from morsr.estimators.prompts import load_prompts
+from morsr.estimators.clip import ClipEstimator, load_prompts
 
 transformers = pytest.importorskip("transformers")
 
@@ -96,48 +96,33 @@ def test_without_a_temperature_the_scores_hardly_move(clip_folder):
     assert spread[1] > 5 * spread[0]
 
 
-def test_text_cache_replaces_text_tower_and_tokenizer(clip_folder, tmp_path):
-    whole = build_estimator("clip", model=clip_folder)
-    save_text_cache(tmp_path / "texts.safetensors", whole.text_cache)
-    bare = tmp_path / "bare"
-    bare.mkdir()
-    for name in ("config.json", "model.safetensors"):
-        (bare / name).write_bytes((clip_folder / name).read_bytes())
-    cached = build_estimator("clip", model=bare, text_cache=tmp_path / "texts.safetensors")
+def test_a_file_stores_a_hub_id_and_the_weights_digest(clip_folder, tmp_path):
+    estimator = build_estimator("clip", model=[tmp_path / "nothing", clip_folder], temperature=50.0, worst=True)
+    spec = json.loads(json.dumps(estimator.spec))
+    assert spec["args"]["model"] == clip_folder.name  # a folder that names no hub id and has no known shape
     images = torch.rand(2, 3, 40, 24, generator=torch.Generator().manual_seed(1))
-    torch.testing.assert_close(cached(images).scores, whole(images).scores)
-    assert not any("text_model" in name for name, _ in whole.named_parameters())
-    with pytest.raises(ConfigError, match="other prompts"):
-        build_estimator("clip", model=bare, text_cache=tmp_path / "texts.safetensors", prompts="ensemble")
-    (tmp_path / "cut.safetensors").write_bytes((tmp_path / "texts.safetensors").read_bytes()[:40])
-    with pytest.raises(WeightsError, match=r"cut.safetensors"):
-        build_estimator("clip", model=bare, text_cache=tmp_path / "cut.safetensors")
+    again = build_estimator(spec, model=clip_folder)
+    torch.testing.assert_close(again(images).scores, estimator(images).scores)
+    assert again.spec == estimator.spec
 
+    config = json.loads((clip_folder / "config.json").read_text())
+    named = shutil.copytree(clip_folder, tmp_path / "named")
+    (named / "config.json").write_text(json.dumps({**config, "_name_or_path": "openai/clip-vit-base-patch32"}))
+    assert build_estimator("clip", model=named).spec["args"]["model"] == "openai/clip-vit-base-patch32"
 
-def test_a_text_cache_of_another_model_is_refused(clip_folder, tmp_path):
-    from safetensors.torch import save_file
-
-    texts, old = tmp_path / "texts.safetensors", tmp_path / "old.safetensors"
-    cache = build_estimator("clip", model=clip_folder).text_cache
-    save_text_cache(texts, cache)
-    other, wide = (_save_clip(tmp_path / name, seed=1, projection=width) for name, width in (("a", 24), ("b", 32)))
-    with pytest.raises(ConfigError, match="by another model than the one that was loaded"):
-        build_estimator("clip", model=other, text_cache=texts)
-    with pytest.raises(ConfigError, match="expected embeddings of 32 numbers, got 24"):
-        build_estimator("clip", model=wide, text_cache=texts)
-
-    # a file of an earlier version does not say whose it is
-    metadata = {"names": json.dumps(cache.names), "logit_scale": repr(cache.logit_scale), "key": cache.key}
-    save_file({"text_embeddings": cache.embeddings}, old, metadata=metadata)
-    assert load_text_cache(old).model == ""
-    assert build_estimator("clip", model=clip_folder, text_cache=old).text_cache.key == cache.key
-    with pytest.raises(ConfigError, match="expected embeddings of 32 numbers, got 24"):
-        build_estimator("clip", model=wide, text_cache=old)
-
-    # the same model in half precision is the same model
-    half = _save_clip(tmp_path / "half")
+    half = shutil.copytree(clip_folder, tmp_path / "half")
     transformers.CLIPModel.from_pretrained(clip_folder).half().save_pretrained(half)
-    assert build_estimator("clip", model=half, text_cache=texts).text_cache.model == cache.model
+    assert build_estimator(spec, model=half).spec["args"]["digest"] == spec["args"]["digest"]
+    with pytest.raises(WeightsError, match="other weights"):
+        build_estimator(spec, model=_save_clip(tmp_path / "other", seed=1))
+
+
+def test_a_pickle_is_never_read(clip_folder, tmp_path):
+    folder = shutil.copytree(clip_folder, tmp_path / "clip")
+    (folder / "model.safetensors").unlink()
+    torch.save(transformers.CLIPModel.from_pretrained(clip_folder).state_dict(), folder / "pytorch_model.bin")
+    with pytest.raises(WeightsError, match=r"model\.safetensors"):
+        build_estimator("clip", model=folder)
 
 
 def test_incomplete_weights_are_refused(clip_folder, tmp_path):
@@ -173,7 +158,8 @@ def test_noise_in_a_large_image_is_seen_at_native_resolution(clip_folder):
     flat = torch.full((1, 3, 32 * 8, 32 * 8), 0.5)
     noisy = (flat + 0.3 * (torch.rand(flat.shape, generator=generator) - 0.5)).clamp(0, 1)
     estimator = build_estimator("clip", model=clip_folder)
-    whole = (estimator._compare(estimator._fit(flat)) - estimator._compare(estimator._fit(noisy))).abs().max()
+    small = [torch.nn.functional.interpolate(image, size=(SIZE, SIZE), mode="area") for image in (flat, noisy)]
+    whole = (estimator.cosines(small[0]) - estimator.cosines(small[1])).abs().max()
     both = (estimator.cosines(flat) - estimator.cosines(noisy)).abs().max()
     assert both > 2 * whole
 
@@ -184,25 +170,29 @@ def test_ensembles_and_own_prompts(clip_folder, tmp_path):
     assert ensemble.names == load_prompts("pairs").names
     own = tmp_path / "own.yaml"
     own.write_text("dimensions:\n  rain: {positive: dry photo, negative: [wet photo, wet photo]}\n")
-    assert build_estimator("clip", model=clip_folder, prompts=own)(images).names == ("rain",)
+    estimator = build_estimator("clip", model=clip_folder, prompts=own)
+    assert estimator(images).names == ("rain",)
+    own.unlink()  # a file of adapters carries the texts themselves
+    again = build_estimator(estimator.spec, model=clip_folder)
+    torch.testing.assert_close(again(images).scores, estimator(images).scores)
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    "text",
     [
-        ("dimensions: {}", "dimensions"),
-        ("dimensions: {a: {positive: x}}", "negative"),
-        ("dimensions: {a: {positive: x, negative: []}}", "list of texts"),
-        ("dimensions: {a: {positive: x, negative: y}}\ntemplates: [no place]", "template"),
-        ("dimensions: {a: {positive: x, negative: y}}\nextra: 1", "extra"),
-        ("dimensions: [", "not YAML"),
+        "dimensions: {}",
+        "dimensions: {a: {positive: x}}",
+        "dimensions: {a: {positive: x, negative: []}}",
+        "dimensions: {a: {positive: x, negative: y}}\ntemplates: [no place]",
+        "dimensions: {a: {positive: x, negative: y}}\nextra: 1",
+        "dimensions: [",
+        "",
     ],
 )
-def test_prompts_that_cannot_be_used(tmp_path, text, message):
-    path = tmp_path / "prompts.yaml"
-    path.write_text(text)
-    with pytest.raises(ConfigError, match=message):
-        load_prompts(path)
+def test_prompts_that_cannot_be_used(tmp_path, text):
+    (tmp_path / "prompts.yaml").write_text(text)
+    with pytest.raises(ConfigError, match="prompts"):
+        load_prompts(tmp_path / "prompts.yaml")
 
 
 def test_missing_weights_say_what_would_do(tmp_path):

@@ -170,6 +170,7 @@ def build_estimator(spec: DegradationEstimator | Mapping[str, Any] | str, **sett
         if kind not in _KINDS:
             raise ConfigError(f"this model needs the estimator {kind!r}: give it, as in --estimator {kind}")
         settings = {**spec.get("args", {}), **settings}
+        settings.pop("text_cache", None)  # files of 0.1 may name a cache of CLIP's texts
     else:
         kind = spec
     chosen = _find(_KINDS.get(kind, kind))

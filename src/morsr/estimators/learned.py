@@ -14,8 +14,7 @@ from torch import Tensor, nn
 
 from morsr.errors import ConfigError, WeightsError
 from morsr.estimators.base import DegradationEstimator
-from morsr.estimators.statistics import dct_profile, image_statistics
-from morsr.estimators.traces import image_traces
+from morsr.estimators.statistics import dct_profile, image_statistics, image_traces
 from morsr.estimators.views import native_crops, pad_to_smallest
 from morsr.files import save_tensors
 
@@ -36,7 +35,7 @@ class DegradationNet(nn.Module):
         width: channels of the three convolutions; empty leaves them out.
         hidden: width of the MLP.
         dropout: on its first hidden units, in training only.
-        traces: also read the statistics of `traces.py`.
+        traces: also read `image_traces`.
         limit: standardised statistics are clipped to this many deviations.
 
     Raises:

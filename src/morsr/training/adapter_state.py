@@ -21,7 +21,11 @@ _GO_ON = (
     "; go on with the config that made it, or start a new run from its adapters file (*.safetensors) with "
     "model.start_from"
 )
-_NO_RESULT = {"text_cache", "local_files_only"}  # where an estimator's weights are read from, not what they are
+_NO_RESULT = {
+    "text_cache",
+    "local_files_only",
+    "digest",
+}  # where an estimator's weights are read from, not what they are
 
 
 def saved_tensors(module: nn.Module, trained: Iterable[nn.Parameter], generator: OneStepGenerator) -> dict[str, Tensor]:
