@@ -73,11 +73,11 @@ def test_files_that_cannot_be_used(weights, tmp_path):
 
 
 def test_severity_of_the_shipped_estimator_follows_each_degradation_alone():
-    from morsr.data.images import list_images, load_image
+    from skimage import data
 
     estimator = build_estimator("learned")
     assert sum(parameter.numel() for parameter in estimator.parameters()) <= 500_000
-    images = [torch.from_numpy(load_image(name).copy())[:384, :384] for name in list_images("skimage:eval").paths]
+    images = [torch.from_numpy(image[:384, :384].copy()) for image in (data.astronaut(), data.coffee(), data.chelsea())]
     photographs = [image.permute(2, 0, 1)[None].float() / 255 for image in images]
     for factor, (low, high) in FACTOR_RANGES.items():
         strengths = torch.linspace(low, high, 6)
