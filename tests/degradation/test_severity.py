@@ -162,6 +162,18 @@ def test_the_noise_measure_is_what_the_chain_leaves(monkeypatch: pytest.MonkeyPa
     assert stats.spearmanr(found, expected).statistic > 0.9
 
 
+@pytest.mark.parametrize("mode", [1, 2])  # bilinear, bicubic
+def test_the_noise_that_one_resize_leaves(mode: int) -> None:
+    none = {f"{part}__blur__kind": 7 for part in ("first", "second", "final")}
+    first = {"first__resize_scale": 0.43, "first__noise_kind": 0, "first__noise_level": 8.0, "first__noise_gray": 0}
+    second = {"second__resize_scale": 1.0, "second__resize_mode": mode, "second__noise_level": 0.0}
+    plain = {"first__jpeg_quality": 101.0, "second__jpeg_quality": 101.0}
+    parameters = _change(RECIPE.sample(torch.arange(4)), **none, **first, **second, **plain)
+    left: Tensor = apply(torch.full((4, 3, 512, 512), 0.5), parameters) * 255
+    found = (left.var(dim=(2, 3)).mean(dim=1) - 1 / 12).sqrt().double()
+    torch.testing.assert_close(found, degradation_measures(parameters).noise, rtol=0.04, atol=0)
+
+
 def test_severity_follows_the_damage() -> None:
     from skimage import data
 

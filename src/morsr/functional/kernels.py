@@ -24,6 +24,8 @@ KERNEL_KINDS = (
 )
 """Names of the kernel kinds; a kind's number is its place here. "none" is a pulse, which leaves the image as it is."""
 
+SIDE = 21
+"""Side of the largest kernel, in pixels."""
 SINC = KERNEL_KINDS.index("sinc")
 NONE = KERNEL_KINDS.index("none")
 
@@ -36,10 +38,8 @@ def blur_kernels(
     rotation: Tensor,
     beta: Tensor,
     cutoff: Tensor,
-    *,
-    canvas: int = 21,
 ) -> Tensor:
-    """One blur kernel per image, all on the same canvas.
+    """One blur kernel per image, all on one canvas of 21 x 21 pixels.
 
     With q the squared distance under the covariance R diag(sigma_x^2, sigma_y^2) R^T, a Gaussian is exp(-q/2), a
     generalised Gaussian exp(-q^beta / 2), a plateau 1 / (1 + q^beta), each cut to size x size; "sinc" is the
@@ -47,26 +47,25 @@ def blur_kernels(
 
     Args:
         kind: (B,) integers, places in `KERNEL_KINDS`.
-        size: (B,) odd kernel sizes in pixels, at most `canvas`; outside of it the kernel is zero.
+        size: (B,) odd kernel sizes in pixels, at most 21; outside of it the kernel is zero.
         sigma_x, sigma_y: (B,) standard deviations in pixels; isotropic kinds read sigma_x only.
         rotation: (B,) radians; read by the anisotropic kinds.
         beta: (B,) shape; read by the generalised and plateau kinds.
         cutoff: (B,) radians per pixel, in (0, pi]; read by "sinc".
-        canvas: odd side of the returned kernels.
 
     Returns:
-        (B, canvas, canvas) float32, each summing to 1.
+        (B, 21, 21) float32, each summing to 1.
 
     Raises:
-        InputError: an even canvas or size, or a size larger than the canvas.
+        InputError: an even size, or one above 21.
 
     Source: basicsr/data/degradations.py, bivariate_Gaussian, bivariate_generalized_Gaussian, bivariate_plateau and
         circular_lowpass_kernel.
     """
-    if canvas % 2 == 0 or bool((size % 2 == 0).any()) or int(size.max()) > canvas:
-        raise InputError(f"kernel sizes: expected odd sizes up to {canvas} (odd), got {sorted(set(size.tolist()))}")
+    if bool((size % 2 == 0).any()) or int(size.max()) > SIDE:
+        raise InputError(f"kernel sizes: expected odd sizes up to {SIDE}, got {sorted(set(size.tolist()))}")
 
-    axis = torch.arange(canvas, dtype=torch.float64, device=kind.device) - canvas // 2
+    axis = torch.arange(SIDE, dtype=torch.float64, device=kind.device) - SIDE // 2
     y, x = axis.view(1, -1, 1), axis.view(1, 1, -1)
     radius = torch.sqrt(x.square() + y.square())
     kernel = (radius == 0).to(torch.float64).repeat(len(kind), 1, 1)
@@ -206,13 +205,11 @@ def _fourier_matrix(length: int, side: int, device: torch.device) -> Tensor:
         return torch.polar(torch.ones_like(phase), phase).to(torch.complex64).to(device)
 
 
+@functools.lru_cache(maxsize=1024)
 def _fast_length(length: int) -> int:
     """The smallest even length not under `length` whose only prime factors are 2, 3 and 5."""
-    while True:
-        rest = length
-        for prime in (2, 3, 5):
-            while rest % prime == 0:
-                rest //= prime
-        if rest == 1 and length % 2 == 0:
-            return length
-        length += 1
+    rest = length + length % 2
+    for prime in (2, 3, 5):
+        while rest % prime == 0:
+            rest //= prime
+    return length if rest == 1 and length % 2 == 0 else _fast_length(length + 1)
