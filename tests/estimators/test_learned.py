@@ -180,8 +180,6 @@ def test_mixed_batches_hold_single_factors_with_their_ranks():
     assert (targets[:3, :3] > 0.05).sum(dim=1).max() <= 1
     with pytest.raises(InputError, match="known parameters"):
         module.targets({"lr": lr})
-    with pytest.raises(ConfigError, match="single_share"):
-        LearnedEstimatorTraining(single_share=1.5)
 
 
 def test_validation_of_one_batch_is_logged_and_a_dead_output_gives_no_correlation():
