@@ -16,7 +16,7 @@ FLOORS = {
     "training": 4, "data": 4, "evaluation": 4, "restoring": 4,
     "models": 3,
     # Estimators stand under the models: loading a generator builds the estimator that its router was trained with.
-    "adapters": 2, "degradation": 2, "estimators": 2,
+    "adapters": 2, "degradation": 2, "estimators": 2, "imaging": 2,
     "functional": 1,
     "errors": 0, "files": 0,
 }  # fmt: skip
@@ -30,6 +30,7 @@ ONLY_IN = {
     "transformers": ("morsr.estimators.clip", "morsr.models.pretrained"),
     "lightning": ("morsr.training", "morsr.data", "morsr.evaluation", "morsr.commands", "morsr.cli"),
     "pytorch_lightning": (),
+    "pyvips": ("morsr.imaging.files",),
     "pickle": (),
 }
 FUNCTIONAL_ONLY = {"torch", "einops", "numpy", "morsr"}

@@ -6,7 +6,6 @@ import contextlib
 import os
 import secrets
 import stat
-import unicodedata
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -97,7 +96,12 @@ def _system_error(error: Exception) -> OSError:
     return OSError(int(number), os.strerror(int(number))) if number.isdigit() else OSError(str(error))
 
 
-def printable(name: str) -> str:
-    """A name with escapes for control characters and for bytes that are no UTF-8; others stay as they are."""
-    text = name.encode("utf-8", "backslashreplace").decode()
-    return "".join(repr(mark)[1:-1] if unicodedata.category(mark) in ("Cc", "Zl", "Zp") else mark for mark in text)
+def printable(text: str) -> str:
+    """Text for one line of a terminal, such as a file's name: what is not a visible character is escaped.
+
+    >>> printable("two\\nlines \\x1b[2J")
+    'two\\\\nlines \\\\x1b[2J'
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -11,7 +11,7 @@ import restorer_twins as twins
 from PIL import Image
 
 from morsr.cli import main
-from morsr.models.jobs import find_images
+from morsr.imaging import list_images
 from morsr.restoring import Restorer, Settings
 
 
@@ -114,7 +114,7 @@ def test_images_that_are_not_read_are_counted(capsys: pytest.CaptureFixture[str]
 def test_hidden_files_and_folders_are_left_out():
     for name in (".trash/in/a.png", ".trash/in/.b.png", ".trash/in/.thumbnails/c.png", ".trash/in/d/.e/f/g.png"):
         photo(name)
-    assert find_images(Path(".trash/in")) == [Path(".trash/in/a.png")]
+    assert list_images(Path(".trash/in")) == [Path(".trash/in/a.png")]
 
 
 def test_a_format_for_all_files():
@@ -167,7 +167,7 @@ def test_a_failed_file_does_not_stop_the_others(capsys: pytest.CaptureFixture[st
     ("arguments", "words"),
     [
         (["missing.png", "out.png"], "missing.png: no such file or folder"),
-        (["empty", "out"], "no images"),
+        (["empty", "out"], "no image"),
         (["photo.png", "photo.png"], "overwrite an input"),
         (["photo.png", "./empty/../photo.png"], "overwrite an input"),
         (["in", "in"], "overwrite the inputs"),

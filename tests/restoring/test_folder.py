@@ -128,7 +128,7 @@ def test_what_fails_is_said_and_the_rest_of_its_batch_goes_on(monkeypatch: pytes
     jobs.append(Job(Path("in/line\nbreak.png"), Path("out/text.png")))
     jobs.append(Job(Path("in/alpha.png"), Path("out/alpha.jpg")))
     jobs.append(photo("in/huge.png"))
-    read = folder_module.read_file
+    read = folder_module.read
 
     def hungry(path: Path) -> Any:
         if path.name == "huge.png":
@@ -138,7 +138,7 @@ def test_what_fails_is_said_and_the_rest_of_its_batch_goes_on(monkeypatch: pytes
     def black_breaks(images: torch.Tensor) -> torch.Tensor:
         return images * float("nan") if bool((images.mean(dim=(1, 2, 3)) == 0).any()) else images
 
-    monkeypatch.setattr(folder_module, "read_file", hungry)
+    monkeypatch.setattr(folder_module, "read", hungry)
     failed = run(twins.fake(black_breaks), jobs, batch=8)
     assert len(failed) == 4
     for name, reason in (("line\\nbreak.png", ""), ("alpha.png", "transparency"), ("1.png", "NaN"), ("huge", "Memory")):

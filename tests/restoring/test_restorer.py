@@ -18,7 +18,7 @@ from torch.testing import assert_close
 
 import morsr
 from morsr.errors import ConfigError, InputError, MorsrError, WeightsError
-from morsr.models.picture_files import read_file
+from morsr.imaging import read, write
 from morsr.restoring import Restorer, Settings, devices
 from morsr.restoring import restorer as restorer_module
 from morsr.restoring.devices import free_memory, resolve_device, resolve_dtype
@@ -344,12 +344,9 @@ def test_a_model_without_adapters_restores():
 def test_large_files_are_written_by_rows_and_equal_those_made_in_memory(
     name: str, channels: int, top: int, color: str, monkeypatch: pytest.MonkeyPatch
 ):
-    from morsr.models.picture import read_picture
-    from morsr.models.picture_files import write_picture
-
     kind = np.uint8 if top == 255 else np.uint16
     array = (np.random.default_rng(0).random((150, 24, channels)) * top).astype(kind)
-    write_picture(read_picture(array), "in.png")
+    write(read(array), "in.png")
     restorer = twins.fake(twins.smoothing)
     restorer.restore_file("in.png", f"memory-{name}", tile=48, color=color)
     monkeypatch.setattr(restorer_module, "STREAM_PIXELS", 0)
@@ -357,8 +354,8 @@ def test_large_files_are_written_by_rows_and_equal_those_made_in_memory(
     restorer.restore_file(
         "in.png", f"stream-{name}", tile=48, color=color, progress=lambda now, total: done.append((now, total))
     )
-    memory, stream = read_file(f"memory-{name}"), read_file(f"stream-{name}")
-    assert (stream.form.mode, stream.form.depth, stream.size) == (memory.form.mode, memory.form.depth, (600, 96))
+    memory, stream = read(f"memory-{name}"), read(f"stream-{name}")
+    assert (stream.channels, stream.dtype, stream.size) == (channels, kind, (600, 96))
     assert_close(stream.rgb, memory.rgb, atol=1.01 / top, rtol=0)
     assert done[-1][0] == done[-1][1] > 4
 
@@ -399,13 +396,9 @@ def test_every_odd_image_is_restored(shared_data: Path):
     restorer = twins.fake()
     for path in sorted((shared_data / "odd_images").iterdir()):
         restorer.restore_file(path, path.name, scale=1.5)
-        before, after = read_file(path), read_file(path.name)
+        before, after = read(path), read(path.name)
         assert after.size == tuple(round(side * 1.5) for side in before.size)
-        assert (after.form.mode, after.form.depth, after.form.icc) == (
-            before.form.mode,
-            before.form.depth,
-            before.form.icc,
-        )
+        assert after.notes.icc == before.notes.icc
         assert (after.rgb - bicubic(before.rgb, 1.5)).abs().mean() < 0.01
 
 

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from morsr.errors import MorsrError
 from morsr.functional.color import wavelet_low
-from morsr.models.picture import read_picture
+from morsr.imaging.files import read_planes
 from morsr.restoring import Restorer
 from morsr.restoring.tiles import tiling
 
@@ -33,7 +33,7 @@ def shipped() -> Restorer:
 @pytest.fixture(scope="module")
 def photographs(shared_data: Path) -> list[Tensor]:
     paths = sorted((shared_data / "realsr" / "LR").glob("*.png"))[::12]
-    return [read_picture(path).rgb for path in paths]
+    return [read_planes(path) for path in paths]
 
 
 def low_frequency_error(restored: Tensor, lr: Tensor) -> float:

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 from torch.testing import assert_close
 
-from morsr.models.picture import read_picture
+from morsr.imaging import read
 from morsr.restoring import Restorer, Settings
 
 DARK, BRIGHT = (torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * gain for gain in (0.2, 1.0))
@@ -66,7 +66,7 @@ def test_threads_wait_for_each_other(restorer: Restorer, monkeypatch: pytest.Mon
     dark, bright, pictures, _ = in_threads(
         lambda: restorer(DARK),
         lambda: other(BRIGHT, strength=0.5),
-        lambda: restorer.restore_pictures([read_picture(DARK)], Settings(scale=2))[0].rgb,
+        lambda: restorer.restore_pictures([read(DARK[0].permute(1, 2, 0).numpy())], Settings(scale=2))[0].rgb,
         lambda: restorer.restore_file(file, tmp_path / "together.png"),
     )
     assert seen == [1, 1, 1, 1]

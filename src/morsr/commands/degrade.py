@@ -54,10 +54,10 @@ def run(options: argparse.Namespace) -> int:
     Raises:
         MorsrError: a wrong recipe or setting, nothing to do, outputs that exist or cannot be written; before any work.
     """
-    from morsr.data.images import CONTACT_SHEET, SUFFIXES
+    from morsr.data.images import CONTACT_SHEET
     from morsr.degradation import DegradationRecipe
     from morsr.degradation.keys import check_seed
-    from morsr.models.jobs import unread_images
+    from morsr.imaging.listing import unread_images
     from morsr.restoring.devices import resolve_device
 
     recipe = DegradationRecipe.load(options.recipe)
@@ -93,7 +93,7 @@ def run(options: argparse.Namespace) -> int:
         with atomic_path(target / CONTACT_SHEET) as part:
             contact_sheet(shown).save(part)
     _say(f"{len(lines)} of {len(images)} images degraded into {target}")
-    if source.is_dir() and (left_out := unread_images(source, SUFFIXES)):
+    if source.is_dir() and (left_out := unread_images(source)):
         _say(left_out)
     if failed:
         _say(f"{len(failed)} failed:\n  " + "\n  ".join(failed))

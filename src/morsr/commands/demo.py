@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from PIL import Image
 
-    from morsr.models.picture import Picture
     from morsr.restoring import Restorer
 
 HELP = (
@@ -203,49 +202,21 @@ def restore_upload(
     Raises:
         MorsrError: not an image, or what else the restorer refuses.
     """
-    from morsr.models.picture_files import FORMATS, read_file
-    from morsr.models.picture_preview import read_reduced
+    from morsr.imaging.files import thumbnail
+    from morsr.imaging.listing import FORMATS
     from morsr.restoring import Settings
 
     checked = Settings(**settings)
     suffix = source.suffix.lower() if source.suffix.lower() in FORMATS else ".png"
     target = folder / f"{source.stem}-x{checked.scale:g}{suffix}"
     restorer.restore_file(source, target, progress=progress, **vars(checked))
-    after = preview(read_reduced(target, 2 * PREVIEW))
-    before = preview(read_file(source, compact=True), after.size)
+    after = thumbnail(target, PREVIEW)
+    before = thumbnail(source, PREVIEW).resize(after.size)
     routed = restorer.generator.adapters is not None and restorer.generator.adapters.config.is_routed
     if not routed:
         return (before, after), str(target), None, None
     scores, figure = routing_of(restorer, source, strength=checked.strength)
     return (before, after), str(target), scores, figure
-
-
-def preview(picture: Picture, size: tuple[int, int] | None = None) -> Image.Image:
-    """A picture as 8-bit RGB for the screen, over gray where it is transparent.
-
-    Args:
-        picture: of a file.
-        size: width and height; default its own, with the longer side at most PREVIEW.
-    """
-    import numpy as np
-    from PIL import Image
-
-    from morsr.functional.resample import unit_range
-
-    rgb = picture.rgb
-    if picture.alpha is not None:
-        alpha = unit_range(picture.alpha)
-        rgb = unit_range(rgb) * alpha + 0.5 * (1 - alpha)
-    samples = rgb[0].permute(1, 2, 0).numpy()
-    if samples.dtype != np.uint8:
-        top = 1.0 if samples.dtype.kind == "f" else np.iinfo(samples.dtype).max
-        samples = (samples * (255.0 / top)).round().astype(np.uint8)
-    image = Image.fromarray(np.ascontiguousarray(samples))
-    if size is None:
-        shrink = min(1.0, PREVIEW / max(image.size))
-        width, height = image.size
-        size = max(1, round(width * shrink)), max(1, round(height * shrink))
-    return image if size == image.size else image.resize(size, Image.Resampling.BICUBIC)
 
 
 def routing_of(restorer: Restorer, source: Path, *, strength: float) -> tuple[dict[str, float], Figure]:

@@ -117,14 +117,9 @@ def _check(options: argparse.Namespace, source: Path, out: Path) -> None:
 
 
 def _images(source: Path) -> list[Path]:
-    from morsr.models.jobs import find_images
-    from morsr.models.picture_files import FORMATS
+    from morsr.imaging import list_images
 
-    if source.is_file():
-        return [source]
-    if not (found := find_images(source)):
-        raise InputError(f"{source}: no images ({', '.join(sorted(FORMATS))}) in this folder")
-    return found
+    return list_images(source)
 
 
 def _route(
@@ -136,7 +131,7 @@ def _route(
 
     from morsr.degradation import DegradationRecipe, apply, sample_keys
     from morsr.evaluation.routing import RoutingTable
-    from morsr.models.picture import read_picture
+    from morsr.imaging.files import read_planes
 
     parts: list[RoutingTable] = []
     failed: list[str] = []
@@ -144,7 +139,7 @@ def _route(
     recipe = DegradationRecipe.load(options.degrade) if options.degrade else None
     for index, (path, name) in enumerate(zip(tqdm(paths, unit="image", disable=None), names, strict=True)):
         try:
-            image = read_picture(path).rgb
+            image = read_planes(path)
             if recipe is None:
                 parts.append(RoutingTable.from_images(restorer, image, names=[name], scores_only=True))
                 pictures.append(path)
@@ -183,7 +178,7 @@ def _check_example(table: RoutingTable, wanted: str | None) -> None:
 
 def _example(restorer: Restorer, table: RoutingTable, pictures: list[Any], wanted: str | None) -> list[Example]:
     from morsr.evaluation.example import examine
-    from morsr.models.picture import read_picture
+    from morsr.imaging.files import read_planes
 
     if wanted == "none" or not table.is_routed:
         return []
@@ -192,5 +187,5 @@ def _example(restorer: Restorer, table: RoutingTable, pictures: list[Any], wante
         specialisation = table.specialisation()
     except InputError:
         specialisation = None  # the page says why
-    lr = read_picture(pictures[row]).rgb.to(restorer.device)
+    lr = read_planes(pictures[row]).to(restorer.device)
     return [examine(restorer.generator, lr, name=table.names[row], specialisation=specialisation)]

@@ -50,20 +50,19 @@ def run(options: argparse.Namespace) -> int:
     """Run all checks; 1 if one of them fails."""
     from PIL import Image
 
+    from morsr.imaging import read_rgb
     from morsr.restoring import Restorer
 
     restorer = Restorer.from_pretrained(options.model, base=options.base, device=options.device, dtype=options.dtype)
     versions = ", ".join(f"{name} {_version(name)}" for name in PACKAGES)
     print(f"python {platform.python_version()}, {versions}")
     print(f"model {options.model}, {restorer.device}, {str(restorer.dtype).removeprefix('torch.')}")
-    with Image.open(assets() / "selftest.png", formats=["PNG"]) as file:
-        image = file.convert("RGB")
+    image = Image.fromarray(read_rgb(assets() / "selftest.png"))
     result = measure(restorer, image)
     if options.save:
-        from morsr.models.picture import read_picture
-        from morsr.models.picture_files import write_picture
+        from morsr.imaging import read, write
 
-        write_picture(read_picture(result["image"]), options.save)
+        write(read(result["image"]), options.save)
         print(f"restored image: {options.save}")
     if options.record:
         print(f"recorded: {record(result, Path(options.record), Path(options.model).name)}")
@@ -152,13 +151,12 @@ def comparisons(result: dict[str, Any], expected: dict[str, Any], *, exact: bool
 
 def record(result: dict[str, Any], folder: Path, name: str) -> Path:
     """Write a result as the expected one: NAME_expected.png and NAME_expected.json."""
-    from morsr.models.picture import read_picture
-    from morsr.models.picture_files import atomic_file, write_picture
+    from morsr.files import write_text
+    from morsr.imaging import read, write
 
-    write_picture(read_picture(result["image"]), folder / f"{name}_expected.png")
+    write(read(result["image"]), folder / f"{name}_expected.png")
     rest = {key: value for key, value in result.items() if key != "image"}
-    with atomic_file(folder / f"{name}_expected.json") as file:
-        file.write(json.dumps(rest).encode())
+    write_text(folder / f"{name}_expected.json", json.dumps(rest))
     return folder / f"{name}_expected.png"
 
 
@@ -166,11 +164,12 @@ def load_expected(folder: Path, name: str) -> dict[str, Any] | None:
     """The recorded result of a model, or None."""
     from PIL import Image
 
+    from morsr.imaging import read_rgb
+
     data, picture = folder / f"{name}_expected.json", folder / f"{name}_expected.png"
     if not data.is_file() or not picture.is_file():
         return None
-    with Image.open(picture, formats=["PNG"]) as image:
-        return {**json.loads(data.read_text()), "image": image.copy()}
+    return {**json.loads(data.read_text()), "image": Image.fromarray(read_rgb(picture))}
 
 
 def digest(model: Any) -> str:

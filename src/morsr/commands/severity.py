@@ -109,10 +109,10 @@ def _estimator(options: argparse.Namespace) -> Any:
 
 
 def _score(estimator: Any, path: str) -> list[float]:
-    from morsr.models.picture_files import read_file
+    from morsr.imaging import read
 
     device = next(iter(estimator.buffers())).device
-    result = estimator(read_file(path).rgb.to(device))
+    result = estimator(read(path).rgb.to(device))
     return [*result.scores[0].tolist(), float(result.severity[0])]
 
 

@@ -58,7 +58,7 @@ def run(options: argparse.Namespace) -> int:
         MorsrError: nothing to do, a wrong setting, or a model that cannot be loaded, before any file is touched; and
             for a single file whatever went wrong with it.
     """
-    from morsr.models.jobs import unread_images
+    from morsr.imaging.listing import unread_images
     from morsr.restoring import Settings
     from morsr.restoring.folder import Job, check_jobs, folder_jobs, output_name, processes
 
@@ -108,7 +108,8 @@ def run(options: argparse.Namespace) -> int:
 
 def _check_suffix(target: Path, format: str | None) -> None:
     """Refuse a --format that the name of the output contradicts."""
-    from morsr.models.picture_files import FORMATS, file_format
+    from morsr.imaging.files import file_format
+    from morsr.imaging.listing import FORMATS
 
     said = FORMATS.get(target.suffix.lower())
     if format and said not in (None, file_format(target, format)):

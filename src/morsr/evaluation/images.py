@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from morsr import imaging
 from morsr.errors import InputError
-from morsr.functional.checksums import IMAGE_FORMATS, check_png
-
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"})
-_ORIENTATION = 274
+from morsr.imaging import SUFFIXES as SUFFIXES
+from morsr.imaging.files import opened
+from morsr.imaging.listing import check_regular
 
 
 def image_size(path: Path) -> tuple[int, int]:
@@ -24,12 +24,8 @@ def image_size(path: Path) -> tuple[int, int]:
     Raises:
         InputError: the file is no image, holds other than 8 bits, transparency, or several pages.
     """
-    from PIL import Image
-
-    with _opened(path) as image:
-        # The base class's method: that of PNG files would decode the whole image first.
-        turned = Image.Image.getexif(image).get(_ORIENTATION, 1) in (5, 6, 7, 8)
-        return image.size if turned else image.size[::-1]
+    with _opened(path):
+        return imaging.image_size(path)
 
 
 def read_rgb(path: Path) -> np.ndarray:
@@ -38,21 +34,15 @@ def read_rgb(path: Path) -> np.ndarray:
     Raises:
         InputError: as `image_size`, or the file cannot be decoded.
     """
-    from PIL import ImageOps
-
-    with _opened(path) as image:
-        if image.format == "PNG":
-            check_png(image.fp)
-        image.load()
-        return np.array(ImageOps.exif_transpose(image).convert("RGB"))
+    with _opened(path):
+        return imaging.read_rgb(path)
 
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[Any]:
-    from PIL import Image
-
     try:
-        with Image.open(path, formats=IMAGE_FORMATS) as image:
+        check_regular(path)
+        with opened(path) as image:
             if problem := _unusable(image):
                 raise InputError(f"{path.name}: expected one 8-bit gray or RGB image, got {problem}")
             yield image

@@ -13,7 +13,7 @@ from morsr.degradation.parameters import DegradationParameters
 from morsr.degradation.recipe import DegradationRecipe
 from morsr.degradation.severity import true_severity
 from morsr.errors import InputError
-from morsr.models.picture import read_picture
+from morsr.imaging.files import read_planes
 
 
 def image_batches(images: Tensor | Sequence[Any], batch_size: int, device: torch.device) -> Iterator[Tensor]:
@@ -25,7 +25,7 @@ def image_batches(images: Tensor | Sequence[Any], batch_size: int, device: torch
     for image in images:
         if isinstance(image, Tensor) and image.ndim == 3:
             image = image[None]
-        rgb = read_picture(image).rgb
+        rgb = read_planes(image)
         if len(rgb) != 1:
             raise InputError(f"images: expected one image per entry, got a batch of {len(rgb)}")
         if waiting and (waiting[0].shape != rgb.shape or len(waiting) == batch_size):

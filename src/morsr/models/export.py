@@ -22,10 +22,10 @@ from torch import Tensor, nn
 from morsr.adapters import merged
 from morsr.errors import ConfigError, InputError, MissingDependencyError
 from morsr.functional.resample import edge_index
+from morsr.imaging.files import read_planes
 from morsr.models.generator import OneStepGenerator
 from morsr.models.loading import load_generator
 from morsr.models.peft_format import export_lora as export_peft
-from morsr.models.picture import read_picture
 from morsr.models.saving import save_decoder, write_description
 
 ONE_FILE_BYTES = 1_500_000_000
@@ -68,7 +68,7 @@ def fix_routing(
         raise ConfigError(f"give either an image or the {count} scores {', '.join(names)}")
     adapters.strength = strength
     if scores is None:
-        estimated = generator.route(read_picture(image).rgb[:1].to(generator.device))
+        estimated = generator.route(read_planes(image)[:1].to(generator.device))
         values = estimated.scores[0].tolist() if estimated is not None else []
     else:
         if len(scores) != count or not all(0 <= score <= 1 for score in scores):

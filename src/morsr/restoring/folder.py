@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from morsr.errors import ConfigError, InputError, MorsrError
 from morsr.files import printable
-from morsr.models.jobs import find_images, unread_images
-from morsr.models.picture_files import FORMATS, file_format, form_for, header_size, read_file, write_picture
+from morsr.imaging import image_size, list_images, read, write
+from morsr.imaging.files import check_output, file_format
 from morsr.restoring.devices import is_out_of_memory
 from morsr.restoring.restorer import is_streamed
 
 if TYPE_CHECKING:
-    from morsr.models.picture import Picture
+    from morsr.imaging import Picture
     from morsr.restoring.restorer import Restorer
     from morsr.restoring.settings import Settings
 
@@ -61,10 +61,10 @@ def folder_jobs(source: Path, target: Path, format: str | None = None) -> list[J
         raise InputError(f"{target}: the input is a folder, so the output must be one too; this is a file")
     if inside == outside:
         raise InputError(f"{target}: the outputs would overwrite the inputs; choose another folder")
-    found = [path for path in find_images(source) if outside in inside.parents or outside not in path.resolve().parents]
+    images = list_images(source)
+    found = [path for path in images if outside in inside.parents or outside not in path.resolve().parents]
     if not found:
-        text = f"{source}: no images ({', '.join(sorted(FORMATS))}) in this folder"
-        raise InputError("; ".join(filter(None, [text, unread_images(source)])))
+        raise InputError(f"{source}: no images in this folder beside those in {target}")
     return [Job(path, target / path.relative_to(source).parent / output_name(path, format)) for path in found]
 
 
@@ -174,7 +174,7 @@ def batches(
 def _size(path: Path) -> tuple[int, int]:
     """Height and width by the header; (0, 0) for what cannot be opened, which is said when its turn comes."""
     try:
-        return header_size(path)
+        return image_size(path)
     except Exception as error:
         _own(error)
         return 0, 0
@@ -195,9 +195,9 @@ def _read(jobs: Sequence[Job], settings: Settings, format: str | None) -> list[P
             if is_streamed(settings.output_size(*_size(source))):
                 found.append(None)
                 continue
-            picture = read_file(source)
+            picture = read(source)
             # What cannot be written is refused before the work is done.
-            form_for(picture, target, settings.output_size(*picture.size), format)
+            check_output(picture, target, settings.output_size(*picture.size), format)
             found.append(picture)
         except Exception as error:
             found.append(_own(error))
@@ -206,7 +206,7 @@ def _read(jobs: Sequence[Job], settings: Settings, format: str | None) -> list[P
 
 def _write(picture: Picture, job: Job, format: str | None) -> Exception | None:
     try:
-        write_picture(picture, job.target, format=format)
+        write(picture, job.target, format=format)
     except Exception as error:
         return _own(error)
     return None

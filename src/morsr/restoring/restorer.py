@@ -10,7 +10,6 @@ import os
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal
@@ -22,9 +21,8 @@ from torch import Tensor, nn
 from morsr.adapters import Routing, adapter_names, merged
 from morsr.errors import InputError, WeightsError
 from morsr.functional.resample import bicubic_window
-from morsr.models.picture import Picture, planes_to_samples, read_picture, to_planes
-from morsr.models.picture_files import atomic_file, form_for, read_file, row_writer, write_picture
-from morsr.restoring.canvas import Canvas
+from morsr.imaging import Canvas, Picture, read, write
+from morsr.imaging.files import check_output, read_planes
 from morsr.restoring.devices import free_memory, is_out_of_memory, release_memory, resolve_device, resolve_dtype
 from morsr.restoring.settings import Settings
 from morsr.restoring.tiles import (
@@ -216,8 +214,13 @@ class Restorer:
         several = isinstance(image, (list, tuple))
         results, routings = [], []
         for one in image if several else [image]:
-            [result], found = self._restore_pictures([read_picture(one)], settings)
-            results.append(result.to_kind())
+            if isinstance(one, Tensor):
+                lr = read_planes(one)
+                rgb, found = self._restore_planes(lr, settings)
+                results.append(rgb.to(device=one.device, dtype=one.dtype))
+            else:
+                [picture], found = self._restore_pictures([read(one)], settings)
+                results.append(picture.to_kind())
             routings.append(found)
         images, found = (results, routings) if several else (results[0], routings[0])
         return (images, found) if return_routing else images
@@ -250,24 +253,30 @@ class Restorer:
         checked.check_model(self.generator)
         if os.path.exists(target) and os.path.exists(source) and os.path.samefile(source, target):
             raise InputError(f"{target}: the output would overwrite the input")
-        picture = read_file(source, compact=True)
+        picture = read(source)
         size = checked.output_size(*picture.size)
-        form = form_for(picture, target, size, format)
-        by_rows = form.format in ("PNG", "TIFF") and form.mode in ("L", "LA", "RGB", "RGBA") and form.depth < 32
-        if not (by_rows and picture.black is None and is_streamed(size)):
-            write_picture(self._restore_pictures([picture], checked, progress)[0][0], target, format=format)
+        name = check_output(picture, target, size, format)
+        if name not in ("PNG", "TIFF") or not is_streamed(size):
+            write(self._restore_pictures([picture], checked, progress)[0][0], target, format=format)
             return
-        picture = picture.with_form(replace(form, orientation=1))  # upright
-        with atomic_file(target) as file:
-            writer, top = row_writer(file, picture.form, size[1], size[0]), 0
-            canvas, _ = self._restore(picture.rgb, checked, folder=Path(target).parent, progress=progress)
-            for rows in finished_rows(canvas.values, picture.rgb, checked):
-                end = top + rows.shape[-2]
-                alpha = None if picture.alpha is None else enlarged_rows(picture.alpha, size, top, end)
-                writer.write(planes_to_samples(to_planes(picture.replaced(rows, alpha))[0], picture.form))
-                canvas.release()
-                top = end
-            writer.finish()
+        folder, top = Path(target).parent, 0
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            canvas, _ = self._restore(picture.planes, checked, folder=folder, progress=progress)
+            samples = Canvas((*size, picture.channels), picture.dtype, folder=folder)
+        except OSError as error:
+            raise InputError(f"{target}: cannot be written ({error.strerror or error})") from error
+        for rows in finished_rows(canvas.tensor, picture.planes, checked):
+            end = top + rows.shape[-2]
+            alpha = None
+            if picture.alpha is not None:
+                alpha = enlarged_rows(torch.from_numpy(picture.alpha)[None, None], size, top, end)
+            samples.values[top:end] = picture.samples(rows, alpha)
+            canvas.release()
+            samples.release()
+            top = end
+        del canvas
+        write(picture, target, samples=samples, format=format)
 
     @torch.no_grad()
     def restore_pictures(self, pictures: Sequence[Picture], settings: Settings) -> list[Picture]:
@@ -285,8 +294,18 @@ class Restorer:
         self, pictures: Sequence[Picture], settings: Settings, progress: Progress | None = None
     ) -> tuple[list[Picture], Found]:
         """Restore pictures of one size, as many at once as the memory is expected to hold."""
-        whole = [picture.expanded() for picture in pictures]
-        lr, size = torch.cat([picture.rgb for picture in whole]), settings.output_size(*whole[0].size)
+        rgb, found = self._restore_planes(torch.cat([picture.rgb for picture in pictures]), settings, progress)
+        results = []
+        for picture, restored in zip(pictures, rgb.split(1), strict=True):
+            alpha, (height, width) = picture.alpha_plane, restored.shape[-2:]
+            if alpha is not None:
+                alpha = enlarged_rows(alpha, (height, width), 0, height)
+            results.append(picture.restored(restored, alpha))
+        return results, found
+
+    def _restore_planes(self, lr: Tensor, settings: Settings, progress: Progress | None = None) -> tuple[Tensor, Found]:
+        """Restore images (B, 3, h, w), as many at once as the memory is expected to hold."""
+        size = settings.output_size(*lr.shape[-2:])
         needed, free = OUTPUT_BYTES * size[0] * size[1] * len(lr), free_memory(torch.device("cpu"))
         if needed > free:
             raise InputError(
@@ -296,16 +315,9 @@ class Restorer:
         parts, found = [], []
         for some in lr.split(self.images_at_once(size, settings)):
             canvas, routing = self._restore(some, settings, progress=progress)
-            parts.append(torch.cat(list(finished_rows(canvas.values, some, settings)), dim=-2))
+            parts.append(torch.cat(list(finished_rows(canvas.tensor, some, settings)), dim=-2))
             found.append(routing)
-        results = []
-        for picture, rgb in zip(whole, torch.cat(parts).split([len(picture.rgb) for picture in whole]), strict=True):
-            planes = [
-                None if plane is None else enlarged_rows(plane, size, 0, size[0])
-                for plane in (picture.alpha, picture.black)
-            ]
-            results.append(picture.replaced(rgb, *planes))
-        return results, _joined(found)
+        return torch.cat(parts), _joined(found)
 
     def images_at_once(self, size: tuple[int, int], settings: Settings) -> int:
         """How many images of an output size go through the networks together; a processor gains nothing from more."""
@@ -335,7 +347,7 @@ class Restorer:
             plan = tiling(size, side, self.generator.multiple)
             try:
                 with self._alone():
-                    canvas = Canvas((len(lr), 3, *size), folder)
+                    canvas = Canvas((len(lr), 3, *size), folder=folder)
                     return canvas, self._restore_tiles(lr.to(self.device), canvas, plan, settings, progress)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
@@ -359,7 +371,7 @@ class Restorer:
                     found.append(self._route(source_part(lr, window, size), settings))
                 place = {"top": window.top, "left": window.left, "height": window.height, "width": window.width}
                 enlarged = bicubic_window(lr, size, **place).clamp(0, 1)
-                window.add(canvas.values, run_pass(self.generator, enlarged, self.dtype))
+                window.add(canvas.tensor, run_pass(self.generator, enlarged, self.dtype))
                 if window is windows[-1] or windows[done + 1].top > window.top:
                     canvas.release()
                 if progress is not None:

@@ -1,0 +1,130 @@
+"""Which files of a folder are images, and in which order they come."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from collections import Counter
+from collections.abc import Container, Iterator
+from pathlib import Path
+
+from morsr.errors import InputError
+from morsr.files import printable
+
+FORMATS = {
+    ".png": "PNG",
+    ".jpg": "JPEG",
+    ".jpeg": "JPEG",
+    ".jpe": "JPEG",
+    ".jfif": "JPEG",
+    ".webp": "WEBP",
+    ".tif": "TIFF",
+    ".tiff": "TIFF",
+    ".bmp": "BMP",
+    ".gif": "GIF",
+    ".ppm": "PPM",
+    ".pgm": "PPM",
+}
+"""Suffixes of image files and Pillow's names of their formats."""
+
+SUFFIXES = frozenset(FORMATS)
+
+CONTACT_SHEET = "contact_sheet.png"
+"""The overview that `morsr degrade` writes among its outputs; not an image of the set."""
+
+UNREAD_SUFFIXES = frozenset(
+    {
+        ".heic", ".heif", ".avif", ".jxl", ".jp2", ".svg", ".psd", ".exr", ".tga", ".pbm", ".pnm", ".hdr",
+        ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2",
+    }
+)  # fmt: skip
+"""Suffixes of images that are not read."""
+
+
+def list_images(source: str | os.PathLike[str], recursive: bool = True) -> list[Path]:
+    """Image files in natural order: folder by folder, frame 2 before frame 10.
+
+    Hidden files and folders, contact sheets, and what is not a regular file (pipes, devices, links to them, broken
+    links) are left out. Links to folders are followed unless they lead back to a folder that they lie in.
+
+    Args:
+        source: a folder, or one file, which is returned whatever its suffix.
+        recursive: search subfolders too.
+
+    Raises:
+        InputError: nothing is there, or the folder has no image.
+    """
+    source = Path(source)
+    if not source.is_dir():
+        check_regular(source)
+        return [source]
+    found = [path for path in walk(source, recursive) if is_image(path)]
+    if not found:
+        text = f"{printable(str(source))}: the folder has no image; expected files ending in {known_suffixes()}"
+        raise InputError("; ".join(filter(None, [text, unread_images(source)])))
+    return sorted(found, key=natural_key)
+
+
+def is_image(path: str | os.PathLike[str], suffixes: Container[str] = SUFFIXES) -> bool:
+    """Whether a path names a regular file with an image's suffix; contact sheets do not count."""
+    path = Path(path)
+    return path.suffix.lower() in suffixes and path.name != CONTACT_SHEET and path.is_file()
+
+
+def check_regular(path: str | os.PathLike[str]) -> os.stat_result:
+    """Refuse whatever is not a regular file, before anything waits for its content.
+
+    Raises:
+        InputError: nothing there, a folder, a pipe, a device or a socket.
+    """
+    name = printable(os.fspath(path))
+    try:
+        found = os.stat(path)
+    except (OSError, ValueError) as error:  # ValueError: a null character in the name
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{name}: cannot be read ({reason})") from error
+    if not stat.S_ISREG(found.st_mode):
+        kind = "folder" if stat.S_ISDIR(found.st_mode) else "pipe, device or socket"
+        raise InputError(f"{name}: expected an image file, this is a {kind}")
+    return found
+
+
+def natural_key(path: Path) -> tuple[str, list[tuple[int, str]], str]:
+    """Sorts by folder, then by name with its numbers as numbers."""
+    parts = re.split(r"([0-9]+)", path.name)
+    return str(path.parent), [(int(part), "") if part.isdecimal() else (-1, part) for part in parts], path.name
+
+
+def unread_images(folder: str | os.PathLike[str], suffixes: Container[str] = SUFFIXES) -> str:
+    """One line that counts the images whose suffix is not read; empty if there are none."""
+    endings = (path.suffix.lower() for path in walk(folder))
+    found = Counter(ending for ending in endings if ending in SUFFIXES | UNREAD_SUFFIXES and ending not in suffixes)
+    if not found:
+        return ""
+    counts = ", ".join(f"{ending} {count}" for ending, count in found.most_common())
+    if found.total() == 1:
+        return f"1 file has an ending that is not read and was left out ({counts})"
+    return f"{found.total()} files have endings that are not read and were left out ({counts})"
+
+
+def known_suffixes() -> str:
+    """The suffixes that are read, for messages."""
+    return ", ".join(sorted(SUFFIXES))
+
+
+def walk(folder: str | os.PathLike[str], recursive: bool = True) -> Iterator[Path]:
+    """Files of a folder and its subfolders that are not hidden, in no order."""
+    root = Path(folder)
+    for parent, below, names in os.walk(root, followlinks=True):
+        kept = [name for name in below if not name.startswith(".") and not _leads_back(Path(parent, name), root)]
+        below[:] = kept if recursive else []
+        yield from (Path(parent, name) for name in names if not name.startswith("."))
+
+
+def _leads_back(folder: Path, root: Path) -> bool:
+    """Whether a folder below `root` is a link to one that it lies in, however many links lead there."""
+    if not folder.is_symlink():
+        return False
+    target, around = folder.resolve(), (parent for parent in folder.parents if parent.is_relative_to(root))
+    return any(parent.resolve().is_relative_to(target) for parent in around)

@@ -1,0 +1,68 @@
+"""A canvas holds what is put on it, in memory or in a file, and the memory of a file is given back."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.testing import assert_close
+
+from morsr.imaging import Canvas
+
+
+@pytest.mark.parametrize("folder", [None, "."])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+def test_a_canvas_is_an_array_of_zeros_that_can_be_filled(folder: str | None, dtype: type):
+    canvas = Canvas((3, 20, 10), dtype, folder=folder)
+    assert not list(Path().iterdir()), "the file has no name"
+    assert not canvas.values.any()
+    canvas.values[:, 5:10] = 7
+    canvas.release()
+    canvas.tensor[:, 7:12] = canvas.tensor[:, 7:12] * 2 if dtype == np.float32 else 14
+    canvas.release()
+    expected = np.zeros((3, 20, 10), dtype)
+    expected[:, 5:10] = 7
+    expected[:, 7:12] = expected[:, 7:12] * 2 if dtype == np.float32 else 14
+    np.testing.assert_array_equal(canvas.values, expected)
+
+
+def test_tiles_can_be_added():
+    canvas, tile = Canvas((1, 3, 32, 32), folder="."), torch.rand(1, 3, 20, 20)
+    for top in (0, 12):
+        for left in (0, 12):
+            canvas.tensor[..., top : top + 20, left : left + 20].add_(tile)
+            canvas.release()
+    assert_close(canvas.tensor[..., :12, :12], tile[..., :12, :12])
+    assert_close(canvas.tensor.sum(), 4 * tile.sum())
+
+
+def test_values_outlive_the_canvas():
+    values = Canvas.of(np.arange(1000), folder=".").values
+    np.testing.assert_array_equal(values, np.arange(1000))
+
+
+def test_a_disk_without_room_is_told_before_the_work():
+    with pytest.raises(OSError, match=r"space|large"):
+        Canvas((1 << 30, 1 << 20), folder=".")
+    with pytest.raises(OSError, match="No such file"):
+        Canvas((4, 4), folder="missing")
+
+
+def test_memory_is_given_back():
+    script = """
+import resource
+import numpy as np
+from morsr.imaging import Canvas
+canvas = Canvas((256, 1 << 20), np.uint8, folder=".")
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+for row in range(0, 256, 4):
+    canvas.values[row : row + 4] = row
+    canvas.release()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+    grown = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True, text=True).stdout
+    assert int(grown) < 32 * 1024, "256 MiB were written"

@@ -1,0 +1,340 @@
+"""Files: what is written is read back, as far as the format can hold it, by this package and by others alike."""
+
+from __future__ import annotations
+
+import os
+import resource
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image, ImageCms
+
+from morsr.errors import InputError
+from morsr.imaging import Canvas, Picture, image_size, read, read_rgb, write
+from morsr.imaging.files import check_output, file_format
+
+FORMATS = {
+    # name: largest error of 8 bits, has alpha, has 16 bits
+    "png": (0, True, True),
+    "tif": (0, True, True),
+    "webp": (0, True, False),  # lossless here
+    "bmp": (0, False, False),
+    "ppm": (0, False, False),
+    "jpg": (6, False, False),
+    "gif": (8, True, False),
+}
+PROFILE = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+
+
+def smooth(channels: int, dtype: type = np.uint8, size: tuple[int, int] = (24, 33)) -> np.ndarray:
+    """A picture without noise, (H, W, C); alpha is 0 or full."""
+    y, x = np.mgrid[: size[0], : size[1]]
+    planes = np.stack([0.5 + 0.45 * np.sin(x / 25 + phase) * np.cos(y / 19 - phase) for phase in range(channels)], -1)
+    if channels in (2, 4):
+        planes[..., -1] = x > 8
+    top = 1 if dtype is np.float32 else np.iinfo(dtype).max
+    return planes.astype(dtype) if top == 1 else np.rint(planes * top).astype(dtype)
+
+
+def eight(samples: np.ndarray) -> np.ndarray:
+    """Samples of any depth as floats from 0 to 255."""
+    return samples * (255.0 if samples.dtype.kind == "f" else 255.0 / np.iinfo(samples.dtype).max)
+
+
+@pytest.mark.parametrize("suffix", FORMATS)
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
+def test_what_is_written_is_read_back(suffix: str, channels: int, dtype: type):
+    error, has_alpha, is_deep = FORMATS[suffix]
+    picture = read(smooth(channels, dtype))
+    name = f"out.{suffix}"
+    if picture.alpha is not None and not has_alpha:
+        with pytest.raises(InputError, match="no transparency"):
+            write(picture, name)
+        assert not list(Path().iterdir())
+        return
+    write(picture, name, lossless=True)
+    back = read(name)
+    assert back.size == image_size(name) == picture.size
+    assert back.gray == picture.gray
+    assert (back.alpha is None) == (picture.alpha is None)
+    exact = back.dtype == dtype
+    assert exact == (dtype is np.uint8 or (is_deep and dtype is np.uint16) or (suffix == "tif"))
+    tolerance = error + (0 if exact else 0.51)
+    assert np.abs(eight(back.pixels) - eight(picture.pixels)).max() <= tolerance
+    if picture.alpha is not None:
+        np.testing.assert_allclose(eight(back.alpha), eight(picture.alpha), atol=tolerance)
+    if suffix != "tif" or (dtype is not np.float32 and channels != 2):  # rarer layouts, which Pillow does not know
+        colours = read_rgb(name)
+        assert colours.dtype == np.uint8
+        assert np.abs(colours - eight(picture.pixels)).max() <= error + 1
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "tif"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_turned_photographs_stand_upright(suffix: str, orientation: int):
+    upright = smooth(3)
+    stored = {
+        1: upright, 2: upright[:, ::-1], 3: upright[::-1, ::-1], 4: upright[::-1], 5: upright.swapaxes(0, 1),
+        6: upright.swapaxes(0, 1)[::-1], 7: upright[::-1, ::-1].swapaxes(0, 1), 8: upright.swapaxes(0, 1)[:, ::-1],
+    }[orientation]  # fmt: skip
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010F] = orientation, "Maker"
+    xmp = f'<x:xmpmeta xmlns:x="adobe:ns:meta/" tiff:Orientation="{orientation}"/>'.encode()
+    options = {"tif": {}, "png": {}}.get(suffix, {"xmp": xmp})
+    name = f"in.{suffix}"
+    Image.fromarray(np.ascontiguousarray(stored)).save(name, exif=exif, lossless=True, quality=95, **options)
+    assert image_size(name) == upright.shape[:2]
+    tolerance = 12 if suffix == "jpg" else 0
+    for colours in (read(name).pixels, read_rgb(name), read(Image.open(name)).pixels):
+        assert np.abs(colours.astype(int) - upright).max() <= tolerance
+    write(read(name), f"out.{suffix}")
+    with Image.open(f"out.{suffix}") as written:
+        assert written.size == upright.shape[1::-1]
+        assert written.getexif().get(0x0112, 1) == 1
+        assert suffix == "tif" or written.getexif()[0x010F] == "Maker"
+        assert b'Orientation="1"' in written.info.get("xmp", b'Orientation="1"')
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "tif"])
+def test_notes_are_carried_over(suffix: str):
+    image = Image.fromarray(smooth(3))
+    image.save("in.jpg", icc_profile=PROFILE, dpi=(200, 200), xmp=b"<x:xmpmeta xmlns:x='adobe:ns:meta/'/>")
+    write(read("in.jpg"), f"out.{suffix}")
+    with Image.open(f"out.{suffix}") as written:
+        assert written.info["icc_profile"] == PROFILE
+        if suffix != "webp":
+            np.testing.assert_allclose([float(value) for value in written.info["dpi"]], (200, 200), atol=0.1)
+    assert read(f"out.{suffix}").notes.xmp
+
+
+def test_texts_of_a_png_stay():
+    from PIL.PngImagePlugin import PngInfo
+
+    info = PngInfo()
+    info.add_text("Title", "A hill")
+    info.add_itxt("Author", "Somebody")
+    Image.fromarray(smooth(3)).save("in.png", pnginfo=info)
+    write(read("in.png"), "out.png")
+    with Image.open("out.png") as written:
+        assert (written.text["Title"], written.text["Author"]) == ("A hill", "Somebody")
+
+
+def test_what_pillow_makes_of_other_modes():
+    image = Image.fromarray(smooth(3))
+    for mode, suffix, gray in (
+        ("1", "png", True), ("1", "tif", True), ("P", "png", False), ("P", "gif", False), ("P", "bmp", False),
+        ("CMYK", "jpg", False), ("CMYK", "tif", False), ("YCbCr", "jpg", False), ("L", "bmp", True),
+    ):  # fmt: skip
+        converted = image.convert(mode)
+        converted.save(f"in.{suffix}", **({"quality": 95} if suffix == "jpg" else {}))
+        expected = np.asarray(converted.convert("L" if gray else "RGB"), int)
+        for picture in (read(f"in.{suffix}"), read(converted)):
+            assert picture.gray == gray
+            tolerance = 90 if mode == "CMYK" else 8 if suffix == "jpg" else 0  # CMYK goes by a profile
+            assert np.abs(picture.pixels.squeeze().astype(int) - expected).mean() <= tolerance / 2, (mode, suffix)
+
+
+@pytest.mark.parametrize("layout", ["associated", "tiled", "planes", "white is zero", "gray and alpha", "lzw"])
+def test_tiff_layouts_of_16_bits(layout: str):
+    rgba = smooth(4, np.uint16)
+    rgba[..., 3] = np.maximum(rgba[..., 3], 20000)
+    samples, expected, options = {
+        "associated": (
+            np.dstack([np.rint(rgba[..., :3] * (rgba[..., 3:] / 65535)), rgba[..., 3]]).astype(np.uint16), rgba,
+            {"photometric": "rgb", "extrasamples": ["assocalpha"]},
+        ),
+        "tiled": (rgba[..., :3], rgba[..., :3], {"photometric": "rgb", "tile": (16, 16), "bigtiff": True}),
+        "planes": (
+            np.moveaxis(rgba[..., :3], -1, 0).copy(), rgba[..., :3], {"photometric": "rgb", "planarconfig": "separate"},
+        ),
+        "white is zero": (65535 - rgba[..., 0], rgba[..., :1], {"photometric": "miniswhite"}),
+        "gray and alpha": (
+            rgba[..., ::3].copy(), rgba[..., ::3],
+            {"photometric": "minisblack", "extrasamples": ["unassalpha"], "planarconfig": "contig"},
+        ),
+        "lzw": (rgba, rgba, {"photometric": "rgb", "extrasamples": ["unassalpha"], "compression": "zlib"}),
+    }[layout]  # fmt: skip
+    tifffile.imwrite("in.tif", samples, **options)
+    picture = read("in.tif")
+    assert image_size("in.tif") == picture.size
+    np.testing.assert_allclose(picture.stacked().astype(int), expected, atol=3)
+
+
+def jpeg(**options: object) -> bytes:
+    Image.fromarray(smooth(3)).save("whole.jpg", **options)
+    return Path("whole.jpg").read_bytes()
+
+
+def frames(suffix: str) -> None:
+    images = [Image.new("RGB", (8, 8), color) for color in ("red", "green")]
+    images[0].save(f"bad.{suffix}", save_all=True, append_images=images[1:], loop=0)
+
+
+BAD = {
+    "nothing there": lambda: None,
+    "empty": lambda: Path("bad.png").write_bytes(b""),
+    "text": lambda: Path("bad.png").write_text("Dear Sir or Madam"),
+    "a folder": lambda: Path("bad.png").mkdir(),
+    "a pipe": lambda: os.mkfifo("bad.png"),
+    "a device": lambda: Path("bad.png").symlink_to("/dev/zero"),
+    "20 GB of something": lambda: os.truncate(os.open("bad.png", os.O_CREAT | os.O_RDWR), 20 * 2**30),
+    "svg": lambda: Path("bad.png").write_text('<svg xmlns="http://www.w3.org/2000/svg" width="8" height="8"/>'),
+    "eps": lambda: Path("bad.png").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EOF\n"),
+    "half a jpeg": lambda: Path("bad.jpg").write_bytes(jpeg()[:600]),
+    "animated gif": lambda: frames("gif"),
+    "animated webp": lambda: frames("webp"),
+    "two pages": lambda: frames("tif"),
+    "too many pixels": lambda: Image.new("1", (20000, 10000)).save("bad.png"),
+    "32 bits": lambda: tifffile.imwrite("bad.tif", smooth(1, np.uint32), photometric="minisblack"),
+    "values above 1": lambda: tifffile.imwrite("bad.tif", 2 * smooth(1, np.float32), photometric="minisblack"),
+    "NaN": lambda: tifffile.imwrite("bad.tif", np.nan * smooth(1, np.float32), photometric="minisblack"),
+}
+
+
+@pytest.mark.parametrize("reader", [read, read_rgb])
+@pytest.mark.parametrize("case", BAD)
+def test_bad_files_are_one_line_at_once(case: str, reader: object):
+    BAD[case]()
+    names = [path.name for path in Path().iterdir() if path.name.startswith("bad")] or ["bad.png"]
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(InputError) as caught:
+        reader(names[0])
+    message = str(caught.value)
+    assert message.startswith(f"{names[0]}: ")
+    assert len(message.splitlines()) == 1
+    assert len(message) < 300
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 * 1024
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        None, [1, 2], np.zeros((4, 4, 5), np.uint8), np.zeros((0, 4), np.uint8), np.zeros(4, np.uint8),
+        np.zeros((4, 4), np.int32), np.full((4, 4), 1.5), np.full((4, 4), np.nan), b"", b"text", "null\0.png",
+        Image.new("I", (4, 4), -5),
+    ],
+    ids=repr,
+)  # fmt: skip
+def test_what_is_no_picture_is_refused(source: object):
+    with pytest.raises(InputError) as caught:
+        read(source)
+    assert "\n" not in str(caught.value)
+
+
+def test_control_characters_of_a_name_are_escaped():
+    name = "two\nlines\x1b[2J.png"
+    Path(name).write_text("no image")
+    for reader in (read, read_rgb, image_size):
+        with pytest.raises(InputError) as caught:
+            reader(name)
+        assert str(caught.value).isprintable()
+
+
+def test_memory_that_runs_out_is_the_fault_of_one_file(monkeypatch: pytest.MonkeyPatch):
+    Image.fromarray(smooth(3)).save("in.bmp")
+
+    def full(self: object) -> None:
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Image.Image, "convert", full)
+        patch.setattr("PIL.ImageFile.ImageFile.load", full)
+        with pytest.raises(InputError, match="memory"):
+            read("in.bmp")
+    assert read("in.bmp").size == (24, 33)
+
+
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [("out.docx", (8, 8)), ("out", (8, 8)), ("out.webp", (8, 16384)), ("out.jpg", (65501, 8)), ("folder.png", (8, 8))],
+)
+def test_outputs_that_cannot_be_written_are_refused_before_the_work(name: str, size: tuple[int, int]):
+    Path("folder.png").mkdir()
+    with pytest.raises(InputError, match=name):
+        check_output(read(smooth(3)), name, size)
+
+
+def test_a_failed_write_changes_nothing(monkeypatch: pytest.MonkeyPatch):
+    Path("out.png").write_bytes(b"before")
+    monkeypatch.setattr("morsr.imaging.files._save", lambda *arguments: (_ for _ in ()).throw(OSError(28, "No space")))
+    with pytest.raises(InputError, match=r"out\.png: cannot be written"):
+        write(read(smooth(3)), "out.png")
+    assert [path.read_bytes() for path in Path().iterdir()] == [b"before"]
+
+
+def test_a_written_file_has_a_new_files_mode_and_any_name():
+    folder = Path("a [b] %d")
+    write(read(smooth(3)), folder / "c [n=2].png")
+    Path("plain").touch()
+    assert stat.S_IMODE((folder / "c [n=2].png").stat().st_mode) == stat.S_IMODE(Path("plain").stat().st_mode)
+    np.testing.assert_array_equal(read(folder / "c [n=2].png").pixels, smooth(3))
+
+
+def test_a_rewritten_file_gives_the_new_pixels():
+    for level in (10, 200):
+        write(read(np.full((8, 8, 3), level, np.uint8)), "same.png")
+        assert read("same.png").pixels.max() == read_rgb("same.png").max() == level
+
+
+def test_lossless_webp_stays_lossless():
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (24, 32, 3), np.uint8))
+    image.save("in.webp", lossless=True, icc_profile=PROFILE)
+    write(read("in.webp"), "out.webp")
+    np.testing.assert_array_equal(read("out.webp").pixels, np.asarray(image))
+    write(read("in.webp"), "small.webp", lossless=False, quality=20)
+    assert Path("small.webp").stat().st_size < Path("out.webp").stat().st_size / 2
+
+
+def test_a_format_is_known_by_its_content_and_chosen_by_its_name():
+    Image.fromarray(smooth(3)).save("in.png", "JPEG")
+    assert read("in.png").format == "JPEG"
+    assert file_format("a.JFIF") == file_format("a", "jpeg") == "JPEG"
+    assert read(Path("in.png").read_bytes()).size == (24, 33)
+
+
+def test_a_canvas_is_written_without_holding_it():
+    script = """
+import resource, sys
+import numpy as np
+from morsr.imaging import Canvas, read, write
+write(read(np.zeros((8, 8, 3), np.uint8)), "warm.png")
+side = int(sys.argv[1])
+canvas = Canvas((side, side, 3), np.uint8, folder=".")
+for top in range(0, side, 128):
+    canvas.values[top : top + 128] = np.arange(side, dtype=np.uint8)[:, None]
+    canvas.release()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+write(read(np.zeros((8, 8, 3), np.uint8)), "out.png", samples=canvas)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+    small, large = (
+        int(subprocess.run([sys.executable, "-c", script, side], capture_output=True, check=True, text=True).stdout)
+        for side in ("1024", "4096")
+    )
+    assert large - small < 20 * 1024, "48 MB were written"
+    assert image_size("out.png") == (4096, 4096)
+
+
+def test_forked_workers_read_and_never_hang():
+    write(read(smooth(3)), "in.png")
+    child = os.fork()
+    if child == 0:
+        try:
+            read("in.png")
+        except InputError:
+            os._exit(0 if read_rgb("in.png").shape == (24, 33, 3) else 1)
+        os._exit(2)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+def test_samples_of_a_canvas_in_memory_are_written_too():
+    picture = read(smooth(4))
+    canvas = Canvas.of(picture.stacked())
+    write(Picture(pixels=picture.pixels[:4], alpha=picture.alpha[:4]), "out.png", samples=canvas)
+    np.testing.assert_array_equal(read("out.png").pixels, picture.pixels)

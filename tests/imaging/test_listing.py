@@ -1,0 +1,69 @@
+"""Which files of a folder are images."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from morsr.errors import InputError
+from morsr.imaging import SUFFIXES, list_images
+from morsr.imaging.listing import unread_images
+
+
+def touch(*names: str) -> None:
+    for name in names:
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).write_bytes(b"")
+
+
+def test_images_come_in_natural_order_folder_by_folder():
+    touch(
+        "in/f10.png",
+        "in/f2.PNG",
+        "in/f2.jpg",
+        "in/a/x.webp",
+        "in/notes.txt",
+        "in/b/1.JFIF",
+        "in/b/10.tif",
+        "in/b/9.bmp",
+    )
+    expected = ["f2.PNG", "f2.jpg", "f10.png", "a/x.webp", "b/1.JFIF", "b/9.bmp", "b/10.tif"]
+    assert list_images("in") == [Path("in", name) for name in expected]
+    assert list_images("in", recursive=False) == [Path("in", name) for name in expected[:3]]
+    assert list_images("in/notes.txt") == [Path("in/notes.txt")], "a single file is taken whatever it is called"
+
+
+def test_hidden_files_contact_sheets_and_what_is_no_file_are_left_out():
+    touch("in/a.png", "in/.b.png", "in/.c/d.png", "in/contact_sheet.png")
+    os.mkfifo("in/pipe.png")
+    Path("in/zero.png").symlink_to("/dev/zero")
+    Path("in/gone.png").symlink_to("nowhere.png")
+    Path("in/folder.png").mkdir()
+    assert list_images("in") == [Path("in/a.png")]
+
+
+def test_linked_folders_are_followed_but_not_in_circles():
+    touch("in/sub/a.png", "beside/b.png")
+    Path("in/linked").symlink_to(Path("beside").resolve())
+    Path("in/sub/back").symlink_to(Path("in").resolve())
+    Path("beside/on").symlink_to(Path("in").resolve())
+    assert list_images("in") == [Path("in/linked/b.png"), Path("in/sub/a.png")]
+
+
+@pytest.mark.parametrize("source", ["missing", "empty", "pipe.png"])
+def test_nothing_to_list_is_refused(source: str):
+    touch("empty/1.heic")
+    os.mkfifo("pipe.png")
+    with pytest.raises(InputError, match=source):
+        list_images(source)
+
+
+def test_images_that_are_not_read_are_counted():
+    touch("in/a.png")
+    assert unread_images("in") == ""
+    touch("in/1.HEIC", "in/sub/2.heic", "in/3.dng", "in/.4.heic", "in/notes.txt")
+    assert "3 files" in unread_images("in")
+    assert ".heic 2, .dng 1" in unread_images("in")
+    assert {".png", ".jpg", ".webp", ".tif", ".bmp", ".gif"} <= SUFFIXES
