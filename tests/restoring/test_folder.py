@@ -17,6 +17,7 @@ from morsr.restoring import Restorer, Settings
 from morsr.restoring import folder as folder_module
 from morsr.restoring import restorer as restorer_module
 from morsr.restoring.folder import Job, batches, check_jobs, folder_jobs, processes, restore_files
+from morsr.restoring.passes import Passes
 
 
 def photo(name: str, size: tuple[int, int] = (12, 8), *, low: int = 0, high: int = 256) -> Job:
@@ -100,7 +101,7 @@ def test_equal_sizes_go_together(monkeypatch: pytest.MonkeyPatch):
     restorer = twins.fake(twins.smoothing)
     assert [len(some) for some in batches(restorer, jobs, Settings(), 3)] == [3, 1, 3]
     assert batches(restorer, jobs, Settings()) == [[job] for job in jobs], "a processor gains nothing from more"
-    monkeypatch.setattr(Restorer, "images_at_once", lambda *_: 4)
+    monkeypatch.setattr(Passes, "images_at_once", lambda *_: 4)
     assert run(restorer, jobs, batch=8) == []
     assert sorted(restorer.generator.sizes) == [(32, 48), (48, 32)]
     for wrong in (0, -1):
@@ -110,7 +111,7 @@ def test_equal_sizes_go_together(monkeypatch: pytest.MonkeyPatch):
 
 def test_a_batch_gives_what_single_images_give(restorer: Restorer, monkeypatch: pytest.MonkeyPatch):
     jobs = [photo(f"in/{index}.png", low=40 * index, high=40 * index + 60) for index in range(4)]
-    monkeypatch.setattr(Restorer, "images_at_once", lambda *_: 3)
+    monkeypatch.setattr(Passes, "images_at_once", lambda *_: 3)
     assert run(restorer, jobs, batch=3) == []
     for job in jobs:
         restorer.restore_file(job.source, "alone.png")

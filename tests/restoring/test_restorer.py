@@ -19,7 +19,7 @@ from torch.testing import assert_close
 import morsr
 from morsr.errors import ConfigError, InputError, MorsrError, WeightsError
 from morsr.imaging import read, write
-from morsr.restoring import Restorer, Settings, devices
+from morsr.restoring import Restorer, Settings, devices, passes
 from morsr.restoring import restorer as restorer_module
 from morsr.restoring.devices import free_memory, resolve_device, resolve_dtype
 from morsr.restoring.tiles import tile_side, tiling
@@ -103,6 +103,36 @@ def test_a_list_gives_a_list_and_a_batch_a_batch(restorer: Restorer):
     assert restorer([]) == []
 
 
+def test_gray_in_gray_out():
+    """A gray photograph stored in colour stays gray, in batches and files too, and others keep their colours."""
+    images = torch.rand(2, 3, 12, 12)
+    images[0] = images[0, :1]
+    restorer = twins.fake(lambda part: part * torch.tensor([1.0, 0.8, 0.9]).view(3, 1, 1))
+
+    def coloured(made: Tensor) -> list[bool]:
+        return ((made.amax(dim=1) - made.amin(dim=1)).flatten(1).amax(dim=1) > 1e-6).tolist()
+
+    assert coloured(restorer(images, color="none")) == [False, True]
+    for image, colour in zip(images, (False, True), strict=True):
+        array = (image.permute(1, 2, 0) * 255).byte().numpy()
+        Image.fromarray(array).save("in.png")
+        restorer.restore_file("in.png", "out.png", color="none")
+        made = np.stack([np.asarray(Image.open("out.png")), restorer(array, color="none")])
+        assert coloured(torch.from_numpy(made).permute(0, 3, 1, 2).int()) == [colour] * 2
+
+
+def test_hidden_pixels_have_no_effect():
+    """What lies under transparent pixels steers neither the visible edge nor the routing."""
+    made = []
+    for hidden in (0, 255):
+        array = np.full((12, 12, 4), hidden, np.uint8)
+        array[3:9, 3:9] = (200, 30, 40, 255)
+        array[..., 3] = 0
+        array[3:9, 3:9, 3] = 255
+        made.append(twins.fake(twins.smoothing)(array))
+    np.testing.assert_array_equal(*made)
+
+
 # Settings
 
 
@@ -143,8 +173,7 @@ def test_settings_that_cannot_work_are_refused_before_anything_is_done(wrong: di
     "bad", [torch.full((1, 3, 4, 4), float("nan")), torch.rand(1, 3, 4, 4) * 255, "no.png", None, 3, [None], {}]
 )
 def test_bad_images_are_refused(bad: object):
-    kind = InputError if isinstance(bad, (Tensor, str)) else (TypeError, InputError)
-    with pytest.raises(kind):
+    with pytest.raises(InputError if isinstance(bad, (Tensor, str)) else TypeError):
         twins.fake()(bad)
 
 
@@ -235,6 +264,23 @@ def test_memory_that_runs_out_leads_to_smaller_tiles(error: Exception):
     assert sum(side > 100 for side in tried) <= 2, "what did not fit once is not tried again"
 
 
+@pytest.mark.filterwarnings("ignore:memory ran out")
+def test_a_batch_that_does_not_fit_is_restored_one_by_one(restorer: Restorer, monkeypatch: pytest.MonkeyPatch):
+    images, denoise = torch.rand(3, 3, 16, 16), restorer.generator.denoise
+    expected = restorer(images)
+
+    def one_only(latents: Tensor) -> Tensor:
+        if len(latents) > 1:
+            raise torch.OutOfMemoryError("out of memory")
+        return denoise(latents)
+
+    monkeypatch.setattr(restorer.generator, "denoise", one_only)
+    monkeypatch.setattr(passes.Passes, "images_at_once", lambda *_: 3)
+    restored, routing = restorer(images, return_routing=True)
+    assert routing.batch == 3
+    assert_close(restored, expected, atol=1e-5, rtol=0)
+
+
 def failing(error: Exception) -> Any:
     def fail(images: Tensor) -> Tensor:
         raise error
@@ -299,8 +345,8 @@ def test_all_tiles_of_an_image_share_one_routing_merged_or_not(restorer: Restore
     assert calls == [(1, 3, 16, 96)]
     assert routing.batch == 1
     assert_close(weights(restorer), before, atol=0, rtol=0)
-    monkeypatch.setattr(restorer_module, "SMALL_NETWORK", 0)
-    monkeypatch.setattr(restorer_module, "MERGE_PASSES", 1000)
+    monkeypatch.setattr(passes, "SMALL_NETWORK", 0)
+    monkeypatch.setattr(passes, "MERGE_PASSES", 1000)
     assert_close(restorer(images, tile=64), merged, atol=1e-4, rtol=0)
 
 
@@ -355,7 +401,11 @@ def test_large_files_are_written_by_rows_and_equal_those_made_in_memory(
         "in.png", f"stream-{name}", tile=48, color=color, progress=lambda now, total: done.append((now, total))
     )
     memory, stream = read(f"memory-{name}"), read(f"stream-{name}")
-    assert (stream.channels, stream.dtype, stream.size) == (channels, kind, (600, 96))
+    assert (
+        (stream.channels, stream.dtype, stream.size)
+        == (channels, kind, (600, 96))
+        == (memory.channels, memory.dtype, memory.size)
+    )
     assert_close(stream.rgb, memory.rgb, atol=1.01 / top, rtol=0)
     assert done[-1][0] == done[-1][1] > 4
 
@@ -398,8 +448,9 @@ def test_every_odd_image_is_restored(shared_data: Path):
         restorer.restore_file(path, path.name, scale=1.5)
         before, after = read(path), read(path.name)
         assert after.size == tuple(round(side * 1.5) for side in before.size)
-        assert after.notes.icc == before.notes.icc
-        assert (after.rgb - bicubic(before.rgb, 1.5)).abs().mean() < 0.01
+        assert (after.channels, after.dtype, after.notes.icc) == (before.channels, before.dtype, before.notes.icc)
+        shown = 1.0 if after.alpha_plane is None else after.alpha_plane  # what is hidden is filled when it is read
+        assert ((after.rgb - bicubic(before.rgb, 1.5)) * shown).abs().mean() < 0.01
 
 
 # Models

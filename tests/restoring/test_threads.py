@@ -59,14 +59,15 @@ def in_threads(*works: Callable[[], Any]) -> list[Any]:
 def test_threads_wait_for_each_other(restorer: Restorer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     file = tmp_path / "bright.png"
     Image.fromarray((BRIGHT[0].permute(1, 2, 0) * 255).round().byte().numpy()).save(file)
-    alone = restorer(DARK), restorer(BRIGHT, strength=0.5), restorer(DARK, scale=2)
+    small = lambda: restorer.restore_pictures([read(file)], Settings(scale=2))[0].rgb  # noqa: E731
+    alone = restorer(DARK), restorer(BRIGHT, strength=0.5), small()
     restorer.restore_file(file, tmp_path / "alone.png")
     seen = watched(restorer, monkeypatch)
     other = Restorer(restorer.generator, device="cpu")  # has the same routing
     dark, bright, pictures, _ = in_threads(
         lambda: restorer(DARK),
         lambda: other(BRIGHT, strength=0.5),
-        lambda: restorer.restore_pictures([read(DARK[0].permute(1, 2, 0).numpy())], Settings(scale=2))[0].rgb,
+        small,
         lambda: restorer.restore_file(file, tmp_path / "together.png"),
     )
     assert seen == [1, 1, 1, 1]

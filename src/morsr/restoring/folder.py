@@ -46,7 +46,7 @@ class Outcome(NamedTuple):
 
 
 def folder_jobs(source: Path, target: Path, format: str | None = None) -> list[Job]:
-    """Image files of a folder and its subfolders, sorted, with their outputs, which keep their subfolder and stem.
+    """Image files of a folder and its subfolders in natural order; outputs keep subfolder and stem.
 
     Args:
         source: folder of images.
@@ -61,10 +61,11 @@ def folder_jobs(source: Path, target: Path, format: str | None = None) -> list[J
         raise InputError(f"{target}: the input is a folder, so the output must be one too; this is a file")
     if inside == outside:
         raise InputError(f"{target}: the outputs would overwrite the inputs; choose another folder")
-    images = list_images(source)
-    found = [path for path in images if outside in inside.parents or outside not in path.resolve().parents]
+    found = list_images(source)
+    if outside not in inside.parents:
+        found = [path for path in found if outside not in path.resolve().parents]
     if not found:
-        raise InputError(f"{source}: no images in this folder beside those in {target}")
+        raise InputError(f"{source}: no image in this folder, but those in {target}")
     return [Job(path, target / path.relative_to(source).parent / output_name(path, format)) for path in found]
 
 
@@ -165,7 +166,7 @@ def batches(
     for size, group in groupby(sorted(jobs, key=sizes.__getitem__), key=sizes.__getitem__):
         together, count = list(group), 1
         if size != (0, 0):
-            fitting = restorer.images_at_once(settings.output_size(*size), settings)
+            fitting = restorer.passes.images_at_once(settings.output_size(*size), settings)
             count = min(fitting, BATCH) if batch == "auto" else batch
         found += [together[start : start + count] for start in range(0, len(together), count)]
     return found

@@ -5,51 +5,31 @@ Flow: picture → scores of the whole image → routing, once → merge → tile
 
 from __future__ import annotations
 
-import contextlib
 import os
-import threading
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal
-from weakref import WeakKeyDictionary
 
+import numpy as np
 import torch
-from torch import Tensor, nn
+from PIL import Image
+from torch import Tensor
 
-from morsr.adapters import Routing, adapter_names, merged
+from morsr.adapters import Routing
 from morsr.errors import InputError, WeightsError
-from morsr.functional.resample import bicubic_window
 from morsr.imaging import Canvas, Picture, read, write
 from morsr.imaging.files import check_output, read_planes
-from morsr.restoring.devices import free_memory, is_out_of_memory, release_memory, resolve_device, resolve_dtype
+from morsr.restoring.devices import free_memory, resolve_device, resolve_dtype
+from morsr.restoring.passes import Found, Passes, Progress, joined
 from morsr.restoring.settings import Settings
-from morsr.restoring.tiles import (
-    Tiling,
-    affordable_pixels,
-    enlarged_rows,
-    finished_rows,
-    run_pass,
-    source_part,
-    tile_side,
-    tiling,
-)
+from morsr.restoring.tiles import enlarged_rows, finished_rows, gray_like
 
 if TYPE_CHECKING:
     from morsr.models.generator import OneStepGenerator
 
-Progress = Callable[[int, int], None]
-Found = Routing | list[Routing] | None
-
-SMALL_NETWORK = 100_000_000  # parameters of a UNet below which a merge costs less than the ranks of a single pass
-MERGE_PASSES = 8  # tiles of an image from which a merge of a larger UNet is repaid
 STREAM_PIXELS = 16_000_000  # files with larger outputs are written row by row instead of being held in memory
 OUTPUT_BYTES = 40  # main memory per pixel of an output that is held: canvas, finished rows, and samples made of them
-
-# One lock per generator, which has one routing for all who use it; kept here, so that none is copied or pickled.
-_LOCKS: WeakKeyDictionary[nn.Module, contextlib.AbstractContextManager[Any]] = WeakKeyDictionary()
-_NEW_LOCK = threading.Lock()
 
 
 class Restorer:
@@ -82,6 +62,7 @@ class Restorer:
         self.device = resolve_device(device)
         self.dtype = resolve_dtype(dtype, self.device)
         self.generator = generator.eval().to(self.device)
+        self.passes = Passes(self.generator, self.device, self.dtype)
         if compile:
             for network in self.generator.networks:
                 network.compile()
@@ -144,7 +125,7 @@ class Restorer:
         """
         from morsr.models.saving import save_generator
 
-        with self._alone():  # else another thread's merge could be written
+        with self.passes.alone():  # else another thread's merge could be written
             return save_generator(folder, self.generator, include_base=include_base)
 
     def push_to_hub(
@@ -216,11 +197,13 @@ class Restorer:
         for one in image if several else [image]:
             if isinstance(one, Tensor):
                 lr = read_planes(one)
-                rgb, found = self._restore_planes(lr, settings)
-                results.append(rgb.to(device=one.device, dtype=one.dtype))
+                rgb, found = self._restore_batch(lr, settings)
+                results.append(gray_like(rgb, lr).to(device=one.device, dtype=one.dtype))
+            elif isinstance(one, (str, os.PathLike, Image.Image, np.ndarray)):
+                [result], found = self._restore_pictures([read(one)], settings)
+                results.append(result.to_kind())
             else:
-                [picture], found = self._restore_pictures([read(one)], settings)
-                results.append(picture.to_kind())
+                raise TypeError(f"image: expected a path, PIL image, array, tensor or a list, got {type(one).__name__}")
             routings.append(found)
         images, found = (results, routings) if several else (results[0], routings[0])
         return (images, found) if return_routing else images
@@ -253,30 +236,31 @@ class Restorer:
         checked.check_model(self.generator)
         if os.path.exists(target) and os.path.exists(source) and os.path.samefile(source, target):
             raise InputError(f"{target}: the output would overwrite the input")
-        picture = read(source)
+        picture, samples = read(source), None
         size = checked.output_size(*picture.size)
-        name = check_output(picture, target, size, format)
-        if name not in ("PNG", "TIFF") or not is_streamed(size):
-            write(self._restore_pictures([picture], checked, progress)[0][0], target, format=format)
-            return
-        folder, top = Path(target).parent, 0
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            canvas, _ = self._restore(picture.planes, checked, folder=folder, progress=progress)
-            samples = Canvas((*size, picture.channels), picture.dtype, folder=folder)
-        except OSError as error:
-            raise InputError(f"{target}: cannot be written ({error.strerror or error})") from error
-        for rows in finished_rows(canvas.tensor, picture.planes, checked):
-            end = top + rows.shape[-2]
-            alpha = None
-            if picture.alpha is not None:
-                alpha = enlarged_rows(torch.from_numpy(picture.alpha)[None, None], size, top, end)
+        if check_output(picture, target, size, format) in ("PNG", "TIFF") and is_streamed(size):
+            try:
+                samples = self._restore_rows(picture, checked, Path(target).parent, progress)
+            except OSError as error:
+                raise InputError(f"{target}: cannot be written ({error.strerror or error})") from error
+        else:
+            [picture], _ = self._restore_pictures([picture], checked, progress)
+        write(picture, target, samples=samples, format=format)
+
+    def _restore_rows(self, picture: Picture, settings: Settings, folder: Path, progress: Progress | None) -> Canvas:
+        """Samples of a restored picture in an unnamed file, so that memory hardly grows with the picture."""
+        folder.mkdir(parents=True, exist_ok=True)
+        size, top = settings.output_size(*picture.size), 0
+        canvas, _ = self.passes.restore(picture.planes, settings, folder=folder, progress=progress)
+        samples = Canvas((*size, picture.channels), picture.dtype, folder=folder)
+        for rows in finished_rows(canvas.tensor, picture.planes, settings):
+            end, alpha = top + rows.shape[-2], picture.alpha_plane
+            alpha = None if alpha is None else enlarged_rows(alpha, size, top, end)
             samples.values[top:end] = picture.samples(rows, alpha)
             canvas.release()
             samples.release()
             top = end
-        del canvas
-        write(picture, target, samples=samples, format=format)
+        return samples
 
     @torch.no_grad()
     def restore_pictures(self, pictures: Sequence[Picture], settings: Settings) -> list[Picture]:
@@ -293,18 +277,16 @@ class Restorer:
     def _restore_pictures(
         self, pictures: Sequence[Picture], settings: Settings, progress: Progress | None = None
     ) -> tuple[list[Picture], Found]:
-        """Restore pictures of one size, as many at once as the memory is expected to hold."""
-        rgb, found = self._restore_planes(torch.cat([picture.rgb for picture in pictures]), settings, progress)
-        results = []
+        rgb, found = self._restore_batch(torch.cat([picture.rgb for picture in pictures]), settings, progress)
+        size, results = settings.output_size(*pictures[0].size), []
         for picture, restored in zip(pictures, rgb.split(1), strict=True):
-            alpha, (height, width) = picture.alpha_plane, restored.shape[-2:]
-            if alpha is not None:
-                alpha = enlarged_rows(alpha, (height, width), 0, height)
+            alpha = picture.alpha_plane
+            alpha = None if alpha is None else enlarged_rows(alpha, size, 0, size[0])
             results.append(picture.restored(restored, alpha))
         return results, found
 
-    def _restore_planes(self, lr: Tensor, settings: Settings, progress: Progress | None = None) -> tuple[Tensor, Found]:
-        """Restore images (B, 3, h, w), as many at once as the memory is expected to hold."""
+    def _restore_batch(self, lr: Tensor, settings: Settings, progress: Progress | None = None) -> tuple[Tensor, Found]:
+        """Restore images (B, 3, h, w), as many at once as the memory is expected to hold, to (B, 3, H, W) in [0, 1]."""
         size = settings.output_size(*lr.shape[-2:])
         needed, free = OUTPUT_BYTES * size[0] * size[1] * len(lr), free_memory(torch.device("cpu"))
         if needed > free:
@@ -313,121 +295,13 @@ class Restorer:
                 f"{free / 2**30:.1f} GiB are free; take a smaller scale, or write PNG or TIFF files, which are streamed"
             )
         parts, found = [], []
-        for some in lr.split(self.images_at_once(size, settings)):
-            canvas, routing = self._restore(some, settings, progress=progress)
+        for some in lr.split(self.passes.images_at_once(size, settings)):
+            canvas, routing = self.passes.restore(some, settings, progress=progress)
             parts.append(torch.cat(list(finished_rows(canvas.tensor, some, settings)), dim=-2))
             found.append(routing)
-        return torch.cat(parts), _joined(found)
-
-    def images_at_once(self, size: tuple[int, int], settings: Settings) -> int:
-        """How many images of an output size go through the networks together; a processor gains nothing from more."""
-        if self.device.type == "cpu" or settings.routing == "tile":
-            return 1
-        free = free_memory(self.device)
-        plan = tiling(size, tile_side(self.generator, size, settings.tile, free), self.generator.multiple)
-        return max(1, affordable_pixels(self.generator, free) // plan.pixels) if len(plan.windows) == 1 else 1
-
-    def _restore(
-        self,
-        lr: Tensor,
-        settings: Settings,
-        *,
-        folder: Path | None = None,
-        progress: Progress | None = None,
-    ) -> tuple[Canvas, Found]:
-        """What the networks make of images (B, 3, h, w), with smaller tiles when memory runs out, and the routing.
-
-        Args:
-            lr: floats in [0, 1], or uint8 or uint16 as fractions of their largest value.
-            folder: of the canvas's file; None keeps the canvas in memory.
-        """
-        size = settings.output_size(*lr.shape[-2:])
-        side = tile_side(self.generator, size, settings.tile, free_memory(self.device))
-        while True:
-            plan = tiling(size, side, self.generator.multiple)
-            try:
-                with self._alone():
-                    canvas = Canvas((len(lr), 3, *size), folder=folder)
-                    return canvas, self._restore_tiles(lr.to(self.device), canvas, plan, settings, progress)
-            except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
-                    raise
-            # The failed pass's tensors live as long as its exception does, so memory is handed back only here.
-            release_memory(self.device)
-            side = plan.side // 2 // self.generator.multiple * self.generator.multiple
-            if side < 2 * self.generator.multiple:
-                raise InputError(f"memory ran out even with tiles of {plan.side} pixels; free some, or lower the batch")
-            warnings.warn(f"memory ran out at {plan.side} pixels a side; trying tiles of {side}", stacklevel=3)
-
-    def _restore_tiles(
-        self, lr: Tensor, canvas: Canvas, plan: Tiling, settings: Settings, progress: Progress | None
-    ) -> Found:
-        size, windows = settings.output_size(*lr.shape[-2:]), plan.windows
-        by_tile = settings.routing == "tile"
-        with self._routed(lr, settings) as routing, self._merged(len(lr), len(windows), settings):
-            found = []
-            for done, window in enumerate(windows):
-                if by_tile:
-                    found.append(self._route(source_part(lr, window, size), settings))
-                place = {"top": window.top, "left": window.left, "height": window.height, "width": window.width}
-                enlarged = bicubic_window(lr, size, **place).clamp(0, 1)
-                window.add(canvas.tensor, run_pass(self.generator, enlarged, self.dtype))
-                if window is windows[-1] or windows[done + 1].top > window.top:
-                    canvas.release()
-                if progress is not None:
-                    progress(done + 1, len(windows))
-        return found if by_tile else routing
-
-    @contextlib.contextmanager
-    def _routed(self, lr: Tensor, settings: Settings) -> Iterator[Routing | None]:
-        """The routing of an image for as long as the block lasts; then the model is as it was."""
-        adapters = self.generator.adapters
-        if adapters is None or not adapters.is_routed:
-            yield None
-            return
-        before, adapters.strength = adapters.strength, settings.strength
-        try:
-            yield self._route(lr, settings) if settings.routing != "tile" else None
-        finally:
-            adapters.route(None)
-            adapters.strength = before
-
-    def _route(self, lr: Tensor, settings: Settings) -> Routing | None:
-        adapters = self.generator.adapters
-        if adapters is None or not adapters.is_routed:
-            return None
-        if isinstance(settings.routing, Routing):
-            return adapters.route(_joined([settings.routing.to(self.device)] * len(lr)))
-        self.generator.route(lr)
-        return adapters.routing
-
-    def _merged(self, batch: int, passes: int, settings: Settings) -> contextlib.AbstractContextManager[Any]:
-        """Ranks in the weights where one image's passes repay it; decided once per image and network."""
-        if self.generator.adapters is None or batch != 1 or settings.routing == "tile":
-            return contextlib.nullcontext()
-        base, stack = self.generator.backbone, contextlib.ExitStack()
-        small = sum(weight.numel() for weight in base.unet.parameters()) < SMALL_NETWORK
-        # The VAE encoder has few weights and many pixels; a large UNet repays its merge only over several tiles.
-        for network in (base.vae, base.unet):
-            if adapter_names(network) and (network is base.vae or small or passes >= MERGE_PASSES):
-                stack.enter_context(merged(network))
-        return stack
-
-    def _alone(self) -> contextlib.AbstractContextManager[Any]:
-        """Keep other threads off the generator inside a ``with`` block; the same thread may come in again."""
-        with _NEW_LOCK:
-            return _LOCKS.setdefault(self.generator, threading.RLock())
+        return torch.cat(parts), joined(found)
 
 
 def is_streamed(size: tuple[int, int]) -> bool:
     """Whether a PNG or TIFF output of this height and width is written row by row."""
     return size[0] * size[1] > STREAM_PIXELS
-
-
-def _joined(found: Sequence[Any]) -> Any:
-    """Routings (L, B, …) of several batches as one; of lists of routings, one list."""
-    if found[0] is None or len(found) == 1:
-        return found[0]
-    if isinstance(found[0], list):
-        return [_joined(tile) for tile in zip(*found, strict=True)]
-    return Routing(*(torch.cat(parts, dim=1) for parts in zip(*found, strict=True)))

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from morsr.errors import WeightsError
 from morsr.functional.color import ChannelStatistics, adain_apply, wavelet_halo, wavelet_low
-from morsr.functional.resample import bicubic_window, unit_range
+from morsr.functional.resample import bicubic_window
+from morsr.imaging.picture import LUMA
 from morsr.restoring.settings import Settings
 
 if TYPE_CHECKING:
@@ -27,9 +28,7 @@ SINGLE_PASS = 1.5  # an image up to this many automatic tiles a side goes throug
 OVERLAP = 0.25  # share of a tile that overlaps its neighbour
 MEMORY_SHARE = 0.5  # share of the free memory that a pass may be expected to use
 FEATHER = 0.12  # standard deviation of a tile's weights as a share of its side
-ROWS = 256  # rows that are colour-corrected at once
-LUMA = (0.299, 0.587, 0.114)
-GRAY_TOLERANCE = 2.5 / 255  # largest difference of the channels of a gray photograph; JPEG rounds each by one or two
+ROW_PIXELS = 1 << 19  # pixels of the rows that are colour-corrected at once; at least 64 rows
 
 
 class Window(NamedTuple):
@@ -185,7 +184,7 @@ def enlarged_rows(lr: Tensor, size: tuple[int, int], top: int, end: int) -> Tens
 
 
 def finished_rows(image: Tensor, lr: Tensor, settings: Settings) -> Iterator[Tensor]:
-    """Rows of restored images from the top, with the colours of the input, gray where the input is gray.
+    """Rows of restored images from the top, with the colours of the input.
 
     Args:
         image: (B, 3, H, W), the networks' output, on the processor.
@@ -193,11 +192,11 @@ def finished_rows(image: Tensor, lr: Tensor, settings: Settings) -> Iterator[Ten
         settings: `color` and `color_strength` count.
 
     Yields:
-        (B, 3, at most ROWS, W) in [0, 1].
+        (B, 3, rows, W) in [0, 1].
     """
     size, lr = (image.shape[-2], image.shape[-1]), lr.cpu()
-    parts = [(top, min(top + ROWS, size[0])) for top in range(0, size[0], ROWS)]
-    gray = is_gray(lr)
+    rows_at_once = max(64, ROW_PIXELS // size[1])
+    parts = [(top, min(top + rows_at_once, size[0])) for top in range(0, size[0], rows_at_once)]
     if settings.color == "adain":
         content = _statistics(image[..., top:end, :] for top, end in parts)
         style = _statistics(enlarged_rows(lr, size, top, end) for top, end in parts)
@@ -209,18 +208,14 @@ def finished_rows(image: Tensor, lr: Tensor, settings: Settings) -> Iterator[Ten
             rows = rows + settings.color_strength * low[..., top - first : end - first, :]
         elif settings.color == "adain":
             rows = adain_apply(rows, content, style, strength=settings.color_strength)
-        if bool(gray.any()):
-            luma = (rows * rows.new_tensor(LUMA).view(1, 3, 1, 1)).sum(dim=1, keepdim=True).expand_as(rows)
-            rows = torch.where(gray.view(-1, 1, 1, 1), luma, rows)
         yield rows.clamp(0, 1)
 
 
-def is_gray(lr: Tensor) -> Tensor:
-    """Which images (B, 3, h, w) are gray photographs stored in colour, (B,) bool."""
-    differ = [
-        (rows.amax(dim=1) - rows.amin(dim=1)).flatten(1).amax(dim=1) for rows in map(unit_range, lr.split(ROWS, -2))
-    ]
-    return torch.stack(differ).amax(dim=0) <= GRAY_TOLERANCE
+def gray_like(images: Tensor, lr: Tensor) -> Tensor:
+    """Restored images (B, 3, H, W) without colour where the input (B, 3, h, w) has none."""
+    gray = (lr == lr[:, :1]).flatten(1).all(dim=1).to(images.device).view(-1, 1, 1, 1)
+    luma = (images * images.new_tensor(LUMA).view(1, 3, 1, 1)).sum(dim=1, keepdim=True)
+    return torch.where(gray, luma, images)
 
 
 def _statistics(parts: Iterator[Tensor]) -> ChannelStatistics:

@@ -1,0 +1,169 @@
+"""The networks over images of any size: routing, merge, tiles, and smaller tiles when memory runs out."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from morsr.adapters import Routing, adapter_names, merged
+from morsr.adapters.inject import switch_of
+from morsr.errors import InputError
+from morsr.functional.resample import bicubic_window
+from morsr.imaging import Canvas
+from morsr.restoring.devices import free_memory, is_out_of_memory, release_memory
+from morsr.restoring.settings import Settings
+from morsr.restoring.tiles import Tiling, affordable_pixels, run_pass, source_part, tile_side, tiling
+
+if TYPE_CHECKING:
+    from morsr.models.generator import OneStepGenerator
+
+Progress = Callable[[int, int], None]
+Found = Routing | list[Routing] | None
+
+SMALL_NETWORK = 100_000_000  # parameters of a UNet below which a merge costs less than the ranks of a single pass
+RELEASE_EVERY = 8  # tiles after which the memory of a canvas in a file is given back
+MERGE_PASSES = 8  # tiles of an image from which a merge of a larger UNet is repaid
+
+# One lock per generator, which has one routing for all who use it; kept here, so that none is copied or pickled.
+_LOCKS: WeakKeyDictionary[nn.Module, contextlib.AbstractContextManager[Any]] = WeakKeyDictionary()
+_NEW_LOCK = threading.Lock()
+
+
+class Passes:
+    """Runs a generator over images, tile by tile, one thread at a time.
+
+    Args:
+        generator: in eval mode, on the device.
+        device: where it runs.
+        dtype: precision of the networks.
+    """
+
+    def __init__(self, generator: OneStepGenerator, device: torch.device, dtype: torch.dtype) -> None:
+        self.generator, self.device, self.dtype = generator, device, dtype
+
+    def images_at_once(self, size: tuple[int, int], settings: Settings) -> int:
+        """How many images of an output size go through the networks together; a processor gains nothing from more."""
+        if self.device.type == "cpu" or settings.routing == "tile":
+            return 1
+        free = free_memory(self.device)
+        plan = tiling(size, tile_side(self.generator, size, settings.tile, free), self.generator.multiple)
+        return max(1, affordable_pixels(self.generator, free) // plan.pixels) if len(plan.windows) == 1 else 1
+
+    def restore(
+        self,
+        lr: Tensor,
+        settings: Settings,
+        *,
+        folder: Path | None = None,
+        progress: Progress | None = None,
+    ) -> tuple[Canvas, Found]:
+        """What the networks make of images (B, 3, h, w), with smaller tiles when memory runs out, and the routing.
+
+        Args:
+            lr: floats in [0, 1], or uint8 or uint16 as fractions of their largest value.
+            folder: of the canvas's file; None keeps the canvas in memory.
+        """
+        size = settings.output_size(*lr.shape[-2:])
+        side = tile_side(self.generator, size, settings.tile, free_memory(self.device))
+        while True:
+            plan = tiling(size, side, self.generator.multiple)
+            try:
+                canvas = Canvas((len(lr), 3, *size), folder=folder)
+                with self.alone():
+                    return canvas, self._tiles(lr.to(self.device), canvas, plan, settings, progress)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+            # The failed pass's tensors live as long as its exception does, so memory is handed back only here.
+            release_memory(self.device)
+            if len(lr) > 1:
+                warnings.warn(f"memory ran out with {len(lr)} images at once; trying them one by one", stacklevel=3)
+                parts = [self.restore(image, settings) for image in lr.split(1)]
+                return Canvas.of(np.concatenate([one.values for one, _ in parts])), joined(
+                    [found for _, found in parts]
+                )
+            side = plan.side // 2 // self.generator.multiple * self.generator.multiple
+            if side < 2 * self.generator.multiple:
+                raise InputError(f"memory ran out even with tiles of {plan.side} pixels; free some, or lower the batch")
+            warnings.warn(f"memory ran out at {plan.side} pixels a side; trying tiles of {side}", stacklevel=3)
+
+    def _tiles(self, lr: Tensor, canvas: Canvas, plan: Tiling, settings: Settings, progress: Progress | None) -> Found:
+        size, windows = settings.output_size(*lr.shape[-2:]), plan.windows
+        by_tile = settings.routing == "tile"
+        with self._routed(lr, settings) as routing, self._merged(len(lr), len(windows), settings):
+            found = []
+            for done, window in enumerate(windows):
+                if by_tile:
+                    found.append(self._route(source_part(lr, window, size), settings))
+                place = {"top": window.top, "left": window.left, "height": window.height, "width": window.width}
+                enlarged = bicubic_window(lr, size, **place).clamp(0, 1)
+                window.add(canvas.tensor, run_pass(self.generator, enlarged, self.dtype))
+                if done % RELEASE_EVERY == 0:
+                    canvas.release()
+                if progress is not None:
+                    progress(done + 1, len(windows))
+        return found if by_tile else routing
+
+    @contextlib.contextmanager
+    def _routed(self, lr: Tensor, settings: Settings) -> Iterator[Routing | None]:
+        """The routing of an image for as long as the block lasts; then the model is as it was."""
+        adapters = self.generator.adapters
+        if adapters is None or not adapters.is_routed:
+            yield None
+            return
+        before, adapters.strength = adapters.strength, settings.strength
+        try:
+            yield self._route(lr, settings) if settings.routing != "tile" else None
+        finally:
+            adapters.route(None)
+            adapters.strength = before
+
+    def _route(self, lr: Tensor, settings: Settings) -> Routing | None:
+        adapters = self.generator.adapters
+        if adapters is None or not adapters.is_routed:
+            return None
+        if isinstance(settings.routing, Routing):
+            return adapters.route(joined([settings.routing.to(self.device)] * len(lr)))
+        self.generator.route(lr)
+        return adapters.routing
+
+    @contextlib.contextmanager
+    def _merged(self, batch: int, passes: int, settings: Settings) -> Iterator[None]:
+        """Ranks in the weights where one image's passes repay it; decided once per image and network."""
+        base, switch = self.generator.backbone, switch_of(self.generator)
+        with contextlib.ExitStack() as stack:
+            if switch is not None and switch.active is not None and batch == 1 and settings.routing != "tile":
+                small = sum(weight.numel() for weight in base.unet.parameters()) < SMALL_NETWORK
+                # The VAE encoder has few weights and many pixels; a large UNet repays its merge over several tiles.
+                for network in (base.vae, base.unet):
+                    repaid = network is base.vae or small or passes >= MERGE_PASSES
+                    if repaid and adapter_names(network) and self._has_room(network):
+                        stack.enter_context(merged(network))
+            yield
+
+    def _has_room(self, network: nn.Module) -> bool:
+        """Whether the memory holds a second copy of a network's weights with room for a pass; else ranks are masked."""
+        return 2 * sum(weight.nbytes for weight in network.parameters()) < free_memory(self.device)
+
+    def alone(self) -> contextlib.AbstractContextManager[Any]:
+        """Keep other threads off the generator inside a ``with`` block; the same thread may come in again."""
+        with _NEW_LOCK:
+            return _LOCKS.setdefault(self.generator, threading.RLock())
+
+
+def joined(found: Sequence[Any]) -> Any:
+    """Routings (L, B, …) of several batches as one; of lists of routings, one list."""
+    if found[0] is None or len(found) == 1:
+        return found[0]
+    if isinstance(found[0], list):
+        return [joined(tile) for tile in zip(*found, strict=True)]
+    return Routing(*(torch.cat(parts, dim=1) for parts in zip(*found, strict=True)))
