@@ -1,4 +1,4 @@
-"""What docs/method.md names exists: files, and the functions, classes, settings and constants in them."""
+"""What docs/method.md names exists, the Python of all pages runs, and their links lead somewhere."""
 
 from __future__ import annotations
 
@@ -6,8 +6,18 @@ import ast
 import re
 from pathlib import Path
 
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from skimage import data
+
+from morsr.cli import main
+
 REPO = Path(__file__).resolve().parents[1]
 LINK = re.compile(r"\[`([\w/]+\.py)`\]\(\.\./src/morsr/([\w/]+\.py)\)((?:,? ?`[\w.]+`)*)")
+
+PAGES = [REPO / "README.md", *sorted((REPO / "docs").glob("*.md"))]
 
 
 def names_of(tree: ast.AST) -> set[str]:
@@ -54,3 +64,48 @@ def test_a_name_that_is_gone_is_found() -> None:
     assert missing(f"{link} `OneStepConfig.scale_input`") == []
     assert missing(f"{link} `shrink`") == ["models/generator.py: shrink"]
     assert missing(link.replace("generator", "gone")) == ["models/gone.py -> models/gone.py"]
+
+
+def blocks(page: Path) -> str:
+    """The Python of a page in one piece; what needs a download is left out."""
+    found = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+    return "\n".join(block for block in found if "path/to" not in block)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)], ids=lambda page: page.stem)
+def test_the_python_of_a_page_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from morsr.degradation import DegradationRecipe, sample_keys
+
+    monkeypatch.chdir(tmp_path)
+    photo = Image.fromarray(data.chelsea()[100:228, 150:278])
+    for folder, side in (("lr", 32), ("hr", 128), ("datasets/RealSR/test_LR", 32), ("datasets/RealSR/test_HR", 128)):
+        Path(folder).mkdir(parents=True)
+        photo.resize((side, side)).save(Path(folder) / "a.png")
+    photo = photo.resize((32, 32))
+    for name in ("photo.jpg", "photo.png", "in.tif"):
+        photo.save(name)
+    if "OUT/config.json" in blocks(page):
+        assert main(["export", "diffusers", "OUT", "--model", "tiny", "--image", "photo.png"]) == 0
+    names = {
+        "image": photo,
+        "images": [photo, photo.rotate(90)],
+        "lr": torch.rand(12, 3, 32, 32),
+        "parameters": DegradationRecipe.load("realesrgan").sample(sample_keys(0, 0, torch.arange(12))),
+        "restore": lambda lr: F.interpolate(lr, scale_factor=4),
+    }
+    exec(compile(blocks(page), str(page), "exec"), names)
+
+
+def broken_links(page: Path, text: str) -> list[str]:
+    targets = re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
+    return [one for one in targets if "://" not in one and not (page.parent / one).exists()]
+
+
+def test_links_lead_somewhere() -> None:
+    assert {page.name: found for page in PAGES if (found := broken_links(page, page.read_text()))} == {}
+    assert broken_links(PAGES[0], "[a](docs/gone.md), [b](docs/method.md#x)") == ["docs/gone.md"]
+
+
+def test_every_page_is_in_the_index() -> None:
+    index = (REPO / "docs" / "index.md").read_text()
+    assert [page.name for page in PAGES[1:] if page.name != "index.md" and f"({page.name})" not in index] == []
