@@ -17,6 +17,7 @@ _PUBLIC = {
     "MoRConfig": "morsr.adapters",
     "Restorer": "morsr.restoring",
     "Routing": "morsr.adapters",
+    "RoutingTable": "morsr.evaluation.routing",
     "active_adapters": "morsr.adapters",
     "adapter_parameters": "morsr.adapters",
     "build_estimator": "morsr.estimators",

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import matplotlib.figure
+import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from morsr.errors import ConfigError, InputError
@@ -17,7 +21,7 @@ from morsr.evaluation.routing import RoutingTable
 from morsr.functional.routing import route
 
 KINDS = ("blur", "jpeg", "noise")
-LAYERS, SLOTS, ZERO, TOP_K = 2, 14, 2, 4
+LAYERS, SLOTS, ZERO, TOP_K, SHARED = 2, 14, 2, 4, 3
 # Layer 0 answers blur, JPEG and noise with slots 0, 1 and 2; layer 1 with slots 7, 4 and 9.
 WIRED = ((0, 1, 2), (7, 4, 9))
 
@@ -30,37 +34,39 @@ class Estimator(nn.Module):
         return SimpleNamespace(scores=scores, severity=scores.amax(1), names=KINDS)
 
 
-class Context(nn.Module):
-    def __init__(self, *, is_routed: bool = True) -> None:
+class Router(nn.Module):
+    def __init__(self) -> None:
         super().__init__()
-        self.layer_names = ("unet.down_blocks.0.a", "unet.up_blocks.1.b")
-        self.config = SimpleNamespace(
-            num_slots=SLOTS, num_zero=ZERO, num_shared=3, top_k=TOP_K, expert_rank=1, is_routed=is_routed
-        )
-        self.is_routed = is_routed
         self.weight = torch.zeros(LAYERS, SLOTS, 3)
         for layer, slots in enumerate(WIRED):
             for kind, slot in enumerate(slots):
                 self.weight[layer, slot, kind] = 40
         self.weight[:, SLOTS - ZERO :] = -8  # zero slots for images without much degradation
 
-    @property
-    def router(self) -> Context:
-        return self
-
     def forward(self, scores: Tensor) -> Any:
         logits = torch.einsum("bd,lnd->lbn", scores, self.weight)
-        # A wired slot is worth a look above half of the score; noise decides among the rest.
+        # A wired slot wins above half of the score; noise decides among the rest.
         logits = logits - 20 * (self.weight.amax(-1) > 0)[:, None] + torch.rand_like(logits)
         logits[..., SLOTS - ZERO :] += 5
-        return route(logits, TOP_K, SLOTS - ZERO, gate="renormalize")
+        return route(logits, TOP_K, SLOTS - ZERO)
 
 
 class Generator(nn.Module):
     def __init__(self, *, is_routed: bool = True) -> None:
         super().__init__()
         self.estimator = Estimator()
-        self.adapters = Context(is_routed=is_routed)
+        ranks = SimpleNamespace(
+            lora_A=torch.rand(SHARED + SLOTS - ZERO, 5), lora_B=torch.rand(7, SHARED + SLOTS - ZERO)
+        )
+        config = SimpleNamespace(
+            num_slots=SLOTS, num_zero=ZERO, num_shared=SHARED, top_k=TOP_K, expert_rank=1, num_experts=SLOTS - ZERO
+        )
+        layers = [SimpleNamespace(sets={"generator": ranks})] * LAYERS
+        self.adapters = SimpleNamespace(
+            name="generator", is_routed=is_routed, router=Router(), config=config,
+            layer_names=("unet.down_blocks.0.a", "unet.up_blocks.1.b"),
+            switch=SimpleNamespace(layers={"generator": layers}),
+        )  # fmt: skip
 
 
 def painted(count: int = 96) -> tuple[Tensor, dict[str, Tensor]]:
@@ -71,11 +77,14 @@ def painted(count: int = 96) -> tuple[Tensor, dict[str, Tensor]]:
     return images, dict(zip(KINDS, severity.unbind(1), strict=True))
 
 
-def test_specialisation_finds_exactly_the_wiring():
-    images, truth = painted()
-    table = RoutingTable.from_images(Generator(), images, truth)
-    assert table.kinds_are_known
+@pytest.fixture
+def table() -> RoutingTable:
+    return RoutingTable.from_images(Generator(), *painted())
+
+
+def test_specialisation_finds_exactly_the_wiring(table: RoutingTable) -> None:
     found = table.specialisation()
+    assert table.kinds_are_known
     assert found.kinds == KINDS
     wired = {(layer, slot): kind for layer, slots in enumerate(WIRED) for slot, kind in zip(slots, KINDS, strict=True)}
     top = found.top(50)
@@ -88,113 +97,160 @@ def test_specialisation_finds_exactly_the_wiring():
     assert found.top(50, kind="noise") == sorted([(0, 2), (1, 9)], key=top.index)
 
 
-def test_without_a_relation_nothing_is_found():
-    images, _ = painted(384)
-    labels = ["a", "b", "c", "d"] * 96
-    context = Generator()
-    context.adapters.weight.zero_()
-    found = RoutingTable.from_images(context, images, labels=labels).specialisation()
+def test_without_a_relation_nothing_is_found() -> None:
+    generator = Generator()
+    generator.adapters.router.weight.zero_()
+    found = RoutingTable.from_images(generator, painted(384)[0], labels=["a", "b", "c", "d"] * 96).specialisation()
     assert found.top() == []
     # Uncorrected, chance alone would show as 3 / (2 * 384 * log 2) = 0.0056 bits.
     assert abs(found.information[:, : SLOTS - ZERO].mean().item()) < 0.0028
     assert (found.information[:, SLOTS - ZERO :] == 0).all(), "zero slots are always chosen here"
 
 
-def test_kinds_fall_back_to_the_scores():
+def test_false_discovery_rate_is_that_of_scipy() -> None:
+    stats = pytest.importorskip("scipy.stats")
+    from morsr.evaluation.specialisation import _false_discovery
+
+    values = torch.rand(6, 9, dtype=torch.float64).square()
+    tested = torch.rand(6, 9) > 0.2
+    adjusted = _false_discovery(values, tested)
+    np.testing.assert_allclose(adjusted[tested], stats.false_discovery_control(values[tested].numpy()))
+    assert (adjusted[~tested] == 1).all()
+
+
+def test_kinds_without_truth_and_of_unequal_scales() -> None:
     images, _ = painted()
-    table = RoutingTable.from_images(Generator(), images)
-    assert not table.kinds_are_known
-    assert table.kinds() == tuple(KINDS[index % 3] for index in range(len(images)))
-
-
-def test_a_high_scale_does_not_win_every_time():
-    images = torch.zeros(4, 3, 4, 4)
+    blind = RoutingTable.from_images(Generator(), images)
+    assert not blind.kinds_are_known
+    assert blind.kinds() == tuple(KINDS[index % 3] for index in range(len(images)))
     truth = {"blur": torch.tensor([0.9, 0.95, 0.92, 0.91]), "noise": torch.tensor([0.1, 0.05, 0.2, 0.3])}
-    table = RoutingTable.from_images(Generator(), images, truth)
-    assert table.kinds() == ("noise", "blur", "blur", "noise")
+    assert RoutingTable.from_images(Generator(), images[:4], truth).kinds() == ("noise", "blur", "blur", "noise")
 
 
-def test_loads_ranks_and_groups_agree_with_the_choices():
-    images, truth = painted()
-    table = RoutingTable.from_images(Generator(), images, truth)
+def test_counts_masses_and_groups_agree_with_the_choices(table: RoutingTable) -> None:
     names, loads = table.heatmap("kind")
     assert names == KINDS
     torch.testing.assert_close(loads.sum(-1), torch.ones(3, LAYERS))
     torch.testing.assert_close(loads.mean(0), table.heatmap()[1][0])  # equally many images of each kind
-    noise = loads[names.index("noise")]
-    assert noise[0, 2].item() == pytest.approx(1 / TOP_K)
+    assert loads[names.index("noise"), 0, 2].item() == pytest.approx(1 / TOP_K)
     assert table.heatmap("severity")[0] == ("light", "medium", "severe")
-    counted = (table.chosen < table.num_real).sum(-1) + 3
-    torch.testing.assert_close(table.active_ranks(), counted.float())
-    with pytest.raises(InputError, match="expected None"):
-        table.heatmap("colour")
+    counted = (table.chosen < table.num_real).sum(-1).float()
+    torch.testing.assert_close(table.active_ranks(), counted + SHARED)
+    torch.testing.assert_close(table.gate_mass(), counted)  # chosen real gates sum to their number
+    effective = table.effective_ranks()
+    assert (effective <= counted + 1e-5).all()
+    gates = table.gates[0, 0][table.chosen[0, 0] < table.num_real].double()
+    share = gates / gates.sum()
+    assert effective[0, 0].item() == pytest.approx(
+        (-(share * share.clamp_min(1e-300).log()).sum()).exp().item(), rel=1e-4
+    )
+    even = replace(table, gates=torch.ones_like(table.gates))
+    torch.testing.assert_close(even.effective_ranks(), counted)
 
 
-def test_sizes_may_differ_and_the_order_stays(tmp_path: Path):
+def test_update_sizes_are_norms_of_the_weight_updates() -> None:
+    generator = Generator()
+    table = RoutingTable.from_images(generator, painted(5)[0])
+    ranks = generator.adapters.switch.layers["generator"][0].sets["generator"]
+    down, up = ranks.lora_A.double(), ranks.lora_B.double()
+    for image in range(5):
+        gates = torch.zeros(SLOTS, dtype=torch.float64).scatter(
+            0, table.chosen[image, 1], table.gates[image, 1].double()
+        )
+        routed = (up[:, SHARED:] * gates[: SLOTS - ZERO]) @ down[SHARED:]
+        expected = routed.norm() / (up[:, :SHARED] @ down[:SHARED]).norm()
+        assert table.update[image, 1].item() == pytest.approx(expected.item(), rel=1e-4)
+
+
+def test_plot_shows_layers_and_sorted_slots(table: RoutingTable) -> None:
+    order = table.slot_order()
+    assert (order.sort(1).values == torch.arange(SLOTS)).all()
+    assert order[:, SLOTS - ZERO :].tolist() == [[12, 13]] * LAYERS
+    for layer, slots in enumerate(WIRED):  # blur's slot first, then JPEG's, then noise's
+        places = [order[layer].tolist().index(slot) for slot in slots]
+        assert places == sorted(places)
+    figure = table.plot()
+    assert isinstance(figure, matplotlib.figure.Figure)
+    titles = [axis.get_title() for axis in figure.axes]
+    assert titles[:4] == ["all images", *KINDS]
+    panel = np.asarray(figure.axes[1].images[0].get_array())
+    assert panel.shape == (LAYERS, SLOTS)
+    assert panel[0, order[0].tolist().index(0)] == panel[0].max() > 0, "blur's own slot is the reddest"
+    figure.savefig("routing.png")
+
+
+def test_sizes_may_differ_and_the_order_stays(tmp_path: Path) -> None:
     colours = [(250, 10, 20), (5, 240, 10), (0, 0, 255), (250, 0, 0)]
-    paths = []
-    for index, colour in enumerate(colours):
-        paths.append(tmp_path / f"photo{index}.png")
-        Image.new("RGB", (8 + 4 * (index % 2), 8), colour).save(paths[-1])
+    paths = [tmp_path / f"photo{index}.png" for index in range(4)]
+    for index, (path, colour) in enumerate(zip(paths, colours, strict=True)):
+        Image.new("RGB", (8 + 4 * (index % 2), 8), colour).save(path)
     table = RoutingTable.from_images(Generator(), paths)
     assert table.names == ("photo0", "photo1", "photo2", "photo3")
     torch.testing.assert_close(table.scores, torch.tensor(colours) / 255)
 
 
-def test_a_file_holds_the_whole_table(tmp_path: Path):
+def test_a_file_holds_the_whole_table_and_tables_join() -> None:
     images, truth = painted(12)
     table = RoutingTable.from_images(Generator(), images, truth, labels=["x", "y"] * 6)
-    table.save(tmp_path / "routing.safetensors")
-    again = RoutingTable.load(tmp_path / "routing.safetensors")
+    table.save("routing.safetensors")
+    again = RoutingTable.load("routing.safetensors")
     for name in ("names", "layer_names", "score_names", "labels", "num_slots", "num_zero", "num_shared", "expert_rank"):
         assert getattr(again, name) == getattr(table, name)
-    for name in ("scores", "severity", "chosen", "gates"):
+    for name in ("scores", "severity", "chosen", "gates", "update"):
         torch.testing.assert_close(getattr(again, name), getattr(table, name), rtol=0, atol=0)
     torch.testing.assert_close(again.truth["jpeg"], truth["jpeg"])
-    joined = RoutingTable.concatenate([table, again])
-    assert len(joined) == 24
-    torch.testing.assert_close(joined.loads(), table.loads())
+    blind = RoutingTable.from_images(Generator(), images)
+    joined = RoutingTable.concatenate([table, blind])
+    assert (len(joined), joined.truth, joined.labels) == (24, {}, ())
+    torch.testing.assert_close(RoutingTable.concatenate([table, again]).loads(), table.loads())
+    for parts in ([], [table, replace(table, num_shared=1)]):
+        with pytest.raises(InputError):
+            RoutingTable.concatenate(parts)
 
 
-def test_a_damaged_or_foreign_file_is_refused(tmp_path: Path):
-    (tmp_path / "half.safetensors").write_bytes(b"\x10\x00")
-    with pytest.raises(InputError, match="cannot be read as a routing table"):
-        RoutingTable.load(tmp_path / "half.safetensors")
-    from safetensors.torch import save_file
-
-    save_file({"a": torch.zeros(1)}, tmp_path / "other.safetensors")
-    with pytest.raises(InputError, match="expected a routing table"):
-        RoutingTable.load(tmp_path / "other.safetensors")
+def test_a_damaged_or_foreign_file_is_refused() -> None:
+    Path("half.safetensors").write_bytes(b"\x10\x00")
+    save_file({"a": torch.zeros(1)}, "other.safetensors")
+    for name in ("half", "other", "absent"):
+        with pytest.raises(InputError):
+            RoutingTable.load(f"{name}.safetensors")
 
 
-def test_dataframe_has_a_row_per_choice():
+def test_dataframe_has_a_row_per_choice() -> None:
     pytest.importorskip("pandas")
     images, truth = painted(9)
     table = RoutingTable.from_images(Generator(), images, truth, names=["same"] * 9)
     frame = table.to_dataframe()
     assert len(frame) == 9 * LAYERS * TOP_K
-    assert frame["image"].nunique() == 9, "images of one name stay apart"
     one = frame[(frame["image"] == "same (5)") & (frame["layer"] == "unet.up_blocks.1.b")]
     assert one["slot"].tolist() == table.chosen[4, 1].tolist()
     assert one["true_noise"].iloc[0] == pytest.approx(truth["noise"][4].item())
-    assert frame["kind"].iloc[0] == "blur"
-
-
-def test_names_are_made_different_whatever_they_are():
-    assert unique_names(["a", "a", "b", "a"]) == ["a", "a (2)", "b", "a (3)"]
     for names in (["a", "a", "a (2)"], ["a (2)", "a", "a", "a"]):
         assert len(set(unique_names(names))) == len(names)
 
 
-def test_bad_input_is_named():
-    images, truth = painted(6)
-    with pytest.raises(ConfigError, match="no routing"):
-        RoutingTable.from_images(Generator(is_routed=False), images)
-    with pytest.raises(InputError, match="at least one image"):
-        RoutingTable.from_images(Generator(), [])
-    with pytest.raises(InputError, match="labels: expected 6"):
-        RoutingTable.from_images(Generator(), images, labels=["a"])
-    with pytest.raises(InputError, match="blur: expected 5"):
-        RoutingTable.from_images(Generator(), images[:5], truth)
-    with pytest.raises(InputError, match="needs at least 8 images of 2 kinds"):
-        RoutingTable.from_images(Generator(), images[:1]).specialisation()
+@pytest.mark.parametrize(
+    ("routed", "images", "options", "error"),
+    [
+        (False, painted(6)[0], {}, ConfigError),
+        (True, [], {}, InputError),
+        (True, painted(6)[0], {"labels": ["a"]}, InputError),
+        (True, painted(6)[0], {"names": ["a"]}, InputError),
+        (True, painted(6)[0], {"parameters": {"blur": torch.zeros(5)}}, InputError),
+        (True, painted(6)[0], {"parameters": {"blur": torch.full((6,), torch.nan)}}, InputError),
+    ],
+)
+def test_bad_input(routed: bool, images: Any, options: dict[str, Any], error: type[Exception]) -> None:
+    with pytest.raises(error):
+        RoutingTable.from_images(Generator(is_routed=routed), images, **options)
+
+
+def test_what_a_table_cannot_say(table: RoutingTable) -> None:
+    with pytest.raises(InputError):
+        table.heatmap("colour")  # type: ignore[arg-type]
+    with pytest.raises(InputError):
+        RoutingTable.from_images(Generator(), painted(6)[0]).specialisation()
+    scores = RoutingTable.from_images(Generator(is_routed=False), painted(6)[0], scores_only=True)
+    assert not scores.is_routed
+    with pytest.raises(ConfigError):
+        scores.plot()

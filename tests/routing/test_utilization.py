@@ -19,11 +19,9 @@ from morsr.functional.utilization import (
     load_share,
     load_spread,
     load_variation,
-    max_violation,
     mid_ranks,
     mutual_information,
     spearman,
-    summarize,
     zero_share,
 )
 
@@ -34,7 +32,6 @@ def test_even_and_collapsed_loads_are_the_ends_of_every_scale():
         (load_entropy, (1, math.log(3) / math.log(12))),
         (lambda load: load_spread(load, 3), (1, 0)),
         (load_variation, (0, math.sqrt(3))),
-        (max_violation, (0, 3)),
     ):
         assert measure(even).item() == pytest.approx(ends[0], abs=1e-6)
         assert measure(collapsed).item() == pytest.approx(ends[1], abs=1e-6)
@@ -81,30 +78,6 @@ def test_rank_correlation_of_what_does_not_vary():
 def test_mutual_information_in_bits():
     tables = torch.tensor([[[5, 0], [0, 5]], [[4, 4], [2, 2]], [[0, 0], [0, 0]]])
     torch.testing.assert_close(mutual_information(tables), torch.tensor([1.0, 0.0, 0.0], dtype=torch.float64))
-
-
-def test_summary_of_a_window_and_its_balance_terms():
-    layers, slots, zero, images = 2, 8, 2, 40
-    even = torch.full((layers, slots), 1.0)
-    summary = summarize(
-        even * 15, even * images / slots, even * 12 / slots, images=images, severity_sum=12.0,
-        top_k=3, num_zero=zero, num_shared=5,
-    )  # fmt: skip
-    torch.testing.assert_close(summary.balance_real + summary.balance_zero, torch.ones(layers, dtype=torch.float64))
-    torch.testing.assert_close(summary.ranks, torch.full((layers,), 5 + 3 * 0.75, dtype=torch.float64))
-    assert summary.scalars()["dead_share_max"] == 0
-
-    collapsed = torch.zeros(layers, slots)
-    collapsed[:, 0] = 1
-    collapsed[1] = 1 / slots
-    summary = summarize(
-        collapsed * 120, collapsed * images, collapsed * 12, images=images, severity_sum=12.0,
-        top_k=3, num_zero=zero, num_shared=5,
-    )  # fmt: skip
-    assert summary.balance_real[0].item() == pytest.approx(slots)
-    # One even layer must not hide the one that has collapsed.
-    assert summary.scalars()["load_entropy_min"] == pytest.approx(0, abs=1e-9)
-    assert summary.scalars()["dead_share_max"] == pytest.approx(5 / 6)
 
 
 def test_names_of_blocks():

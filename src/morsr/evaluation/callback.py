@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -190,16 +190,14 @@ class RoutingDump(L.Callback):
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self._parts:
             self.latest = _step_file(trainer, "routing", ".safetensors")
-            known = all(part.truth for part in self._parts)
-            parts = self._parts if known else [replace(part, truth={}) for part in self._parts]
-            RoutingTable.concatenate(parts).save(self.latest)
+            RoutingTable.concatenate(self._parts).save(self.latest)
         self._parts = []
 
 
 def is_routed(module: Any) -> bool:
     """Whether a module's generator has routed adapters."""
     adapters = getattr(getattr(module, "generator", module), "adapters", None)
-    return adapters is not None and adapters.config.is_routed
+    return adapters is not None and adapters.is_routed
 
 
 def _names(batch: Mapping[str, Any], default: str) -> list[tuple[str, str, str | None]]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -23,9 +22,7 @@ def image_batches(images: Tensor | Sequence[Any], batch_size: int, device: torch
         return
     waiting: list[Tensor] = []
     for image in images:
-        if isinstance(image, Tensor) and image.ndim == 3:
-            image = image[None]
-        rgb = read_planes(image)
+        rgb = read_planes(image[None] if isinstance(image, Tensor) and image.ndim == 3 else image)
         if len(rgb) != 1:
             raise InputError(f"images: expected one image per entry, got a batch of {len(rgb)}")
         if waiting and (waiting[0].shape != rgb.shape or len(waiting) == batch_size):
@@ -37,43 +34,27 @@ def image_batches(images: Tensor | Sequence[Any], batch_size: int, device: torch
 
 
 def true_severities(parameters: Any, recipe: DegradationRecipe | str, count: int) -> dict[str, Tensor]:
-    """What is known of the degradations as severities by kind, each (I,); see `RoutingTable.from_images`."""
+    """What is known of the degradations as severities by kind, each (I,)."""
     if parameters is None:
         return {}
     if isinstance(parameters, DegradationParameters):
         parameters = true_severity(parameters, recipe)
-    if hasattr(parameters, "_asdict"):
-        parameters = parameters._asdict()
-    if not isinstance(parameters, Mapping):
-        raise InputError(
-            f"parameters: expected DegradationParameters or severities by kind, got {type(parameters).__name__}"
-        )
-    # The combined severity is no kind of its own: it would win or lose against its own parts.
-    truth = {name: torch.as_tensor(values).float().cpu() for name, values in parameters.items() if name != "combined"}
+    named = parameters._asdict() if hasattr(parameters, "_asdict") else parameters
+    # The combined severity is no kind: it would win or lose against its own parts.
+    truth = {name: torch.as_tensor(values).float().cpu() for name, values in named.items() if name != "combined"}
     for name, values in truth.items():
         if values.shape != (count,) or not values.isfinite().all():
             raise InputError(f"parameters: {name}: expected {count} finite severities, got shape {tuple(values.shape)}")
     return truth
 
 
-def device_of(generator: Any) -> torch.device:
-    """Where a module's parameters are."""
-    return next((tensor.device for tensor in generator.parameters()), torch.device("cpu"))
-
-
-def image_name(image: Any, index: int) -> str:
-    """A path's stem, or a number."""
-    return Path(image).stem if isinstance(image, (str, Path)) else f"{index:05d}"
-
-
 def unique_names(names: Sequence[str]) -> list[str]:
-    """Names made different by a number where two images share one."""
-    seen: dict[str, int] = {}
-    unique: dict[str, None] = {}
+    """Names made different by a number where several images share one."""
+    taken: dict[str, None] = {}
     for name in names:
-        free = name
-        while free in unique:
-            seen[name] = seen.get(name, 1) + 1
-            free = f"{name} ({seen[name]})"
-        unique[free] = None
-    return list(unique)
+        free, number = name, 1
+        while free in taken:
+            number += 1
+            free = f"{name} ({number})"
+        taken[free] = None
+    return list(taken)

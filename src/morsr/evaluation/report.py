@@ -2,32 +2,30 @@
 
 from __future__ import annotations
 
+import base64
 import html
 import importlib.metadata
+import io
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from morsr.errors import InputError, MissingDependencyError
 from morsr.evaluation.example import Example
-from morsr.evaluation.figures import figure_html, layer_labels, layers_axis, rounded, slot_names
-from morsr.evaluation.page import PAGE, data_image, section, table_html
-from morsr.evaluation.routing import RoutingTable
+from morsr.evaluation.routing import SEVERITY_NAMES, RoutingTable
 from morsr.evaluation.specialisation import Specialisation
 from morsr.files import write_text
-from morsr.functional.layer_names import flow_order
+from morsr.functional.layer_names import block_of, flow_order
 from morsr.functional.routing import slot_load
-from morsr.functional.utilization import (
-    collapsed_layers,
-    dead_experts,
-    load_entropy,
-    load_spread,
-    spearman,
-)
+from morsr.functional.utilization import collapsed_layers, dead_experts, load_entropy, load_spread, spearman
 
-GREEN, RED, GRAY = "#21918c", "#c0392b", "#9aa0a6"
+COLOURS = {"light": "#5ec962", "medium": "#21918c", "severe": "#440154"}
 
 
 def write_report(
@@ -35,15 +33,17 @@ def write_report(
     path: str | Path,
     *,
     examples: Sequence[Example] = (),
-    title: str = "Which ranks run for which image",
+    thumbnails: Mapping[str, Tensor] | None = None,
+    title: str = "Which ranks are active for which image",
     notes: Sequence[str] = (),
 ) -> Path:
-    """Write the report; the file appears whole or not at all.
+    """Write the report atomically.
 
     Args:
         table: routing of at least one image.
         path: the HTML file.
         examples: single images in depth, from `examine`.
+        thumbnails: caption to LR image (3, h, w) in [0, 1], such as one for each kind of degradation.
         title: heading.
         notes: further lines for the list of what the page cannot show.
 
@@ -55,78 +55,89 @@ def write_report(
     except ImportError as error:
         raise MissingDependencyError("the report needs plotly: pip install 'morsr[report]'") from error
     missing = list(notes)
-    parts = [_overview(table)]
+    shown = "".join(_picture(image, caption) for caption, image in (thumbnails or {}).items())
+    parts = [_overview(table), _section("The images", f'<div class="small">{shown}</div>') if shown else ""]
     if table.is_routed:
-        specialisation = _specialisation(table, missing)
-        parts += [
-            _collapse(table),
-            _load(table),
-            _specialised(table, specialisation),
-            _zero(table, missing),
-            _ranks(table),
-        ]
+        parts += [_collapse(table), _load(table), _specialised(table, missing), _zero(table, missing), _ranks(table)]
     else:
-        missing.append(
-            "Everything about ranks: this model has no routing, its ranks all run for every image. What its estimator "
-            "says of the images is below."
-        )
-    parts += [_scores(table), *(_example(example, table) for example in examples)]
+        missing.append("Everything about ranks: this model has no routing, its ranks are all active for every image.")
+    parts += [_scores(table), *map(_example, examples)]
     if not examples:
         missing.append("Restored pictures with ranks switched off: no image was restored for this page.")
-    if missing:
-        rows = "".join(f"<li>{html.escape(note)}</li>" for note in missing)
-        parts.insert(1, section("What this page cannot show", f"<ul>{rows}</ul>"))
-    text = PAGE.format(
-        title=html.escape(title),
-        plotly=get_plotlyjs(),
-        body="\n".join(part for part in parts if part),
-        version=importlib.metadata.version("plotly"),
-    )
-    path = Path(path)
-    write_text(path, text)
-    return path
+    rows = "".join(f"<li>{html.escape(note)}</li>" for note in missing)
+    parts.insert(1, _section("What this page cannot show", f"<ul>{rows}</ul>") if missing else "")
+    page = files("morsr.evaluation").joinpath("report.html").read_text(encoding="utf-8")
+    filled = {
+        "title": html.escape(title),
+        "plotly": get_plotlyjs(),
+        "body": "\n".join(filter(None, parts)),
+        "version": importlib.metadata.version("plotly"),
+    }
+    page = re.sub(r"\{\{(\w+)\}\}", lambda place: filled[place[1]], page)
+    write_text(path, page)
+    return Path(path)
 
 
-def _specialisation(table: RoutingTable, missing: list[str]) -> Specialisation | None:
-    if not table.kinds_are_known:
-        missing.append(
-            "The true degradations are not known: kinds below are told from the estimator's scores, so a slot that "
-            "looks specialised follows the estimator, which is all that the router sees."
-        )
-    try:
-        return table.specialisation()
-    except InputError as error:
-        missing.append(f"What each slot is for: {error}.")
-        return None
+def _section(title: str, body: str, lead: str = "") -> str:
+    words = f'<p class="lead">{lead}</p>' if lead else ""
+    return f"<section>\n<h2>{title}</h2>\n{words}\n{body}\n</section>"
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    cells = "".join(f"<th>{html.escape(cell)}</th>" for cell in head)
+    lines = ["<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in rows]
+    return f"<table>{f'<tr>{cells}</tr>' if any(head) else ''}{''.join(lines)}</table>"
+
+
+def _picture(image: Tensor, caption: str) -> str:
+    """A figure with an image (3, H, W) in [0, 1] as a PNG inside the page."""
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    pixels = (image.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().contiguous().numpy()
+    Image.fromarray(pixels).save(buffer, format="PNG", optimize=True)
+    source = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+    return f'<figure><img src="{source}" alt=""><figcaption>{html.escape(caption)}</figcaption></figure>'
+
+
+def _figure(figure: Any, height: int = 380) -> str:
+    figure.update_layout(template="plotly_white", font={"family": "system-ui, sans-serif", "size": 13})
+    figure.update_layout(height=figure.layout.height or height)
+    figure.update_layout(margin={"l": 70, "r": 20, "b": 50, "t": figure.layout.margin.t or 20})
+    return figure.to_html(full_html=False, include_plotlyjs=False, config={"displaylogo": False, "responsive": True})
+
+
+def _rounded(values: Tensor, digits: int = 3) -> list[Any]:
+    """Numbers for a page, which every digit makes longer."""
+    return values.double().round(decimals=digits).tolist()
 
 
 def _overview(table: RoutingTable) -> str:
-    severity = f"{table.severity.min():.2f} to {table.severity.max():.2f}, mean {table.severity.mean():.2f}"
-    if not table.is_routed:
-        return table_html(("", ""), [("images", str(len(table))), ("severity", severity)])
-    load = table.loads()
-    dead = dead_experts(load, table.num_zero)
-    ranks = table.active_ranks()
-    most = table.num_shared + table.top_k * table.expert_rank
-    return table_html(
-        ("", ""),
-        [
-            ("images", str(len(table))),
+    rows = [("images", str(len(table)))]
+    if table.is_routed:
+        load = table.loads()
+        dead = dead_experts(load, table.num_zero)
+        most = table.num_shared + table.top_k * table.expert_rank
+        mass, effective = table.gate_mass().mean(), table.effective_ranks().mean()
+        rows += [
             ("adapted layers", str(len(table.layer_names))),
             (
                 "slots per layer",
-                f"{table.num_real} experts of rank {table.expert_rank} and {table.num_zero} zero experts; "
-                f"{table.top_k} are chosen, beside {table.num_shared} shared ranks",
+                f"{table.num_real} experts of rank {table.expert_rank} and {table.num_zero} zero experts, of which "
+                f"{table.top_k} are chosen; {table.num_shared} shared ranks",
             ),
-            ("ranks that run", f"{ranks.mean():.2f} of {most} per image and layer"),
-            (
-                "load entropy",
-                f"{load_entropy(load).mean():.3f} on average, {load_entropy(load).min():.3f} in the worst layer",
-            ),
+            ("active ranks", f"{table.active_ranks().mean():.2f} of {most} per image and layer"),
+            ("gate mass", f"{mass:.2f} of {table.top_k}, shared by {effective:.2f} effective experts"),
+        ]
+        if len(table.update):
+            rows.append(("routed update over shared update", f"{table.update.nanmean():.2f} (Frobenius norms)"))
+        rows += [
+            ("load entropy", f"{load_entropy(load).mean():.3f}, {load_entropy(load).min():.3f} in the worst layer"),
             ("dead experts", f"{int(dead.sum())} of {dead.numel()} (under a tenth of the even load)"),
-            ("severity", severity),
-        ],
-    )
+        ]
+    severity = table.severity
+    rows.append(("severity", f"{severity.min():.2f} to {severity.max():.2f}, mean {severity.mean():.2f}"))
+    return _table(("", ""), rows)
 
 
 def _collapse(table: RoutingTable) -> str:
@@ -141,106 +152,78 @@ def _collapse(table: RoutingTable) -> str:
     rows = [(table.layer_names[row], f"{dead[row]:.0%}", f"{spread[row]:.2f}") for row in collapsed[:20]]
     lead = (
         f"In {len(collapsed)} of {len(load)} layers more than half of the experts are dead, or nearly all images take "
-        "the same slots. The router tells no images apart there; a larger balance weight, more or longer router noise "
-        "or a lower router learning rate helps."
+        "the same slots. A larger balance weight, more router noise or a lower router learning rate helps."
     )
-    return section("Warning: experts have collapsed", table_html(("layer", "dead experts", "load spread"), rows), lead)
-
-
-def _scores(table: RoutingTable) -> str:
-    import plotly.graph_objects as go
-
-    figure = go.Figure()
-    for name, values in [("severity", table.severity), *zip(table.score_names, table.scores.unbind(1), strict=True)]:
-        figure.add_box(
-            y=rounded(values, 4), name=name, boxpoints="all" if len(table) <= 400 else "outliers", jitter=0.4,
-            pointpos=0, marker={"size": 3, "opacity": 0.5}, line={"color": GREEN}, text=list(table.names),
-            hovertemplate="%{text}<br>%{y}<extra></extra>",
-        )  # fmt: skip
-    figure.update_layout(yaxis={"range": [0, 1], "title": "score"}, height=340, showlegend=False)
-    return section(
-        "Degradation scores of the images",
-        figure_html(figure),
-        "What the estimator says of every image, 1 is worst. The router sees the scores and nothing else: where they "
-        "hardly vary, it has nothing to tell images apart by.",
-    )
+    return _section("Warning: experts have collapsed", _table(("layer", "dead experts", "load spread"), rows), lead)
 
 
 def _load(table: RoutingTable) -> str:
     import plotly.graph_objects as go
 
-    groups = [("all images", table.heatmap()[1][0])]
-    if len(table) > 1:
-        groups += [(f"kind: {name}", load) for name, load in zip(*table.heatmap("kind"), strict=True)]
-        groups += [(f"severity: {name}", load) for name, load in zip(*table.heatmap("severity"), strict=True)]
-    order = flow_order(table.layer_names)
-    values = [rounded(load[order] * table.num_slots, 2) for _, load in groups]
+    order, rows = table.slot_order(), flow_order(table.layer_names)
+    names = [table.layer_names[row] for row in rows]
+    maps = {"all images, over the even load": table.loads() * table.num_slots - 1}
+    for by in ("kind", "severity") if len(table) > 1 else ():
+        groups, loads = table.heatmap(by)  # type: ignore[arg-type]
+        for name, load in zip(groups, loads, strict=True) if len(groups) > 1 else ():
+            maps[f"{by}: {name}, over the mean"] = (load - loads.mean(0)) * table.num_slots
+    values = {name: _rounded(load.gather(1, order)[rows], 2) for name, load in maps.items()}
+    slots = [[f"expert {s}" if s < table.num_real else f"zero {s - table.num_real}" for s in order[r]] for r in rows]
     figure = go.Figure(
         go.Heatmap(
-            z=values[0], x=slot_names(table), y=layer_labels(table, order), zmin=0, zmax=3, colorscale="Viridis",
-            colorbar={"title": "load over<br>even load"},
-            hovertemplate="%{y}<br>%{x}: %{z} times the even load<extra></extra>",
+            z=next(iter(values.values())), y=names, text=slots, zmin=-2, zmax=2, colorscale="RdBu", reversescale=True,
+            colorbar={"title": "even loads"}, hovertemplate="%{y}<br>%{text}: %{z:+} even loads<extra></extra>",
         )
     )  # fmt: skip
-    buttons = [
-        {"label": name, "method": "restyle", "args": [{"z": [value]}]}
-        for (name, _), value in zip(groups, values, strict=True)
-    ]
-    menu = {"buttons": buttons, "x": 0, "xanchor": "left", "y": 1.0, "yanchor": "bottom", "pad": {"b": 6}}
-    layers_axis(figure, table, order, 60)
-    figure.update_layout(updatemenus=[menu])
-    if table.num_zero:
-        figure.add_vline(x=table.num_real - 0.5, line={"color": "white", "width": 2})
-    return section(
-        "Load of every slot",
-        figure_html(figure),
-        "Each row is a layer, each column a slot of its gate; zero experts stand to the right of the white line. 1 is "
-        "the even load. Choose a kind of degradation or a severity above the picture. Slots of the same number in "
-        "different layers have nothing to do with each other.",
+    buttons = [{"label": name, "method": "restyle", "args": [{"z": [value]}]} for name, value in values.items()]
+    starts = [row for row, name in enumerate(names) if row == 0 or block_of(name) != block_of(names[row - 1])]
+    figure.update_yaxes(autorange="reversed", tickvals=[names[r] for r in starts], automargin=True)
+    figure.update_yaxes(ticktext=[f"{block_of(names[r])} " for r in starts])
+    figure.update_xaxes(
+        showticklabels=False, title="slots, sorted by the kind they answer to; zero experts on the right"
     )
-
-
-def _specialised(table: RoutingTable, found: Specialisation | None) -> str:
-    if found is None:
-        return ""
-    import plotly.graph_objects as go
-
-    order = flow_order(table.layer_names)
-    hover = [
-        [f"{found.kinds[kind]}, {lift:.1f} times as often" for kind, lift in zip(kinds, lifts, strict=True)]
-        for kinds, lifts in zip(found.kind[order].tolist(), found.lift[order].tolist(), strict=True)
-    ]
-    figure = go.Figure(
-        go.Heatmap(
-            z=rounded(found.information[order].clamp_min(0), 3), x=slot_names(table), y=layer_labels(table, order),
-            text=hover, colorscale="Magma", zmin=0, colorbar={"title": "bits"},
-            hovertemplate="%{y}<br>%{x}: %{z} bits<br>%{text}<extra></extra>",
-        )
+    figure.update_layout(
+        updatemenus=[{"buttons": buttons, "x": 0, "xanchor": "left", "y": 1.0, "yanchor": "bottom", "pad": {"b": 6}}],
+        height=max(360, min(900, 14 * len(names))), margin={"t": 60},
     )  # fmt: skip
-    layers_axis(figure, table, order, 20)
-    top = found.top(12)
+    if table.num_zero:
+        figure.add_vline(x=table.num_real - 0.5, line={"color": "black", "width": 1})
+    lead = (
+        "Each row is a layer. Red: chosen more often than the even load, or, for a kind or a severity, more often than "
+        "on the mean of the kinds or severities. Blue: less often. Choose above the picture."
+    )
+    return _section("Load of every slot", _figure(figure), lead)
+
+
+def _specialised(table: RoutingTable, missing: list[str]) -> str:
+    if not table.kinds_are_known:
+        missing.append(
+            "The true degradations: kinds below are read from the estimator's scores, so a slot that looks specialised "
+            "follows the estimator, which is all that the router sees."
+        )
+    try:
+        found: Specialisation = table.specialisation()
+    except InputError as error:
+        missing.append(f"What each slot is for: {error}.")
+        return ""
     rows = [
         (
             table.layer_names[layer],
-            slot_names(table)[slot],
+            f"expert {slot}" if slot < table.num_real else f"zero {slot - table.num_real}",
             found.kinds[int(found.kind[layer, slot])],
             f"{found.information[layer, slot]:.3f}",
             f"{found.lift[layer, slot]:.2f}",
         )
-        for layer, slot in top
+        for layer, slot in found.top(12)
     ]
-    counts = [f"{kind}: {len(found.top(found.kind.numel(), kind=kind))}" for kind in found.kinds]
-    if rows:
-        listed = table_html(("layer", "slot", "kind", "bits", "times as often"), rows)
-        words = f"<p>Slots that stand for a kind beyond chance: {html.escape(', '.join(counts))}.</p>"
-    else:
-        listed, words = "", "<p>No slot stands for a kind of degradation beyond chance in these images.</p>"
-    return section(
-        "What each slot is for",
-        words + figure_html(figure) + listed,
-        "Mutual information between the choice of a slot and the kind of degradation, chance subtracted: 0 bits, the "
-        "slot does not care. Beyond chance means p &lt; 0.01 after correction for the number of slots.",
+    counts = ", ".join(f"{kind} {len(found.top(found.kind.numel(), kind=kind))}" for kind in found.kinds)
+    listed = _table(("layer", "slot", "kind", "bits", "times as often"), rows) if rows else ""
+    lead = (
+        "Mutual information between the choice of a slot and the kind of degradation, chance subtracted. A slot counts "
+        "at a false discovery rate of 1 %."
     )
+    words = f"<p>Of {found.kind.numel()} slots, so many stand for a kind: {html.escape(counts)}.</p>"
+    return _section("What each slot is for", words + listed, lead)
 
 
 def _zero(table: RoutingTable, missing: list[str]) -> str:
@@ -249,108 +232,91 @@ def _zero(table: RoutingTable, missing: list[str]) -> str:
         return ""
     import plotly.graph_objects as go
 
-    share = table.zero_share().mean(1)
-    kinds = table.kinds()
+    share, kinds = table.zero_share().mean(1), table.kinds()
     figure = go.Figure()
     for kind in sorted(set(kinds)):
         mine = torch.tensor([other == kind for other in kinds])
         names = [name for name, keep in zip(table.names, mine.tolist(), strict=True) if keep]
         figure.add_scatter(
-            x=rounded(table.severity[mine], 4), y=rounded(share[mine], 4), text=names, mode="markers", name=kind,
+            x=_rounded(table.severity[mine]), y=_rounded(share[mine]), text=names, mode="markers", name=kind,
             marker={"size": 7, "opacity": 0.6},
             hovertemplate="%{text}<br>severity %{x}, zero share %{y}<extra></extra>",
         )  # fmt: skip
-    figure.add_hline(
-        y=table.num_zero / table.num_slots,
-        line={"color": GRAY, "dash": "dash"},
-        annotation_text="even load",
-        annotation_position="bottom left",
-    )
-    figure.update_layout(
-        xaxis_title="severity", yaxis_title="share of zero slots", height=380, yaxis_rangemode="tozero"
-    )
+    even = table.num_zero / table.num_slots
+    figure.add_hline(y=even, line={"color": "gray", "dash": "dash"}, annotation_text="even load")
+    figure.update_layout(xaxis_title="severity", yaxis_title="share of zero slots", yaxis_rangemode="tozero")
     correlation = spearman(table.severity, share)
     if math.isnan(correlation):
-        words = "A rank correlation needs at least three images that differ in severity and in zero share."
-        missing.append(f"Zero share against severity: {words[0].lower()}{words[1:]}")
-    else:
-        words = f"Rank correlation (Spearman) {correlation:+.2f}: " + (
-            "severe images use fewer zero slots, as the balance loss wants it."
-            if correlation < -0.1
-            else "severe images do not use fewer zero slots."
-        )
-    return section("Zero slots against severity", figure_html(figure), words)
+        missing.append("Zero share against severity: expected at least three images that differ in both.")
+    return _section("Zero slots against severity", _figure(figure), f"Spearman's rank correlation {correlation:+.2f}.")
 
 
 def _ranks(table: RoutingTable) -> str:
     import plotly.graph_objects as go
 
-    order = flow_order(table.layer_names)
-    ranks = table.active_ranks()[:, order]
-    groups = table.severity_groups()
-    figure = go.Figure()
-    for name, colour in (("light", "#5ec962"), ("medium", GREEN), ("severe", "#440154")):
-        mine = torch.tensor([group == name for group in groups])
-        if mine.any():
-            figure.add_scatter(
-                x=layer_labels(table, order), y=rounded(ranks[mine].mean(0), 3), name=f"{name} ({int(mine.sum())})",
-                line={"color": colour}, hovertemplate="%{x}<br>%{y} ranks<extra></extra>",
-            )  # fmt: skip
-    most = table.num_shared + table.top_k * table.expert_rank
-    figure.add_hline(
-        y=most,
-        line={"color": GRAY, "dash": "dash"},
-        annotation_text="no zero slot chosen",
-        annotation_position="bottom left",
-    )
-    figure.update_layout(yaxis_title="ranks per image", height=380)
+    order, groups = flow_order(table.layer_names), table.severity_groups()
+    numbers = {"active ranks": table.active_ranks(), "gate mass": table.gate_mass()}
+    numbers["effective experts"] = table.effective_ranks()
+    if len(table.update):
+        numbers["routed over shared update"] = table.update
+    figure, lines = go.Figure(), []
+    for what, values in numbers.items():
+        for name in SEVERITY_NAMES:
+            mine = torch.tensor([group == name for group in groups])
+            if mine.any():
+                lines.append(what)
+                figure.add_scatter(
+                    x=[table.layer_names[row] for row in order], y=_rounded(values[mine][:, order].mean(0)),
+                    name=f"{name} ({int(mine.sum())})", line={"color": COLOURS[name]}, visible=what == "active ranks",
+                    hovertemplate="%{x}<br>%{y}<extra></extra>",
+                )  # fmt: skip
+    buttons = [
+        {"label": what, "method": "restyle", "args": [{"visible": [line == what for line in lines]}]}
+        for what in numbers
+    ]
+    menu = {"buttons": buttons, "x": 0, "xanchor": "left", "y": 1.0, "yanchor": "bottom", "pad": {"b": 6}}
+    figure.update_layout(updatemenus=[menu], margin={"t": 60}, yaxis_rangemode="tozero")
     figure.update_xaxes(showticklabels=False, title="layers from input to output (names on hover)")
-    return section(
-        "Active ranks along the network",
-        figure_html(figure),
-        f"Shared ranks ({table.num_shared}) and the chosen real experts, on average over the images of each third of "
-        "severity.",
+    lead = (
+        "Means over the images of each third of severity. Active ranks count shared ranks and chosen experts; gate "
+        "mass is the sum of the experts' gates; effective experts share that mass (exp of its entropy)."
     )
+    return _section("Ranks along the network", _figure(figure), lead)
 
 
-def _example(example: Example, table: RoutingTable) -> str:
+def _scores(table: RoutingTable) -> str:
     import plotly.graph_objects as go
 
-    figure = go.Figure(go.Bar(x=list(example.scores), y=[round(value, 4) for value in example.scores.values()]))
-    figure.update_traces(marker_color=GREEN, hovertemplate="%{x}: %{y}<extra></extra>")
-    figure.update_layout(yaxis={"range": [0, 1], "title": "score"}, height=260)
-    spared = example.saved_flops / max(example.adapter_flops + example.saved_flops, 1)
-    facts = (
-        f"Severity {example.severity:.2f}. {example.ranks.mean():.1f} ranks run per layer. The networks take "
-        f"{_flops(example.network_flops)}, its ranks {_flops(example.adapter_flops)} more; zero slots spared "
-        f"{_flops(example.saved_flops)}, {spared:.1%} of what the ranks would cost (the ranks can also be merged into "
-        "the weights for one image, and then cost nothing)."
+    figure = go.Figure()
+    for name, values in [("severity", table.severity), *zip(table.score_names, table.scores.unbind(1), strict=True)]:
+        figure.add_box(
+            y=_rounded(values), name=name, boxpoints="all" if len(table) <= 400 else "outliers", jitter=0.4, pointpos=0,
+            marker={"size": 3, "opacity": 0.5}, line={"color": COLOURS["medium"]}, text=list(table.names),
+            hovertemplate="%{text}<br>%{y}<extra></extra>",
+        )  # fmt: skip
+    figure.update_layout(yaxis={"range": [0, 1], "title": "score"}, showlegend=False)
+    lead = (
+        "What the estimator says of every image; 1 is worst. The router sees the scores and nothing else: where they "
+        "hardly vary, it cannot tell images apart."
     )
-    pictures = [
-        _picture(example.enlarged, "input, bicubic"),
-        _picture(example.restored, "restored, all its ranks"),
+    return _section("Degradation scores of the images", _figure(figure), lead)
+
+
+def _example(example: Example) -> str:
+    routing = example.routing
+    words = [
+        f"Severity {example.severity:.2f} ({', '.join(f'{n} {v:.2f}' for n, v in example.scores.items())}).",
+        f"Per layer {routing.active_ranks().mean():.1f} active ranks, gate mass {routing.gate_mass().mean():.2f}, "
+        f"{routing.effective_ranks().mean():.2f} effective experts.",
     ]
+    if len(routing.update):
+        words.append(f"The routed update has {routing.update.nanmean():.2f} times the size of the shared one.")
+    pictures = [_picture(example.enlarged, "input, bicubic"), _picture(example.restored, "restored, all its ranks")]
     for changed in example.without:
         gain = 1 / max((changed.image - example.restored).abs().max().item(), 1 / 255)
         difference = (0.5 + 0.5 * gain * (changed.image - example.restored)).clamp(0, 1)
         pictures.append(_picture(changed.image, f"without {changed.name} ({changed.count} off)"))
-        pictures.append(
-            _picture(difference, f"what changed, {gain:.0f} times; {changed.difference:.2f} of 255 on average (rms)")
-        )
-    return section(
-        f"One image: {html.escape(example.name)}",
-        figure_html(figure) + f'<div class="pictures">{"".join(pictures)}</div>',
-        facts,
-    )
-
-
-def _picture(image: torch.Tensor, caption: str) -> str:
-    return f'<figure><img src="{data_image(image)}" alt=""><figcaption>{html.escape(caption)}</figcaption></figure>'
-
-
-def _flops(value: float) -> str:
-    for unit in ("", "k", "M", "G", "T"):
-        if value < 1000 or unit == "T":
-            return f"{value:.3g} {unit}FLOP"
-        value /= 1000
-    raise AssertionError
+        caption = f"what changed, {gain:.0f} times; {changed.difference:.2f} of 255 (root mean square)"
+        pictures.append(_picture(difference, caption))
+    body = f'<div class="pictures">{"".join(pictures)}</div>'
+    return _section(f"One image: {html.escape(example.name)}", body, html.escape(" ".join(words)))

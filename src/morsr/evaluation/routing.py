@@ -1,4 +1,4 @@
-"""Which ranks run for which image: the routing of many images as one table, with its statistics and its file.
+"""Which ranks run for which image: the routing of many images as one table, with its statistics, plot and file.
 
 Gates need the degradation scores alone, so a table over thousands of images runs no UNet.
 Dimensions: I images, L layers, K chosen slots, N slots (real experts first, then zero experts), D scores, G groups.
@@ -8,25 +8,28 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from morsr.degradation.parameters import DegradationParameters
 from morsr.degradation.recipe import DegradationRecipe
 from morsr.errors import ConfigError, InputError, MissingDependencyError
-from morsr.evaluation.inputs import device_of, image_batches, image_name, true_severities, unique_names
+from morsr.evaluation.inputs import image_batches, true_severities, unique_names
 from morsr.evaluation.specialisation import Specialisation, specialise
 from morsr.files import save_tensors
-from morsr.functional.routing import slot_load
+from morsr.functional.layer_names import block_of, flow_order
+from morsr.functional.routing import effective_ranks, gate_mass, slot_load
 from morsr.functional.utilization import active_ranks, load_share, mid_ranks, zero_share
+from morsr.models.routed import routed_update
 
 FORMAT = "morsr-routing-1"
 SEVERITY_NAMES = ("light", "medium", "severe")
+_TUPLES = ("names", "layer_names", "score_names", "labels")
+_NUMBERS = ("num_slots", "num_zero", "num_shared", "expert_rank")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,9 +45,9 @@ class RoutingTable:
         chosen: (I, L, K) int64 slots.
         gates: (I, L, K) factor of each chosen slot.
         num_slots, num_zero, num_shared, expert_rank: of the adapter.
+        update: (I, L) size of the routed update over that of the shared ranks; empty where it is not known.
         truth: known severities per image by kind of degradation, each (I,); empty where nothing is known.
         labels: a known kind per image; empty where nothing is known.
-        parameters: the drawn degradation of each image as one line of JSON; empty where it is not known.
 
     A model that routes nothing has no layers here: L = K = N = 0, and only scores and severities.
     """
@@ -60,9 +63,9 @@ class RoutingTable:
     num_zero: int
     num_shared: int
     expert_rank: int = 1
+    update: Tensor = field(default_factory=lambda: torch.empty(0, 0))
     truth: Mapping[str, Tensor] = field(default_factory=dict)
     labels: tuple[str, ...] = ()
-    parameters: tuple[str, ...] = ()
 
     @classmethod
     @torch.no_grad()
@@ -87,7 +90,7 @@ class RoutingTable:
             parameters: what is known of the degradations: DegradationParameters, or severities (I,) in [0, 1] by kind
                 (a mapping, or what `true_severity` gives); None where nothing is known.
             recipe: the recipe that DegradationParameters were drawn from.
-            labels: kind of degradation per image, where it is known outright; goes before `parameters`.
+            labels: kind of degradation per image, where it is known outright; used before `parameters`.
             names: names of the images; by default paths keep their stems and others are numbered.
             batch_size: images of one size that are scored together.
             scores_only: accept a model that routes nothing (a plain LoRA), for its degradation scores alone.
@@ -97,54 +100,49 @@ class RoutingTable:
             InputError: no image, an unreadable one, or parameters, labels or names of another length.
         """
         generator = getattr(model, "generator", model)
-        adapters = getattr(generator, "adapters", None)
-        routed = adapters is not None and adapters.config.is_routed
-        if not (routed or scores_only):
+        adapters = generator.adapters if generator.adapters is not None and generator.adapters.is_routed else None
+        if generator.estimator is None or not (adapters or scores_only):
             raise ConfigError(
-                "this model has no routing: it is a base model or a plain LoRA, whose ranks always all run"
+                "this model has no routing: it is a base model or a plain LoRA, whose ranks all always run"
             )
-        if generator.estimator is None:
-            raise ConfigError("this model has neither routing nor a degradation estimator: there is nothing to show")
         count = len(images)
-        if not count:
-            raise InputError("expected at least one image, got none")
+        given = {"labels": labels, "names": names}
+        if not count or any(values and len(values) != count for values in given.values()):
+            got = ", ".join(f"{len(values)} {what}" for what, values in given.items() if values)
+            raise InputError(
+                f"routing: expected at least one image and one label and name for each, got {count}, {got}"
+            )
         truth = true_severities(parameters, recipe, count)
-        for what, given in (("labels", labels), ("names", names)):
-            if given and len(given) != count:
-                raise InputError(f"{what}: expected {count}, one per image, got {len(given)}")
-        drawn = tuple(parameters.to_jsonl().splitlines()) if isinstance(parameters, DegradationParameters) else ()
-        scored, routings = [], []
-        training = routed and adapters.router.training
-        if routed:
-            adapters.router.eval()  # in training mode the router would add its noise
+        scored, chosen, gates, updates = [], [], [], []
+        training = adapters is not None and adapters.router.training
+        if adapters:
+            adapters.router.eval()  # in training mode the router adds noise
         try:
-            for batch in image_batches(images, batch_size, device_of(generator)):
+            for batch in image_batches(images, batch_size, next(generator.parameters(), torch.empty(0)).device):
                 scored.append(generator.estimator(batch))
-                # Asked for without being set: a restorer in the middle of a sequence keeps its own routing.
-                routings += [adapters.router(scored[-1].scores)] if routed else []
+                if adapters:  # asked without being set: a model in the middle of a sequence keeps its own routing
+                    routing = adapters.router(scored[-1].scores)
+                    chosen.append(routing.chosen.transpose(0, 1))
+                    gates.append(routing.selected.transpose(0, 1).float())
+                    updates.append(routed_update(adapters, routing).T)
         finally:
-            if routed:
+            if adapters:
                 adapters.router.train(training)
-        config = adapters.config if routed else None
         nothing = torch.zeros(count, 0, 0)
-        choices = {
-            "chosen": torch.cat([routing.chosen.transpose(0, 1) for routing in routings]).cpu(),
-            "gates": torch.cat([routing.selected.transpose(0, 1) for routing in routings]).float().cpu(),
-        } if routed else {"chosen": nothing.long(), "gates": nothing}  # fmt: skip
+        config = adapters.config if adapters else None
+        default = (Path(i).stem if isinstance(i, (str, Path)) else f"{n:05d}" for n, i in enumerate(images))
         return cls(
-            names=tuple(names) or tuple(image_name(images[index], index) for index in range(count)),
-            layer_names=tuple(adapters.layer_names) if routed else (),
+            names=tuple(names) or tuple(default),
+            layer_names=tuple(adapters.layer_names) if adapters else (),
             score_names=tuple(scored[0].names),
             scores=torch.cat([part.scores for part in scored]).float().cpu(),
             severity=torch.cat([part.severity for part in scored]).float().cpu(),
-            **choices,
-            num_slots=config.num_slots if config else 0,
-            num_zero=config.num_zero if config else 0,
-            num_shared=config.num_shared if config else 0,
-            expert_rank=config.expert_rank if config else 1,
+            chosen=torch.cat(chosen).cpu() if chosen else nothing.long(),
+            gates=torch.cat(gates).cpu() if gates else nothing,
+            update=torch.cat(updates).cpu() if updates else torch.empty(0, 0),
             truth=truth,
             labels=tuple(labels),
-            parameters=drawn,
+            **{name: getattr(config, name) if config else int(name == "expert_rank") for name in _NUMBERS},
         )
 
     def __len__(self) -> int:
@@ -173,8 +171,8 @@ class RoutingTable:
     def kinds(self) -> tuple[str, ...]:
         """One kind of degradation per image.
 
-        The labels where they are given; else the known severity that stands highest among all images of the table, by
-        rank, so that a scale that runs higher than others does not win every time; else the same of the scores.
+        The labels where they are given; else the known severity that is highest among all images of the table, by rank,
+        so that a scale that runs higher than others does not win every time; else the same of the scores.
         """
         if self.labels:
             return self.labels
@@ -196,19 +194,27 @@ class RoutingTable:
         return zero_share(self.chosen, self.num_real)
 
     def active_ranks(self) -> Tensor:
-        """Ranks (I, L) that run."""
+        """Ranks (I, L) with a gate: the shared ones and those of the chosen real experts."""
         return active_ranks(self.zero_share(), self.top_k, self.num_shared, expert_rank=self.expert_rank)
+
+    def gate_mass(self) -> Tensor:
+        """Sum (I, L) of the gates of real experts; a count of ranks says nothing of it."""
+        return gate_mass(self._real_gates(), self.top_k)
+
+    def effective_ranks(self) -> Tensor:
+        """Real experts (I, L) that share the gate mass: exp of the entropy of their gates."""
+        return effective_ranks(self._real_gates(), self.top_k)
 
     def loads(self, images: Tensor | None = None) -> Tensor:
         """Share of choices (L, N), of all images or of those that a boolean (I,) names."""
         chosen = self.chosen if images is None else self.chosen[images]
         return load_share(slot_load(chosen.transpose(0, 1), self.num_slots))
 
-    def heatmap(self, by: str | None = None) -> tuple[tuple[str, ...], Tensor]:
-        """Loads for a heat map of layers x slots.
+    def heatmap(self, by: Literal["kind", "severity"] | None = None) -> tuple[tuple[str, ...], Tensor]:
+        """Loads of groups of images.
 
         Args:
-            by: None, "kind" or "severity".
+            by: how to group the images; None puts all into one group.
 
         Returns:
             Names of the G groups and their loads (G, L, N).
@@ -224,6 +230,54 @@ class RoutingTable:
         names = tuple(sorted(set(groups), key=SEVERITY_NAMES.index if by == "severity" else None))
         members = [torch.tensor([group == name for group in groups]) for name in names]
         return names, torch.stack([self.loads(images) for images in members])
+
+    def slot_order(self) -> Tensor:
+        """Order (L, N) of the slots of each layer by the kind that they answer to most; zero experts stay last."""
+        loads = self.heatmap("kind")[1][..., : self.num_real]
+        excess = (loads - loads.mean(0)).max(0)
+        # Excess is below 1, so that it only orders the slots of one kind.
+        order = (excess.indices - excess.values).argsort(dim=-1, stable=True)
+        zero = torch.arange(self.num_real, self.num_slots).expand(len(order), -1)
+        return torch.cat([order, zero], dim=1)
+
+    def plot(self, by: Literal["kind", "severity"] = "kind") -> Any:
+        """Heat maps, layers by slots: how often a group of images chooses each slot, minus the mean over the groups.
+
+        Slots are sorted by the kind that they answer to, zero experts on the right. The first panel is the load of all
+        images over the even load.
+
+        Args:
+            by: how to group the images.
+
+        Returns:
+            A matplotlib Figure.
+
+        Raises:
+            ConfigError: a table without routing.
+        """
+        if not self.is_routed:
+            raise ConfigError("this table holds scores only: the model has no routing to plot")
+        from matplotlib.figure import Figure
+
+        rows, names = flow_order(self.layer_names), [self.layer_names[row] for row in flow_order(self.layer_names)]
+        groups, loads = self.heatmap(by)
+        panels = {"all images": self.loads()[None] * self.num_slots - 1}
+        panels |= {
+            name: (load - loads.mean(0))[None] * self.num_slots for name, load in zip(groups, loads, strict=True)
+        }
+        order = self.slot_order()[None]
+        figure = Figure(figsize=(2.4 * len(panels) + 2, max(3.5, min(9, len(names) / 9))), layout="constrained")
+        axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+        for axis, (name, values) in zip(axes, panels.items(), strict=True):
+            shown = axis.imshow(
+                values.gather(2, order)[0][rows], aspect="auto", cmap="RdBu_r", vmin=-2, vmax=2, interpolation="nearest"
+            )
+            axis.axvline(self.num_real - 0.5, color="black", linewidth=0.8)
+            axis.set(title=name, xlabel="slots")
+        starts = [row for row, layer in enumerate(names) if row == 0 or block_of(layer) != block_of(names[row - 1])]
+        axes[0].set_yticks(starts, [block_of(names[row]) for row in starts], fontsize=7)
+        figure.colorbar(shown, ax=axes, label="in even loads: over 1 | over the mean of the groups")
+        return figure
 
     def specialisation(self) -> Specialisation:
         """Which slots are chosen for which kind of degradation.
@@ -260,29 +314,14 @@ class RoutingTable:
         return pandas.DataFrame(frame)
 
     def save(self, path: str | Path) -> None:
-        """Write the table as one safetensors file; the file appears whole or not at all."""
-        path = Path(path)
+        """Write the table atomically as one safetensors file."""
         tensors = {
-            "scores": self.scores,
-            "severity": self.severity,
-            "chosen": self.chosen.to(torch.int16),
-            "gates": self.gates,
-            **{f"truth.{name}": values.float() for name, values in self.truth.items()},
+            **{name: getattr(self, name).contiguous() for name in ("scores", "severity", "gates", "update")},
+            "chosen": self.chosen.to(torch.int16).contiguous(),
+            **{f"truth.{name}": values.float().contiguous() for name, values in self.truth.items()},
         }
-        facts = {
-            "names": self.names,
-            "layer_names": self.layer_names,
-            "score_names": self.score_names,
-            "labels": self.labels,
-            "parameters": self.parameters,
-            "truth": list(self.truth),
-            "num_slots": self.num_slots,
-            "num_zero": self.num_zero,
-            "num_shared": self.num_shared,
-            "expert_rank": self.expert_rank,
-        }
-        ready = {name: tensor.contiguous() for name, tensor in tensors.items()}
-        save_tensors(path, ready, {"format": FORMAT, "table": json.dumps(facts)})
+        facts = {name: getattr(self, name) for name in (*_TUPLES, *_NUMBERS)}
+        save_tensors(path, tensors, {"format": FORMAT, "table": json.dumps({**facts, "truth": list(self.truth)})})
 
     @classmethod
     def load(cls, path: str | Path) -> RoutingTable:
@@ -301,48 +340,34 @@ class RoutingTable:
         except (OSError, SafetensorError) as error:
             raise InputError(f"{path}: cannot be read as a routing table ({error})") from error
         return cls(
-            **{name: tuple(facts[name]) for name in ("names", "layer_names", "score_names", "labels")},  # type: ignore[arg-type]
-            **{name: facts[name] for name in ("num_slots", "num_zero", "num_shared", "expert_rank")},
+            **{name: tuple(facts[name]) for name in _TUPLES},  # type: ignore[arg-type]
+            **{name: facts[name] for name in _NUMBERS},
             **{name: tensors[name] for name in ("scores", "severity", "gates")},
+            update=tensors.get("update", torch.empty(0, 0)),  # files of 0.1 have none
             chosen=tensors["chosen"].long(),
             truth={name: tensors[f"truth.{name}"] for name in facts["truth"]},
-            parameters=tuple(facts.get("parameters", ())),
         )
 
     @classmethod
     def concatenate(cls, parts: Sequence[RoutingTable]) -> RoutingTable:
-        """One table of several that one model made.
+        """One table of several that one model made; what only some of them know is left out.
 
         Raises:
-            InputError: nothing to join, or tables of different models or different knowledge.
+            InputError: nothing to join, or tables of different models.
         """
-        if not parts:
-            raise InputError("expected at least one table, got none")
-        first = parts[0]
-        same = ("layer_names", "score_names", "num_slots", "num_zero", "num_shared", "expert_rank")
-        for part in parts[1:]:
-            differ = [name for name in same if getattr(part, name) != getattr(first, name)]
-            differ += ["truth"] * (part.truth.keys() != first.truth.keys())
-            differ += [
-                name for name in ("labels", "parameters") if bool(getattr(part, name)) != bool(getattr(first, name))
-            ]
-            if differ:
-                raise InputError(f"tables differ in {', '.join(differ)} and cannot be joined")
-        joined = {name: torch.cat([getattr(part, name) for part in parts]) for name in
-                  ("scores", "severity", "chosen", "gates")}  # fmt: skip
+        same = ("layer_names", "score_names", *_NUMBERS)
+        differ = [name for name in same if len({getattr(part, name) for part in parts}) != 1]
+        if differ:
+            raise InputError(f"expected tables of one model, got {len(parts)} that differ in {', '.join(differ)}")
+        known = [name for name in parts[0].truth if all(name in part.truth for part in parts)]
+        tensors = ("scores", "severity", "chosen", "gates", *(["update"] if all(len(p.update) for p in parts) else []))
         return cls(
-            **{name: getattr(first, name) for name in same},
-            **joined,  # type: ignore[arg-type]
+            **{name: getattr(parts[0], name) for name in same},
+            **{name: torch.cat([getattr(part, name) for part in parts]) for name in tensors},  # type: ignore[arg-type]
             names=tuple(name for part in parts for name in part.names),
-            labels=tuple(label for part in parts for label in part.labels),
-            parameters=tuple(line for part in parts for line in part.parameters),
-            truth={name: torch.cat([part.truth[name] for part in parts]) for name in first.truth},
+            labels=tuple(label for part in parts for label in part.labels) if all(p.labels for p in parts) else (),
+            truth={name: torch.cat([part.truth[name] for part in parts]) for name in known},
         )
 
-
-def common_knowledge(parts: Sequence[RoutingTable]) -> list[RoutingTable]:
-    """The tables without the true severities and the drawn degradations, unless all have them."""
-    lost: dict[str, Any] = {} if all(part.truth for part in parts) else {"truth": {}}
-    if lost or not all(part.parameters for part in parts):
-        lost["parameters"] = ()
-    return [replace(part, **lost) for part in parts]
+    def _real_gates(self) -> Tensor:
+        return self.gates * (self.chosen < self.num_real)

@@ -20,7 +20,7 @@ MIN_IMAGES = 8
 
 @dataclass(frozen=True)
 class Specialisation:
-    """What each slot is for, as far as it can be told from which kinds of images choose it.
+    """What each slot is for, as far as the kinds of images that choose it tell.
 
     Attributes:
         kinds: the G kinds of degradation.
@@ -28,18 +28,27 @@ class Specialisation:
             (Miller and Madow's term), so that slots unrelated to the kind lie around 0.
         kind: (L, N) index of the kind that chooses the slot most over its own share of images.
         lift: (L, N) how many times more often that kind chooses the slot than an average image does.
-        p_value: (L, N) chance of so much information without any relation (G-test), times L·N (Bonferroni), at most 1.
+        q_value: (L, N) false discovery rate: among all slots with at most this value, the expected share of slots
+            without any relation to the kind (G-test, Benjamini and Hochberg).
     """
 
     kinds: tuple[str, ...]
     information: Tensor
     kind: Tensor
     lift: Tensor
-    p_value: Tensor
+    q_value: Tensor
 
-    def top(self, count: int = 20, *, kind: str | None = None, below: float = 0.01) -> list[tuple[int, int]]:
-        """(layer, slot) of the most specialised slots, the most informative first, significant ones only."""
-        allowed = self.p_value < below
+    def significant(self, rate: float = 0.01) -> Tensor:
+        """Which slots (L, N) stand for a kind, at a false discovery rate."""
+        return self.q_value < rate
+
+    def top(self, count: int = 20, *, kind: str | None = None, rate: float = 0.01) -> list[tuple[int, int]]:
+        """(layer, slot) of the most informative significant slots, of one kind or of all.
+
+        Raises:
+            InputError: an unknown kind.
+        """
+        allowed = self.significant(rate)
         if kind is not None:
             if kind not in self.kinds:
                 raise InputError(f"kind: expected one of {', '.join(self.kinds)}, got {kind!r}")
@@ -80,12 +89,23 @@ def specialise(chosen_ILK: Tensor, kinds: Sequence[str], num_slots: int) -> Spec
     statistic = 2 * images * math.log(2) * raw / (1 + williams)
     chance = torch.special.gammaincc(torch.tensor(freedom / 2, dtype=torch.float64), statistic / 2)
     average = yes.sum(-1, keepdim=True) / images
-    varies = (average[..., 0] > 0) & (average[..., 0] < 1)  # a slot chosen always or never has nothing to explain away
+    varies = (average[..., 0] > 0) & (average[..., 0] < 1)  # a slot chosen always or never has nothing to explain
     best = ((yes / sizes) / average.clamp_min(1e-12)).max(-1)
     return Specialisation(
         kinds=names,
         information=raw - varies * freedom / (2 * images * math.log(2)),
         kind=best.indices,
         lift=best.values,
-        p_value=(chance * raw.numel()).clamp(max=1),
+        q_value=torch.where(varies, _false_discovery(chance, varies), 1.0),
     )
+
+
+def _false_discovery(p_value: Tensor, tested: Tensor) -> Tensor:
+    """Benjamini and Hochberg's adjusted p-values among the tested ones; 1 elsewhere."""
+    adjusted = torch.ones_like(p_value)
+    values, order = p_value[tested].sort(descending=True)
+    ranks = torch.arange(len(values), 0, -1, dtype=values.dtype)
+    found = torch.empty_like(values)
+    found[order] = (values * len(values) / ranks).cummin(0).values if len(values) else values
+    adjusted[tested] = found.clamp(max=1)
+    return adjusted

@@ -7,7 +7,6 @@ A load is a share of choices: it sums to 1 over N, and 1/N is even.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -51,14 +50,6 @@ def load_spread(load_LN: Tensor, top_k: int) -> Tensor:
 def load_variation(load_LN: Tensor) -> Tensor:
     """Coefficient of variation (L,): standard deviation of the load over its mean; 0 is even."""
     return load_LN.std(-1, correction=0) / load_LN.mean(-1).clamp_min(1e-12)
-
-
-def max_violation(load_LN: Tensor) -> Tensor:
-    """Largest load over the even load, minus 1 (L,): 0 is even, N - 1 is one slot for all.
-
-    Source: "MaxVio" of Wang et al., Auxiliary-Loss-Free Load Balancing Strategy for Mixture-of-Experts, 2024.
-    """
-    return load_LN.amax(-1) * load_LN.shape[-1] - 1
 
 
 def dead_experts(load_LN: Tensor, num_zero: int, *, below: float = DEAD_BELOW) -> Tensor:
@@ -146,109 +137,3 @@ def mutual_information(joint: Tensor) -> Tensor:
     rows, columns = p.sum(-1), p.sum(-2)
     entropies = torch.special.entr(rows).sum(-1) + torch.special.entr(columns).sum(-1)
     return ((entropies - torch.special.entr(p).sum((-2, -1))) / math.log(2)).clamp_min(0)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Utilization:
-    """Statistics of one window of training or of one set of images; vectors are over layers (L,), float64.
-
-    Attributes:
-        load: (L, N) share of choices.
-        entropy: normalised by log N, 1 is even.
-        spread: 0 when every image takes the same k slots.
-        variation: coefficient of variation.
-        violation: largest load over the even one, minus 1.
-        dead: share of the real experts under a tenth of the even load.
-        zero: share of the places that went to zero experts.
-        ranks: mean ranks that ran.
-        balance_real, balance_zero: the two terms of the balance loss without its factor α, the zero one weighted by
-            severity over mean severity; together 1 where load and probabilities are even.
-        images: how many images it saw.
-    """
-
-    load: Tensor
-    entropy: Tensor
-    spread: Tensor
-    variation: Tensor
-    violation: Tensor
-    dead: Tensor
-    zero: Tensor
-    ranks: Tensor
-    balance_real: Tensor
-    balance_zero: Tensor
-    images: int
-
-    def vectors(self) -> dict[str, Tensor]:
-        """Every statistic of the single layers (L,) by name, without the load."""
-        return {
-            "load_entropy": self.entropy,
-            "load_spread": self.spread,
-            "load_variation": self.variation,
-            "max_violation": self.violation,
-            "dead_share": self.dead,
-            "zero_share": self.zero,
-            "active_ranks": self.ranks,
-            "balance_real": self.balance_real,
-            "balance_zero": self.balance_zero,
-        }
-
-    def scalars(self) -> dict[str, float]:
-        """A few numbers over all layers: means, and the worst layer where a mean would hide a collapse."""
-        return {
-            "load_entropy": self.entropy.mean().item(),
-            "load_entropy_min": self.entropy.min().item(),
-            "load_spread_min": self.spread.min().item(),
-            "load_variation": self.variation.mean().item(),
-            "max_violation": self.violation.max().item(),
-            "dead_share": self.dead.mean().item(),
-            "dead_share_max": self.dead.max().item(),
-            "zero_share": self.zero.mean().item(),
-            "active_ranks": self.ranks.mean().item(),
-            "balance_real": self.balance_real.mean().item(),
-            "balance_zero": self.balance_zero.mean().item(),
-        }
-
-
-def summarize(
-    counts_LN: Tensor,
-    probability_LN: Tensor,
-    weighted_probability_LN: Tensor,
-    *,
-    images: int,
-    severity_sum: float,
-    top_k: int,
-    num_zero: int,
-    num_shared: int,
-    expert_rank: int = 1,
-) -> Utilization:
-    """Turn the sums of a window into statistics.
-
-    Args:
-        counts_LN: choices per slot (L, N).
-        probability_LN: sum over images of the full softmax (L, N).
-        weighted_probability_LN: the same sum with each image times its severity.
-        images: number of images in the sums.
-        severity_sum: sum of their severities.
-        top_k, num_zero, num_shared, expert_rank: of the adapter.
-    """
-    counts, probability, weighted = (t.double() for t in (counts_LN, probability_LN, weighted_probability_LN))
-    layers, slots = counts.shape
-    load = load_share(counts)
-    real = slots - num_zero
-    zero = load[:, real:].sum(-1)
-    mean_probability = probability / max(images, 1)
-    mean_weighted = weighted / max(severity_sum, 1e-12)
-    dead = dead_experts(load, num_zero).double().mean(-1) if real else torch.zeros(layers, dtype=torch.float64)
-    return Utilization(
-        load=load,
-        entropy=load_entropy(load),
-        spread=load_spread(load, top_k),
-        variation=load_variation(load),
-        violation=max_violation(load),
-        dead=dead,
-        zero=zero,
-        ranks=active_ranks(zero, top_k, num_shared, expert_rank=expert_rank),
-        balance_real=slots * (load[:, :real] * mean_probability[:, :real]).sum(-1),
-        balance_zero=slots * (load[:, real:] * mean_weighted[:, real:]).sum(-1),
-        images=images,
-    )
