@@ -14,7 +14,7 @@ NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 
 SHORT: dict[str, dict[str, Any]] = {
     "1_inspect_routing": {"COPIES": 3},
-    "2_switch_ranks": {"SIZE": 64, "SEEDS": 1, "GENERATIVE": [0.0, 1.0]},
+    "2_switch_ranks": {"SIZE": 64, "SEEDS": 1, "STRENGTHS": [0.0, 1.0]},
     "3_own_photos": {
         "CONFIG": str(FOLDER.parent / "mor_tiny.yaml"),
         "STEPS": 2,
