@@ -9,7 +9,7 @@ import torch
 
 from morsr.adapters import Routing, layers_of_set
 from morsr.errors import ConfigError, InputError, WeightsError
-from morsr.models.peft_format import export_lora, import_lora, lora_state_dict
+from morsr.models.exchange.lora import export_peft, import_lora, lora_state_dict
 
 peft = pytest.importorskip("peft")
 
@@ -44,7 +44,7 @@ def test_the_routing_of_one_image_loads_in_peft(toy, images, scores, tmp_path, s
     model, report = toy.make(toy.small(targets=PLAIN, scale=0.5))
     report.strength = strength
     report.route(scores[:1])
-    export_lora(tmp_path, model)
+    export_peft(tmp_path, model)
     with torch.no_grad():
         torch.testing.assert_close(_peft_twin(toy, tmp_path)(images), model(images), rtol=1e-4, atol=1e-5)
 
@@ -81,7 +81,7 @@ def test_a_lora_of_peft_becomes_shared_ranks(toy, images, scores, tmp_path):
 )
 def test_what_cannot_be_imported(toy, tmp_path, change, error):
     model, _report = toy.make(toy.small("lora", targets=("conv_in", "to_q")))
-    export_lora(tmp_path, model)
+    export_peft(tmp_path, model)
     file = tmp_path / "adapter_config.json"
     if change is None:
         (tmp_path / "adapter_model.safetensors").write_bytes(b"no tensors")

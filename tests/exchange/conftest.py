@@ -7,15 +7,19 @@ importer believes of them.
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from morsr.adapters import MoRConfig, adapter_parameters, save_adapters
 from morsr.estimators import build_estimator
 from morsr.models.backbone import build_backbone, load_backbone, save_network
 from morsr.models.generator import OneStepConfig, OneStepGenerator
+from morsr.restoring import Restorer
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -86,3 +90,27 @@ def own_decoder(tmp_path: Path) -> Path:
 def lr() -> torch.Tensor:
     """An image whose enlargement fits no grid."""
     return torch.rand(1, 3, 9, 13)
+
+
+@pytest.fixture
+def photo(tmp_path: Path, lr: torch.Tensor) -> Path:
+    """That image as a file."""
+    path = tmp_path / "photo.png"
+    Image.fromarray((lr[0].permute(1, 2, 0) * 255).round().byte().numpy()).save(path)
+    return path
+
+
+@pytest.fixture
+def pixels() -> Callable[[Path], torch.Tensor]:
+    """Reads a file as (1, 3, h, w) in [0, 1]."""
+    return lambda path: torch.tensor(np.asarray(Image.open(path))).permute(2, 0, 1)[None] / 255
+
+
+@pytest.fixture
+def restored(pixels: Callable[[Path], torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """Restores a file with a generator, as a whole and with no change of colours."""
+
+    def restore(model: OneStepGenerator, path: Path, **settings: float) -> torch.Tensor:
+        return Restorer(model, device="cpu")(pixels(path), color="none", tile=None, **settings)
+
+    return restore

@@ -20,8 +20,8 @@ from morsr.adapters import read_adapters_header
 from morsr.cli import main
 from morsr.errors import WeightsError
 from morsr.models.architectures import architecture
+from morsr.models.exchange.peers import read_osediff, read_pisasr, save_peer
 from morsr.models.loading import load_generator
-from morsr.models.peers import read_osediff, read_pisasr, save_peer
 from morsr.restoring import Restorer
 
 

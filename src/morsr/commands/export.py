@@ -1,4 +1,4 @@
-"""`morsr export`: one fixed routing in the forms that others read."""
+"""`morsr export`: the model in forms that other programs read."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from morsr.commands._model import add_model_arguments, model_arguments
 from morsr.errors import ConfigError, InputError
 
 HELP = (
-    "Fix the routing of one image, or of given degradation scores, and write the model with it: as plain LoRA folders "
-    "of peft, as a diffusers folder with the ranks folded into the weights, or as an ONNX file."
+    "Fix the routing of one image, or of given degradation scores, and write the model with it: as LoRA files of "
+    "diffusers and peft, as a diffusers folder with the ranks folded into the weights, or as an ONNX file."
 )
 
 
@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     forms = parser.add_subparsers(dest="form", metavar="lora|diffusers|onnx", required=True)
     for name, text in (
-        ("lora", "peft folders OUT/unet and OUT/vae"),
+        ("lora", "a folder OUT for diffusers' load_lora_weights, the VAE's ranks as a peft folder OUT/vae"),
         ("diffusers", "a folder OUT with vae, unet and scheduler, ranks folded in"),
         ("onnx", "a file OUT for images of any size, without tiles and colour correction"),
     ):
@@ -43,7 +43,7 @@ def run(options: argparse.Namespace) -> int:
     """
     import torch
 
-    from morsr.models import export
+    from morsr.models.exchange import fixed, graph, lora
     from morsr.models.loading import load_generator
 
     scores = _numbers(options.scores)
@@ -53,17 +53,20 @@ def run(options: argparse.Namespace) -> int:
     if options.form == "onnx" and target.is_dir():
         raise InputError(f"{target}: expected a file to export into, this is a folder")
     generator = load_generator(**model_arguments(options))
-    found = export.fix_routing(generator, image=options.image, scores=scores, strength=options.strength)
+    found = fixed.fix_routing(generator, image=options.image, scores=scores, strength=options.strength)
     if found:
         _say("routing of " + ", ".join(f"{name} {value:.3f}" for name, value in found.items()))
     if options.form == "lora":
-        for folder in export.export_lora(target, generator):
-            _say(str(folder))
+        written = lora.export_lora(target, generator)
+        for place in written.values():
+            _say(str(place))
+        if "vae" in written:
+            _say(f"diffusers loads no LoRA into a VAE: its ranks need peft.PeftModel and {written['vae']}")
     elif options.form == "diffusers":
         dtype = getattr(torch, options.dtype) if options.dtype else None
-        _say(str(export.export_diffusers(target, generator, dtype=dtype)))
+        _say(str(fixed.export_diffusers(target, generator, dtype=dtype)))
     else:
-        difference = export.export_onnx(target, generator, scale=options.scale)
+        difference = graph.export_onnx(target, generator, scale=options.scale, live=False)
         _say(f"{target}: differs from the model by at most {difference:.1e} in onnxruntime")
     return 0
 

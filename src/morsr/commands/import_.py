@@ -41,7 +41,7 @@ def run(options: argparse.Namespace) -> int:
         InputError: an output that is no .safetensors.
         WeightsError: a file of another layout, or a base that it does not fit.
     """
-    from morsr.models.peers import read_osediff, read_pisasr, save_peer
+    from morsr.models.exchange.peers import read_osediff, read_pisasr, save_peer
 
     target = Path(options.output).expanduser()
     if target.suffix != ".safetensors":

@@ -93,8 +93,12 @@ class FrequencyEstimator(DegradationEstimator):
         return values
 
     def estimate(self, lr: Tensor) -> Tensor:
+        return self.score(self.measure(lr))
+
+    def score(self, values: Tensor) -> Tensor:
+        """Scores (B, D) of raw statistics (B, number of statistics)."""
         low, high = self.low.float(), self.high.float()
-        unit = ((self.measure(lr) - low) / (high - low)).clamp(0, 1) * 2 - 1
+        unit = ((values - low) / (high - low)).clamp(0, 1) * 2 - 1
         # summed row by row: a matrix product could round an image differently with other batch mates
         linear = (expand(unit, self.pairs)[:, None, :] * self.weights.float()).sum(dim=-1)
         return piecewise_linear(linear, self.knots.float())

@@ -74,8 +74,11 @@ def route(
     Source: MoR-DASR (arXiv 2511.16024), section on the mixture of ranks; the form of the gate is left open there.
     """
     noisy = logits if noise is None else logits + noise
-    # torch.topk leaves the order of ties open; a stable sort settles them the same way on every device.
-    chosen = torch.sort(noisy.detach(), dim=-1, descending=True, stable=True).indices[..., :top_k]
+    if torch.compiler.is_exporting():
+        chosen = noisy.detach().topk(top_k).indices  # ONNX has no stable sort; its TopK gives ties to the lowest slot
+    else:
+        # torch.topk leaves the order of ties open; a stable sort settles them the same way on every device.
+        chosen = torch.sort(noisy.detach(), dim=-1, descending=True, stable=True).indices[..., :top_k]
     if gate == "renormalize_real":
         real = chosen < num_real
         # The lowest finite number, not -inf: a layer whose places are all zero experts must not give NaN.

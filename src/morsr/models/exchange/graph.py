@@ -1,0 +1,220 @@
+"""A model as an ONNX graph: LR image in, SR image out, with one fixed routing or with estimator and router inside.
+
+Everything is written on tensors and without branches, because an image's size is a symbol while a network is exported.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import os
+import tempfile
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from morsr.errors import ConfigError, InputError, MissingDependencyError
+from morsr.estimators.frequency import FrequencyEstimator
+from morsr.estimators.learned import LearnedEstimator
+from morsr.estimators.statistics import image_statistics, luma_chroma
+from morsr.estimators.views import CROP, GRID
+from morsr.functional.resample import edge_index
+from morsr.functional.severity import worst
+from morsr.models.exchange.fixed import export_diffusers
+from morsr.models.generator import OneStepGenerator
+from morsr.models.loading import load_generator
+
+ONE_FILE_BYTES = 1_500_000_000
+"""Above this the weights go beside the ONNX file, for a protobuf message holds 2 GiB at most."""
+
+FIXED_SIZES = ((24, 32), (17, 13))
+LIVE_SIZES = ((CROP, CROP), (CROP + 9, CROP + 5), (CROP, 2 * CROP + 9))
+"""Sizes of the LR images that a file is checked with: sides that fit no grid, and one, two and three crops a side."""
+
+
+class TensorGenerator(nn.Module):
+    """LR image to SR image with nothing but tensors.
+
+    Args:
+        generator: in evaluation mode; without adapters, or with a frequency or learned estimator.
+        scale: whole enlargement.
+    """
+
+    def __init__(self, generator: OneStepGenerator, scale: int) -> None:
+        super().__init__()
+        self.generator, self.scale = generator, scale
+
+    def forward(self, lr: Tensor) -> tuple[Tensor, ...]:
+        """Images (1, 3, h, w) in [0, 1] to (1, 3, scale·h, scale·w) in [0, 1], and scores (1, D) if they are routed."""
+        adapters = self.generator.adapters
+        if adapters is None:
+            return (self.restore(lr),)
+        scores = self.scores(lr)
+        gates = adapters.router.rank_gates(adapters.router(scores), strength=adapters.strength)
+        with adapters.switch.set(adapters.name, {adapters.name: gates.unbind(0)}):
+            return self.restore(lr), scores
+
+    def restore(self, lr: Tensor) -> Tensor:
+        """Enlarge, pad, run the networks once, cut."""
+        factor, multiple = float(self.scale), self.generator.multiple
+        enlarged = F.interpolate(lr, scale_factor=(factor, factor), mode="bicubic", align_corners=False).clamp(0, 1)
+        height, width = enlarged.shape[-2:]
+        rows, columns = (
+            edge_index(torch.arange(side + -side % multiple, device=lr.device), side) for side in (height, width)
+        )
+        padded = enlarged.index_select(-2, rows).index_select(-1, columns)
+        latents = self.generator.denoise(self.generator.encode(padded))
+        return self.generator.decode(latents).clamp(0, 1)[..., :height, :width]
+
+    def scores(self, lr: Tensor) -> Tensor:
+        """Degradation scores (1, D), as the estimator gives them, of an image of at least 128 pixels a side."""
+        estimator, (crops, weights) = self.generator.estimator, _crops(lr)
+        if isinstance(estimator, LearnedEstimator):
+            scores = (estimator.net(crops) * weights).sum(0, keepdim=True)
+        elif isinstance(estimator, FrequencyEstimator):
+            parts = image_statistics(crops)
+            values = [(parts[name] * weights[:, 0]).sum(0, keepdim=True) for name in estimator.statistics]
+            values[estimator.statistics.index("contrast")] = _contrast(lr)
+            scores = estimator.score(torch.stack(values, dim=1))
+        else:
+            kind = type(estimator).__name__
+            raise ConfigError(f"live routing: expected a frequency or learned estimator, got {kind}; fix the routing")
+        scores = scores.clamp(0, 1)
+        return torch.cat([scores, worst(scores, estimator.names[:-1])[:, None]], 1) if estimator.worst else scores
+
+
+def _crops(lr: Tensor) -> tuple[Tensor, Tensor]:
+    """The crops of `native_crops` (9, 3, 128, 128) of one image, always as many, and their weights (9, 1), sum 1.
+
+    An image with fewer crops along a side has the others too, with weight 0.
+    """
+    taken, weights = lr, []
+    for axis in (-2, -1):
+        size = lr.shape[axis]
+        rest = size - CROP
+        starts = (0, (rest + 1) // 2 // 8 * 8, rest // 8 * 8)
+        taken = taken.index_select(axis, torch.cat([torch.arange(CROP, device=lr.device) + start for start in starts]))
+        length = torch.zeros((), device=lr.device) + size
+        weights.append(torch.stack([length > 0, length > 2 * CROP, length > CROP]).float())
+    crops = rearrange(taken.view(1, 3, GRID, CROP, GRID, CROP), "1 c i h j w -> (i j) c h w")
+    weight = torch.outer(*weights).flatten()[:, None]
+    return crops, weight / weight.sum()
+
+
+def _contrast(lr: Tensor) -> Tensor:
+    """`contrast` (1,) of `bounded_view` of one image: area averages on 128 x 128 places, of which some are not used."""
+    plane, used = luma_chroma(lr)[0][0], []
+    sizes = [torch.zeros((), dtype=torch.int64, device=lr.device) + side for side in lr.shape[-2:]]
+    longest = torch.maximum(*sizes)
+    place = torch.arange(0, CROP, 2, device=lr.device)
+    for size, side in zip(sizes, lr.shape[-2:], strict=True):
+        count = (size.double() * CROP / longest).round().long()
+        first, last = place * size // count, -(-(place + 1) * size // count)
+        pixel = torch.arange(side, device=lr.device)
+        inside = ((pixel >= first[:, None]) & (pixel < last[:, None])).float()
+        plane = (inside / (last - first)[:, None] @ plane).t()
+        used.append((place < count).float())
+    mask = torch.outer(*used)
+    mean = (plane * mask).sum() / mask.sum()
+    variance = ((plane - mean).square() * mask).sum() / (mask.sum() - 1)
+    return (variance.sqrt() + 0.1).log()[None]
+
+
+def export_onnx(
+    path: str | os.PathLike[str], generator: OneStepGenerator, *, scale: int = 4, live: bool = True
+) -> float:
+    """Write an ONNX file: `lr` (1, 3, h, w) in [0, 1] to `sr`, and with live routing the degradation scores.
+
+    Enlargement and padding are inside, tiles and colour correction are not: the file gives what the restorer gives with
+    color="none" and tile=None. It is run once with onnxruntime before it takes its place.
+
+    Args:
+        path: of the file; weights beyond 1.5 GB go into `<path>.data`.
+        generator: in evaluation mode, with its routing set unless it is live.
+        scale: enlargement, a whole number from 1 to 8, since sizes in the file are products.
+        live: every image is scored and routed inside the file, which then takes images from 128 pixels a side on.
+            False: under the present routing, images of any size. A model that routes nothing has no live routing.
+
+    Returns:
+        The largest difference to the generator in [0, 1] over images of different sizes and degradations.
+
+    Raises:
+        ConfigError: another scale, or live routing by an estimator other than frequency and learned.
+        InputError: no routing is set and none is live, or a path that is a folder.
+        MissingDependencyError: onnx, onnxruntime or onnxscript are not installed.
+    """
+    missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
+    if missing:
+        raise MissingDependencyError(f"{', '.join(missing)} not installed; pip install 'morsr[onnx]'")
+    if isinstance(scale, bool) or scale != int(scale) or not 1 <= scale <= 8:
+        raise ConfigError(f"scale: expected a whole number from 1 to 8 for ONNX, got {scale}")
+    path = Path(path).expanduser()
+    if path.is_dir():
+        raise InputError(f"{path}: expected a file to export into, this is a folder")
+    adapters = generator.adapters
+    live = live and adapters is not None and adapters.is_routed
+    described = {"scale": int(scale), "color": "none", "routing": "live" if live else "fixed"}
+    described |= {} if adapters is None else {"strength": adapters.strength}
+    if live:
+        network = TensorGenerator(generator, int(scale)).eval()
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            plain = load_generator(export_diffusers(Path(folder) / "merged", generator))
+        network = TensorGenerator(plain, int(scale)).eval()
+    images = _test_images(LIVE_SIZES if live else FIXED_SIZES)
+    side = {"min": CROP} if live else {}
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the exporter, about its own parts
+        # Before the export, which must find the estimator's cached constants filled.
+        expected = [network(image)[0] for image in images]
+        program = torch.onnx.export(
+            network, (images[1],), input_names=["lr"], output_names=["sr", "scores"][: 1 + live], dynamo=True,
+            dynamic_shapes={"lr": {axis: torch.export.Dim.DYNAMIC(**side) for axis in (2, 3)}}, verbose=False,
+        )  # fmt: skip
+    assert program is not None
+    program.model.metadata_props["morsr"] = json.dumps(described)
+    size = sum(parameter.nbytes for parameter in network.parameters())
+    with _beside(path) as folder:
+        # Under its final name already, by which the file refers to its weights.
+        program.save(str(folder / path.name), external_data=size > ONE_FILE_BYTES)
+        outputs = _run_onnx(folder / path.name, images)
+        for file in sorted(folder.iterdir(), reverse=True):  # the weights first
+            file.replace(path.parent / file.name)
+    return max((output - wanted).abs().max().item() for output, wanted in zip(outputs, expected, strict=True))
+
+
+def _test_images(sizes: tuple[tuple[int, int], ...]) -> list[Tensor]:
+    """Images (1, 3, h, w) of the sizes: noisy, smooth, and coarse in turn."""
+    draw, images = torch.Generator().manual_seed(0), []
+    for (height, width), coarse in zip(sizes, (1, 16, 4), strict=False):
+        small = torch.rand(1, 3, -(-height // coarse), -(-width // coarse), generator=draw)
+        images.append(F.interpolate(small, (height, width), mode="bicubic").clamp(0, 1))
+    return images
+
+
+@contextlib.contextmanager
+def _beside(path: Path) -> Iterator[Path]:
+    """A temporary folder on the file system of `path`.
+
+    Raises:
+        InputError: nothing can be written there, or the disk is full.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".morsr-", dir=path.parent) as folder:
+            yield Path(folder)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror or error})") from error
+
+
+def _run_onnx(path: Path, images: list[Tensor]) -> list[Tensor]:
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    return [torch.from_numpy(session.run(["sr"], {"lr": image.numpy()})[0]) for image in images]

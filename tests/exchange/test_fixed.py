@@ -1,0 +1,115 @@
+"""One fixed routing folded into a diffusers folder: the same image there, by us and by diffusers alone."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from morsr.adapters import plain_state_dict
+from morsr.cli import main
+from morsr.errors import ConfigError, InputError
+from morsr.models.backbone import load_backbone
+from morsr.models.exchange.fixed import export_diffusers, fix_routing
+from morsr.models.generator import OneStepGenerator
+from morsr.models.loading import load_generator
+
+
+@pytest.mark.parametrize(("strength", "with_decoder"), [(1.5, False), (1.0, True)])
+def test_the_folder_gives_the_same_image(
+    strength: float, with_decoder: bool, adapters_file: Path, own_decoder: Path, photo: Path, restored: Any
+) -> None:
+    decoder = ["--decoder", str(own_decoder)] if with_decoder else []
+    settings = ["--model", str(adapters_file), *decoder, "--image", str(photo), "--strength", str(strength)]
+    assert main(["export", "diffusers", "merged", *settings]) == 0
+    model = load_generator(adapters_file, decoder=own_decoder if with_decoder else None)
+    expected = restored(model, photo, strength=strength)
+    assert (expected - restored(model, photo, strength=0.0)).abs().max() > 0.01
+    torch.testing.assert_close(restored(load_generator("merged"), photo), expected, atol=1e-5, rtol=0)
+
+
+def test_the_lines_of_the_docs_give_the_same_image(
+    adapters_file: Path, photo: Path, restored: Any, pixels: Any, repo_root: Path
+) -> None:
+    """With nothing of ours."""
+    Image.open(photo).resize((14, 10)).save(photo)  # sides that fit the grid need no padding
+    assert main(["export", "diffusers", "OUT", "--model", str(adapters_file), "--image", str(photo)]) == 0
+    page = (repo_root / "docs" / "exchange.md").read_text(encoding="utf-8")
+    (block,) = (part for part in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "AutoencoderTiny" in part)
+    names = {"image": pixels(photo)}
+    exec(block.replace("lr = torch.rand(1, 3, 32, 32)", "lr = image"), names)
+    torch.testing.assert_close(names["sr"], restored(load_generator(adapters_file), photo), atol=1e-5, rtol=0)
+
+
+def test_export_changes_the_adapted_weights_and_nothing_else(
+    generator: OneStepGenerator, small_base: Path, lr: Tensor
+) -> None:
+    fix_routing(generator, image=lr)
+    before = {key: value.clone() for key, value in generator.state_dict().items()}
+    export_diffusers("merged", generator)
+    torch.testing.assert_close(generator.state_dict(), before, atol=0, rtol=0)
+    merged, bare = (plain_state_dict(load_backbone(base)) for base in ("merged", small_base))
+    changed = {key for key, value in merged.items() if not torch.equal(value, bare[key])}
+    assert generator.adapters is not None
+    assert changed == {f"{name}.weight" for name in generator.adapters.layer_names}
+
+
+@pytest.mark.parametrize("form", ["lora", "diffusers"])
+def test_files_are_as_readable_as_any_other(form: str, adapters_file: Path, photo: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        assert main(["export", form, "out", "--model", str(adapters_file), "--image", str(photo)]) == 0
+    finally:
+        os.umask(before)
+    modes = {path.name: oct(path.stat().st_mode & 0o777) for path in Path("out").rglob("*") if path.is_file()}
+    assert len(modes) >= 2
+    assert set(modes.values()) == {"0o640"}
+
+
+def test_scores_are_another_way_to_say_an_image(generator: OneStepGenerator, lr: Tensor) -> None:
+    adapters = generator.adapters
+    assert adapters is not None
+    found = fix_routing(generator, image=lr)
+    assert tuple(found) == adapters.score_names
+    by_image = adapters.routing
+    fix_routing(generator, scores=[0.0] * len(found))
+    assert not torch.equal(adapters.routing.gates, by_image.gates)
+    fix_routing(generator, scores=list(found.values()))
+    torch.testing.assert_close(adapters.routing.gates, by_image.gates, atol=1e-6, rtol=0)
+
+
+def test_settings_that_fix_no_routing(generator: OneStepGenerator, small_base: Path, lr: Tensor) -> None:
+    with pytest.raises(InputError):
+        export_diffusers("merged", generator)
+    bare = OneStepGenerator(load_backbone(small_base))
+    assert fix_routing(bare) == {}
+    bad = [{}, {"image": lr, "scores": [0.5] * 11}, {"scores": [0.5] * 10}, {"scores": [1.5] + [0.5] * 10}]
+    for model, settings in [*((generator, one) for one in bad), (bare, {"image": lr}), (bare, {"strength": 0.5})]:
+        with pytest.raises(ConfigError):
+            fix_routing(model, **settings)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["export", "lora", "out", "--scores", "0.1;0.2"],
+        ["export", "lora", "file", "--scores", "0.1"],
+        ["export", "diffusers", "file", "--scores", "0.1"],
+        ["export", "onnx", ".", "--scores", "0.1"],
+        ["export", "lora", "out"],
+    ],
+)
+def test_the_command_refuses_in_one_line(
+    arguments: list[str], adapters_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("file").write_text("mine")
+    assert main([*arguments, "--model", str(adapters_file)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("morsr: ")
+    assert not Path("out").exists()

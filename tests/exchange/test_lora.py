@@ -1,0 +1,94 @@
+"""One fixed routing as LoRA files: diffusers and peft load them and give the same images."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, StableDiffusionPipeline
+from torch import Tensor
+
+from morsr.cli import main
+from morsr.errors import ConfigError, InputError
+from morsr.models.backbone import load_backbone
+from morsr.models.exchange.fixed import fix_routing
+from morsr.models.exchange.lora import export_lora
+from morsr.models.generator import OneStepGenerator
+from morsr.models.loading import load_generator
+
+
+def pipeline(backbone: Any) -> StableDiffusionPipeline:
+    """diffusers' pipeline around a base's networks."""
+    made = StableDiffusionPipeline(
+        unet=backbone.unet, vae=backbone.vae, scheduler=DDIMScheduler(), text_encoder=None, tokenizer=None,
+        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+    )  # fmt: skip
+    made.set_progress_bar_config(disable=True)
+    return made
+
+
+def drawn(made: StableDiffusionPipeline, prompt: Tensor) -> Tensor:
+    return made(
+        prompt_embeds=prompt, num_inference_steps=2, guidance_scale=1.0, height=32, width=32, output_type="pt",
+        generator=torch.Generator().manual_seed(0),
+    ).images  # fmt: skip
+
+
+@pytest.mark.parametrize("strength", [1.0, 0.5])
+def test_the_pipeline_of_diffusers_loads_the_folder(
+    strength: float, generator: OneStepGenerator, small_base: Path, lr: Tensor, caplog: pytest.LogCaptureFixture
+) -> None:
+    fix_routing(generator, image=lr, strength=strength)
+    export_lora("out", generator)
+    prompt = generator.backbone.prompt_clean
+    expected = drawn(pipeline(generator.backbone), prompt)
+    made = pipeline(load_backbone(small_base))
+    before = drawn(made, prompt)
+    logging.getLogger("diffusers").propagate = True
+    made.load_lora_weights("out")
+    assert not [record for record in caplog.records if "UNet" in record.getMessage()]
+    assert (expected - before).abs().max() > 0.01
+    torch.testing.assert_close(drawn(made, prompt), expected, atol=1e-5, rtol=0)
+    made.fuse_lora()
+    torch.testing.assert_close(drawn(made, prompt), expected, atol=1e-5, rtol=0)
+    made.unfuse_lora()
+    made.unload_lora_weights()
+    torch.testing.assert_close(drawn(made, prompt), before, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("with_decoder", [False, True])
+def test_the_folder_holds_the_whole_restoration(
+    with_decoder: bool, adapters_file: Path, own_decoder: Path, photo: Path, small_base: Path,
+    restored: Any, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    from peft import PeftModel
+
+    decoder = ["--decoder", str(own_decoder)] if with_decoder else []
+    assert main(["export", "lora", "out", "--model", str(adapters_file), *decoder, "--image", str(photo)]) == 0
+    assert [line for line in capsys.readouterr().err.splitlines() if "diffusers loads no LoRA into a VAE" in line]
+    base = load_backbone(small_base, decoder="out/decoder" if with_decoder else None)
+    made = pipeline(base)
+    made.load_lora_weights("out")
+    base.vae = PeftModel.from_pretrained(base.vae, "out/vae").base_model.model
+    model = load_generator(adapters_file, decoder=own_decoder if with_decoder else None)
+    expected = restored(model, photo)
+    torch.testing.assert_close(
+        restored(OneStepGenerator(base, one_step=model.one_step), photo), expected, atol=1e-5, rtol=0
+    )
+    made.unload_lora_weights()
+    assert (restored(OneStepGenerator(base, one_step=model.one_step), photo) - expected).abs().max() > 0.01
+
+
+def test_what_no_lora_can_hold(generator: OneStepGenerator, small_base: Path, lr: Tensor) -> None:
+    with pytest.raises(InputError):
+        export_lora("out", generator)
+    fix_routing(generator, image=lr)
+    assert generator.adapters is not None
+    generator.adapters.saved = ("unet.conv_in",)
+    for model in (generator, OneStepGenerator(load_backbone(small_base))):
+        with pytest.raises(ConfigError):
+            export_lora("out", model)
+    assert not Path("out").exists()
