@@ -70,7 +70,7 @@ def test_a_base_is_known_by_its_weights_in_any_precision(saved, toy):
 
 
 @pytest.mark.parametrize(
-    "settings", [{"top_k": 3}, {"gate": "softmax"}, {"scale": 0.5}, {"targets": ("conv_in", "to_q")}]
+    "settings", [{"top_k": 3}, {"num_zero": 3}, {"scale": 0.5}, {"targets": ("conv_in", "to_q")}]
 )
 def test_a_set_with_other_settings_is_refused(saved, toy, settings):
     model, _ = toy.make(**settings)
@@ -247,3 +247,15 @@ def test_several_sets_load_under_their_names(toy, images, tmp_path):
     assert adapter_names(twin) == ("first", "second")
     with torch.no_grad(), active_adapters(twin, "first"):
         assert torch.equal(twin(images), model(images))
+
+
+def test_the_form_of_the_gate_comes_with_the_file(toy, images, scores, tmp_path):
+    source, there = toy.make(toy.small(gate="renormalize"))
+    save_adapters(tmp_path / "old.safetensors", source)
+    model, report = toy.make(toy.small(gate="renormalize_real"), filled=False)
+    load_adapters(tmp_path / "old.safetensors", model)
+    there.route(scores)
+    report.route(scores)
+    assert report.config.gate == "renormalize"
+    with torch.no_grad():
+        assert torch.equal(model(images), source(images))

@@ -20,7 +20,7 @@ from morsr.models.backbone import Backbone, load_backbone
 from morsr.models.discriminator import Discriminator, DiscriminatorConfig, build_discriminator
 from morsr.models.draws import Draws
 from morsr.models.features import diffusion_features, encoder_features
-from morsr.models.losses import RestorationLoss, Weight, build_lpips
+from morsr.models.losses import Losses, RestorationLoss, Weight, build_lpips
 from morsr.models.score_network import ScoreConfig, ScoreNetwork, Teacher
 
 
@@ -242,7 +242,7 @@ def test_lpips_from_a_folder_has_gradient_and_is_zero_for_equals(
     monkeypatch.setattr(torch.hub, "_hub_dir", None)  # put back afterwards, or other tests' TORCH_HOME would be ignored
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "vgg16-397923af.pth").touch()
-    loss = RestorationLoss(l2=0.0, lpips=1.0, lpips_folder=tmp_path)
+    loss = RestorationLoss(Losses.of(l2=0.0, lpips={"weight": 1.0, "folder": str(tmp_path)}))
     assert seen == [str(tmp_path)]
     sr, hr = torch.rand(2, 2, 3, 32, 32)
     sr.requires_grad_()
@@ -255,4 +255,4 @@ def test_lpips_from_a_folder_has_gradient_and_is_zero_for_equals(
 
 def test_features_need_a_network() -> None:
     with pytest.raises(ConfigError, match="feature_network"):
-        RestorationLoss(features=1.0)
+        RestorationLoss(Losses.of(features=1.0))

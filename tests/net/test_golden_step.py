@@ -82,24 +82,30 @@ def real_steps(page: ModuleType, method: Any, folder: Path, patch: pytest.Monkey
         def estimate(self, lr: Tensor) -> Tensor:
             return page.estimate(lr)
 
-    patch.setattr(real, "build_estimator", lambda kind, **settings: PageEstimator())
+    estimator = PageEstimator()
     save_base(page, method, folder)
     module = real.OneStepSRModule(
-        base=str(folder),
+        base=str(folder), estimator=estimator,
         adapters=MoRConfig(
             num_ranks=page.RANKS, num_shared=page.SHARED, top_k=page.TOP_K, num_zero=page.ZERO, gate=method.gate,
             targets=tuple(method.layers), balance_alpha=page.ALPHA, balance_window=page.WINDOW,
             logit_noise=page.NOISE, logit_noise_until=page.NOISE_UNTIL,
         ),
         one_step=real.OneStepConfig(timestep=page.TIMESTEP),
-        loss=page.WEIGHTS,
-        score=real.ScoreConfig(
-            rank=page.SCORE_RANK, scale=page.SCORE_SCALE, lr=page.HELPER_LR, guidance=page.GUIDANCE,
-            low=page.SCORE_RANGE[0], high=page.SCORE_RANGE[1],
-            targets=tuple(name for name in method.layers if name.startswith("unet")),
-        ),
-        discriminator=real.DiscriminatorConfig(
-            width=page.WIDTH, max_timestep=page.GAN_RANGE[1], lr=page.HELPER_LR
+        losses=real.Losses.of(
+            **{
+                **page.WEIGHTS,
+                "vsd": {
+                    "weight": page.WEIGHTS["vsd"], "rank": page.SCORE_RANK, "scale": page.SCORE_SCALE,
+                    "lr": page.HELPER_LR,
+                    "guidance": page.GUIDANCE, "low": page.SCORE_RANGE[0], "high": page.SCORE_RANGE[1],
+                    "targets": tuple(name for name in method.layers if name.startswith("unet")),
+                },
+                "gan": {
+                    "weight": page.WEIGHTS["gan"], "width": page.WIDTH, "max_timestep": page.GAN_RANGE[1],
+                    "lr": page.HELPER_LR
+                },
+            }
         ),
         lr=page.LR, router_lr_scale=page.ROUTER_LR_SCALE, weight_decay=page.WEIGHT_DECAY, clip=page.CLIP,
     )  # fmt: skip

@@ -85,7 +85,7 @@ def options(base: Path, folder: Path, *, workers: int, callbacks: list[dict[str,
     keep = {"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": checkpoints}
     return [
         "fit", "--config", str(CONFIG), f"--model.base={base}", "--model.adapters.targets=[sd_unet@unet]",
-        '--model.loss={"l2": 1.0, "vsd": 1.0, "gan": 0.1}', "--model.calibration_images=2", "--model.warmup=0",
+        "--model.losses={vsd: {}, gan: {}}", "--model.calibration_images=2", "--model.warmup=0",
         f"--data.train=[{photos}]", "--data.val=[]", "--data.test=[]", "--data.dead_leaves=0", "--data.batch_size=1",
         "--data.crop_size=32", f"--data.num_workers={workers}", "--data.cache_mb=0", "--data.samples_per_epoch=100",
         "--trainer.max_steps=8", "--trainer.accelerator=cpu", "--trainer.logger=false",

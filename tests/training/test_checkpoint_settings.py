@@ -17,7 +17,6 @@ from morsr.errors import WeightsError
 from morsr.models import pretrained
 from morsr.models.generator import OneStepConfig
 from morsr.models.loading import load_generator
-from morsr.models.score_network import ScoreConfig
 from morsr.training.adapter_state import newest_adapters, runs_otherwise, warn_of_kept
 from morsr.training.module import OneStepSRModule
 
@@ -72,9 +71,9 @@ def test_settings_of_the_training_alone_may_differ(small_base: Path) -> None:
 def test_tensors_of_other_shapes_are_one_line(small_base: Path) -> None:
     """Lightning would name each of them."""
     losses: dict[str, Any] = {"l2": 1.0, "vsd": 1.0}
-    made = checkpoint(build(small_base, loss=losses, score=ScoreConfig(rank=2)))
+    made = checkpoint(build(small_base, loss={**losses, "vsd": {"weight": 1.0, "rank": 2}}))
     with pytest.raises(WeightsError, match=r"tensors have another shape, such as .*score.* there and .* here") as told:
-        build(small_base, loss=losses, score=ScoreConfig(rank=3)).on_load_checkpoint(made)
+        build(small_base, loss={**losses, "vsd": {"weight": 1.0, "rank": 3}}).on_load_checkpoint(made)
     assert "model.start_from" in str(told.value)
     assert "\n" not in str(told.value)
 

@@ -55,7 +55,7 @@ def arguments(name: str, base: Path, photos: Path, out: Path) -> list[str]:
             options += ["--model.start_from=null"]  # adapters of another base
         if config["model"]["init_args"].get("decoder") == "tiny":
             options += ["--model.decoder=null"]  # and a decoder of another base
-        options += [f"--model.loss={json.dumps(from_the_start(config['model']['init_args']['loss']))}"]
+        options += [f"--model.losses={json.dumps(from_the_start(config['model']['init_args']['losses']))}"]
         if config["model"]["init_args"].get("accumulate", 1) > 1:
             options += ["--model.accumulate=2"]
     elif kind.endswith(("DiffusionTraining", "DecoderTraining")):
@@ -67,8 +67,8 @@ def arguments(name: str, base: Path, photos: Path, out: Path) -> list[str]:
 
 def from_the_start(loss: dict[str, Any]) -> dict[str, Any]:
     """The terms of a config without LPIPS, whose weights are not here, and without the wait before their start."""
-    weights = {name: value["weight"] if isinstance(value, dict) else value for name, value in loss.items()}
-    return {**weights, "lpips": 0.0}
+    terms = {name: value and {**value, "start": 0, "ramp": 0} for name, value in loss.items()}
+    return {**terms, "lpips": None}
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -159,10 +159,9 @@ def test_a_checkpoint_of_weights_alone_is_refused_before_anything_is_built(
         (["--model.adapters.top_k=99"], "top_k"),
         (["--model.base=/nowhere/at/all"], "/nowhere/at/all"),
         (["--data.recipe=sunshine"], "sunshine"),
-        (["--model.loss={l2: -1}"], "loss weights"),
-        (["--model.loss={l2: 1, sharpness: 1}"], "sharpness"),
-        (["--model.loss={l2: 1, gan: {weight: 1, begin: 3}}"], "begin"),
-        (["--model.score={rank: 2}"], "loss.vsd"),
+        (["--model.losses.l2.weight=-1"], "weight"),
+        (["--model.losses.sharpness.weight=1"], "sharpness"),
+        (["--model.losses.gan.begin=3"], "begin"),
         (["--model.accumulate=0"], "accumulate"),
         (["--trainer.gradient_clip_val=1.0"], "model.clip"),
         (["--trainer.precision=16-true"], "bf16-mixed"),

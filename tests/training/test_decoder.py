@@ -16,6 +16,7 @@ import morsr.training.base_phases
 from morsr.errors import ConfigError
 from morsr.models.backbone import load_backbone
 from morsr.models.discriminator import DiscriminatorConfig
+from morsr.models.losses import Weight
 from morsr.training.base_phases import DecoderTraining, some_enlarged
 
 
@@ -60,7 +61,7 @@ def test_the_result_is_a_decoder_of_the_same_base(small_base: Path, tmp_path: Pa
 
 def test_the_adversarial_loss_does_not_teach_the_discriminator_to_be_fooled(small_base: Path, tmp_path: Path) -> None:
     """Its heads follow the hinge loss alone: with the decoder held still they come to prefer the images."""
-    module = training(small_base, tmp_path / "decoder", lr=1e-12, gan=10.0, enlarged_share=0.0)
+    module = training(small_base, tmp_path / "decoder", lr=1e-12, gan=Weight(weight=10.0), enlarged_share=0.0)
     fit(module, 30)
     images = torch.cat([batch["hr"] for batch in batches(4)])
     with torch.no_grad():
@@ -92,7 +93,7 @@ def test_what_cannot_be_trained_so_is_refused(
     with pytest.raises(ConfigError, match="expected image, got latents"):
         training(small_base, tmp_path, discriminator=DiscriminatorConfig(sees="latents"))
     with pytest.raises(ConfigError, match="may not be negative"):
-        training(small_base, tmp_path, gan=-1.0)
+        training(small_base, tmp_path, gan=Weight(weight=-1.0))
     other = SimpleNamespace(vae=type("AutoencoderKL", (), {})())
     monkeypatch.setattr(morsr.training.base_phases, "load_backbone", lambda base: other)
     with pytest.raises(ConfigError, match="expected an AutoencoderTiny as its autoencoder, got AutoencoderKL"):

@@ -16,16 +16,13 @@ from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, SingleDevice
 
 from morsr.adapters import adapter_names
 from morsr.errors import ConfigError, TrainingError
-from morsr.models.discriminator import DiscriminatorConfig
 from morsr.training.step import toggled
 from morsr.training.strategy import check_trainer
 
 
 @pytest.fixture(params=["latents", "image"])
 def module(small_base: Path, request: pytest.FixtureRequest) -> Any:
-    return twins.build(
-        small_base, loss=twins.ALL_LOSSES, discriminator=DiscriminatorConfig(sees=request.param, width=8)
-    )
+    return twins.build(small_base, loss={**twins.ALL_LOSSES, "gan": {"weight": 0.1, "sees": request.param, "width": 8}})
 
 
 def gradients(parameters: list[torch.nn.Parameter]) -> float:

@@ -40,7 +40,7 @@ class Save(L.Callback):
 
 def test_logged_means_are_those_of_the_saved_files(small_base: Path, tmp_path: Path) -> None:
     module = OneStepSRModule(
-        base=str(small_base), one_step=OneStepConfig(timestep=150, scale_input=True), loss={"l2": 1.0},
+        base=str(small_base), one_step=OneStepConfig(timestep=150, scale_input=True),
         adapters=MoRConfig(num_ranks=6, num_shared=2, top_k=2, num_zero=1, targets=("sd_unet@unet",)),
     )  # fmt: skip
     module.weights_file = "none is loaded: the module as it is"

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 from morsr.adapters import MoRConfig
 from morsr.models.draws import Draws
 from morsr.models.generator import OneStepConfig
+from morsr.models.losses import Losses
 from morsr.training.module import OneStepSRModule
 from morsr.training.step import OneStepPhase
 
@@ -54,12 +55,13 @@ class Pairs(L.LightningDataModule):
 def build(base: Path, **settings: Any) -> OneStepSRModule:
     """A seeded module on a small base."""
     torch.manual_seed(0)
+    terms = dict(settings.pop("loss", {"l2": 1.0}))
+    settings.setdefault("losses", Losses.of(**terms))
     return OneStepSRModule(
         **{
             "base": str(base),
             "adapters": ADAPTERS,
             "one_step": OneStepConfig(timestep=150, scale_input=True),
-            "loss": {"l2": 1.0},
             "lr": 1e-2,
             "calibration_images": 8,
             **settings,

@@ -6,6 +6,7 @@ Layout of format 3: ``layers.<name>.lora_A``, ``layers.<name>.lora_B``, ``router
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -143,7 +144,7 @@ def load_adapters(
     """Load an adapter file into a model; the set is injected if the model lacks it.
 
     Args:
-        path: of the file.
+        path: of the file. The form of its gate replaces that of a set that is there.
         model: its base, recognised by the shapes and samples of the adapted weights.
         name: to load the set under; the stored name by default.
         router: class of the router, where it is one of your own.
@@ -161,6 +162,8 @@ def load_adapters(
     if name in adapter_names(model):
         report = report_of(model, name)
         _check_same(path, report, header)
+        if config.gate != report.config.gate:  # the form of the gate belongs to the weights that were trained with it
+            report.config = report.router.config = dataclasses.replace(report.config, gate=config.gate)
         add_saved_modules(model, report, header["saved"])
     else:
         try:
@@ -391,7 +394,7 @@ def _check_base(path: str | os.PathLike[str], header: dict[str, Any], model: nn.
 def _check_same(path: str | os.PathLike[str], report: InjectionReport, header: dict[str, Any]) -> None:
     """Refuse a file whose set computes something else than the one on the model."""
     mine, theirs = report.config.computing(), header["config"].computing()
-    changed = [f"{key} {theirs[key]}, not {mine[key]}" for key in mine if mine[key] != theirs[key]]
+    changed = [f"{k} {theirs[k]}, not {mine[k]}" for k in mine if mine[k] != theirs[k] and k != "gate"]
     names = [layer["name"] for layer in header["layers"]]
     if header["condition_dim"] != report.router.num_scores:
         changed.append(f"{header['condition_dim']} scores, not {report.router.num_scores}")

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +15,10 @@ from torch import Tensor, nn
 from morsr.errors import ConfigError, WeightsError
 from morsr.functional.perceptual import feature_distance
 from morsr.functional.quality import rgb_to_y
+from morsr.functional.routing import Routing
+from morsr.models.discriminator import DiscriminatorConfig
+from morsr.models.draws import Draws
+from morsr.models.score_network import ScoreConfig
 
 Features = Callable[[Tensor], Sequence[Tensor]]
 
@@ -51,18 +54,6 @@ class Weight:
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < float("inf"):
                 raise ConfigError(f"loss weights: {name} may not be negative or infinite, got {value!r}")
 
-    @classmethod
-    def of(cls, value: float | Mapping[str, Any] | Weight, *, name: str) -> Weight:
-        """A weight from what a config holds: a number, or a mapping with weight, start and ramp."""
-        if isinstance(value, Weight):
-            return value
-        if isinstance(value, Mapping):
-            unknown = sorted(set(value) - {"weight", "start", "ramp"})
-            if unknown or "weight" not in value:
-                raise ConfigError(f"loss {name!r}: expected a number or {{weight, start, ramp}}, got {dict(value)}")
-            return cls(**{key: _number(given) for key, given in value.items()})
-        return cls(weight=_number(value))
-
     def at(self, step: int | None) -> float:
         """The factor at a generator step; None for long after the start."""
         if step is None:
@@ -79,20 +70,131 @@ class Weight:
         return self.weight > 0
 
 
-def _number(value: Any) -> Any:
-    """A number that a command line gave as text: --model.loss.gan.weight=0.05 changes one value of a free mapping."""
-    for kind in (int, float) if isinstance(value, str) else ():
-        with contextlib.suppress(ValueError):
-            return kind(value)
-    return value
+@dataclass(frozen=True, kw_only=True)
+class Lpips(Weight):
+    """Weight of LPIPS, and where its VGG-16 weights are; see `build_lpips`."""
+
+    weight: float = 2.0
+    folder: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distillation(Weight, ScoreConfig):
+    """Weight and settings of a distillation by the frozen teacher; see `ScoreConfig`."""
+
+    def __post_init__(self) -> None:
+        Weight.__post_init__(self)
+        ScoreConfig.__post_init__(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gan(Weight, DiscriminatorConfig):
+    """Weight of the adversarial loss and settings of its discriminator; see `DiscriminatorConfig`."""
+
+    weight: float = 0.1
+
+    def __post_init__(self) -> None:
+        Weight.__post_init__(self)
+        DiscriminatorConfig.__post_init__(self)
+
+
+class TrainingStep(NamedTuple):
+    """What a loss term sees of one generator step.
+
+    lr: (B, 3, h, w), hr: (B, 3, H, W) in [0, 1]; sr: (B, 3, H, W), not clamped; z0: (B, C, H/f, W/f) clean latents.
+    routing: None without routed adapters. draws: random numbers of these images. step: generator steps so far.
+    """
+
+    lr: Tensor
+    hr: Tensor
+    sr: Tensor
+    z0: Tensor
+    routing: Routing | None
+    draws: Draws
+    step: int
+
+
+class LossTerm(nn.Module):
+    """A loss term of your own, added to a run as ``losses.extra.NAME``.
+
+        class Edge(LossTerm):
+            def forward(self, step):
+                return (step.sr.diff(dim=-1) - step.hr.diff(dim=-1)).abs().mean()
+
+    Args:
+        weight, start, ramp: see `Weight`.
+    """
+
+    lr: float | None = None
+    """Learning rate of the networks that the term owns; None: the generator's."""
+
+    def __init__(self, weight: float = 1.0, start: int = 0, ramp: int = 0) -> None:
+        super().__init__()
+        self.schedule = Weight(weight=weight, start=start, ramp=ramp)
+
+    def setup(self, base: nn.Module) -> None:
+        """Called once with the base, adapters injected, before training."""
+
+    def trained(self) -> dict[str, list[nn.Parameter]]:
+        """Parameters of networks that the term owns, by network; each gets an optimizer and `network_loss`."""
+        return {}
+
+    def network_loss(self, network: str, step: TrainingStep) -> Tensor:
+        """What one of these networks minimises, after the generator's step; sr and z0 are detached."""
+        raise NotImplementedError
+
+    def forward(self, step: TrainingStep) -> Tensor:
+        """The unweighted term, a scalar."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Losses:
+    """The losses of a run; None leaves a term out.
+
+    Args:
+        l1, l2, charbonnier, psnr, features: image terms, see `RestorationLoss`.
+        lpips: LPIPS with VGG features.
+        vsd: variational score distillation with a score network.
+        csd: classifier score distillation, without one.
+        gan: hinge loss of a discriminator.
+        balance: of the router; without effect for a plain LoRA.
+        extra: terms of your own by name.
+    """
+
+    l1: Weight | None = None
+    l2: Weight | None = field(default_factory=Weight)
+    charbonnier: Weight | None = None
+    psnr: Weight | None = None
+    lpips: Lpips | None = None
+    features: Weight | None = None
+    vsd: Distillation | None = None
+    csd: Distillation | None = None
+    gan: Gan | None = None
+    balance: Weight | None = field(default_factory=Weight)
+    extra: dict[str, LossTerm] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, **terms: Any) -> Losses:
+        """Losses from numbers, mappings of settings, or terms; a weight of 0 leaves a term out.
+
+        >>> Losses.of(l2=0.5, gan={"start": 7}, balance=0).gan.start
+        7
+        """
+        kinds: dict[str, Any] = {"lpips": Lpips, "vsd": Distillation, "csd": Distillation, "gan": Gan}
+        found = dict(terms)
+        for name, value in terms.items():
+            if isinstance(value, (int, float)):
+                value = {"weight": value}
+            if isinstance(value, Mapping) and name != "extra":
+                found[name] = kinds.get(name, Weight)(**value) if value.get("weight", 1) else None
+        return cls(**found)
 
 
 class RestorationLoss(nn.Module):
     """Weighted sum of pixel and perceptual distances between SR and HR images.
 
-    Each weight is a number, or a mapping with weight, start and ramp (see `Weight`).
-
-    Args:
+    Its terms:
         l1: mean absolute error on images in [0, 1].
         l2: mean square error on images in [−1, 1] (OSEDiff: 1).
         charbonnier: √(e² + 1e-6), a smooth L1, on images in [0, 1].
@@ -100,38 +202,25 @@ class RestorationLoss(nn.Module):
             the tables; an image above 30 dB counts less and less (`PSNR_FLOOR`).
         lpips: LPIPS with VGG features (OSEDiff: 2).
         features: distance in the features of a frozen network, the stand-in for LPIPS where its weights are missing.
-        lpips_folder: folder with torchvision's VGG-16 weights; by default the cache of torch.hub.
+
+    Args:
+        losses: weights by term; others than these are left to the caller.
         feature_network: gives the features (level → (B, C, h, w)) of images in [0, 1]; needed with `features`.
 
     Raises:
-        ConfigError: a negative weight, all of them zero, or `features` without a network.
+        ConfigError: `features` without a network.
         WeightsError: LPIPS is asked for and its weights cannot be had.
 
     Source: OSEDiff (arXiv 2406.08177) eq. 7 (L2, LPIPS); for the PSNR term HINet (arXiv 2105.06086) section 3.2.
     """
 
-    def __init__(
-        self,
-        *,
-        l1: float | Mapping[str, Any] = 0.0,
-        l2: float | Mapping[str, Any] = 1.0,
-        charbonnier: float | Mapping[str, Any] = 0.0,
-        psnr: float | Mapping[str, Any] = 0.0,
-        lpips: float | Mapping[str, Any] = 0.0,
-        features: float | Mapping[str, Any] = 0.0,
-        lpips_folder: str | os.PathLike[str] | None = None,
-        feature_network: Features | None = None,
-    ) -> None:
+    def __init__(self, losses: Losses, *, feature_network: Features | None = None) -> None:
         super().__init__()
-        given = {
-            "l1": l1, "l2": l2, "charbonnier": charbonnier, "psnr": psnr, "lpips": lpips, "features": features,
-        }  # fmt: skip
-        self.weights: Mapping[str, Weight] = {name: Weight.of(value, name=name) for name, value in given.items()}
-        if not any(self.weights.values()):
-            raise ConfigError(f"loss weights: expected at least one positive, got {given}")
+        names = ("l1", "l2", "charbonnier", "psnr", "lpips", "features")
+        self.weights = {name: getattr(losses, name) or Weight(weight=0) for name in names}
         if self.weights["features"] and feature_network is None:
             raise ConfigError("loss 'features': expected a feature_network to take them from")
-        self.lpips = build_lpips(lpips_folder) if self.weights["lpips"] else None
+        self.lpips = build_lpips(losses.lpips.folder) if losses.lpips else None
         self._feature_network = feature_network
 
     def forward(self, sr: Tensor, hr: Tensor, *, step: int | None = None) -> dict[str, Tensor]:

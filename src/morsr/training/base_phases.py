@@ -289,7 +289,7 @@ class DecoderTraining(AutoencodingPhase):
         base: folder, hub id or shipped preset of a base whose autoencoder is an AutoencoderTiny.
         out: folder for the decoder.
         discriminator: settings of the discriminator; it has to see images.
-        gan: weight of the adversarial term, a number or {weight, start, ramp}.
+        gan: weight of the adversarial term (0.05 from the first step).
         features: weight of the L1 of features, relative to their standard deviation.
         edge_weight, enlarged_share, latent_noise: as for `AutoencoderTraining`; the discriminator sees none enlarged.
         betas, lr, weight_decay, warmup, schedule, seed: see `SeededTraining`; the discriminator has a rate in its
@@ -308,7 +308,7 @@ class DecoderTraining(AutoencodingPhase):
         base: str,
         out: str,
         discriminator: DiscriminatorConfig | None = None,
-        gan: Any = 0.05,
+        gan: Weight | None = None,
         features: float = 0.1,
         edge_weight: float = 1.0,
         enlarged_share: ClosedUnitInterval = 0.25,  # type: ignore[valid-type]
@@ -330,7 +330,7 @@ class DecoderTraining(AutoencodingPhase):
         kind = type(self.backbone.vae).__name__
         if kind != "AutoencoderTiny":
             raise ConfigError(f"base {base}: expected an AutoencoderTiny as its autoencoder, got {kind}")
-        self.gan, self.features, self.edge_weight = Weight.of(gan, name="gan"), features, edge_weight
+        self.gan, self.features, self.edge_weight = gan or Weight(weight=0.05), features, edge_weight
         self.enlarged_share, self.latent_noise = enlarged_share, latent_noise
         self.backbone.requires_grad_(False)
         self.backbone.vae.decoder.requires_grad_(True)

@@ -10,6 +10,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from morsr.errors import ConfigError
+from morsr.training.objective import known_severity
 from morsr.models.generator import OneStepGenerator
 
 
@@ -56,7 +57,7 @@ def _scores(trainer: L.Trainer, generator: Any, images: int) -> tuple[Tensor, Te
             batch = data.finish_batch(data.transfer_batch_to_device(batch, generator.device, 0))
             scores = generator.estimator(batch.get("context", batch["lr"]))
             found.append(scores.scores.double().cpu())
-            severities.append(batch.get("severity", scores.severity).double().cpu())
+            severities.append(known_severity(batch, scores.severity).double().cpu())
             if sum(map(len, found)) >= images:
                 return torch.cat(found)[:images], torch.cat(severities)[:images]
         if len(found) == before:

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
 from morsr.adapters import (
     MoRConfig,
+    Router,
     load_adapters,
     read_adapters_header,
     read_attached,
@@ -24,14 +26,13 @@ from morsr.adapters import (
 )
 from morsr.adapters.inject import add_saved_modules
 from morsr.errors import ConfigError, WeightsError
-from morsr.estimators import build_estimator
+from morsr.estimators import DegradationEstimator, build_estimator
 from morsr.functional.quality import quantize_8bit
-from morsr.models.backbone import load_backbone
-from morsr.models.discriminator import DiscriminatorConfig
+from morsr.models.backbone import Backbone, load_backbone
 from morsr.models.draws import Draws
 from morsr.models.generator import GeneratorOutput, OneStepConfig, OneStepGenerator
 from morsr.models.loading import decoder_of, find_adapters, shipped_adapters
-from morsr.models.score_network import ScoreConfig
+from morsr.models.losses import Losses
 from morsr.models.scores import ScoreMeans
 from morsr.training.adapter_state import (
     check_settings,
@@ -58,21 +59,22 @@ class OneStepSRModule(L.LightningModule):
     Steps are counted by the generator's: so do max_steps, checkpoints, loggers and every schedule.
 
     Args:
-        base: a preset ("tiny", "sd21", "sd-turbo"), a local diffusers folder, a hub id, or a list of ids.
+        base: a preset ("tiny", "sd21", "sd-turbo"), a local diffusers folder, a hub id, a list of ids, or a `Backbone`.
         decoder, prompts, base_dtype: see `load_backbone`: a smaller decoder, texts in place of the fixed prompts, and
             what the frozen weights are stored as.
         checkpointing: recompute activations in the backward pass, which saves memory and costs time.
         adapters: ranks, experts, router and balance of the mixture.
-        estimator: kind of degradation estimator, "frequency", "learned" or "clip".
-        estimator_args: settings of that estimator.
+        router: class of the router, made from (config, layers, scores); default `morsr.adapters.Router`.
+        estimator: "frequency", "learned", "clip", or a class path such as mine.Mine with its init_args.
+        estimator_args: settings of an estimator that is given by its short name.
         one_step: timestep and parametrization of the UNet call.
-        loss: weights by term, each a number or {weight, start, ramp}; see `Objective`.
-        score: settings of the distillation, where loss.vsd or loss.csd is on.
-        discriminator: settings of the discriminator, where loss.gan is on.
+        losses: the terms with their weights and settings; terms of your own under ``extra``.
         weights: adapters (file, folder or preset) to start from, to validate or to test. None: `fit` starts afresh;
             the others take what the module was fitted to, else the newest adapters among the runs, else the shipped.
         start_from: adapters file that `fit` alone starts from; a plain LoRA becomes the first shared ranks.
         lr, router_lr_scale, saved_lr_scale, weight_decay, betas, warmup, schedule: see `OptimizerSettings`.
+        optimizers: by network ("generator", "score", "discriminator"), in place of AdamW; called with its groups.
+        scheduler: in place of `schedule`; called with each optimizer, stepped once per step of its network.
         clip: largest norm of each network's gradient; 0 for none. It stands in for the trainer's gradient_clip_val.
         accumulate: parts that each batch is split into to save memory; stands in for accumulate_grad_batches.
         max_skipped: steps in a row whose gradient is not finite before the run stops; each of them is left out.
@@ -90,18 +92,17 @@ class OneStepSRModule(L.LightningModule):
     def __init__(
         self,
         *,
-        base: str | list[str] = "tiny",
+        base: Backbone | list[str] | str = "tiny",
         decoder: str | list[str] | None = None,
         prompts: dict[str, str] | None = None,
         base_dtype: str | None = None,
         checkpointing: bool = False,
         adapters: MoRConfig | None = None,
-        estimator: str = "frequency",
+        router: Callable[[MoRConfig, int, int], Router] = Router,
+        estimator: DegradationEstimator | str = "frequency",
         estimator_args: dict[str, Any] | None = None,
         one_step: OneStepConfig | None = None,
-        loss: dict[str, Any] | None = None,
-        score: ScoreConfig | None = None,
-        discriminator: DiscriminatorConfig | None = None,
+        losses: Losses | None = None,
         weights: str | None = None,
         start_from: str | None = None,
         lr: float = 5e-5,
@@ -111,6 +112,8 @@ class OneStepSRModule(L.LightningModule):
         betas: tuple[float, float] = (0.9, 0.999),
         warmup: int = 0,
         schedule: ScheduleName = "constant",
+        optimizers: dict[str, OptimizerCallable] | None = None,
+        scheduler: LRSchedulerCallable | None = None,
         clip: float = 1.0,
         accumulate: int = 1,
         max_skipped: int = 10,
@@ -125,7 +128,7 @@ class OneStepSRModule(L.LightningModule):
             raise ConfigError(f"calibration_images: expected at least 2, got {calibration_images}")
         self.automatic_optimization = False
         self.adapters, self.one_step, self.base = adapters or MoRConfig(), one_step or OneStepConfig(), base
-        self.estimator_spec: dict[str, Any] = {"kind": estimator, "args": dict(estimator_args or {})}
+        self.optimizers_by_network, self.scheduler_factory = dict(optimizers or {}), scheduler
         self.optimizer_settings = OptimizerSettings(
             lr=lr, router_lr_scale=router_lr_scale, saved_lr_scale=saved_lr_scale, weight_decay=weight_decay,
             betas=betas, warmup=warmup, schedule=schedule,
@@ -137,22 +140,22 @@ class OneStepSRModule(L.LightningModule):
         self.phase: OneStepPhase | None = None
         self._restored: Mapping[str, Any] | None = None  # what the checkpoint says of itself
         self._fitted = False
-        self._build_models(decoder, prompts, base_dtype, checkpointing)
-        self.objective = Objective(self.generator, loss, score=score, discriminator=discriminator)
-        # Registered here, so that they move with the module and are saved with it.
-        self.loss, self.discriminator = self.objective.restoration, self.objective.discriminator
-        self.scores = ScoreMeans(val_metrics)
-        if weights is not None:
-            self.load_adapters(weights)
-
-    def _build_models(self, decoder: Any, prompts: Any, dtype: str | None, checkpointing: bool) -> None:
+        if not isinstance(base, Backbone):
+            base = load_backbone(base, decoder=decoder, prompts=prompts, dtype=base_dtype)
         self.generator = OneStepGenerator(
-            load_backbone(self.base, decoder=decoder, prompts=prompts, dtype=dtype),
-            build_estimator(self.estimator_spec["kind"], **self.estimator_spec["args"]),
-            adapters=self.adapters, one_step=self.one_step, checkpointing=checkpointing,
+            base,
+            build_estimator(estimator, **(estimator_args or {})),
+            adapters=self.adapters, router=router, one_step=self.one_step, checkpointing=checkpointing,
         )  # fmt: skip
         self.beside = BesideBase(self.generator.backbone, decoder=decoder, prompts=prompts)
         self.strict_loading = False  # checkpoints hold the adapters alone; `on_load_checkpoint` checks them
+        self.objective = Objective(self.generator, losses)
+        # Registered here, so that they move with the module and are saved with it.
+        self.loss, self.discriminator = self.objective.restoration, self.objective.discriminator
+        self.extra_losses = nn.ModuleDict(self.objective.extra)
+        self.scores = ScoreMeans(val_metrics)
+        if weights is not None:
+            self.load_adapters(weights)
 
     def forward(self, lr: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         """Restore LR images (B, 3, h, w) in [0, 1]; the result is clamped to [0, 1]."""
@@ -189,7 +192,10 @@ class OneStepSRModule(L.LightningModule):
 
     def build_networks(self, total_steps: int = -1) -> list[Network]:
         """Generator, and score network and discriminator where there are any, each with its optimizer."""
-        return build_networks(self.objective, self.optimizer_settings, total_steps=total_steps)
+        return build_networks(
+            self.objective, self.optimizer_settings, total_steps=total_steps,
+            optimizers=self.optimizers_by_network, scheduler=self.scheduler_factory,
+        )  # fmt: skip
 
     def configure_optimizers(self) -> Any:
         networks = self.build_networks(self._total_steps())
@@ -225,12 +231,6 @@ class OneStepSRModule(L.LightningModule):
             self._check_adapters()
 
     def _check_adapters(self) -> None:
-        halves = {str(p.dtype) for p in self.objective.trained()["generator"]} - {"torch.float32"}
-        if halves:
-            raise ConfigError(
-                f"adapters.dtype: expected ranks in float32 for training, got {', '.join(sorted(halves))}: most of "
-                "their numbers would be rounded back at every step; save_adapters stores them in half precision"
-            )
         if self.adapters.is_routed and self.adapters.top_k == 1 and self.adapters.gate == "renormalize":
             rank_zero_warn(
                 "adapters: with top_k 1 a renormalized gate is 1 whatever the router says, so that the balance alone "
@@ -305,7 +305,12 @@ class OneStepSRModule(L.LightningModule):
 
     def _recipe(self) -> dict[str, Any]:
         """What a file of adapters needs beside them to be run again."""
-        facts = {"estimator": self.estimator_spec, "one_step": self.one_step.to_dict(), "base": self.base}
+        estimator = self.generator.estimator
+        facts = {
+            "estimator": None if estimator is None else estimator.spec,
+            "one_step": self.one_step.to_dict(),
+            "base": self.generator.backbone.source if isinstance(self.base, Backbone) else self.base,
+        }
         return {**facts, **self.beside.facts()}
 
     def load_adapters(self, path: str | os.PathLike[str]) -> None:
@@ -326,7 +331,7 @@ class OneStepSRModule(L.LightningModule):
             )
         take_decoder = self.beside.decoder_to_take(decoder_of(file))
         take_prompts = self.beside.prompts_to_take(read_attached(file), extra, str(file))
-        load_adapters(file, backbone, name="generator")
+        self.adapters = load_adapters(file, backbone, name="generator").config
         take_decoder()
         take_prompts()
 

@@ -7,6 +7,7 @@ discriminator   hinge loss on generated and real latents, or images
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
@@ -16,12 +17,12 @@ from torch import Tensor, nn
 
 from morsr.adapters import active_adapters, adapter_parameters
 from morsr.errors import ConfigError
-from morsr.models.discriminator import Discriminator, DiscriminatorConfig, ImageDiscriminator, build_discriminator
+from morsr.models.discriminator import Discriminator, ImageDiscriminator, build_discriminator
 from morsr.models.draws import Draws
 from morsr.models.features import encoder_features
 from morsr.models.generator import GeneratorOutput, OneStepGenerator, pad_to_multiple
-from morsr.models.losses import RestorationLoss, Weight
-from morsr.models.score_network import ScoreConfig, ScoreNetwork, Teacher
+from morsr.models.losses import Losses, LossTerm, RestorationLoss, TrainingStep, Weight
+from morsr.models.score_network import ScoreNetwork, Teacher
 
 NETWORK_TERMS = ("vsd", "csd", "gan", "balance")
 """Terms beside those of `RestorationLoss`."""
@@ -41,50 +42,36 @@ class Objective:
     """The generator's terms and the losses of the networks that help it.
 
     Args:
-        generator: the one-step generator; score network and discriminator share its backbone.
-        loss: weights by term, each a number or {weight, start, ramp}: those of `RestorationLoss`, and "vsd" and "csd"
-            (variational and classifier score distillation), "gan" and "balance" (1 unless given).
-        score: settings of the distillation; None: the defaults, where "vsd" or "csd" asks for it.
-        discriminator: settings of the discriminator; None: the defaults, where "gan" asks for it.
+        generator: the one-step generator; score network and discriminator share its base.
+        losses: the terms; None: l2 and the balance.
 
     Raises:
-        ConfigError: an unknown term, settings of a network that no term asks for, or parameters to be trained that the
-            base needs as they are to judge the generator.
+        ConfigError: no term with a weight.
     """
 
-    def __init__(
-        self,
-        generator: OneStepGenerator,
-        loss: Mapping[str, Any] | None = None,
-        *,
-        score: ScoreConfig | None = None,
-        discriminator: DiscriminatorConfig | None = None,
-    ) -> None:
+    def __init__(self, generator: OneStepGenerator, losses: Losses | None = None) -> None:
         self.generator, self.backbone = generator, generator.backbone
-        given = dict(loss or {})
-        beside = {name: given.pop(name) for name in NETWORK_TERMS if name in given}
-        self.weights = {name: Weight.of(value, name=name) for name, value in {"balance": 1.0, **beside}.items()}
-        known = ("l1", "l2", "charbonnier", "psnr", "lpips", "features", "lpips_folder")
-        unknown = sorted(set(given) - set(known))
-        if unknown:
-            raise ConfigError(
-                f"loss: unknown terms {', '.join(unknown)}; expected {', '.join((*known, *NETWORK_TERMS))}"
-            )
-        self.restoration = RestorationLoss(**given, feature_network=self._features)
-        wants_score, wants_teacher, wants_heads = (bool(self.weights.get(n)) for n in ("vsd", "csd", "gan"))
-        if score is not None and not (wants_score or wants_teacher):
-            raise ConfigError("score: settings without effect; give loss.vsd or loss.csd a weight")
-        if discriminator is not None and not wants_heads:
-            raise ConfigError("discriminator: settings without effect; give loss.gan a weight")
+        losses = losses or Losses()
+        self.extra = dict(losses.extra)
+        self.weights = {name: getattr(losses, name) or Weight(weight=0) for name in NETWORK_TERMS}
+        self.weights |= {name: term.schedule for name, term in self.extra.items()}
+        self.restoration = RestorationLoss(losses, feature_network=self._features)
+        image_terms = any(self.restoration.weights.values())
+        if not image_terms and not any(self.weights[name] for name in self.weights if name != "balance"):
+            raise ConfigError("losses: expected at least one term with a weight above 0, got none")
+        if taken := sorted(self.extra.keys() & {*self.restoration.weights, *NETWORK_TERMS}):
+            raise ConfigError(f"losses.extra.{taken[0]}: this name is a term of morsr's; choose another")
         self.teacher: Teacher | None = None
         self.score: ScoreNetwork | None = None
-        if wants_score:
-            self.teacher = self.score = ScoreNetwork(self.backbone, score or ScoreConfig())
-        elif wants_teacher:
-            self.teacher = Teacher(self.backbone, score or ScoreConfig())
+        if losses.vsd:
+            self.teacher = self.score = ScoreNetwork(self.backbone, losses.vsd)
+        elif losses.csd:
+            self.teacher = Teacher(self.backbone, losses.csd)
         self.discriminator: Discriminator | ImageDiscriminator | None = None
-        if wants_heads:
-            self.discriminator = build_discriminator(self.backbone, discriminator or DiscriminatorConfig())
+        if losses.gan:
+            self.discriminator = build_discriminator(self.backbone, losses.gan)
+        for term in self.extra.values():
+            term.setup(self.backbone)
         self.part: Part = lambda name: nullcontext()
 
     def _features(self, images: Tensor) -> list[Tensor]:
@@ -98,7 +85,13 @@ class Objective:
             networks["score"] = self.score.parameters()
         if self.discriminator is not None:
             networks["discriminator"] = list(self.discriminator.parameters())
+        for term in self.extra.values():
+            networks |= term.trained()
         return networks
+
+    def owner(self, network: str) -> LossTerm | None:
+        """The term of the user's own that a network belongs to."""
+        return next((term for term in self.extra.values() if network in term.trained()), None)
 
     def describe(self) -> str:
         """One line for the log: which terms count, and what stands in for LPIPS where it is off."""
@@ -114,7 +107,10 @@ class Objective:
 
     def first_step(self, network: str) -> int:
         """Generator step from which a network moves: the helpers rest until their term starts."""
-        return 0 if network == "generator" else self.weights["vsd" if network == "score" else "gan"].start
+        if network == "generator":
+            return 0
+        owner = self.owner(network)
+        return owner.schedule.start if owner else self.weights["vsd" if network == "score" else "gan"].start
 
     def generator_loss(self, batch: Mapping[str, Any], draws: Draws, *, step: int) -> GeneratorLoss:
         """Forward pass and all terms that count at this step.
@@ -135,8 +131,8 @@ class Objective:
         with self.part("reconstruction"):
             terms = self.restoration(output.sr, hr, step=step)
         total = terms.pop("total")
-        for name, compute in self._network_terms(output, draws, batch).items():
-            factor = self.weights[name].at(step) if name in self.weights else 0.0
+        for name, compute in self._network_terms(output, draws, batch, step).items():
+            factor = self.weights[name].at(step)
             if factor > 0:
                 with self.part(name):
                     terms[name] = compute()
@@ -144,7 +140,7 @@ class Objective:
         return GeneratorLoss(terms, total, output)
 
     def _network_terms(
-        self, output: GeneratorOutput, draws: Draws, batch: Mapping[str, Any]
+        self, output: GeneratorOutput, draws: Draws, batch: Mapping[str, Any], step: int
     ) -> dict[str, Callable[[], Tensor]]:
         teacher, score, discriminator = self.teacher, self.score, self.discriminator
         adapters, scores, routing = self.generator.adapters, output.scores, output.routing
@@ -157,11 +153,21 @@ class Objective:
             seen = output.z0 if discriminator.sees == "latents" else output.sr
             terms["gan"] = lambda: discriminator.generator_loss(seen, draws)
         if adapters is not None and routing is not None and scores is not None:
-            terms["balance"] = lambda: adapters.router.balance_loss(routing, batch.get("severity", scores.severity))
+            severity = known_severity(batch, scores.severity)
+            terms["balance"] = lambda: adapters.router.balance_loss(routing, severity)
+        if self.extra:
+            now = TrainingStep(batch["lr"], batch["hr"], output.sr, output.z0, routing, draws, step)
+            terms |= {name: functools.partial(term, now) for name, term in self.extra.items()}
         return terms
 
-    def helper_loss(self, network: str, output: GeneratorOutput, hr: Tensor, draws: Draws) -> Tensor:
-        """Loss of the score network or of the discriminator on what the generator made of a batch; it is detached."""
+    def helper_loss(
+        self, network: str, output: GeneratorOutput, batch: Mapping[str, Any], draws: Draws, *, step: int
+    ) -> Tensor:
+        """Loss of a network that helps the generator, on what the generator made of a batch; it is detached."""
+        hr = batch["hr"]
+        if (owner := self.owner(network)) is not None:
+            now = TrainingStep(batch["lr"], hr, output.sr.detach(), output.z0.detach(), output.routing, draws, step)
+            return owner.network_loss(network, now)
         if network == "score":
             assert self.score is not None
             return self.score.denoising_loss(output.z0, draws)
@@ -173,3 +179,9 @@ class Objective:
                 real = self.generator.decode(real)[..., : hr.shape[-2], : hr.shape[-1]]
         fake = output.z0 if self.discriminator.sees == "latents" else output.sr
         return self.discriminator.loss(fake, real, draws)
+
+
+def known_severity(batch: Mapping[str, Any], estimated: Tensor) -> Tensor:
+    """Severities (B,): the true ones of images that were degraded here (NaN for others), else the estimated ones."""
+    true = batch.get("severity")
+    return estimated if true is None else torch.where(true.isnan(), estimated, true.to(estimated))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,19 +47,34 @@ class OptimizerSettings:
             )
 
 
-def build_networks(objective: Objective, settings: OptimizerSettings, *, total_steps: int) -> list[Network]:
+def build_networks(
+    objective: Objective,
+    settings: OptimizerSettings,
+    *,
+    total_steps: int,
+    optimizers: Mapping[str, Callable[[Any], torch.optim.Optimizer]] | None = None,
+    scheduler: Callable[[torch.optim.Optimizer], Any] | None = None,
+) -> list[Network]:
     """The networks of an objective with their optimizers, the generator first.
 
     Args:
         objective: whose networks they are.
         settings: of AdamW.
         total_steps: generator steps of the run, for the cosine; a helper that starts later has as many fewer.
+        optimizers: by network, what makes its optimizer from its parameter groups, rather than AdamW.
+        scheduler: what makes a schedule from an optimizer, rather than the settings' own.
+
+    Raises:
+        ConfigError: an optimizer for a network that the losses do not ask for.
     """
     rates: dict[str, Any] = {"generator": settings.lr}
     if objective.score is not None:
         rates["score"] = objective.score.config.lr
     if objective.discriminator is not None:
         rates["discriminator"] = objective.discriminator.config.lr
+    optimizers = optimizers or {}
+    if unknown := sorted(set(optimizers) - set(objective.trained())):
+        raise ConfigError(f"optimizers.{unknown[0]}: no such network; expected {', '.join(objective.trained())}")
     networks = []
     for name, parameters in objective.trained().items():
         groups: list[dict[str, Any]] = [{"params": parameters}]
@@ -67,10 +83,18 @@ def build_networks(objective: Objective, settings: OptimizerSettings, *, total_s
                 objective.backbone, "generator", lr=settings.lr, router_lr_scale=settings.router_lr_scale,
                 saved_lr_scale=settings.saved_lr_scale,
             )  # fmt: skip
-        optimizer = torch.optim.AdamW(groups, lr=rates[name], betas=settings.betas, weight_decay=settings.weight_decay)
+        rate = rates.get(name) or getattr(objective.owner(name), "lr", None) or settings.lr
+        if name in optimizers:
+            optimizer = optimizers[name](groups)
+        else:
+            kept = {"betas": settings.betas, "weight_decay": settings.weight_decay}
+            optimizer = torch.optim.AdamW(groups, lr=rate, **kept)
         # A helper whose start lies after the end of the run never moves, but its cosine still needs a step.
         steps = max(total_steps - objective.first_step(name), 1) if total_steps > 0 else total_steps
-        factor = learning_rate_factor(settings.schedule, warmup=settings.warmup, total=steps)
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-        networks.append(Network(name, parameters, optimizer, scheduler))
+        if scheduler is not None:
+            course = scheduler(optimizer)
+        else:
+            factor = learning_rate_factor(settings.schedule, warmup=settings.warmup, total=steps)
+            course = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        networks.append(Network(name, parameters, optimizer, course))
     return networks

@@ -149,7 +149,7 @@ class OneStepPhase:
         for network in helpers:
             if step >= self.objective.first_step(network.name):
                 with toggled(self.networks, network):
-                    self._helper_pass(network, batch, draws, parts, report)
+                    self._helper_pass(network, batch, draws, parts, report, step)
                     self._finish(network, report)
         return report
 
@@ -184,14 +184,21 @@ class OneStepPhase:
         return report
 
     def _helper_pass(
-        self, network: Network, batch: Mapping[str, Any], draws: Draws, parts: Sequence[slice], report: StepReport
+        self,
+        network: Network,
+        batch: Mapping[str, Any],
+        draws: Draws,
+        parts: Sequence[slice],
+        report: StepReport,
+        step: int,
     ) -> None:
         count, values = len(batch["lr"]), []
         for part in parts:
             share = (part.stop - part.start) / count
             with self.objective.part(network.name):
+                images = {name: batch[name][part] for name in ("lr", "hr")}
                 made = report.output._replace(sr=report.output.sr[part], z0=report.output.z0[part])
-                loss = self.objective.helper_loss(network.name, made, batch["hr"][part], draws[part])
+                loss = self.objective.helper_loss(network.name, made, images, draws[part], step=step)
             with self.objective.part(f"backward/{network.name}"):
                 self.backward(loss * share, part is parts[-1])
             values.append(loss.detach() * share)
