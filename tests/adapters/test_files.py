@@ -69,9 +69,7 @@ def test_a_base_is_known_by_its_weights_in_any_precision(saved, toy):
         assert adapter_names(model) == ()
 
 
-@pytest.mark.parametrize(
-    "settings", [{"top_k": 3}, {"num_zero": 3}, {"scale": 0.5}, {"targets": ("conv_in", "to_q")}]
-)
+@pytest.mark.parametrize("settings", [{"top_k": 3}, {"num_zero": 3}, {"scale": 0.5}, {"targets": ("conv_in", "to_q")}])
 def test_a_set_with_other_settings_is_refused(saved, toy, settings):
     model, _ = toy.make(**settings)
     before = copy.deepcopy(model.state_dict())

@@ -191,7 +191,7 @@ def test_a_helper_alone_can_be_left_out(module: Any, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(
         module.objective,
         "helper_loss",
-        lambda name, *rest: plain(name, *rest) * (float("inf") if name == "score" else 1),
+        lambda name, *rest, **more: plain(name, *rest, **more) * (float("inf") if name == "score" else 1),
     )
     assert phase.run(twins.batch(), twins.draws(), step=0).skipped == ["score"]
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+import pydoc
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -30,6 +32,8 @@ class DiscriminatorConfig:
         width: channels within a head.
         max_timestep: latents are noised to a timestep from 0 to this one, so that the features stay informative.
         lr: learning rate of the heads.
+        head: makes the head of a level of latent features from its channels: (B, channels, h, w) to verdicts
+            (B, 1, h, w); None for two small convolutions of `width`.
 
     Raises:
         ConfigError: a setting outside its range.
@@ -39,6 +43,7 @@ class DiscriminatorConfig:
     width: int = 64
     max_timestep: int = 200
     lr: float = 5e-5
+    head: Callable[[int], nn.Module] | None = None
 
     def __post_init__(self) -> None:
         if self.sees not in ("latents", "image"):
@@ -70,7 +75,10 @@ class Discriminator(nn.Module):
         super().__init__()
         self.config = config
         self._backbone = (backbone,)  # in a tuple: a submodule would be registered and saved a second time
-        self.heads = nn.ModuleList(_head(channels, config.width) for channels in feature_widths(backbone))
+        # jsonargparse leaves the class of a nested setting as its path.
+        head = pydoc.locate(config.head) if isinstance(config.head, str) else config.head
+        make: Any = head or functools.partial(_head, width=config.width)
+        self.heads = nn.ModuleList(make(channels) for channels in feature_widths(backbone))
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
         """Verdicts (B, 1, h, w) of every level, above 0 for real."""

@@ -10,8 +10,8 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from morsr.errors import ConfigError
-from morsr.training.objective import known_severity
 from morsr.models.generator import OneStepGenerator
+from morsr.training.objective import known_severity
 
 
 @torch.no_grad()

@@ -100,9 +100,6 @@ class Objective:
         if adapters is None or not adapters.is_routed:
             weights.pop("balance")
         parts = [f"{name} {weight}" for name, weight in weights.items() if weight]
-        if not weights["lpips"]:
-            stand_in = "the perceptual term uses features of the frozen base" if weights["features"] else "none instead"
-            parts.append(f"LPIPS off ({stand_in})")
         return f"losses: {', '.join(parts)}"
 
     def first_step(self, network: str) -> int:

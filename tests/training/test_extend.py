@@ -1,0 +1,72 @@
+"""docs/extend.md: its classes are written to a file, named by its options, and trained with for a step."""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from morsr.cli import main
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGE = (ROOT / "docs" / "extend.md").read_text(encoding="utf-8")
+CLASSES = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+OPTIONS = [line for block in re.findall(r"```\n(--.*?)```", PAGE, re.DOTALL) for line in block.splitlines()]
+
+
+@pytest.fixture
+def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "mine.py").write_text("\n\n".join(CLASSES[:-1]))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    sys.modules.pop("mine", None)
+    return tmp_path
+
+
+def options(folder: Path) -> list[str]:
+    return [
+        "fit", "--config", str(ROOT / "experiments" / "mor_tiny.yaml"), "--trainer.max_steps=1",
+        "--trainer.accelerator=cpu", f"--trainer.default_root_dir={folder / 'out'}", "--trainer.limit_val_batches=0",
+        "--data.num_workers=0", "--data.batch_size=2", "--data.crop_size=64", "--data.train=[]",
+        "--data.dead_leaves=1.0", "--model.calibration_images=2",
+    ]  # fmt: skip
+
+
+def test_every_class_of_the_page_trains(mine: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert len(OPTIONS) == 7
+    assert main([*options(mine), *OPTIONS]) == 0
+    (file,) = mine.rglob("adapters*.safetensors")
+    from morsr.adapters import read_adapters_header
+
+    header = read_adapters_header(file)
+    assert header["condition_names"] == ["darkness", "contrast"]
+    assert header["extra"]["estimator"]["kind"] == "mine.Darkness"
+
+
+@pytest.mark.parametrize(
+    ("option", "word"),
+    [
+        ("--model.estimator=mine.Absent", "Absent"),
+        ("--model.losses.extra.edge=mine.Absent", "morsr"),
+        ("--model.losses.gna.start=7", "morsr"),
+        ("--model.optimizers={judge: {class_path: torch.optim.Adam, init_args: {lr: 0.1}}}", "judge"),
+    ],
+)
+def test_what_cannot_be_found_is_one_line(
+    option: str, word: str, mine: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*options(mine), option]) != 0
+    last = [line for line in capsys.readouterr().err.splitlines() if line.strip()][-1]
+    assert word in last
+    assert not list(mine.rglob("*.ckpt"))
+
+
+def test_the_python_of_the_page_builds_a_module() -> None:
+    scope: dict[str, object] = {}
+    for block in CLASSES:
+        exec(block, scope)
+    module = scope["module"]
+    assert list(module.objective.extra) == ["edge"]
+    assert type(module.generator.adapters.router).__name__ == "Worst"
