@@ -120,7 +120,6 @@ def test_settings_of_lightning_work(habit: str, small_base: Path, photos: Path, 
 
 def test_a_fast_dev_run_writes_nothing(small_base: Path, photos: Path, tmp_path: Path) -> None:
     options = arguments("mor_tiny.yaml", small_base, photos, tmp_path / "out")
-    options.append(f"--data.cache_dir={tmp_path}/cache")
     before = set(tmp_path.rglob("*"))
     assert main(options) == 0
     assert {path for path in tmp_path.rglob("*") if "cache" not in path.parts} == before

@@ -44,7 +44,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             return
         try:
             with atomic_path(path, flush=True) as part, _locked(part):
-                torch.save(checkpoint, part)
+                torch.save(
+                    {key: value if key == "state_dict" else plain(value) for key, value in checkpoint.items()}, part
+                )
                 _append_digest(part)
         except (OSError, RuntimeError) as error:  # torch's archive writer raises the latter when a write fails
             reason = str(error).splitlines()[0]
@@ -65,6 +67,15 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 raise WeightsError(str(error).replace(file, os.fspath(path))) from error
             except (OSError, ValueError) as error:
                 raise WeightsError(f"{path}: could not be downloaded ({error})") from error
+
+
+def plain(value: Any) -> Any:
+    """The same value with Python's own numbers: jsonargparse's, such as PositiveInt, could not be read back."""
+    if isinstance(value, (int, float)) and type(value) not in (int, float, bool):
+        return int(value) if isinstance(value, int) else float(value)
+    if type(value) is dict:
+        return {key: plain(item) for key, item in value.items()}
+    return type(value)(map(plain, value)) if type(value) in (list, tuple) else value
 
 
 def read_checkpoint(path: str | os.PathLike[str], *, map_location: Any = "cpu", whole: bool = True) -> dict[str, Any]:

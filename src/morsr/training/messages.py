@@ -17,7 +17,8 @@ def short_message(error: Exception) -> str:
     text = " ".join(str(error).split())
     place = ".".join(dict.fromkeys(re.findall(r'Parser key "([^"]+)"', text)))
     classes = re.findall(r"given class_path '([^']+)'", text)
-    if found := re.search(r"Option '([^']+)' is not accepted", text):
+    found = re.search(r"Option '([^']+)' is not accepted", text)
+    if found := found or re.search(r"unrecognized arguments?: --([\w.]+?)(?:\.\w+)?[= ]", text):
         close = difflib.get_close_matches(found[1], _settings(classes[-1]) if classes else [], n=1)
         return f"{place}.{found[1]}: unknown setting{f'; did you mean {close[0]}?' if close else ''}"
     if found := re.search(r"No module named '([^']+)'", text):
