@@ -17,10 +17,10 @@ def short_message(error: Exception) -> str:
     text = " ".join(str(error).split())
     place = ".".join(dict.fromkeys(re.findall(r'Parser key "([^"]+)"', text)))
     classes = re.findall(r"given class_path '([^']+)'", text)
-    found = re.search(r"Option '([^']+)' is not accepted", text)
-    if found := found or re.search(r"unrecognized arguments?: --([\w.]+?)(?:\.\w+)?[= ]", text):
-        close = difflib.get_close_matches(found[1], _settings(classes[-1]) if classes else [], n=1)
-        return f"{place}.{found[1]}: unknown setting{f'; did you mean {close[0]}?' if close else ''}"
+    if found := re.search(r"(?:Option '|unrecognized arguments?: --)([\w.]+)", text):
+        name = found[1].split(".")[0] if classes else found[1]
+        close = difflib.get_close_matches(name, _settings(classes[-1]) if classes else [], n=1)
+        return f"{place}.{name}: unknown setting{f'; did you mean {close[0]}?' if close else ''}".lstrip(".")
     if found := re.search(r"No module named '([^']+)'", text):
         return f"{place}: no module named {found[1]}, neither installed nor in {os.getcwd()}"
     if found := re.search(r"Expected an? (.+?)\. Got value: (.*?)(?: - Expected|$)", text):
