@@ -66,7 +66,7 @@ ablation: setup ## train every row for five seeds and compare them: ABLATION_ROW
 		$(MORSR) compare $(ABLATION_OUT)/$$row $(ABLATION_OUT)/$(lastword $(ABLATION_ROWS)); done
 
 check: setup ## say what a run lacks before it starts: CONFIG, ARGS
-	$(MORSR) data-check --config $(CONFIG) $(ARGS)
+	$(MORSR) check $(CONFIG) $(ARGS)
 
 test: setup ## tests and doctests without the slow ones
 	$(PYTEST) -m "not slow" $(PYTEST_ARGS)

@@ -1,8 +1,7 @@
-"""The `morsr` command: Lightning's fit, validate, test and predict, and one small function for each of the rest."""
+"""The `morsr` command: Lightning's fit, validate, test and predict, and one typed function for each other command."""
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import importlib
 import keyword
@@ -16,25 +15,27 @@ from types import FrameType
 
 from morsr import __version__
 from morsr.errors import ConfigError, MorsrError
+from morsr.files import printable
 
 LIGHTNING = {
-    "fit": "train what the config describes (resume with --ckpt_path)",
+    "fit": "train what a config describes (resume with --ckpt_path)",
     "validate": "run the validation of a config",
     "test": "the benchmark table of a config",
     "predict": "restore the images of a config's data module",
 }
 COMMANDS = {
+    "check": "what a run of a config lacks, in one answer",
     "upscale": "restore an image or a folder",
-    "score": "metrics of a folder of outputs, one protocol for all",
-    "compare": "paired comparison of two per-image tables",
+    "score": "metrics of folders of outputs, one protocol for all",
+    "compare": "paired comparison of two scored runs",
     "degrade": "make low-quality images by a recipe",
     "severity": "degradation scores of images",
-    "routing": "which ranks run for which image, as one HTML page",
-    "data-check": "what a config's data lacks, before a run",
+    "routing": "which ranks are active for which image, as one HTML page",
     "import": "OSEDiff's or PiSA-SR's weights as an adapters file",
     "export": "one fixed routing as a LoRA, a diffusers folder or ONNX",
     "demo": "a local web page to try a model on one's own images",
     "selftest": "restore a bundled image and compare with its expected output",
+    "schema": "JSON schema of configs, for completion in editors",
 }
 
 
@@ -63,8 +64,7 @@ def main(args: Sequence[str] | None = None) -> int:
                 if sys.stdout is not None:
                     sys.stdout.flush()  # a reader that has gone is to be noticed here
     except MorsrError as error:
-        print(f"morsr: {error}", file=sys.stderr)
-        return 2
+        return _failed(str(error))
     except BrokenPipeError:
         if training:
             raise  # it may be a worker's pipe
@@ -72,14 +72,16 @@ def main(args: Sequence[str] | None = None) -> int:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     except _Stopped as error:
-        print("morsr: stopped", file=sys.stderr)
-        return int(str(error.code))
+        return _failed("stopped", int(str(error.code)))
     except OSError as error:
-        print(f"morsr: {f'{error.filename}: ' if error.filename else ''}{error.strerror or error}", file=sys.stderr)
-        return 2
+        return _failed(f"{f'{error.filename}: ' if error.filename else ''}{error.strerror or error}")
     except KeyboardInterrupt:
-        print("morsr: stopped", file=sys.stderr)
-        return 130
+        return _failed("stopped", 130)
+
+
+def _failed(message: str, code: int = 2) -> int:
+    print(f"morsr: {printable(message)}", file=sys.stderr)
+    return code
 
 
 @contextlib.contextmanager
@@ -101,45 +103,37 @@ def _signals_end_it() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _refuse_empty(arguments: Sequence[str]) -> None:
-    """Raise ConfigError for an empty argument: as a path it would be the current folder. A prompt may be empty."""
-    for place, (before, argument) in enumerate(zip(["", *arguments], arguments, strict=False), start=1):
-        option, equals, value = argument.partition("=")
-        if argument == "" and before != "--prompt":
-            what = before if before.startswith("-") else f"argument {place}"
-        elif equals and not value and option.startswith("--") and option != "--prompt":
-            what = option
-        else:
-            continue
-        raise ConfigError(f"{what}: expected a value, got an empty one")
-
-
 def _command(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="morsr", description=__doc__)
-    parser.add_argument("--version", action="version", version=f"morsr {__version__}")
-    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for name, help_text in LIGHTNING.items():
-        subparsers.add_parser(name, help=help_text, add_help=False)
-    # Only the command that runs is imported; the others need no more than their line of help.
-    chosen = next((argument for argument in arguments if not argument.startswith("-")), None)
-    for name, help_text in COMMANDS.items():
-        subparser = subparsers.add_parser(name, help=help_text)
-        if name == chosen:
-            # "import" is a word of the language, so its module is import_.
-            place = f"{name}_" if keyword.iskeyword(name) else name.replace("-", "_")
-            module = importlib.import_module(f"morsr.commands.{place}")
-            subparser.description = module.HELP
-            module.add_arguments(subparser)
-            subparser.set_defaults(run=module.run)
-    _refuse_empty(arguments)
-    options, others = parser.parse_known_args(arguments)
-    if others and not hasattr(options, "overrides"):
-        parser.error(f"unrecognized arguments: {' '.join(others)}")
-    options.overrides = others
-    return options.run(options) or 0
+    name = arguments[0] if arguments else "--help"
+    if name in ("-h", "--help"):
+        print(_overview())
+        return 0
+    if name == "--version":
+        print(f"morsr {__version__}")
+        return 0
+    if name not in COMMANDS:
+        from morsr.cli_errors import closest
+
+        raise ConfigError(f"{name}: no such command; {closest(name, [*LIGHTNING, *COMMANDS]) or 'see morsr --help'}")
+    from morsr.cli_parser import call
+
+    # Only the command that runs is imported. "import" is a word of the language, so its module is import_.
+    module = importlib.import_module(f"morsr.commands.{name}_" if keyword.iskeyword(name) else f"morsr.commands.{name}")
+    return call(module.run, name, arguments[1:])
+
+
+def _overview() -> str:
+    width = max(map(len, (*LIGHTNING, *COMMANDS))) + 2
+    lines = [f"  {name:<{width}}{text}" for name, text in (*LIGHTNING.items(), *COMMANDS.items())]
+    return "\n".join(["usage: morsr COMMAND ...      morsr COMMAND --help", "", *lines, "", "morsr --version"])
 
 
 def _lightning(arguments: list[str]) -> int:
+    from morsr.cli_errors import configs_first
+    from morsr.commands.settings import print_settings
+
+    if print_settings(arguments):
+        return 0
     if "--print_config" not in arguments and not any(name in os.environ for name in ("LOCAL_RANK", "SLURM_PROCID")):
         print(f"morsr {arguments[0]}: loading …", file=sys.stderr, flush=True)
     from morsr.training.cli import run
@@ -156,4 +150,4 @@ def _lightning(arguments: list[str]) -> int:
         # Written for modules whose step is wanted undone in the checkpoint; ours is to be in it.
         warnings.filterwarnings("ignore", message=".*ModelCheckpoint with manual optimization.*")
         warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")
-        return run(arguments)
+        return run(configs_first(arguments))

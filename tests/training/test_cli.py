@@ -260,12 +260,3 @@ def test_a_config_is_kept_in_the_folder_of_a_run_alone(monkeypatch: pytest.Monke
         for stage in ("fit", "validate", "test", "predict"):
             SaveConfig(None, None).setup(SimpleNamespace(loggers=loggers), None, stage)  # type: ignore[arg-type]
     assert kept == ["fit", "validate", "test"]
-
-
-def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as stop:
-        main(["--help"])
-    assert stop.value.code == 0
-    text = capsys.readouterr().out
-    for name in ("fit", "test", "upscale", "score", "degrade", "routing", "selftest"):
-        assert name in text

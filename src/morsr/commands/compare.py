@@ -2,31 +2,40 @@
 
 from __future__ import annotations
 
-import argparse
+from json import dumps as dump_json
+from pathlib import Path
 
-from morsr.files import user_path, write_text
+from jsonargparse.typing import OpenUnitInterval
 
-HELP = "compare two tables of scores per image, with paired bootstrap intervals"
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the options."""
-    parser.add_argument("a", type=user_path, metavar="A", help="table of `morsr score`, or a folder of runs by seed")
-    parser.add_argument("b", type=user_path, metavar="B", help="the same of run B; may be the same file")
-    parser.add_argument("--method-a", metavar="NAME", help="which row of A, when it has several")
-    parser.add_argument("--method-b", metavar="NAME", help="which row of B, when it has several")
-    parser.add_argument("--level", type=float, default=0.95, help="coverage of the intervals (default: %(default)s)")
-    parser.add_argument("--json", type=user_path, metavar="FILE", help="write the comparison here too")
+from morsr.files import printable, write_text
 
 
-def run(args: argparse.Namespace) -> int:
-    """Print the table of differences."""
-    import json
+def run(
+    a: Path,
+    b: Path,
+    *,
+    method_a: str | None = None,
+    method_b: str | None = None,
+    level: OpenUnitInterval = 0.95,
+    json: Path | None = None,
+) -> int:
+    """Compare two tables of scores per image, with paired bootstrap intervals.
 
+    Args:
+        a: table that `morsr score` wrote, or a folder of runs by seed as `make ablation` leaves it
+        b: the same of run B; may be the same file
+        method_a: which row of A, when it has several
+        method_b: which row of B, when it has several
+        level: coverage of the intervals
+        json: write the comparison into this file too
+
+    Raises:
+        MorsrError: not such tables, nothing in common, or a method to choose.
+    """
     from morsr.evaluation.comparison import compare_tables
 
-    result = compare_tables(args.a, args.b, method_a=args.method_a, method_b=args.method_b, level=args.level)
-    if args.json is not None:
-        write_text(args.json, json.dumps(result.to_dict(), indent=1, ensure_ascii=False) + "\n")
-    print(result.to_text(), end="")
+    result = compare_tables(a, b, method_a=method_a, method_b=method_b, level=level)
+    if json is not None:
+        write_text(json, dump_json(result.to_dict(), indent=1, ensure_ascii=False) + "\n")
+    print(*map(printable, result.to_text().split("\n")), sep="\n", end="")
     return 0

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import argparse
-import sys
+import json
 from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from morsr.errors import ConfigError, InputError, MorsrError
-from morsr.files import atomic_path, write_text
+from jsonargparse.typing import PositiveInt
+
+from morsr.commands._common import existing, report_failures, say
+from morsr.errors import InputError, MorsrError
+from morsr.files import atomic_path, printable, write_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,37 +21,37 @@ if TYPE_CHECKING:
 
     from morsr.degradation import DegradationRecipe
 
-HELP = (
-    "Make low-quality images from sharp ones by a degradation recipe: a folder of PNG files, parameters.jsonl with one "
-    "line of true parameters per image, and contact_sheet.png. The result for an image depends on its name and the "
-    "seed alone, not on the images around it; the name is the path within the folder without its suffix (sub/c), or "
-    "that of the file alone (c) where IN is one file."
-)
-
 PARAMETERS = "parameters.jsonl"
 SHEET_IMAGES = 24
 _COLUMNS, _TILE, _MARGIN, _CAPTION = 3, 192, 8, 30
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the command's arguments."""
-    parser.add_argument("input", metavar="IN", help="image file or folder of sharp images")
-    parser.add_argument("output", metavar="OUT", help="folder for the low-quality images")
-    parser.add_argument("--recipe", default="realesrgan", help="preset or .yaml file (default: %(default)s)")
-    parser.add_argument(
-        "--seed", type=int, default=0, help="other seeds give other degradations (default: %(default)s)"
-    )
-    parser.add_argument("--scale", type=int, default=4, help="HR pixels per LR pixel (default: %(default)s)")
-    parser.add_argument("--hr", metavar="DIR", help="also write the sharp images, cropped so that the pairs fit")
-    parser.add_argument(
-        "--device", default="cpu",
-        help="cpu, cuda, cuda:1, mps, …; noise differs between kinds of device (default: %(default)s)",
-    )  # fmt: skip
-    parser.add_argument("--overwrite", action="store_true", help="replace outputs that exist")
+def run(
+    input: Path,
+    output: Path,
+    *,
+    recipe: str = "realesrgan",
+    seed: int = 0,
+    scale: PositiveInt = 4,
+    hr: Path | None = None,
+    device: str = "cpu",
+    overwrite: bool = False,
+) -> int:
+    """Make low-quality images from sharp ones by a degradation recipe; 1 if some could not be read.
 
+    Writes PNG files, parameters.jsonl with one line of true parameters per image, and contact_sheet.png. The result for
+    an image depends on its name and the seed alone: its path within the folder without suffix (sub/c), or the file's
+    name (c). A run that was stopped goes on where it was.
 
-def run(options: argparse.Namespace) -> int:
-    """Degrade every image; 1 if some could not be read.
+    Args:
+        input: image file or folder of sharp images
+        output: folder for the low-quality images
+        recipe: preset or .yaml file
+        seed: other seeds give other degradations
+        scale: HR pixels per LR pixel
+        hr: folder for the sharp images, cropped so that the pairs fit
+        device: cpu, cuda, cuda:1, mps, …; noise differs between kinds of device
+        overwrite: replace outputs that exist
 
     Raises:
         MorsrError: a wrong recipe or setting, nothing to do, outputs that exist or cannot be written; before any work.
@@ -60,44 +62,73 @@ def run(options: argparse.Namespace) -> int:
     from morsr.imaging.listing import unread_images
     from morsr.restoring.devices import resolve_device
 
-    recipe = DegradationRecipe.load(options.recipe)
-    if options.scale < 1:
-        raise ConfigError(f"--scale: expected a whole number of at least 1, got {options.scale}")
-    check_seed(options.seed)
-    resolve_device(options.device)
-    target = Path(options.output).expanduser()
-    hr_folder = Path(options.hr).expanduser() if options.hr else None
-    source = Path(options.input).expanduser()
-    images = _plan(source, [target] if hr_folder is None else [target, hr_folder])
-    _check_outputs(images, target, hr_folder, options.overwrite)
+    loaded = DegradationRecipe.load(recipe)
+    check_seed(seed)
+    resolve_device(device)
+    images = _plan(existing(input), [output] if hr is None else [output, hr])
+    made = {"recipe": loaded.name, "recipe_hash": loaded.hash, "seed": seed, "scale": scale}
+    lines = {} if overwrite else _finished(output, hr, made)
+    resumed = (output / PARAMETERS).is_file()
+    _check_outputs([image for image in images if image[1] not in lines], output, hr, overwrite or resumed)
 
     from tqdm import tqdm
 
-    lines: list[str] = []
-    shown: list[tuple[Image.Image, Image.Image, str]] = []
-    failed: list[str] = []
-    for path, stem in tqdm(images, unit="image", disable=None):
-        try:
-            hr, lr, line, caption = _degrade_file(path, stem, recipe, options)
-        except InputError as error:
-            failed.append(str(error) if str(path) in str(error) else f"{path}: {error}")
-            continue
-        _save(lr, target / f"{stem}.png")
-        if hr_folder is not None:
-            _save(hr, hr_folder / f"{stem}.png")
-        lines.append(line)
-        if len(shown) < SHEET_IMAGES:
-            shown.append((*tiles(hr, lr), caption))
     if lines:
-        write_text(target / PARAMETERS, "".join(lines))
-        with atomic_path(target / CONTACT_SHEET) as part:
+        say(f"{len(lines)} of {len(images)} images are degraded already and are kept")
+    failed: list[str] = []
+    write_text(output / PARAMETERS, "".join(lines.values()))
+    with (output / PARAMETERS).open("a", encoding="utf-8") as file:
+        for path, stem in tqdm(images, unit="image", disable=None):
+            if stem in lines:
+                continue
+            try:
+                sharp, low, lines[stem] = _degrade_file(path, stem, loaded, made, device)
+            except InputError as error:
+                failed.append(str(error) if str(path) in str(error) else f"{path}: {error}")
+                continue
+            _save(low, output / f"{stem}.png")
+            if hr is not None:
+                _save(sharp, hr / f"{stem}.png")
+            file.write(lines[stem])
+            file.flush()
+    if lines:
+        shown = [_shown(path, stem, output, lines[stem], scale) for path, stem in images if stem in lines][
+            :SHEET_IMAGES
+        ]
+        with atomic_path(output / CONTACT_SHEET) as part:
             contact_sheet(shown).save(part)
-    _say(f"{len(lines)} of {len(images)} images degraded into {target}")
-    if source.is_dir() and (left_out := unread_images(source)):
-        _say(left_out)
-    if failed:
-        _say(f"{len(failed)} failed:\n  " + "\n  ".join(failed))
-    return 1 if failed else 0
+    else:
+        (output / PARAMETERS).unlink()
+    say(f"{len(lines)} of {len(images)} images degraded into {output}")
+    if input.is_dir() and (left_out := unread_images(input)):
+        say(left_out)
+    return report_failures(failed)
+
+
+def _finished(target: Path, hr: Path | None, made: dict[str, Any]) -> dict[str, str]:
+    """Lines of parameters by stem of the images that an earlier run with the same settings has finished.
+
+    Raises:
+        InputError: the folder holds outputs of other settings.
+    """
+    record = target / PARAMETERS
+    if not record.is_file():
+        return {}
+    found: dict[str, str] = {}
+    for line in record.read_text(encoding="utf-8").splitlines(keepends=True):
+        try:
+            row = json.loads(line)
+            same = {name: row[name] for name in made} == made
+            name = str(row["file"])
+        except (ValueError, KeyError, TypeError):
+            break  # a line that was cut off by a kill
+        if not same:
+            raise InputError(
+                f"{record}: exists, of another recipe, seed or scale; choose an empty folder, or --overwrite"
+            )
+        if line.endswith("\n") and all((folder / name).is_file() for folder in (target, hr) if folder):
+            found[name.removesuffix(".png")] = line
+    return found
 
 
 def _plan(source: Path, outputs: Sequence[Path]) -> list[tuple[Path, str]]:
@@ -107,8 +138,6 @@ def _plan(source: Path, outputs: Sequence[Path]) -> list[tuple[Path, str]]:
     if source.is_file():
         _refuse_contact_sheets([source])
         return [(source, source.stem)]
-    if not source.exists():
-        raise InputError(f"{source}: no such file or folder")
     paths = [Path(path) for path in find_images(source)]
     _refuse_outputs_among(source, paths, outputs)
     _refuse_contact_sheets(paths)
@@ -160,17 +189,17 @@ def _check_outputs(images: Sequence[tuple[Path, str]], target: Path, hr: Path | 
         overlapping = [path for path in outputs if path.resolve() in sources]
         if overlapping:
             raise InputError(f"{overlapping[0]}: is one of the inputs; choose another output folder")
-        existing = [path for path in (*outputs, folder / PARAMETERS) if path.exists()]
-        if existing and not overwrite:
-            raise InputError(f"{existing[0]}: exists; choose an empty folder, or --overwrite")
+        there = [path for path in outputs if path.exists()]
+        if there and not overwrite:
+            raise InputError(f"{there[0]}: exists; choose an empty folder, or --overwrite")
     for folder in folders:
         output_folder(folder)
 
 
 def _degrade_file(
-    path: Path, stem: str, recipe: DegradationRecipe, options: argparse.Namespace
-) -> tuple[np.ndarray, np.ndarray, str, str]:
-    """The cropped HR and the LR image as uint8 (H, W, 3), the line of parameters, the caption."""
+    path: Path, stem: str, recipe: DegradationRecipe, made: dict[str, Any], device: str
+) -> tuple[np.ndarray, np.ndarray, str]:
+    """The cropped HR and the LR image as uint8 (H, W, 3), and the line of parameters."""
     import torch
     from einops import rearrange
 
@@ -178,31 +207,37 @@ def _degrade_file(
     from morsr.data.images import load_image
     from morsr.data.sources import crop_to_multiple
     from morsr.degradation import apply, degradation_measures, true_severity
-    from morsr.files import printable
 
-    hr = crop_to_multiple(load_image(path), options.scale)
-    parameters = recipe.sample(torch.tensor([image_key(stem, options.seed)]))
-    images = to_tensor(hr).to(options.device).unsqueeze(0).float() / 255
-    made = apply(images, parameters, scale=options.scale)
-    lr = rearrange(made[0] * 255, "c h w -> h w c").round().to(torch.uint8).cpu().numpy()
+    hr = crop_to_multiple(load_image(path), made["scale"])
+    parameters = recipe.sample(torch.tensor([image_key(stem, made["seed"])]))
+    images = to_tensor(hr).to(device).unsqueeze(0).float() / 255
+    lr = apply(images, parameters, scale=made["scale"])
+    low = rearrange(lr[0] * 255, "c h w -> h w c").round().to(torch.uint8).cpu().numpy()
 
-    severity = true_severity(parameters, recipe, scale=options.scale)
-    measures = degradation_measures(parameters, scale=options.scale)
+    severity = true_severity(parameters, recipe, scale=made["scale"])
+    measures = degradation_measures(parameters, scale=made["scale"])
     extra = {
         "file": f"{stem}.png",
         "source": path.name,
-        "recipe": recipe.name,
-        "recipe_hash": recipe.hash,
-        "seed": options.seed,
-        "scale": options.scale,
+        **made,
         "severity": {name: round(value.item(), 5) for name, value in severity._asdict().items()},
         "measures": {name: round(value.item(), 5) for name, value in measures._asdict().items()},
     }
+    return hr, low, parameters.to_jsonl(extra=[extra])
+
+
+def _shown(path: Path, stem: str, target: Path, line: str, scale: int) -> tuple[Image.Image, Image.Image, str]:
+    """The tiles and the caption of one image on the contact sheet."""
+    from morsr.data.images import load_image
+    from morsr.data.sources import crop_to_multiple
+
+    row = json.loads(line)
+    measures = row["measures"]
     caption = (
-        f"{printable(Path(stem).name)}  severity {severity.combined.item():.2f}\nblur {measures.blur.item():.1f} px  "
-        f"noise {measures.noise.item():.0f}  JPEG {measures.jpeg.item():.0f}  grid {measures.resize.item():.2f}"
+        f"{printable(Path(stem).name)}  severity {row['severity']['combined']:.2f}\nblur {measures['blur']:.1f} px  "
+        f"noise {measures['noise']:.0f}  JPEG {measures['jpeg']:.0f}  grid {measures['resize']:.2f}"
     )
-    return hr, lr, parameters.to_jsonl(extra=[extra]), caption
+    return (*tiles(crop_to_multiple(load_image(path), scale), load_image(target / f"{stem}.png")), caption)
 
 
 def tiles(hr: np.ndarray, lr: np.ndarray) -> tuple[Image.Image, Image.Image]:
@@ -252,7 +287,3 @@ def _save(image: np.ndarray, path: Path) -> None:
             Image.fromarray(image).save(part)
     except OSError as error:
         raise MorsrError(f"{path}: cannot be written ({error})") from error
-
-
-def _say(message: Any) -> None:
-    print(message, file=sys.stderr)

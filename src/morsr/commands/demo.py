@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-import argparse
+import logging
 import os
 import shutil
+import socket
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from morsr.commands._model import add_model_arguments, model_arguments
-from morsr.errors import ConfigError, MissingDependencyError, MorsrError
+from jsonargparse.typing import PositiveInt, restricted_number_type
+
+from morsr.commands._common import Dtype
+from morsr.commands._demo_guard import OwnPagesOnly
+from morsr.errors import ConfigError, InputError, MissingDependencyError, MorsrError
+from morsr.files import printable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -18,54 +23,62 @@ if TYPE_CHECKING:
 
     from morsr.restoring import Restorer
 
-HELP = (
-    "Open a page in which an image is dropped and restored. It is reached from this machine alone unless --host says "
-    "otherwise, and neither the page nor the server asks anything of the network."
-)
+Port = restricted_number_type("Port", int, [(">=", 1), ("<=", 65535)], docstring="A port.")
 
 PREVIEW = 2048
 """Longest side in pixels of what the slider shows; the file to download has the full size."""
 
-# Only what the page itself serves may be loaded, whatever a version of gradio asks for.
-CONTENT_POLICY = (
-    "default-src 'self' data: blob:; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; "
-    "style-src 'self' 'unsafe-inline'; connect-src 'self' data: blob:; frame-ancestors 'self'"
-)
+MAX_OUTPUT = 64_000_000
+"""Pixels of an output, at most."""
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the command's arguments."""
-    add_model_arguments(parser)
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps, …")
-    parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"))
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen at (default: this machine alone)")
-    parser.add_argument("--port", type=int, help="default: the first free one from 7860")
-    parser.add_argument("--max-mb", type=int, default=20, help="largest upload in megabytes (default: 20)")
-    parser.add_argument("--open", action="store_true", help="open the page in a browser")
+def run(
+    *,
+    model: str = "tiny",
+    base: str | None = None,
+    decoder: str | None = None,
+    prompt: str | None = None,
+    device: str = "auto",
+    dtype: Dtype = "auto",
+    host: str = "127.0.0.1",
+    port: Port | None = None,
+    max_mb: PositiveInt = 20,
+    open: bool = False,
+) -> int:
+    """Open a page in which an image is dropped and restored.
 
+    It is reached from this machine alone unless --host says otherwise, and neither the page nor the server asks
+    anything of the network.
 
-def run(options: argparse.Namespace) -> int:
-    """Serve the page until it is stopped.
+    Args:
+        model: shipped preset, adapters file, saved folder or checkpoint
+        base: folder or hub id of the base model, if the adapters do not bring it
+        decoder: an AutoencoderTiny that decodes instead of the base's autoencoder: taesd, a folder, a hub id
+        prompt: text instead of the model's own; the base must have its text encoder
+        device: auto, cpu, cuda, cuda:1, mps, …
+        dtype: precision
+        host: address to listen at
+        port: default: the first free one from 7860
+        max_mb: largest upload in megabytes
+        open: open the page in a browser
 
     Raises:
         MorsrError: a model that cannot be loaded, gradio missing, or an address that cannot be used.
     """
-    if options.max_mb < 1:
-        raise ConfigError(f"--max-mb: expected at least 1, got {options.max_mb}")
-    if options.port is not None and not 1 <= options.port <= 65535:
-        raise ConfigError(f"--port: expected 1 to 65535, got {options.port}")
     import_gradio()
 
     from morsr.restoring import Restorer
 
-    restorer = Restorer.from_pretrained(**model_arguments(options), device=options.device, dtype=options.dtype)
-    page = build_page(restorer, title=f"morsr: {options.model}")
-    url = launch(page, host=options.host, port=options.port, max_mb=options.max_mb, browser=options.open)
-    print(f"{url}    (stop with Ctrl-C)", flush=True)
-    try:
-        page.block_thread()
-    finally:
-        page.close(verbose=False)
+    restorer = Restorer.from_pretrained(model, base=base, decoder=decoder, prompt=prompt, device=device, dtype=dtype)
+    with tempfile.TemporaryDirectory(prefix="morsr-demo-", ignore_cleanup_errors=True) as folder:
+        os.environ["GRADIO_TEMP_DIR"] = folder  # uploads and results leave with the page
+        page = build_page(restorer, title=f"morsr: {printable(model)}", folder=Path(folder, "results"))
+        try:
+            url = launch(page, host=host, port=port, max_mb=max_mb, browser=open)
+            print(f"{url}    (stop with Ctrl-C)", flush=True)
+            page.block_thread()
+        finally:
+            page.close(verbose=False)
     return 0
 
 
@@ -95,33 +108,21 @@ def launch(
     gr = import_gradio()
     from starlette.middleware import Middleware
 
+    local = host in ("127.0.0.1", "localhost", "::1")
+    hosts = ("127.0.0.1", "localhost", "::1") if local else ("*", host, "localhost", socket.gethostname())
+    for name in ("uvicorn.error", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # twenty lines for every forged request
     # gradio's own fonts come from the network in some versions; a machine has its own.
     theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
     try:
         _, url, _ = page.queue(max_size=16).launch(
             server_name=host, server_port=port, inbrowser=browser, share=False, quiet=True, prevent_thread_lock=True,
             max_file_size=max_mb * 10**6, footer_links=[], enable_monitoring=False, ssr_mode=False, pwa=False,
-            theme=theme, css=CSS, app_kwargs={"middleware": [Middleware(_OwnContentOnly)]},
+            theme=theme, css=CSS, app_kwargs={"middleware": [Middleware(OwnPagesOnly, hosts=hosts)]},
         )  # fmt: skip
     except OSError as error:
         raise ConfigError(f"{host}:{port or 7860}: cannot listen there ({error})") from error
     return url
-
-
-class _OwnContentOnly:
-    """Adds the content policy to every answer; plain ASGI, so that streamed answers stay streamed."""
-
-    def __init__(self, app: Any) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        async def with_policy(message: Any) -> None:
-            if message["type"] == "http.response.start":
-                policy = (b"content-security-policy", CONTENT_POLICY.encode())
-                message = {**message, "headers": [*message.get("headers", ()), policy]}
-            await send(message)
-
-        await self.app(scope, receive, with_policy if scope["type"] == "http" else send)
 
 
 CSS = """
@@ -130,12 +131,12 @@ footer {display: none !important}
 """
 
 
-def build_page(restorer: Restorer, *, title: str = "morsr") -> Any:
-    """The page, not yet served."""
+def build_page(restorer: Restorer, *, title: str = "morsr", folder: Path = Path("morsr-demo")) -> Any:
+    """The page, not yet served; `folder` holds the results of the last image."""
     gr = import_gradio()
-    context = restorer.generator.adapters
-    routed = context is not None and context.config.is_routed
-    results = tempfile.TemporaryDirectory(prefix="morsr-demo-", ignore_cleanup_errors=True)
+    adapters = restorer.generator.adapters
+    routed = adapters is not None and adapters.config.is_routed
+    left: set[str] = set()  # sessions whose page was closed
     with gr.Blocks(title=title, analytics_enabled=False, delete_cache=(600, 3600)) as page:
         gr.Markdown("## Restore an image\nDrop a photograph: it is enlarged and restored on this machine.")
         with gr.Row():
@@ -160,28 +161,60 @@ def build_page(restorer: Restorer, *, title: str = "morsr") -> Any:
         bar = gr.Progress()  # gradio knows a bar by its being a default
 
         def restore(
-            path: str | None, scale: float, strength: float, color: str, progress: Any = bar
+            path: str | None, scale: float, strength: float, color: str, request: Any = None, progress: Any = bar
         ) -> tuple[Any, ...]:
-            if path is None:
-                raise gr.Error("Drop an image first.", print_exception=False)
-            settings: dict[str, Any] = {"scale": scale, "color": color}
-            if routed:
-                settings["strength"] = strength
-            # gradio has copied the last result to where it serves files from; its copies are deleted after an hour.
-            shutil.rmtree(results.name, ignore_errors=True)
-            os.makedirs(results.name)
-            try:
-                return restore_upload(
-                    restorer, Path(path), settings, Path(results.name), lambda done, total: progress((done, total))
-                )
-            except MorsrError as error:
-                raise gr.Error(str(error).replace(str(path), Path(path).name), print_exception=False) from error
+            session = getattr(request, "session_hash", None)
 
+            def watched(done: int, total: int) -> None:
+                if session in left:
+                    raise MorsrError("the page was closed")  # the next visitor need not wait
+                progress((done, total))
+
+            try:
+                if path is None:
+                    raise InputError("Drop an image first.")
+                check_output_size(Path(path), scale)
+                settings: dict[str, Any] = {"scale": scale, "color": color}
+                if routed:
+                    settings["strength"] = strength
+                # gradio has copied the last result to where it serves files from; its copies are deleted after an hour.
+                shutil.rmtree(folder, ignore_errors=True)
+                os.makedirs(folder)
+                return restore_upload(restorer, Path(path), settings, folder, watched)
+            except MorsrError as error:
+                raise gr.Error(str(error).replace(str(path), Path(path or "").name), print_exception=False) from error
+
+        def leave(request: Any) -> None:
+            left.add(request.session_hash)
+
+        # gradio hands in the request where the annotation says so.
+        restore.__annotations__["request"] = leave.__annotations__["request"] = gr.Request
+        page.unload(leave)
         inputs, outputs = [upload, scale, strength, color], [slider, download, scores, ranks]
         shared = {"concurrency_id": "model", "concurrency_limit": 1, "api_visibility": "private"}
         for event in (upload.upload, again.click):
             event(restore, inputs, outputs, **shared)
     return page
+
+
+def check_output_size(source: Path, scale: float) -> None:
+    """Refuse an image whose output would be larger than MAX_OUTPUT pixels, by its header.
+
+    Raises:
+        InputError: too large. A file that is no image is left to the restorer.
+    """
+    from PIL import Image
+
+    try:
+        with Image.open(source, formats=("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF")) as image:
+            pixels = image.width * image.height * scale**2
+    except (OSError, ValueError, Image.DecompressionBombError):
+        return
+    if pixels > MAX_OUTPUT:
+        raise InputError(
+            f"{source.name}: the output would have {pixels / 1e6:.0f} megapixels, at most {MAX_OUTPUT / 1e6:.0f} are "
+            "made here; lower the scale, or use morsr upscale"
+        )
 
 
 def restore_upload(
@@ -220,7 +253,7 @@ def restore_upload(
 
 
 def routing_of(restorer: Restorer, source: Path, *, strength: float) -> tuple[dict[str, float], Figure]:
-    """The degradation scores of a file, and a plot of the ranks that run for it at this strength."""
+    """The degradation scores of a file, and a plot of the ranks that are active for it at this strength."""
     from morsr.evaluation.routing import RoutingTable
 
     table = RoutingTable.from_images(restorer, [source])

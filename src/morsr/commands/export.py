@@ -2,41 +2,44 @@
 
 from __future__ import annotations
 
-import argparse
-import sys
 from pathlib import Path
+from typing import Literal
 
-from morsr.commands._model import add_model_arguments, model_arguments
+from jsonargparse.typing import NonNegativeFloat, PositiveInt
+
+from morsr.commands._common import say
 from morsr.errors import ConfigError, InputError
 
-HELP = (
-    "Fix the routing of one image, or of given degradation scores, and write the model with it: as LoRA files of "
-    "diffusers and peft, as a diffusers folder with the ranks folded into the weights, or as an ONNX file."
-)
 
+def run(
+    form: Literal["lora", "diffusers", "onnx"],
+    output: Path,
+    *,
+    model: str = "tiny",
+    base: str | None = None,
+    decoder: str | None = None,
+    prompt: str | None = None,
+    image: Path | None = None,
+    scores: str | None = None,
+    strength: NonNegativeFloat = 1.0,
+    dtype: Literal["float32", "float16", "bfloat16"] | None = None,
+    scale: PositiveInt | None = None,
+) -> int:
+    """Fix the routing of one image, or of given degradation scores, and write the model with it.
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the command's arguments."""
-    forms = parser.add_subparsers(dest="form", metavar="lora|diffusers|onnx", required=True)
-    for name, text in (
-        ("lora", "a folder OUT for diffusers' load_lora_weights, the VAE's ranks as a peft folder OUT/vae"),
-        ("diffusers", "a folder OUT with vae, unet and scheduler, ranks folded in"),
-        ("onnx", "a file OUT for images of any size, without tiles and colour correction"),
-    ):
-        form = forms.add_parser(name, help=text, description=f"Export {text}.")
-        form.add_argument("output", metavar="OUT")
-        add_model_arguments(form)
-        form.add_argument("--image", help="the image whose routing is fixed")
-        form.add_argument("--scores", metavar="S1,S2,…", help="degradation scores instead of an image, each in [0, 1]")
-        form.add_argument("--strength", type=float, default=1.0, help="factor on the routed ranks (default: 1)")
-        if name == "diffusers":
-            form.add_argument("--dtype", choices=("float32", "float16", "bfloat16"), help="of the stored weights")
-        if name == "onnx":
-            form.add_argument("--scale", type=int, default=4, help="whole enlargement, 1 to 8 (default: 4)")
-
-
-def run(options: argparse.Namespace) -> int:
-    """Export the model.
+    Args:
+        form: lora (a folder for diffusers' load_lora_weights, the VAE's ranks as a peft folder in it), diffusers (a folder
+            with the ranks folded into the weights) or onnx (a file for images of any size, without tiles and colour correction)
+        output: folder; file for onnx
+        model: shipped preset, adapters file, saved folder or checkpoint
+        base: folder or hub id of the base model, if the adapters do not bring it
+        decoder: an AutoencoderTiny that decodes instead of the base's autoencoder: taesd, a folder, a hub id
+        prompt: text instead of the model's own; the base must have its text encoder
+        image: the image whose routing is fixed
+        scores: degradation scores instead of an image, each in [0, 1], with commas between them
+        strength: factor on the routed ranks
+        dtype: of the stored weights, diffusers
+        scale: whole enlargement, 1 to 8, onnx (default: 4)
 
     Raises:
         MorsrError: a setting without effect, a model that cannot be loaded, or a form that cannot hold it.
@@ -46,28 +49,29 @@ def run(options: argparse.Namespace) -> int:
     from morsr.models.exchange import fixed, graph, lora
     from morsr.models.loading import load_generator
 
-    scores = _numbers(options.scores)
-    target = Path(options.output).expanduser()
-    if options.form != "onnx" and target.is_file():
-        raise InputError(f"{target}: expected a folder to export into, this is a file")
-    if options.form == "onnx" and target.is_dir():
-        raise InputError(f"{target}: expected a file to export into, this is a folder")
-    generator = load_generator(**model_arguments(options))
-    found = fixed.fix_routing(generator, image=options.image, scores=scores, strength=options.strength)
+    for option, value, forms in (("--dtype", dtype, "diffusers"), ("--scale", scale, "onnx")):
+        if value is not None and form != forms:
+            raise ConfigError(f"{option} goes with {forms}, got {form}")
+    if form != "onnx" and output.is_file():
+        raise InputError(f"{output}: expected a folder to export into, this is a file")
+    if form == "onnx" and output.is_dir():
+        raise InputError(f"{output}: expected a file to export into, this is a folder")
+    numbers = _numbers(scores)
+    generator = load_generator(model, base=base, decoder=decoder, prompt=prompt)
+    found = fixed.fix_routing(generator, image=image, scores=numbers, strength=strength)
     if found:
-        _say("routing of " + ", ".join(f"{name} {value:.3f}" for name, value in found.items()))
-    if options.form == "lora":
-        written = lora.export_lora(target, generator)
+        say("routing of " + ", ".join(f"{name} {value:.3f}" for name, value in found.items()))
+    if form == "lora":
+        written = lora.export_lora(output, generator)
         for place in written.values():
-            _say(str(place))
+            say(str(place))
         if "vae" in written:
-            _say(f"diffusers loads no LoRA into a VAE: its ranks need peft.PeftModel and {written['vae']}")
-    elif options.form == "diffusers":
-        dtype = getattr(torch, options.dtype) if options.dtype else None
-        _say(str(fixed.export_diffusers(target, generator, dtype=dtype)))
+            say(f"diffusers loads no LoRA into a VAE: its ranks need peft.PeftModel and {written['vae']}")
+    elif form == "diffusers":
+        say(str(fixed.export_diffusers(output, generator, dtype=getattr(torch, dtype) if dtype else None)))
     else:
-        difference = graph.export_onnx(target, generator, scale=options.scale, live=False)
-        _say(f"{target}: differs from the model by at most {difference:.1e} in onnxruntime")
+        difference = graph.export_onnx(output, generator, scale=scale or 4, live=False)
+        say(f"{output}: differs from the model by at most {difference:.1e} in onnxruntime")
     return 0
 
 
@@ -78,7 +82,3 @@ def _numbers(text: str | None) -> list[float] | None:
         return [float(part) for part in text.split(",")]
     except ValueError:
         raise ConfigError(f"--scores: expected numbers with commas between them, got {text!r}") from None
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr)

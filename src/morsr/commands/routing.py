@@ -2,118 +2,107 @@
 
 from __future__ import annotations
 
-import argparse
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jsonargparse.typing import PositiveInt
+
+from morsr.commands._common import existing, output_file, say
 from morsr.errors import ConfigError, InputError, MissingDependencyError
+from morsr.files import printable
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from morsr.degradation import DegradationRecipe
     from morsr.evaluation.example import Example
     from morsr.evaluation.routing import RoutingTable
     from morsr.restoring import Restorer
 
-HELP = (
-    "Route images with the degradation estimator and the router, which takes no UNet, and write one HTML page that "
-    "works offline: load of every slot, what each slot is for, zero slots against severity, active ranks along the "
-    "network, and one image with groups of ranks switched off."
-)
 
+def run(
+    input: Path,
+    *,
+    out: Path,
+    model: str = "tiny",
+    base: str | None = None,
+    table: Path | None = None,
+    degrade: str | None = None,
+    copies: PositiveInt = 1,
+    seed: int | None = None,
+    example: str | None = None,
+    device: str = "auto",
+) -> int:
+    """Write one HTML page, which works offline, on the ranks that are active for each image.
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the command's arguments."""
-    parser.add_argument("input", metavar="IN", help="image, folder of images, or a table that --table or a run wrote")
-    parser.add_argument("--out", required=True, metavar="HTML", help="the page")
-    parser.add_argument("--model", default="tiny", help="shipped preset, adapters file, saved folder or checkpoint")
-    parser.add_argument("--base", help="folder or hub id of the base model, if the adapters do not bring it")
-    parser.add_argument("--table", metavar="FILE", help="also write the routing as one .safetensors")
-    parser.add_argument(
-        "--degrade", metavar="RECIPE",
-        help="the images are sharp: degrade them by this recipe first, so that the true degradations are known",
-    )  # fmt: skip
-    parser.add_argument("--copies", type=int, default=1, help="with --degrade: degradations per image (default: 1)")
-    parser.add_argument("--seed", type=int, help="with --degrade: seed of the degradations (default: 0)")
-    parser.add_argument(
-        "--example", metavar="NAME",
-        help="image shown in depth: its stem, or its path in the folder where stems repeat; or none "
-        "(default: the most severe)",
-    )  # fmt: skip
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps, …")
+    Images are routed with the degradation estimator and the router, which takes no UNet. The page shows the load of
+    every slot, what each slot is for, zero slots against severity, active ranks along the network, and one image with
+    groups of ranks switched off. Returns 1 if some files could not be read.
 
-
-def run(options: argparse.Namespace) -> int:
-    """Make the page; 1 if some files could not be read.
+    Args:
+        input: image, folder of images, or a table that --table or a run wrote
+        out: the page, .html
+        model: shipped preset, adapters file, saved folder or checkpoint
+        base: folder or hub id of the base model, if the adapters do not bring it
+        table: also write the routing as one .safetensors
+        degrade: the images are sharp: degrade them by this recipe first, so that the true degradations are known
+        copies: with --degrade: degradations per image
+        seed: with --degrade: seed of the degradations (default: 0)
+        example: image shown in depth: its stem, or its path in the folder where stems repeat; or none (default: the
+            most severe)
+        device: auto, cpu, cuda, cuda:1, mps, …
 
     Raises:
         MorsrError: nothing to route, a wrong setting, or a model that cannot be loaded, before anything is written.
     """
-    source, out = Path(options.input).expanduser(), Path(options.out).expanduser()
-    _check(options, source, out)
-    from morsr.data.sources import distinct_names
-    from morsr.evaluation.report import write_report
-    from morsr.evaluation.routing import RoutingTable
-    from morsr.files import printable
-
-    if source.suffix == ".safetensors":
-        table = RoutingTable.load(source)
-        write_report(table, out, title=printable(f"Which ranks run: {source.name}"))
-        print(out)
-        return 0
-
-    from morsr.restoring import Restorer
-
-    paths = _images(source)
-    names = [printable(name) for name in distinct_names(dict.fromkeys(map(str, paths), source)).values()]
-    restorer = Restorer.from_pretrained(options.model, base=options.base, device=options.device, dtype="float32")
-    parts, failed, pictures = _route(restorer, paths, names, options)
-    if not parts:
-        raise InputError(f"{source}: none of the {len(paths)} images can be read; the first: {failed[0]}")
-    table = RoutingTable.concatenate(parts)
-    wanted = None if options.example is None else printable(options.example)
-    _check_example(table, wanted)
-    if options.table:
-        table.save(options.table)
-    examples = _example(restorer, table, pictures, wanted)
-    notes = [printable(f"{len(failed)} of {len(paths)} images could not be read: {failed[0]}")] if failed else []
-    title = printable(f"Which ranks run: {options.model} on {source.name}")
-    write_report(table, out, examples=examples, notes=notes, title=title)
-    for line in failed:
-        print(line, file=sys.stderr)
-    print(out)
-    return 1 if failed else 0
-
-
-def _check(options: argparse.Namespace, source: Path, out: Path) -> None:
     import importlib.util
 
     if importlib.util.find_spec("plotly") is None:
         raise MissingDependencyError("morsr routing needs plotly: pip install 'morsr[report]'")
-    if out.suffix.lower() not in (".html", ".htm"):
-        raise ConfigError(f"--out: expected a name that ends in .html, got {options.out}")
-    if not source.exists():
-        raise InputError(f"{source}: no such file or folder")
-    if out.is_dir():
-        raise InputError(f"{out}: expected the name of a file, this is a folder")
-    from morsr.degradation.keys import check_seed
-
-    if options.copies < 1:
-        raise ConfigError(f"--copies: expected at least 1, got {options.copies}")
-    if options.seed is not None and not options.degrade:
-        raise ConfigError("--seed goes with --degrade: nothing else is drawn")
-    check_seed(options.seed or 0)
-    if options.copies > 1 and not options.degrade:
-        raise ConfigError("--copies goes with --degrade: an image as it is has one routing")
-    if source.suffix == ".safetensors" and (options.degrade or options.table or options.example):
+    existing(input)
+    output_file(out, "--out", ".html", ".htm")
+    if table is not None:
+        output_file(table, "--table", ".safetensors")
+    if degrade is None and (seed is not None or copies > 1):
+        raise ConfigError("--seed and --copies go with --degrade: an image as it is has one routing")
+    if input.suffix == ".safetensors" and (degrade or table or example):
         raise ConfigError("a table holds no images: --degrade, --table and --example go with images")
-    if options.table and Path(options.table).suffix != ".safetensors":
-        raise ConfigError(f"--table: expected a name that ends in .safetensors, got {options.table}")
-    if options.degrade:
-        from morsr.degradation import DegradationRecipe
 
-        DegradationRecipe.load(options.degrade)
+    from morsr.data.sources import distinct_names
+    from morsr.degradation import DegradationRecipe
+    from morsr.degradation.keys import check_seed
+    from morsr.evaluation.report import write_report
+    from morsr.evaluation.routing import RoutingTable
+
+    check_seed(seed or 0)
+    recipe = DegradationRecipe.load(degrade) if degrade else None
+    if input.suffix == ".safetensors":
+        write_report(RoutingTable.load(input), out, title=printable(f"Which ranks run: {input.name}"))
+        print(printable(str(out)))
+        return 0
+
+    from morsr.restoring import Restorer
+
+    paths = _images(input)
+    names = [printable(name) for name in distinct_names(dict.fromkeys(map(str, paths), input)).values()]
+    restorer = Restorer.from_pretrained(model, base=base, device=device, dtype="float32")
+    parts, failed, pictures = _route(restorer, paths, names, recipe, copies, seed or 0)
+    if not parts:
+        raise InputError(f"{input}: none of the {len(paths)} images can be read; the first: {failed[0]}")
+    routed = RoutingTable.concatenate(parts)
+    wanted = None if example is None else printable(example)
+    _check_example(routed, wanted)
+    if table is not None:
+        routed.save(table)
+    examples = _example(restorer, routed, pictures, wanted)
+    notes = [printable(f"{len(failed)} of {len(paths)} images could not be read: {failed[0]}")] if failed else []
+    write_report(
+        routed, out, examples=examples, notes=notes, title=printable(f"Which ranks run: {model} on {input.name}")
+    )
+    for line in failed:
+        say(line)
+    print(printable(str(out)))
+    return 1 if failed else 0
 
 
 def _images(source: Path) -> list[Path]:
@@ -123,20 +112,19 @@ def _images(source: Path) -> list[Path]:
 
 
 def _route(
-    restorer: Restorer, paths: list[Path], names: list[str], options: argparse.Namespace
+    restorer: Restorer, paths: list[Path], names: list[str], recipe: DegradationRecipe | None, copies: int, seed: int
 ) -> tuple[list[RoutingTable], list[str], list[Any]]:
     """Tables of the images that can be read, complaints about the others, and how to get the LR image of each row."""
     import torch
     from tqdm import tqdm
 
-    from morsr.degradation import DegradationRecipe, apply, sample_keys
+    from morsr.degradation import apply, sample_keys
     from morsr.evaluation.routing import RoutingTable
     from morsr.imaging.files import read_planes
 
     parts: list[RoutingTable] = []
     failed: list[str] = []
     pictures: list[Any] = []
-    recipe = DegradationRecipe.load(options.degrade) if options.degrade else None
     for index, (path, name) in enumerate(zip(tqdm(paths, unit="image", disable=None), names, strict=True)):
         try:
             image = read_planes(path)
@@ -148,11 +136,11 @@ def _route(
         except InputError as error:
             failed.append(str(error) if str(path) in str(error) else f"{path}: {error}")
             continue
-        numbers = index * options.copies + torch.arange(options.copies)
-        drawn = recipe.sample(sample_keys(options.seed or 0, 0, numbers))
-        copies = [f"{name}-{copy}" if options.copies > 1 else name for copy in range(options.copies)]
-        lr = apply(hr.expand(options.copies, -1, -1, -1), drawn)
-        parts.append(RoutingTable.from_images(restorer, lr, drawn, recipe=recipe, names=copies, scores_only=True))
+        numbers = index * copies + torch.arange(copies)
+        drawn = recipe.sample(sample_keys(seed, 0, numbers))
+        copied = [f"{name}-{copy}" if copies > 1 else name for copy in range(copies)]
+        lr = apply(hr.expand(copies, -1, -1, -1), drawn)
+        parts.append(RoutingTable.from_images(restorer, lr, drawn, recipe=recipe, names=copied, scores_only=True))
         pictures += lr.split(1)
     return parts, failed, pictures
 

@@ -6,7 +6,6 @@ compressed), so that it is nobody's photograph.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import platform
@@ -15,12 +14,13 @@ from importlib import metadata, resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from morsr.commands._common import Dtype
+from morsr.files import printable
+
 if TYPE_CHECKING:
     from torch import Tensor
 
     from morsr.restoring import Restorer
-
-HELP = "Restore a bundled image with the shipped model and compare with the expected output, step by step."
 
 PACKAGES = ("torch", "diffusers", "numpy", "pillow", "opencv-python-headless")
 TILE = 256
@@ -34,43 +34,51 @@ class Check(NamedTuple):
     figure: str
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the command's arguments."""
-    parser.add_argument("--model", default="tiny", help="expected outputs are shipped for the shipped models")
-    parser.add_argument("--base", help="folder or hub id of the base model, if the adapters do not bring it")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"))
-    parser.add_argument("--save", metavar="PNG", help="write the restored image here, to look at")
-    parser.add_argument(
-        "--record", metavar="DIR", help="write this machine's result as the expected one, into a folder"
-    )
+def run(
+    *,
+    model: str = "tiny",
+    base: str | None = None,
+    device: str = "auto",
+    dtype: Dtype = "auto",
+    save: Path | None = None,
+    record: Path | None = None,
+) -> int:
+    """Restore a bundled image and compare with the expected output, step by step; 1 if a check fails.
 
+    Args:
+        model: expected outputs are shipped for the shipped models
+        base: folder or hub id of the base model, if the adapters do not bring it
+        device: auto, cpu, cuda, cuda:1, mps, …
+        dtype: precision
+        save: write the restored image into this PNG, to look at
+        record: write this machine's result as the expected one, into this folder
 
-def run(options: argparse.Namespace) -> int:
-    """Run all checks; 1 if one of them fails."""
+    Raises:
+        MorsrError: a model that cannot be loaded.
+    """
     from PIL import Image
 
     from morsr.imaging import read_rgb
     from morsr.restoring import Restorer
 
-    restorer = Restorer.from_pretrained(options.model, base=options.base, device=options.device, dtype=options.dtype)
+    restorer = Restorer.from_pretrained(model, base=base, device=device, dtype=dtype)
     versions = ", ".join(f"{name} {_version(name)}" for name in PACKAGES)
     print(f"python {platform.python_version()}, {versions}")
-    print(f"model {options.model}, {restorer.device}, {str(restorer.dtype).removeprefix('torch.')}")
+    print(f"model {printable(model)}, {restorer.device}, {str(restorer.dtype).removeprefix('torch.')}")
     image = Image.fromarray(read_rgb(assets() / "selftest.png"))
     result = measure(restorer, image)
-    if options.save:
+    if save is not None:
         from morsr.imaging import read, write
 
-        write(read(result["image"]), options.save)
-        print(f"restored image: {options.save}")
-    if options.record:
-        print(f"recorded: {record(result, Path(options.record), Path(options.model).name)}")
+        write(read(result["image"]), save)
+        print(printable(f"restored image: {save}"))
+    if record is not None:
+        print(f"recorded: {record_result(result, record, Path(model).name)}")
         return 0
-    expected = load_expected(assets(), Path(options.model).name)
+    expected = load_expected(assets(), Path(model).name)
     checks: list[Check] = []
     if expected is None:
-        print(f"no expected output is shipped for {options.model}: only what needs none is checked")
+        print(f"no expected output is shipped for {model}: only what needs none is checked")
     else:
         checks += comparisons(result, expected, exact=str(restorer.dtype) == "torch.float32")
     checks += own_checks(restorer, image, result)
@@ -149,7 +157,7 @@ def comparisons(result: dict[str, Any], expected: dict[str, Any], *, exact: bool
     yield Check("output", bool(mean < (0.1 if exact else 1.5) and worst <= (4 if exact else 40)), figure)
 
 
-def record(result: dict[str, Any], folder: Path, name: str) -> Path:
+def record_result(result: dict[str, Any], folder: Path, name: str) -> Path:
     """Write a result as the expected one: NAME_expected.png and NAME_expected.json."""
     from morsr.files import write_text
     from morsr.imaging import read, write

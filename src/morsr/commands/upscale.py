@@ -2,57 +2,68 @@
 
 from __future__ import annotations
 
-import argparse
-import sys
+from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
-from morsr.commands._model import add_model_arguments, model_arguments
+from jsonargparse.typing import ClosedUnitInterval, NonNegativeFloat, PositiveInt
+
+from morsr.commands._common import Dtype, existing, models_of_user, report_failures, say
 from morsr.errors import ConfigError, InputError
 
 if TYPE_CHECKING:
     from morsr.restoring import Restorer, Settings
     from morsr.restoring.folder import Job
 
-HELP = (
-    "Restore and enlarge an image, or every image in a folder and its subfolders. Outputs keep their stem, format, "
-    "mode and metadata; outputs that exist are skipped, so that a stopped run goes on where it was."
-)
+SAMPLES = ("astronaut", "chelsea", "coffee")
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the command's arguments."""
-    parser.add_argument("input", metavar="IN", help="image file or folder")
-    parser.add_argument("output", metavar="OUT", help="image file (its suffix decides the format) or folder")
-    add_model_arguments(parser)
-    parser.add_argument("--scale", type=float, default=4.0, help="enlargement, 1 to 8 (default: 4)")
-    parser.add_argument(
-        "--tile",
-        type=_tile,
-        default="auto",
-        metavar="PIXELS",
-        help="side of tiles in output pixels, auto or none (default: auto)",
-    )
-    parser.add_argument(
-        "--color", default="wavelet", choices=("wavelet", "adain", "none"), help="colour correction (default: wavelet)"
-    )
-    parser.add_argument("--color-strength", type=float, default=1.0, help="0 to 1 (default: 1)")
-    parser.add_argument("--strength", type=float, default=1.0, help="factor on the routed ranks (default: 1)")
-    parser.add_argument(
-        "--routing", default="image", choices=("image", "tile"), help="one routing per image (default) or per tile"
-    )
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps, …")
-    parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"))
-    parser.add_argument("--format", help="output format for all files: png, jpg, webp, tif, gif or bmp")
-    parser.add_argument(
-        "--batch", type=_batch, default="auto", metavar="N", help="images of equal size at once, in a folder"
-    )
-    parser.add_argument("--compile", action="store_true", help="compile the networks first (needs a C++ compiler)")
-    parser.add_argument("--overwrite", action="store_true", help="restore again what exists already")
+def run(
+    input: Path,
+    output: str,
+    *,
+    model: str = "tiny",
+    base: str | None = None,
+    decoder: str | None = None,
+    prompt: str | None = None,
+    estimator: str | None = None,
+    scale: float = 4.0,
+    tile: PositiveInt | Literal["auto", "none"] = "auto",
+    color: Literal["wavelet", "adain", "none"] = "wavelet",
+    color_strength: ClosedUnitInterval = 1.0,
+    strength: NonNegativeFloat = 1.0,
+    routing: Literal["image", "tile"] = "image",
+    device: str = "auto",
+    dtype: Dtype = "auto",
+    format: str | None = None,
+    batch: PositiveInt | Literal["auto"] = "auto",
+    compile: bool = False,
+    overwrite: bool = False,
+) -> int:
+    """Restore and enlarge an image, or every image in a folder and its subfolders.
 
+    Outputs keep their stem, format, mode and metadata; outputs that exist are skipped, so that a stopped run goes on.
 
-def run(options: argparse.Namespace) -> int:
-    """Restore what was asked for; 1 if some files failed.
+    Args:
+        input: image file, folder, or sample:chelsea for a photograph that comes with morsr
+        output: image file (its suffix decides the format) or folder
+        model: shipped preset, adapters file, saved folder or checkpoint
+        base: folder or hub id of the base model, if the adapters do not bring it
+        decoder: an AutoencoderTiny that decodes instead of the base's autoencoder: taesd, a folder, a hub id
+        prompt: text instead of the model's own; the base must have its text encoder
+        estimator: class path of an estimator of your own, such as mine.Mine, with the scores that the router knows
+        scale: enlargement, 1 to 8
+        tile: side of tiles in output pixels
+        color: colour correction
+        color_strength: 0 to 1
+        strength: factor on the routed ranks
+        routing: one routing per image or per tile
+        device: auto, cpu, cuda, cuda:1, mps, …
+        dtype: precision
+        format: output format for all files: png, jpg, webp, tif, gif or bmp
+        batch: images of equal size at once, in a folder
+        compile: compile the networks first (needs a C++ compiler)
+        overwrite: restore again what exists already
 
     Raises:
         MorsrError: nothing to do, a wrong setting, or a model that cannot be loaded, before any file is touched; and
@@ -63,47 +74,56 @@ def run(options: argparse.Namespace) -> int:
     from morsr.restoring.folder import Job, check_jobs, folder_jobs, output_name, processes
 
     settings = Settings(
-        scale=options.scale, tile=options.tile, color=options.color, color_strength=options.color_strength,
-        strength=options.strength, routing=options.routing,
+        scale=scale, tile=None if tile == "none" else tile, color=color, color_strength=color_strength,
+        strength=strength, routing=routing,
     )  # fmt: skip
-    source, target = Path(options.input).expanduser(), Path(options.output).expanduser()
+    target = Path(output).expanduser()
+    source = sample(str(input)) if str(input).startswith("sample:") else existing(input)
     if source.is_dir():
-        jobs = folder_jobs(source, target, options.format)
-    elif source.is_file():
-        into_folder = target.is_dir() or options.output.endswith("/") or (not target.suffix and not options.format)
-        jobs = [Job(source, target / output_name(source, options.format) if into_folder else target)]
-        if options.batch != "auto":
-            raise ConfigError("--batch goes with a folder of images; a file is restored by itself")
-        _check_suffix(jobs[0].target, options.format)
+        jobs = folder_jobs(source, target, format)
     else:
-        raise InputError(f"{source}: no such file or folder")
-    check_jobs(jobs, options.format)
+        into_folder = target.is_dir() or output.endswith("/") or (not target.suffix and not format)
+        jobs = [Job(source, target / output_name(source, format) if into_folder else target)]
+        if batch != "auto":
+            raise ConfigError("--batch goes with a folder of images; a file is restored by itself")
+        _check_suffix(jobs[0].target, format)
+    check_jobs(jobs, format)
     index, count = processes()
     if index and source.is_file():
         return 0
     jobs = jobs[index::count]
 
-    waiting = [job for job in jobs if options.overwrite or not job.target.exists()]
+    waiting = [job for job in jobs if overwrite or not job.target.exists()]
     if skipped := len(jobs) - len(waiting):
-        _say(
-            f"{skipped} of {len(jobs)} outputs exist and are kept, whatever made them; --overwrite restores them again"
-        )
+        say(f"{skipped} of {len(jobs)} outputs exist and are kept, whatever made them; --overwrite restores them again")
     if source.is_dir() and index == 0 and (left_out := unread_images(source)):
-        _say(left_out)
+        say(left_out)
     if not waiting:
         return 0
 
     from morsr.restoring import Restorer
 
-    chosen = model_arguments(options)
     restorer = Restorer.from_pretrained(
-        chosen.pop("name_or_path"), **chosen, device=options.device, dtype=options.dtype, compile=options.compile
+        model, base=base, decoder=decoder, prompt=prompt, device=device, dtype=dtype, compile=compile
     )
+    models_of_user(restorer, estimator)
     settings.check_model(restorer.generator)
     if source.is_file():
-        _restore_one(restorer, waiting[0], settings, options.format)
+        _restore_one(restorer, waiting[0], settings, format)
         return 0
-    return _restore_all(restorer, waiting, settings, options)
+    return _restore_all(restorer, waiting, settings, format, batch)
+
+
+def sample(name: str) -> Path:
+    """The file of a photograph that comes with scikit-image, by `sample:NAME`.
+
+    Raises:
+        InputError: no such sample.
+    """
+    wanted = name.removeprefix("sample:")
+    if wanted not in SAMPLES:
+        raise InputError(f"{name}: no such sample; there are {', '.join(f'sample:{one}' for one in SAMPLES)}")
+    return Path(str(resources.files("skimage.data"))) / f"{wanted}.png"
 
 
 def _check_suffix(target: Path, format: str | None) -> None:
@@ -119,49 +139,34 @@ def _check_suffix(target: Path, format: str | None) -> None:
 def _restore_one(restorer: Restorer, job: Job, settings: Settings, format: str | None) -> None:
     from tqdm import tqdm
 
-    with tqdm(unit="tile", desc=job.source.name, leave=False, disable=None) as bar:
+    from morsr.files import printable
+
+    with tqdm(unit="tile", desc=printable(job.source.name), leave=False, disable=None) as bar:
 
         def progress(done: int, total: int) -> None:
             bar.total = total
             bar.update(done - bar.n if done > bar.n else 0)
 
         restorer.restore_file(*job, format=format, progress=progress, **vars(settings))
-    _say(f"{job.target}")
+    say(f"{job.target}")
 
 
-def _restore_all(restorer: Restorer, waiting: list[Job], settings: Settings, options: argparse.Namespace) -> int:
+def _restore_all(
+    restorer: Restorer,
+    waiting: list[Job],
+    settings: Settings,
+    format: str | None,
+    batch: int | Literal["auto"],
+) -> int:
     from tqdm import tqdm
 
     from morsr.restoring.folder import restore_files
 
-    outcomes = restore_files(restorer, waiting, settings, format=options.format, batch=options.batch)
+    outcomes = restore_files(restorer, waiting, settings, format=format, batch=batch)
     failed = [
         str(outcome)
         for outcome in tqdm(outcomes, total=len(waiting), unit="image", disable=None)
         if outcome.error is not None
     ]
-    _say(f"{len(waiting) - len(failed)} of {len(waiting)} images restored")
-    if failed:
-        _say(f"{len(failed)} failed:\n  " + "\n  ".join(sorted(failed)))
-    return 1 if failed else 0
-
-
-def _tile(text: str) -> int | str | None:
-    if text in ("auto", "none"):
-        return None if text == "none" else text
-    try:
-        return int(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"expected auto, none or a number of pixels, got {text!r}") from None
-
-
-def _batch(text: str) -> int | str:
-    if text == "auto":
-        return text
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected auto or a number of images from 1, got {text!r}")
-    return int(text)
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr)
+    say(f"{len(waiting) - len(failed)} of {len(waiting)} images restored")
+    return report_failures(failed)

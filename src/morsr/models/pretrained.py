@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -18,6 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from morsr.errors import ConfigError, WeightsError
+from morsr.files import printable
 
 PROMPTS_FILE = "prompt_embeddings.safetensors"
 
@@ -105,9 +107,12 @@ def fetch(hub_id: str, patterns: Sequence[str]) -> Path:
     Raises:
         WeightsError: the hub cannot be reached, or has no such repository, and the cache holds none.
     """
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import constants, snapshot_download, try_to_load_from_cache
 
     try:
+        cached = (try_to_load_from_cache(hub_id, name) for name in patterns if "*" not in name)
+        if not constants.HF_HUB_OFFLINE and not any(isinstance(path, str) for path in cached):
+            print(f"morsr: fetching {printable(hub_id)} from {constants.ENDPOINT}", file=sys.stderr, flush=True)
         return Path(snapshot_download(hub_id, allow_patterns=list(patterns)))
     except (OSError, ValueError) as error:  # unreachable, not found, not allowed, no valid id
         raise WeightsError(" ".join(str(error).split())[:160] or type(error).__name__) from error

@@ -37,11 +37,11 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
+from morsr.cli_errors import explain
 from morsr.errors import ConfigError, MorsrError, WeightsError, worker_death
 from morsr.training.callbacks.stopping import FinalValidation, StopBetweenSteps
 from morsr.training.checkpoints import AtomicCheckpointIO, newest_checkpoint
 from morsr.training.config_files import expand_configs
-from morsr.training.messages import short_message
 
 # Lightning's own callbacks have enums as defaults, which the dump of a config could not represent.
 yaml.SafeDumper.add_multi_representer(Enum, lambda dumper, choice: dumper.represent_data(choice.value))
@@ -261,7 +261,7 @@ def _with_own_setting(error: Exception) -> str:
         "accumulate_grad_batches": "model.accumulate instead of trainer.accumulate_grad_batches",
         r"(--|option ')(optimizer|lr_scheduler)\b": "model.lr, model.weight_decay and model.schedule for AdamW",
     }
-    message, full = short_message(error), " ".join(str(error).split())
+    message, full = explain(error), " ".join(str(error).split())
     instead = [f"set {mine}" for pattern, mine in own.items() if re.search(pattern, full)]
     return "; ".join([message.rstrip("."), *instead]) if instead else message
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import sys
@@ -14,15 +13,14 @@ import pytest
 import torch
 from PIL import Image
 
+from morsr.cli_parser import call
 from morsr.commands import degrade as command
 from morsr.degradation import DegradationParameters, apply
 from morsr.errors import ConfigError, InputError
 
 
 def _run(*arguments: str) -> int:
-    parser = argparse.ArgumentParser()
-    command.add_arguments(parser)
-    return command.run(parser.parse_args([str(argument) for argument in arguments]))
+    return call(command.run, "degrade", [str(argument) for argument in arguments])
 
 
 @pytest.fixture
@@ -175,6 +173,23 @@ def test_outputs_that_exist_are_kept(photos: Path, tmp_path: Path) -> None:
     assert (out / "a.png").read_bytes() == before
     assert _run(photos, out, "--seed", 1, "--overwrite") == 0
     assert (out / "a.png").read_bytes() != before
+
+
+def test_a_killed_run_goes_on_and_ends_alike(photos: Path, tmp_path: Path) -> None:
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    assert _run(photos, whole) == 0
+    assert _run(photos, cut) == 0
+    lines = (cut / "parameters.jsonl").read_text().splitlines(keepends=True)
+    (cut / "parameters.jsonl").write_text(lines[0] + lines[1][:40])  # killed while it wrote the second line
+    (cut / "more" / "b.png").unlink()
+    made = (cut / "a.png").stat().st_mtime_ns
+    assert _run(photos, cut) == 0
+    assert (cut / "a.png").stat().st_mtime_ns == made
+    for name in ("parameters.jsonl", "a.png", "gray.png", "more/b.png", "contact_sheet.png"):
+        assert (cut / name).read_bytes() == (whole / name).read_bytes(), name
+    for other in (["--seed", 1], ["--scale", 2], ["--recipe", "pisasr"]):
+        with pytest.raises(InputError, match="--overwrite"):
+            _run(photos, cut, *other)
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="a superuser can write anywhere")

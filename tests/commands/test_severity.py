@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import csv
 import os
 import sys
@@ -63,7 +62,7 @@ def test_a_broken_file_does_not_stop_a_folder(folder, capsys):
         (["{folder}", "--estimator", "clip", "--weights", "nothing/here"], "clip-vit-base-patch32"),
         (["{folder}", "--device", "abacus"], "abacus"),
         (["{folder}", "--device", "meta"], "device 'meta' cannot be used"),
-        (["{folder}", "--csv", "{folder}/sub"], "this is a folder"),
+        (["{folder}", "--csv", "{folder}/sub"], "is a folder"),
         (["{folder}", "--plot", "{folder}/gray.png"], "would overwrite an input"),
     ],
 )
@@ -84,10 +83,8 @@ def test_files_are_written_before_the_table_is_printed(folder, monkeypatch):
         raise BrokenPipeError
 
     monkeypatch.setattr(severity, "_table", gone)
-    parser = argparse.ArgumentParser()
-    severity.add_arguments(parser)
     with pytest.raises(BrokenPipeError):
-        severity.run(parser.parse_args([str(folder), "--csv", "scores.csv", "--plot", "scores.png"]))
+        severity.run(folder, csv=Path("scores.csv"), plot=Path("scores.png"))
     assert Path("scores.csv").is_file()
     assert Path("scores.png").is_file()
 

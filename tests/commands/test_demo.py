@@ -13,8 +13,7 @@ import restorer_twins as twins
 import torch
 from PIL import Image
 
-from morsr.cli import main
-from morsr.commands import demo
+from morsr.commands import _demo_guard, demo
 from morsr.errors import InputError, MissingDependencyError
 from morsr.imaging import files
 from morsr.imaging.files import image_size, thumbnail
@@ -89,15 +88,57 @@ def test_a_broken_file_is_told():
         demo.restore_upload(twins.fake(), Path("text.png"), {}, Path("made"))
 
 
-def test_wrong_options_are_told_in_one_line(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
-    assert main(["demo", "--max-mb", "0"]) == 2
-    assert "at least 1" in capsys.readouterr().err
-    for port in ("0", "99999"):
-        assert main(["demo", "--port", port]) == 2
-        assert "--port: expected 1 to 65535" in capsys.readouterr().err
+def test_gradio_missing_is_told(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(__import__("sys").modules, "gradio", None)
     with pytest.raises(MissingDependencyError, match=r"morsr\[demo\]"):
         demo.import_gradio()
+
+
+def test_an_output_beyond_the_cap_is_refused(monkeypatch: pytest.MonkeyPatch):
+    photo("photo.png")
+    monkeypatch.setattr(demo, "MAX_OUTPUT", 24 * 16 * 16)
+    demo.check_output_size(Path("photo.png"), 4.0)
+    with pytest.raises(InputError, match=r"photo\.png"):
+        demo.check_output_size(Path("photo.png"), 4.5)
+
+
+@pytest.mark.parametrize(
+    ("headers", "path", "answered"),
+    [
+        ({b"host": b"127.0.0.1:7860"}, "/", True),
+        ({b"host": b"localhost:7860", b"origin": b"http://localhost:7860"}, "/queue/join", True),
+        ({b"host": b"evil.example"}, "/", False),
+        ({b"host": b"127.0.0.1:7860", b"origin": b"http://evil.example"}, "/queue/join", False),
+        ({b"host": b"127.0.0.1:7860", b"origin": b"null"}, "/queue/join", False),
+        ({}, "/", False),
+        ({b"host": b"127.0.0.1:7860"}, "/gradio_api/file=http://10.0.0.1/", False),
+    ],
+)
+def test_only_the_pages_own_requests_are_answered(headers: dict[bytes, bytes], path: str, answered: bool):
+    assert _demo_guard.allowed(headers, path, ("127.0.0.1", "localhost", "::1")) == answered
+
+
+@pytest.mark.parametrize(
+    ("body", "answered"),
+    [
+        (b'{"data": [{"path": "/tmp/a.png", "url": "http://127.0.0.1:7860/file=/tmp/a.png"}]}', True),
+        (b'{"data": [{"path": "http://10.0.0.1/secret"}]}', False),
+        (b'{"data": [[{"path": "\\u0068ttp://10.0.0.1/secret"}]]}', False),
+        (b"{forged", False),
+    ],
+)
+def test_no_file_is_fetched_by_its_address(body: bytes, answered: bool):
+    assert _demo_guard.local_files_only(body) == answered
+
+
+def test_foreign_requests_are_refused_by_the_server(served: str):
+    import urllib.error
+    import urllib.request
+
+    assert urllib.request.urlopen(served, timeout=30).status == 200
+    foreign = urllib.request.Request(served, headers={"Host": "evil.example"})
+    with pytest.raises(urllib.error.HTTPError, match="403"):
+        urllib.request.urlopen(foreign, timeout=30)
 
 
 @pytest.fixture

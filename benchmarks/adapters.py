@@ -1,0 +1,82 @@
+"""Adapters against named peers: one image over the bare base, and a training step over peft's LoRA of rank 40.
+
+    python benchmarks/adapters.py image [--base random:sd21] [--size 512] [--rounds 9]
+    python benchmarks/adapters.py step [--base random:sd21] [--size 512] [--rounds 9]
+
+`image`: one image through the whole pass, autoencoder, estimator, router and merge included, over the same base without
+adapters. `step`: forward and backward of the UNet, ranks of one image each, over peft's LoRA on the same layers; with
+the memory of one step above the weights. Weights are random in the true shapes: they do not change the time.
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+import torch
+from timing import compare, peak_megabytes, print_table
+from torch import nn
+
+from morsr.adapters import MoRConfig
+from morsr.estimators import build_estimator
+from morsr.models.backbone import load_backbone
+from morsr.models.generator import OneStepGenerator
+from morsr.restoring import Restorer
+
+RANKS = 40
+
+
+def generator(base: str, targets: tuple[str, ...] | None) -> OneStepGenerator:
+    """A generator on a base, with adapters on these targets or without any."""
+    config = None if targets is None else MoRConfig(num_ranks=RANKS, targets=targets)
+    estimator = None if targets is None else build_estimator("frequency")
+    return OneStepGenerator(load_backbone(base), estimator, adapters=config).eval()
+
+
+def image(base: str, size: int, rounds: int) -> list[dict[str, Any]]:
+    """One image, everything counted, over the bare base."""
+    lr = torch.rand(1, 3, size // 4, size // 4)
+    adapted, bare = (Restorer(generator(base, targets)) for targets in (("sd_unet@unet", "sd_vae_encoder@vae"), None))
+    found = compare(lambda: adapted(lr, tile=None), lambda: bare(lr, tile=None), rounds=rounds)
+    return [{"what": f"one image of {size}², adapters over bare", **found._asdict()}]
+
+
+def step(base: str, size: int, rounds: int) -> list[dict[str, Any]]:
+    """A training step of the UNet over peft's LoRA of the same rank on the same layers."""
+    from peft import LoraConfig, inject_adapter_in_model
+
+    ours, bare = generator(base, ("sd_unet@unet",)), generator(base, None)
+    unet = ours.backbone.unet
+    layers = [name.removesuffix(".base_layer") for name, _ in unet.named_modules() if name.endswith(".base_layer")]
+    peer = inject_adapter_in_model(LoraConfig(r=RANKS, target_modules=layers), bare.backbone.unet)
+    factor = ours.backbone.latent_factor
+    latents, text = (
+        torch.randn(1, 4, size // factor, size // factor),
+        torch.randn(1, 77, unet.config.cross_attention_dim),
+    )
+
+    def once(network: nn.Module) -> None:
+        network(latents, 999, text).sample.square().mean().backward()
+
+    def route() -> None:
+        ours.route(torch.rand(1, 3, size // 4, size // 4))
+
+    def own() -> None:
+        route()
+        once(unet)
+
+    ours.train()
+    found = compare(own, lambda: once(peer), rounds=rounds)
+    device = torch.device("cpu")
+    memory = peak_megabytes(own, device) / peak_megabytes(lambda: once(peer), device)
+    return [{"what": f"training step, {size}², over peft LoRA r{RANKS}", **found._asdict(), "memory ratio": memory}]
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", choices=("image", "step"))
+    parser.add_argument("--base", default="random:sd21")
+    parser.add_argument("--size", type=int, default=512)
+    parser.add_argument("--rounds", type=int, default=9)
+    options = parser.parse_args()
+    print_table({"image": image, "step": step}[options.part](options.base, options.size, options.rounds))

@@ -1,0 +1,94 @@
+"""The restorer: `tiny` over its bare base, a folder over one by one, and the peak memory of large outputs.
+
+    python benchmarks/restorer.py base [--rounds 15]
+    python benchmarks/restorer.py folder FOLDER
+    python benchmarks/restorer.py memory
+
+`base`: 128² to 512², estimator, router and ranks included, over the base without adapters. `folder`: `morsr upscale` of
+a folder over the same images one after another, one process and one loaded model each, images per second. `memory`:
+resident peak of an 8192² output over that of a 4096² one, each in a process of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from timing import compare, print_table
+
+from morsr import Restorer
+from morsr.models.generator import OneStepGenerator
+
+
+def base(rounds: int) -> list[dict[str, Any]]:
+    """The shipped model over its base without adapters, with the same decoder and one-step settings."""
+    restorer = Restorer.from_pretrained("tiny")
+    one_step, bare = restorer.generator.one_step, Restorer.from_pretrained("tiny").generator.backbone
+    plain = Restorer(OneStepGenerator(bare, None, adapters=None, one_step=one_step).eval())
+    lr = torch.rand(1, 3, 128, 128)
+    found = compare(lambda: restorer(lr, tile=None), lambda: plain(lr, tile=None), rounds=rounds)
+    return [{"what": "tiny, 128² to 512², over its bare base", **found._asdict()}]
+
+
+def folder(source: Path) -> list[dict[str, Any]]:
+    """Throughput of a folder over that of its files one by one, with a loaded model."""
+    from morsr.cli import main
+
+    restorer = Restorer.from_pretrained("tiny")
+    files = sorted(path for path in source.iterdir() if path.is_file())
+    with tempfile.TemporaryDirectory() as out, contextlib.redirect_stderr(io.StringIO()):
+        start = time.perf_counter()
+        main(["upscale", str(source), f"{out}/folder"])
+        together = time.perf_counter() - start
+        start = time.perf_counter()
+        for path in files:
+            restorer.restore_file(path, Path(out, "single", path.name))
+        single = time.perf_counter() - start
+    return [{"what": f"{len(files)} images, folder (model loaded anew) over one by one", "ours": len(files) / together,
+             "peer": len(files) / single, "ratio": single / together}]  # fmt: skip
+
+
+def memory() -> list[dict[str, Any]]:
+    """Peak of the process by the side of the output."""
+    code = (
+        "import resource, sys; from PIL import Image; from morsr.cli import main; "
+        "Image.effect_noise(({0}, {0}), 60).convert('RGB').save('{1}/a.png'); "
+        "main(['upscale', '{1}/a.png', '{1}/b.png']); print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)"
+    )
+    peaks = []
+    for side in (1024, 2048):
+        with tempfile.TemporaryDirectory() as scratch:
+            done = subprocess.run(
+                [sys.executable, "-c", code.format(side, scratch)], capture_output=True, text=True, check=True
+            )
+            peaks.append(float(done.stdout.split()[-1]))
+    return [
+        {
+            "what": "peak memory (MiB), 8192² over 4096² output",
+            "ours": peaks[1],
+            "peer": peaks[0],
+            "ratio": peaks[1] / peaks[0],
+        }
+    ]
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("part", choices=("base", "folder", "memory"))
+    parser.add_argument("folder", type=Path, nargs="?")
+    parser.add_argument("--rounds", type=int, default=15)
+    options = parser.parse_args()
+    if options.part == "folder" and options.folder is None:
+        parser.error("folder: give a folder of images")
+    rows = {"base": lambda: base(options.rounds), "folder": lambda: folder(options.folder), "memory": memory}[
+        options.part
+    ]()
+    print_table(rows)

@@ -1,0 +1,90 @@
+"""Types and small things that several commands share."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, Literal
+
+from morsr.cli_errors import shortened
+from morsr.errors import ConfigError, InputError
+from morsr.files import printable
+
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+
+
+def say(text: str) -> None:
+    """Print lines on the error stream, with control characters of names escaped."""
+    print(*map(printable, text.split("\n")), sep="\n", file=sys.stderr)
+
+
+def report_failures(failed: Iterable[str]) -> int:
+    """Print what failed, a line each, and return the exit code of the command."""
+    lines = sorted(failed)
+    if lines:
+        print(f"{len(lines)} failed:", *(f"  {printable(line)}" for line in lines), sep="\n", file=sys.stderr)
+    return 1 if lines else 0
+
+
+def existing(path: Path) -> Path:
+    """The path itself.
+
+    Raises:
+        InputError: there is nothing.
+    """
+    if not path.exists():
+        raise InputError(f"{path}: no such file or folder")
+    return path
+
+
+def output_file(path: Path, option: str, *suffixes: str) -> Path:
+    """Check the name of a file to write.
+
+    Raises:
+        InputError: another suffix, a folder, or a folder that does not exist.
+    """
+    if suffixes and path.suffix.lower() not in suffixes:
+        raise InputError(f"{option}: expected a name that ends in {' or '.join(suffixes)}, got {path}")
+    if path.is_dir():
+        raise InputError(f"{option}: expected the name of a file, {path} is a folder")
+    if not path.parent.is_dir():
+        raise InputError(f"{option}: the folder {path.parent} does not exist; make it first")
+    return path
+
+
+def user_class(path: str, option: str) -> Callable[..., Any]:
+    """A class by its import path, from the current folder too.
+
+    Raises:
+        ConfigError: it cannot be imported.
+    """
+    module, _, name = path.rpartition(".")
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.append(here)
+    try:
+        found: Callable[..., Any] = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        line = f"{option}: cannot import {path} ({error}) from {here} or installed packages; check the name"
+        raise ConfigError(shortened(line, here)) from error
+    return found
+
+
+def models_of_user(restorer: Any, estimator: str | None) -> None:
+    """Let a restorer score images by a user's own estimator, given as a class path.
+
+    Raises:
+        ConfigError: no such class, or one with other scores than the router was trained with.
+    """
+    if estimator is None:
+        return
+    generator = restorer.generator
+    built = user_class(estimator, "--estimator")()
+    expected = None if generator.estimator is None else generator.estimator.names
+    if expected is None or len(built.names) != len(expected):
+        count = 0 if expected is None else len(expected)
+        raise ConfigError(
+            f"--estimator {estimator}: the model's router takes {count} scores, this gives {len(built.names)}"
+        )
+    generator.estimator = built.to(restorer.device).eval()

@@ -1,0 +1,93 @@
+"""What the demo's server answers: requests of its page alone, and nothing that the page may load from elsewhere."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+# Only what the page itself serves may be loaded, whatever a version of gradio asks for.
+CONTENT_POLICY = (
+    "default-src 'self' data: blob:; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; "
+    "style-src 'self' 'unsafe-inline'; connect-src 'self' data: blob:; frame-ancestors 'self'"
+)
+
+
+class OwnPagesOnly:
+    """Refuses what other pages send, and adds the content policy to every answer; plain ASGI, so streams stay streams.
+
+    A foreign Host or Origin is another site's page that reaches this machine through the visitor's browser. A file
+    named by a URL would be fetched by gradio from this machine.
+    """
+
+    def __init__(self, app: Any, hosts: tuple[str, ...]) -> None:
+        self.app, self.hosts = app, hosts
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        async def with_policy(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                policy = (b"content-security-policy", CONTENT_POLICY.encode())
+                message = {**message, "headers": [*message.get("headers", ()), policy]}
+            await send(message)
+
+        if scope["type"] not in ("http", "websocket"):
+            await self.app(scope, receive, send)
+            return
+        if not allowed(dict(scope["headers"]), unquote(scope["path"]), self.hosts):
+            await self._refuse(scope, send)
+            return
+        if scope.get("method") == "POST" and b"json" in dict(scope["headers"]).get(b"content-type", b""):
+            body, more = b"", True
+            while more and len(body) < 10**6:
+                message = await receive()
+                body, more = body + message.get("body", b""), message.get("more_body", False)
+            if more or not local_files_only(body):
+                await self._refuse(scope, send)
+                return
+            waiting = [{"type": "http.request", "body": body, "more_body": False}]
+
+            async def again() -> Any:
+                return waiting.pop() if waiting else await receive()
+
+            await self.app(scope, again, with_policy)
+            return
+        await self.app(scope, receive, with_policy)
+
+    async def _refuse(self, scope: Any, send: Any) -> None:
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008})
+            return
+        await send({"type": "http.response.start", "status": 403, "headers": [(b"content-type", b"text/plain")]})
+        await send({"type": "http.response.body", "body": b"only this page's own requests are answered"})
+
+
+def allowed(headers: dict[bytes, bytes], path: str, hosts: tuple[str, ...]) -> bool:
+    """Whether a request comes from the page itself.
+
+    Args:
+        headers: small letters, as ASGI gives them.
+        path: of the request, without escapes.
+        hosts: names that the page is reached by; numeric addresses always are.
+    """
+    host = urlsplit("//" + headers.get(b"host", b"").decode("latin-1")).hostname or ""
+    origin = headers.get(b"origin")
+    numeric = host.replace(".", "").isdigit() or ":" in host
+    same = origin is None or urlsplit(origin.decode("latin-1")).hostname == host
+    return (host in hosts or (numeric and "*" in hosts)) and same and "://" not in path and "=http" not in path
+
+
+def local_files_only(body: bytes) -> bool:
+    """Whether a request's JSON can be read and names no file by a URL."""
+    try:
+        waiting = [json.loads(body or b"null")]
+    except (ValueError, RecursionError):
+        return False
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, dict):
+            if "://" in str(value.get("path", "")) or str(value.get("path", "")).startswith("//"):
+                return False
+            waiting += value.values()
+        elif isinstance(value, list):
+            waiting += value
+    return True

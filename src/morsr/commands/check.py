@@ -1,0 +1,182 @@
+"""`morsr check`: what a run lacks, in one answer, before gigabytes are read."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from morsr.commands._common import existing
+from morsr.errors import MorsrError
+from morsr.files import printable
+
+FREE_GB = {"large": 5.0, "small": 0.2}
+"""Disk for the checkpoints of a run, on a base from the hub or a folder, and on a shipped one."""
+
+
+def run(config: Path, *, overrides: list[str] | None = None) -> int:
+    """Say what a run of this config lacks: base, estimator, losses' and metrics' weights, data, disk.
+
+    Files are looked for, none is loaded or downloaded. Prints a line for each thing that is missing and returns 1, or
+    one line and 0 when the run is ready.
+
+    Args:
+        config: of a run, as for morsr fit
+        overrides: as for morsr fit, such as --data.train=[photos]
+
+    Raises:
+        ConfigError: a config or an override that the run would refuse.
+    """
+    from morsr.commands._run_config import parsed, plain
+
+    settings = plain(parsed([f"--config={existing(config)}", *(overrides or ())]).config)
+    lacks = list(missing(settings))
+    for line in lacks:
+        print(printable(f"missing  {line}"))
+    print(printable(f"{config}: {len(lacks)} missing" if lacks else f"{config}: ready"))
+    return 1 if lacks else 0
+
+
+def missing(settings: Mapping[str, Any]) -> Iterator[str]:
+    """One line for each thing that a run with these settings lacks, its remedy included."""
+    model, data = ((settings.get(part) or {}).get("init_args") or {} for part in ("model", "data"))
+    yield from missing_base(model.get("base"), "model.base")
+    yield from missing_base(model.get("decoder"), "model.decoder")
+    yield from missing_estimator(model)
+    if (lpips := (model.get("losses") or {}).get("lpips")) and lpips.get("weight", 1):
+        yield from missing_vgg(lpips.get("folder"), "model.losses")
+    for name in ("start_from", "weights"):
+        yield from missing_adapters(model.get(name), f"model.{name}")
+    for metric in model.get("val_metrics") or ():
+        yield from missing_metric(str(metric))
+    yield from _by_class(settings.get("data"), "data") or missing_sources(data)
+    yield from missing_disk(settings.get("trainer") or {}, model.get("base"))
+
+
+def _by_class(part: Any, section: str) -> list[str]:
+    """What a class's own `missing(**settings)` says."""
+    if not isinstance(part, Mapping) or "class_path" not in part:
+        return []
+    module, _, name = str(part["class_path"]).rpartition(".")
+    ask = getattr(getattr(importlib.import_module(module), name, None), "missing", None)
+    return (
+        []
+        if ask is None
+        else [line if ":" in line else f"{section}: {line}" for line in ask(**part.get("init_args") or {})]
+    )
+
+
+def missing_base(base: Any, key: str) -> list[str]:
+    """Whether none of the bases that a setting names is shipped, a local folder or in the hub's cache."""
+    from morsr.models.backbone import SHIPPED_BASES
+    from morsr.models.pretrained import HUB_IDS
+
+    if base is None or isinstance(base, Mapping):
+        return _by_class(base, key)
+    named = [base] if isinstance(base, str) else list(base)
+    candidates = [one for name in named for one in HUB_IDS.get(name, (name,))]
+    if any(one in SHIPPED_BASES or one.startswith("random:") or found_model(one) for one in candidates):
+        return []
+    return [f"{key}: no folder and not in the hub's cache: {', '.join(candidates)}; give a folder, or let fit fetch it"]
+
+
+def found_model(name: str) -> bool:
+    """Whether a folder of this name exists, or a repository of this id lies in the hub's cache."""
+    if Path(name).expanduser().is_dir():
+        return True
+    if name.count("/") != 1:
+        return False
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    snapshots = Path(HF_HUB_CACHE, "models--" + name.partition("@")[0].replace("/", "--"), "snapshots")
+    return snapshots.is_dir() and any(next(one.rglob("*.safetensors"), None) for one in snapshots.iterdir())
+
+
+def missing_estimator(model: Mapping[str, Any]) -> list[str]:
+    """CLIP's weights, or a file of the learned estimator."""
+    estimator, settings = model.get("estimator"), model.get("estimator_args") or {}
+    if isinstance(estimator, Mapping):
+        if lines := _by_class(estimator, "model.estimator"):
+            return lines
+        settings = estimator.get("init_args") or {}
+        estimator = str(estimator.get("class_path"))
+    if estimator == "clip" or str(estimator).endswith(".ClipEstimator"):
+        from morsr.estimators.clip import CLIP_SOURCES
+
+        named = settings.get("model") or CLIP_SOURCES
+        named = [named] if isinstance(named, str) else list(named)
+        if not any(map(found_model, named)):
+            return [f"model.estimator: CLIP is in none of {', '.join(named)}; give a folder, or let fit fetch it"]
+    weights = settings.get("weights")
+    if weights and not Path(weights).expanduser().is_file():
+        return [f"model.estimator: no such file {weights}; train one or give another"]
+    return []
+
+
+def missing_vgg(folder: str | None, key: str) -> list[str]:
+    """The VGG-16 weights that LPIPS needs."""
+    import torch
+
+    name = "vgg16-397923af.pth"
+    root = Path(folder).expanduser() if folder else Path(torch.hub.get_dir())
+    if any((place / name).is_file() for place in (root, root / "checkpoints")):
+        return []
+    return [f"{key}.lpips: {name} is not in {root}; put torchvision's VGG-16 weights there, or let fit fetch them"]
+
+
+def missing_adapters(path: Any, key: str) -> list[str]:
+    """A file or folder of adapters to start from."""
+    from morsr.models.backbone import SHIPPED_BASES
+
+    if path is None or str(path) in SHIPPED_BASES or Path(str(path)).expanduser().exists():
+        return []
+    return [f"{key}: no such file {path}; give an adapters file"]
+
+
+def missing_metric(name: str) -> list[str]:
+    """What a metric needs that is not there."""
+    from morsr.models.metrics import metric_info, missing_weights
+
+    try:
+        info = metric_info(name)
+    except MorsrError as error:
+        return [f"model.val_metrics: {error}"]
+    files = [str(getattr(weight, "cached", weight)) for weight in missing_weights(info)]
+    return (
+        [f"model.val_metrics: {name} needs {', '.join(files)} in torch.hub's cache; score once online"] if files else []
+    )
+
+
+def missing_sources(data: Mapping[str, Any]) -> list[str]:
+    """Folders and lists of a data module without a check of its own."""
+    found = []
+    for use in ("train", "val", "test", "predict"):
+        sources = data.get(use) or ()
+        for source in [sources] if isinstance(sources, (str, Mapping)) else sources:
+            named = source if isinstance(source, Mapping) else {"source": source}
+            paths = [str(named[key]) for key in ("source", "lr", "hr") if named.get(key)]
+            lost = [path for path in paths if ":" not in path and not Path(path).expanduser().exists()]
+            if lost and not named.get("optional"):
+                found.append(f"data.{use}: no such folder or list {lost[0]}; check its name")
+    return found
+
+
+def missing_disk(trainer: Mapping[str, Any], base: Any) -> list[str]:
+    """Whether the folder of the run can be written and has room for its checkpoints."""
+    logger = trainer.get("logger")
+    first = logger[0] if isinstance(logger, list) and logger else logger
+    place = (first.get("init_args") or {}).get("save_dir") if isinstance(first, Mapping) else None
+    folder = Path(place or trainer.get("default_root_dir") or ".").expanduser().absolute()
+    near = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    if not near.is_dir() or not os.access(near, os.W_OK):
+        return [f"disk: {near} cannot be written; set trainer.logger.init_args.save_dir"]
+    free, wanted = (
+        shutil.disk_usage(near).free / 1e9,
+        FREE_GB["small" if base in (None, "tiny", "tiny-fidelity") else "large"],
+    )
+    return (
+        [] if free >= wanted else [f"disk: {free:.1f} GB free in {near}, expected {wanted} for checkpoints; free some"]
+    )

@@ -1,0 +1,99 @@
+"""`morsr schema`: a JSON schema of configs, for completion and checks in editors."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import json
+import pkgutil
+import types
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from morsr.cli_errors import settings_of
+
+_PLAIN = {bool: "boolean", int: "integer", float: "number", str: "string", Path: "string", types.NoneType: "null"}
+
+
+def run() -> int:
+    """Print a JSON schema of the configs of morsr fit: morsr schema > config.schema.json.
+
+    Editors with a YAML language server complete settings where a config begins with the line
+    "# yaml-language-server: $schema=config.schema.json".
+    """
+    import lightning as L
+
+    import morsr.data
+    import morsr.training
+
+    sections = {
+        "seed_everything": {"type": ["integer", "boolean"]},
+        "extends": {"type": ["string", "array"], "description": "a config, or several, that this one changes"},
+        "ckpt_path": {"type": ["string", "null"], "description": "checkpoint to resume from; last for the newest"},
+        "threads": {"type": "integer"},
+        "return_predictions": {"type": "boolean"},
+        "trainer": _object(L.Trainer),
+        "model": _one_of(L.LightningModule, morsr.training),
+        "data": _one_of(L.LightningDataModule, morsr.data),
+    }
+    schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "A config of morsr", "type": "object"}
+    print(json.dumps({**schema, "properties": sections, "additionalProperties": False}, indent=1))
+    return 0
+
+
+def _one_of(kind: type, package: Any) -> dict[str, Any]:
+    """A mapping with class_path and init_args, of any class; the settings of ours are known."""
+    for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
+        importlib.import_module(module.name)
+    known = sorted(
+        (one for one in _subclasses(kind) if one.__module__.startswith("morsr.")), key=lambda one: one.__name__
+    )
+    rules = [
+        {
+            "if": {
+                "properties": {"class_path": {"pattern": rf"^morsr\..*\b{one.__name__}$"}},
+                "required": ["class_path"],
+            },
+            "then": {"properties": {"init_args": _object(one)}},
+        }
+        for one in known
+    ]
+    properties = {"class_path": {"type": "string"}, "init_args": {"type": "object"}}
+    return {"type": "object", "properties": properties, "allOf": rules}
+
+
+def _subclasses(kind: type) -> set[type]:
+    return {kind}.union(*map(_subclasses, kind.__subclasses__()))
+
+
+def _object(kind: Any) -> dict[str, Any]:
+    """The settings of a class."""
+    found: dict[str, Any] = {"type": "object", "additionalProperties": False}
+    found["description"] = (inspect.getdoc(kind) or "").partition("\n")[0]
+    found["properties"] = {name: _schema(parameter.annotation) for name, parameter in settings_of(kind).items()}
+    return found
+
+
+def _schema(kind: Any) -> dict[str, Any]:
+    """What a type accepts; classes are written by class path, with or without init_args."""
+    origin, members = typing.get_origin(kind), typing.get_args(kind)
+    if origin is typing.Annotated:
+        return _schema(members[0])
+    if origin is Literal:
+        return {"enum": list(members)}
+    if origin in (typing.Union, types.UnionType):
+        return {"anyOf": [_schema(one) for one in members]}
+    if not inspect.isclass(origin or kind) or kind in (Any, inspect.Parameter.empty, object):
+        return {}
+    for plain, name in _PLAIN.items():
+        if kind is plain or (origin is None and issubclass(kind, plain) and plain is not types.NoneType):
+            return {"type": name}
+    if issubclass(origin or kind, Mapping):
+        return {"type": "object"}
+    if origin is not None:
+        return {"type": "array"}
+    if hasattr(kind, "__dataclass_fields__"):
+        return _object(kind)
+    return {"type": ["string", "object"]}

@@ -1,0 +1,121 @@
+"""Commands and bad input: the exit code is 2, one line of at most 160 characters names what is wrong."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from morsr.cli import main
+from morsr.cli_parser import call
+
+BAD = [
+    ("upscal a b", "upscale"),
+    ("upscale", "INPUT"),
+    ("upscale photo.png", "OUTPUT"),
+    ("upscale missing.png out.png", "missing.png"),
+    ("upscale photo.png out.png extra", "extra"),
+    ("upscale photo.png out.png --colour none", "--color"),
+    ("upscale photo.png out.png --color red", "--color"),
+    ("upscale photo.png out.png --color-strength 2", "--color-strength"),
+    ("upscale photo.png out.png --strength=-1", "--strength"),
+    ("upscale photo.png out.png --scale big", "--scale"),
+    ("upscale photo.png out.png --scale", "--scale"),
+    ("upscale photo.png out.png --tile 0", "--tile"),
+    ("upscale folder out --batch many", "--batch"),
+    ("upscale folder out --batch 0", "--batch"),
+    ("upscale photo.png out.png --dtype double", "--dtype"),
+    ("upscale photo.png out.png --base=", "--base"),
+    ("upscale '' out.png", "argument 1"),
+    ("upscale sample:dog out.png", "sample:chelsea"),
+    ("compare a.csv ''", "argument 2"),
+    ("compare a.csv b.csv --json ''", "--json"),
+    ("compare a.csv b.csv --level 1", "--level"),
+    ("score", "--pred"),
+    ("score --pred a --out=", "--out"),
+    ("score --pred a --jobs 0", "--jobs"),
+    ("degrade folder", "OUTPUT"),
+    ("degrade missing out", "missing"),
+    ("degrade folder out --scale 0", "--scale"),
+    ("degrade folder out --seed 1.5", "--seed"),
+    ("degrade folder out --recipe none-such", "none-such"),
+    ("severity missing.png", "missing.png"),
+    ("severity photo.png --csv nowhere/a.csv", "nowhere"),
+    ("severity photo.png --csv folder", "folder"),
+    ("severity photo.png --plot a.docx", ".png"),
+    ("severity photo.png --plot photo.png", "photo.png"),
+    ("severity photo.png --weights x", "--weights"),
+    ("severity photo.png --estimator nobody.Mine", "nobody.Mine"),
+    ("routing photo.png --out a.pdf", "--out"),
+    ("routing missing --out a.html", "missing"),
+    ("routing photo.png --out a.html --copies 0", "--copies"),
+    ("routing photo.png --out a.html --seed 3", "--degrade"),
+    ("import osedif a.pkl b.safetensors", "PEER"),
+    ("import osediff a.pkl b.safetensors --pixel 2", "--pixel"),
+    ("import osediff a.pkl b.pkl", ".safetensors"),
+    ("import osediff '' b.safetensors", "argument 2"),
+    ("export onxx out", "FORM"),
+    ("export onnx out --dtype float16", "--dtype"),
+    ("export lora out --scores a,b", "--scores"),
+    ("demo --max-mb 0", "--max-mb"),
+    ("demo --port 0", "--port"),
+    ("demo --port 99999", "--port"),
+    ("check nowhere.yaml", "nowhere.yaml"),
+]
+
+
+@pytest.fixture(autouse=True)
+def files() -> None:
+    Path("folder").mkdir()
+    for name in ("photo.png", "folder/a.png"):
+        Image.new("RGB", (96, 80)).save(name)
+
+
+@pytest.mark.parametrize(("line", "words"), BAD, ids=[line for line, _ in BAD])
+def test_it_is_refused_in_one_line_that_names_it(line: str, words: str, capsys: pytest.CaptureFixture[str]):
+    import shlex
+
+    before = sorted(Path().rglob("*"))
+    assert main(shlex.split(line)) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("morsr: ")
+    assert said.count("\n") == 1
+    assert len(said) <= 168
+    assert words in said
+    assert sorted(Path().rglob("*")) == before
+
+
+def test_help_lists_every_command_and_option(capsys: pytest.CaptureFixture[str]):
+    assert main(["--help"]) == 0
+    listed = capsys.readouterr().out
+    for name in ("fit", "check", "upscale", "import", "schema"):
+        assert f"  {name} " in listed
+    with pytest.raises(SystemExit) as stopped:
+        main(["upscale", "--help"])
+    assert stopped.value.code == 0
+    shown = capsys.readouterr().out
+    assert "--color-strength" in shown
+    assert "class '" not in shown
+
+
+def test_help_loads_no_torch():
+    code = "import sys; from morsr.cli import main; main(['--help']); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=120).returncode == 0
+
+
+def test_names_that_are_no_utf_8_and_values_like_yaml_come_as_written():
+    seen = []
+
+    def run(place: Path, *, label: str | None = None, many: list[str] | None = None, flag: bool = False) -> int:
+        """Do something."""
+        seen.append((place, label, many, flag))
+        return 0
+
+    odd = os.fsdecode(b"caf\xe9: [1")
+    assert call(run, "x", [odd, "--label", odd, "--many", odd, "yes", "--many=3", "--flag"]) == 0
+    assert call(run, "x", ["~/3", "--label=-1"]) == 0
+    assert seen == [(Path(odd), odd, [odd, "yes", "3"], True), (Path.home() / "3", "-1", None, False)]

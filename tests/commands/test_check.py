@@ -1,0 +1,82 @@
+"""`morsr check` says in one answer what a run lacks, and reads nothing large."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from PIL import Image
+
+from morsr.cli import main
+from morsr.commands import check
+
+EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
+
+
+def lines(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    return capsys.readouterr().out.splitlines()
+
+
+def test_a_config_that_needs_nothing_is_ready(capsys: pytest.CaptureFixture[str]):
+    config = EXPERIMENTS / "mor_tiny.yaml"
+    assert main(["check", str(config)]) == 0
+    assert lines(capsys) == [f"{config}: ready"]
+
+
+def test_everything_that_is_missing_is_in_one_answer(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(Path("hub").absolute()))
+    Path("run.yaml").write_text(yaml.safe_dump({"extends": str(EXPERIMENTS / "mor_sd21.yaml")}))
+    overrides = ["--model.estimator=clip", "--model.start_from=lost.safetensors", "--model.val_metrics=[psnr, lpips]"]
+    assert main(["check", "run.yaml", "--data.train=[nowhere]", "--data.val=[]", "--data.test=[]", *overrides]) == 1
+    said = lines(capsys)
+    for words in ("model.base", "model.estimator", "vgg16", "lost.safetensors", "lpips", "nowhere"):
+        assert any(line.startswith("missing") and words in line for line in said), words
+    assert said[-1] == f"run.yaml: {len(said) - 1} missing"
+
+
+def test_what_is_there_is_not_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    snapshot = tmp_path / "hub/models--me--base/snapshots/0"
+    snapshot.mkdir(parents=True)
+    assert check.missing_base("me/base", "model.base"), "a repository without weights"
+    (snapshot / "unet.safetensors").touch()
+    Path("folder").mkdir()
+    (tmp_path / "vgg16-397923af.pth").touch()
+    for base in ("me/base", "folder", "tiny", "random:sd21", None, ["none/such", "folder"]):
+        assert check.missing_base(base, "model.base") == []
+    assert check.missing_vgg(str(tmp_path), "model.loss") == []
+    assert check.missing_metric("psnr") == []
+
+
+def test_overrides_are_those_of_a_run(capsys: pytest.CaptureFixture[str]):
+    Path("photos").mkdir()
+    Image.new("RGB", (512, 512)).save("photos/a.png")
+    config = str(EXPERIMENTS / "mor_tiny.yaml")
+    assert main(["check", config, "--data.train=[photos]", "--trainer.max_steps", "5"]) == 0
+    assert main(["check", config, "--data.train=[lost]"]) == 1
+    assert main(["check", config, "--data.trian=[photos]"]) == 2
+    assert "data.trian" in capsys.readouterr().err
+
+
+def test_a_full_disk_is_told(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(check.shutil, "disk_usage", lambda place: type("Usage", (), {"free": 1e9})())
+    assert check.missing_disk({}, "tiny") == []
+    (line,) = check.missing_disk({}, "sd21")
+    assert "1.0 GB free" in line
+
+
+def test_the_schema_knows_the_shipped_configs(capsys: pytest.CaptureFixture[str]):
+    jsonschema = pytest.importorskip("jsonschema")
+    assert main(["schema"]) == 0
+    schema = json.loads(capsys.readouterr().out)
+    validator = jsonschema.Draft202012Validator(schema)
+    for path in sorted(EXPERIMENTS.rglob("*.yaml")):
+        wrong = [error.message[:100] for error in validator.iter_errors(yaml.safe_load(path.read_text()))]
+        assert not wrong, f"{path.name}: {wrong}"
+    config = yaml.safe_load((EXPERIMENTS / "mor_tiny.yaml").read_text())
+    config["model"]["init_args"]["adapters"]["topk"] = 3
+    assert list(validator.iter_errors(config))

@@ -1,0 +1,82 @@
+"""Slips in configs and overrides: one line of at most 160 characters that names the setting, the value and a remedy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from morsr.cli import main
+from morsr.cli_errors import configs_first
+
+CONFIG = str(Path(__file__).resolve().parents[2] / "experiments" / "mor_tiny.yaml")
+
+# arguments, and what the line must name: the setting, the value, the remedy
+SLIPS = [
+    (["--model.adapters.topk=4"], ["model.adapters.topk", "top_k"]),
+    (["--model.adapters.top_k=four"], ["model.adapters.top_k", "four", "whole number"]),
+    (["--model.adapters={topk: 4}"], ["model.adapters", "topk", "top_k"]),
+    (["--model.lr=fast"], ["model.lr", "fast", "a number"]),
+    (["--model.adapter.top_k=4"], ["model.adapter", "adapters"]),
+    (["--model.lrr=1"], ["model.lrr", "lr"]),
+    (["--trainer.max_step=20"], ["trainer.max_step", "trainer.max_steps"]),
+    (["--trainer.max_steps=many"], ["trainer.max_steps", "many", "whole number"]),
+    (["--trainer.logger=mine.Logger"], ["trainer.logger", "mine.Logger", "{here}"]),
+    (["--trainer.callbacks+=mine.Callback"], ["trainer.callbacks", "mine.Callback", "{here}"]),
+    (["--trainer.callbacks+=morsr.training.callbacks.ImageGrit"], ["ImageGrit", "ImageGrid"]),
+    (["--data.batch_size=big"], ["data.batch_size", "big", "whole number"]),
+    (["--data.batchsize=3"], ["data.batchsize", "batch_size"]),
+    (["--data=mine.Data"], ["data", "mine.Data", "{here}"]),
+    (["--model=mine.Mine"], ["model", "mine.Mine", "{here}"]),
+    (["--model=pathlib.Path"], ["model", "pathlib.Path", "LightningModule"]),
+    (["--dat.train=[x]"], ["--dat.train", "data"]),
+    (["--seed_everything=many"], ["seed", "many"]),
+    (["--confg", "x.yaml"], ["--confg", "--config"]),
+    (["--config=nowhere.yaml"], ["nowhere.yaml"]),
+    (["extra"], ["extra"]),
+]
+
+
+@pytest.mark.parametrize(("extra", "words"), SLIPS, ids=[extra[0] for extra, _ in SLIPS])
+def test_a_slip_is_one_short_line(extra: list[str], words: list[str], capsys: pytest.CaptureFixture[str]):
+    assert main(["fit", "--config", CONFIG, *extra]) == 2
+    said = [line for line in capsys.readouterr().err.splitlines() if "loading" not in line]
+    assert len(said) == 1
+    assert len(said[0]) <= 167
+    here = str(Path.cwd())[:12]
+    for word in words:
+        assert (here if word == "{here}" else word) in said[0]
+    assert list(Path().iterdir()) == []
+
+
+def test_a_slip_in_a_file_is_named_alike(capsys: pytest.CaptureFixture[str]):
+    wrong = {"extends": CONFIG, "model": {"init_args": {"adapters": {"num_rank": 3}}}}
+    Path("wrong.yaml").write_text(yaml.safe_dump(wrong))
+    assert main(["fit", "--config", "wrong.yaml"]) == 2
+    assert "model.adapters.num_rank: unknown setting; did you mean num_ranks?" in capsys.readouterr().err
+
+
+def test_overrides_count_before_and_after_the_config():
+    given = ["fit", "--model.lr=1", "--config", "a.yaml", "--x=2", "--config=b.yaml"]
+    assert configs_first(given) == ["fit", "--config", "a.yaml", "--config=b.yaml", "--model.lr=1", "--x=2"]
+
+
+def test_a_printed_config_is_valid_input_again(capsys: pytest.CaptureFixture[str]):
+    printed = []
+    for config in (CONFIG, "printed.yaml"):
+        with pytest.raises(SystemExit) as stopped:
+            main(["fit", "--model.lr=0.003", "--config", config, "--print_config"])
+        assert stopped.value.code == 0
+        printed.append(capsys.readouterr().out)
+        Path("printed.yaml").write_text(printed[-1])
+    assert yaml.safe_load(printed[0])["model"]["init_args"]["lr"] == 0.003
+    assert yaml.safe_load(printed[0]) == yaml.safe_load(printed[1])
+
+
+@pytest.mark.parametrize(
+    ("option", "setting"), [("--model.adapters.help", "--model.adapters.top_k"), ("--data.help", "--data.batch_size")]
+)
+def test_settings_are_listed_with_their_defaults(option: str, setting: str, capsys: pytest.CaptureFixture[str]):
+    assert main(["fit", "--config", CONFIG, option]) == 0
+    assert any(line.split()[0] == setting and "=" in line for line in capsys.readouterr().out.splitlines()[1:])
