@@ -42,7 +42,6 @@ BAD = [
     ("degrade missing out", "missing"),
     ("degrade folder out --scale 0", "--scale"),
     ("degrade folder out --seed 1.5", "--seed"),
-    ("degrade folder out --recipe none-such", "none-such"),
     ("severity missing.png", "missing.png"),
     ("severity photo.png --csv nowhere/a.csv", "nowhere"),
     ("severity photo.png --csv folder", "folder"),
