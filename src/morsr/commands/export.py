@@ -28,8 +28,9 @@ def run(
     """Fix the routing of one image, or of given degradation scores, and write the model with it.
 
     Args:
-        form: lora (a folder for diffusers' load_lora_weights, the VAE's ranks as a peft folder in it), diffusers (a folder
-            with the ranks folded into the weights) or onnx (a file for images of any size, without tiles and colour correction)
+        form: lora (a folder for diffusers' load_lora_weights, the VAE's ranks as a peft folder in it), diffusers (a
+            folder with the ranks folded into the weights) or onnx (a file for images of any size, without tiles and
+            colour correction)
         output: folder; file for onnx
         model: shipped preset, adapters file, saved folder or checkpoint
         base: folder or hub id of the base model, if the adapters do not bring it
