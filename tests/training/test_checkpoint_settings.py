@@ -44,7 +44,7 @@ def messages(caught: list[warnings.WarningMessage]) -> str:
         ("one_step with scale_input True, not False", {"one_step": OneStepConfig(timestep=150)}),
         ("adapters with scale 1.0, not 2.0", {"adapters": adapters(scale=2.0)}),
         ("adapters with top_k 2, not 3", {"adapters": adapters(top_k=3)}),
-        ("adapters with gate renormalize, not softmax", {"adapters": adapters(gate="softmax")}),
+        ("adapters with gate renormalize_real, not softmax", {"adapters": adapters(gate="softmax")}),
         ("num_shared 2, not 3, num_zero 1, not 2", {"adapters": adapters(num_shared=3, num_zero=2)}),
         ("adapters with num_ranks 6, not 8", {"adapters": adapters(num_ranks=8)}),
         ("the estimator 'frequency', not 'learned'", {"estimator": "learned"}),

@@ -82,7 +82,10 @@ def save_adapters(
     tensors |= {f"attached.{key}": value for key, value in (attached or {}).items()}
     tensors = {key: value.detach().cpu().clone().contiguous() for key, value in tensors.items()}
     if broken := [key for key, value in tensors.items() if not value.isfinite().all()]:
-        raise WeightsError(f"adapters are not saved: {broken[0]} and {len(broken) - 1} others hold NaN or infinity")
+        raise WeightsError(
+            f"adapters are not saved: {len(broken)} tensors hold NaN or infinity, such as {broken[0]}; go on from the "
+            "last checkpoint"
+        )
     header = {
         "config": report.config.to_dict(),
         "name": name,
