@@ -106,6 +106,17 @@ def test_links_lead_somewhere() -> None:
     assert broken_links(PAGES[0], "[a](docs/gone.md), [b](docs/method.md#x)") == ["docs/gone.md"]
 
 
+def words(page: Path) -> int:
+    """Words of a page outside of code."""
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
+    return sum(re.search(r"[^\W_]", word) is not None for word in text.split())
+
+
+def test_the_pages_are_short() -> None:
+    assert words(PAGES[0]) <= 900
+    assert sum(words(page) for page in PAGES[1:]) <= 9000
+
+
 def test_every_page_is_in_the_index() -> None:
     index = (REPO / "docs" / "index.md").read_text()
     assert [page.name for page in PAGES[1:] if page.name != "index.md" and f"({page.name})" not in index] == []
