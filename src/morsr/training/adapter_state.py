@@ -29,7 +29,7 @@ _NO_RESULT = {
 
 
 def saved_tensors(module: nn.Module, trained: Iterable[nn.Parameter], generator: OneStepGenerator) -> dict[str, Tensor]:
-    """What a checkpoint holds, by name: the trained tensors, the adapters' context, and what came whole with them.
+    """What a checkpoint holds, by name: the trained tensors, the router's statistics, and modules_to_save.
 
     The trained tensors are told apart by identity: which of them take a gradient changes within a step.
     """
