@@ -127,7 +127,7 @@ def _contrast(lr: Tensor) -> Tensor:
 
 
 def export_onnx(
-    path: str | os.PathLike[str], generator: OneStepGenerator, *, scale: int = 4, live: bool = True
+    path: str | os.PathLike[str], generator: OneStepGenerator, *, scale: int = 4, live: bool = False
 ) -> float:
     """Write an ONNX file: `lr` (1, 3, h, w) in [0, 1] to `sr`, and with live routing the degradation scores.
 
