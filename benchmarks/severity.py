@@ -19,7 +19,7 @@ from morsr.training.estimator import FACTOR_RANGES, single_factor
 
 def photograph(path: Path, side: int = 1024) -> torch.Tensor:
     """A photograph (1, 3, H, W) in [0, 1], at most `side` pixels high and wide."""
-    image = Image.open(path).convert("RGB")
+    image = Image.open(path, formats=("JPEG", "PNG")).convert("RGB")
     image.thumbnail((side, side), Image.Resampling.LANCZOS)
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float() / 255
 
