@@ -43,7 +43,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	@command -v uv >/dev/null || test -x $(VENV)/bin/uv || $(PY) -m pip install --quiet --disable-pip-version-check "$$(grep '^uv==' constraints.txt)"
 	@uv=$$(command -v uv || echo $(VENV)/bin/uv); pins=$$($(PY) -c 'import sys; print("-c constraints.txt" if sys.version_info >= (3, 11) else "")'); \
-	"$$uv" pip install --python $(PY) $$pins $(UV_ARGS) -e ".[$(EXTRAS)]"
+	"$$uv" pip install --compile-bytecode --python $(PY) $$pins $(UV_ARGS) -e ".[$(EXTRAS)]"
 	@touch $@
 
 train: setup ## train the adapters: CONFIG, ARGS
