@@ -219,7 +219,7 @@ def test_bad_files_are_one_line_at_once(case: str, reader: object):
         np.zeros((4, 4), np.int32), np.full((4, 4), 1.5), np.full((4, 4), np.nan), b"", b"text", "null\0.png",
         Image.new("I", (4, 4), -5),
     ],
-    ids=repr,
+    ids=lambda source: type(source).__name__,
 )  # fmt: skip
 def test_what_is_no_picture_is_refused(source: object):
     with pytest.raises(InputError) as caught:
