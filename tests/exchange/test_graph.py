@@ -112,7 +112,7 @@ def test_what_no_graph_can_hold(
             graph.export_onnx("m.onnx", generator, scale=scale)
     generator.estimator = Mine()
     with pytest.raises(ConfigError):
-        graph.export_onnx("m.onnx", generator)
+        graph.export_onnx("m.onnx", generator, live=True)
     fix_routing(generator, image=lr)
     monkeypatch.setattr(graph.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(MissingDependencyError):
