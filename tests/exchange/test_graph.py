@@ -70,6 +70,29 @@ def test_scores_on_tensors_are_the_estimator_s(
 
 @needs_onnx
 @pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("kind", ["frequency", "learned"])
+def test_live_routing_gives_each_image_its_ranks(kind: str, generator: OneStepGenerator) -> None:
+    generator = with_estimator(generator, kind, worst=False)
+    assert graph.export_onnx("live.onnx", generator, scale=2) < 1e-4
+    run = session("live.onnx")
+    routings = []
+    for (name, image), size in zip(degraded(201, 137).items(), ((128, 128), (201, 137), (140, 136)), strict=False):
+        image = image[..., : size[0], : size[1]].contiguous()
+        sr, scores = (torch.from_numpy(value) for value in run.run(None, {"lr": image.numpy()}))
+        expected = generator(image, scale=2)
+        torch.testing.assert_close(scores, expected.scores.scores, atol=1e-4, rtol=0, msg=name)
+        torch.testing.assert_close(sr, expected.sr.clamp(0, 1), atol=1e-4, rtol=0, msg=name)
+        routings.append(expected.routing)
+        if len(routings) > 1:  # under the first image's ranks it would be another image
+            generator.adapters.route(routings[0])
+            other = graph.TensorGenerator(generator, 2).restore(image)
+            assert (other - sr).abs().max() > 1e-3
+    assert not torch.equal(routings[0].gates, routings[1].gates)
+
+
+@needs_onnx
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_one_routing_gives_the_same_image_at_any_size(
     adapters_file: Path, photo: Path, pixels: Any, restored: Any, capsys: pytest.CaptureFixture[str]

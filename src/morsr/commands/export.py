@@ -29,8 +29,8 @@ def run(
 
     Args:
         form: lora (a folder for diffusers' load_lora_weights, the VAE's ranks as a peft folder in it), diffusers (a
-            folder with the ranks folded into the weights) or onnx (a file for images of any size, without tiles and
-            colour correction)
+            folder with the ranks folded into the weights) or onnx (a file without tiles and colour correction, which
+            scores and routes every image of 128 pixels a side or more; with an image or scores: any size, one routing)
         output: folder; file for onnx
         model: shipped preset, adapters file, saved folder or checkpoint
         base: folder or hub id of the base model, if the adapters do not bring it
@@ -59,9 +59,14 @@ def run(
         raise InputError(f"{output}: expected a file to export into, this is a folder")
     numbers = _numbers(scores)
     generator = load_generator(model, base=base, decoder=decoder, prompt=prompt)
-    found = fixed.fix_routing(generator, image=image, scores=numbers, strength=strength)
-    if found:
-        say("routing of " + ", ".join(f"{name} {value:.3f}" for name, value in found.items()))
+    adapters = generator.adapters
+    live = form == "onnx" and image is None and numbers is None
+    if live and adapters is not None and adapters.is_routed:
+        adapters.strength = strength
+    else:
+        found = fixed.fix_routing(generator, image=image, scores=numbers, strength=strength)
+        if found:
+            say("routing of " + ", ".join(f"{name} {value:.3f}" for name, value in found.items()))
     if form == "lora":
         written = lora.export_lora(output, generator)
         for place in written.values():
@@ -71,7 +76,7 @@ def run(
     elif form == "diffusers":
         say(str(fixed.export_diffusers(output, generator, dtype=getattr(torch, dtype) if dtype else None)))
     else:
-        difference = graph.export_onnx(output, generator, scale=scale or 4, live=False)
+        difference = graph.export_onnx(output, generator, scale=scale or 4, live=live)
         say(f"{output}: differs from the model by at most {difference:.1e} in onnxruntime")
     return 0
 

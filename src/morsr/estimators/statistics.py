@@ -41,6 +41,19 @@ def _log(values: Tensor, floor: float = 0.1) -> Tensor:
     return (values + floor).log()
 
 
+def _median(values: Tensor) -> Tensor:
+    """The lower median over dimension 1."""
+    if torch.compiler.is_exporting():  # ONNX has no median
+        return values.topk((values.shape[1] + 1) // 2, dim=1, largest=False).values[:, -1]
+    return values.median(dim=1).values
+
+
+def _hypot(first: Tensor, second: Tensor) -> Tensor:
+    if torch.compiler.is_exporting():  # nor hypot
+        return (first.square() + second.square()).sqrt()
+    return torch.hypot(first, second)
+
+
 def _filter(planes: Tensor, kernel: Tensor) -> Tensor:
     """Correlate every plane (..., h, w) with one kernel, valid region."""
     flat = planes.reshape(-1, 1, *planes.shape[-2:])
@@ -64,18 +77,24 @@ def band_energies(luma: Tensor) -> Tensor:
     )
     centred = luma - (luma * window).sum(dim=(-2, -1), keepdim=True) / window.sum()
     power = torch.fft.rfft2(centred * window).abs().square() / window.square().sum()
+    bands = power.flatten(1) @ _band_masks(height, width, luma.device)
+    bands = bands + bands.new_tensor([1e-3, 0.0, 0.0, 0.0])
+    return bands / bands.sum(dim=-1, keepdim=True)
+
+
+@functools.lru_cache(maxsize=64)
+def _band_masks(height: int, width: int, device: torch.device) -> Tensor:
     radius = torch.hypot(
-        torch.fft.fftfreq(height, device=luma.device)[:, None], torch.fft.rfftfreq(width, device=luma.device)[None, :]
+        torch.fft.fftfreq(height, device=device)[:, None], torch.fft.rfftfreq(width, device=device)[None, :]
     )
     # a column strictly between 0 and Nyquist stands for its mirror image too
-    twice = torch.full((power.shape[-1],), 2.0, device=luma.device)
+    twice = torch.full((width // 2 + 1,), 2.0, device=device)
     twice[0] = 1.0
     if width % 2 == 0:
         twice[-1] = 1.0
     masks = torch.stack([(radius >= low) & (radius < high) for low, high in itertools.pairwise(BAND_EDGES)])
-    bands = power.flatten(1) @ (masks * twice).flatten(1).T
-    bands = bands + bands.new_tensor([1e-3, 0.0, 0.0, 0.0])
-    return bands / bands.sum(dim=-1, keepdim=True)
+    with torch.inference_mode(False):
+        return (masks * twice).flatten(1).T
 
 
 def spectrum_statistics(luma: Tensor) -> dict[str, Tensor]:
@@ -115,10 +134,10 @@ def noise_statistics(crops: Tensor) -> dict[str, Tensor]:
     return {
         "noise": _log(blocks.quantile(0.1, dim=1)),
         "noise_half": _log(halved.quantile(0.1, dim=1)),
-        "noise_median": _log(luma[:, ::2, ::2].abs().flatten(1).median(dim=1).values),
-        "noise_blocks": _log(blocks.median(dim=1).values),
+        "noise_median": _log(_median(luma[:, ::2, ::2].abs().flatten(1))),
+        "noise_blocks": _log(_median(blocks)),
         "noise_chroma": _log(coloured.quantile(0.1, dim=1)),
-        "noise_chroma_blocks": _log(coloured.median(dim=1).values),
+        "noise_chroma_blocks": _log(_median(coloured)),
         "noise_next": (across + down) / (2 * power),
     }
 
@@ -209,7 +228,7 @@ def block_statistics(luma: Tensor, chroma: Tensor) -> dict[str, Tensor]:
     masks = _range_masks(luma.device)
     energy = (aligned.flatten(-2).square() @ masks).sqrt()
     quantiles = energy.quantile(energy.new_tensor([0.1, 0.5, 0.9]), dim=1)
-    colour = (block_dct(chroma).square().mean(dim=1).flatten(-2) @ masks).sqrt().median(dim=1).values
+    colour = _median((block_dct(chroma).square().mean(dim=1).flatten(-2) @ masks).sqrt())
     for index, name in enumerate(DCT_RANGES):
         for part, value in zip(("flat", "usual", "busy"), quantiles, strict=False):
             out[f"dct_{name}_{part}"] = _log(value[:, index])
@@ -241,15 +260,14 @@ def blur_statistics(luma: Tensor) -> dict[str, Tensor]:
     padded = F.pad(luma[:, None], (2, 2, 2, 2), mode="replicate")[:, 0]
     blurred = _filter(_filter(padded, kernel[None, :]), kernel[:, None])
     down, across = _filter(luma, sobel), _filter(luma, sobel.T)
-    before = torch.hypot(down, across)
-    after = torch.hypot(_filter(blurred, sobel), _filter(blurred, sobel.T))
+    before = _hypot(down, across)
+    after = _hypot(_filter(blurred, sobel), _filter(blurred, sobel.T))
     inner = before[:, 1:-1, 1:-1]
     # the ridge of an edge: the largest gradient along its own direction, to the nearest axis
-    peak = torch.where(
-        (across.abs() >= down.abs())[:, 1:-1, 1:-1],
-        inner >= torch.maximum(before[:, 1:-1, 2:], before[:, 1:-1, :-2]),
-        inner >= torch.maximum(before[:, 2:, 1:-1], before[:, :-2, 1:-1]),
-    )
+    level = (across.abs() >= down.abs())[:, 1:-1, 1:-1]
+    beside = inner >= torch.maximum(before[:, 1:-1, 2:], before[:, 1:-1, :-2])
+    above = inner >= torch.maximum(before[:, 2:, 1:-1], before[:, :-2, 1:-1])
+    peak = (level & beside) | (~level & above)
     sample = before[:, ::2, ::2].flatten(1)
     usual, strongest, top = sample.quantile(sample.new_tensor([0.7, 0.9, 0.98]), dim=1)
     out = {}
@@ -318,7 +336,7 @@ def periodicity(luma: Tensor) -> Tensor:
             parts = (line - smooth) @ basis
             power = parts.square().unflatten(-1, (2, FREQUENCIES)).sum(dim=1) / energy + power.to(luma.device)
         logarithm = (power + 1e-7).log()
-        found.append(logarithm - logarithm.median(dim=-1, keepdim=True).values)
+        found.append(logarithm - _median(logarithm)[:, None])
     return torch.cat(found, dim=1)
 
 
