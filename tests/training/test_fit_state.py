@@ -16,6 +16,7 @@ from training_twins import ADAPTERS, build, fit
 from morsr.adapters import MoRConfig
 from morsr.errors import ConfigError
 from morsr.models.backbone import load_backbone, save_network
+from morsr.models.draws import Draws
 from morsr.models.generator import OneStepConfig
 
 
@@ -146,3 +147,16 @@ def test_start_from_tells_of_another_timestep(
         one_step = OneStepConfig(timestep=timestep, scale_input=True)
         fit(build(small_base, one_step=one_step, start_from=start), tmp_path, 1)
         assert any("timestep 150, not 200" in str(warning.message) for warning in recwarn) is told
+
+
+def test_shared_ranks_alone_restore_a_share_of_the_images(small_base):
+    module = build(small_base, adapters=routed(routed_dropout=0.4))
+    batch, draws = {"lr": torch.rand(64, 3, 4, 4), "hr": torch.rand(64, 3, 16, 16)}, Draws(torch.arange(64))
+    module.generator.adapters.router.train()
+    with torch.no_grad():
+        output = module.objective.generator_loss(batch, draws, step=0).output
+    mass = output.routing.gates.sum(-1)
+    dropped = (mass == 0).all(0)
+    assert 0.2 < dropped.float().mean() < 0.6
+    assert (mass[:, ~dropped] > 0).any()
+    assert output.routing.probabilities[:, dropped].sum(-1).allclose(torch.ones(()))

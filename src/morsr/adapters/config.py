@@ -45,6 +45,7 @@ class MoRConfig:
             1 / num_ranks). ``lora_B`` starts at zero: freshly injected adapters leave the output bit-identical.
         logit_noise: standard deviation of the Gaussian noise on the logits at the start of training.
         logit_noise_until: fraction of the training at which the noise has fallen to 0.
+        routed_dropout: share of training images whose routed gates are all 0, for trained shared ranks.
         balance: "degradation" (zero slots weighed by the rank of the severity) or "plain".
         balance_alpha: strength of the balance loss. Open in the paper.
         balance_reduction: "sum" or "mean" over layers.
@@ -70,6 +71,7 @@ class MoRConfig:
     init: Literal["kaiming", "gaussian"] = "kaiming"
     logit_noise: float = 1.0
     logit_noise_until: float = 0.2
+    routed_dropout: float = 0.0
     balance: Literal["degradation", "plain"] = "degradation"
     balance_alpha: float = 0.01
     balance_reduction: Literal["sum", "mean"] = "sum"
@@ -81,6 +83,8 @@ class MoRConfig:
             object.__setattr__(self, name, tuple(value) if isinstance(value, list) else value)
         least = {"num_ranks": 1, "expert_rank": 1, "router_hidden": 1, "balance_window": 1, "scale": -float("inf")}
         check_fields(self, least=least)
+        if self.routed_dropout >= 1:
+            raise ConfigError(f"routed_dropout: expected a share below 1, got {self.routed_dropout}")
         if not self.targets:
             raise ConfigError("targets: expected at least one pattern")
         if self.num_shared > self.num_ranks or (self.num_shared == self.num_ranks and (self.top_k or self.num_zero)):

@@ -90,12 +90,15 @@ class InjectionReport:
         self._strength = float(factor)
         self._apply()
 
-    def route(self, scores: Tensor | Routing | None, *, noise: Tensor | None = None) -> Routing | None:
+    def route(
+        self, scores: Tensor | Routing | None, *, noise: Tensor | None = None, keep: Tensor | None = None
+    ) -> Routing | None:
         """Route a batch of images in all layers; it holds until the next call.
 
         Args:
             scores: degradation scores (B, D), a routing to use as it is, or None to forget the present one.
             noise: see `Router.forward`.
+            keep: (B,) factors of the routed gates, 0 for an image that the shared ranks restore alone.
 
         Raises:
             InputError: scores or a routing of another shape, or scores that are not finite.
@@ -112,6 +115,8 @@ class InjectionReport:
             self.routing = scores
         elif scores is None or isinstance(scores, Tensor):
             self.routing = None if scores is None else self.router(scores, noise)
+            if self.routing is not None and keep is not None:
+                self.routing = self.routing._replace(gates=self.routing.gates * keep[:, None])
         else:
             raise InputError(f"scores: expected a tensor (B, {self.router.num_scores}), got {type(scores).__name__}")
         self._apply()

@@ -132,13 +132,13 @@ class OneStepGenerator(nn.Module):
             self.estimator.eval()
         return self
 
-    def route(self, lr: Tensor, *, noise: Tensor | None = None) -> DegradationScores | None:
+    def route(self, lr: Tensor, *, noise: Tensor | None = None, keep: Tensor | None = None) -> DegradationScores | None:
         """Score the LR images (B, 3, h, w) in [0, 1] and route every layer by the scores."""
         if self.adapters is None or self.estimator is None:
             return None
         scores = self.estimator(lr)
         if self.adapters.is_routed:
-            self.adapters.route(scores.scores, noise=noise)
+            self.adapters.route(scores.scores, noise=noise, keep=keep)
         return scores
 
     def encode(self, images: Tensor) -> Tensor:
@@ -167,6 +167,7 @@ class OneStepGenerator(nn.Module):
         prompt: Tensor | None = None,
         score_lr: Tensor | None = None,
         noise: Tensor | None = None,
+        keep: Tensor | None = None,
     ) -> GeneratorOutput:
         """Restore LR images.
 
@@ -177,7 +178,7 @@ class OneStepGenerator(nn.Module):
             prompt: text embedding (1 or B, T, width) in place of the fixed one.
             score_lr: images (B, 3, h', w') in [0, 1] that the degradation scores are taken from, where `lr` are but
                 parts of them: a patch of a few pixels says little about blur or noise.
-            noise: for the router in training, see `Router.forward`.
+            noise, keep: for the router in training, see `InjectionReport.route`.
 
         Raises:
             InputError: an output without pixels.
@@ -185,7 +186,7 @@ class OneStepGenerator(nn.Module):
         height, width = size or (round(lr.shape[-2] * scale), round(lr.shape[-1] * scale))
         if min(height, width) < 1:
             raise InputError(f"the output would be {height}x{width} pixels; give a larger scale or size")
-        scores = self.route(lr if score_lr is None else score_lr, noise=noise)
+        scores = self.route(lr if score_lr is None else score_lr, noise=noise, keep=keep)
         z0 = self.denoise(self.encode(pad_to_multiple(enlarge(lr, (height, width)), self.multiple)), prompt)
         sr = self.decode(z0)[..., :height, :width]
         return GeneratorOutput(sr, z0, self.adapters.routing if self.adapters is not None else None, scores)

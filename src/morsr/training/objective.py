@@ -119,12 +119,17 @@ class Objective:
             step: generator step.
         """
         lr, hr = batch["lr"], batch["hr"]
-        adapters, noise = self.generator.adapters, None
+        adapters, noise, keep = self.generator.adapters, None, None
         if adapters is not None and adapters.is_routed and adapters.router.noise_sigma > 0:
             shape = (len(adapters.layer_names), adapters.config.num_slots)
             noise = draws.normal("router", shape).transpose(0, 1)
+        if adapters is not None and adapters.is_routed and adapters.config.routed_dropout > 0:
+            share = draws.timesteps("routed_dropout", 0, 999) / 1000
+            keep = (share >= adapters.config.routed_dropout).float()
         with self.part("generator"):
-            output = self.generator(lr, size=(hr.shape[-2], hr.shape[-1]), score_lr=batch.get("context"), noise=noise)
+            output = self.generator(
+                lr, size=(hr.shape[-2], hr.shape[-1]), score_lr=batch.get("context"), noise=noise, keep=keep
+            )
         with self.part("reconstruction"):
             terms = self.restoration(output.sr, hr, step=step)
         total = terms.pop("total")
