@@ -25,7 +25,8 @@ _WORDS = {
 
 def configs_first(arguments: Sequence[str]) -> list[str]:
     """Move `--config FILE` before the overrides, which count wherever they stand; the subcommand stays first."""
-    first, others, rest = list(arguments[:1]), [], list(arguments[1:])
+    first, rest = list(arguments[:1]), list(arguments[1:])
+    others: list[str] = []
     while rest:
         argument = rest.pop(0)
         if argument in ("--config", "-c") and rest:

@@ -326,7 +326,8 @@ def _read_for(path: str | os.PathLike[str], model: nn.Module) -> tuple[dict[str,
     header, tensors = _open(path, _read_all)
     if header["format_version"] < FORMAT_VERSION and header["saved"]:
         # Release 0.1 kept single parameters: the largest modules that they make up are saved here.
-        whole, modules = set(header["saved"]), []
+        whole = set(header["saved"])
+        modules: list[str] = []
         for place in _places(model):
             keys = [f"{place.name}.{key}" for key, _ in place.original.named_parameters()]
             if keys and whole.issuperset(keys) and not any(place.name.startswith(f"{one}.") for one in modules):

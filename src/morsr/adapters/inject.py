@@ -166,7 +166,7 @@ class _Place:
     key: str
 
     @property
-    def original(self) -> nn.Module:
+    def original(self) -> Any:
         """The base's own module behind the wrappers."""
         inner = self.module
         while isinstance(inner, (AdaptedLayer, SavedModule)):
@@ -278,7 +278,7 @@ def _put(
     _wrap(saved, name, switch)
     entries = []
     for index, place in enumerate(chosen):
-        present = place.parent._modules[place.key]
+        present: Any = place.parent._modules[place.key]
         layer = present if isinstance(present, AdaptedLayer) else AdaptedLayer(present, switch)
         place.parent._modules[place.key] = layer
         base = place.original
@@ -299,11 +299,13 @@ def _present_switch(places: Sequence[_Place]) -> Switch | None:
     """The switch of the sets that are on a model already; None for a bare one."""
     adapted = [place for place in places if isinstance(place.module, AdaptedLayer)]
     for place in adapted:
-        switch = place.module.switch
-        names = {switch.reports[one].layer_names[ranks.index] for one, ranks in place.module.sets.items()}
+        switch: Any = place.module.switch
+        sets: Any = place.module.sets
+        names = {switch.reports[one].layer_names[ranks.index] for one, ranks in sets.items()}
         if names != {place.name} or switch is not adapted[0].module.switch:
             raise ConfigError("a part of this model was adapted by itself; inject every set into the whole model")
-    return adapted[0].module.switch if adapted else None
+    found: Any = adapted[0].module.switch if adapted else None
+    return found
 
 
 def _wrap(saved: Sequence[_Place], name: str, switch: Switch) -> None:
@@ -311,7 +313,7 @@ def _wrap(saved: Sequence[_Place], name: str, switch: Switch) -> None:
     for place in saved:
         adapted = isinstance(place.module, AdaptedLayer)
         parent, key = (place.module, "base_layer") if adapted else (place.parent, place.key)
-        inner = parent._modules[key]
+        inner: Any = parent._modules[key]
         wrapper = inner if isinstance(inner, SavedModule) else SavedModule(inner, switch)
         wrapper.add(name)
         parent._modules[key] = wrapper

@@ -63,7 +63,7 @@ class Switch:
 class Ranks(nn.Module):
     """The ranks of one set on one layer: ``lora_A`` (R, ...) and ``lora_B`` (O, R), which starts at zero."""
 
-    def __init__(self, base: nn.Module, config: MoRConfig, index: int) -> None:
+    def __init__(self, base: Any, config: MoRConfig, index: int) -> None:
         super().__init__()
         self.index, weight = index, base.weight
         shape = (config.stored_ranks, *weight.shape[1:])
@@ -137,7 +137,8 @@ class AdaptedLayer(_Wrapper):
         gates = self.gates(name)
         if len(gates) != 1:
             raise InputError(f"merged weights hold the ranks of one image, got a routing of {len(gates)}")
-        return merged_weight(self.torch_layer(name).weight, ranks.lora_A, ranks.lora_B, gates[0])
+        layer: Any = self.torch_layer(name)
+        return merged_weight(layer.weight, ranks.lora_A, ranks.lora_B, gates[0])
 
 
 class SavedModule(_Wrapper):

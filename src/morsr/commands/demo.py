@@ -41,7 +41,7 @@ def run(
     device: str = "auto",
     dtype: Dtype = "auto",
     host: str = "127.0.0.1",
-    port: Port | None = None,
+    port: Port | None = None,  # type: ignore[valid-type]
     max_mb: PositiveInt = 20,
     open: bool = False,
 ) -> int:

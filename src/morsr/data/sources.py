@@ -161,7 +161,7 @@ def source_name(source: Source) -> str:
     return path.stem if path.suffix.lower() == ".txt" else path.name
 
 
-def is_paired(source: Source) -> bool:
+def is_paired(source: Source | Mapping[str, Any]) -> bool:
     """Whether a source names two folders of pairs."""
     return isinstance(source, Mapping) and ("lr" in source or "hr" in source)
 

@@ -51,8 +51,9 @@ class _Group:
         """One nested dictionary of plain numbers and names per image."""
         columns: dict[str, list[Any]] = {}
         for field in fields(self):
-            value, names = getattr(self, field.name), _NAMES.get(field.name)
-            plain = value.rows() if isinstance(value, _Group) else value.tolist()
+            value: Any = getattr(self, field.name)
+            names = _NAMES.get(field.name)
+            plain: list[Any] = value.rows() if isinstance(value, _Group) else value.tolist()
             columns[field.name] = [names[number] for number in plain] if names else plain
         return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 

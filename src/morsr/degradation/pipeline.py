@@ -93,8 +93,10 @@ def degrade(
 def _degrade_one(image: Tensor, row: dict[str, Any], kernels: list[Tensor], scale: int) -> Tensor:
     first, second, final = row["first"], row["second"], row["final"]
     height, width = image.shape[-2:]
-    first_size = tuple(max(int(side * first["resize_scale"]), 1) for side in (height, width))
-    second_size = tuple(max(int(side / scale * second["resize_scale"]), 1) for side in (height, width))
+    first_size, second_size = (
+        (max(int(height / shrink * part["resize_scale"]), 1), max(int(width / shrink * part["resize_scale"]), 1))
+        for part, shrink in ((first, 1), (second, scale))
+    )
     generator = torch.Generator(device=image.device)
 
     image = unsharp_mask(image) if row["sharpen"] else image

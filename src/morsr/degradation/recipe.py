@@ -180,7 +180,7 @@ def _parse(text: str, source: str, plain: bool) -> DegradationRecipe:
     return _build(DegradationRecipe, values, f"recipe {source}")
 
 
-def _build(kind: type, values: Any, where: str) -> Any:
+def _build(kind: Any, values: Any, where: str) -> Any:
     """Make a dataclass from the mappings of a file; `where` names the part in errors."""
     if not isinstance(values, dict):
         raise ConfigError(f"{where}: expected a mapping of settings, got {values!r}")

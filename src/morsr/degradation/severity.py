@@ -67,7 +67,8 @@ def true_severity(
     """
     ranks = measure_ranks(degradation_measures(parameters, scale=scale), recipe, scale=scale)
     ranks = ranks.to(parameters.key.device)
-    return DegradationSeverity(*ranks.unbind(dim=1), noisy_or(ranks, DegradationMeasures._fields))
+    blur, noise, jpeg, size = ranks.unbind(dim=1)
+    return DegradationSeverity(blur, noise, jpeg, size, noisy_or(ranks, DegradationMeasures._fields))
 
 
 def measure_ranks(

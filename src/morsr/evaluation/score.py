@@ -175,9 +175,8 @@ def score_folders(
     """
     if not outputs or (lr is not None and BICUBIC in outputs):
         raise ConfigError(f"score: expected outputs by name, none called {BICUBIC!r} beside --lr, got {list(outputs)}")
-    jobs, problems = _paired(
-        {method: Path(place) for method, place in outputs.items()}, *(Path(p) if p else None for p in (hr, lr)), crop
-    )
+    hr, lr = (Path(place) if place else None for place in (hr, lr))
+    jobs, problems = _paired({method: Path(place) for method, place in outputs.items()}, hr, lr, crop)
     if problems and not skip_problems:
         raise InputError(
             f"{len(problems)} problems, nothing was scored (--skip-problems scores the rest):\n  " + _few(problems)

@@ -336,7 +336,7 @@ def write(
         InputError: the format cannot hold the picture, or the file cannot be written; an existing file is unchanged.
     """
     values = picture.stacked() if samples is None else samples.values if isinstance(samples, Canvas) else samples
-    name = check_output(picture, path, values.shape[:2], format)
+    name = check_output(picture, path, (values.shape[0], values.shape[1]), format)
     if values.shape[2] in (2, 4) and name in _OPAQUE_ONLY:
         values = values[..., :-1]
     if values.dtype != np.uint8 and name not in ("PNG", "TIFF"):

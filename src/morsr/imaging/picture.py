@@ -195,8 +195,9 @@ def fill_hidden(pixels: NDArray[Any], alpha: NDArray[Any]) -> NDArray[Any]:
         return pixels
     import cv2
 
-    kinds = {"distanceType": cv2.DIST_L2, "maskSize": cv2.DIST_MASK_5, "labelType": cv2.DIST_LABEL_PIXEL}
-    _, labels = cv2.distanceTransformWithLabels(hidden.astype(np.uint8), **kinds)
+    _, labels = cv2.distanceTransformWithLabels(
+        hidden.astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_5, labelType=cv2.DIST_LABEL_PIXEL
+    )
     colours = np.empty((int(labels.max()) + 1, pixels.shape[2]), pixels.dtype)
     colours[labels[~hidden]] = pixels[~hidden]
     filled = pixels.copy()

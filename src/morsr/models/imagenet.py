@@ -43,7 +43,7 @@ class ImageNetFeatures(nn.Module):
         """Features (B, C, h, w) of images (B, 3, H, W) in [0, 1], the finest level first."""
         hidden = self.network.bn1(self.network.conv_stem(images * 2 - 1))
         levels = [hidden]
-        stages = list(self.network.blocks)
+        stages = list(self.network.blocks)  # type: ignore[arg-type]
         for stage, following in zip(stages, [*stages[1:], None], strict=True):
             hidden = stage(hidden)
             if following is None or following[0].conv_dw.stride[0] > 1:

@@ -100,7 +100,7 @@ class Passes:
         size, windows = settings.output_size(*lr.shape[-2:]), plan.windows
         by_tile = settings.routing == "tile"
         with self._routed(lr, settings) as routing, self._merged(len(lr), len(windows), settings):
-            found = []
+            found: list[Any] = []
             for done, window in enumerate(windows):
                 if by_tile:
                     found.append(self._route(source_part(lr, window, size), settings))

@@ -193,7 +193,8 @@ class Restorer:
         )
         settings.check_model(self.generator)
         several = isinstance(image, (list, tuple))
-        results, routings = [], []
+        results: list[Any] = []
+        routings: list[Any] = []
         for one in image if several else [image]:
             if isinstance(one, Tensor):
                 lr = read_planes(one)
@@ -205,8 +206,8 @@ class Restorer:
             else:
                 raise TypeError(f"image: expected a path, PIL image, array, tensor or a list, got {type(one).__name__}")
             routings.append(found)
-        images, found = (results, routings) if several else (results[0], routings[0])
-        return (images, found) if return_routing else images
+        images = results if several else results[0]
+        return (images, routings if several else routings[0]) if return_routing else images
 
     @torch.no_grad()
     def restore_file(

@@ -87,8 +87,7 @@ def build_networks(
         if name in optimizers:
             optimizer = optimizers[name](groups)
         else:
-            kept = {"betas": settings.betas, "weight_decay": settings.weight_decay}
-            optimizer = torch.optim.AdamW(groups, lr=rate, **kept)
+            optimizer = torch.optim.AdamW(groups, lr=rate, betas=settings.betas, weight_decay=settings.weight_decay)
         # A helper whose start lies after the end of the run never moves, but its cosine still needs a step.
         steps = max(total_steps - objective.first_step(name), 1) if total_steps > 0 else total_steps
         if scheduler is not None:

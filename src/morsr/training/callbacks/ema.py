@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -49,7 +49,7 @@ class AdapterEMA(Callback):
             self._average.update_parameters(nn.ParameterList(_trained(pl_module).values()))
 
     @torch.no_grad()
-    def _mix(self, averages: Sequence[Tensor], current: Sequence[Tensor], count: Tensor) -> None:
+    def _mix(self, averages: Any, current: Any, count: Tensor | int) -> None:
         n = int(count)
         decay = min(self.decay, (1 + n) / (self.warmup + n)) if self.warmup else self.decay
         torch._foreach_lerp_(averages, current, 1 - decay)
@@ -68,7 +68,7 @@ class AdapterEMA(Callback):
             raise WeightsError(f"AdapterEMA: the checkpoint's average does not fit the model, see {odd[0]}")
         self._average.n_averaged.fill_(self._stored["updates"])
         with torch.no_grad():
-            for mine, name in zip(self._average.module, trained, strict=True):
+            for mine, name in zip(self._average.module.parameters(), trained, strict=True):
                 mine.copy_(stored[name])
 
     @contextmanager
@@ -87,7 +87,7 @@ class AdapterEMA(Callback):
             self._build(pl_module)
         if self._average is None or wanted == self._swapped:
             return False
-        for mine, theirs in zip(self._average.module, _trained(pl_module).values(), strict=True):
+        for mine, theirs in zip(self._average.module.parameters(), _trained(pl_module).values(), strict=True):
             kept = theirs.clone()
             theirs.copy_(mine)
             mine.copy_(kept)
@@ -113,7 +113,7 @@ class AdapterEMA(Callback):
     def state_dict(self) -> dict[str, Any]:
         if self._average is None:
             return self._stored or {"updates": 0, "average": {}}
-        average = dict(zip(self._names, (value.detach() for value in self._average.module), strict=True))
+        average = dict(zip(self._names, (value.detach() for value in self._average.module.parameters()), strict=True))
         return {"updates": int(self._average.n_averaged), "average": average}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
