@@ -1,17 +1,17 @@
 # Every target first makes sure that .venv holds what pyproject.toml asks for; when nothing changed, that costs nothing.
-#   make train CONFIG=experiments/mor_tiny.yaml ARGS="--trainer.max_steps=20"
+#   make train CONFIG=experiments/tiny/mor.yaml ARGS="--trainer.max_steps=20"
 
 PYTHON ?= python3
 VENV ?= .venv
 EXTRAS ?= all,dev
 UV_ARGS ?=
 
-CONFIG ?= experiments/mor_tiny.yaml
+CONFIG ?= experiments/tiny/mor.yaml
 ARGS ?=
-BASE_CONFIGS ?= experiments/base_tiny_autoencoder.yaml experiments/base_tiny_diffusion.yaml
+BASE_CONFIGS ?= experiments/base/tiny_autoencoder.yaml experiments/base/tiny_diffusion.yaml
 # a command to run on the finished base, for example a copy of its folder
 BASE_EXPORT ?=
-# the rows of the ablation, experiments/ablation_ROW.yaml; the others are compared with the last one
+# the rows of the ablation, experiments/ablation/ROW.yaml; the others are compared with the last one
 ABLATION_ROWS ?= tiny_lora4 tiny_lora10 tiny_lora_moe tiny_mor_v1 tiny_mor_v2 tiny_mor
 ABLATION_SEEDS ?= 0 1 2 3 4
 ABLATION_OUT ?= runs/ablation
@@ -30,7 +30,7 @@ SOURCES := $(wildcard src tests data_prep benchmarks)
 .PHONY: help setup train eval base ablation check test test-all lint format clean
 
 help: ## this list
-	@echo "make TARGET [CONFIG=experiments/X.yaml] [ARGS=\"--trainer.max_steps=20 ...\"]"
+	@echo "make TARGET [CONFIG=experiments/DIR/X.yaml] [ARGS=\"--trainer.max_steps=20 ...\"]"
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1|\2/p' Makefile | awk -F'|' '{ printf "%-14s %s\n", $$1, $$2 }'
 
 setup: $(STAMP) ## make .venv and install everything, at the versions of constraints.txt
@@ -59,7 +59,7 @@ base: setup ## train the tiny base, autoencoder then diffusion: BASE_CONFIGS, BA
 ablation: setup ## train every row for five seeds and compare them: ABLATION_ROWS, ABLATION_SEEDS, ABLATION_OUT, ARGS
 	@set -e; for seed in $(ABLATION_SEEDS); do for row in $(ABLATION_ROWS); do \
 		run=$(ABLATION_OUT)/$$row/seed_$$seed; test -f $$run/finished && continue; rm -rf $$run; echo "$$run"; \
-		$(MORSR) fit --config experiments/ablation_$$row.yaml --seed_everything=$$seed --model.seed=$$seed --data.seed=$$seed \
+		$(MORSR) fit --config experiments/ablation/$$row.yaml --seed_everything=$$seed --model.seed=$$seed --data.seed=$$seed \
 			--trainer.logger.init_args.save_dir=$(ABLATION_OUT) --trainer.logger.init_args.name=$$row \
 			--trainer.logger.init_args.version=seed_$$seed $(ARGS); touch $$run/finished; done; done
 	@set -e; for row in $(filter-out $(lastword $(ABLATION_ROWS)),$(ABLATION_ROWS)); do \

@@ -70,7 +70,7 @@ def test_wheel_holds_source_weights_and_configs(wheel: Path, repo_root: Path):
         for path in package.rglob("*")
         if path.is_file() and "__pycache__" not in path.parts  # another test may be writing there
     }
-    configs = {f"morsr/experiments/{p.name}" for p in (repo_root / "experiments").glob("*.yaml")}
+    configs = {f"morsr/{p.relative_to(repo_root)}" for p in (repo_root / "experiments").rglob("*.yaml")}
     assert source <= held
     assert configs
     assert configs <= held

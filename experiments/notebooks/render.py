@@ -66,8 +66,7 @@ def workplace() -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "notebooks"
         folder.mkdir()
-        for config in HERE.parent.glob("*.yaml"):
-            shutil.copy(config, folder.parent)
+        shutil.copytree(HERE.parent, folder.parent, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.ipynb", "*.py"))
         yield folder
 
 

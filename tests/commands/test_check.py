@@ -20,7 +20,7 @@ def lines(capsys: pytest.CaptureFixture[str]) -> list[str]:
 
 
 def test_a_config_that_needs_nothing_is_ready(capsys: pytest.CaptureFixture[str]):
-    config = EXPERIMENTS / "mor_tiny.yaml"
+    config = EXPERIMENTS / "tiny/mor.yaml"
     assert main(["check", str(config)]) == 0
     assert lines(capsys) == [f"{config}: ready"]
 
@@ -29,7 +29,7 @@ def test_everything_that_is_missing_is_in_one_answer(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(Path("hub").absolute()))
-    Path("run.yaml").write_text(yaml.safe_dump({"extends": str(EXPERIMENTS / "mor_sd21.yaml")}))
+    Path("run.yaml").write_text(yaml.safe_dump({"extends": str(EXPERIMENTS / "sd21/mor.yaml")}))
     overrides = ["--model.estimator=clip", "--model.start_from=lost.safetensors", "--model.val_metrics=[psnr, lpips]"]
     assert main(["check", "run.yaml", "--data.train=[nowhere]", "--data.val=[]", "--data.test=[]", *overrides]) == 1
     said = lines(capsys)
@@ -55,7 +55,7 @@ def test_what_is_there_is_not_missing(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_overrides_are_those_of_a_run(capsys: pytest.CaptureFixture[str]):
     Path("photos").mkdir()
     Image.new("RGB", (512, 512)).save("photos/a.png")
-    config = str(EXPERIMENTS / "mor_tiny.yaml")
+    config = str(EXPERIMENTS / "tiny/mor.yaml")
     assert main(["check", config, "--data.train=[photos]", "--trainer.max_steps", "5"]) == 0
     assert main(["check", config, "--data.train=[lost]"]) == 1
     assert main(["check", config, "--data.trian=[photos]"]) == 2
@@ -77,6 +77,6 @@ def test_the_schema_knows_the_shipped_configs(capsys: pytest.CaptureFixture[str]
     for path in sorted(EXPERIMENTS.rglob("*.yaml")):
         wrong = [error.message[:100] for error in validator.iter_errors(yaml.safe_load(path.read_text()))]
         assert not wrong, f"{path.name}: {wrong}"
-    config = yaml.safe_load((EXPERIMENTS / "mor_tiny.yaml").read_text())
+    config = yaml.safe_load((EXPERIMENTS / "tiny/mor.yaml").read_text())
     config["model"]["init_args"]["adapters"]["topk"] = 3
     assert list(validator.iter_errors(config))

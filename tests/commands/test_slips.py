@@ -10,7 +10,7 @@ import yaml
 from morsr.cli import main
 from morsr.cli_errors import configs_first
 
-CONFIG = str(Path(__file__).resolve().parents[2] / "experiments" / "mor_tiny.yaml")
+CONFIG = str(Path(__file__).resolve().parents[2] / "experiments" / "tiny/mor.yaml")
 
 # arguments, and what the line must name: the setting, the value, the remedy
 SLIPS = [

@@ -60,7 +60,7 @@ def test_half_precision_file_keeps_the_scores(tmp_path):
 def test_files_that_cannot_be_used(weights, tmp_path):
     from safetensors.torch import save_file
 
-    with pytest.raises(WeightsError, match=r"estimator_learned.yaml"):
+    with pytest.raises(WeightsError, match=r"estimator/learned.yaml"):
         build_estimator("learned", weights=tmp_path / "none.safetensors")
     (tmp_path / "cut.safetensors").write_bytes(weights.read_bytes()[:100])
     with pytest.raises(WeightsError, match=r"cut.safetensors"):
@@ -206,7 +206,7 @@ def test_the_config_trains_end_to_end(tmp_path, shared_data, repo_root):
     folder = str(shared_data / "bsds500" / "val")
     code = main(
         [
-            "fit", "--config", str(repo_root / "experiments" / "estimator_learned.yaml"),
+            "fit", "--config", str(repo_root / "experiments" / "estimator/learned.yaml"),
             "--trainer.max_steps=2", "--trainer.limit_val_batches=2", "--trainer.val_check_interval=2",
             f"--trainer.logger.init_args.save_dir={tmp_path}", "--trainer.enable_checkpointing=false",
                 f"--model.init_args.out={out}",

@@ -118,7 +118,7 @@ def test_training_goes_on_from_an_imported_file(kl_base: Path, tmp_path: Path) -
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)).save(photos / "a.png")
     adapters = {"num_ranks": ranks + 6, "num_shared": ranks, "top_k": 2, "num_zero": 1, "targets": layers}
     options = [
-        "fit", "--config", str(Path(__file__).resolve().parents[2] / "experiments" / "mor_tiny.yaml"),
+        "fit", "--config", str(Path(__file__).resolve().parents[2] / "experiments" / "tiny/mor.yaml"),
         f"--model.base={kl_base}", f"--model.start_from={path}", f"--model.adapters={json.dumps(adapters)}",
         '--model.one_step={"timestep": 999, "scale_input": false}', "--model.calibration_images=2",
         f"--data.train=[{photos}]", "--data.val=[]", "--data.test=[]", "--data.dead_leaves=0", "--data.batch_size=1",

@@ -123,7 +123,7 @@ def test_no_checkpoint_runs_code(
         Image.effect_noise((96, 96), 50).convert("RGB").save(photos / f"{index}.png")
     source = f"{address}/{name}" if remote else folder / name
     status = main([
-        command, "--config", str(repo_root / "experiments" / "mor_tiny.yaml"), "--trainer.accelerator=cpu",
+        command, "--config", str(repo_root / "experiments" / "tiny/mor.yaml"), "--trainer.accelerator=cpu",
         f"--trainer.default_root_dir={tmp_path}", "--trainer.fast_dev_run=1", f"--data.train=[{photos}]",
         f"--data.val=[{photos}]", "--data.crop_size=32", "--data.num_workers=0", "--data.val_multiple=16",
         f"--data.predict=[{photos}]", f"--model.base={small_base}",

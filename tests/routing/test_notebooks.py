@@ -16,7 +16,7 @@ SHORT: dict[str, dict[str, Any]] = {
     "1_inspect_routing": {"COPIES": 3},
     "2_switch_ranks": {"SIZE": 64, "SEEDS": 1, "STRENGTHS": [0.0, 1.0]},
     "3_own_photos": {
-        "CONFIG": str(FOLDER.parent / "mor_tiny.yaml"),
+        "CONFIG": str(FOLDER.parent / "tiny/mor.yaml"),
         "STEPS": 2,
         "EXTRA": [
             "--data.init_args.batch_size=2",

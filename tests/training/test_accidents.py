@@ -21,7 +21,7 @@ from morsr.adapters import adapter_parameters
 from morsr.cli import main
 from morsr.training.checkpoints import read_checkpoint
 
-CONFIG = Path(__file__).resolve().parents[2] / "experiments" / "mor_tiny_full.yaml"
+CONFIG = Path(__file__).resolve().parents[2] / "experiments" / "tiny/mor_full.yaml"
 
 
 class Poison(L.Callback):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,7 +22,7 @@ from morsr.training.cli import SaveConfig
 from morsr.training.config_files import read_config
 
 EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
-CONFIGS = sorted(path.name for path in EXPERIMENTS.glob("*.yaml") if not path.name.startswith("predict"))
+CONFIGS = sorted(str(path.relative_to(EXPERIMENTS)) for path in EXPERIMENTS.rglob("*.yaml"))
 
 
 @pytest.fixture
@@ -87,7 +88,7 @@ def real(options: list[str], out: Path, steps: int) -> list[str]:
 
 def test_a_base_phase_resumes_by_the_command_line_alone(small_base: Path, photos: Path, tmp_path: Path) -> None:
     """Settings come from the config and the command line, never from the checkpoint, and the result is the same."""
-    options = real(arguments("base_tiny_diffusion.yaml", small_base, photos, tmp_path / "out"), tmp_path / "out", 2)
+    options = real(arguments("base/tiny_diffusion.yaml", small_base, photos, tmp_path / "out"), tmp_path / "out", 2)
     options += ["--trainer.callbacks+=lightning.pytorch.callbacks.ModelCheckpoint"]
     options += ["--trainer.callbacks.every_n_train_steps=1"]
     assert main([*options, f"--model.out={tmp_path}/straight"]) == 0
@@ -111,7 +112,7 @@ def test_a_base_phase_resumes_by_the_command_line_alone(small_base: Path, photos
     ["--trainer.enable_progress_bar=true", "--trainer.enable_checkpointing=false", "--trainer.logger=false"],
 )
 def test_settings_of_lightning_work(habit: str, small_base: Path, photos: Path, tmp_path: Path) -> None:
-    options = real(arguments("mor_tiny.yaml", small_base, photos, tmp_path / "out"), tmp_path / "out", 1)
+    options = real(arguments("tiny/mor.yaml", small_base, photos, tmp_path / "out"), tmp_path / "out", 1)
     if "logger" in habit:
         options = [one for one in options if "logger" not in one]
     assert main([*options, habit]) == 0
@@ -119,7 +120,7 @@ def test_settings_of_lightning_work(habit: str, small_base: Path, photos: Path, 
 
 
 def test_a_fast_dev_run_writes_nothing(small_base: Path, photos: Path, tmp_path: Path) -> None:
-    options = arguments("mor_tiny.yaml", small_base, photos, tmp_path / "out")
+    options = arguments("tiny/mor.yaml", small_base, photos, tmp_path / "out")
     before = set(tmp_path.rglob("*"))
     assert main(options) == 0
     assert {path for path in tmp_path.rglob("*") if "cache" not in path.parts} == before
@@ -128,7 +129,7 @@ def test_a_fast_dev_run_writes_nothing(small_base: Path, photos: Path, tmp_path:
 def test_a_resume_with_nothing_left_to_do_says_so(
     small_base: Path, photos: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    options = real(arguments("mor_tiny.yaml", small_base, photos, tmp_path / "out"), tmp_path / "out", 1)
+    options = real(arguments("tiny/mor.yaml", small_base, photos, tmp_path / "out"), tmp_path / "out", 1)
     assert main([*options, "--ckpt_path=last"]) == 0  # none yet: from the start
     assert "Nothing left to do" not in caplog.text
     assert main([*options, "--ckpt_path=last"]) == 0
@@ -141,7 +142,7 @@ def test_a_checkpoint_of_weights_alone_is_refused_before_anything_is_built(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     torch.save({"state_dict": {}, "global_step": 3}, tmp_path / "weights.ckpt")
-    options = ["fit", "--config", str(EXPERIMENTS / "mor_tiny.yaml"), "--model.base=/nowhere"]
+    options = ["fit", "--config", str(EXPERIMENTS / "tiny/mor.yaml"), "--model.base=/nowhere"]
     assert main([*options, f"--ckpt_path={tmp_path}/weights.ckpt", f"--trainer.default_root_dir={tmp_path}/out"]) == 2
     message = capsys.readouterr().err
     assert "weights.ckpt" in message
@@ -186,7 +187,7 @@ def test_a_wrong_option_is_one_line_that_names_it(
     extra: list[str], words: str, small_base: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
-    code = main([*real(arguments("mor_tiny.yaml", small_base, photos, out), out, 1), *extra])
+    code = main([*real(arguments("tiny/mor.yaml", small_base, photos, out), out, 1), *extra])
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("morsr: ")]
     assert code == 2
     assert len(lines) == 1
@@ -200,7 +201,7 @@ def test_a_wrong_number_of_slurm_tasks_is_one_line(
     tasks = {"NTASKS": "4", "NTASKS_PER_NODE": "4", "JOB_NAME": "train", "JOB_ID": "1"}
     for name, value in {**tasks, "PROCID": "0", "LOCALID": "0", "NODEID": "0"}.items():
         monkeypatch.setenv(f"SLURM_{name}", value)
-    options = real(arguments("mor_tiny.yaml", small_base, photos, tmp_path / "out"), tmp_path / "out", 1)
+    options = real(arguments("tiny/mor.yaml", small_base, photos, tmp_path / "out"), tmp_path / "out", 1)
     assert main([*options, "--trainer.devices=2", "--trainer.strategy=ddp_find_unused_parameters_true"]) == 2
     assert len([line for line in capsys.readouterr().err.splitlines() if line.startswith("morsr: ")]) == 1
 
@@ -208,7 +209,7 @@ def test_a_wrong_number_of_slurm_tasks_is_one_line(
 def test_a_printed_config_holds_enums_as_words_and_no_optimizer(capsys: pytest.CaptureFixture[str]) -> None:
     timer = "--trainer.callbacks+=lightning.pytorch.callbacks.Timer"
     with pytest.raises(SystemExit) as stop:
-        main(["fit", "--config", str(EXPERIMENTS / "mor_tiny.yaml"), timer, "--print_config"])
+        main(["fit", "--config", str(EXPERIMENTS / "tiny/mor.yaml"), timer, "--print_config"])
     assert stop.value.code == 0
     printed = yaml.safe_load(capsys.readouterr().out)
     assert printed["trainer"]["callbacks"][-1]["init_args"]["interval"] == "step"
@@ -224,7 +225,7 @@ def test_an_empty_folder_of_photographs_is_named(
     small_base: Path, tmp_path: Path, photos: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "empty").mkdir()
-    options = [*arguments("mor_tiny.yaml", small_base, photos, tmp_path / "out"), f"--data.train=[{tmp_path}/empty]"]
+    options = [*arguments("tiny/mor.yaml", small_base, photos, tmp_path / "out"), f"--data.train=[{tmp_path}/empty]"]
     assert main(options) == 2
     assert "empty" in capsys.readouterr().err
 
@@ -244,7 +245,7 @@ def test_a_damaged_checkpoint_is_one_line(
     if kept is not None:
         torch.save({"state_dict": {"x": torch.zeros(1000)}}, path)
         path.write_bytes(path.read_bytes()[: int(kept * path.stat().st_size)])
-    options = [*arguments("mor_tiny.yaml", small_base, photos, tmp_path / "out"), f"--ckpt_path={path}"]
+    options = [*arguments("tiny/mor.yaml", small_base, photos, tmp_path / "out"), f"--ckpt_path={path}"]
     assert main(options) == 2
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("morsr: ")]
     assert len(lines) == 1
@@ -260,3 +261,10 @@ def test_a_config_is_kept_in_the_folder_of_a_run_alone(monkeypatch: pytest.Monke
         for stage in ("fit", "validate", "test", "predict"):
             SaveConfig(None, None).setup(SimpleNamespace(loggers=loggers), None, stage)  # type: ignore[arg-type]
     assert kept == ["fit", "validate", "test"]
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_config_says_what_it_is_for(name: str) -> None:
+    lines = (EXPERIMENTS / name).read_text().splitlines()
+    assert [line.partition(": ")[0] for line in lines[:3]] == ["# Purpose", "# Cost", "# Reaches"]
+    assert re.search(r"measured|estimated", lines[1])

@@ -27,7 +27,7 @@ def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def options(folder: Path) -> list[str]:
     return [
-        "fit", "--config", str(ROOT / "experiments" / "mor_tiny.yaml"), "--trainer.max_steps=1",
+        "fit", "--config", str(ROOT / "experiments" / "tiny/mor.yaml"), "--trainer.max_steps=1",
         "--trainer.accelerator=cpu", f"--trainer.default_root_dir={folder / 'out'}", "--trainer.limit_val_batches=0",
         "--data.num_workers=0", "--data.batch_size=2", "--data.crop_size=64", "--data.train=[]",
         "--data.dead_leaves=1.0", "--model.calibration_images=2",

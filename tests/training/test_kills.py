@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from morsr.cli import main
 
-CONFIG = Path(__file__).resolve().parents[2] / "experiments" / "mor_tiny.yaml"
+CONFIG = Path(__file__).resolve().parents[2] / "experiments" / "tiny/mor.yaml"
 STEPS = 12
 
 

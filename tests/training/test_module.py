@@ -24,7 +24,7 @@ from morsr.training.adapter_state import newest_adapters
 from morsr.training.callbacks import AdapterEMA
 from morsr.training.module import OneStepSRModule
 
-CONFIG = Path(__file__).resolve().parents[2] / "experiments" / "mor_tiny.yaml"
+CONFIG = Path(__file__).resolve().parents[2] / "experiments" / "tiny/mor.yaml"
 
 
 def fit(module: OneStepSRModule, folder: Path, steps: int, *, ckpt: Path | None = None, save_at: int = 0) -> L.Trainer:

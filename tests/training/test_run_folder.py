@@ -14,7 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from morsr.cli import main
 from morsr.evaluation import RoutingTable
 
-CONFIG = Path(__file__).resolve().parents[2] / "experiments" / "mor_tiny.yaml"
+CONFIG = Path(__file__).resolve().parents[2] / "experiments" / "tiny/mor.yaml"
 
 
 @pytest.mark.slow

@@ -49,7 +49,7 @@ def train(base: Path, out: Path, *more: str, stop: Stop | None = None) -> subpro
     if stop is not None:
         callbacks.append({"class_path": "test_stopping_two_processes.Stop", "init_args": vars(stop)})
     options = [
-        "--config", "mor_tiny_full.yaml", f"--model.base={base}", "--model.adapters.targets=[sd_unet@unet]",
+        "--config", "tiny/mor_full.yaml", f"--model.base={base}", "--model.adapters.targets=[sd_unet@unet]",
         "--model.losses={vsd: {}, gan: {}}", "--model.calibration_images=2", "--model.warmup=0",
         "--data.train=[]", "--data.val=[]", "--data.test=[]", "--data.dead_leaves=1.0", "--data.batch_size=1",
         "--data.crop_size=32", "--data.num_workers=0", "--data.samples_per_epoch=6",

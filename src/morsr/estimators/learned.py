@@ -133,7 +133,7 @@ def load_net(path: str | Path) -> DegradationNet:
             state = {key: file.get_tensor(key).float() for key in keys}
     except (OSError, SafetensorError) as error:
         raise WeightsError(
-            f"estimator weights {path}: cannot be read ({error}); train them with experiments/estimator_learned.yaml, "
+            f"estimator weights {path}: cannot be read ({error}); train them with experiments/estimator/learned.yaml, "
             'or choose estimator "frequency", which needs none'
         ) from error
     if metadata.get("kind") != _MARK or metadata.get("format") != str(FORMAT):

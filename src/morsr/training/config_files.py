@@ -1,6 +1,6 @@
 """Configs that extend one another: a file says what differs from its parent, and nothing else.
 
-extends: mor_sd21.yaml          a path beside this file, or a list of them, later ones over earlier ones
+extends: sd21/mor.yaml          a path beside this file, or a list of them, later ones over earlier ones
 model:
   init_args:
     accumulate: 4
