@@ -27,7 +27,7 @@ SOURCES := $(wildcard src tests data_prep benchmarks)
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help setup train eval base ablation check test test-all lint format clean
+.PHONY: help setup train eval base ablation check test test-all docs lint format clean
 
 help: ## this list
 	@echo "make TARGET [CONFIG=experiments/DIR/X.yaml] [ARGS=\"--trainer.max_steps=20 ...\"]"
@@ -73,6 +73,10 @@ test: setup ## tests and doctests without the slow ones
 
 test-all: setup ## all tests, README commands in full
 	$(PYTEST) $(PYTEST_ARGS)
+
+docs: setup ## the site, in build/site
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet
+	@echo "build/site/index.html"
 
 lint: setup ## formatting, lint and types
 	$(PY) -m ruff format --check $(SOURCES)

@@ -33,6 +33,7 @@ ALWAYS = [
     (r"cd morsr", "true"),
     (r"(uv )?pip install .*", "true"),
     (r"make setup", "true"),
+    (r"source .*", "true"),
     (r"make (test|test-all)", r"make --dry-run \1"),
 ]
 # What the short form replaces besides: two steps, one image.
