@@ -44,6 +44,7 @@ SHORT = [
     (r"make (train|base|ablation)\b(.*)", rf'make \1\2 ARGS="{TWO_STEPS}"'),
     (r'make eval\b(.*?) ARGS="(.*)"(.*)', rf'make eval\1 ARGS="\2 {ONE_IMAGE}"\3'),
     (r"make eval\b(.*)", rf'make eval\1 ARGS="{ONE_IMAGE}"'),
+    (r"morsr upscale sample:chelsea(.*)", r"morsr upscale photo.jpg\1"),
     (r"morsr fit\b(.*)", rf"morsr fit\1 {TWO_STEPS}"),
     (r"morsr (validate|test|predict)\b(.*)", r"morsr \1\2 --trainer.limit_\1_batches=1"),
     (r"(make lint)\b(.*)", r"make --dry-run lint\2"),
