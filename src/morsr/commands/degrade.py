@@ -41,7 +41,7 @@ def run(
 
     Writes PNG files, parameters.jsonl with one line of true parameters per image, and contact_sheet.png. The result for
     an image depends on its name and the seed alone: its path within the folder without suffix (sub/c), or the file's
-    name (c). A run that was stopped goes on where it was.
+    name (c). The same command resumes a stopped run.
 
     Args:
         input: image file or folder of sharp images

@@ -58,7 +58,7 @@ class RealESRGANDataModule(L.LightningDataModule):
 
     Args:
         train: sources of HR photographs and of pairs; may be empty if dead_leaves is 1.
-        val, test: sources, each a set of its own; photographs are degraded with fixed seeds.
+        val, test: sources, each a set in the tables; photographs are degraded with fixed seeds.
         predict: folders of LR images.
         dead_leaves: share of training samples that are synthetic, rendered on the device.
         recipe: a degradation recipe: a preset's name, a YAML file, a class path or an instance.
@@ -67,7 +67,7 @@ class RealESRGANDataModule(L.LightningDataModule):
         crop_size: side of HR crops in pixels, a multiple of scale.
         patch_size: side in HR pixels of the window of each degraded crop that becomes hr and lr, at a random place; the
             degradation scores are taken from the whole crop, as they are from a whole image later. None: all of it.
-        views: samples in a row that show the same crop, each under a degradation of its own.
+        views: samples in a row that show the same crop, each degraded differently.
         samples_per_epoch: None takes the number of photographs, but at least 100 batches.
         flips, turns: random mirroring; random turns by 90 degrees.
         max_downscale: photographs are shrunk by a random factor from 1 to this, which cleans those that are JPEGs.

@@ -105,7 +105,7 @@ class TrainingCrops(Dataset):
         synthetic: share of samples that are synthetic, in [0, 1].
         flips, turns: mirror; turn by multiples of 90 degrees.
         max_downscale: photographs are shrunk by a random factor from 1 to this, as far as their size allows.
-        views: samples in a row that show one crop, each with a key of its own.
+        views: samples in a row that show one crop, each with another key.
         cache_mb: MiB of decoded photographs that each process keeps.
         scale: HR pixels per LR pixel.
     """

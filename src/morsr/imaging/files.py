@@ -327,7 +327,7 @@ def write(
     Args:
         picture: gives the pixels and the notes. Pixels are upright, and the notes then claim no rotation.
         path: its suffix decides the format, unless `format` does ("png", "jpg", …).
-        samples: (H, W, C) in place of the picture's own, from `Picture.samples`. The memory of a canvas in a file is
+        samples: (H, W, C) instead of the picture's own, from `Picture.samples`. The memory of a canvas in a file is
             given back part by part while it is written.
         quality: of JPEG and lossy WebP, 1 to 100.
         lossless: of WebP; default as the picture's file was.

@@ -104,8 +104,8 @@ def unread_images(folder: str | os.PathLike[str], suffixes: Container[str] = SUF
         return ""
     counts = ", ".join(f"{ending} {count}" for ending, count in found.most_common())
     if found.total() == 1:
-        return f"1 file has an ending that is not read and was left out ({counts})"
-    return f"{found.total()} files have endings that are not read and were left out ({counts})"
+        return f"1 file with an unsupported extension was left out ({counts})"
+    return f"{found.total()} files with unsupported extensions were left out ({counts})"
 
 
 def known_suffixes() -> str:

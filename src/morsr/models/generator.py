@@ -175,7 +175,7 @@ class OneStepGenerator(nn.Module):
             lr: (B, 3, h, w) in [0, 1].
             scale: enlargement along each axis.
             size: exact output size (H, W) in pixels; overrides scale.
-            prompt: text embedding (1 or B, T, width) in place of the fixed one.
+            prompt: text embedding (1 or B, T, width) instead of the fixed one.
             score_lr: images (B, 3, h', w') in [0, 1] that the degradation scores are taken from, where `lr` are but
                 parts of them: a patch of a few pixels says little about blur or noise.
             noise, keep: for the router in training, see `InjectionReport.route`.

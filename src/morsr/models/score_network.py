@@ -1,7 +1,7 @@
 """Variational score distillation: a frozen teacher and a score network, both of them the generator's own UNet.
 
 The base weights are held once. The teacher is the UNet without adapters, the score network the UNet with a small
-adapter set of its own; which one runs is switched for each call.
+separate adapter set; which one runs is switched for each call.
 """
 
 from __future__ import annotations

@@ -219,7 +219,7 @@ class Restorer:
         progress: Progress | None = None,
         **settings: Any,
     ) -> None:
-        """Restore an image file into another file, which appears only when it is complete.
+        """Restore an image file into another file, written atomically.
 
         Large PNG and TIFF outputs are written row by row, so that memory hardly grows with the image.
 

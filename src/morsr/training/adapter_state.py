@@ -18,7 +18,7 @@ from morsr.errors import ConfigError, WeightsError
 from morsr.models.generator import OneStepGenerator
 
 _GO_ON = (
-    "; go on with the config that made it, or start a new run from its adapters file (*.safetensors) with "
+    "; continue with the config that made it, or start a new run from its adapters file (*.safetensors) with "
     "model.start_from"
 )
 _NO_RESULT = {
@@ -45,7 +45,7 @@ def check_settings(described: Mapping[str, Any], generator: OneStepGenerator) ->
 
     Args:
         described: what the checkpoint says of itself, its "morsr".
-        generator: that is to go on from it.
+        generator: that continues from it.
 
     Raises:
         WeightsError: with the settings that differ, theirs and ours.
@@ -96,7 +96,7 @@ def warn_of_kept(stored: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     ]
     if changed:
         rank_zero_warn(
-            f"the optimizers go on with the settings of the checkpoint, so this has no effect: {', '.join(changed)}; "
+            f"the optimizers keep the settings of the checkpoint, so this has no effect: {', '.join(changed)}; "
             "to change it, start a new run from an adapters file with model.start_from"
         )
 

@@ -60,7 +60,7 @@ class OneStepSRModule(L.LightningModule):
 
     Args:
         base: a preset ("tiny", "sd21", "sd-turbo"), a local diffusers folder, a hub id, a list of ids, or a `Backbone`.
-        decoder, prompts, base_dtype: see `load_backbone`: a smaller decoder, texts in place of the fixed prompts, and
+        decoder, prompts, base_dtype: see `load_backbone`: a smaller decoder, texts instead of the fixed prompts, and
             what the frozen weights are stored as.
         checkpointing: recompute activations in the backward pass, which saves memory and costs time.
         adapters: ranks, experts, router and balance of the mixture.
@@ -73,8 +73,8 @@ class OneStepSRModule(L.LightningModule):
             the others take what the module was fitted to, else the newest adapters among the runs, else the shipped.
         start_from: adapters file that `fit` alone starts from; a plain LoRA becomes the first shared ranks.
         lr, router_lr_scale, saved_lr_scale, weight_decay, betas, warmup, schedule: see `OptimizerSettings`.
-        optimizers: by network ("generator", "score", "discriminator"), in place of AdamW; called with its groups.
-        scheduler: in place of `schedule`; called with each optimizer, stepped once per step of its network.
+        optimizers: by network ("generator", "score", "discriminator"), instead of AdamW; called with its groups.
+        scheduler: instead of `schedule`; called with each optimizer, stepped once per step of its network.
         clip: largest norm of each network's gradient; 0 for none. It stands in for the trainer's gradient_clip_val.
         accumulate: parts that each batch is split into to save memory; stands in for accumulate_grad_batches.
         max_skipped: steps in a row whose gradient is not finite before the run stops; each of them is left out.

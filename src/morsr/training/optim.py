@@ -20,7 +20,7 @@ class OptimizerSettings:
     """AdamW and its schedule.
 
     Args:
-        lr: learning rate of the generator's ranks; the other networks have rates of their own.
+        lr: learning rate of the generator's ranks; the other networks have separate rates.
         router_lr_scale: the router's learning rate over that of the ranks.
         saved_lr_scale: that of modules_to_save, which have no weight decay.
         weight_decay, betas: of AdamW, for all networks.
