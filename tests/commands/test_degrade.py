@@ -38,7 +38,7 @@ def photos(tmp_path: Path) -> Path:
 def test_images_that_are_not_read_are_counted(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (photos / "more" / "phone.heic").write_bytes(b"of a phone")
     assert _run(photos, tmp_path / "lr") == 0
-    assert "1 file has an ending that is not read and was left out (.heic 1)" in capsys.readouterr().err
+    assert "1 file with an unsupported extension was left out (.heic 1)" in capsys.readouterr().err
 
 
 def test_a_folder_with_parameters_that_replay(photos: Path, tmp_path: Path) -> None:

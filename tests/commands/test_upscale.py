@@ -105,7 +105,7 @@ def test_images_that_are_not_read_are_counted(capsys: pytest.CaptureFixture[str]
     for name in ("b.HEIC", "sub/c.heic", "d.dng", "notes.txt"):
         Path("in", name).parent.mkdir(exist_ok=True)
         Path("in", name).write_bytes(b"of a phone")
-    told = "3 files have endings that are not read and were left out (.heic 2, .dng 1)"
+    told = "3 files with unsupported extensions were left out (.heic 2, .dng 1)"
     for _ in range(2):  # the second time there is nothing left to do
         assert main(["upscale", "in", "out"]) == 0
         assert told in capsys.readouterr().err

@@ -42,7 +42,7 @@ def run(
 ) -> int:
     """Restore and enlarge an image, or every image in a folder and its subfolders.
 
-    Outputs keep their stem, format, mode and metadata; outputs that exist are skipped, so the same command resumes a stopped run.
+    Outputs keep their stem, format, mode and metadata; existing outputs are skipped.
 
     Args:
         input: image file, folder, or sample:chelsea for a photograph that comes with morsr

@@ -30,7 +30,7 @@ def apply(hr: Tensor, parameters: DegradationParameters, *, scale: int = 4) -> T
 
     Order: blur, resize, noise, JPEG; then blur, resize, noise; then resize to the LR size and sinc filter before or
     after the second JPEG; then 8 bits. Every image is worked on alone, so its result depends on neither its batch mates
-    nor the batch size, bit-identically. Noise fields come from the image's key and a generator of the image's device: they
+    nor the batch size. Noise fields come from the image's key and a generator of the image's device: they
     are repeatable on one kind of device, and differ between CPU and GPU.
 
     Args:
