@@ -30,7 +30,7 @@ def test_everything_that_is_missing_is_in_one_answer(
 ):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(Path("hub").absolute()))
     Path("run.yaml").write_text(yaml.safe_dump({"extends": str(EXPERIMENTS / "sd21/mor.yaml")}))
-    overrides = ["--model.estimator=clip", "--model.start_from=lost.safetensors", "--model.val_metrics=[psnr, lpips]"]
+    overrides = ["--model.start_from=lost.safetensors", "--model.val_metrics=[psnr, lpips]"]
     assert main(["check", "run.yaml", "--data.train=[nowhere]", "--data.val=[]", "--data.test=[]", *overrides]) == 1
     said = lines(capsys)
     for words in ("model.base", "model.estimator", "vgg16", "lost.safetensors", "lpips", "nowhere"):

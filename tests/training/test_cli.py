@@ -54,6 +54,8 @@ def arguments(name: str, base: Path, photos: Path, out: Path) -> list[str]:
             options += ["--data.patch_size=16"]  # windows of the small crops that the tests degrade
         if "start_from" in config["model"]["init_args"]:
             options += ["--model.start_from=null"]  # adapters of another base
+        if config["model"]["init_args"]["estimator"] == "clip":
+            options += ["--model.estimator=frequency"]  # CLIP's weights are not here
         if config["model"]["init_args"].get("decoder") == "tiny":
             options += ["--model.decoder=null"]  # and a decoder of another base
         options += [f"--model.losses={json.dumps(from_the_start(config['model']['init_args']['losses']))}"]
