@@ -46,7 +46,9 @@ def test_a_file_becomes_previews_a_file_scores_and_a_plot(restorer: Restorer):
 def test_the_plot_counts_what_ran():
     gates = torch.tensor([[0.5, 0.0, 0.0, 1.5], [0.5, 1.0, 0.0, 0.0]])
     figure = demo.ranks_figure(gates, num_shared=2, num_zero=1)
-    assert figure.axes[0].get_title(loc="right").startswith("3.5 of 5 ranks")
+    title = figure.axes[0].get_title(loc="right")
+    assert title.startswith("3.5 of 5 ranks")
+    assert "gate mass 1.00, 1.4 effective" in title
 
 
 def test_large_previews_are_reduced_and_transparency_is_seen(monkeypatch: pytest.MonkeyPatch):

@@ -7,6 +7,10 @@ import os
 import shutil
 import socket
 import tempfile
+import time
+from collections.abc import Callable, Mapping
+from functools import cache, partial
+from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +34,22 @@ PREVIEW = 2048
 
 MAX_OUTPUT = 64_000_000
 """Pixels of an output, at most."""
+
+MAX_SECONDS = 600
+"""Seconds that one image may take."""
+
+BARS = {
+    "blur": "blur",
+    "noise": "noise",
+    "jpeg": "JPEG",
+    "compression": "JPEG",
+    "resize": "resolution",
+    "overall": "overall",
+}
+"""Degradation scores that the page shows, by the names people know; an estimator with other names shows all."""
+
+SHIPPED = ("tiny", "tiny-fidelity")
+EXAMPLES = ("chelsea", "astronaut", "coffee")  # of scikit-image
 
 
 def run(
@@ -72,7 +92,12 @@ def run(
     restorer = Restorer.from_pretrained(model, base=base, decoder=decoder, prompt=prompt, device=device, dtype=dtype)
     with tempfile.TemporaryDirectory(prefix="morsr-demo-", ignore_cleanup_errors=True) as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder  # uploads and results leave with the page
-        page = build_page(restorer, title=f"morsr: {printable(model)}", folder=Path(folder, "results"))
+        choices = {printable(model): lambda: restorer}
+        if base is decoder is prompt is None:
+            for name in SHIPPED:
+                load = partial(Restorer.from_pretrained, name, device=device, dtype=dtype)
+                choices.setdefault(name, cache(load))
+        page = build_page(restorer, title=f"morsr: {printable(model)}", folder=Path(folder, "results"), models=choices)
         try:
             url = launch(page, host=host, port=port, max_mb=max_mb, browser=open)
             print(f"{url}    (stop with Ctrl-C)", flush=True)
@@ -131,43 +156,69 @@ footer {display: none !important}
 """
 
 
-def build_page(restorer: Restorer, *, title: str = "morsr", folder: Path = Path("morsr-demo")) -> Any:
-    """The page, not yet served; `folder` holds the results of the last image."""
+def build_page(
+    restorer: Restorer,
+    *,
+    title: str = "morsr",
+    folder: Path = Path("morsr-demo"),
+    models: Mapping[str, Callable[[], Restorer]] | None = None,
+) -> Any:
+    """The page, not yet served.
+
+    Args:
+        restorer: the first model.
+        title: of the page.
+        folder: holds the results of the last image.
+        models: by the names that the page offers, functions that load one; without, `restorer` alone.
+    """
     gr = import_gradio()
     adapters = restorer.generator.adapters
     routed = adapters is not None and adapters.config.is_routed
-    left: set[str] = set()  # sessions whose page was closed
+    choices = {"model": lambda: restorer} if models is None else dict(models)
+    photographs = [[str(resources.files("skimage.data") / f"{name}.png")] for name in EXAMPLES]
+    left: set[str] = set()  # sessions whose page was closed, or that cancelled
     with gr.Blocks(title=title, analytics_enabled=False, delete_cache=(600, 3600)) as page:
-        gr.Markdown("## Restore an image\nDrop a photograph: it is enlarged and restored on this machine.")
+        gr.Markdown("## Restore an image\nDrop a photograph or take an example: it is restored on this machine.")
         with gr.Row():
             with gr.Column(scale=1, min_width=280):
                 upload = gr.File(label="Image", file_types=["image"], height=140, elem_id="upload")
-                scale = gr.Slider(1, 8, value=4, step=0.5, label="Scale", elem_id="scale")
-                strength = gr.Slider(
-                    0, 1, value=1, step=0.05, label="Strength",
-                    info="0 keeps the shared ranks only, nearer to the input; 1 is as trained", visible=routed,
-                )  # fmt: skip
-                color = gr.Dropdown(["wavelet", "adain", "none"], value="wavelet", label="Colour correction")
-                again = gr.Button("Restore", variant="primary", elem_id="restore")
-            with gr.Column(scale=3):
+                examples = gr.Group()
+                chosen = gr.Dropdown(list(choices), value=next(iter(choices)), label="Model", visible=len(choices) > 1)
+                with gr.Accordion("Settings", open=False):
+                    scale = gr.Slider(1, 8, value=4, step=0.5, label="Scale", elem_id="scale")
+                    strength = gr.Slider(
+                        0, 1, value=1, step=0.05, label="Strength",
+                        info="0 keeps the shared ranks only, nearer to the input; 1 is as trained", visible=routed,
+                    )  # fmt: skip
+                    color = gr.Dropdown(["wavelet", "adain", "none"], value="wavelet", label="Colour correction")
+                with gr.Row():
+                    again = gr.Button("Restore", variant="primary", elem_id="restore", min_width=100)
+                    cancel = gr.Button("Cancel", elem_id="cancel", min_width=100)
+            with gr.Column(scale=3, min_width=320):
                 slider = gr.ImageSlider(
                     label="Bicubic | restored", format="png", interactive=False, elem_id="result", max_height=640
                 )
                 download = gr.File(label="Restored file, full size", interactive=False, elem_id="download", height=80)
         with gr.Row(visible=routed):
-            scores = gr.Label(label="Degradation scores (100 % is worst)", elem_id="scores")
-            ranks = gr.Plot(label="Which ranks ran", elem_id="ranks")
+            with gr.Column(scale=1, min_width=280):
+                scores = gr.Label(label="Degradation (100 % is worst)", elem_id="scores", num_top_classes=12)
+            with gr.Column(scale=3, min_width=320):
+                ranks = gr.Plot(label="Which ranks ran", show_label=False, elem_id="ranks")
 
         bar = gr.Progress()  # gradio knows a bar by its being a default
 
         def restore(
-            path: str | None, scale: float, strength: float, color: str, request: Any = None, progress: Any = bar
-        ) -> tuple[Any, ...]:
-            session = getattr(request, "session_hash", None)
+            path: str | None, name: str, scale: float, strength: float, color: str, request: Any = None,
+            progress: Any = bar,
+        ) -> tuple[Any, ...]:  # fmt: skip
+            session, started = getattr(request, "session_hash", None), time.monotonic()
+            left.discard(session)
 
             def watched(done: int, total: int) -> None:
                 if session in left:
-                    raise MorsrError("the page was closed")  # the next visitor need not wait
+                    raise MorsrError("Cancelled.")  # or the page was closed: the next visitor need not wait
+                if time.monotonic() - started > MAX_SECONDS:
+                    raise MorsrError(f"This takes more than {MAX_SECONDS} s; lower the scale, or use morsr upscale.")
                 progress((done, total))
 
             try:
@@ -175,12 +226,13 @@ def build_page(restorer: Restorer, *, title: str = "morsr", folder: Path = Path(
                     raise InputError("Drop an image first.")
                 check_output_size(Path(path), scale)
                 settings: dict[str, Any] = {"scale": scale, "color": color}
-                if routed:
+                model = choices[name]()
+                if model.generator.adapters is not None and model.generator.adapters.config.is_routed:
                     settings["strength"] = strength
                 # gradio has copied the last result to where it serves files from; its copies are deleted after an hour.
                 shutil.rmtree(folder, ignore_errors=True)
                 os.makedirs(folder)
-                return restore_upload(restorer, Path(path), settings, folder, watched)
+                return restore_upload(model, Path(path), settings, folder, watched)
             except MorsrError as error:
                 raise gr.Error(str(error).replace(str(path), Path(path or "").name), print_exception=False) from error
 
@@ -190,10 +242,16 @@ def build_page(restorer: Restorer, *, title: str = "morsr", folder: Path = Path(
         # gradio hands in the request where the annotation says so.
         restore.__annotations__["request"] = leave.__annotations__["request"] = gr.Request
         page.unload(leave)
-        inputs, outputs = [upload, scale, strength, color], [slider, download, scores, ranks]
+        cancel.click(leave, queue=False, api_visibility="private")
+        inputs, outputs = [upload, chosen, scale, strength, color], [slider, download, scores, ranks]
         shared = {"concurrency_id": "model", "concurrency_limit": 1, "api_visibility": "private"}
         for event in (upload.upload, again.click):
             event(restore, inputs, outputs, **shared)
+        with examples:
+            taken = gr.Examples(photographs, inputs=[upload], label="Examples", elem_id="examples")
+        taken.dataset.click(lambda: None, queue=False, api_visibility="private").then(
+            restore, inputs, outputs, **shared
+        )
     return page
 
 
@@ -259,7 +317,8 @@ def routing_of(restorer: Restorer, source: Path, *, strength: float) -> tuple[di
     table = RoutingTable.from_images(restorer, [source])
     chosen, selected = table.chosen.transpose(0, 1), table.gates.transpose(0, 1)
     gates = selected.new_zeros(*chosen.shape[:2], table.num_slots).scatter(-1, chosen, selected)
-    scores = dict(zip(table.score_names, table.scores[0].tolist(), strict=True))
+    found = dict(zip(table.score_names, table.scores[0].tolist(), strict=True))
+    scores = {BARS[name]: value for name, value in found.items() if name in BARS} or found
     figure = ranks_figure(
         gates[:, 0] * strength, num_shared=table.num_shared, num_zero=table.num_zero, expert_rank=table.expert_rank
     )
@@ -285,8 +344,8 @@ def ranks_figure(gates_LN: Any, *, num_shared: int, num_zero: int, expert_rank: 
     axis = figure.add_subplot()
     ran = np.where(gates[:, :real] > 0, gates[:, :real], np.nan)
     shown = np.concatenate([np.ones((layers, num_shared)), ran, np.full((layers, num_zero), np.nan)], axis=1)
-    axis.set_facecolor("0.93")
-    image = axis.imshow(shown, aspect="auto", cmap="viridis_r", vmin=0, interpolation="nearest")
+    axis.set_facecolor("white")
+    image = axis.imshow(shown, aspect="auto", cmap="Blues", vmin=0, vmax=2, interpolation="nearest")
     zero = np.where(gates[:, real:] > 0, 1.0, np.nan)
     if num_zero:
         extent = (num_shared + real - 0.5, num_shared + slots - 0.5, layers - 0.5, -0.5)
@@ -305,8 +364,12 @@ def ranks_figure(gates_LN: Any, *, num_shared: int, num_zero: int, expert_rank: 
     axis.set_ylim(layers - 0.5, -0.5)
     axis.set_ylabel("adapted layer")
     count = num_shared + expert_rank * np.isfinite(ran).sum(axis=1).mean()
+    parts = gates[:, :real] / gates[:, :real].sum(1, keepdims=True).clip(1e-12)
+    effective = np.exp(-(parts * np.log(parts.clip(1e-12))).sum(1)).mean()
     axis.set_title(
-        f"{count:.1f} of {num_shared + expert_rank * real} ranks ran per layer on average", fontsize=10, loc="right"
-    )
-    figure.colorbar(image, ax=axis, label="gate")
+        f"{count:.1f} of {num_shared + expert_rank * real} ranks ran per layer: gate mass "
+        f"{gates[:, :real].sum(1).mean():.2f}, {effective:.1f} effective routed ranks",
+        fontsize=10, loc="right",
+    )  # fmt: skip
+    figure.colorbar(image, ax=axis, label="gate", extend="max")
     return figure
