@@ -172,16 +172,14 @@ def _load(table: RoutingTable) -> str:
     figure = go.Figure(
         go.Heatmap(
             z=next(iter(values.values())), y=names, text=slots, zmin=-2, zmax=2, colorscale="RdBu", reversescale=True,
-            colorbar={"title": "even loads"}, hovertemplate="%{y}<br>%{text}: %{z:+} even loads<extra></extra>",
+            colorbar={"title": "even loads", "thickness": 12}, hovertemplate="%{y}<br>%{text}: %{z:+} even loads<extra></extra>",
         )
     )  # fmt: skip
     buttons = [{"label": name, "method": "restyle", "args": [{"z": [value]}]} for name, value in values.items()]
     starts = [row for row, name in enumerate(names) if row == 0 or block_of(name) != block_of(names[row - 1])]
     figure.update_yaxes(autorange="reversed", tickvals=[names[r] for r in starts], automargin=True)
     figure.update_yaxes(ticktext=[f"{block_of(names[r])} " for r in starts])
-    figure.update_xaxes(
-        showticklabels=False, title="slots, sorted by the kind they answer to; zero experts on the right"
-    )
+    figure.update_xaxes(showticklabels=False, title="slots by kind; zero slots on the right")
     figure.update_layout(
         updatemenus=[{"buttons": buttons, "x": 0, "xanchor": "left", "y": 1.0, "yanchor": "bottom", "pad": {"b": 6}}],
         height=max(360, min(900, 14 * len(names))), margin={"t": 60},
@@ -276,7 +274,7 @@ def _ranks(table: RoutingTable) -> str:
     ]
     menu = {"buttons": buttons, "x": 0, "xanchor": "left", "y": 1.0, "yanchor": "bottom", "pad": {"b": 6}}
     figure.update_layout(updatemenus=[menu], margin={"t": 60}, yaxis_rangemode="tozero")
-    figure.update_xaxes(showticklabels=False, title="layers from input to output (names on hover)")
+    figure.update_xaxes(showticklabels=False, title="layers, input to output")
     lead = (
         "Means over the images of each third of severity. Active ranks count shared ranks and chosen experts; gate "
         "mass is the sum of the experts' gates; effective experts share that mass (exp of its entropy)."
