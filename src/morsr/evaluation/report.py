@@ -172,7 +172,8 @@ def _load(table: RoutingTable) -> str:
     figure = go.Figure(
         go.Heatmap(
             z=next(iter(values.values())), y=names, text=slots, zmin=-2, zmax=2, colorscale="RdBu", reversescale=True,
-            colorbar={"title": "even loads", "thickness": 12}, hovertemplate="%{y}<br>%{text}: %{z:+} even loads<extra></extra>",
+            colorbar={"title": "even loads", "thickness": 12},
+            hovertemplate="%{y}<br>%{text}: %{z:+} even loads<extra></extra>",
         )
     )  # fmt: skip
     buttons = [{"label": name, "method": "restyle", "args": [{"z": [value]}]} for name, value in values.items()]
