@@ -69,6 +69,18 @@ def test_control_characters_of_names_are_escaped(monkeypatch: pytest.MonkeyPatch
     assert capsys.readouterr().err == "morsr: a\\x1b[31m.png\\nmorsr: all is well\\u202e: damaged\n"
 
 
+def test_a_name_forges_no_line_of_success(capsys: pytest.CaptureFixture[str]):
+    from PIL import Image
+
+    names = "in\nmorsr: all is well.png", "out\nmorsr: stopped\x1b[2J.png"
+    Image.new("RGB", (16, 16)).save(names[0])
+    assert main(["upscale", *names, "--scale", "1"]) == 0
+    assert main(["upscale", *names, "--scale", "1"]) == 0
+    assert main(["severity", names[0]]) == 0
+    said = capsys.readouterr()
+    assert not any(line.startswith("morsr") or "\x1b" in line for line in (said.out + said.err).splitlines())
+
+
 def printing(text: str) -> list[str]:
     """The command line of a process in which a command prints a text and does nothing else."""
     body = (

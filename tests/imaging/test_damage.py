@@ -194,3 +194,15 @@ def test_files_cut_short_are_refused(suffix: str, share: float, reader: Callable
     Path(f"in.{suffix}").write_bytes(data[: int(len(data) * share)])
     with pytest.raises(InputError):
         reader(f"in.{suffix}")
+
+
+@pytest.mark.parametrize("head", [b"", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF89a", b"P6 ", b"BM", b"II*\0"])
+@pytest.mark.parametrize(("reader", "size"), [(image_size, 20 * 2**30), (read_rgb, 2**25)])
+def test_a_large_file_that_is_no_image_is_refused_at_once(reader: Callable[[Any], Any], head: bytes, size: int):
+    with Path("large.png").open("wb") as file:
+        file.write(head)
+        file.truncate(size)  # takes no room on the disk
+    start = time.monotonic()
+    with pytest.raises(InputError):
+        reader("large.png")
+    assert time.monotonic() - start < 5

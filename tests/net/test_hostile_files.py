@@ -133,3 +133,14 @@ def test_no_checkpoint_runs_code(
     assert not ran.exists()
     assert status == 2
     assert name in capsys.readouterr().err
+
+
+def test_what_is_fetched_is_said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    import huggingface_hub
+
+    from morsr.models.pretrained import fetch
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *args, **options: "folder")
+    fetch("nobody/nothing", ["model_index.json"])
+    assert f"fetching nobody/nothing from {huggingface_hub.constants.ENDPOINT}" in capsys.readouterr().err

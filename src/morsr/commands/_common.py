@@ -16,8 +16,8 @@ Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 
 
 def say(text: str) -> None:
-    """Print lines on the error stream, with control characters of names escaped."""
-    print(*map(printable, text.split("\n")), sep="\n", file=sys.stderr)
+    """Print one line on the error stream, with control characters of names escaped."""
+    print(printable(text), file=sys.stderr)
 
 
 def report_failures(failed: Iterable[str]) -> int:

@@ -5,6 +5,7 @@ Only regular files with the first bytes of one of these formats are read. All ch
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import re
@@ -30,6 +31,9 @@ MAX_PIXELS = 100_000_000
 """Larger images are refused before they are decoded: a few bytes can claim terabytes of pixels."""
 
 MAX_BYTES = 2**31
+
+HEADER_BYTES = 2**22
+"""Where the size of a JPEG, GIF or PPM must stand; Pillow passes over bytes without meaning one by one."""
 
 _BY_VIPS = ("PNG", "JPEG", "WEBP", "TIFF")
 _SPACES = {1: ("b-w", "grey16"), 2: ("b-w", "grey16"), 3: ("srgb", "rgb16"), 4: ("srgb", "rgb16")}
@@ -224,7 +228,13 @@ def _from_opened(image: Image.Image) -> Picture:
 
 def opened(file: Any) -> Image.Image:
     """Open a path or a file by Pillow, with the decoders of our formats only: that of EPS would start Ghostscript."""
-    return Image.open(file, formats=sorted(set(FORMATS.values())))
+    formats = sorted(set(FORMATS.values()))
+    with open(file, "rb") if isinstance(file, (str, os.PathLike)) else contextlib.nullcontext(file) as stream:
+        head = stream.read(16)
+        if _format(head) in ("JPEG", "GIF", "PPM"):
+            Image.open(BytesIO(head + stream.read(HEADER_BYTES)), formats=formats)
+        stream.seek(0)
+    return Image.open(file, formats=formats)
 
 
 def _check_pixels(width: int, height: int) -> None:

@@ -52,7 +52,7 @@ class Weight:
         for name in ("weight", "start", "ramp"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < float("inf"):
-                raise ConfigError(f"loss weights: {name} may not be negative or infinite, got {value!r}")
+                raise ConfigError(f"loss weights: {name}: expected a number of at least 0, got {value!r}")
 
     def at(self, step: int | None) -> float:
         """The factor at a generator step; None for long after the start."""
