@@ -20,9 +20,14 @@ from morsr.training.step import toggled
 from morsr.training.strategy import check_trainer
 
 
-@pytest.fixture(params=["latents", "image"])
+@pytest.fixture
 def module(small_base: Path, request: pytest.FixtureRequest) -> Any:
-    return twins.build(small_base, loss={**twins.ALL_LOSSES, "gan": {"weight": 0.1, "sees": request.param, "width": 8}})
+    """All losses; the discriminator sees latents, or what a test says by @SEES."""
+    sees = getattr(request, "param", "latents")
+    return twins.build(small_base, loss={**twins.ALL_LOSSES, "gan": {"weight": 0.1, "sees": sees, "width": 8}})
+
+
+SEES = pytest.mark.parametrize("module", ["latents", "image"], indirect=True)
 
 
 def gradients(parameters: list[torch.nn.Parameter]) -> float:
@@ -38,12 +43,13 @@ def test_max_steps_counts_generator_updates_only(module: Any, tmp_path: Path) ->
             self.updates[place] = self.updates.get(place, 0) + 1
 
     count = Count()
-    trainer = twins.fit(module, tmp_path, 20, callbacks=[count], enable_checkpointing=False)
-    assert count.updates == {0: 20, 1: 20, 2: 20}
-    assert trainer.global_step == 20
-    assert [int(network.scheduler.last_epoch) for network in module.phase.networks] == [20, 20, 20]
+    trainer = twins.fit(module, tmp_path, 5, callbacks=[count], enable_checkpointing=False)
+    assert count.updates == {0: 5, 1: 5, 2: 5}
+    assert trainer.global_step == 5
+    assert [int(network.scheduler.last_epoch) for network in module.phase.networks] == [5, 5, 5]
 
 
+@SEES
 @pytest.mark.parametrize("source", ["generator", "score", "discriminator"])
 def test_each_loss_reaches_its_own_network_alone(module: Any, source: str) -> None:
     trained = module.objective.trained()
@@ -86,6 +92,7 @@ def test_the_base_is_held_once(module: Any) -> None:
     assert module.objective.score.backbone is backbone
 
 
+@SEES
 def test_frozen_weights_stay_bit_equal_under_all_losses(module: Any) -> None:
     trained = {id(p) for network in module.objective.trained().values() for p in network}
     before = {name: p.clone() for name, p in module.named_parameters() if id(p) not in trained}
