@@ -1,0 +1,52 @@
+"""A stranger's path, timed: clone, setup, first picture, `make train`, an estimator of ten lines.
+
+    python benchmarks/stranger.py [--repository .] [--steps 800]
+
+Works in a temporary folder with a fresh clone; the package cache should be warm, as on a machine that has installed once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+GOALS = {"clone and setup": 60, "first picture": 90, "make train": 360, "own estimator, 2 steps": 90}
+
+ESTIMATOR = """from morsr.estimators import DegradationEstimator
+
+
+class Darkness(DegradationEstimator):
+    names = ("darkness",)
+
+    def estimate(self, lr):
+        return 1 - lr.mean((1, 2, 3))[:, None]
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repository", default=str(Path(__file__).resolve().parents[1]))
+    parser.add_argument("--steps", type=int, default=800)
+    options = parser.parse_args()
+    fit = ".venv/bin/morsr fit --config experiments/tiny/mor.yaml --trainer.max_steps=2 --trainer.limit_val_batches=1"
+    commands = {
+        "clone and setup": f"git clone -q {options.repository} . && make setup",
+        "first picture": ".venv/bin/morsr upscale sample:chelsea out.png",
+        "make train": f'make train ARGS="--trainer.max_steps={options.steps}"',
+        "own estimator, 2 steps": f"{fit} --model.estimator=mine.Darkness",
+    }
+    print("| step | seconds | goal |\n|---|---:|---:|")
+    with tempfile.TemporaryDirectory() as folder:
+        for name, command in commands.items():
+            if "mine." in command:
+                Path(folder, "mine.py").write_text(ESTIMATOR, encoding="utf-8")
+            started = time.perf_counter()
+            subprocess.run(["bash", "-ec", command], cwd=folder, check=True, stdout=subprocess.DEVNULL)
+            print(f"| {name} | {time.perf_counter() - started:.0f} | {GOALS[name]} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
