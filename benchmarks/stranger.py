@@ -2,7 +2,7 @@
 
     python benchmarks/stranger.py [--repository .] [--steps 800]
 
-Works in a temporary folder with a fresh clone; the package cache should be warm, as on a machine that has installed once.
+Works in a temporary folder with a fresh clone. The package cache should be warm, as after one installation.
 """
 
 from __future__ import annotations
