@@ -42,5 +42,5 @@ def test_total_is_the_weighted_sum() -> None:
 
 
 def test_weights_are_checked() -> None:
-    with pytest.raises(ConfigError, match="negative"):
+    with pytest.raises(ConfigError, match="at least 0"):
         RestorationLoss(Losses.of(psnr=-1.0))
