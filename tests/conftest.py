@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import sys
 from pathlib import Path
 
 REPO = Path(__file__).resolve().parents[1]
@@ -45,6 +46,8 @@ def _reproducible(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monk
     np.random.seed(0)
     torch.manual_seed(0)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))  # commands append the working folder, for classes of the user's own
+    sys.modules.pop("mine", None)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path_factory.getbasetemp() / "torch"))
 
 

@@ -92,7 +92,7 @@ def test_what_cannot_be_trained_so_is_refused(
 ) -> None:
     with pytest.raises(ConfigError, match="expected image, got latents"):
         training(small_base, tmp_path, discriminator=DiscriminatorConfig(sees="latents"))
-    with pytest.raises(ConfigError, match="may not be negative"):
+    with pytest.raises(ConfigError, match="at least 0"):
         training(small_base, tmp_path, gan=Weight(weight=-1.0))
     other = SimpleNamespace(vae=type("AutoencoderKL", (), {})())
     monkeypatch.setattr(morsr.training.base_phases, "load_backbone", lambda base: other)
