@@ -46,7 +46,7 @@ def _reproducible(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monk
     np.random.seed(0)
     torch.manual_seed(0)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))  # commands append the working folder, for classes of the user's own
+    monkeypatch.setattr(sys, "path", list(sys.path))  # commands append the working folder
     sys.modules.pop("mine", None)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path_factory.getbasetemp() / "torch"))
 
