@@ -131,7 +131,7 @@ def test_windows_are_cut_from_the_degraded_crops(make_data: Make):
     whole, cut = batches(make_data(crop_size=64), 2), batches(make_data(crop_size=64, patch_size=32), 2)
     places = set()
     for one, other in zip(whole, cut, strict=True):
-        torch.testing.assert_close(other["context"], one["lr"], rtol=0, atol=0)
+        torch.testing.assert_close(other["score_lr"], one["lr"], rtol=0, atol=0)
         for lr, hr, small_lr, small_hr in zip(one["lr"], one["hr"], other["lr"], other["hr"], strict=True):
             found = [
                 (top, left)

@@ -223,17 +223,17 @@ def test_strategies_that_would_train_wrongly_are_refused(strategy: Any, networks
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_scores_come_from_the_context_of_the_windows(module: Any, accumulate: int) -> None:
+def test_scores_come_from_the_whole_crops(module: Any, accumulate: int) -> None:
     phase = twins.plain_phase(module, accumulate=accumulate)
-    context = torch.rand(2, 3, 24, 24)
-    report = phase.run({**twins.batch(), "context": context}, twins.draws(), step=0)
-    torch.testing.assert_close(report.output.scores.scores, module.generator.estimator(context).scores)
+    whole = torch.rand(2, 3, 24, 24)
+    report = phase.run({**twins.batch(), "score_lr": whole}, twins.draws(), step=0)
+    torch.testing.assert_close(report.output.scores.scores, module.generator.estimator(whole).scores)
 
 
-def test_calibration_looks_at_the_context(module: Any, tmp_path: Path) -> None:
+def test_calibration_scores_the_whole_crops(module: Any, tmp_path: Path) -> None:
     class Windows(twins.Pairs):
         def finish_batch(self, batch: dict[str, Any]) -> dict[str, Any]:
-            return {**batch, "context": torch.full((len(batch["lr"]), 3, 16, 16), 0.5)}
+            return {**batch, "score_lr": torch.full((len(batch["lr"]), 3, 16, 16), 0.5)}
 
     twins.fit(module, tmp_path, 1, data=Windows())
     flat = module.generator.estimator(torch.full((1, 3, 16, 16), 0.5)).scores[0]

@@ -50,7 +50,7 @@ class RealESRGANDataModule(L.LightningDataModule):
     | `key` | int64 (B,): what the degradation is drawn by | all but predict |
     | `severity` | float32 (B,) in [0, 1], the true one; NaN for pairs of files | all but predict |
     | `parameters` | DegradationParameters of B images, on the CPU | batches without pairs of files |
-    | `context` | LR images (B, 3, h, w) of the whole crops, which `lr` is a window of | training with `patch_size` |
+    | `score_lr` | LR images (B, 3, h, w) of the whole crops, which `lr` is a window of | training with `patch_size` |
     | `set`, `image` | B names of sources and of photographs | validation, test |
     | `repeated` | B bools: another device counts this image | validation, test |
 
@@ -370,7 +370,7 @@ class RealESRGANDataModule(L.LightningDataModule):
             del batch["parameters"]
         if "windows" in batch:
             windows = batch.pop("windows")
-            batch |= {"context": batch["lr"], **_cut(batch, windows, self.patch_size or 0, self.scale)}
+            batch |= {"score_lr": batch["lr"], **_cut(batch, windows, self.patch_size or 0, self.scale)}
         return batch
 
     def _degrade(self, batch: dict[str, Any], kinds: list[str]) -> None:

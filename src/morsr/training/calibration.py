@@ -55,7 +55,7 @@ def _scores(trainer: L.Trainer, generator: Any, images: int) -> tuple[Tensor, Te
         before = len(found)
         for batch in loader:
             batch = data.finish_batch(data.transfer_batch_to_device(batch, generator.device, 0))
-            scores = generator.estimator(batch.get("context", batch["lr"]))
+            scores = generator.estimator(batch.get("score_lr", batch["lr"]))
             found.append(scores.scores.double().cpu())
             severities.append(known_severity(batch, scores.severity).double().cpu())
             if sum(map(len, found)) >= images:

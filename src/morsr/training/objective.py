@@ -113,7 +113,7 @@ class Objective:
         """Forward pass and all terms that count at this step.
 
         Args:
-            batch: lr (B, 3, h, w) and hr (B, 3, H, W) in [0, 1], and where they are parts of larger images, "context",
+            batch: lr (B, 3, h, w) and hr (B, 3, H, W) in [0, 1], and where they are parts of larger images, "score_lr",
                 the LR images that the degradation scores are taken from.
             draws: random numbers of these images.
             step: generator step.
@@ -128,7 +128,7 @@ class Objective:
             keep = (share >= adapters.config.routed_dropout).float()
         with self.part("generator"):
             output = self.generator(
-                lr, size=(hr.shape[-2], hr.shape[-1]), score_lr=batch.get("context"), noise=noise, keep=keep
+                lr, size=(hr.shape[-2], hr.shape[-1]), score_lr=batch.get("score_lr"), noise=noise, keep=keep
             )
         with self.part("reconstruction"):
             terms = self.restoration(output.sr, hr, step=step)

@@ -131,7 +131,7 @@ class OneStepPhase:
         """One generator step on a batch, then one step of every helper whose term has started.
 
         Args:
-            batch: lr (B, 3, h, w) and hr (B, 3, H, W) in [0, 1], perhaps with "context"; see `Objective`.
+            batch: lr (B, 3, h, w) and hr (B, 3, H, W) in [0, 1], perhaps with "score_lr"; see `Objective`.
             draws: random numbers of the batch.
             step: generator steps done so far.
 
@@ -165,7 +165,7 @@ class OneStepPhase:
         count, losses, router = len(batch["lr"]), [], _router_parameters(self.objective)
         balance_factor, pulls = self.objective.weights["balance"].at(step), []
         for part in parts:
-            images = {name: batch[name][part] for name in ("lr", "hr", "context", "severity") if name in batch}
+            images = {name: batch[name][part] for name in ("lr", "hr", "score_lr", "severity") if name in batch}
             share = (part.stop - part.start) / count
             loss = self.objective.generator_loss(images, draws[part], step=step)
             if router and "balance" in loss.terms:
