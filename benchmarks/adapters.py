@@ -19,7 +19,7 @@ from torch import nn
 
 from morsr.adapters import MoRConfig
 from morsr.estimators import build_estimator
-from morsr.models.backbone import load_backbone
+from morsr.models.bases import load_base
 from morsr.models.generator import OneStepGenerator
 from morsr.restoring import Restorer
 
@@ -30,7 +30,7 @@ def generator(base: str, targets: tuple[str, ...] | None) -> OneStepGenerator:
     """A generator on a base, with adapters on these targets or without any."""
     config = None if targets is None else MoRConfig(num_ranks=RANKS, targets=targets)
     estimator = None if targets is None else build_estimator("frequency")
-    return OneStepGenerator(load_backbone(base), estimator, adapters=config).eval()
+    return OneStepGenerator(load_base(base), estimator, adapters=config).eval()
 
 
 def image(base: str, size: int, rounds: int) -> list[dict[str, Any]]:
@@ -46,10 +46,10 @@ def step(base: str, size: int, rounds: int) -> list[dict[str, Any]]:
     from peft import LoraConfig, inject_adapter_in_model
 
     ours, bare = generator(base, ("sd_unet@unet",)), generator(base, None)
-    unet = ours.backbone.unet
+    unet = ours.base.unet
     layers = [name.removesuffix(".base_layer") for name, _ in unet.named_modules() if name.endswith(".base_layer")]
-    peer = inject_adapter_in_model(LoraConfig(r=RANKS, target_modules=layers), bare.backbone.unet)
-    factor = ours.backbone.latent_factor
+    peer = inject_adapter_in_model(LoraConfig(r=RANKS, target_modules=layers), bare.base.unet)
+    factor = ours.base.latent_factor
     latents, text = (
         torch.randn(1, 4, size // factor, size // factor),
         torch.randn(1, 77, unet.config.cross_attention_dim),

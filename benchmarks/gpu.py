@@ -23,7 +23,7 @@ from torch import Tensor
 from morsr.adapters import MoRConfig, adapter_parameters
 from morsr.degradation import DegradationRecipe, apply
 from morsr.estimators import build_estimator
-from morsr.models.backbone import load_backbone
+from morsr.models.bases import load_base
 from morsr.models.generator import OneStepGenerator
 
 Row = dict[str, Any]
@@ -42,7 +42,7 @@ class Bench:
 
     def generator(self, config: MoRConfig | None) -> OneStepGenerator:
         """A generator whose frozen weights are of the run's precision."""
-        base = load_backbone(self.options.base, dtype=self.dtype)
+        base = load_base(self.options.base, dtype=self.dtype)
         estimator = None if config is None else build_estimator("frequency")
         return OneStepGenerator(base, estimator, adapters=config).to(self.device).eval()
 
@@ -76,7 +76,7 @@ class Bench:
         """One training step by parts: forward, backward, optimizer, and its memory."""
         lr, hr = self.images(1)
         self.adapted.train()
-        optimizer = torch.optim.AdamW(list(adapter_parameters(self.adapted.backbone)), lr=1e-5)
+        optimizer = torch.optim.AdamW(list(adapter_parameters(self.adapted.base)), lr=1e-5)
         kept: list[Tensor] = []
 
         def forward() -> None:

@@ -31,7 +31,7 @@ from morsr.models.generator import OneStepGenerator
 def base(rounds: int) -> list[dict[str, Any]]:
     """The shipped model over its base without adapters, with the same decoder and one-step settings."""
     restorer = Restorer.from_pretrained("tiny")
-    one_step, bare = restorer.generator.one_step, Restorer.from_pretrained("tiny").generator.backbone
+    one_step, bare = restorer.generator.one_step, Restorer.from_pretrained("tiny").generator.base
     plain = Restorer(OneStepGenerator(bare, None, adapters=None, one_step=one_step).eval())
     lr = torch.rand(1, 3, 128, 128)
     found = compare(lambda: restorer(lr, tile=None), lambda: plain(lr, tile=None), rounds=rounds)

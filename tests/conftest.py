@@ -70,7 +70,7 @@ def shared_data() -> Path:
 @pytest.fixture(scope="session")
 def small_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A base model of the real classes with two small blocks and random weights, saved as a diffusers folder."""
-    from morsr.models.backbone import build_backbone
+    from morsr.models.bases import build_base
 
     torch.manual_seed(0)
     unet = {
@@ -85,5 +85,5 @@ def small_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "num_encoder_blocks": [0, 1, 1], "num_decoder_blocks": [1, 1, 0],
     }  # fmt: skip
     folder = tmp_path_factory.mktemp("bases") / "small"
-    build_backbone(unet, vae, base_id="morsr/test").save(folder)
+    build_base(unet, vae, base_id="morsr/test").save(folder)
     return folder

@@ -26,8 +26,8 @@ NEIGHBOURS = {("files", "errors"), ("cli", "commands"), ("cli", "cli_parser"), (
 # A heavy package and the only places that may import it, as module prefixes.
 ONLY_IN = {
     "basicsr": ("morsr.degradation.basicsr_compat",),
-    "diffusers": ("morsr.models.backbone", "morsr.models.pretrained"),
-    "transformers": ("morsr.estimators.clip", "morsr.models.pretrained"),
+    "diffusers": ("morsr.models.bases",),
+    "transformers": ("morsr.estimators.clip", "morsr.models.bases"),
     "lightning": ("morsr.training", "morsr.data", "morsr.evaluation", "morsr.commands", "morsr.cli"),
     "pytorch_lightning": (),
     "pyvips": ("morsr.imaging.files",),
@@ -141,7 +141,7 @@ def test_no_device_string_and_no_pickle(path: Path):
         ("morsr.adapters.layer", "from ..models import generator", "of floor 3"),
         ("morsr.adapters.layer", "from morsr import Restorer", "of floor 4"),
         ("morsr.estimators.base", "def f():\n    from morsr.degradation import degrade", "neighbour"),
-        ("morsr.models.generator", "importlib.import_module('diffusers')", "only morsr.models.backbone"),
+        ("morsr.models.generator", "importlib.import_module('diffusers')", "only morsr.models.bases"),
         ("morsr.degradation.reference", "import basicsr.data.degradations", "only morsr.degradation.basicsr_compat"),
         ("morsr.models.generator", "import lightning.pytorch as pl", "imports lightning.pytorch"),
         ("morsr", "import torch", "stays light"),
@@ -153,7 +153,7 @@ def test_the_walk_finds_what_is_forbidden(module: str, statement: str, words: st
 
 
 def test_the_walk_lets_pass_what_is_allowed():
-    statement = "import math\nfrom morsr.adapters import inject\nfrom morsr import __version__\nfrom . import backbone"
+    statement = "import math\nfrom morsr.adapters import inject\nfrom morsr import __version__\nfrom . import bases"
     found = list(imported_modules(ast.parse(statement), "morsr.models.generator", package=False))
-    assert [target for _, target in found if target.startswith("morsr.models")] == ["morsr.models.backbone"]
+    assert [target for _, target in found if target.startswith("morsr.models")] == ["morsr.models.bases"]
     assert not [problem for _, target in found if (problem := broken_import("morsr.models.generator", target))]

@@ -66,7 +66,9 @@ def workplace() -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "notebooks"
         folder.mkdir()
-        shutil.copytree(HERE.parent, folder.parent, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.ipynb", "*.py"))
+        shutil.copytree(
+            HERE.parent, folder.parent, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.ipynb", "*.py")
+        )
         yield folder
 
 

@@ -43,7 +43,7 @@ def test_it_passes_on_its_own_record(recorded: Restorer, capsys: pytest.CaptureF
 
 def test_changed_weights_are_named(recorded: Restorer, capsys: pytest.CaptureFixture[str]):
     with torch.no_grad():
-        recorded.generator.backbone.vae.decoder.layers[0].weight.mul_(1.5)
+        recorded.generator.base.vae.decoder.layers[0].weight.mul_(1.5)
     assert main(["selftest"]) == 1
     told = capsys.readouterr().out
     assert "DIFFER  weights" in told

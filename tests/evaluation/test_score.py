@@ -435,7 +435,7 @@ class Cheat(L.LightningModule):
     def __init__(self, answers: dict[float, torch.Tensor]) -> None:
         super().__init__()
         self.answers = answers
-        self.generator = SimpleNamespace(backbone=torch.nn.Linear(1, 1))
+        self.generator = SimpleNamespace(base=torch.nn.Linear(1, 1))
 
     def forward(self, lr: torch.Tensor, size: tuple[int, int] | None = None) -> torch.Tensor:
         return self.answers[round(lr.double().mean().item(), 6)]

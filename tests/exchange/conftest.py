@@ -17,7 +17,7 @@ from PIL import Image
 
 from morsr.adapters import MoRConfig, adapter_parameters, save_adapters
 from morsr.estimators import build_estimator
-from morsr.models.backbone import build_backbone, load_backbone, save_network
+from morsr.models.bases import build_base, load_base, save_network
 from morsr.models.generator import OneStepConfig, OneStepGenerator
 from morsr.restoring import Restorer
 
@@ -39,10 +39,10 @@ VAE = {
 def kl_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A diffusers folder with a small UNet and AutoencoderKL; its text embeddings are cached for the prompt ""."""
     torch.manual_seed(0)
-    backbone = build_backbone(UNET, VAE, base_id="morsr/kl")
-    backbone.prompt = ""
+    base = build_base(UNET, VAE, base_id="morsr/kl")
+    base.prompt = ""
     folder = tmp_path_factory.mktemp("bases") / "kl"
-    backbone.save(folder)
+    base.save(folder)
     return folder
 
 
@@ -53,12 +53,12 @@ def generator(small_base: Path) -> OneStepGenerator:
         num_ranks=8, num_shared=2, top_k=3, num_zero=2, targets=("sd_unet@unet", "tiny_vae_encoder@vae")
     )
     generator = OneStepGenerator(
-        load_backbone(small_base), build_estimator("frequency"), adapters=adapters, one_step=OneStepConfig(timestep=150)
+        load_base(small_base), build_estimator("frequency"), adapters=adapters, one_step=OneStepConfig(timestep=150)
     ).eval()
     torch.manual_seed(1)
     assert generator.adapters is not None
     torch.nn.init.normal_(generator.adapters.router.weight, std=2.0)
-    for parameter in adapter_parameters(generator.backbone):
+    for parameter in adapter_parameters(generator.base):
         if parameter.ndim == 2:
             torch.nn.init.normal_(parameter, std=0.1)
     return generator
@@ -71,13 +71,13 @@ def adapters_file(generator: OneStepGenerator, small_base: Path, tmp_path: Path)
         "base": str(small_base), "estimator": {"kind": "frequency", "args": {}},
         "one_step": generator.one_step.to_dict(),
     }  # fmt: skip
-    return save_adapters(tmp_path / "adapters.safetensors", generator.backbone, base_id="morsr/test", extra=extra)
+    return save_adapters(tmp_path / "adapters.safetensors", generator.base, base_id="morsr/test", extra=extra)
 
 
 @pytest.fixture
 def own_decoder(tmp_path: Path) -> Path:
     """The folder of an autoencoder for the same latents that decodes to other images."""
-    network = load_backbone("tiny").vae
+    network = load_base("tiny").vae
     small = type(network)(
         latent_channels=4, encoder_block_out_channels=[4] * 3, decoder_block_out_channels=[4] * 3,
         num_encoder_blocks=[0, 1, 1], num_decoder_blocks=[1, 1, 0], upsampling_scaling_factor=2,

@@ -15,7 +15,7 @@ from torch import Tensor
 from morsr.adapters import plain_state_dict
 from morsr.cli import main
 from morsr.errors import ConfigError, InputError
-from morsr.models.backbone import load_backbone
+from morsr.models.bases import load_base
 from morsr.models.exchange.fixed import export_diffusers, fix_routing
 from morsr.models.generator import OneStepGenerator
 from morsr.models.loading import load_generator
@@ -54,7 +54,7 @@ def test_export_changes_the_adapted_weights_and_nothing_else(
     before = {key: value.clone() for key, value in generator.state_dict().items()}
     export_diffusers("merged", generator)
     torch.testing.assert_close(generator.state_dict(), before, atol=0, rtol=0)
-    merged, bare = (plain_state_dict(load_backbone(base)) for base in ("merged", small_base))
+    merged, bare = (plain_state_dict(load_base(base)) for base in ("merged", small_base))
     changed = {key for key, value in merged.items() if not torch.equal(value, bare[key])}
     assert generator.adapters is not None
     assert changed == {f"{name}.weight" for name in generator.adapters.layer_names}
@@ -87,7 +87,7 @@ def test_scores_are_another_way_to_say_an_image(generator: OneStepGenerator, lr:
 def test_settings_that_fix_no_routing(generator: OneStepGenerator, small_base: Path, lr: Tensor) -> None:
     with pytest.raises(InputError):
         export_diffusers("merged", generator)
-    bare = OneStepGenerator(load_backbone(small_base))
+    bare = OneStepGenerator(load_base(small_base))
     assert fix_routing(bare) == {}
     bad = [{}, {"image": lr, "scores": [0.5] * 11}, {"scores": [0.5] * 10}, {"scores": [1.5] + [0.5] * 10}]
     for model, settings in [*((generator, one) for one in bad), (bare, {"image": lr}), (bare, {"strength": 0.5})]:

@@ -14,7 +14,7 @@ from morsr import Restorer
 from morsr.errors import ConfigError, InputError, WeightsError
 from morsr.estimators import build_estimator
 from morsr.estimators.learned import DegradationNet, save_net
-from morsr.models.backbone import load_backbone
+from morsr.models.bases import load_base
 from morsr.models.generator import OneStepConfig, OneStepGenerator
 from morsr.models.loading import find_model, load_generator
 
@@ -30,7 +30,7 @@ def test_round_trip_of_a_folder_that_holds_its_base(generator: OneStepGenerator,
     restorer = Restorer(generator, device="cpu")
     assert restorer.save_pretrained("model") == Path("model")
     shutil.move("model", "moved")
-    generator.backbone.source = "gone"
+    generator.base.source = "gone"
     loaded = Restorer.from_pretrained("moved", device="cpu")
     same_image(restorer, loaded, lr)
     loaded.save_pretrained("again")
@@ -45,7 +45,7 @@ def test_weights_gone_nan_leave_the_model_of_before(generator: OneStepGenerator,
     expected = restorer(lr)
     with torch.no_grad():
         next(p for p in generator.parameters() if p.requires_grad).view(-1)[0] = torch.nan
-    with pytest.raises(WeightsError, match=r"not saved: backbone.* hold NaN"):
+    with pytest.raises(WeightsError, match=r"not saved: base.* hold NaN"):
         restorer.save_pretrained("model")
     torch.testing.assert_close(Restorer.from_pretrained("model", device="cpu")(lr), expected, atol=0, rtol=0)
 
@@ -59,13 +59,13 @@ def test_a_preset_is_named_and_not_copied(tmp_path: Path) -> None:
     assert (described["base"], described["library_name"]) == ("tiny", "morsr")
     same_image(restorer, Restorer.from_pretrained("model", device="cpu"), torch.rand(1, 3, 8, 8))
     restorer.save_pretrained("whole", include_base=True)
-    assert load_backbone("whole/base").base_id == "morsr/tiny"
+    assert load_base("whole/base").base_id == "morsr/tiny"
     same_image(restorer, Restorer.from_pretrained("whole", device="cpu"), torch.rand(1, 3, 8, 8))
 
 
 def test_without_adapters_and_over_an_earlier_save(generator: OneStepGenerator, small_base: Path, lr: Tensor) -> None:
     Restorer(generator, device="cpu").save_pretrained("model")
-    bare = Restorer(OneStepGenerator(load_backbone(small_base), one_step=OneStepConfig(timestep=90)), device="cpu")
+    bare = Restorer(OneStepGenerator(load_base(small_base), one_step=OneStepConfig(timestep=90)), device="cpu")
     bare.save_pretrained("model")
     assert not Path("model/adapters.safetensors").exists()
     loaded = Restorer.from_pretrained("model", device="cpu")
@@ -97,7 +97,7 @@ def test_a_decoder_of_its_own_goes_along(
 def test_files_of_the_estimator_go_along(small_base: Path, lr: Tensor, tmp_path: Path) -> None:
     save_net(tmp_path / "net.safetensors", DegradationNet(width=(4, 4, 4), hidden=8))
     estimator = build_estimator("learned", weights=tmp_path / "net.safetensors")
-    restorer = Restorer(OneStepGenerator(load_backbone(small_base), estimator), device="cpu")
+    restorer = Restorer(OneStepGenerator(load_base(small_base), estimator), device="cpu")
     restorer.save_pretrained("model")
     expected = estimator(lr).scores
     (tmp_path / "net.safetensors").unlink()
@@ -134,8 +134,8 @@ def test_what_cannot_be_saved_or_loaded(generator: OneStepGenerator, small_base:
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="expected a folder"):
         Restorer(generator, device="cpu").save_pretrained(tmp_path / "file")
-    bare = OneStepGenerator(load_backbone(small_base))
-    bare.backbone.source = None
+    bare = OneStepGenerator(load_base(small_base))
+    bare.base.source = None
     with pytest.raises(ConfigError, match="include_base=False"):
         Restorer(bare, device="cpu").save_pretrained("model", include_base=False)
     assert not Path("model").exists()

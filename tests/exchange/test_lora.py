@@ -13,17 +13,17 @@ from torch import Tensor
 
 from morsr.cli import main
 from morsr.errors import ConfigError, InputError
-from morsr.models.backbone import load_backbone
+from morsr.models.bases import load_base
 from morsr.models.exchange.fixed import fix_routing
 from morsr.models.exchange.lora import export_lora
 from morsr.models.generator import OneStepGenerator
 from morsr.models.loading import load_generator
 
 
-def pipeline(backbone: Any) -> StableDiffusionPipeline:
+def pipeline(base: Any) -> StableDiffusionPipeline:
     """diffusers' pipeline around a base's networks."""
     made = StableDiffusionPipeline(
-        unet=backbone.unet, vae=backbone.vae, scheduler=DDIMScheduler(), text_encoder=None, tokenizer=None,
+        unet=base.unet, vae=base.vae, scheduler=DDIMScheduler(), text_encoder=None, tokenizer=None,
         safety_checker=None, feature_extractor=None, requires_safety_checker=False,
     )  # fmt: skip
     made.set_progress_bar_config(disable=True)
@@ -43,9 +43,9 @@ def test_the_pipeline_of_diffusers_loads_the_folder(
 ) -> None:
     fix_routing(generator, image=lr, strength=strength)
     export_lora("out", generator)
-    prompt = generator.backbone.prompt_clean
-    expected = drawn(pipeline(generator.backbone), prompt)
-    made = pipeline(load_backbone(small_base))
+    prompt = generator.base.prompt_clean
+    expected = drawn(pipeline(generator.base), prompt)
+    made = pipeline(load_base(small_base))
     before = drawn(made, prompt)
     logging.getLogger("diffusers").propagate = True
     made.load_lora_weights("out")
@@ -69,7 +69,7 @@ def test_the_folder_holds_the_whole_restoration(
     decoder = ["--decoder", str(own_decoder)] if with_decoder else []
     assert main(["export", "lora", "out", "--model", str(adapters_file), *decoder, "--image", str(photo)]) == 0
     assert [line for line in capsys.readouterr().err.splitlines() if "diffusers loads no LoRA into a VAE" in line]
-    base = load_backbone(small_base, decoder="out/decoder" if with_decoder else None)
+    base = load_base(small_base, decoder="out/decoder" if with_decoder else None)
     made = pipeline(base)
     made.load_lora_weights("out")
     base.vae = PeftModel.from_pretrained(base.vae, "out/vae").base_model.model
@@ -88,7 +88,7 @@ def test_what_no_lora_can_hold(generator: OneStepGenerator, small_base: Path, lr
     fix_routing(generator, image=lr)
     assert generator.adapters is not None
     generator.adapters.saved = ("unet.conv_in",)
-    for model in (generator, OneStepGenerator(load_backbone(small_base))):
+    for model in (generator, OneStepGenerator(load_base(small_base))):
         with pytest.raises(ConfigError):
             export_lora("out", model)
     assert not Path("out").exists()

@@ -19,7 +19,7 @@ from torch import Tensor
 from morsr.adapters import read_adapters_header
 from morsr.cli import main
 from morsr.errors import WeightsError
-from morsr.models.architectures import architecture
+from morsr.models.bases.architectures import architecture
 from morsr.models.exchange.peers import read_osediff, read_pisasr, save_peer
 from morsr.models.loading import load_generator
 from morsr.restoring import Restorer

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from morsr.models.architectures import ARCHITECTURES
+from morsr.models.bases.architectures import ARCHITECTURES
 
 WIDTH = 32
 

@@ -47,7 +47,7 @@ def test_noise_per_image_uses_each_images_level() -> None:
 
 def test_residual_step_subtracts_the_prediction() -> None:
     latents, prediction = torch.randn(2, 1, 4, 2, 2)
-    torch.testing.assert_close(clean_latents(latents, prediction, 0.5, "residual"), latents - prediction)
+    torch.testing.assert_close(residual_latents(latents, prediction), latents - prediction)
 
 
 def test_velocity_holds_the_noise() -> None:

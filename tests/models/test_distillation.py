@@ -16,17 +16,17 @@ from morsr.errors import ConfigError, WeightsError
 from morsr.functional.adversarial import hinge_discriminator, hinge_generator
 from morsr.functional.diffusion import add_noise, clean_latents, distillation_gradient, distillation_loss, guide
 from morsr.functional.perceptual import feature_distance
-from morsr.models.backbone import Backbone, load_backbone
+from morsr.models.bases import Base, load_base
 from morsr.models.discriminator import Discriminator, DiscriminatorConfig, build_discriminator
 from morsr.models.draws import Draws
-from morsr.models.features import diffusion_features, encoder_features
+from morsr.models.features import encoder_features
 from morsr.models.losses import Losses, RestorationLoss, Weight, build_lpips
 from morsr.models.score_network import ScoreConfig, ScoreNetwork, Teacher
 
 
 @pytest.fixture
-def backbone(small_base: Path) -> Backbone:
-    return load_backbone(small_base).requires_grad_(False)
+def base(small_base: Path) -> Base:
+    return load_base(small_base).requires_grad_(False)
 
 
 def draws(count: int = 2) -> Draws:
@@ -56,14 +56,14 @@ def test_the_generator_moves_towards_what_the_teacher_sees() -> None:
     assert (z - 0.1 * gradient - real).abs().mean() < (z - real).abs().mean()
 
 
-def test_variational_distillation_follows_its_equation(backbone: Backbone) -> None:
-    score = ScoreNetwork(backbone, ScoreConfig(guidance=3.0, low=100, high=600))
+def test_variational_distillation_follows_its_equation(base: Base) -> None:
+    score = ScoreNetwork(base, ScoreConfig(guidance=3.0, low=100, high=600))
     for parameter in score.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     z, d = torch.randn(2, 4, 8, 8), draws()
     t = d.timesteps("distillation/t", 100, 600)
-    noisy = add_noise(z, d.normal("distillation/noise", (4, 8, 8)), backbone.alphas_cumprod[t])
-    unet: Any = backbone.unet
+    noisy = add_noise(z, d.normal("distillation/noise", (4, 8, 8)), base.alphas_cumprod[t])
+    unet: Any = base.unet
 
     def predict(prompt: torch.Tensor) -> torch.Tensor:
         with torch.no_grad():
@@ -71,27 +71,27 @@ def test_variational_distillation_follows_its_equation(backbone: Backbone) -> No
 
     from morsr.adapters import active_adapters
 
-    with active_adapters(backbone, "score"):
-        fake = predict(backbone.prompt_clean)
-    with active_adapters(backbone, None):
-        real = guide(predict(backbone.prompt_clean), predict(backbone.prompt_degraded), 3.0)
+    with active_adapters(base, "score"):
+        fake = predict(base.prompt_clean)
+    with active_adapters(base, None):
+        real = guide(predict(base.prompt_clean), predict(base.prompt_degraded), 3.0)
     assert not torch.allclose(fake, real, atol=1e-3), "the score network differs from the teacher"
-    fake, real = (clean_latents(noisy, noise, backbone.alphas_cumprod[t]) for noise in (fake, real))
+    fake, real = (clean_latents(noisy, noise, base.alphas_cumprod[t]) for noise in (fake, real))
     expected = distillation_loss(z, distillation_gradient(z, fake, real))
     torch.testing.assert_close(score.variational_loss(z, d), expected)
 
 
-def test_classifier_distillation_vanishes_without_guidance_and_needs_no_score_network(backbone: Backbone) -> None:
-    inject(backbone, MoRConfig.of_kind("lora", num_ranks=2, targets=("sd_unet@unet",)))
+def test_classifier_distillation_vanishes_without_guidance_and_needs_no_score_network(base: Base) -> None:
+    inject(base, MoRConfig.of_kind("lora", num_ranks=2, targets=("sd_unet@unet",)))
     z = torch.randn(2, 4, 8, 8, requires_grad=True)
-    assert Teacher(backbone, ScoreConfig(guidance=0.0)).classifier_loss(z, draws()).item() == 0
-    loss = Teacher(backbone, ScoreConfig(guidance=2.0)).classifier_loss(z, draws())
+    assert Teacher(base, ScoreConfig(guidance=0.0)).classifier_loss(z, draws()).item() == 0
+    loss = Teacher(base, ScoreConfig(guidance=2.0)).classifier_loss(z, draws())
     loss.backward()
     assert z.grad.abs().sum() > 0
 
 
-def test_the_score_network_learns_the_noise_of_given_latents_and_leaves_them_alone(backbone: Backbone) -> None:
-    score = ScoreNetwork(backbone, ScoreConfig(rank=4))
+def test_the_score_network_learns_the_noise_of_given_latents_and_leaves_them_alone(base: Base) -> None:
+    score = ScoreNetwork(base, ScoreConfig(rank=4))
     z = torch.randn(2, 4, 8, 8, requires_grad=True)
     optimizer = torch.optim.Adam(score.parameters(), lr=2e-2)
     values = []
@@ -113,9 +113,9 @@ def test_hinge_losses_on_several_scales() -> None:
     torch.testing.assert_close(hinge_generator([torch.ones(1, 1, 4, 4), torch.zeros(1, 1, 1, 1)]), torch.tensor(-0.5))
 
 
-def test_the_discriminator_judges_every_level_and_learns_to_tell_apart(backbone: Backbone) -> None:
-    inject(backbone, MoRConfig.of_kind("lora", num_ranks=2, targets=("sd_unet@unet",)))
-    discriminator = Discriminator(backbone, DiscriminatorConfig(width=8, max_timestep=50))
+def test_the_discriminator_judges_every_level_and_learns_to_tell_apart(base: Base) -> None:
+    inject(base, MoRConfig.of_kind("lora", num_ranks=2, targets=("sd_unet@unet",)))
+    discriminator = Discriminator(base, DiscriminatorConfig(width=8, max_timestep=50))
     real, fake = torch.randn(4, 4, 2, 2).repeat_interleave(4, -1).repeat_interleave(4, -2), torch.randn(4, 4, 8, 8)
     assert len(discriminator.judge(real, draws(4), "x")) == 3
     assert not any("unet" in name for name in discriminator.state_dict()), "the base is not the discriminator's"
@@ -165,24 +165,24 @@ def test_the_image_discriminator_learns_to_tell_apart_and_keeps_its_convolutions
         DiscriminatorConfig(sees="image", max_timestep=50)
 
 
-def test_features_of_the_unet_are_those_of_a_full_pass(backbone: Backbone) -> None:
+def test_features_of_the_unet_are_those_of_a_full_pass(base: Base) -> None:
     found: list[torch.Tensor] = []
-    blocks = [*backbone.unet.down_blocks, backbone.unet.mid_block]
+    blocks = [*base.unet.down_blocks, base.unet.mid_block]
     hooks = [b.register_forward_hook(lambda m, i, out: found.append(out[0] if isinstance(out, tuple) else out)) for b in blocks]  # fmt: skip  # noqa: E501
     z, t = torch.randn(1, 4, 8, 8), torch.tensor([5])
     with torch.no_grad():
-        backbone.predict_noise(z, t)
+        base.predict(z, t)
         for hook in hooks:
             hook.remove()
-        ours = diffusion_features(backbone, z, t)
+        ours = base.features(z, t)
     for mine, theirs in zip(ours, found, strict=True):
         torch.testing.assert_close(mine, theirs)
 
 
-def test_features_of_the_encoder_come_from_every_size(backbone: Backbone) -> None:
-    sizes = [tuple(level.shape[-2:]) for level in encoder_features(backbone, torch.rand(1, 3, 32, 32))]
+def test_features_of_the_encoder_come_from_every_size(base: Base) -> None:
+    sizes = [tuple(level.shape[-2:]) for level in encoder_features(base, torch.rand(1, 3, 32, 32))]
     assert sizes == [(32, 32), (16, 16), (8, 8)]
-    assert not any(module._forward_pre_hooks for module in backbone.vae.modules()), "no hook stays behind"
+    assert not any(module._forward_pre_hooks for module in base.vae.modules()), "no hook stays behind"
 
 
 def test_feature_distance_is_zero_for_equal_and_ignores_length() -> None:

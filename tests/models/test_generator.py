@@ -6,7 +6,7 @@ import torch
 from morsr.adapters import MoRConfig, active_adapters
 from morsr.errors import ConfigError, InputError
 from morsr.estimators import build_estimator
-from morsr.models.backbone import load_backbone
+from morsr.models.bases import load_base
 from morsr.models.generator import OneStepConfig, OneStepGenerator, enlarge, pad_to_multiple
 
 ADAPTERS = MoRConfig(
@@ -16,7 +16,7 @@ ADAPTERS = MoRConfig(
 
 def build(base: Path, **one_step: object) -> OneStepGenerator:
     config = OneStepConfig(**{"timestep": 150, "scale_input": True, **one_step})
-    return OneStepGenerator(load_backbone(base), build_estimator("frequency"), adapters=ADAPTERS, one_step=config)
+    return OneStepGenerator(load_base(base), build_estimator("frequency"), adapters=ADAPTERS, one_step=config)
 
 
 def wake(generator: OneStepGenerator) -> None:
@@ -32,7 +32,7 @@ def test_fresh_adapters_leave_the_base_as_it_is(small_base: Path) -> None:
     lr = torch.rand(2, 3, 8, 8)
     with torch.no_grad():
         adapted = generator(lr).sr
-        with active_adapters(generator.backbone, None):
+        with active_adapters(generator.base, None):
             plain = generator(lr).sr
     torch.testing.assert_close(adapted, plain, atol=0, rtol=0)
 
@@ -72,9 +72,9 @@ def test_scores_and_routing_come_from_the_context(small_base: Path) -> None:
 def test_epsilon_step_at_999_is_osediffs_line(small_base: Path) -> None:
     generator = build(small_base, timestep=999, scale_input=False).eval()
     latents = torch.randn(1, 4, 4, 4)
-    with torch.no_grad(), active_adapters(generator.backbone, None):
+    with torch.no_grad(), active_adapters(generator.base, None):
         z0 = generator.denoise(latents)
-        epsilon = generator.backbone.predict_noise(latents, 999)
+        epsilon = generator.base.predict(latents, 999)
     torch.testing.assert_close(z0, 14.6488 * latents - 14.6146 * epsilon, atol=2e-3, rtol=1e-4)
 
 
@@ -109,7 +109,7 @@ def test_settings_that_cannot_work_are_refused(settings: dict[str, object], word
 
 def test_adapters_need_an_estimator(small_base: Path) -> None:
     with pytest.raises(ConfigError, match="estimator"):
-        OneStepGenerator(load_backbone(small_base), adapters=ADAPTERS)
+        OneStepGenerator(load_base(small_base), adapters=ADAPTERS)
 
 
 def test_an_empty_output_is_refused(small_base: Path) -> None:

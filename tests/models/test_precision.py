@@ -8,15 +8,15 @@ from morsr.adapters import AdaptedLayer, MoRConfig, active_adapters, merged
 from morsr.errors import ConfigError
 from morsr.estimators import build_estimator
 from morsr.functional.diffusion import clean_latents
-from morsr.models.backbone import Backbone, load_backbone
+from morsr.models.bases import Base, load_base
 from morsr.models.generator import OneStepConfig, OneStepGenerator
 from morsr.models.precision import Float32Conv2d, to_float32
 
 
 @pytest.fixture(scope="module")
-def backbone() -> Backbone:
+def base() -> Base:
     torch.manual_seed(0)
-    return load_backbone("random:small").requires_grad_(False).eval()
+    return load_base("random:small").requires_grad_(False).eval()
 
 
 def autocast() -> torch.autocast:
@@ -25,14 +25,14 @@ def autocast() -> torch.autocast:
 
 def test_the_island_makes_x0_at_999_more_precise() -> None:
     """On trained weights; what the layers before the island round remains."""
-    tiny = load_backbone("tiny").requires_grad_(False).eval()
+    tiny = load_base("tiny").requires_grad_(False).eval()
     # As the encoder gives them under autocast: the UNet and the x0 line then see the same latents.
     latents = torch.randn(2, tiny.unet.config.in_channels, 16, 16).bfloat16().float()
     alpha_bar = tiny.alphas_cumprod[999]
 
     def x0() -> torch.Tensor:
         with torch.no_grad():
-            return clean_latents(latents, tiny.predict_noise(latents, 999), alpha_bar)
+            return clean_latents(latents, tiny.predict(latents, 999), alpha_bar)
 
     def error() -> float:
         with autocast():
@@ -50,13 +50,13 @@ def test_the_island_makes_x0_at_999_more_precise() -> None:
     assert island < 0.93 * without, (island, without)
 
 
-def test_from_the_last_norm_on_nothing_is_rounded(backbone: Backbone) -> None:
+def test_from_the_last_norm_on_nothing_is_rounded(base: Base) -> None:
     seen: list[torch.Tensor] = []
-    hook = backbone.unet.conv_norm_out.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    hook = base.unet.conv_norm_out.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     with torch.no_grad(), autocast():
-        noise = backbone.predict_noise(torch.randn(1, 4, 8, 8), 999)
+        noise = base.predict(torch.randn(1, 4, 8, 8), 999)
     hook.remove()
-    unet = backbone.unet
+    unet = base.unet
     assert seen[0].dtype == torch.bfloat16
     with torch.no_grad():
         expected = unet.conv_out(unet.conv_act(unet.conv_norm_out(seen[0].float())))
@@ -66,52 +66,50 @@ def test_from_the_last_norm_on_nothing_is_rounded(backbone: Backbone) -> None:
 def test_the_update_of_a_float32_layer_is_computed_in_float32() -> None:
     torch.manual_seed(0)
     config = MoRConfig(num_ranks=6, num_shared=2, top_k=2, num_zero=1, targets=("sd_unet@unet",))
-    generator = OneStepGenerator(load_backbone("random:small"), build_estimator("frequency"), adapters=config)
-    layer = generator.backbone.unet.conv_out
+    generator = OneStepGenerator(load_base("random:small"), build_estimator("frequency"), adapters=config)
+    layer = generator.base.unet.conv_out
     assert isinstance(layer, AdaptedLayer)
     nn.init.normal_(layer.sets["generator"].get_parameter("lora_B"))
     generator.eval().route(torch.rand(2, 3, 16, 16))
     features = torch.randn(2, 32, 8, 8)
     with torch.no_grad():
         exact = layer(features)
-        with active_adapters(generator.backbone, None):
+        with active_adapters(generator.base, None):
             assert not torch.equal(layer(features), exact)
         with autocast():
             torch.testing.assert_close(layer(features), exact, atol=0, rtol=0)
-        assert generator.backbone.unet.conv_in(torch.randn(2, 4, 8, 8)).dtype == torch.float32
+        assert generator.base.unet.conv_in(torch.randn(2, 4, 8, 8)).dtype == torch.float32
         generator.route(torch.rand(1, 3, 16, 16))
         gathered = layer(features[:1])
-        with merged(generator.backbone), autocast():
+        with merged(generator.base), autocast():
             torch.testing.assert_close(layer(features[:1]), gathered, atol=1e-5, rtol=1e-5)
 
 
 def test_a_model_stored_in_bfloat16_keeps_what_has_to_be_exact() -> None:
     torch.manual_seed(0)
-    full = load_backbone("random:small").eval()
+    full = load_base("random:small").eval()
     torch.manual_seed(0)
-    half = load_backbone("random:small", dtype="bfloat16").eval()
+    half = load_base("random:small", dtype="bfloat16").eval()
     assert half.unet.conv_in.weight.dtype == half.vae.encoder.conv_in.weight.dtype == torch.bfloat16
     for name in ("unet.conv_out.weight", "unet.conv_norm_out.bias", "prompt_clean"):
         torch.testing.assert_close(half.state_dict()[name], full.state_dict()[name], atol=0, rtol=0)
     torch.testing.assert_close(half.alphas_cumprod, full.alphas_cumprod, atol=0, rtol=0)
     latents, images = torch.randn(1, 4, 8, 8), torch.rand(1, 3, 16, 16) * 2 - 1
     with torch.no_grad():
-        assert half.predict_noise(latents, 500).dtype == torch.float32
-        torch.testing.assert_close(
-            half.predict_noise(latents, 500), full.predict_noise(latents, 500), atol=0.05, rtol=0
-        )
+        assert half.predict(latents, 500).dtype == torch.float32
+        torch.testing.assert_close(half.predict(latents, 500), full.predict(latents, 500), atol=0.05, rtol=0)
         torch.testing.assert_close(half.encode(images).float(), full.encode(images), atol=0.02, rtol=0)
         torch.testing.assert_close(half.decode(latents).float(), full.decode(latents), atol=0.05, rtol=0)
-    assert half.to(torch.float64).predict_noise(latents, 5).dtype == torch.float64
+    assert half.to(torch.float64).predict(latents, 5).dtype == torch.float64
     with pytest.raises(ConfigError, match="int8"):
-        load_backbone("random:small", dtype="int8")
+        load_base("random:small", dtype="int8")
 
 
 def test_scores_gates_and_clean_latents_are_float32_under_autocast() -> None:
     torch.manual_seed(0)
     config = MoRConfig(num_ranks=6, num_shared=2, top_k=2, num_zero=1, targets=("sd_unet@unet",))
     generator = OneStepGenerator(
-        load_backbone("random:small"), build_estimator("frequency"), adapters=config, one_step=OneStepConfig()
+        load_base("random:small"), build_estimator("frequency"), adapters=config, one_step=OneStepConfig()
     ).eval()
     lr = torch.rand(2, 3, 16, 16)
     with torch.no_grad():
@@ -142,7 +140,7 @@ def test_activation_checkpointing_changes_memory_and_not_gradients(base: str, st
     for checkpointing in (False, True):
         torch.manual_seed(0)
         generator = OneStepGenerator(
-            load_backbone(base, dtype=stored), build_estimator("frequency"), adapters=config,
+            load_base(base, dtype=stored), build_estimator("frequency"), adapters=config,
             one_step=OneStepConfig(timestep=200, scale_input=True), checkpointing=checkpointing,
         ).eval()  # fmt: skip
         parameters = [parameter for parameter in generator.parameters() if parameter.requires_grad]
@@ -158,7 +156,7 @@ def test_activation_checkpointing_changes_memory_and_not_gradients(base: str, st
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             loss = generator(lr).sr.square().mean()
         # What runs between forward and backward, as a teacher does, must not reach the recomputed layers.
-        with torch.no_grad(), active_adapters(generator.backbone, None):
+        with torch.no_grad(), active_adapters(generator.base, None):
             generator.route(torch.rand(2, 3, 16, 16))
         loss.backward()
         results.append((sum(kept.values()), [parameter.grad for parameter in parameters]))

@@ -9,9 +9,9 @@ from safetensors.torch import load_file, save_file
 
 from morsr.errors import ConfigError, WeightsError
 from morsr.functional.diffusion import epsilon_from_velocity, scaled_linear_alphas_cumprod
-from morsr.models.architectures import TAESD
-from morsr.models.backbone import load_backbone
-from morsr.models.pretrained import NEGATIVE_PROMPT, POSITIVE_PROMPT, encode_texts
+from morsr.models.bases import load_base
+from morsr.models.bases.architectures import TAESD
+from morsr.models.bases.reading import NEGATIVE_PROMPT, POSITIVE_PROMPT, encode_texts
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
@@ -23,12 +23,12 @@ def edit(path: Path, **values: Any) -> None:
 def test_a_stable_diffusion_folder_is_read_whole(sd_original: Path) -> None:
     from diffusers import AutoencoderKL, UNet2DConditionModel
 
-    backbone = load_backbone(sd_original)
-    assert backbone.base_id == "stable-diffusion-2-1-base"
-    assert (backbone.latent_factor, backbone.scaling_factor) == (2, 0.18215)
-    assert backbone.prediction_type == "epsilon"
-    torch.testing.assert_close(backbone.alphas_cumprod, scaled_linear_alphas_cumprod())
-    for network, kind, part in ((backbone.unet, UNet2DConditionModel, "unet"), (backbone.vae, AutoencoderKL, "vae")):
+    base = load_base(sd_original)
+    assert base.base_id == "stable-diffusion-2-1-base"
+    assert (base.latent_factor, base.scaling_factor) == (2, 0.18215)
+    assert base.prediction_type == "epsilon"
+    torch.testing.assert_close(base.alphas_cumprod, scaled_linear_alphas_cumprod())
+    for network, kind, part in ((base.unet, UNet2DConditionModel, "unet"), (base.vae, AutoencoderKL, "vae")):
         for name, value in kind.from_pretrained(sd_original / part).state_dict().items():
             torch.testing.assert_close(network.state_dict()[name], value, atol=0, rtol=0, msg=name)
 
@@ -36,10 +36,10 @@ def test_a_stable_diffusion_folder_is_read_whole(sd_original: Path) -> None:
 def test_prompts_are_the_text_encoders_as_diffusers_calls_it(sd_original: Path) -> None:
     from transformers import CLIPTextModel, CLIPTokenizer
 
-    backbone = load_backbone(sd_original)
+    base = load_base(sd_original)
     tokenizer = CLIPTokenizer.from_pretrained(sd_original / "tokenizer")
     encoder = CLIPTextModel.from_pretrained(sd_original / "text_encoder")
-    for found, text in ((backbone.prompt_clean, POSITIVE_PROMPT), (backbone.prompt_degraded, NEGATIVE_PROMPT)):
+    for found, text in ((base.prompt_clean, POSITIVE_PROMPT), (base.prompt_degraded, NEGATIVE_PROMPT)):
         tokens = tokenizer(text, padding="max_length", max_length=7, truncation=True, return_tensors="pt").input_ids
         with torch.no_grad():
             torch.testing.assert_close(found, encoder(tokens)[0])
@@ -57,33 +57,33 @@ def test_short_texts_are_padded_with_the_token_that_stable_diffusion_2_uses(sd_o
 
 
 def test_text_prompts_replace_the_fixed_ones(sd_original: Path) -> None:
-    fixed = load_backbone(sd_original)
-    own = load_backbone(sd_original, prompts={"clean": "a photo"})
+    fixed = load_base(sd_original)
+    own = load_base(sd_original, prompts={"clean": "a photo"})
     torch.testing.assert_close(own.prompt_clean, encode_texts(sd_original, "local", ["a photo"]))
     torch.testing.assert_close(own.prompt_degraded, fixed.prompt_degraded)
     assert not torch.equal(own.prompt_clean, fixed.prompt_clean)
     with pytest.raises(ConfigError, match="positive"):
-        load_backbone(sd_original, prompts={"positive": "a photo"})
+        load_base(sd_original, prompts={"positive": "a photo"})
 
 
 def test_cached_embeddings_need_no_text_encoder(sd_folder: Path) -> None:
-    cached = load_backbone(sd_folder).prompts
+    cached = load_base(sd_folder).prompts
     shutil.rmtree(sd_folder / "text_encoder")
     with pytest.raises(WeightsError, match="no text_encoder"):
-        load_backbone(sd_folder)
-    torch.testing.assert_close(load_backbone(sd_folder, prompts=cached).prompts, cached, atol=0, rtol=0)
+        load_base(sd_folder)
+    torch.testing.assert_close(load_base(sd_folder, prompts=cached).prompts, cached, atol=0, rtol=0)
 
 
 def test_a_v_prediction_model_gives_noise(sd_folder: Path) -> None:
     latents, steps = torch.randn(2, 4, 8, 8), torch.tensor([3, 999])
     with torch.no_grad():
-        velocity = load_backbone(sd_folder).predict_noise(latents, steps)
+        velocity = load_base(sd_folder).predict(latents, steps)
         edit(
             sd_folder / "scheduler" / "scheduler_config.json",
             prediction_type="v_prediction",
             _class_name="DDIMScheduler",
         )
-        noise = load_backbone(sd_folder).predict_noise(latents, steps)
+        noise = load_base(sd_folder).predict(latents, steps)
     torch.testing.assert_close(noise, epsilon_from_velocity(latents, velocity, scaled_linear_alphas_cumprod()[steps]))
 
 
@@ -107,7 +107,7 @@ def test_a_v_prediction_model_gives_noise(sd_folder: Path) -> None:
 def test_models_of_another_kind_are_refused(sd_folder: Path, file: str, values: dict[str, Any], words: str) -> None:
     edit(sd_folder / file, **values)
     with pytest.raises(ConfigError) as error:
-        load_backbone(sd_folder)
+        load_base(sd_folder)
     assert words in str(error.value)
 
 
@@ -116,14 +116,14 @@ def test_a_text_encoder_of_another_width_is_refused(sd_folder: Path, text_encode
         shutil.rmtree(sd_folder / part)
     text_encoder_writer(sd_folder, width=16)
     with pytest.raises(ConfigError, match=r"expected \(1, tokens, 32\) .* got \(1, 7, 16\); its text encoder"):
-        load_backbone(sd_folder)
+        load_base(sd_folder)
 
 
 @pytest.mark.parametrize("part", ["unet", "vae", "scheduler"])
 def test_a_missing_subfolder_is_named(sd_folder: Path, part: str) -> None:
     shutil.rmtree(sd_folder / part)
     with pytest.raises(WeightsError, match=f"missing subfolders: {part}"):
-        load_backbone(sd_folder)
+        load_base(sd_folder)
 
 
 @pytest.mark.parametrize("file", [f"unet/{WEIGHTS}", f"vae/{WEIGHTS}", "text_encoder/model.safetensors"])
@@ -132,7 +132,7 @@ def test_weights_cut_short_are_refused(sd_folder: Path, file: str, left: float) 
     path = sd_folder / file
     path.write_bytes(path.read_bytes()[: int(path.stat().st_size * left)])
     with pytest.raises(WeightsError, match=r"cut short|cannot be read"):
-        load_backbone(sd_folder)
+        load_base(sd_folder)
 
 
 def test_weights_of_another_network_are_refused(sd_folder: Path) -> None:
@@ -141,26 +141,26 @@ def test_weights_of_another_network_are_refused(sd_folder: Path) -> None:
     first = sorted(tensors)[0]
     save_file({**{k: v for k, v in tensors.items() if k != first}, "spare": torch.zeros(1)}, path, {"format": "pt"})
     with pytest.raises(WeightsError) as error:
-        load_backbone(sd_folder)
+        load_base(sd_folder)
     assert f"1 missing, such as {first}" in str(error.value)
     assert "1 unexpected, such as spare" in str(error.value)
     edit(sd_folder / "unet" / "config.json", cross_attention_dim=48)
     save_file(tensors, path, {"format": "pt"})
     with pytest.raises(WeightsError, match="cannot be read"):
-        load_backbone(sd_folder)
+        load_base(sd_folder)
 
 
 def test_pickled_weights_are_never_loaded(sd_folder: Path) -> None:
     (sd_folder / "unet" / WEIGHTS).rename(sd_folder / "unet" / "diffusion_pytorch_model.bin")
     with pytest.raises(WeightsError, match="pickles"):
-        load_backbone(sd_folder)
+        load_base(sd_folder)
 
 
 def test_a_half_precision_variant_is_enough(sd_folder: Path) -> None:
     path = sd_folder / "unet" / WEIGHTS
     save_file({key: value.half() for key, value in load_file(path).items()}, path, {"format": "pt"})
     path.rename(path.with_name("diffusion_pytorch_model.fp16.safetensors"))
-    assert load_backbone(sd_folder).unet.conv_in.weight.dtype == torch.float32
+    assert load_base(sd_folder).unet.conv_in.weight.dtype == torch.float32
 
 
 @pytest.mark.parametrize(
@@ -177,26 +177,26 @@ def test_a_wrong_layout_is_told_with_a_hint(tmp_path: Path, make: Any, words: st
     root.mkdir()
     make(root)
     with pytest.raises(WeightsError, match=f"missing subfolders: vae, unet, scheduler; .*{words}"):
-        load_backbone(root)
+        load_base(root)
 
 
 def test_a_single_file_and_broken_json_are_refused(sd_folder: Path) -> None:
     with pytest.raises(WeightsError, match="is a single file; expected a local diffusers folder"):
-        load_backbone(sd_folder / "unet" / WEIGHTS)
+        load_base(sd_folder / "unet" / WEIGHTS)
     (sd_folder / "vae" / "config.json").write_text("{")
     with pytest.raises(WeightsError, match="JSON"):
-        load_backbone(sd_folder)
+        load_base(sd_folder)
 
 
 def test_sources_are_tried_in_order_and_the_first_that_is_there_counts(sd_original: Path) -> None:
-    backbone = load_backbone(["./nowhere", "no/such-model", str(sd_original), "never/asked"])
-    assert backbone.base_id == "stable-diffusion-2-1-base"
+    base = load_base(["./nowhere", "no/such-model", str(sd_original), "never/asked"])
+    assert base.base_id == "stable-diffusion-2-1-base"
 
 
 def test_the_presets_try_their_mirrors() -> None:
     for preset, ids in (("sd21", ("sd2-community/", "Manojb/")), ("sd-turbo", ("stabilityai/sd-turbo",))):
         with pytest.raises(WeightsError) as error:
-            load_backbone(preset)
+            load_base(preset)
         assert all(one in str(error.value) for one in ids)
 
 
@@ -209,9 +209,9 @@ def test_a_model_in_the_hubs_cache_is_used_offline(sd_original: Path, tmp_path: 
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text("abc")
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
-    backbone = load_backbone(["no/such-model", "someone/copy"])
-    assert backbone.base_id == "someone/copy"
-    assert backbone.prompt_clean.shape == (1, 7, 32)
+    base = load_base(["no/such-model", "someone/copy"])
+    assert base.base_id == "someone/copy"
+    assert base.prompt_clean.shape == (1, 7, 32)
 
 
 # -- the small decoder --------------------------------------------------------------------------------------------
@@ -229,7 +229,7 @@ def taesd(tmp_path: Path) -> Path:
 
 
 def test_a_tiny_decoder_takes_scaled_latents_and_leaves_the_encoder_alone(sd_original: Path, taesd: Path) -> None:
-    own, small = load_backbone(sd_original), load_backbone(sd_original, decoder=taesd)
+    own, small = load_base(sd_original), load_base(sd_original, decoder=taesd)
     images, latents = torch.rand(1, 3, 16, 16) * 2 - 1, torch.randn(1, 4, 8, 8)
     with torch.no_grad():
         torch.testing.assert_close(small.encode(images), own.encode(images), atol=0, rtol=0)
@@ -244,10 +244,10 @@ def test_a_decoder_for_other_latents_is_refused(sd_original: Path, tmp_path: Pat
     AutoencoderTiny(**{**TAESD, "decoder_block_out_channels": (8,) * 4, "encoder_block_out_channels": (8,) * 4}
                     ).save_pretrained(tmp_path / "eight")  # fmt: skip
     with pytest.raises(ConfigError, match="latent channels of 2 pixels, got 4 channels of 8"):
-        load_backbone(sd_original, decoder=tmp_path / "eight")
+        load_base(sd_original, decoder=tmp_path / "eight")
     with pytest.raises(ConfigError, match="expected an AutoencoderTiny as decoder, got AutoencoderKL"):
-        load_backbone(sd_original, decoder=sd_original)
+        load_base(sd_original, decoder=sd_original)
     with pytest.raises(WeightsError, match=r"config\.json"):
-        load_backbone(sd_original, decoder=tmp_path)
+        load_base(sd_original, decoder=tmp_path)
     with pytest.raises(WeightsError, match="madebyollin/taesd"):
-        load_backbone(sd_original, decoder="taesd")
+        load_base(sd_original, decoder="taesd")

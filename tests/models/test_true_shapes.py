@@ -4,49 +4,49 @@ import pytest
 import torch
 
 from morsr.adapters import MoRConfig, adapter_parameters, inject
-from morsr.models.backbone import Backbone, load_backbone
+from morsr.models.bases import Base, load_base
 
 
-def build() -> Backbone:
+def build() -> Base:
     with torch.device("meta"):
-        return load_backbone("random:sd21", decoder="random:taesd").eval().requires_grad_(False)
+        return load_base("random:sd21", decoder="random:taesd").eval().requires_grad_(False)
 
 
 @pytest.fixture(scope="module")
-def backbone() -> Backbone:
+def base() -> Base:
     """For tests that leave it as it is."""
     return build()
 
 
-def test_it_has_the_published_sizes(backbone: Backbone) -> None:
-    sizes = {name: sum(p.numel() for p in getattr(backbone, name).parameters()) for name in ("unet", "vae")}
+def test_it_has_the_published_sizes(base: Base) -> None:
+    sizes = {name: sum(p.numel() for p in getattr(base, name).parameters()) for name in ("unet", "vae")}
     assert sizes == {"unet": 865_910_724, "vae": 83_653_863}
-    assert sum(p.numel() for p in backbone.decoder.decoder.parameters()) == 1_222_531
-    assert (backbone.latent_factor, backbone.multiple, backbone.scaling_factor) == (8, 64, 0.18215)
-    assert backbone.prompt_clean.shape == (1, 77, 1024)
+    assert sum(p.numel() for p in base.decoder.decoder.parameters()) == 1_222_531
+    assert (base.latent_factor, base.multiple, base.scaling_factor) == (8, 64, 0.18215)
+    assert base.prompt_clean.shape == (1, 77, 1024)
 
 
-def test_an_image_goes_through_at_full_size(backbone: Backbone) -> None:
+def test_an_image_goes_through_at_full_size(base: Base) -> None:
     images = torch.empty(2, 3, 512, 512, device="meta")
     with torch.no_grad():
-        latents = backbone.encode(images)
+        latents = base.encode(images)
         assert latents.shape == (2, 4, 64, 64)
-        noise = backbone.predict_noise(latents, torch.empty(2, dtype=torch.int64, device="meta"))
+        noise = base.predict(latents, torch.empty(2, dtype=torch.int64, device="meta"))
         assert noise.shape == latents.shape
         assert noise.dtype == torch.float32
-        assert backbone.decode(latents).shape == images.shape
-        kept, backbone.decoder = backbone.decoder, None
+        assert base.decode(latents).shape == images.shape
+        kept, base.decoder = base.decoder, None
         try:
-            assert backbone.decode(latents).shape == images.shape
+            assert base.decode(latents).shape == images.shape
         finally:
-            backbone.decoder = kept
+            base.decoder = kept
 
 
 def test_the_papers_adapters_have_44_million_parameters() -> None:
-    backbone = build()
-    report = inject(backbone, MoRConfig(targets=("sd_unet@unet", "sd_vae_encoder@vae")), condition_dim=7)
+    base = build()
+    report = inject(base, MoRConfig(targets=("sd_unet@unet", "sd_vae_encoder@vae")), condition_dim=7)
     assert len(report.matched) == 258 + 31 + 1
     # 1.0139 M + 0.0923 M per rank, 40 ranks, and a router of 290 layers x 36 slots x (7 + 1)
-    assert sum(p.numel() for p in adapter_parameters(backbone)) == 44_334_200
-    inject(backbone, MoRConfig.of_kind("lora", num_ranks=4, targets=("sd_unet@unet",)), name="score")
-    assert sum(p.numel() for p in adapter_parameters(backbone, "score")) == 4_055_712
+    assert sum(p.numel() for p in adapter_parameters(base)) == 44_334_200
+    inject(base, MoRConfig.of_kind("lora", num_ranks=4, targets=("sd_unet@unet",)), name="score")
+    assert sum(p.numel() for p in adapter_parameters(base, "score")) == 4_055_712

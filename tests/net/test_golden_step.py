@@ -109,9 +109,9 @@ def real_steps(page: ModuleType, method: Any, folder: Path, patch: pytest.Monkey
         ),
         lr=page.LR, router_lr_scale=page.ROUTER_LR_SCALE, weight_decay=page.WEIGHT_DECAY, clip=page.CLIP,
     )  # fmt: skip
-    backbone, adapters = module.generator.backbone, module.generator.adapters
+    base, adapters = module.generator.base, module.generator.adapters
     assert list(adapters.layer_names) == list(method.layers)
-    theirs = {name: adapter_parameters(backbone, name) for name in ("generator", "score")}
+    theirs = {name: adapter_parameters(base, name) for name in ("generator", "score")}
     theirs["discriminator"] = list(module.discriminator.parameters())
     for name, parameters in theirs.items():
         for mine, yours in zip(method.networks[name], parameters, strict=True):

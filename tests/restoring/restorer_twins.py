@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from morsr.adapters import MoRConfig
 from morsr.estimators import DegradationEstimator
-from morsr.models.backbone import build_backbone
+from morsr.models.bases import build_base
 from morsr.models.generator import OneStepConfig, OneStepGenerator
 from morsr.restoring import Restorer
 
@@ -31,7 +31,7 @@ class FakeGenerator(nn.Module):
     def __init__(self, function: Callable[[Tensor], Tensor] = lambda images: images, multiple: int = 16) -> None:
         super().__init__()
         self.multiple, self.function, self.adapters = multiple, function, None
-        self.backbone = SimpleNamespace(latent_factor=4)
+        self.base = SimpleNamespace(latent_factor=4)
         self.sizes: list[tuple[int, int]] = []
 
     def encode(self, images: Tensor) -> Tensor:
@@ -62,7 +62,7 @@ MIXTURE = MoRConfig(num_ranks=12, num_shared=4, top_k=3, num_zero=2, targets=("s
 def small_generator(config: MoRConfig = MIXTURE, *, adapters: bool = True) -> OneStepGenerator:
     """A diffusers UNet and AutoencoderTiny with random weights, and adapters that change the output."""
     torch.manual_seed(0)
-    backbone = build_backbone(
+    base = build_base(
         {
             "in_channels": 4,
             "out_channels": 4,
@@ -83,7 +83,7 @@ def small_generator(config: MoRConfig = MIXTURE, *, adapters: bool = True) -> On
         },
     )
     generator = OneStepGenerator(
-        backbone,
+        base,
         MeanEstimator() if adapters else None,
         adapters=config if adapters else None,
         one_step=OneStepConfig(timestep=250, scale_input=True),

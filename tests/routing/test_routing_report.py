@@ -26,7 +26,7 @@ from morsr.evaluation.callback import RoutingDump
 from morsr.evaluation.example import examine, switch_off
 from morsr.evaluation.report import write_report
 from morsr.evaluation.routing import RoutingTable
-from morsr.models.backbone import build_backbone
+from morsr.models.bases import build_base
 from morsr.models.generator import OneStepConfig, OneStepGenerator
 from morsr.restoring.restorer import Restorer
 
@@ -48,13 +48,13 @@ SETTINGS = MoRConfig(num_ranks=12, num_shared=2, top_k=3, num_zero=2, targets=(r
 def made(settings: MoRConfig) -> OneStepGenerator:
     torch.manual_seed(0)
     generator = OneStepGenerator(
-        build_backbone(UNET, VAE),
+        build_base(UNET, VAE),
         build_estimator("frequency"),
         adapters=settings,
         one_step=OneStepConfig(timestep=1, parametrization="residual"),
     ).eval()
     with torch.no_grad():
-        for parameter in adapter_parameters(generator.backbone):
+        for parameter in adapter_parameters(generator.base):
             parameter.add_(0.3 * torch.randn_like(parameter))
     return generator
 
@@ -92,8 +92,8 @@ def test_a_table_runs_estimator_and_router_only(generator: OneStepGenerator, mon
     images = torch.rand(5, 3, 24, 24)
     expected = generator(images).routing
     before = generator.adapters.routing
-    for name in ("forward", "encode", "decode", "predict_noise"):
-        monkeypatch.setattr(generator.backbone, name, refuse)
+    for name in ("forward", "encode", "decode", "predict"):
+        monkeypatch.setattr(generator.base, name, refuse)
     table = RoutingTable.from_images(generator, images)
     torch.testing.assert_close(table.chosen.transpose(0, 1), expected.chosen)
     torch.testing.assert_close(table.gates.transpose(0, 1), expected.selected)

@@ -136,12 +136,12 @@ def test_adapters_bring_their_prompts(encoder: None, small_base: Path, tmp_path:
     trained = build(small_base, prompts=texts)
     file = tmp_path / "runs" / "version_0" / "adapters.safetensors"
     trained.save_adapters(file)
-    expected, embeddings = picture(trained), trained.generator.backbone.prompts
-    assert not torch.equal(embeddings["clean"], build(small_base).generator.backbone.prompt_clean)
+    expected, embeddings = picture(trained), trained.generator.base.prompts
+    assert not torch.equal(embeddings["clean"], build(small_base).generator.base.prompt_clean)
 
     def check(module: OneStepSRModule) -> None:
-        torch.testing.assert_close(module.generator.backbone.prompts, embeddings, rtol=0, atol=0)
-        assert module.generator.backbone.prompt == "a photo"
+        torch.testing.assert_close(module.generator.base.prompts, embeddings, rtol=0, atol=0)
+        assert module.generator.base.prompt == "a photo"
         module.save_adapters(tmp_path / "again.safetensors")
         assert read_adapters_header(tmp_path / "again.safetensors")["extra"]["prompts"] == texts
         torch.testing.assert_close(read_attached(tmp_path / "again.safetensors"), embeddings, rtol=0, atol=0)
@@ -176,9 +176,9 @@ def test_prompts_of_the_config_stay_and_others_are_told(
     assert not recwarn.list
     with pytest.warns(UserWarning, match=r"trained with the prompts \{'clean': 'a photo'\}; this run uses .*'sea'"):
         module = build(small_base, prompts={"clean": "sea"}, weights=str(file))
-    clean = module.generator.backbone.prompt_clean
-    torch.testing.assert_close(clean, build(small_base, prompts={"clean": "sea"}).generator.backbone.prompt_clean)
-    assert not torch.equal(clean, same.generator.backbone.prompt_clean)
+    clean = module.generator.base.prompt_clean
+    torch.testing.assert_close(clean, build(small_base, prompts={"clean": "sea"}).generator.base.prompt_clean)
+    assert not torch.equal(clean, same.generator.base.prompt_clean)
     module.save_adapters(file)
     assert read_adapters_header(file)["extra"]["prompts"] == {"clean": "sea"}
     later = build(small_base, prompts={"clean": "a photo"})

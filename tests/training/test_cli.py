@@ -17,7 +17,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from morsr.cli import main
-from morsr.models.backbone import load_backbone
+from morsr.models.bases import load_base
 from morsr.training.cli import SaveConfig
 from morsr.training.config_files import read_config
 
@@ -121,7 +121,7 @@ def test_a_base_phase_resumes_by_the_command_line_alone(small_base: Path, photos
     before = (tmp_path / "old" / "unet" / "diffusion_pytorch_model.safetensors").read_bytes()
     assert main([*options, f"--model.out={tmp_path}/new", f"--ckpt_path={checkpoint}"]) == 0
     assert (tmp_path / "old" / "unet" / "diffusion_pytorch_model.safetensors").read_bytes() == before
-    base, straight, new = (load_backbone(place) for place in (small_base, tmp_path / "straight", tmp_path / "new"))
+    base, straight, new = (load_base(place) for place in (small_base, tmp_path / "straight", tmp_path / "new"))
     assert new.base_id == base.base_id
     assert (new.unet.conv_in.weight - base.unet.conv_in.weight).abs().max() > 0
     torch.testing.assert_close(new.state_dict(), straight.state_dict(), rtol=0, atol=0)

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader
 
 import morsr.training.base_phases
 from morsr.errors import ConfigError
-from morsr.models.backbone import load_backbone
+from morsr.models.bases import load_base
 from morsr.models.discriminator import DiscriminatorConfig
 from morsr.models.losses import Weight
 from morsr.training.base_phases import DecoderTraining, some_enlarged
@@ -43,20 +43,20 @@ def test_the_decoder_and_the_discriminator_move_and_nothing_else(small_base: Pat
     before = {name: value.clone() for name, value in module.state_dict().items()}
     fit(module, 2)
     moved = {name for name, value in module.state_dict().items() if not torch.equal(value, before[name])}
-    assert {name.split(".")[0] for name in moved} == {"backbone", "discriminator"}
-    assert all(name.startswith(("backbone.vae.decoder.", "discriminator.")) for name in moved)
-    assert {name for name in before if name.startswith("backbone.vae.decoder.") and name.endswith("weight")} <= moved
+    assert {name.split(".")[0] for name in moved} == {"base", "discriminator"}
+    assert all(name.startswith(("base.vae.decoder.", "discriminator.")) for name in moved)
+    assert {name for name in before if name.startswith("base.vae.decoder.") and name.endswith("weight")} <= moved
 
 
 def test_the_result_is_a_decoder_of_the_same_base(small_base: Path, tmp_path: Path) -> None:
     module = fit(training(small_base, tmp_path / "decoder"), 2)
-    whole = load_backbone(small_base, decoder=tmp_path / "decoder")
+    whole = load_base(small_base, decoder=tmp_path / "decoder")
     image = torch.rand(1, 3, 16, 16) * 2 - 1
     latents = whole.encode(image)
-    torch.testing.assert_close(latents, load_backbone(small_base).encode(image), atol=0, rtol=0)
+    torch.testing.assert_close(latents, load_base(small_base).encode(image), atol=0, rtol=0)
     with torch.no_grad():
-        torch.testing.assert_close(whole.decode(latents), module.backbone.decode(latents))
-        assert (whole.decode(latents) - load_backbone(small_base).decode(latents)).abs().max() > 1e-5
+        torch.testing.assert_close(whole.decode(latents), module.base.decode(latents))
+        assert (whole.decode(latents) - load_base(small_base).decode(latents)).abs().max() > 1e-5
 
 
 def test_the_adversarial_loss_does_not_teach_the_discriminator_to_be_fooled(small_base: Path, tmp_path: Path) -> None:
@@ -65,7 +65,7 @@ def test_the_adversarial_loss_does_not_teach_the_discriminator_to_be_fooled(smal
     fit(module, 30)
     images = torch.cat([batch["hr"] for batch in batches(4)])
     with torch.no_grad():
-        decoded = module.backbone.decode(module.backbone.encode(images * 2 - 1)) / 2 + 0.5
+        decoded = module.base.decode(module.base.encode(images * 2 - 1)) / 2 + 0.5
         real, fake = (torch.stack([v.mean() for v in module.discriminator(x)]) for x in (images, decoded))
     assert (real > fake + 0.1).all()
 
@@ -95,6 +95,6 @@ def test_what_cannot_be_trained_so_is_refused(
     with pytest.raises(ConfigError, match="at least 0"):
         training(small_base, tmp_path, gan=Weight(weight=-1.0))
     other = SimpleNamespace(vae=type("AutoencoderKL", (), {})())
-    monkeypatch.setattr(morsr.training.base_phases, "load_backbone", lambda base: other)
+    monkeypatch.setattr(morsr.training.base_phases, "load_base", lambda base: other)
     with pytest.raises(ConfigError, match="expected an AutoencoderTiny as its autoencoder, got AutoencoderKL"):
         training(small_base, tmp_path)

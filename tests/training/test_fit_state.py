@@ -15,7 +15,7 @@ from training_twins import ADAPTERS, build, fit
 
 from morsr.adapters import MoRConfig
 from morsr.errors import ConfigError
-from morsr.models.backbone import load_backbone, save_network
+from morsr.models.bases import load_base, save_network
 from morsr.models.draws import Draws
 from morsr.models.generator import OneStepConfig
 
@@ -102,7 +102,7 @@ def test_a_resumed_run_needs_no_start_file(small_base: Path, tmp_path: Path) -> 
 
 
 def test_a_checkpoint_is_validated_with_its_own_adapters_and_decoder(small_base: Path, tmp_path: Path) -> None:
-    network = load_backbone(small_base).vae.requires_grad_(False)
+    network = load_base(small_base).vae.requires_grad_(False)
     network.decoder.layers[0].weight.mul_(1.5)
     (tmp_path / "decoder").mkdir()
     save_network(tmp_path / "decoder", network)

@@ -165,10 +165,10 @@ def test_half_a_checkpoint_is_refused_by_name(small_base: Path, tmp_path: Path) 
 @pytest.mark.parametrize("own", [False, True], ids=["none", "given"])
 def test_adapters_bring_the_decoder_they_were_trained_with(own: bool, small_base: Path, tmp_path: Path) -> None:
     """Else `make eval` would decode the shipped perceptual adapters with a decoder that they do not know."""
-    from morsr.models.backbone import load_backbone, save_network
+    from morsr.models.bases import load_base, save_network
 
     for name, factor in (("theirs", 1.5), ("ours", 2.0)):
-        network = load_backbone(small_base).vae.requires_grad_(False)
+        network = load_base(small_base).vae.requires_grad_(False)
         network.decoder.layers[0].weight.mul_(factor)
         (tmp_path / name).mkdir()
         save_network(tmp_path / name, network)
@@ -180,7 +180,7 @@ def test_adapters_bring_the_decoder_they_were_trained_with(own: bool, small_base
     batch = random_batch()
     with torch.no_grad():
         torch.testing.assert_close(module.eval().generator(batch["lr"]).sr, expected(batch["lr"]).sr)
-    assert not any(p.requires_grad for p in module.generator.backbone.decoder.parameters())
+    assert not any(p.requires_grad for p in module.generator.base.decoder.parameters())
     module.save_adapters(tmp_path / "again.safetensors")
     saved = read_adapters_header(tmp_path / "again.safetensors")["extra"]["decoder"]
     assert saved == str(tmp_path / ("ours" if own else "theirs"))

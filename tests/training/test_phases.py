@@ -82,14 +82,14 @@ def test_toggling_gives_every_network_its_own_setting_back(module: Any) -> None:
 
 
 def test_the_base_is_held_once(module: Any) -> None:
-    backbone = module.generator.backbone
-    assert adapter_names(backbone) == ("generator", "score")
+    base = module.generator.base
+    assert adapter_names(base) == ("generator", "score")
     trained = sum(p.numel() for network in module.objective.trained().values() for p in network)
     every = {id(p): p.numel() for p in module.parameters()}
-    base = {id(p): p.numel() for p in backbone.parameters()} | {id(p): p.numel() for p in module.generator.parameters()}
+    base = {id(p): p.numel() for p in base.parameters()} | {id(p): p.numel() for p in module.generator.parameters()}
     adapters = sum(p.numel() for name in ("generator", "score") for p in module.objective.trained()[name])
     assert sum(every.values()) == sum(base.values()) - adapters + trained
-    assert module.objective.score.backbone is backbone
+    assert module.objective.score.base is base
 
 
 @SEES

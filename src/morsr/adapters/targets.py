@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from morsr.errors import ConfigError
 
 _ATTENTION = r"(?:to_q|to_k|to_v|to_out\.0)"
+_ADDED = r"(?:add_q_proj|add_k_proj|add_v_proj|to_add_out)"
 _FEED_FORWARD = r"ff\.net\.(?:0\.proj|2)"
 _RESNET = r"(?:conv1|conv2|conv_shortcut)"
 _SAMPLERS = r"(?:down|up)samplers\.\d+\.conv"
@@ -24,6 +25,18 @@ PRESETS: dict[str, tuple[str, ...]] = {
         r"quant_conv",
     ),
     "tiny_vae_encoder": (r"encoder\.layers\..*",),
+    # Both streams of the MM-DiT, image and text; modulation, norms and the embedding of time and size are left alone.
+    "sd3": (
+        rf"transformer_blocks\.\d+\.(?:attn2?\.(?:{_ATTENTION}|{_ADDED})|(?:ff|ff_context)\.net\.(?:0\.proj|2))",
+        r"pos_embed\.proj",
+        r"proj_out",
+    ),
+    "flux2": (
+        rf"transformer_blocks\.\d+\.(?:attn\.(?:{_ATTENTION}|{_ADDED})|(?:ff|ff_context)\.linear_(?:in|out))",
+        r"single_transformer_blocks\.\d+\.attn\.(?:to_qkv_mlp_proj|to_out)",
+        r"x_embedder",
+        r"proj_out",
+    ),
     "all_unet_like": (rf"(?:.*\.)?(?:{_BLOCKS}|conv_in|conv_out)",),
 }
 

@@ -71,8 +71,8 @@ def _by_class(part: Any, section: str) -> list[str]:
 
 def missing_base(base: Any, key: str) -> list[str]:
     """Whether none of the bases that a setting names is shipped, a local folder or in the hub's cache."""
-    from morsr.models.backbone import SHIPPED_BASES
-    from morsr.models.pretrained import HUB_IDS
+    from morsr.models.bases import SHIPPED_BASES
+    from morsr.models.bases.reading import HUB_IDS
 
     if base is None or isinstance(base, Mapping):
         return _by_class(base, key)
@@ -129,7 +129,7 @@ def missing_vgg(folder: str | None, key: str) -> list[str]:
 
 def missing_adapters(path: Any, key: str) -> list[str]:
     """A file or folder of adapters to start from."""
-    from morsr.models.backbone import SHIPPED_BASES
+    from morsr.models.bases import SHIPPED_BASES
 
     if path is None or str(path) in SHIPPED_BASES or Path(str(path)).expanduser().exists():
         return []

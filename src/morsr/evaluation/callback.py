@@ -102,7 +102,7 @@ def module_methods(module: Any, scale: int = 4) -> dict[str, Method]:
         return module(lr.to(module.device), size=(scale * lr.shape[-2], scale * lr.shape[-1])).cpu()
 
     def without_adapters(lr: Tensor) -> Tensor:
-        with active_adapters(module.generator.backbone, None):
+        with active_adapters(module.generator.base, None):
             return with_adapters(lr)
 
     return {BICUBIC: bicubic_method(scale), "base": without_adapters, "morsr": with_adapters}

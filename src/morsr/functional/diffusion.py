@@ -47,25 +47,44 @@ def add_noise(latents: Tensor, noise: Tensor, alpha_bar: Tensor | float) -> Tens
     return alpha_bar.sqrt() * latents.float() + (1 - alpha_bar).sqrt() * noise.float()
 
 
-def clean_latents(
-    latents: Tensor, prediction: Tensor, alpha_bar: Tensor | float, parametrization: Parametrization = "epsilon"
-) -> Tensor:
+def residual_latents(latents: Tensor, prediction: Tensor) -> Tensor:
+    """Clean latents z − ε of a network that was trained to predict what has to go from a low-quality latent at t = 1.
+
+    Source: PiSA-SR (arXiv 2412.03017) eq. 4.
+    """
+    return latents.float() - prediction.float()
+
+
+def clean_latents(latents: Tensor, prediction: Tensor, alpha_bar: Tensor | float) -> Tensor:
     """Estimate the clean latents z_0 from the latents at one timestep and the network's output.
 
     Args:
         latents: z_t, or the encoded low-quality image that stands in for it, (B, C, h, w).
         prediction: the UNet's output of the same shape.
-        alpha_bar: ᾱ_t, one number or one per image (B,); unused for "residual".
-        parametrization: "epsilon": (z_t − √(1 − ᾱ) ε) / √ᾱ, as OSEDiff reads a low-quality latent at t = 999;
-            "residual": z_t − ε, as PiSA-SR does at t = 1.
+        alpha_bar: ᾱ_t, one number or one per image (B,).
 
-    Source: OSEDiff (arXiv 2406.08177) eq. 4; PiSA-SR (arXiv 2412.03017) eq. 4.
+    Returns:
+        (z_t − √(1 − ᾱ) ε) / √ᾱ, as OSEDiff reads a low-quality latent at t = 999.
+
+    Source: OSEDiff (arXiv 2406.08177) eq. 4.
     """
     latents, prediction = latents.float(), prediction.float()
-    if parametrization == "residual":
-        return latents - prediction
     alpha_bar = _per_image(alpha_bar, latents)
     return (latents - (1 - alpha_bar).sqrt() * prediction) / alpha_bar.sqrt()
+
+
+def flow_noised(latents: Tensor, noise: Tensor, sigma: Tensor | float) -> Tensor:
+    """Rectified flow: (1 − σ) z_0 + σ n, σ one number or one per image (B,).
+
+    Source: Esser et al., "Scaling Rectified Flow Transformers" (arXiv 2403.03206), eq. 13.
+    """
+    sigma = _per_image(sigma, latents)
+    return (1 - sigma) * latents.float() + sigma * noise.float()
+
+
+def flow_clean(latents: Tensor, velocity: Tensor, sigma: Tensor | float) -> Tensor:
+    """Clean latents z_t − σ v behind z_t, where the velocity is v = n − z_0."""
+    return latents.float() - _per_image(sigma, latents) * velocity.float()
 
 
 def epsilon_from_velocity(latents: Tensor, velocity: Tensor, alpha_bar: Tensor | float) -> Tensor:

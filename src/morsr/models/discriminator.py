@@ -15,11 +15,9 @@ from torch import Tensor, nn
 from morsr.adapters import active_adapters
 from morsr.errors import ConfigError
 from morsr.functional.adversarial import hinge_discriminator, hinge_generator
-from morsr.functional.diffusion import add_noise
 from morsr.functional.precision import without_autocast
-from morsr.models.backbone import Backbone
+from morsr.models.bases import Base
 from morsr.models.draws import Draws
-from morsr.models.features import diffusion_features, feature_widths
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,12 +56,12 @@ class DiscriminatorConfig:
 
 
 class Discriminator(nn.Module):
-    """One small head per level of the UNet's down path and its middle; each judges every place of its level.
+    """One small head per level of the base's features; each judges every place of its level.
 
-    The UNet runs without adapters, in the state it was pretrained to. Only the heads are trained and owned here.
+    The network runs without adapters, in the state it was pretrained to. Only the heads are trained and owned here.
 
     Args:
-        backbone: shared with the generator; not owned.
+        base: shared with the generator; not owned.
         config: widths and noise.
 
     Source: hinge loss of Geometric GAN (arXiv 1705.02894); diffusion features as in LADD (arXiv 2403.12015).
@@ -71,14 +69,14 @@ class Discriminator(nn.Module):
 
     sees: ClassVar[str] = "latents"
 
-    def __init__(self, backbone: Backbone, config: DiscriminatorConfig) -> None:
+    def __init__(self, base: Base, config: DiscriminatorConfig) -> None:
         super().__init__()
         self.config = config
-        self._backbone = (backbone,)  # in a tuple: a submodule would be registered and saved a second time
+        self._base = (base,)  # in a tuple: a submodule would be registered and saved a second time
         # jsonargparse leaves the class of a nested setting as its path.
         head = pydoc.locate(config.head) if isinstance(config.head, str) else config.head
         make: Any = head or functools.partial(_head, width=config.width)
-        self.heads = nn.ModuleList(make(channels) for channels in feature_widths(backbone))
+        self.heads = nn.ModuleList(make(channels) for channels in base.feature_widths)
 
     def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
         """Verdicts (B, 1, h, w) of every level, above 0 for real."""
@@ -87,12 +85,12 @@ class Discriminator(nn.Module):
 
     def judge(self, latents: Tensor, draws: Draws, name: str) -> list[Tensor]:
         """Verdicts on latents (B, C, h, w), noised to a small random timestep first."""
-        backbone = self._backbone[0]
+        base = self._base[0]
         timesteps = draws.timesteps(f"{name}/t", 0, self.config.max_timestep)
         noise = draws.normal(f"{name}/noise", tuple(latents.shape[1:]))
-        noisy = add_noise(latents, noise, backbone.alphas_cumprod[timesteps])
-        with active_adapters(backbone, None):
-            features = diffusion_features(backbone, noisy, timesteps)
+        noisy = base.noised(latents, noise, timesteps)
+        with active_adapters(base, None):
+            features = base.features(noisy, timesteps)
         return self(features)
 
     def generator_loss(self, latents: Tensor, draws: Draws) -> Tensor:
@@ -103,12 +101,12 @@ class Discriminator(nn.Module):
         """What the heads minimise, for generated and real latents; both are detached here."""
         # One pass over both halves; the base runs without gradient, so only the heads' activations are kept.
         both = torch.cat([fake.detach(), real.detach()])
-        backbone = self._backbone[0]
+        base = self._base[0]
         timesteps = torch.cat([draws.timesteps(f"{side}/t", 0, self.config.max_timestep) for side in ("fake", "real")])
         noise = torch.cat([draws.normal(f"{side}/noise", tuple(fake.shape[1:])) for side in ("fake", "real")])
-        with torch.no_grad(), active_adapters(backbone, None):
-            noisy = add_noise(both, noise, backbone.alphas_cumprod[timesteps])
-            features = diffusion_features(backbone, noisy, timesteps)
+        with torch.no_grad(), active_adapters(base, None):
+            noisy = base.noised(both, noise, timesteps)
+            features = base.features(noisy, timesteps)
         verdicts = self(features)
         count = len(fake)
         return hinge_discriminator([v[count:] for v in verdicts], [v[:count] for v in verdicts])
@@ -150,9 +148,9 @@ class ImageDiscriminator(nn.Module):
         return hinge_discriminator(self(real.detach()), self(fake.detach()))
 
 
-def build_discriminator(backbone: Backbone, config: DiscriminatorConfig) -> Discriminator | ImageDiscriminator:
+def build_discriminator(base: Base, config: DiscriminatorConfig) -> Discriminator | ImageDiscriminator:
     """The discriminator that the settings ask for."""
-    return Discriminator(backbone, config) if config.sees == "latents" else ImageDiscriminator(config)
+    return Discriminator(base, config) if config.sees == "latents" else ImageDiscriminator(config)
 
 
 class _SpectralConv(nn.Conv2d):

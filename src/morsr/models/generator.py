@@ -13,9 +13,9 @@ from morsr.adapters import InjectionReport, MoRConfig, Router, Routing, inject
 from morsr.adapters.inject import RouterFactory
 from morsr.errors import ConfigError, InputError
 from morsr.estimators import DegradationEstimator, DegradationScores
-from morsr.functional.diffusion import Parametrization, clean_latents
+from morsr.functional.diffusion import Parametrization, residual_latents
 from morsr.functional.precision import without_autocast
-from morsr.models.backbone import Backbone
+from morsr.models.bases import Base, Condition
 
 
 class GeneratorOutput(NamedTuple):
@@ -37,7 +37,8 @@ class OneStepConfig:
 
     Args:
         timestep: the fixed t of the UNet call. OSEDiff: 999; PiSA-SR: 1.
-        parametrization: "epsilon", z0 = (z − √(1−ᾱ) ε)/√ᾱ (OSEDiff), or "residual", z0 = z − ε (PiSA-SR).
+        parametrization: "epsilon", z0 = (z − √(1−ᾱ) ε)/√ᾱ (OSEDiff), for a flow z0 = z − σ v; or "residual",
+            z0 = z − ε (PiSA-SR).
         scale_input: multiply the encoded image by √ᾱ first, so that it stands at the signal level that the UNet has
             seen at this timestep; then z0 = z − √((1−ᾱ)/ᾱ) ε. Meant for middle timesteps (`tiny`); at t = 999 almost
             nothing of the image would be left.
@@ -66,7 +67,7 @@ class OneStepGenerator(nn.Module):
     """LR → bicubic enlargement → VAE mean → one UNet call at a fixed timestep → z0 → VAE decoder → SR.
 
     Args:
-        backbone: the pretrained model; frozen here.
+        base: the pretrained model; frozen here.
         estimator: what turns the LR image into the scores that the router sees; needed with adapters only.
         adapters: the mixture of ranks to inject, or None for the base model as it is.
         router: class of the router, made from (config, layers, scores).
@@ -81,7 +82,7 @@ class OneStepGenerator(nn.Module):
 
     def __init__(
         self,
-        backbone: Backbone,
+        base: Base,
         estimator: DegradationEstimator | None = None,
         *,
         adapters: MoRConfig | None = None,
@@ -92,38 +93,41 @@ class OneStepGenerator(nn.Module):
         super().__init__()
         if adapters is not None and estimator is None:
             raise ConfigError("adapters need a degradation estimator: their router sees nothing else of the image")
-        self.backbone = backbone.requires_grad_(False).eval()
-        self.backbone.to(memory_format=torch.channels_last)
-        self.estimator = estimator.requires_grad_(False).eval() if estimator is not None else None
         self.one_step = one_step or OneStepConfig()
+        if self.one_step.parametrization not in base.parametrizations:
+            raise ConfigError(
+                f"one_step.parametrization: {type(base).__name__} knows {', '.join(base.parametrizations)}, "
+                f"got {self.one_step.parametrization}"
+            )
+        self.base = base.requires_grad_(False).eval()
+        self.base.to(memory_format=torch.channels_last)
+        self.estimator = estimator.requires_grad_(False).eval() if estimator is not None else None
         self.adapters: InjectionReport | None = None
         if adapters is not None and estimator is not None:
             names = estimator.names if adapters.is_routed else ()
-            self.adapters = inject(backbone, adapters, condition_dim=len(names), score_names=names, router=router)
+            self.adapters = inject(base, adapters, condition_dim=len(names), score_names=names, router=router)
         if checkpointing:
-            backbone.set_checkpointing()
+            base.set_checkpointing()
 
     @property
     def device(self) -> torch.device:
         """Where the base's weights are."""
-        return self.backbone.alphas_cumprod.device
+        return self.base.device
 
     @property
     def dtype(self) -> torch.dtype:
         """What the base's weights are stored as."""
-        return next(self.backbone.unet.parameters()).dtype
+        return next(self.base.denoiser.parameters()).dtype
 
     @property
     def multiple(self) -> int:
         """Sides of the enlarged image that the networks take as they are; `forward` pads to it by itself."""
-        return self.backbone.multiple
+        return self.base.multiple
 
     @property
     def networks(self) -> tuple[nn.Module, nn.Module, nn.Module]:
-        """What a pass runs of the base: UNet, encoder and decoder."""
-        backbone = self.backbone
-        decoding = backbone.vae if backbone.decoder is None else backbone.decoder
-        return backbone.unet, backbone.vae.encoder, decoding.decoder
+        """What a pass runs of the base: denoiser, encoder and decoder."""
+        return self.base.networks
 
     def train(self, mode: bool = True) -> OneStepGenerator:
         """Switch the router's noise; the frozen networks have neither dropout nor running statistics to switch."""
@@ -143,20 +147,22 @@ class OneStepGenerator(nn.Module):
 
     def encode(self, images: Tensor) -> Tensor:
         """Encode images (B, 3, H, W) in [0, 1] to latents; sides must be multiples of the latent factor."""
-        return self.backbone.encode(images * 2 - 1)
+        return self.base.encode(images * 2 - 1)
 
-    def denoise(self, latents: Tensor, prompt: Tensor | None = None) -> Tensor:
-        """The one UNet call: latents of the enlarged LR image to clean latents (B, C, h, w), float32."""
-        alpha_bar = self.backbone.alphas_cumprod[self.one_step.timestep]
+    def denoise(self, latents: Tensor, condition: Condition | None = None) -> Tensor:
+        """The one call of the network: latents of the enlarged LR image to clean latents (B, C, h, w), float32."""
+        t = self.one_step.timestep
         if self.one_step.scale_input:
-            latents = latents * alpha_bar.sqrt().to(latents.dtype)
-        prediction = self.backbone.predict_noise(latents, self.one_step.timestep, prompt)
+            latents = latents * self.base.signal(t).to(latents.dtype)
+        if self.one_step.parametrization == "epsilon":
+            return self.base.clean(latents, t, condition)
+        prediction = self.base.predict(latents, t, condition)
         with without_autocast(latents.device):
-            return clean_latents(latents, prediction, alpha_bar, self.one_step.parametrization)
+            return residual_latents(latents, prediction)
 
     def decode(self, latents: Tensor) -> Tensor:
         """Decode clean latents to images, nominally in [0, 1], not clamped."""
-        return self.backbone.decode(latents).float() / 2 + 0.5
+        return self.base.decode(latents).float() / 2 + 0.5
 
     def forward(
         self,
@@ -164,7 +170,7 @@ class OneStepGenerator(nn.Module):
         *,
         scale: float = 4.0,
         size: tuple[int, int] | None = None,
-        prompt: Tensor | None = None,
+        condition: Condition | None = None,
         score_lr: Tensor | None = None,
         noise: Tensor | None = None,
         keep: Tensor | None = None,
@@ -187,7 +193,7 @@ class OneStepGenerator(nn.Module):
         if min(height, width) < 1:
             raise InputError(f"the output would be {height}x{width} pixels; give a larger scale or size")
         scores = self.route(lr if score_lr is None else score_lr, noise=noise, keep=keep)
-        z0 = self.denoise(self.encode(pad_to_multiple(enlarge(lr, (height, width)), self.multiple)), prompt)
+        z0 = self.denoise(self.encode(pad_to_multiple(enlarge(lr, (height, width)), self.multiple)), condition)
         sr = self.decode(z0)[..., :height, :width]
         return GeneratorOutput(sr, z0, self.adapters.routing if self.adapters is not None else None, scores)
 

@@ -14,7 +14,7 @@ from morsr.adapters import MoRConfig, load_adapters, read_adapters_header, read_
 from morsr.adapters.inject import add_saved_modules
 from morsr.errors import ConfigError, WeightsError
 from morsr.estimators import build_estimator
-from morsr.models.backbone import load_backbone, package_weights
+from morsr.models.bases import load_base, package_weights
 from morsr.models.generator import OneStepConfig, OneStepGenerator
 from morsr.models.saving import ADAPTERS_FILE, CONFIG_FILE, DECODER_FOLDER, read_description
 
@@ -93,7 +93,7 @@ def load_generator(
             `adapters.safetensors`, a training checkpoint `.ckpt`, or the hub id of a saved folder.
         base: folder or hub id of the base model; default the one that the adapters name. One of another name is taken,
             with a warning, where the weights under the adapters are the same.
-        decoder: an AutoencoderTiny that decodes in place of the base's own, see `load_backbone`; default the one of the
+        decoder: an AutoencoderTiny that decodes in place of the base's own, see `load_base`; default the one of the
             training.
         prompt: text in place of the prompt whose embedding comes with the adapters; needs the base's text encoder.
         hub: as for `find_model`.
@@ -116,12 +116,12 @@ def load_generator(
     extra = described or _described(path, header.get("extra"))
     cached = read_attached(path)
     generator = _build(path, None, extra, given, cached)
-    generator.adapters = load_adapters(path, generator.backbone, name="generator")
+    generator.adapters = load_adapters(path, generator.base, name="generator")
     return generator.eval()
 
 
 def decoder_of(path: Path) -> Any:
-    """The decoder that an adapters file was trained with, as `load_backbone` takes it; None for the base's own."""
+    """The decoder that an adapters file was trained with, as `load_base` takes it; None for the base's own."""
     extra = read_adapters_header(path).get("extra")
     return _with_decoder(path, extra).get("decoder") if isinstance(extra, Mapping) else None
 
@@ -160,12 +160,12 @@ def _build(
     decoder = given["decoder"] or extra.get("decoder")
     base = given["base"] or extra["base"]
     try:
-        backbone = load_backbone(base, decoder=decoder, prompts=prompts)
+        base = load_base(base, decoder=decoder, prompts=prompts)
     except ConfigError as error:
         if prompts is cached and "prompt embedding" in str(error):
             raise WeightsError(f"{path}: made for another base than {base}: {error}") from error
         raise
-    return OneStepGenerator(backbone, estimator, adapters=config, one_step=one_step)
+    return OneStepGenerator(base, estimator, adapters=config, one_step=one_step)
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -194,8 +194,8 @@ def _from_checkpoint(path: Path, given: Mapping[str, Any]) -> OneStepGenerator:
     described = checkpoint["morsr"]
     config, extra = MoRConfig.from_dict(described["adapters"]), _described(path, described.get("extra"))
     generator = _build(path, config, extra, given, described.get("prompts"))
-    if generator.backbone.base_id != described["base_id"]:
-        raise WeightsError(f"{path}: trained on the base {described['base_id']!r}, got {generator.backbone.base_id!r}")
+    if generator.base.base_id != described["base_id"]:
+        raise WeightsError(f"{path}: trained on the base {described['base_id']!r}, got {generator.base.base_id!r}")
     prefix = "generator."
     # A checkpoint also holds the networks that only training needs: the score network's set and the discriminator.
     state = {
@@ -204,7 +204,7 @@ def _from_checkpoint(path: Path, given: Mapping[str, Any]) -> OneStepGenerator:
         if key.startswith(prefix) and ".sets.score." not in key
     }
     if generator.adapters is not None:
-        add_saved_modules(generator.backbone, generator.adapters, described.get("saved", ()))
+        add_saved_modules(generator.base, generator.adapters, described.get("saved", ()))
     # A run that averaged its weights was validated with the average, which is also what its adapters files hold.
     average = checkpoint.get("callbacks", {}).get("AdapterEMA", {}).get("average", {})
     state |= {key: value for key, value in average.items() if key in state}

@@ -110,7 +110,7 @@ _ALL = (
     MetricInfo("clipiqa", "none", False, "0 to 1", "pyiqa `clipiqa`, CLIP RN50", (_CLIP_RN50,)),
     MetricInfo(
         "topiq_nr", "none", False, "~0 to 1", "pyiqa `topiq_nr`, ResNet-50, trained on KonIQ-10k",
-        (_PYIQA + "cfanet_nr_koniq_res50-9a73138b.pth",), {"backbone_pretrain": False},
+        (_PYIQA + "cfanet_nr_koniq_res50-9a73138b.pth",), {"base_pretrain": False},
     ),
     MetricInfo(
         "tres", "none", False, "~0 to 100", "pyiqa `tres`, trained on KonIQ-10k",

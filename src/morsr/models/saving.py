@@ -15,9 +15,9 @@ from morsr import __version__
 from morsr.adapters import save_adapters
 from morsr.errors import ConfigError, InputError, WeightsError
 from morsr.files import write_text
-from morsr.models.backbone import SHIPPED_BASES, Backbone, save_network
+from morsr.models.bases import SHIPPED_BASES, Base, save_network
+from morsr.models.bases.reading import HUB_IDS
 from morsr.models.generator import OneStepGenerator
-from morsr.models.pretrained import HUB_IDS
 
 ADAPTERS_FILE = "adapters.safetensors"
 CONFIG_FILE = "config.json"
@@ -70,8 +70,8 @@ def save_generator(
     folder = Path(folder).expanduser()
     if folder.is_file():
         raise InputError(f"{folder}: expected a folder to save into, this is a file")
-    backbone, estimator = generator.backbone, generator.estimator
-    source = backbone.source
+    base, estimator = generator.base, generator.estimator
+    source = base.source
     if include_base is None:
         include_base = source is None or not is_portable(source)
     if not include_base and source is None:
@@ -83,19 +83,19 @@ def save_generator(
         "base": "base" if include_base else source,
         "estimator": None if estimator is None else _with_files(estimator.spec, folder),
         "one_step": generator.one_step.to_dict(),
-        "prompt": backbone.prompt,
-        **save_decoder(folder, backbone, dtype=dtype),
+        "prompt": base.prompt,
+        **save_decoder(folder, base, dtype=dtype),
     }
     if include_base:
-        backbone.save(folder / "base", dtype=dtype)
+        base.save(folder / "base", dtype=dtype)
     if generator.adapters is not None:
         save_adapters(
             folder / ADAPTERS_FILE,
-            backbone,
+            base,
             name=generator.adapters.name,
-            base_id=backbone.base_id,
+            base_id=base.base_id,
             extra={**description, "base": source or "base", "estimator": estimator and estimator.spec},
-            attached=backbone.prompts,
+            attached=base.prompts,
             dtype=dtype,
         )
     else:
@@ -103,7 +103,7 @@ def save_generator(
     write_description(folder, description, adapted=generator.adapters is not None)
     config = generator.adapters.config if generator.adapters is not None else None
     adapters = "without adapters" if config is None else f"adapters of {config.num_ranks} ranks a layer"
-    card = _CARD.format(name=folder.name, base=source or backbone.base_id, adapters=adapters, version=__version__)
+    card = _CARD.format(name=folder.name, base=source or base.base_id, adapters=adapters, version=__version__)
     write_text(folder / "README.md", card)
     return folder
 
@@ -116,11 +116,11 @@ def _check_finite(generator: OneStepGenerator, *, whole: bool) -> None:
         raise WeightsError(f"the model is not saved: {', '.join(broken[:4])} hold NaN or infinity")
 
 
-def save_decoder(folder: Path, backbone: Backbone, *, dtype: torch.dtype | None = None) -> dict[str, str]:
+def save_decoder(folder: Path, base: Base, *, dtype: torch.dtype | None = None) -> dict[str, str]:
     """Write a decoder beside the base's own, if there is one; returns what the description says of it."""
-    if backbone.decoder is None:
+    if base.decoder is None:
         return {}
-    save_network(folder / DECODER_FOLDER, backbone.decoder, dtype=dtype)
+    save_network(folder / DECODER_FOLDER, base.decoder, dtype=dtype)
     return {"decoder": DECODER_FOLDER}
 
 

@@ -1,6 +1,6 @@
-"""Variational score distillation: a frozen teacher and a score network, both of them the generator's own UNet.
+"""Variational score distillation: a frozen teacher and a score network, both of them the generator's own network.
 
-The base weights are held once. The teacher is the UNet without adapters, the score network the UNet with a small
+The base weights are held once. The teacher is the network without adapters, the score network the same with a small
 separate adapter set; which one runs is switched for each call.
 """
 
@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from morsr.adapters import MoRConfig, active_adapters, adapter_parameters, inject
 from morsr.errors import ConfigError
-from morsr.functional.diffusion import add_noise, clean_latents, distillation_gradient, distillation_loss, guide
-from morsr.models.backbone import Backbone
+from morsr.functional.diffusion import distillation_gradient, distillation_loss, guide
+from morsr.models.bases import Base
+from morsr.models.bases.base import STEPS
 from morsr.models.draws import Draws
 
 SCORE_SET = "score"
@@ -27,7 +28,7 @@ class ScoreConfig:
     Args:
         rank: of the score network's LoRA.
         scale: factor on its update, peft's alpha / r (OSEDiff: 8 / 4).
-        targets: layers that it adapts.
+        targets: layers that it adapts; empty for those of the base's family.
         guidance: classifier-free guidance of the teacher, over the base's "degraded" embedding.
         low, high: timesteps of the distillation, both included.
         lr: learning rate of the score network.
@@ -38,7 +39,7 @@ class ScoreConfig:
 
     rank: int = 4
     scale: float = 2.0
-    targets: tuple[str, ...] = ("sd_unet@unet",)
+    targets: tuple[str, ...] = ()
     guidance: float = 7.5
     low: int = 20
     high: int = 979
@@ -52,15 +53,20 @@ class ScoreConfig:
 
 
 class Teacher:
-    """The frozen UNet as the judge of generated latents.
+    """The frozen network as the judge of generated latents.
 
     Args:
-        backbone: shared with the generator; not owned.
+        base: shared with the generator; not owned.
         config: guidance and timesteps.
     """
 
-    def __init__(self, backbone: Backbone, config: ScoreConfig) -> None:
-        self.backbone, self.config = backbone, config
+    def __init__(self, base: Base, config: ScoreConfig) -> None:
+        if base.distilled and config.guidance != 1:
+            raise ConfigError(
+                f"guidance: {base.base_id} is distilled and takes none; expected 1, got {config.guidance:g}; "
+                "its undistilled sibling takes guidance"
+            )
+        self.base, self.config = base, config
 
     def classifier_loss(self, latents: Tensor, draws: Draws) -> Tensor:
         """Classifier score distillation: the guided teacher against its own negative side; needs no score network.
@@ -83,21 +89,21 @@ class Teacher:
         """Latents with noise of a random timestep each, and the timesteps."""
         timesteps = draws.timesteps(f"{name}/t", low, high)
         noise = draws.normal(f"{name}/noise", tuple(latents.shape[1:]))
-        return add_noise(latents, noise, self.backbone.alphas_cumprod[timesteps]), timesteps
+        return self.base.noised(latents, noise, timesteps), timesteps
 
-    def clean(self, noisy: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+    def clean(self, noisy: Tensor, prediction: Tensor, timesteps: Tensor) -> Tensor:
         """Clean latents behind noised ones, in float32."""
-        return clean_latents(noisy, noise, self.backbone.alphas_cumprod[timesteps])
+        return self.base.clean_from(noisy, prediction, timesteps)
 
     def guided(self, noisy: Tensor, timesteps: Tensor) -> Tensor:
-        """The teacher's noise with guidance, in float32."""
+        """The teacher's prediction with guidance, in float32."""
         return guide(*self._both_sides(noisy, timesteps), self.config.guidance)
 
     def _both_sides(self, noisy: Tensor, timesteps: Tensor) -> tuple[Tensor, Tensor]:
-        backbone = self.backbone
-        with active_adapters(backbone, None):
-            conditional = backbone.predict_noise(noisy, timesteps, backbone.prompt_clean)
-            unconditional = backbone.predict_noise(noisy, timesteps, backbone.prompt_degraded)
+        base = self.base
+        with active_adapters(base, None):
+            conditional = base.predict(noisy, timesteps, base.condition("clean"))
+            unconditional = base.predict(noisy, timesteps, base.condition("degraded"))
         return conditional, unconditional
 
 
@@ -105,20 +111,22 @@ class ScoreNetwork(Teacher):
     """The teacher, and beside it an adapter set that learns the distribution of the generated latents.
 
     Args:
-        backbone: shared with the generator; the set is injected here, and nothing is copied.
+        base: shared with the generator; the set is injected here, and nothing is copied.
         config: rank, guidance, timesteps.
 
     Source: OSEDiff (arXiv 2406.08177) section 3.3; ProlificDreamer (arXiv 2305.16213) for the distillation.
     """
 
-    def __init__(self, backbone: Backbone, config: ScoreConfig) -> None:
-        super().__init__(backbone, config)
-        adapters = MoRConfig.of_kind("lora", num_ranks=config.rank, scale=config.scale, targets=config.targets)
-        inject(backbone, adapters, name=SCORE_SET)
+    def __init__(self, base: Base, config: ScoreConfig) -> None:
+        super().__init__(base, config)
+        adapters = MoRConfig.of_kind(
+            "lora", num_ranks=config.rank, scale=config.scale, targets=config.targets or base.targets
+        )
+        inject(base, adapters, name=SCORE_SET)
 
     def parameters(self) -> list[nn.Parameter]:
         """What the score network trains."""
-        return adapter_parameters(self.backbone, SCORE_SET)
+        return adapter_parameters(self.base, SCORE_SET)
 
     def variational_loss(self, latents: Tensor, draws: Draws) -> Tensor:
         """Variational score distillation of generated latents z (B, C, h, w), scaled.
@@ -128,21 +136,21 @@ class ScoreNetwork(Teacher):
         """
         with torch.no_grad():
             noisy, timesteps = self.noised(latents, draws, "distillation", self.config.low, self.config.high)
-            with active_adapters(self.backbone, SCORE_SET):
-                fake = self.clean(noisy, self.backbone.predict_noise(noisy, timesteps), timesteps)
+            with active_adapters(self.base, SCORE_SET):
+                fake = self.clean(noisy, self.base.predict(noisy, timesteps), timesteps)
             real = self.clean(noisy, self.guided(noisy, timesteps), timesteps)
             gradient = distillation_gradient(latents, fake, real)
         return distillation_loss(latents, gradient)
 
     def denoising_loss(self, latents: Tensor, draws: Draws) -> Tensor:
-        """The score network's own loss: mean square error of its noise on generated latents, at any timestep.
+        """The score network's own loss: mean square error of its prediction on generated latents, at any timestep.
 
         The latents are detached here: the generator gets no gradient.
         """
         latents = latents.detach()
         noise = draws.normal("score/noise", tuple(latents.shape[1:]))
-        timesteps = draws.timesteps("score/t", 0, self.backbone.alphas_cumprod.numel() - 1)
-        noisy = add_noise(latents, noise, self.backbone.alphas_cumprod[timesteps])
-        with active_adapters(self.backbone, SCORE_SET):
-            predicted = self.backbone.predict_noise(noisy, timesteps)
-        return (predicted.float() - noise).square().mean()
+        timesteps = draws.timesteps("score/t", 0, STEPS - 1)
+        noisy = self.base.noised(latents, noise, timesteps)
+        with active_adapters(self.base, SCORE_SET):
+            predicted = self.base.predict(noisy, timesteps)
+        return (predicted.float() - self.base.target(latents, noise)).square().mean()

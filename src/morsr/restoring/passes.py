@@ -139,12 +139,12 @@ class Passes:
     @contextlib.contextmanager
     def _merged(self, batch: int, passes: int, settings: Settings) -> Iterator[None]:
         """Ranks in the weights where one image's passes repay it; decided once per image and network."""
-        base, switch = self.generator.backbone, switch_of(self.generator)
+        base, switch = self.generator.base, switch_of(self.generator)
         with contextlib.ExitStack() as stack:
             if switch is not None and switch.active is not None and batch == 1 and settings.routing != "tile":
-                small = sum(weight.numel() for weight in base.unet.parameters()) < SMALL_NETWORK
+                small = sum(weight.numel() for weight in base.denoiser.parameters()) < SMALL_NETWORK
                 # The VAE encoder has few weights and many pixels; a large UNet repays its merge over several tiles.
-                for network in (base.vae, base.unet):
+                for network in (base.vae, base.denoiser):
                     repaid = network is base.vae or small or passes >= MERGE_PASSES
                     if repaid and adapter_names(network) and self._has_room(network):
                         stack.enter_context(merged(network))

@@ -154,7 +154,7 @@ class Restorer:
             config, layers = generator.adapters.config, len(generator.adapters.layer_names)
             adapters = f"{config.num_ranks} ranks in {layers} layers"
         dtype = str(self.dtype).removeprefix("torch.")
-        return f"Restorer(base {generator.backbone.base_id!r}, {adapters}, {self.device}, {dtype})"
+        return f"Restorer(base {generator.base.base_id!r}, {adapters}, {self.device}, {dtype})"
 
     @torch.no_grad()
     def __call__(

@@ -128,7 +128,7 @@ def tile_side(generator: OneStepGenerator, size: tuple[int, int], tile: int | st
         return tile
     if tile is None:
         return max(size)
-    wanted, affordable = AUTO_LATENTS * generator.backbone.latent_factor, affordable_pixels(generator, free)
+    wanted, affordable = AUTO_LATENTS * generator.base.latent_factor, affordable_pixels(generator, free)
     if size[0] * size[1] <= min(affordable, (SINGLE_PASS * wanted) ** 2):
         return max(size)
     return min(wanted, math.isqrt(affordable)) // generator.multiple * generator.multiple
@@ -139,7 +139,7 @@ def affordable_pixels(generator: OneStepGenerator, free: int) -> int:
 
     The decoder's last blocks need the most: about ten feature maps of twice the outermost width at once, in float32.
     """
-    config: Any = getattr(getattr(generator.backbone, "vae", None), "config", None)
+    config: Any = getattr(getattr(generator.base, "vae", None), "config", None)
     widths = getattr(config, "decoder_block_out_channels", None) or getattr(config, "block_out_channels", None)
     return int(free * MEMORY_SHARE / (80 * (min(widths) if widths else 64)))
 

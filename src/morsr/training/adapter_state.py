@@ -50,7 +50,7 @@ def check_settings(described: Mapping[str, Any], generator: OneStepGenerator) ->
     Raises:
         WeightsError: with the settings that differ, theirs and ours.
     """
-    stored, base_id = described.get("base_id"), generator.backbone.base_id
+    stored, base_id = described.get("base_id"), generator.base.base_id
     if stored != base_id:
         raise WeightsError(f"the checkpoint was trained on the base {stored!r}, this run uses {base_id!r}{_GO_ON}")
     other = runs_otherwise(described.get("extra"), generator)
@@ -147,7 +147,7 @@ def newest_adapters(trainer: L.Trainer, generator: OneStepGenerator) -> Path | N
         except WeightsError as error:
             rank_zero_warn(f"passed over: {error}")
             continue
-        fits = header["config"] == config and header["base_id"] == generator.backbone.base_id
+        fits = header["config"] == config and header["base_id"] == generator.base.base_id
         if fits and runs_otherwise(header.get("extra"), generator) is None:
             return path
     return None

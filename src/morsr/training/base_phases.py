@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from morsr.errors import ConfigError
 from morsr.functional.adversarial import hinge_discriminator, hinge_generator
 from morsr.functional.diffusion import add_noise
-from morsr.models.backbone import Backbone, build_backbone, load_backbone, save_network
+from morsr.models.bases import Base, Condition, build_base, load_base, save_network
 from morsr.models.discriminator import DiscriminatorConfig, ImageDiscriminator
 from morsr.models.features import encoder_features
 from morsr.models.losses import Weight
@@ -97,14 +97,14 @@ class SeededTraining(L.LightningModule):
 class BasePhase(SeededTraining):
     """A phase of a base, written as a folder in diffusers' layout."""
 
-    backbone: Backbone
+    base: Base
 
     def __init__(self, *, out: str, **settings: Any) -> None:
         super().__init__(**settings)
         self.out = Path(out)
 
     def write(self) -> None:
-        self.backbone.save(self.out)
+        self.base.save(self.out)
         rank_zero_info(f"base model written to {self.out}")
 
 
@@ -118,7 +118,7 @@ class AutoencodingPhase(BasePhase):
 
     def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
         images = batch["hr"]
-        decoded = self.backbone.decode(self.backbone.encode(images * 2 - 1)) / 2 + 0.5
+        decoded = self.base.decode(self.base.encode(images * 2 - 1)) / 2 + 0.5
         error = (decoded.clamp(0, 1) - images).square().mean((1, 2, 3))
         self.log("val/psnr", (-10 * error.log10()).mean(), prog_bar=True, batch_size=len(images))
 
@@ -179,28 +179,28 @@ class AutoencoderTraining(AutoencodingPhase):
         super().__init__(out=out, lr=lr, weight_decay=weight_decay, warmup=warmup, schedule=schedule, seed=seed)
         self.edge_weight, self.enlarged_share = edge_weight, enlarged_share
         self.latent_noise, self.latent_penalty = latent_noise, latent_penalty
-        self.backbone = build_backbone(unet, vae, base_id=base_id)
-        self.backbone.requires_grad_(False)
-        self.backbone.vae.requires_grad_(True)
-        self.backbone.to(memory_format=torch.channels_last)
+        self.base = build_base(unet, vae, base_id=base_id)
+        self.base.requires_grad_(False)
+        self.base.vae.requires_grad_(True)
+        self.base.to(memory_format=torch.channels_last)
         self.register_buffer("latent_square", torch.ones(()))
 
     def trained(self) -> list[dict[str, Any]]:
-        return [{"params": list(self.backbone.vae.parameters())}]
+        return [{"params": list(self.base.vae.parameters())}]
 
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
         images = some_enlarged(batch["hr"], self.enlarged_share)[0] * 2 - 1
-        latents = self.backbone.encode(images)
+        latents = self.base.encode(images)
         square = latents.square().mean()
         self.latent_square.lerp_(square.detach(), 0.01)
         noise = self.latent_noise * square.detach().sqrt() * torch.randn_like(latents)
-        reconstruction, edges = self.errors(self.backbone.decode(latents + noise) - images)
+        reconstruction, edges = self.errors(self.base.decode(latents + noise) - images)
         self.log("train/reconstruction", reconstruction, prog_bar=True)
         self.log("train/latent_deviation", self.latent_square.sqrt())
         return reconstruction + self.edge_weight * edges + self.latent_penalty * square
 
     def write(self) -> None:
-        self.backbone.vae.register_to_config(scaling_factor=float(1 / self.latent_square.sqrt()))
+        self.base.vae.register_to_config(scaling_factor=float(1 / self.latent_square.sqrt()))
         super().write()
 
 
@@ -234,16 +234,16 @@ class DiffusionTraining(BasePhase):
     ) -> None:
         super().__init__(out=out, lr=lr, weight_decay=weight_decay, warmup=warmup, schedule=schedule, seed=seed)
         self.dropout, self.low_noise_share = dropout, low_noise_share
-        self.backbone = load_backbone(base)
-        self.backbone.requires_grad_(False)
-        self.backbone.unet.requires_grad_(True)
-        self.backbone.to(memory_format=torch.channels_last)
+        self.base = load_base(base)
+        self.base.requires_grad_(False)
+        self.base.unet.requires_grad_(True)
+        self.base.to(memory_format=torch.channels_last)
         self.prompts = nn.ParameterDict(
-            {"clean": self.backbone.prompt_clean.clone(), "degraded": self.backbone.prompt_degraded.clone()}
+            {"clean": self.base.prompt_clean.clone(), "degraded": self.base.prompt_degraded.clone()}
         )
 
     def trained(self) -> list[dict[str, Any]]:
-        return [{"params": [*self.backbone.unet.parameters(), *self.prompts.values()]}]
+        return [{"params": [*self.base.unet.parameters(), *self.prompts.values()]}]
 
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
         loss = self._loss(batch)
@@ -254,8 +254,8 @@ class DiffusionTraining(BasePhase):
         self.log("val/diffusion", self._loss(batch), prog_bar=True, batch_size=len(batch["hr"]))
 
     def write(self) -> None:
-        self.backbone.prompt_clean.copy_(self.prompts["clean"])
-        self.backbone.prompt_degraded.copy_(self.prompts["degraded"])
+        self.base.prompt_clean.copy_(self.prompts["clean"])
+        self.base.prompt_degraded.copy_(self.prompts["degraded"])
         super().write()
 
     def _loss(self, batch: Mapping[str, Any]) -> Tensor:
@@ -265,15 +265,15 @@ class DiffusionTraining(BasePhase):
         enlarged = F.interpolate(lr, size=hr.shape[-2:], mode="bicubic", align_corners=False).clamp(0, 1)
         images = torch.where(is_clean.view(-1, 1, 1, 1), hr, enlarged)
         with torch.no_grad():
-            latents = self.backbone.encode(images * 2 - 1)
-        steps = self.backbone.alphas_cumprod.numel()
+            latents = self.base.encode(images * 2 - 1)
+        steps = self.base.alphas_cumprod.numel()
         low = torch.rand(count, device=device) < self.low_noise_share
         timesteps = (torch.rand(count, device=device) * torch.where(low, steps // 2, steps)).long()
         noise = torch.randn_like(latents)
-        noisy = add_noise(latents, noise, self.backbone.alphas_cumprod[timesteps])
+        noisy = add_noise(latents, noise, self.base.alphas_cumprod[timesteps])
         named_clean = is_clean & (torch.rand(count, device=device) >= self.dropout)
         prompt = torch.where(named_clean.view(-1, 1, 1), self.prompts["clean"], self.prompts["degraded"])
-        return F.mse_loss(self.backbone.predict_noise(noisy, timesteps, prompt), noise)
+        return F.mse_loss(self.base.predict(noisy, timesteps, Condition(prompt)), noise)
 
 
 class DecoderTraining(AutoencodingPhase):
@@ -326,29 +326,29 @@ class DecoderTraining(AutoencodingPhase):
         config = discriminator or DiscriminatorConfig(sees="image")
         if config.sees != "image":
             raise ConfigError(f"discriminator.sees: expected image, got {config.sees}")
-        self.backbone = load_backbone(base)
-        kind = type(self.backbone.vae).__name__
+        self.base = load_base(base)
+        kind = type(self.base.vae).__name__
         if kind != "AutoencoderTiny":
             raise ConfigError(f"base {base}: expected an AutoencoderTiny as its autoencoder, got {kind}")
         self.gan, self.features, self.edge_weight = gan or Weight(weight=0.05), features, edge_weight
         self.enlarged_share, self.latent_noise = enlarged_share, latent_noise
-        self.backbone.requires_grad_(False)
-        self.backbone.vae.decoder.requires_grad_(True)
-        self.backbone.to(memory_format=torch.channels_last)
+        self.base.requires_grad_(False)
+        self.base.vae.decoder.requires_grad_(True)
+        self.base.to(memory_format=torch.channels_last)
         self.discriminator = ImageDiscriminator(config)
 
     def trained(self) -> list[dict[str, Any]]:
         return [
-            {"params": list(self.backbone.vae.decoder.parameters())},
+            {"params": list(self.base.vae.decoder.parameters())},
             {"params": list(self.discriminator.parameters()), "lr": self.discriminator.config.lr},
         ]
 
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
         images, is_enlarged = some_enlarged(batch["hr"], self.enlarged_share)
         with torch.no_grad():
-            latents = self.backbone.encode(images * 2 - 1)
+            latents = self.base.encode(images * 2 - 1)
         noise = self.latent_noise * latents.square().mean().sqrt() * torch.randn_like(latents)
-        decoded = self.backbone.decode(latents + noise) / 2 + 0.5
+        decoded = self.base.decode(latents + noise) / 2 + 0.5
         reconstruction, edges = self.errors(2 * (decoded - images))
         terms = {"reconstruction": reconstruction, "edges": self.edge_weight * edges}
         if self.features > 0:
@@ -367,11 +367,11 @@ class DecoderTraining(AutoencodingPhase):
 
     def _feature_distance(self, decoded: Tensor, images: Tensor) -> Tensor:
         with torch.no_grad():
-            wanted = encoder_features(self.backbone, images)
-        found = encoder_features(self.backbone, decoded)
+            wanted = encoder_features(self.base, images)
+        found = encoder_features(self.base, decoded)
         distances = [(f - w).abs().mean() / w.std().clamp(min=1e-6) for f, w in zip(found, wanted, strict=True)]
         return torch.stack(distances).mean()
 
     def write(self) -> None:
-        save_network(self.out, self.backbone.vae)
+        save_network(self.out, self.base.vae)
         rank_zero_info(f"decoder written to {self.out}")

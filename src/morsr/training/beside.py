@@ -12,7 +12,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from morsr.errors import WeightsError
-from morsr.models.backbone import Backbone, load_decoder
+from morsr.models.bases import Base, load_decoder
 
 _SAME = 1e-2  # the embeddings of one text on two machines differ by less, those of two texts by far more
 
@@ -21,12 +21,12 @@ class BesideBase:
     """Decoder and prompts of a run, given by its config or taken from the adapters that it runs.
 
     Args:
-        backbone: that was loaded with them.
-        decoder, prompts: what the config gave, as `load_backbone` takes them; None where it gave none.
+        base: that was loaded with them.
+        decoder, prompts: what the config gave, as `load_base` takes them; None where it gave none.
     """
 
-    def __init__(self, backbone: Backbone, *, decoder: Any, prompts: Mapping[str, str] | None) -> None:
-        self.backbone, self.decoder, self.prompts = backbone, decoder, prompts
+    def __init__(self, base: Base, *, decoder: Any, prompts: Mapping[str, str] | None) -> None:
+        self.base, self.decoder, self.prompts = base, decoder, prompts
         self._own_prompts = bool(prompts)
 
     def facts(self) -> dict[str, Any]:
@@ -38,10 +38,10 @@ class BesideBase:
         """Read the decoder that weights were trained with, unless the run has one; puts it in when called."""
         if decoder is None or self.decoder is not None:
             return lambda: None
-        network = load_decoder(decoder).to(self.backbone.prompt_clean.device)
+        network = load_decoder(decoder).to(self.base.device)
 
         def take() -> None:
-            self.backbone.use_decoder(network)
+            self.base.use_decoder(network)
             self.decoder = os.fspath(decoder) if isinstance(decoder, Path) else decoder
 
         return take
@@ -60,7 +60,8 @@ class BesideBase:
         if not {"clean", "degraded"} <= stored.keys():
             return lambda: None
         texts = _texts(extra)
-        clean, degraded = (_is_same(stored[name], ours, source) for name, ours in self.backbone.prompts.items())
+        ours = self.base.prompts
+        clean, degraded = (_is_same(stored[name], ours[name], source) for name in ("clean", "degraded"))
         if self._own_prompts:
             if not (clean and degraded):
                 theirs = f"the prompts {texts}" if texts else "prompts that are the base's own or unnamed"
@@ -71,10 +72,8 @@ class BesideBase:
             return lambda: None
 
         def take() -> None:
-            device = self.backbone.prompt_clean.device
-            self.backbone.prompt_clean = stored["clean"].float().to(device)
-            self.backbone.prompt_degraded = stored["degraded"].float().to(device)
-            self.backbone.prompt = (texts or {}).get("clean") or (self.backbone.prompt if clean else None)
+            self.base.set_prompts(stored)
+            self.base.prompt = (texts or {}).get("clean") or (self.base.prompt if clean else None)
             self.prompts = texts
             if not (clean and degraded):
                 rank_zero_info(f"prompts: those of {source}")

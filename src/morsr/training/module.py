@@ -28,7 +28,7 @@ from morsr.adapters.inject import add_saved_modules
 from morsr.errors import ConfigError, WeightsError
 from morsr.estimators import DegradationEstimator, build_estimator
 from morsr.functional.quality import quantize_8bit
-from morsr.models.backbone import Backbone, load_backbone
+from morsr.models.bases import Base, load_base
 from morsr.models.draws import Draws
 from morsr.models.generator import GeneratorOutput, OneStepConfig, OneStepGenerator
 from morsr.models.loading import decoder_of, find_adapters, shipped_adapters
@@ -59,8 +59,8 @@ class OneStepSRModule(L.LightningModule):
     Steps are counted by the generator's: so do max_steps, checkpoints, loggers and every schedule.
 
     Args:
-        base: a preset ("tiny", "sd21", "sd-turbo"), a local diffusers folder, a hub id, a list of ids, or a `Backbone`.
-        decoder, prompts, base_dtype: see `load_backbone`: a smaller decoder, texts instead of the fixed prompts, and
+        base: a preset ("tiny", "sd21", "sd-turbo"), a local diffusers folder, a hub id, a list of ids, or a `Base`.
+        decoder, prompts, base_dtype: see `load_base`: a smaller decoder, texts instead of the fixed prompts, and
             what the frozen weights are stored as.
         checkpointing: recompute activations in the backward pass, which saves memory and costs time.
         adapters: ranks, experts, router and balance of the mixture.
@@ -92,7 +92,7 @@ class OneStepSRModule(L.LightningModule):
     def __init__(
         self,
         *,
-        base: Backbone | list[str] | str = "tiny",
+        base: Base | list[str] | str = "tiny",
         decoder: str | list[str] | None = None,
         prompts: dict[str, str] | None = None,
         base_dtype: str | None = None,
@@ -140,14 +140,14 @@ class OneStepSRModule(L.LightningModule):
         self.phase: OneStepPhase | None = None
         self._restored: Mapping[str, Any] | None = None  # what the checkpoint says of itself
         self._fitted = False
-        if not isinstance(base, Backbone):
-            base = load_backbone(base, decoder=decoder, prompts=prompts, dtype=base_dtype)
+        if not isinstance(base, Base):
+            base = load_base(base, decoder=decoder, prompts=prompts, dtype=base_dtype)
         self.generator = OneStepGenerator(
             base,
             build_estimator(estimator, **(estimator_args or {})),
             adapters=self.adapters, router=router, one_step=self.one_step, checkpointing=checkpointing,
         )  # fmt: skip
-        self.beside = BesideBase(self.generator.backbone, decoder=decoder, prompts=prompts)
+        self.beside = BesideBase(self.generator.base, decoder=decoder, prompts=prompts)
         self.strict_loading = False  # checkpoints hold the adapters alone; `on_load_checkpoint` checks them
         self.objective = Objective(self.generator, losses)
         # Registered here, so that they move with the module and are saved with it.
@@ -243,10 +243,10 @@ class OneStepSRModule(L.LightningModule):
         if self._restored is not None:
             warn_of_kept(self._restored.get("optimizer", {}), self._rates())
         elif self.start_from is not None:
-            file, backbone = find_adapters(self.start_from), self.generator.backbone
+            file, base = find_adapters(self.start_from), self.generator.base
             extra = read_adapters_header(file).get("extra")
             take_prompts = self.beside.prompts_to_take(read_attached(file), extra, str(file))
-            rank_zero_info(start_from_adapters(file, backbone))
+            rank_zero_info(start_from_adapters(file, base))
             take_prompts()
             if (other := runs_otherwise(extra, self.generator)) is not None:
                 rank_zero_warn(f"{file} was trained to run with {other}; here it starts elsewhere")
@@ -280,7 +280,7 @@ class OneStepSRModule(L.LightningModule):
     def _find_weights(self) -> None:
         if self.weights_file is not None or self._restored is not None or self._fitted:
             return
-        preset = self.generator.backbone.base_id.removeprefix("morsr/")
+        preset = self.generator.base.base_id.removeprefix("morsr/")
         path = newest_adapters(self.trainer, self.generator) or shipped_adapters().get(preset)
         if path is None:
             raise WeightsError(
@@ -300,7 +300,7 @@ class OneStepSRModule(L.LightningModule):
 
         The ranks are stored as `dtype`, float32 by default; the file appears whole or not at all.
         """
-        base = self.generator.backbone
+        base = self.generator.base
         save_adapters(path, base, base_id=base.base_id, extra=self._recipe(), attached=base.prompts, dtype=dtype)
 
     def _recipe(self) -> dict[str, Any]:
@@ -309,7 +309,7 @@ class OneStepSRModule(L.LightningModule):
         facts = {
             "estimator": None if estimator is None else estimator.spec,
             "one_step": self.one_step.to_dict(),
-            "base": self.generator.backbone.source if isinstance(self.base, Backbone) else self.base,
+            "base": self.generator.base.source if isinstance(self.base, Base) else self.base,
         }
         return {**facts, **self.beside.facts()}
 
@@ -322,7 +322,7 @@ class OneStepSRModule(L.LightningModule):
             WeightsError: another base, configuration, timestep or estimator, or a damaged file; nothing
                 is changed then.
         """
-        file, backbone = find_adapters(path), self.generator.backbone
+        file, base = find_adapters(path), self.generator.base
         extra = read_adapters_header(file).get("extra")
         if (other := runs_otherwise(extra, self.generator)) is not None:
             raise WeightsError(
@@ -331,7 +331,7 @@ class OneStepSRModule(L.LightningModule):
             )
         take_decoder = self.beside.decoder_to_take(decoder_of(file))
         take_prompts = self.beside.prompts_to_take(read_attached(file), extra, str(file))
-        self.adapters = load_adapters(file, backbone, name="generator").config
+        self.adapters = load_adapters(file, base, name="generator").config
         take_decoder()
         take_prompts()
 
@@ -351,17 +351,17 @@ class OneStepSRModule(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         keep = self._saved_tensors()
         checkpoint["state_dict"] = {key: value for key, value in checkpoint["state_dict"].items() if key in keep}
-        backbone = self.generator.backbone
-        described = {"base_id": backbone.base_id, "adapters": self.adapters.to_dict(), "extra": self._recipe()}
+        base = self.generator.base
+        described = {"base_id": base.base_id, "adapters": self.adapters.to_dict(), "extra": self._recipe()}
         described["saved"] = list(self.generator.adapters.saved) if self.generator.adapters is not None else []
         described["optimizer"] = self._rates()
-        checkpoint["morsr"] = {**described, "prompts": {key: value.cpu() for key, value in backbone.prompts.items()}}
+        checkpoint["morsr"] = {**described, "prompts": {key: value.cpu() for key, value in base.prompts.items()}}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         described = checkpoint.get("morsr", {})
         check_settings(described, self.generator)
         if self.generator.adapters is not None:
-            add_saved_modules(self.generator.backbone, self.generator.adapters, described.get("saved", ()))
+            add_saved_modules(self.generator.base, self.generator.adapters, described.get("saved", ()))
         extra = described.get("extra", {})
         self.beside.decoder_to_take(extra.get("decoder"))()
         check_tensors(checkpoint["state_dict"], self._saved_tensors())

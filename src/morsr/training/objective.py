@@ -50,7 +50,7 @@ class Objective:
     """
 
     def __init__(self, generator: OneStepGenerator, losses: Losses | None = None) -> None:
-        self.generator, self.backbone = generator, generator.backbone
+        self.generator, self.base = generator, generator.base
         losses = losses or Losses()
         self.extra = dict(losses.extra)
         self.weights = {name: getattr(losses, name) or Weight(weight=0) for name in NETWORK_TERMS}
@@ -64,23 +64,23 @@ class Objective:
         self.teacher: Teacher | None = None
         self.score: ScoreNetwork | None = None
         if losses.vsd:
-            self.teacher = self.score = ScoreNetwork(self.backbone, losses.vsd)
+            self.teacher = self.score = ScoreNetwork(self.base, losses.vsd)
         elif losses.csd:
-            self.teacher = Teacher(self.backbone, losses.csd)
+            self.teacher = Teacher(self.base, losses.csd)
         self.discriminator: Discriminator | ImageDiscriminator | None = None
         if losses.gan:
-            self.discriminator = build_discriminator(self.backbone, losses.gan)
+            self.discriminator = build_discriminator(self.base, losses.gan)
         for term in self.extra.values():
-            term.setup(self.backbone)
+            term.setup(self.base)
         self.part: Part = lambda name: nullcontext()
 
     def _features(self, images: Tensor) -> list[Tensor]:
-        with active_adapters(self.backbone, None):
-            return encoder_features(self.backbone, images)
+        with active_adapters(self.base, None):
+            return encoder_features(self.base, images)
 
     def trained(self) -> dict[str, list[nn.Parameter]]:
         """Parameters by network: "generator", and "score" and "discriminator" where there are any."""
-        networks = {"generator": adapter_parameters(self.backbone, "generator")}
+        networks = {"generator": adapter_parameters(self.base, "generator")}
         if self.score is not None:
             networks["score"] = self.score.parameters()
         if self.discriminator is not None:
@@ -174,7 +174,7 @@ class Objective:
             assert self.score is not None
             return self.score.denoising_loss(output.z0, draws)
         assert self.discriminator is not None
-        with torch.no_grad(), active_adapters(self.backbone, None), self.part("encode_real"):
+        with torch.no_grad(), active_adapters(self.base, None), self.part("encode_real"):
             real = self.generator.encode(pad_to_multiple(hr, self.generator.multiple))
             if self.discriminator.sees == "image":
                 # As the autoencoder shows them: its traces are on both sides then, and tell nothing.

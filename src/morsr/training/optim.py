@@ -80,7 +80,7 @@ def build_networks(
         groups: list[dict[str, Any]] = [{"params": parameters}]
         if name == "generator":
             groups = adapter_parameter_groups(
-                objective.backbone, "generator", lr=settings.lr, router_lr_scale=settings.router_lr_scale,
+                objective.base, "generator", lr=settings.lr, router_lr_scale=settings.router_lr_scale,
                 saved_lr_scale=settings.saved_lr_scale,
             )  # fmt: skip
         rate = rates.get(name) or getattr(objective.owner(name), "lr", None) or settings.lr

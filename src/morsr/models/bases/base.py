@@ -1,0 +1,333 @@
+"""What the generator, the losses and the files ask of a base model; one subclass per family answers.
+
+z_t = a_t z0 + b_t n. A subclass says what a_t and b_t are, how its network is called, and how its output leads to z0.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from morsr.adapters import plain_state_dict, switch_of
+from morsr.errors import ConfigError
+from morsr.files import save_tensors, write_text
+from morsr.functional.precision import keep_float32, without_autocast
+
+PROMPTS_FILE = "prompt_embeddings.safetensors"
+STEPS = 1000
+
+
+class Condition(NamedTuple):
+    """Text as the network wants it. tokens: (1 or B, T, width). pooled: (1 or B, width'), or None."""
+
+    tokens: Tensor
+    pooled: Tensor | None = None
+
+
+class Base(nn.Module):
+    """A latent diffusion or flow model: images in [−1, 1] on one side, scaled latents on the other.
+
+    Under autocast, or stored in half precision, the noise schedule and the text embeddings stay in float32.
+
+    Args:
+        network: predicts noise or velocity; becomes the attribute that `network_name` says.
+        vae: a diffusers autoencoder.
+        prompts: embeddings "clean" and "degraded", each (1, T, width), and "clean_pooled" and "degraded_pooled",
+            (1, width'), where the family has them.
+        decoder: an AutoencoderTiny for the same latents, which decodes in place of `vae` at a fraction of its work.
+        base_id: what adapters record as their base.
+        source: from where `load_base` gets the same base again; None for one that was made by hand.
+        prompt: text behind the "clean" embedding, where it is known.
+
+    Raises:
+        ConfigError: embeddings of the wrong width, latent channels that differ, a decoder for other latents.
+    """
+
+    network_name: ClassVar[str] = "transformer"
+    pipelines: ClassVar[tuple[str, ...]] = ()
+    """Classes of diffusers' pipelines, in model_index.json, whose folders are of this family."""
+    network_class: ClassVar[str] = ""
+    """Class of diffusers that the network has."""
+    autoencoder: ClassVar[str] = "AutoencoderKL"
+    """Class of diffusers that the autoencoder of a published model has."""
+    text_pipeline: ClassVar[str | None] = None
+    """Pipeline of diffusers whose `encode_prompt` makes the text embeddings; None: one CLIP."""
+    targets: ClassVar[tuple[str, ...]] = ()
+    """Layers that the adapters of a score network are put on."""
+    parametrizations: ClassVar[tuple[str, ...]] = ("epsilon",)
+    """Parametrizations of the one step that the family knows."""
+    pooled: ClassVar[bool] = False
+    """Whether the network takes a pooled text vector too."""
+
+    vae: Any  # diffusers sets most of their attributes at run time
+    decoder: Any
+    prompt_clean: Tensor
+    prompt_degraded: Tensor
+    pooled_clean: Tensor | None
+    pooled_degraded: Tensor | None
+
+    def __init__(
+        self,
+        network: nn.Module,
+        vae: nn.Module,
+        *,
+        prompts: Mapping[str, Tensor],
+        decoder: nn.Module | None = None,
+        base_id: str = "custom",
+        source: str | None = None,
+        prompt: str | None = None,
+    ) -> None:
+        super().__init__()
+        setattr(self, self.network_name, network)
+        self.vae, self.base_id, self.source, self.prompt = vae, base_id, source, prompt
+        self.distilled = False
+        if self.in_channels != self.latent_channels:
+            raise ConfigError(
+                f"the {self.network_name} takes {self.in_channels} latent channels, "
+                f"the autoencoder gives {self.latent_channels}"
+            )
+        for name in ("prompt_clean", "prompt_degraded", "pooled_clean", "pooled_degraded"):
+            self.register_buffer(name, None)
+        self.set_prompts(prompts)
+        self.use_decoder(decoder)
+
+    # What a family says of itself.
+
+    @property
+    def in_channels(self) -> int:
+        """Channels of the latents that the network takes."""
+        return int(self.denoiser.config.in_channels)
+
+    @property
+    def latent_channels(self) -> int:
+        """Channels of the latents that the autoencoder gives."""
+        return int(self.vae.config.latent_channels)
+
+    @property
+    def text_width(self) -> int:
+        """Width of a token of text."""
+        raise NotImplementedError
+
+    @property
+    def multiple(self) -> int:
+        """Image sides must be a multiple of this many pixels."""
+        raise NotImplementedError
+
+    @property
+    def feature_widths(self) -> list[int]:
+        """Channels of every map that `features` gives."""
+        raise NotImplementedError
+
+    def signal(self, t: Tensor | int) -> Tensor:
+        """a_t, the factor on z0 in z_t at timesteps 0..999: a number, or one per image (B,)."""
+        raise NotImplementedError
+
+    def noised(self, z0: Tensor, noise: Tensor, t: Tensor | int) -> Tensor:
+        """Latents z0 (B, C, h, w) with noise at timesteps t, one or (B,); float32."""
+        raise NotImplementedError
+
+    def predict(self, z_t: Tensor, t: Tensor | int, condition: Condition | None = None) -> Tensor:
+        """Output of the network: noise, or velocity for a flow. (B, C, h, w), float32.
+
+        Args:
+            z_t: (B, C, h, w), any precision.
+            t: one integer in 0..999, or one per image (B,).
+            condition: default the "clean" one.
+        """
+        raise NotImplementedError
+
+    def target(self, z0: Tensor, noise: Tensor) -> Tensor:
+        """What `predict` should give for latents z0 with this noise."""
+        raise NotImplementedError
+
+    def clean_from(self, z_t: Tensor, prediction: Tensor, t: Tensor | int) -> Tensor:
+        """Clean latents behind z_t by a prediction, float32."""
+        raise NotImplementedError
+
+    def features(self, z_t: Tensor, t: Tensor, condition: Condition | None = None) -> list[Tensor]:
+        """Maps (B, C, h, w) inside the network, for a discriminator."""
+        raise NotImplementedError
+
+    def scheduler(self) -> Any:
+        """diffusers' scheduler of this noise schedule, to be saved."""
+        raise NotImplementedError
+
+    # What all families share.
+
+    def clean(self, z_t: Tensor, t: Tensor | int, condition: Condition | None = None) -> Tensor:
+        """Clean latents behind z_t by one pass of the network, float32."""
+        prediction = self.predict(z_t, t, condition)
+        with without_autocast(z_t.device):
+            return self.clean_from(z_t, prediction, t)
+
+    @property
+    def denoiser(self) -> Any:
+        """The network that predicts noise or velocity."""
+        return getattr(self, self.network_name)
+
+    @property
+    def networks(self) -> tuple[nn.Module, nn.Module, nn.Module]:
+        """What a pass runs: denoiser, encoder and decoder."""
+        return self.denoiser, self.vae.encoder, (self.vae if self.decoder is None else self.decoder).decoder
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.prompt_clean.device
+
+    @property
+    def latent_factor(self) -> int:
+        """Pixels per latent along each axis: 8 for Stable Diffusion, 4 for `tiny`."""
+        return vae_factor(self.vae)
+
+    @property
+    def scaling_factor(self) -> float:
+        """What raw latents are multiplied by so that their deviation is about one."""
+        return float(self.vae.config.scaling_factor)
+
+    @property
+    def shift_factor(self) -> float:
+        """What is taken from raw latents before they are scaled."""
+        return float(getattr(self.vae.config, "shift_factor", None) or 0.0)
+
+    def use_decoder(self, decoder: nn.Module | None) -> None:
+        """Let another AutoencoderTiny decode in place of `vae`, frozen; None for `vae` itself.
+
+        Raises:
+            ConfigError: a decoder for other latents.
+        """
+        if decoder is not None and (vae_factor(decoder), decoder.config.latent_channels) != (
+            self.latent_factor, self.latent_channels
+        ):  # fmt: skip
+            raise ConfigError(
+                f"decoder: expected one for {self.latent_channels} latent channels of {self.latent_factor} "
+                f"pixels, got {decoder.config.latent_channels} channels of {vae_factor(decoder)}"
+            )
+        self.decoder = None if decoder is None else decoder.requires_grad_(False).eval()
+
+    def condition(self, side: str = "clean") -> Condition:
+        """The text embedding of a side, "clean" or "degraded"."""
+        return Condition(getattr(self, f"prompt_{side}"), getattr(self, f"pooled_{side}"))
+
+    @property
+    def prompts(self) -> dict[str, Tensor]:
+        """The embeddings by name, on the CPU: what a checkpoint caches."""
+        found = {}
+        for side in ("clean", "degraded"):
+            tokens, pooled = self.condition(side)
+            found |= {side: tokens.cpu()} | ({} if pooled is None else {f"{side}_pooled": pooled.cpu()})
+        return found
+
+    def set_prompts(self, prompts: Mapping[str, Tensor]) -> None:
+        """Take other embeddings.
+
+        Raises:
+            ConfigError: embeddings that are missing or of the wrong width.
+        """
+        width = self.text_width
+        wanted = ["clean", "degraded"] + (["clean_pooled", "degraded_pooled"] if self.pooled else [])
+        if missing := [name for name in wanted if name not in prompts]:
+            raise ConfigError(f"prompt embeddings: expected {', '.join(wanted)}, got no {', '.join(missing)}")
+        for side in ("clean", "degraded"):
+            if prompts[side].ndim != 3 or prompts[side].shape[-1] != width:
+                raise ConfigError(
+                    f"prompt embedding {side!r}: expected (1, tokens, {width}) for the {self.network_name} of "
+                    f"{self.base_id}, got {tuple(prompts[side].shape)}; its text encoder is another model's"
+                )
+            device = None if self.prompt_clean is None else self.prompt_clean.device
+            setattr(self, f"prompt_{side}", prompts[side].to(device, torch.float32))
+            if self.pooled:
+                setattr(self, f"pooled_{side}", prompts[f"{side}_pooled"].to(device, torch.float32))
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Encode images (B, 3, H, W) in [−1, 1] to scaled latents; the mean of the posterior, never a sample."""
+        encoded = self.vae.encode(images.to(dtype_of(self.vae)))
+        raw = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mean
+        return (raw - self.shift_factor if self.shift_factor else raw) * self.scaling_factor
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Decode scaled latents to images (B, 3, H, W), nominally in [−1, 1], not clamped."""
+        decoder = self.vae if self.decoder is None else self.decoder
+        # An AutoencoderTiny for Stable Diffusion takes scaled latents, and its factor says so: it is 1.
+        raw = latents / float(decoder.config.scaling_factor) + float(getattr(decoder.config, "shift_factor", None) or 0)
+        return decoder.decode(raw.to(dtype_of(decoder))).sample
+
+    def set_checkpointing(self, on: bool = True) -> None:
+        """Recompute activations in the backward pass instead of keeping them; gradients are the same.
+
+        To be called after adapters are injected: a recomputed layer then works under the routing and the set of its
+        first run, whatever has run on the same weights since.
+        """
+        switch = switch_of(self) if on else None
+        for network in filter(None, (self.denoiser, self.vae, self.decoder)):
+            if on:
+                network.enable_gradient_checkpointing(*[switch.checkpoint] if switch else [])
+            else:
+                network.disable_gradient_checkpointing()
+        if type(self.vae.encoder).__name__ == "EncoderTiny":
+            # It leaves the shift of its input to [0, 1] out where it recomputes (diffusers 0.42, vae.py).
+            self.vae.encoder.gradient_checkpointing = False
+
+    def save(
+        self, folder: str | os.PathLike[str], *, dtype: torch.dtype | None = None, name: str | None = None
+    ) -> None:
+        """Write the base as a diffusers folder with the prompt embeddings beside it.
+
+        Adapters are left out; while `merged` is open the weights are the merged ones. A decoder
+        beside the base's own autoencoder is no part of the folder.
+
+        Args:
+            folder: made if it is not there.
+            dtype: what floating-point weights are stored as; default their own.
+            name: adapter set whose modules_to_save replace the originals.
+        """
+        target = Path(folder)
+        save_network(target / "vae", self.vae, dtype=dtype, name=name)
+        save_network(target / self.network_name, self.denoiser, dtype=dtype, name=name)
+        self.scheduler().save_config(target / "scheduler")
+        index = {"_class_name": self.pipelines[0], "is_distilled": self.distilled}
+        write_text(target / "model_index.json", json.dumps(index, indent=2) + "\n")
+        metadata = {"base_id": self.base_id} | ({} if self.prompt is None else {"prompt": self.prompt})
+        save_tensors(target / PROMPTS_FILE, self.prompts, metadata)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Base:
+        if recurse:
+            for child in self.children():
+                child._apply(fn)
+        return super()._apply(keep_float32(fn), recurse=False)
+
+
+def vae_factor(vae: Any) -> int:
+    """Pixels per latent of an autoencoder, along each axis."""
+    channels = getattr(vae.config, "encoder_block_out_channels", None) or vae.config.block_out_channels
+    return 2 ** (len(channels) - 1)
+
+
+def dtype_of(network: nn.Module) -> torch.dtype:
+    """What a network's weights are stored as."""
+    return next(network.parameters()).dtype
+
+
+def at_timesteps(z_t: Tensor, t: Tensor | int) -> Tensor:
+    """Timesteps (B,) for latents (B, C, h, w), from one or one per image."""
+    return torch.as_tensor(t, device=z_t.device).expand(len(z_t))
+
+
+def save_network(folder: Path, network: Any, *, dtype: torch.dtype | None = None, name: str | None = None) -> None:
+    """Write one of diffusers' networks as a folder, without its adapters; `name`: see `Base.save`."""
+    network.save_config(folder)
+    path = folder / "config.json"
+    # AutoencoderTiny writes a key into its config that it warns about at every load.
+    known = inspect.signature(type(network).__init__).parameters
+    config = {key: value for key, value in json.loads(path.read_text()).items() if key in known or key[0] == "_"}
+    write_text(path, json.dumps(config, indent=2) + "\n")
+    plain = plain_state_dict(network, name=name)
+    state = {key: value.detach().to("cpu", dtype).contiguous() for key, value in plain.items()}
+    save_tensors(folder / "diffusion_pytorch_model.safetensors", state, {"format": "pt"})

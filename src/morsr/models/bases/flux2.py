@@ -1,0 +1,77 @@
+"""FLUX.2 [klein]: 2 x 2 latents packed into tokens, normalised by the autoencoder's own statistics."""
+
+from __future__ import annotations
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from morsr.models.bases.base import Condition, dtype_of
+from morsr.models.bases.flow import Flow
+
+GUIDANCE = 4.0
+"""Guidance that a transformer with an embedding for it is told; klein has none."""
+
+
+class Flux2(Flow):
+    """Flux2Transformer2DModel with an AutoencoderKLFlux2; latents are (B, 4 C, h / 2, w / 2), 128 channels."""
+
+    network_class = "Flux2Transformer2DModel"
+    autoencoder = "AutoencoderKLFlux2"
+    pipelines = ("Flux2KleinPipeline", "Flux2Pipeline")
+    text_pipeline = "Flux2KleinPipeline"
+    targets = ("flux2@transformer",)
+
+    @property
+    def latent_channels(self) -> int:
+        return 4 * super().latent_channels
+
+    @property
+    def latent_factor(self) -> int:
+        """Pixels per packed latent, 16 for klein."""
+        return 2 * super().latent_factor
+
+    @property
+    def multiple(self) -> int:
+        return self.latent_factor
+
+    @property
+    def scaling_factor(self) -> float:
+        """1: each packed channel has its own mean and deviation."""
+        return 1.0
+
+    def _statistics(self) -> tuple[Tensor, Tensor]:
+        norm = self.vae.bn
+        deviation = (norm.running_var.float() + self.vae.config.batch_norm_eps).sqrt()
+        return norm.running_mean.float().view(1, -1, 1, 1), deviation.view(1, -1, 1, 1)
+
+    def encode(self, images: Tensor) -> Tensor:
+        raw = self.vae.encode(images.to(dtype_of(self.vae))).latent_dist.mean
+        mean, deviation = self._statistics()
+        return (rearrange(raw, "b c (h p) (w q) -> b (c p q) h w", p=2, q=2) - mean) / deviation
+
+    def decode(self, latents: Tensor) -> Tensor:
+        mean, deviation = self._statistics()
+        raw = rearrange(latents * deviation + mean, "b (c p q) h w -> b c (h p) (w q)", p=2, q=2)
+        return self.vae.decode(raw.to(dtype_of(self.vae))).sample
+
+    def tokens_shape(self, z_t: Tensor) -> tuple[int, int]:
+        return z_t.shape[-2], z_t.shape[-1]
+
+    def velocity(self, z_t: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
+        rows, columns = self.tokens_shape(z_t)
+        guided = self.transformer.config.guidance_embeds
+        output = self.transformer(
+            rearrange(z_t, "b c h w -> b (h w) c"),
+            encoder_hidden_states=condition.tokens,
+            timestep=sigma,
+            img_ids=positions(rows, columns, 1, z_t.device),
+            txt_ids=positions(1, 1, condition.tokens.shape[1], z_t.device),
+            guidance=torch.full_like(sigma, GUIDANCE) if guided else None,
+        ).sample
+        return rearrange(output, "b (h w) c -> b c h w", h=rows)
+
+
+def positions(rows: int, columns: int, length: int, device: torch.device) -> Tensor:
+    """Places (n, 4) of tokens along time, rows, columns and text."""
+    return torch.cartesian_prod(*(torch.arange(side, device=device) for side in (1, rows, columns, length)))

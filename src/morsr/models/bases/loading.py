@@ -1,0 +1,193 @@
+"""From a name, a folder or a hub id to a base of the right family."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from morsr.errors import ConfigError
+from morsr.models.bases.architectures import TAESD, architecture
+from morsr.models.bases.base import Base
+from morsr.models.bases.families import family_called, family_of
+from morsr.models.bases.reading import (
+    cached_prompt,
+    first_readable,
+    read_base_id,
+    read_decoder,
+    read_index,
+    read_prompts,
+)
+from morsr.models.bases.stable_diffusion import StableDiffusion
+
+SHIPPED_BASES = ("tiny", "tiny-fidelity")
+"""Bases that the package brings along; "tiny-fidelity" has fewer operations per pixel and more weights."""
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def package_weights(name: str) -> Path:
+    """Return the folder of a preset shipped in the package, such as "tiny".
+
+    Raises:
+        ConfigError: no such preset.
+    """
+    root = Path(str(resources.files("morsr"))) / "weights"
+    folder = root / name
+    if not folder.is_dir():
+        shipped = sorted(path.name for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
+        raise ConfigError(f"no shipped weights are called {name!r}; shipped: {', '.join(shipped) or 'none'}")
+    return folder
+
+
+def load_base(
+    source: str | os.PathLike[str] | Sequence[str] = "tiny",
+    *,
+    decoder: str | os.PathLike[str] | Sequence[str] | None = None,
+    prompts: Mapping[str, str] | Mapping[str, Tensor] | None = None,
+    dtype: str | torch.dtype | None = None,
+) -> Base:
+    """Load a base.
+
+    Args:
+        source: a preset ("tiny" and "tiny-fidelity" are in the package; "sd21", "sd-turbo" are hub ids tried in
+            order), a local diffusers folder, a hub id, a list of folders and ids tried in order, or "random:sd21" and
+            the like for random weights in a published model's shapes.
+        decoder: an AutoencoderTiny that decodes in place of the base's own autoencoder: "taesd", "tiny" (in the
+            package, for the base of that name), a folder, a hub id, a list of them, or "random:taesd".
+            None: the base's own.
+        prompts: texts for "clean" and "degraded" in place of the fixed prompts, which needs the base's text encoder; or
+            both embeddings, which needs none.
+        dtype: what the frozen weights are stored as, "float32" (default), "bfloat16" or "float16". What the class keeps
+            in float32 stays so.
+
+    Raises:
+        WeightsError: nothing could be loaded; the message names everything that was tried and why.
+        ConfigError: a scheduler, UNet, autoencoder or decoder that a one-step generator cannot use.
+    """
+    storage = _resolve_dtype(dtype)
+    origin = os.fspath(source) if isinstance(source, (str, os.PathLike)) else None
+    if isinstance(source, (str, os.PathLike)):
+        name = os.fspath(source)
+        if name.startswith("random:"):
+            base = random_base(name.removeprefix("random:"), decoder=decoder is not None)
+            return base.to(storage) if storage is not None else base
+        if name in SHIPPED_BASES:
+            source = package_weights(name)
+    small = load_decoder(decoder) if decoder is not None else None
+
+    def read(folder: Path, name: str) -> Base:
+        family, index = family_of(folder), read_index(folder)
+        parts = family.parts(folder)
+        embeddings: dict[str, Any] = dict(prompts or {})
+        cached = {"clean", "degraded"} <= embeddings.keys()
+        if not cached or not all(isinstance(one, Tensor) for one in embeddings.values()):
+            embeddings = read_prompts(folder, name, embeddings, pipeline=family.text_pipeline)
+        text = (prompts or {}).get("clean", cached_prompt(folder))
+        found = family(
+            **parts,
+            prompts=embeddings,
+            decoder=small,
+            base_id=read_base_id(folder, name),
+            source=origin or name,
+            prompt=text if isinstance(text, str) else None,
+        )
+        found.distilled = bool(index.get("is_distilled", False))
+        return found
+
+    base = first_readable(source, read, "base model")
+    return base.to(storage) if storage is not None else base
+
+
+def load_decoder(source: str | os.PathLike[str] | Sequence[str]) -> nn.Module:
+    """Load an AutoencoderTiny that decodes in place of a base's own autoencoder; see `load_base`."""
+    if source == "random:taesd":
+        from diffusers import AutoencoderTiny
+
+        return AutoencoderTiny(**TAESD)
+    if source == "tiny":
+        source = package_weights("tiny") / "decoder"
+    return first_readable(source, lambda folder, _: read_decoder(folder), "decoder")
+
+
+def _resolve_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
+    chosen = _DTYPES.get(dtype) if isinstance(dtype, str) else dtype
+    if dtype is not None and chosen not in _DTYPES.values():
+        raise ConfigError(f"dtype of the base: expected one of {', '.join(_DTYPES)}, got {dtype!r}")
+    return chosen
+
+
+def random_base(name: str, *, decoder: bool = False) -> Base:
+    """Make a base with the shapes of a published model and random weights.
+
+    Args:
+        name: "sd21", "sdxl", "sd3", "flux2-klein" and the others of `ARCHITECTURES`, or "small" for tests.
+        decoder: decode with a random AutoencoderTiny of TAESD's shape.
+
+    Raises:
+        ConfigError: an unknown name.
+    """
+    import diffusers
+
+    shapes = architecture(name)
+    family = family_called(shapes.family)
+    network = getattr(diffusers, family.network_class)(**shapes.network)
+    vae = getattr(diffusers, family.autoencoder)(**shapes.vae)
+    small = load_decoder("random:taesd") if decoder else None
+    width = shapes.width
+    prompts = {side: torch.randn(1, shapes.tokens, width) for side in ("clean", "degraded")}
+    if family.pooled:
+        prompts |= {f"{side}_pooled": torch.randn(1, shapes.pooled) for side in ("clean", "degraded")}
+    found = family(network, vae, prompts=prompts, decoder=small, base_id=f"random:{name}", **shapes.settings)
+    found.distilled = shapes.distilled
+    return found
+
+
+def build_base(
+    unet: Mapping[str, Any],
+    vae: Mapping[str, Any],
+    *,
+    tokens: int = 1,
+    decoder: nn.Module | None = None,
+    base_id: str = "custom",
+) -> Base:
+    """Make a base with random weights from diffusers configs, to be trained or tested.
+
+    Args:
+        unet: settings of UNet2DConditionModel.
+        vae: settings of AutoencoderTiny, or of AutoencoderKL when it has "block_out_channels".
+        tokens: length of the two prompt embeddings, which are random too.
+        decoder: see `Base`.
+        base_id: what adapters trained on it record as their base.
+    """
+    from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
+
+    vae_class = AutoencoderKL if "block_out_channels" in vae else AutoencoderTiny
+    network = UNet2DConditionModel(**unet)
+    width = network.config.cross_attention_dim
+    prompts = {name: torch.randn(1, tokens, width) for name in ("clean", "degraded")}
+    autoencoder = vae_class(**vae)
+    if isinstance(autoencoder, AutoencoderTiny):
+        _initialize_tiny(autoencoder)
+    return StableDiffusion(network, autoencoder, prompts=prompts, decoder=decoder, base_id=base_id)
+
+
+def _initialize_tiny(vae: nn.Module) -> None:
+    """Start an AutoencoderTiny near the identity of its features.
+
+    It has no normalisation layers, and with torch's default convolutions the signal shrinks at every one of them;
+    keeping its variance, and starting residual branches at zero, saves several hundred steps.
+    """
+    for module in vae.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, nonlinearity="linear")
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    for module in vae.modules():
+        if type(module).__name__ == "AutoencoderTinyBlock":
+            nn.init.zeros_(module.conv[-1].weight)  # type: ignore[index]
