@@ -7,6 +7,7 @@ from morsr.functional.diffusion import (
     clean_latents,
     epsilon_from_velocity,
     guide,
+    residual_latents,
     scaled_linear_alphas_cumprod,
 )
 
