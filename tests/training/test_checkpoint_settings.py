@@ -14,7 +14,7 @@ from training_twins import ADAPTERS, Pairs, batch, build, fit
 
 from morsr.adapters import MoRConfig, read_adapters_header, read_attached
 from morsr.errors import WeightsError
-from morsr.models import pretrained
+from morsr.models.bases import reading
 from morsr.models.generator import OneStepConfig
 from morsr.models.loading import load_generator
 from morsr.training.adapter_state import newest_adapters, runs_otherwise, warn_of_kept
@@ -122,7 +122,7 @@ def encoder(monkeypatch: pytest.MonkeyPatch) -> None:
     def encode(folder: Path, name: str, texts: list[str]) -> torch.Tensor:
         return torch.stack([torch.tensor([[ord(one) / 50 for one in text.ljust(8)[:8]]]) for text in texts])
 
-    monkeypatch.setattr(pretrained, "encode_texts", encode)
+    monkeypatch.setattr(reading, "encode_texts", encode)
 
 
 def picture(module: OneStepSRModule) -> torch.Tensor:
