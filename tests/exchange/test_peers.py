@@ -35,7 +35,7 @@ def networks(base: Path) -> tuple[UNet2DConditionModel, AutoencoderKL]:
 def sd21() -> tuple[UNet2DConditionModel, AutoencoderKL]:
     with torch.device("meta"):
         shapes = architecture("sd21")
-        return UNet2DConditionModel(**shapes.unet), AutoencoderKL(**shapes.vae)
+        return UNet2DConditionModel(**shapes.network), AutoencoderKL(**shapes.vae)
 
 
 def reference(unet: Any, vae: Any, base: Path, lr: Tensor, *, timestep: int, x0: Any) -> Tensor:

@@ -50,7 +50,7 @@ def sd_original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("sd") / "stable-diffusion-2-1-base"
     shapes = ARCHITECTURES["small"]
-    UNet2DConditionModel(**shapes.unet).save_pretrained(folder / "unet")
+    UNet2DConditionModel(**shapes.network).save_pretrained(folder / "unet")
     AutoencoderKL(**shapes.vae).save_pretrained(folder / "vae")
     PNDMScheduler(
         beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type="epsilon",
