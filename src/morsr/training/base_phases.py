@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from morsr.errors import ConfigError
 from morsr.functional.adversarial import hinge_discriminator, hinge_generator
 from morsr.functional.diffusion import add_noise
-from morsr.models.bases import Base, Condition, build_base, load_base, save_network
+from morsr.models.bases import Base, Condition, StableDiffusion, build_base, load_base, save_network
 from morsr.models.discriminator import DiscriminatorConfig, ImageDiscriminator
 from morsr.models.features import encoder_features
 from morsr.models.losses import Weight
@@ -234,7 +234,10 @@ class DiffusionTraining(BasePhase):
     ) -> None:
         super().__init__(out=out, lr=lr, weight_decay=weight_decay, warmup=warmup, schedule=schedule, seed=seed)
         self.dropout, self.low_noise_share = dropout, low_noise_share
-        self.base = load_base(base)
+        loaded = load_base(base)
+        if not isinstance(loaded, StableDiffusion):
+            raise ConfigError(f"base: expected a UNet of Stable Diffusion's kind to train, got {type(loaded).__name__}")
+        self.base: StableDiffusion = loaded
         self.base.requires_grad_(False)
         self.base.unet.requires_grad_(True)
         self.base.to(memory_format=torch.channels_last)

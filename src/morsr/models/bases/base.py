@@ -219,7 +219,7 @@ class Base(nn.Module):
     @property
     def prompts(self) -> dict[str, Tensor]:
         """The embeddings by name, on the CPU: what a checkpoint caches."""
-        found = {}
+        found: dict[str, Tensor] = {}
         for side in ("clean", "degraded"):
             tokens, pooled = self.condition(side)
             found |= {side: tokens.cpu()} | ({} if pooled is None else {f"{side}_pooled": pooled.cpu()})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -16,7 +16,7 @@ from morsr.models.bases.stable_diffusion import StableDiffusion, check_kind
 class StableDiffusionXL(StableDiffusion):
     """SDXL's UNet; the time ids say that the picture is whole, of the size of the latents."""
 
-    pipelines = ("StableDiffusionXLPipeline",)
+    pipelines: ClassVar[tuple[str, ...]] = ("StableDiffusionXLPipeline",)
     text_pipeline = "StableDiffusionXLPipeline"
     parametrizations = ("epsilon",)
     pooled = True

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -35,9 +35,9 @@ class StableDiffusion(Base):
 
     network_name = "unet"
     network_class = "UNet2DConditionModel"
-    pipelines = ("StableDiffusionPipeline",)
+    pipelines: ClassVar[tuple[str, ...]] = ("StableDiffusionPipeline",)
     targets = ("sd_unet@unet",)
-    parametrizations = ("epsilon", "residual")
+    parametrizations: ClassVar[tuple[str, ...]] = ("epsilon", "residual")
 
     unet: Any
     alphas_cumprod: Tensor

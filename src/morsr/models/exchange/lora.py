@@ -28,11 +28,11 @@ _PLAIN_INITS = (True, False, None, "gaussian", "eva", "orthogonal")  # the other
 def export_lora(folder: str | os.PathLike[str], generator: OneStepGenerator) -> dict[str, Path]:
     """Write the present routing as LoRA files.
 
-    The UNet's ranks go where `StableDiffusionPipeline.load_lora_weights(folder)` finds them. Diffusers loads no LoRA
-    into an autoencoder, so the VAE encoder's ranks become a peft folder `vae/`. A separate decoder is copied whole.
+    The denoiser's ranks go where `load_lora_weights(folder)` of its pipeline in diffusers finds them. Diffusers loads
+    no LoRA into an autoencoder, so the VAE encoder's ranks become a peft folder `vae/`. A separate decoder is copied.
 
     Returns:
-        What was written, by "unet", "vae" and "decoder".
+        What was written, by "unet" or "transformer", "vae" and "decoder".
 
     Raises:
         InputError: no routing is set.
@@ -45,10 +45,10 @@ def export_lora(folder: str | os.PathLike[str], generator: OneStepGenerator) -> 
         raise ConfigError(f"{', '.join(adapters.saved)}: trained whole, no LoRA holds it; export as diffusers instead")
     parts = {name.partition(".")[0] for name in adapters.layer_names}
     written = {}
-    if "unet" in parts:
-        written["unet"] = folder / DIFFUSERS_FILE
-        state = lora_state_dict(base.unet, name=adapters.name, prefix="unet.")
-        save_tensors(written["unet"], state, {"format": "pt"})
+    if (network := base.network_name) in parts:
+        written[network] = folder / DIFFUSERS_FILE
+        state = lora_state_dict(base.denoiser, name=adapters.name, prefix=f"{network}.")
+        save_tensors(written[network], state, {"format": "pt"})
     if "vae" in parts:
         written["vae"] = export_peft(folder / "vae", base.vae, name=adapters.name)
     return written | {part: folder / place for part, place in save_decoder(folder, base).items()}
