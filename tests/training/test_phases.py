@@ -86,9 +86,9 @@ def test_the_base_is_held_once(module: Any) -> None:
     assert adapter_names(base) == ("generator", "score")
     trained = sum(p.numel() for network in module.objective.trained().values() for p in network)
     every = {id(p): p.numel() for p in module.parameters()}
-    base = {id(p): p.numel() for p in base.parameters()} | {id(p): p.numel() for p in module.generator.parameters()}
+    held = {id(p): p.numel() for p in base.parameters()} | {id(p): p.numel() for p in module.generator.parameters()}
     adapters = sum(p.numel() for name in ("generator", "score") for p in module.objective.trained()[name])
-    assert sum(every.values()) == sum(base.values()) - adapters + trained
+    assert sum(every.values()) == sum(held.values()) - adapters + trained
     assert module.objective.score.base is base
 
 
