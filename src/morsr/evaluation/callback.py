@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
-import numpy as np
 from jsonargparse.typing import PositiveInt
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
@@ -23,14 +22,6 @@ from morsr.files import write_text
 from morsr.models.batches import first_images
 from morsr.models.metrics import build_metrics
 from morsr.models.scores import score_image
-
-
-@dataclass(frozen=True)
-class _HeldPair:
-    stem: str
-    lr: np.ndarray
-    hr: np.ndarray
-    group: str | None = None
 
 
 class BenchmarkTable(L.Callback):
@@ -59,7 +50,7 @@ class BenchmarkTable(L.Callback):
     ) -> None:
         self.metrics, self.out, self.reference, self.pictures = tuple(metrics), out, reference, pictures
         self.reports: dict[str, BenchmarkReport] = {}
-        self._pairs: dict[str, list[_HeldPair]] = {}
+        self._pairs: dict[str, list[SimpleNamespace]] = {}
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if stage == "test" and trainer.world_size > 1:
@@ -76,7 +67,7 @@ class BenchmarkTable(L.Callback):
     ) -> None:  # fmt: skip
         for index, (stem, name, group) in enumerate(_names(batch, "test")):
             lr, hr = (to_uint8(batch[side][index : index + 1]) for side in ("lr", "hr"))
-            self._pairs.setdefault(name, []).append(_HeldPair(stem, lr, hr, group))
+            self._pairs.setdefault(name, []).append(SimpleNamespace(stem=stem, lr=lr, hr=hr, group=group))
 
     def on_test_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         folder = Path(self.out or _run_folder(trainer) / "benchmark")
@@ -87,7 +78,7 @@ class BenchmarkTable(L.Callback):
             except ConfigError:
                 published = ()
             report = evaluate(
-                methods, _spread_first(pairs, self.pictures), self.metrics, out=folder / name,
+                methods, pairs, self.metrics, out=folder / name,
                 reference=self.reference, published=published, pictures=self.pictures,
             )  # fmt: skip
             self.reports[name] = report
@@ -208,13 +199,6 @@ def _names(batch: Mapping[str, Any], default: str) -> list[tuple[str, str, str |
         (str(s), str(n), p if p is None else f"{n}:{p}")
         for s, n, p in zip(batch["stem"], sets, photographs, strict=True)
     ]
-
-
-def _spread_first(pairs: list[_HeldPair], count: int) -> list[_HeldPair]:
-    """Evenly spaced pairs first: neighbours show the same photograph, and the sheet is drawn of the first few."""
-    count = min(count, len(pairs))
-    first = [index * len(pairs) // count for index in range(count)]
-    return [pairs[index] for index in first] + [pair for index, pair in enumerate(pairs) if index not in first]
 
 
 def _run_folder(trainer: L.Trainer) -> Path:

@@ -11,27 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from morsr.errors import ConfigError, InputError
-from morsr.evaluation.images import SUFFIXES
 from morsr.evaluation.statistics import Interval, mean_of, paired_difference
-from morsr.evaluation.tables import FACTS, interval_cells, number, text_table
-from morsr.models.metrics import ALIASES, METRICS, MetricInfo, metric_info
+from morsr.evaluation.tables import FACTS, BenchmarkReport, ImageScore, interval_cells, number, text_table
+from morsr.imaging import SUFFIXES
+from morsr.models.metrics import ALIASES, MetricInfo, metric_info
 
-Scores = dict[str, dict[str, float]]  # metric to image to score
 _AVERAGES = ("average", "avg", "mean")
 _STEP = re.compile(r"step_(\d+)(?:\.\d+)?\.csv")
-
-
-@dataclass(frozen=True)
-class Table:
-    """Scores per image of one file.
-
-    Attributes:
-        methods: method to metric to image to score.
-        groups: image to photograph, where the file says so.
-    """
-
-    methods: dict[str, Scores]
-    groups: dict[str, str]
 
 
 @dataclass(frozen=True)
@@ -59,19 +45,15 @@ class Comparison:
             [info.label, number(a), number(b), *interval_cells(value), verdict_of(info, value)]
             for info, a, b, value in self.rows
         ]
-        level = self.rows[0][3].level
-        photographs = self.rows[0][3].count
-        over = (
-            f"{self.images} images of {photographs} photographs"
-            if photographs < self.images
-            else f"{self.images} images"
-        )
-        over += f", {self.seeds} seeds" if self.seeds > 1 else ""
-        head = ["metric", "A", "B", "B - A", f"{level:.0%} interval", "B is"]
-        parts = [f"A: {self.name_a}\nB: {self.name_b}\n{over}\n", text_table(head, lines)]
+        first = self.rows[0][3]
+        photographs = f" of {first.count} photographs" if first.count < self.images else ""
+        seeds = f", {self.seeds} seeds" if self.seeds > 1 else ""
+        head = ["metric", "A", "B", "B - A", f"{first.level:.0%} interval", "B is"]
+        text = f"A: {self.name_a}\nB: {self.name_b}\n{self.images} images{photographs}{seeds}\n\n"
+        text += text_table(head, lines) + "\n"
         if self.unmatched:
-            parts.append(f"\nin one only, left out ({len(self.unmatched)}): {', '.join(self.unmatched)}")
-        return "\n".join(parts) + "\n"
+            text += f"\nin one only, left out ({len(self.unmatched)}): {', '.join(self.unmatched)}\n"
+        return text
 
     def to_dict(self) -> dict[str, Any]:
         """The comparison as plain data."""
@@ -105,30 +87,34 @@ def compare_tables(
         ConfigError: a method that is not there, or several to choose from.
     """
     one, two = read_runs(Path(a)), read_runs(Path(b))
-    seeds = [name for name in one if name in two] or ([] if len(one) * len(two) > 1 else [""])
-    if not seeds:
+    pairs = [(one[seed], two[seed]) for seed in one if seed in two]
+    if len(one) == len(two) == 1:
+        pairs = [(*one.values(), *two.values())]
+    if not pairs:
         raise InputError(f"no seed in common: {a} has {', '.join(one)}; {b} has {', '.join(two)}")
-    pairs = [(one[s], two[s]) if s else (*one.values(), *two.values()) for s in seeds]
     name_a, name_b = _method(pairs[0][0], method_a, a, "--method-a"), _method(pairs[0][1], method_b, b, "--method-b")
-    sides = [(left.methods.get(name_a, {}), right.methods.get(name_b, {})) for left, right in pairs]
-    groups = {image: group for pair in pairs for table in pair for image, group in table.groups.items()}
+    groups = {image: group for pair in pairs for report in pair for image, group in report.groups.items()}
+    every = {row.image for pair in pairs for report in pair for row in report.rows if row.method in (name_a, name_b)}
     rows, common = [], set()
-    for name in sides[0][0]:
-        scores = [(left.get(name, {}), right.get(name, {})) for left, right in sides]
-        shared = [i for i in scores[0][0] if all(math.isfinite(s.get(i, math.nan)) for pair in scores for s in pair)]
+    for info in pairs[0][0].metrics:
+        if not all(info in report.metrics for pair in pairs for report in pair):
+            continue
+        values = [(run_a.values(name_a, info.name), run_b.values(name_b, info.name)) for run_a, run_b in pairs]
+        shared = {i for i in every if all(math.isfinite(side.get(i, math.nan)) for pair in values for side in pair)}
         if shared:
-            common.update(shared)
-            mean_a, mean_b = (mean_of(pair[side][i] for pair in scores for i in shared) for side in (0, 1))
-            interval = paired_difference([s[1] for s in scores], [s[0] for s in scores], groups, level=level)
-            rows.append((_info(name), mean_a, mean_b, interval))
+            common |= shared
+            mean_a, mean_b = (mean_of(pair[side][i] for pair in values for i in shared) for side in (0, 1))
+            interval = paired_difference(
+                [pair[1] for pair in values], [pair[0] for pair in values], groups, level=level
+            )
+            rows.append((info, mean_a, mean_b, interval))
     if not rows:
-        known = [", ".join(dict.fromkeys(name for pair in sides for name in pair[side])) for side in (0, 1)]
+        known = [", ".join(info.name for info in report.metrics) for report in pairs[0]]
         raise InputError(f"no image and metric in common: {a} has {known[0]}; {b} has {known[1]}")
-    every = {i for pair in sides for side in pair for scores in side.values() for i in scores}
-    return Comparison(f"{name_a} of {a}", f"{name_b} of {b}", rows, len(seeds), len(common), sorted(every - common))
+    return Comparison(f"{name_a} of {a}", f"{name_b} of {b}", rows, len(pairs), len(common), sorted(every - common))
 
 
-def read_runs(path: Path) -> dict[str, Table]:
+def read_runs(path: Path) -> dict[str, BenchmarkReport]:
     """Seed to table: of a CSV file, whose only seed is its name; or of a folder, which holds a run per seed.
 
     Raises:
@@ -138,18 +124,19 @@ def read_runs(path: Path) -> dict[str, Table]:
         return {path.stem: read_table(path)}
     runs = {}
     for run in sorted(path.iterdir()):
-        steps: dict[int, list[Path]] = {}
+        steps: dict[int, list[BenchmarkReport]] = {}
         for file in sorted(run.glob("scores/step_*.csv")):
             if found := _STEP.fullmatch(file.name):
-                steps.setdefault(int(found[1]), []).append(file)
+                steps.setdefault(int(found[1]), []).append(read_table(file))
         if steps:  # several files of one step are the shares of several processes
-            runs[run.name] = _joined([read_table(file) for file in steps[max(steps)]])
+            shares = steps[max(steps)]
+            runs[run.name] = BenchmarkReport([row for share in shares for row in share.rows], shares[0].metrics)
     if not runs:
         raise InputError(f"{path}: expected runs with scores/step_*.csv in it, found none; give a table or train first")
     return runs
 
 
-def read_table(path: Path) -> Table:
+def read_table(path: Path) -> BenchmarkReport:
     """Scores per image of a CSV file; one without a column `method` has one method, called as the file.
 
     Columns of text, and lines that hold the average of the others, are no scores.
@@ -165,26 +152,21 @@ def read_table(path: Path) -> Table:
         raise InputError(f"{path}: cannot be read as a table ({error})") from error
     if not lines or "image" not in (head := reader.fieldnames or ()):
         raise InputError(f"{path}: expected a CSV table with a column 'image' and at least one image")
-    columns: dict[str, str] = {}
-    for column in head:
-        name = ALIASES.get(column.strip().lower(), column.strip().lower())
-        if name in ("", *FACTS) or not _numbers([line[column] for line in lines]):
-            continue
-        if name in columns.values():
-            raise InputError(f"{path}: expected one column per metric, got two of {name}")
-        columns[column] = name
-    methods: dict[str, Scores] = {}
-    groups: dict[str, str] = {}
-    for line in lines:
-        image = _bare(line["image"])
-        scores = methods.setdefault(line.get("method") or path.stem, {name: {} for name in columns.values()})
-        if any(image in values for values in scores.values()):
-            raise InputError(f"{path}: expected each image once per method, got {image} twice")
-        for column, name in columns.items():
-            scores[name][image] = float(line[column] or "nan")
-        if line.get("group"):
-            groups[image] = line["group"]
-    return Table(methods, groups)
+    named = [(column, ALIASES.get(column.strip().lower(), column.strip().lower())) for column in head]
+    columns = [(c, name) for c, name in named if name not in ("", *FACTS) and _numbers([line[c] for line in lines])]
+    names = [name for _, name in columns]
+    rows = [
+        ImageScore(
+            _bare(line["image"]),
+            line.get("method") or path.stem,
+            {name: float(line[column] or "nan") for column, name in columns},
+            group=line.get("group") or None,
+        )
+        for line in lines
+    ]
+    if len(set(names)) < len(names) or len({(row.method, row.image) for row in rows}) < len(rows):
+        raise InputError(f"{path}: expected one column per metric and each image once per method, got one twice")
+    return BenchmarkReport(rows, [_info(name) for name in names])
 
 
 def verdict_of(info: MetricInfo, value: Interval) -> str:
@@ -194,16 +176,7 @@ def verdict_of(info: MetricInfo, value: Interval) -> str:
     return value.verdict(lower_is_better=info.lower_is_better)
 
 
-def _joined(tables: Sequence[Table]) -> Table:
-    methods: dict[str, Scores] = {}
-    for table in tables:
-        for method, scores in table.methods.items():
-            for name, values in scores.items():
-                methods.setdefault(method, {}).setdefault(name, {}).update(values)
-    return Table(methods, {image: group for table in tables for image, group in table.groups.items()})
-
-
-def _method(table: Table, wanted: str | None, path: str | Path, option: str) -> str:
+def _method(table: BenchmarkReport, wanted: str | None, path: str | Path, option: str) -> str:
     names = [name for name in table.methods if name != "bicubic"] or list(table.methods)
     if wanted is None and len(names) > 1:
         raise ConfigError(f"{path} has several methods, name one with {option}: {', '.join(names)}")
@@ -214,7 +187,7 @@ def _method(table: Table, wanted: str | None, path: str | Path, option: str) -> 
 
 def _info(name: str) -> MetricInfo:
     try:
-        return METRICS[name] if name in METRICS else metric_info(name)
+        return metric_info(name)
     except ConfigError:
         return MetricInfo(name, "other", False, "not stated", "a column of the table")
 

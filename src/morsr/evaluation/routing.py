@@ -12,18 +12,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from morsr.degradation.parameters import DegradationParameters
 from morsr.degradation.recipe import DegradationRecipe
+from morsr.degradation.severity import true_severity
 from morsr.errors import ConfigError, InputError, MissingDependencyError
-from morsr.evaluation.inputs import image_batches, true_severities, unique_names
 from morsr.evaluation.specialisation import Specialisation, specialise
 from morsr.files import save_tensors
 from morsr.functional.layer_names import block_of, flow_order
 from morsr.functional.routing import effective_ranks, gate_mass, slot_load
 from morsr.functional.utilization import active_ranks, load_share, mid_ranks, zero_share
+from morsr.imaging.files import read_planes
 from morsr.models.routed import routed_update
 
 FORMAT = "morsr-routing-1"
@@ -92,7 +95,7 @@ class RoutingTable:
             recipe: the recipe that DegradationParameters were drawn from.
             labels: kind of degradation per image, where it is known outright; used before `parameters`.
             names: names of the images; by default paths keep their stems and others are numbered.
-            batch_size: images of one size that are scored together.
+            batch_size: images of a tensor that are scored together.
             scores_only: accept a model that routes nothing (a plain LoRA), for its degradation scores alone.
 
         Raises:
@@ -102,24 +105,21 @@ class RoutingTable:
         generator = getattr(model, "generator", model)
         adapters = generator.adapters if generator.adapters is not None and generator.adapters.is_routed else None
         if generator.estimator is None or not (adapters or scores_only):
-            raise ConfigError(
-                "this model has no routing: it is a base model or a plain LoRA, whose ranks all always run"
-            )
+            raise ConfigError("this model has no routing: a base model or a plain LoRA runs all its ranks every time")
         count = len(images)
-        given = {"labels": labels, "names": names}
-        if not count or any(values and len(values) != count for values in given.values()):
-            got = ", ".join(f"{len(values)} {what}" for what, values in given.items() if values)
-            raise InputError(
-                f"routing: expected at least one image and one label and name for each, got {count}, {got}"
-            )
-        truth = true_severities(parameters, recipe, count)
+        if not count or any(values and len(values) != count for values in (labels, names)):
+            got = f"{count} images, {len(names)} names and {len(labels)} labels"
+            raise InputError(f"routing: expected at least one image and one label and name for each, got {got}")
+        truth = _true_severities(parameters, recipe, count)
+        tensors = images.split(batch_size) if isinstance(images, Tensor) else map(_planes, images)
+        device = next(generator.parameters(), torch.empty(0)).device
         scored, chosen, gates, updates = [], [], [], []
         training = adapters is not None and adapters.router.training
         if adapters:
             adapters.router.eval()  # in training mode the router adds noise
         try:
-            for batch in image_batches(images, batch_size, next(generator.parameters(), torch.empty(0)).device):
-                scored.append(generator.estimator(batch))
+            for batch in tensors:
+                scored.append(generator.estimator(batch.to(device)))
                 if adapters:  # asked without being set: a model in the middle of a sequence keeps its own routing
                     routing = adapters.router(scored[-1].scores)
                     chosen.append(routing.chosen.transpose(0, 1))
@@ -301,13 +301,13 @@ class RoutingTable:
         row = torch.arange(images).repeat_interleave(layers * places).numpy()
         layer = torch.arange(layers).repeat_interleave(places).repeat(images).numpy()
         frame = {
-            "image": pandas.Categorical.from_codes(row, unique_names(self.names)),
-            "layer": pandas.Categorical.from_codes(layer, list(self.layer_names)),
+            "image": np.array(self.names)[row],
+            "layer": np.array(self.layer_names)[layer],
             "slot": self.chosen.flatten().numpy(),
             "is_zero": (self.chosen >= self.num_real).flatten().numpy(),
             "gate": self.gates.flatten().numpy(),
             "severity": self.severity.numpy()[row],
-            "kind": pandas.Categorical([*self.kinds()])[row],
+            "kind": np.array(self.kinds())[row],
         }
         frame |= {f"score_{name}": self.scores[:, index].numpy()[row] for index, name in enumerate(self.score_names)}
         frame |= {f"true_{name}": values.numpy()[row] for name, values in self.truth.items()}
@@ -371,3 +371,20 @@ class RoutingTable:
 
     def _real_gates(self) -> Tensor:
         return self.gates * (self.chosen < self.num_real)
+
+
+def _planes(image: Any) -> Tensor:
+    return read_planes(image[None] if isinstance(image, Tensor) and image.ndim == 3 else image)
+
+
+def _true_severities(parameters: Any, recipe: DegradationRecipe | str, count: int) -> dict[str, Tensor]:
+    """What is known of the degradations as severities by kind, each (I,)."""
+    if isinstance(parameters, DegradationParameters):
+        parameters = true_severity(parameters, recipe)
+    named = parameters._asdict() if hasattr(parameters, "_asdict") else parameters or {}
+    # The combined severity is no kind: it would win or lose against its own parts.
+    truth = {name: torch.as_tensor(values).float().cpu() for name, values in named.items() if name != "combined"}
+    for name, values in truth.items():
+        if values.shape != (count,) or not values.isfinite().all():
+            raise InputError(f"parameters: {name}: expected {count} finite severities, got shape {tuple(values.shape)}")
+    return truth

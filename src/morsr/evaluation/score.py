@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,27 +15,15 @@ from torch import Tensor
 from tqdm import tqdm
 
 from morsr.errors import ConfigError, InputError
-from morsr.evaluation.images import SUFFIXES, bicubic, image_size, read_rgb, side_by_side, to_tensor, to_uint8
+from morsr.evaluation.images import bicubic, read_rgb, side_by_side, to_tensor, to_uint8
 from morsr.evaluation.tables import BenchmarkReport, ImageScore, PublishedRow
 from morsr.files import printable
+from morsr.imaging import list_images
 from morsr.models.metrics import MetricSet, build_metrics, metric_info
 from morsr.models.scores import score_image
 
 BICUBIC = "bicubic"
 Method = Callable[[Tensor], Tensor]
-
-
-class Pair(Protocol):
-    """A low-resolution image and its reference, both (H, W, 3) uint8; `group` may name the photograph."""
-
-    @property
-    def stem(self) -> str: ...
-
-    @property
-    def lr(self) -> np.ndarray: ...
-
-    @property
-    def hr(self) -> np.ndarray: ...
 
 
 @torch.no_grad()
@@ -51,21 +37,20 @@ def evaluate(
     reference: str | None = None,
     published: Sequence[PublishedRow] = (),
     pictures: int = 4,
-    device: torch.device | None = None,
 ) -> BenchmarkReport:
     """Score methods over pairs.
 
     Args:
         methods: name to method, in table order. A method gets the LR image as (1, 3, h, w) in [0, 1] on the CPU and
             returns (1, 3, H, W) of the reference's size; its output is rounded to 8 bits before it is scored.
-        pairs: a `Pair` each, or something with a `load()` that reads one.
+        pairs: things with `stem`, `lr` and `hr`, both (H, W, 3) uint8, and perhaps `group`, the photograph; or things
+            with a `load()` that reads one.
         metrics: names, see `morsr.models.metrics`.
         out: folder for scores.csv, scores.json, scores.md and side_by_side.png; None writes nothing.
         progress: show a progress bar.
         reference: the row that differences are taken to; None is "bicubic" when there, else the first method.
         published: rows of papers to print beside.
-        pictures: images on the side-by-side sheet.
-        device: where learned metrics run; None is the CPU.
+        pictures: images on the side-by-side sheet, one of each photograph.
 
     Raises:
         ConfigError: no methods, an unknown reference, or unknown metrics.
@@ -74,16 +59,15 @@ def evaluate(
     reference = reference or (BICUBIC if BICUBIC in methods else next(iter(methods), ""))
     if reference not in methods:
         raise ConfigError(f"evaluate: expected {reference or 'at least one'} among the methods, got {list(methods)}")
-    built = build_metrics(metrics, device=device)
+    built = build_metrics(metrics)
     rows: list[ImageScore] = []
     problems: list[str] = []
-    sheet: list[dict[str, np.ndarray]] = []
-    seen: set[str] = set()
+    sheet: dict[str, dict[str, np.ndarray]] = {}
     for item in tqdm(pairs, desc="evaluate", unit="image", disable=not progress):
         pair = item.load() if hasattr(item, "load") else item
-        if pair.stem in seen:
+        if rows and pair.stem in {row.image for row in rows}:
             raise InputError(f"evaluate: expected one name per pair, got {pair.stem!r} twice")
-        seen.add(pair.stem)
+        group = getattr(pair, "group", None)
         lr, truth = to_tensor(pair.lr), to_tensor(pair.hr)
         line = {"LR bicubic": bicubic(pair.lr, *pair.hr.shape[:2])}
         for method, function in methods.items():
@@ -98,26 +82,22 @@ def evaluate(
             line[method] = to_uint8(raw)
             scores, failed = score_image(built.metrics, to_tensor(line[method]), truth)
             problems += [f"{method} on {pair.stem}: {text}" for text in failed]
-            rows.append(ImageScore(pair.stem, method, scores, seconds, getattr(pair, "group", None)))
+            rows.append(ImageScore(pair.stem, method, scores, seconds, group))
         if len(sheet) < pictures:
             line.pop(BICUBIC, None)  # it is the first picture already
-            sheet.append({**line, "HR": pair.hr})
+            sheet.setdefault(group or pair.stem, {**line, "HR": pair.hr})
     if not rows:
         raise InputError("evaluate: expected at least one pair of images, got none")
+    infos = [metric.info for metric in built.metrics.values()]
     report = BenchmarkReport(
-        rows=rows,
-        metrics=[metric.info for metric in built.metrics.values()],
-        absent=built.absent,
-        reference=reference if len(methods) > 1 else None,
-        problems=problems,
-        published=published,
+        rows, infos, built.absent, reference if len(methods) > 1 else None, problems, published=published
     )
     if out is not None:
-        from PIL import Image
-
         report.save(out)
         if sheet:
-            Image.fromarray(side_by_side(sheet)).save(Path(out) / "side_by_side.png")
+            from PIL import Image
+
+            Image.fromarray(side_by_side(list(sheet.values()))).save(Path(out) / "side_by_side.png")
     return report
 
 
@@ -143,7 +123,7 @@ def score_folders(
     metrics: Sequence[str] = ("psnr", "ssim", "niqe"),
     *,
     out: str | Path | None = None,
-    processes: int = 1,
+    jobs: int = 1,
     crop: bool = False,
     skip_problems: bool = False,
     progress: bool = True,
@@ -160,7 +140,7 @@ def score_folders(
         lr: inputs of the same paths; adds the bicubic row.
         metrics: names, see `morsr.models.metrics`.
         out: folder for scores.csv, scores.json and scores.md.
-        processes: worker processes. Metrics on an accelerator run in this process.
+        jobs: images that are scored at once.
         crop: crop the images of a pair to their common top left part where sizes differ.
         skip_problems: score the rest when some files cannot be paired or read; the report lists them.
         progress: show a progress bar.
@@ -176,11 +156,7 @@ def score_folders(
     if not outputs or (lr is not None and BICUBIC in outputs):
         raise ConfigError(f"score: expected outputs by name, none called {BICUBIC!r} beside --lr, got {list(outputs)}")
     hr, lr = (Path(place) if place else None for place in (hr, lr))
-    jobs, problems = _paired({method: Path(place) for method, place in outputs.items()}, hr, lr, crop)
-    if problems and not skip_problems:
-        raise InputError(
-            f"{len(problems)} problems, nothing was scored (--skip-problems scores the rest):\n  " + _few(problems)
-        )
+    images, problems = _paired({method: Path(place) for method, place in outputs.items()}, hr, lr)
     infos = {info.name: info for info in map(metric_info, metrics)}
     absent = {name: "needs references (--gt)" for name, info in infos.items() if hr is None and info.kind == "full"}
     names = [name for name in infos if name not in absent]
@@ -188,83 +164,98 @@ def score_folders(
     absent |= built.absent
     if not built.metrics:
         raise InputError("score: no metric can be computed: " + "; ".join(f"{n} {why}" for n, why in absent.items()))
-    work = partial(_score_job, metrics=built.metrics, crop=crop)
-    results: list[tuple[dict[str, dict[str, float]], list[str]]] = []
-    with tqdm(total=len(jobs), desc="score", unit="image", disable=not progress) as bar:
-        for result in _mapped(work, jobs, names, processes if device is None else 1, crop, download):
-            results.append(result)
-            bar.update()
-    problems += [text for _, failed in results for text in failed]
+
+    # Every file is decoded before the first is scored: hours of metrics are not to end at a damaged one.
+    checked = _mapped(lambda job: _problems(job, crop), images, jobs, "check", progress)
+    problems += [f"{job.stem}: {text}" for job, text in zip(images, checked, strict=True) if text]
+    if problems and not skip_problems:
+        more = [f"and {len(problems) - 12} more"] if len(problems) > 12 else []
+        raise InputError(
+            f"{len(problems)} problems, nothing was scored (--skip-problems scores the rest):\n  "
+            + "\n  ".join([*problems[:12], *more])
+        )
+    images = [job for job, text in zip(images, checked, strict=True) if not text]
+    if not images:
+        raise InputError(f"score: no image could be scored: {'; '.join(problems[:3])}")
+
+    def score(job: _Job) -> dict[str, tuple[dict[str, float], list[str]]]:
+        return {
+            method: score_image(built.metrics, to_tensor(sr), None if truth is None else to_tensor(truth))
+            for method, sr, truth in _decoded(job, crop)
+        }
+
+    scored = _mapped(score, images, jobs if device is None else 1, "score", progress)
     methods = [*([BICUBIC] if lr is not None else []), *outputs]
-    rows = [
-        ImageScore(printable(job.stem), method, scores[method])
-        for method in methods
-        for job, (scores, _) in zip(jobs, results, strict=True)
-        if method in scores
-    ]
-    if not rows:
-        raise InputError("score: no image could be scored:\n  " + _few(problems))
+    rows = []
+    for method in methods:
+        for job, found in zip(images, scored, strict=True):
+            scores, failed = found[method]
+            rows.append(ImageScore(printable(job.stem), method, scores))
+            problems += [f"{method} on {job.stem}: {text}" for text in failed]
+    reference = methods[0] if len(methods) > 1 else None
     report = BenchmarkReport(
-        rows=rows,
-        metrics=[metric.info for metric in built.metrics.values()],
-        absent=absent,
-        reference=methods[0] if len(methods) > 1 else None,
-        problems=[printable(text) for text in problems],
-        incomplete=not all(scores for scores, _ in results),
+        rows, [metric.info for metric in built.metrics.values()], absent, reference, list(map(printable, problems)),
         published=published,
-    )
+    )  # fmt: skip
     if out is not None:
         report.save(out)
     return report
 
 
-def _paired(outputs: Mapping[str, Path], hr: Path | None, lr: Path | None, crop: bool) -> tuple[list[_Job], list[str]]:
-    """Files of one path within their folders, and one line for everything without a partner or of another size."""
+def _paired(outputs: Mapping[str, Path], hr: Path | None, lr: Path | None) -> tuple[list[_Job], list[str]]:
+    """Files of one path within their folders, and one line for everything without a partner."""
     places = {**outputs, **{role: place for role, place in (("gt", hr), ("lr", lr)) if place is not None}}
-    single = {place.is_file() for place in places.values()}
-    if len(single) > 1:
+    if len({place.is_file() for place in places.values()}) > 1:
         raise InputError(f"expected folders everywhere or files everywhere, got {', '.join(map(str, places.values()))}")
     problems: list[str] = []
-    # Files that are named one by one belong together whatever they are called.
-    stem = next(iter(outputs.values())).stem
-    found = {r: {stem: p} if single == {True} else _images_of(p, r, problems) for r, p in places.items()}
-    everything = sorted(set().union(*found.values()))
-    for role, files in found.items():
-        if absent := [name for name in everything if name not in files]:
-            problems.append(f"{role}: nothing for {', '.join(absent)}")
+    found: dict[str, dict[str, Path]] = {}
+    first = next(iter(outputs.values()))
+    for role, place in places.items():
+        files: dict[str, list[Path]] = {}
+        for path in list_images(place):
+            # Files that are named one by one belong together whatever they are called.
+            stem = path.relative_to(place).with_suffix("").as_posix() if place.is_dir() else first.stem
+            files.setdefault(stem, []).append(path)
+        problems += [f"{role}: one stem for {', '.join(p.name for p in same)}" for same in files.values() if same[1:]]
+        found[role] = {stem: same[0] for stem, same in files.items() if not same[1:]}
+    every = sorted(set().union(*found.values()))
+    for role, known in found.items():
+        if lost := [stem for stem in every if stem not in known]:
+            problems.append(f"{role}: nothing for {', '.join(lost)}")
     jobs = [
-        _Job(
-            name,
-            {m: found[m][name] for m in outputs},
-            found["gt"][name] if hr else None,
-            found["lr"][name] if lr else None,
-        )
-        for name in everything
-        if all(name in files for files in found.values())
+        _Job(stem, {m: found[m][stem] for m in outputs}, hr and found["gt"][stem], lr and found["lr"][stem])
+        for stem in every
+        if all(stem in known for known in found.values())
     ]
-    kept = []
-    for job in jobs:
-        found_here = _check(job, crop)
-        problems += [f"{job.stem}: {text}" for text in found_here]
-        kept += [] if found_here else [job]
-    return kept, problems
+    return jobs, problems
 
 
-def _check(job: _Job, crop: bool) -> list[str]:
-    """Why an image cannot be scored, from the heads of its files."""
+def _problems(job: _Job, crop: bool) -> str:
+    """Why an image cannot be scored, or an empty text."""
     try:
-        sizes = {method: image_size(path) for method, path in job.outputs.items()}
-        expected = image_size(job.hr) if job.hr else next(iter(sizes.values()))
-        problems = [
-            f"{method}: expected {expected[1]}x{expected[0]} px as the reference, got {size[1]}x{size[0]} (--crop)"
-            for method, size in sizes.items()
-            if job.hr and not crop and size != expected
-        ]
-        if job.lr and not problems:
-            enlarged_size(image_size(job.lr), expected)
+        for method, image, truth in _decoded(job, crop):
+            if truth is not None and image.shape != truth.shape:
+                (height, width), (high, wide) = truth.shape[:2], image.shape[:2]
+                return f"{method}: expected {width}x{height} px as the reference, got {wide}x{high} (--crop)"
     except InputError as error:
-        return [str(error)]
-    return problems
+        return str(error)
+    return ""
+
+
+def _decoded(job: _Job, crop: bool) -> Iterator[tuple[str, np.ndarray, np.ndarray | None]]:
+    """(method, output, reference) of one job."""
+    outputs = {method: read_rgb(path) for method, path in job.outputs.items()}
+    truth = None if job.hr is None else read_rgb(job.hr)
+    for method, image in outputs.items():
+        if truth is not None and crop:
+            height, width = (min(sides) for sides in zip(image.shape[:2], truth.shape[:2], strict=True))
+            yield method, image[:height, :width], truth[:height, :width]
+        else:
+            yield method, image, truth
+    if job.lr is not None:
+        lr = read_rgb(job.lr)
+        height, width = (next(iter(outputs.values())) if truth is None else truth).shape[:2]
+        yield BICUBIC, bicubic(lr, *enlarged_size(lr.shape[:2], (height, width)))[:height, :width], truth
 
 
 def enlarged_size(lr: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
@@ -284,8 +275,8 @@ def enlarged_size(lr: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]
     whole = (factor * lr[0], factor * lr[1])
     if all(0 <= large - side < factor for large, side in zip(whole, size, strict=True)):
         return whole
-    low = max(1.0, *(side / (small + 1) for side, small in zip(size, lr, strict=True)))
-    if any(side < small or (small > 1 and side / (small - 1) < low) for side, small in zip(size, lr, strict=True)):
+    least = max(1.0, *(side / (small + 1) for side, small in zip(size, lr, strict=True)))
+    if any(side < max(small, least * (small - 1)) for side, small in zip(size, lr, strict=True)):
         raise InputError(
             f"lr: expected an input that one scale enlarges to {size[1]}x{size[0]} px, got {lr[1]}x{lr[0]}; "
             "it may be turned, cropped, or in the wrong folder"
@@ -293,74 +284,13 @@ def enlarged_size(lr: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]
     return size
 
 
-def _images(job: _Job, crop: bool) -> Iterator[tuple[str, np.ndarray, np.ndarray | None]]:
-    """(method, output, reference) of one job, the bicubic row first."""
-    truth = read_rgb(job.hr) if job.hr is not None else None
-    outputs = {method: read_rgb(path) for method, path in job.outputs.items()}
-    if job.lr is not None:
-        lr = read_rgb(job.lr)
-        height, width = (truth if truth is not None else next(iter(outputs.values()))).shape[:2]
-        enlarged = bicubic(lr, *enlarged_size(lr.shape[:2], (height, width)))
-        outputs = {BICUBIC: enlarged[:height, :width], **outputs}
-    for method, image in outputs.items():
-        if truth is None:
-            yield method, image, None
-            continue
-        height, width = (min(a, b) for a, b in zip(image.shape[:2], truth.shape[:2], strict=True))
-        yield method, image[:height, :width], truth[:height, :width]
-
-
-def _few(problems: Sequence[str], limit: int = 12) -> str:
-    """The first problems as lines, and the number of the others."""
-    more = [f"and {len(problems) - limit} more"] if len(problems) > limit else []
-    return "\n  ".join([*problems[:limit], *more])
-
-
-def _images_of(where: Path, role: str, problems: list[str]) -> dict[str, Path]:
-    """Images of a folder and its subfolders by their path within it, without suffix ("sub/a")."""
-    if not where.is_dir():
-        raise InputError(f"{role}: {where} is neither a folder nor a file")
-    found: dict[str, list[Path]] = {}
-    for path in sorted(where.rglob("*")):
-        inside = path.relative_to(where)
-        if path.suffix.lower() in SUFFIXES and path.is_file() and not any(p.startswith(".") for p in inside.parts):
-            found.setdefault(inside.with_suffix("").as_posix(), []).append(path)
-    if not found:
-        raise InputError(f"{role}: {where} holds no image ({', '.join(sorted(SUFFIXES))})")
-    problems += [f"{role}: one stem for {', '.join(p.name for p in many)}" for many in found.values() if len(many) > 1]
-    return {stem: paths[0] for stem, paths in found.items() if len(paths) == 1}
-
-
-def _mapped(
-    work: Callable[[_Job], Any], jobs: Sequence[_Job], names: list[str], processes: int, crop: bool, download: bool
-) -> Iterator[Any]:
-    if min(processes, len(jobs)) <= 1:
-        yield from map(work, jobs)
-        return
-    context = get_context("spawn")
-    with ProcessPoolExecutor(processes, context, _start_worker, (names, crop, download)) as pool:
-        yield from pool.map(_score_in_worker, jobs)
-
-
-_WORKER: dict[str, Any] = {}
-
-
-def _start_worker(names: list[str], crop: bool, download: bool) -> None:
-    torch.set_num_threads(1)  # the processes share the cores already
-    _WORKER.update(metrics=build_metrics(names, download=download).metrics, crop=crop)
-
-
-def _score_in_worker(job: _Job) -> Any:
-    return _score_job(job, **_WORKER)
-
-
-def _score_job(job: _Job, metrics: Mapping[str, Any], crop: bool) -> tuple[dict[str, dict[str, float]], list[str]]:
-    """Scores of every method on one image, and what went wrong; no scores where a file cannot be decoded."""
-    scores, problems = {}, []
+def _mapped(work: Callable[[_Job], Any], images: Sequence[_Job], jobs: int, what: str, progress: bool) -> list[Any]:
+    """Work on images in threads, one core each; torch, OpenCV and the decoders let other threads run."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1 if jobs > 1 else threads)
     try:
-        for method, sr, hr in _images(job, crop):
-            scores[method], failed = score_image(metrics, to_tensor(sr), None if hr is None else to_tensor(hr))
-            problems += [f"{method} on {job.stem}: {text}" for text in failed]
-    except InputError as error:
-        return {}, [f"{job.stem}: {error}"]
-    return scores, problems
+        with ThreadPoolExecutor(jobs) as pool:
+            done = tqdm(pool.map(work, images), desc=what, unit="image", total=len(images), disable=not progress)
+            return list(done)
+    finally:
+        torch.set_num_threads(threads)

@@ -83,7 +83,6 @@ class BenchmarkReport:
         absent: metrics that could not be computed, and why.
         reference: the method that differences are taken to, or None.
         problems: what was left out or failed, one text each.
-        incomplete: whether an image failed while it was scored.
         published: rows quoted from papers.
     """
 
@@ -92,7 +91,6 @@ class BenchmarkReport:
     absent: Mapping[str, str] = field(default_factory=dict)
     reference: str | None = None
     problems: Sequence[str] = ()
-    incomplete: bool = False
     published: Sequence[PublishedRow] = ()
 
     @cached_property
@@ -117,9 +115,9 @@ class BenchmarkReport:
             ConfigError: unknown method or metric.
         """
         names = [info.name for info in self.metrics]
-        for what, name, known in (("method", method, self.methods), ("metric", metric, names)):
-            if name not in known:
-                raise ConfigError(f"no {what} {name!r} in the report; it has {', '.join(known)}")
+        if method not in self.methods or metric not in names:
+            known = ", ".join([*self.methods, *names])
+            raise ConfigError(f"expected a method and a metric of the report ({known}), got {method}, {metric}")
         return {row.image: row.scores.get(metric, math.nan) for row in self.rows if row.method == method}
 
     def mean(self, method: str, metric: str) -> float:
@@ -137,10 +135,8 @@ class BenchmarkReport:
             ConfigError: unknown method or metric, or no reference.
             InputError: no image with finite scores of both.
         """
-        other = reference or self.reference
-        if other is None:
-            raise ConfigError("the report has no reference row; expected one of " + ", ".join(self.methods))
-        return paired_difference([self.values(method, metric)], [self.values(other, metric)], self.groups)
+        other = self.values(str(reference or self.reference), metric)
+        return paired_difference([self.values(method, metric)], [other], self.groups)
 
     def to_csv(self) -> str:
         """One line per image and method: image, method, the metrics, seconds, group."""
