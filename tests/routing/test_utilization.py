@@ -18,7 +18,6 @@ from morsr.functional.utilization import (
     load_entropy,
     load_share,
     load_spread,
-    load_variation,
     mid_ranks,
     mutual_information,
     spearman,
@@ -31,7 +30,6 @@ def test_even_and_collapsed_loads_are_the_ends_of_every_scale():
     for measure, ends in (
         (load_entropy, (1, math.log(3) / math.log(12))),
         (lambda load: load_spread(load, 3), (1, 0)),
-        (load_variation, (0, math.sqrt(3))),
     ):
         assert measure(even).item() == pytest.approx(ends[0], abs=1e-6)
         assert measure(collapsed).item() == pytest.approx(ends[1], abs=1e-6)

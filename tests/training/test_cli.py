@@ -50,7 +50,7 @@ def arguments(name: str, base: Path, photos: Path, out: Path) -> list[str]:
     ]  # fmt: skip
     kind = settings["model"]["class_path"]
     if kind.endswith("LearnedEstimatorTraining"):
-        options += ["--data.crop_size=64", "--trainer.fast_dev_run=2"]  # LR images of 16 pixels, two batches a step
+        options += ["--data.crop_size=64"]  # LR images of 16 pixels
     if kind.endswith("OneStepSRModule"):
         options += [f"--model.base={base}", "--model.calibration_images=4", "--trainer.strategy=auto"]
         options += ["--model.adapters.targets=[sd_unet@unet, tiny_vae_encoder@vae]"]

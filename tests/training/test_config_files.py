@@ -76,13 +76,6 @@ def test_a_file_that_may_not_be_read_is_one_line(tmp_path: Path, monkeypatch: py
         expand_configs(["fit", "--config", str(tmp_path / "one.yaml")])
 
 
-def test_empty_settings_of_an_optimizer_in_saved_configs_are_left_out(tmp_path: Path) -> None:
-    write(tmp_path, saved="a: 1\noptimizer: null\nlr_scheduler: null\n", other="a: 1\noptimizer: Adam\n")
-    saved, other = str(tmp_path / "saved.yaml"), str(tmp_path / "other.yaml")
-    assert expand_configs(["fit", "--config", saved]) == ["fit", "--config", "a: 1\n"]
-    assert expand_configs(["fit", "--config", other]) == ["fit", "--config", other]  # which the parser refuses
-
-
 def test_only_files_that_extend_are_replaced_on_the_command_line(tmp_path: Path) -> None:
     write(tmp_path, parent="a: 1\n", child="extends: parent.yaml\nb: 2\n")
     plain, child = str(tmp_path / "parent.yaml"), str(tmp_path / "child.yaml")

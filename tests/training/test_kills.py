@@ -74,5 +74,4 @@ def test_killed_runs_resume_whole(kills: int, small_base: Path, tmp_path: Path) 
         torch.testing.assert_close(
             load_file(newest / "adapters.safetensors"), expected, rtol=0, atol=0, msg=str(number)
         )
-        assert not list(out.rglob(".morsr-*")), "what the killed process left is gone"
     assert killed >= kills // 2

@@ -34,7 +34,7 @@ def test_one_folder_holds_curves_table_pictures_and_routing(small_base: Path, tm
     assert code == 0
     (run,) = (tmp_path / "mor_tiny").iterdir()
     names = {path.name for path in run.iterdir()}
-    assert {"config.yaml", "metrics.csv", "expert_utilization.csv", "expert_load.png",
+    assert {"config.yaml", "metrics.csv", "expert_load.png",
             "versions.json", "before_after.png",
             "summary.json", "adapters.safetensors", "routing"} <= names  # fmt: skip
     with (run / "metrics.csv").open() as file:

@@ -47,11 +47,6 @@ def load_spread(load_LN: Tensor, top_k: int) -> Tensor:
     return ((entropy - math.log(top_k)) / (math.log(slots) - math.log(top_k))).clamp(0, 1)
 
 
-def load_variation(load_LN: Tensor) -> Tensor:
-    """Coefficient of variation (L,): standard deviation of the load over its mean; 0 is even."""
-    return load_LN.std(-1, correction=0) / load_LN.mean(-1).clamp_min(1e-12)
-
-
 def dead_experts(load_LN: Tensor, num_zero: int, *, below: float = DEAD_BELOW) -> Tensor:
     """Which real experts (L, N - num_zero) carry less than `below` of the even load."""
     slots = load_LN.shape[-1]

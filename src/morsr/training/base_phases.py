@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ from morsr.models.bases import Base, Condition, StableDiffusion, build_base, loa
 from morsr.models.discriminator import DiscriminatorConfig, ImageDiscriminator
 from morsr.models.features import encoder_features
 from morsr.models.losses import Weight
-from morsr.training.callbacks.ema import AdapterEMA
+from morsr.training.callbacks.adapters import averaged
 from morsr.training.schedules import ScheduleName, learning_rate_factor, total_steps
 
 
@@ -88,9 +87,7 @@ class SeededTraining(L.LightningModule):
 
     def on_fit_end(self) -> None:
         if self.trainer.is_global_zero and not self.trainer.fast_dev_run:
-            callbacks: list[Any] = self.trainer.callbacks  # type: ignore[attr-defined]
-            average = next((one for one in callbacks if isinstance(one, AdapterEMA)), None)
-            with average.averaged(self) if average else nullcontext():
+            with averaged(self.trainer, self):
                 self.write()
 
 

@@ -1,15 +1,13 @@
-"""Checkpoint files: written atomically with a digest, read without unpickling, and found again after an accident."""
+"""Checkpoint files: written atomically, checked and read without unpickling, and found again after an accident."""
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import os
-import struct
 import tempfile
+import time
 import warnings
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +17,15 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from morsr.errors import TrainingError, WeightsError
 from morsr.files import atomic_path
 
-_MARK = b"sha256:"
-_LENGTH = len(_MARK) + 64
 _PART = ".morsr-*.part.ckpt"  # what `atomic_path` calls the file that it writes
+_ABANDONED = 3600  # seconds without a change after which the process that wrote such a file is gone
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
     """Lightning's checkpoint files, which appear under their name complete or not at all.
 
-    The SHA-256 of the file is stored as the comment of its zip archive and compared when the file is read. Nothing is
-    ever unpickled, wherever a checkpoint comes from. Paths such as s3:// are left to Lightning.
+    The checksums of its zip archive are compared when a file is read. Nothing is ever unpickled, wherever a checkpoint
+    comes from. Paths such as s3:// are left to Lightning.
     """
 
     def save_checkpoint(
@@ -43,11 +40,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             super().save_checkpoint(checkpoint, path, storage_options)
             return
         try:
-            with atomic_path(path, flush=True) as part, _locked(part):
+            with atomic_path(path, flush=True) as part:
                 torch.save(
                     {key: value if key == "state_dict" else plain(value) for key, value in checkpoint.items()}, part
                 )
-                _append_digest(part)
         except (OSError, RuntimeError) as error:  # torch's archive writer raises the latter when a write fails
             reason = str(error).splitlines()[0]
             raise TrainingError(f"{path}: the checkpoint could not be written ({reason}); free some space") from error
@@ -94,7 +90,7 @@ def read_checkpoint(path: str | os.PathLike[str], *, map_location: Any = "cpu", 
             found = TorchCheckpointIO().load_checkpoint(path, map_location, weights_only=True)
         else:
             if whole:
-                _check_digest(Path(path))
+                check_sums(path)
             found = torch.load(path, map_location=map_location, weights_only=True, mmap=not whole)
     except FileNotFoundError as error:
         raise WeightsError(f"{path}: no such checkpoint") from error
@@ -109,7 +105,7 @@ def read_checkpoint(path: str | os.PathLike[str], *, map_location: Any = "cpu", 
 def newest_checkpoint(runs: Iterable[Path]) -> Path | None:
     """The checkpoint with the most steps in the newest run that has a whole one.
 
-    Damaged files are passed over with a warning; what a killed process left half-written is removed.
+    Damaged files are passed over with a warning; what killed processes left half-written is removed.
 
     Args:
         runs: folders of runs, the newest first; checkpoints may lie in folders below.
@@ -117,8 +113,9 @@ def newest_checkpoint(runs: Iterable[Path]) -> Path | None:
     for run in runs:
         steps: dict[Path, int] = {}
         for path in sorted(run.rglob("*.ckpt")):
-            if path.name.startswith("."):
-                _remove_abandoned(path)
+            if path.match(_PART):
+                if time.time() - path.stat().st_mtime > _ABANDONED:
+                    path.unlink(missing_ok=True)
                 continue
             try:
                 steps[path] = int(read_checkpoint(path, whole=False).get("global_step", 0))
@@ -126,67 +123,19 @@ def newest_checkpoint(runs: Iterable[Path]) -> Path | None:
                 warnings.warn(f"passed over: {error}", stacklevel=2)
         for path in sorted(steps, key=lambda path: (steps[path], path.name), reverse=True):
             try:
-                _check_digest(path)
+                check_sums(path)
                 return path
             except Exception as error:
                 warnings.warn(f"passed over: {path}: {error}", stacklevel=2)
     return None
 
 
-def _append_digest(path: Path) -> None:
-    """Put the digest of the archive into its comment, whose length is the last two bytes of the file so far."""
-    with path.open("r+b") as file:
-        file.seek(-2, os.SEEK_END)
-        size = file.tell()
-        file.seek(0)
-        digest = _digest(file, size)
-        file.seek(size)
-        file.write(struct.pack("<H", _LENGTH) + _MARK + digest)
+def check_sums(path: str | os.PathLike[str]) -> None:
+    """Compare every byte of a checkpoint's archive with its checksum.
 
-
-def _check_digest(path: Path) -> None:
-    with path.open("rb") as file:
-        size = os.fstat(file.fileno()).st_size - _LENGTH - 2
-        file.seek(max(size, 0))
-        tail = file.read()
-        if tail[2:].startswith(_MARK) and tail[:2] == struct.pack("<H", _LENGTH):
-            file.seek(0)
-            if _digest(file, size) != tail[2 + len(_MARK) :]:
-                raise ValueError("its bytes do not give its SHA-256")
-            return
-    with zipfile.ZipFile(path) as archive:  # written by Lightning itself
-        if archive.comment or (name := archive.testzip()) is not None:
-            raise ValueError("its digest is damaged" if archive.comment else f"{name} is damaged")
-
-
-def _digest(file: Any, size: int) -> bytes:
-    found, left = hashlib.sha256(), size
-    while left > 0 and (block := file.read(min(left, 1 << 22))):
-        found.update(block)
-        left -= len(block)
-    return found.hexdigest().encode()
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold a lock that ends with this process, so that others see whether a part file is still being written."""
-    with path.open("rb") as file:
-        _lock(file)
-        yield
-
-
-def _lock(file: Any) -> bool:
-    try:
-        import fcntl
-
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return True
-    except (ImportError, OSError):
-        return False
-
-
-def _remove_abandoned(path: Path) -> None:
-    if path.match(_PART):
-        with contextlib.suppress(OSError), path.open("rb") as file:
-            if _lock(file):
-                path.unlink()
+    Raises:
+        ValueError: some differ.
+    """
+    with zipfile.ZipFile(path) as archive:
+        if (name := archive.testzip()) is not None:
+            raise ValueError(f"{name} is damaged")

@@ -17,9 +17,6 @@ import yaml
 
 from morsr.errors import ConfigError
 
-# Configs that earlier versions saved with a run name these two, without a value.
-UNUSED = ("optimizer", "lr_scheduler")
-
 
 def read_config(path: str | Path, *, _children: tuple[Path, ...] = ()) -> dict[str, Any]:
     """A config with everything that it extends, as plain values.
@@ -39,7 +36,6 @@ def read_config(path: str | Path, *, _children: tuple[Path, ...] = ()) -> dict[s
         raise ConfigError(f"{path}: cannot be read as a config ({' '.join(str(error).split())})") from error
     if not isinstance(config, dict):
         raise ConfigError(f"{path}: expected a mapping, got {type(config).__name__}")
-    config = {key: value for key, value in config.items() if key not in UNUSED or value is not None}
     parents = config.pop("extends", [])
     merged: dict[str, Any] = {}
     for parent in [parents] if isinstance(parents, str) else parents:
@@ -69,7 +65,7 @@ def expand_configs(arguments: Sequence[str]) -> list[str]:
 def _expanded(value: str) -> str:
     path = Path(value)
     # Only a line of its own can be the key; what the parser itself can read is left to it, with its own messages.
-    if not path.is_file() or not re.search(rf"^(extends:|({'|'.join(UNUSED)}): null$)", _text(path), re.MULTILINE):
+    if not path.is_file() or not re.search(r"^extends:", _text(path), re.MULTILINE):
         return value
     return yaml.safe_dump(read_config(path), sort_keys=False)
 

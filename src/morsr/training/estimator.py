@@ -211,7 +211,8 @@ class LearnedEstimatorTraining(SeededTraining):
         self._validation.clear()
 
     def configure_optimizers(self) -> Any:
-        self.waiting = round(self.fill * total_steps(self.trainer))
+        steps = total_steps(self.trainer)
+        self.waiting = max(0, min(round(self.fill * steps), steps - 1))
         return super().configure_optimizers()
 
     def write(self) -> None:

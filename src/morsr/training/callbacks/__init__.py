@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from morsr.training.callbacks.checkpoint import AdapterCheckpoint
-from morsr.training.callbacks.ema import AdapterEMA
+from morsr.training.callbacks.adapters import AdapterCheckpoint, AdapterEMA
 from morsr.training.callbacks.images import ImageGrid
 from morsr.training.callbacks.stopping import FinalValidation, StopBetweenSteps
 from morsr.training.callbacks.summary import RunSummary

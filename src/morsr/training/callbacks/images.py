@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +13,13 @@ import torch.nn.functional as F
 from einops import rearrange
 from jsonargparse.typing import PositiveInt
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
-from morsr.training.callbacks.common import run_folder, show_picture
+from morsr.files import atomic_path
 
 COLUMNS = ("LR (bicubic)", "ours", "HR")
+_GAP, _HEADER = 4, 20  # pixels between two pictures, and for the captions
 
 
 class ImageGrid(Callback):
@@ -29,6 +31,9 @@ class ImageGrid(Callback):
         num_images: the first so many validation images are shown.
         max_size: longest side of one picture in pixels; larger ones are centre-cropped, never shrunk, because a
             smaller copy would hide what super-resolution is about.
+
+    Attributes:
+        written: files of the run, by what they hold.
     """
 
     def __init__(
@@ -38,7 +43,7 @@ class ImageGrid(Callback):
         max_size: PositiveInt = 512,  # type: ignore[valid-type]
     ) -> None:
         self.num_images, self.max_size = num_images, max_size
-        self.latest: Path | None = None
+        self.written: dict[str, Path] = {}
         self._rows: list[Tensor] = []
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -46,13 +51,7 @@ class ImageGrid(Callback):
 
     @torch.no_grad()
     def on_validation_batch_end(
-        self,
-        trainer: L.Trainer,
-        pl_module: L.LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, *rest: Any
     ) -> None:
         count = self.num_images - len(self._rows)
         if count < 1 or trainer.sanity_checking or trainer.fast_dev_run or not trainer.is_global_zero:
@@ -61,44 +60,44 @@ class ImageGrid(Callback):
             return
         hr, sr = batch["hr"][:count].float(), outputs["sr"][:count].float()
         enlarged = F.interpolate(batch["lr"][:count].float(), size=hr.shape[-2:], mode="bicubic", align_corners=False)
-        triples = torch.stack([enlarged, sr, hr], dim=1).clamp(0, 1)
-        self._rows.extend(_crop(triples, self.max_size).mul(255).round().byte().cpu())
+        triples = torch.stack([enlarged, sr, hr], dim=1).clamp(0, 1).mul(255).round().byte()
+        top, left = (max(0, (length - self.max_size) // 2) for length in hr.shape[-2:])
+        self._rows.extend(triples[..., top : top + self.max_size, left : left + self.max_size].cpu())
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         folder = run_folder(trainer)
-        if not self._rows:
-            return
-        paths = [folder / "images" / f"step_{trainer.global_step:06d}.png", folder / "before_after.png"]
-        show_picture(trainer, compose(self._rows), tag="samples/LR_ours_HR", files=paths)
-        self._rows = []
-        self.latest = paths[-1]
+        if self._rows:
+            paths = [folder / "images" / f"step_{trainer.global_step:06d}.png", folder / "before_after.png"]
+            show_picture(trainer, compose(self._rows), tag="samples/LR_ours_HR", files=paths)
+            self._rows, self.written = [], {"before and after": paths[-1]}
 
 
-def compose(rows: list[Tensor], *, gap: int = 4) -> np.ndarray:
+def run_folder(trainer: L.Trainer) -> Path:
+    """The folder that the run's first logger writes to; every process must call this, since its name is broadcast."""
+    return Path(trainer.log_dir or trainer.default_root_dir)
+
+
+def show_picture(trainer: L.Trainer, picture: np.ndarray, *, tag: str, files: Sequence[Path]) -> None:
+    """Write a uint8 picture (H, W, 3) as PNG files and, where it is used, to TensorBoard."""
+    from PIL import Image
+
+    for path in files:
+        with atomic_path(path) as part:
+            Image.fromarray(picture).save(part)
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger):
+            logger.experiment.add_image(tag, picture, global_step=trainer.global_step, dataformats="HWC")
+
+
+def compose(rows: Sequence[Tensor]) -> np.ndarray:
     """Lay out uint8 rows (columns, 3, H, W), whose sizes may differ, as one captioned picture (H, W, 3)."""
     from PIL import Image, ImageDraw, ImageFont
 
-    strips = [np.asarray(_row(row, gap)) for row in rows]
-    width = max(strip.shape[1] for strip in strips)
-    header = 20
-    canvas = Image.new("RGB", (width, header + sum(len(strip) + gap for strip in strips) - gap), "white")
+    height, width = (max(row.shape[side] for row in rows) + _GAP for side in (-2, -1))
+    cells = [F.pad(row, (0, width - row.shape[-1], 0, height - row.shape[-2]), value=255) for row in rows]
+    sheet = rearrange(torch.stack(cells), "row column channel height width -> (row height) (column width) channel")
+    canvas = Image.fromarray(F.pad(sheet[:-_GAP, :-_GAP], (0, 0, 0, 0, _HEADER, 0), value=255).numpy())
     draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(size=14)
-    cell = rows[0].shape[-1] + gap
     for column, caption in enumerate(COLUMNS):
-        draw.text((column * cell + 3, 1), caption, fill="black", font=font)
-    top = header
-    for strip in strips:
-        canvas.paste(Image.fromarray(strip), (0, top))
-        top += len(strip) + gap
+        draw.text((column * width + 3, 1), caption, fill="black", font=font)
     return np.asarray(canvas)
-
-
-def _row(row: Tensor, gap: int) -> np.ndarray:
-    padded = F.pad(row, (0, gap), value=255)
-    return rearrange(padded, "column channel height width -> height (column width) channel")[:, :-gap].numpy()
-
-
-def _crop(images: Tensor, size: int) -> Tensor:
-    height, width = images.shape[-2:]
-    top, left = max(0, (height - size) // 2), max(0, (width - size) // 2)
-    return images[..., top : top + size, left : left + size]

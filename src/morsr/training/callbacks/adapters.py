@@ -1,0 +1,201 @@
+"""Averages what a module trains, and writes its adapters at the end and whenever validation improves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning as L
+import torch
+from jsonargparse.typing import NonNegativeInt, OpenUnitInterval
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
+from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from morsr.errors import ConfigError, WeightsError
+from morsr.files import atomic_path
+from morsr.training.callbacks.images import run_folder
+
+
+class AdapterEMA(Callback):
+    """Averages the trained parameters; validation, test, prediction and saved adapters use the average.
+
+    Training continues with the parameters themselves. Checkpoints hold both, so a resumed run equals a straight one.
+    A module may name what is averaged by `averaged_parameters()`.
+
+    Args:
+        decay: share of the old average that stays at each step, in (0, 1).
+        warmup: the decay is at most (1 + n) / (warmup + n) at the n-th step, so that the start is soon forgotten;
+            0 for none.
+    """
+
+    def __init__(
+        self,
+        *,
+        decay: OpenUnitInterval = 0.999,  # type: ignore[valid-type]
+        warmup: NonNegativeInt = 10,  # type: ignore[valid-type]
+    ) -> None:
+        self.decay, self.warmup = decay, warmup
+        self._average: dict[str, Tensor] = {}
+        self._updates = 0
+        self._is_swapped = False
+        self._step = 0
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._step = trainer.global_step
+        if not self._average:  # the start is part of the average
+            self._average = {name: value.detach().clone() for name, value in _trained(pl_module).items()}
+            self._updates = 1
+        self._matched(pl_module)
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *rest: Any) -> None:
+        if trainer.global_step > self._step:
+            self._step = trainer.global_step
+            n = self._updates
+            decay = min(self.decay, (1 + n) / (self.warmup + n)) if self.warmup else self.decay
+            get_ema_multi_avg_fn(decay)(list(self._average.values()), list(_trained(pl_module).values()), n)
+            self._updates += 1
+
+    def _matched(self, pl_module: L.LightningModule) -> dict[str, nn.Parameter]:
+        """The trained parameters, with the average in their order and on their device."""
+        trained = _trained(pl_module)
+        if {name: value.shape for name, value in self._average.items()} != {n: v.shape for n, v in trained.items()}:
+            raise WeightsError("AdapterEMA: the checkpoint's average is of other adapters; use the config that made it")
+        self._average = {name: self._average[name].to(value.device) for name, value in trained.items()}
+        return trained
+
+    @contextmanager
+    def averaged(self, pl_module: L.LightningModule) -> Iterator[None]:
+        """Put the average into the model for the length of a with-block, unless it is in already."""
+        before = self._is_swapped
+        self._swap(pl_module, True)
+        try:
+            yield
+        finally:
+            self._swap(pl_module, before)
+
+    @torch.no_grad()
+    def _swap(self, pl_module: L.LightningModule, wanted: bool) -> None:
+        if wanted != self._is_swapped and self._average:
+            for name, theirs in self._matched(pl_module).items():
+                kept = theirs.clone()
+                theirs.copy_(self._average[name])
+                self._average[name].copy_(kept)
+            self._is_swapped = wanted
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._swap(pl_module, True)
+
+    on_test_start = on_predict_start = on_validation_start
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._swap(pl_module, False)
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        # Not at the end of a test, where later callbacks still score the module.
+        self._swap(pl_module, False)
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        # A run stopped during validation must not write the average as the parameters.
+        self._swap(pl_module, False)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"updates": self._updates, "average": self._average}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._updates, self._average = int(state_dict["updates"]), dict(state_dict["average"])
+
+
+def averaged(trainer: L.Trainer, pl_module: L.LightningModule) -> Any:
+    """A with-block in which the model holds the run's average, where `AdapterEMA` keeps one."""
+    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
+    average = next((one for one in callbacks if isinstance(one, AdapterEMA)), None)
+    return average.averaged(pl_module) if average else nullcontext()
+
+
+def _trained(pl_module: L.LightningModule) -> dict[str, nn.Parameter]:
+    if hasattr(pl_module, "averaged_parameters"):
+        return pl_module.averaged_parameters()  # type: ignore[operator,return-value]
+    return {name: value for name, value in pl_module.named_parameters() if value.requires_grad}
+
+
+class AdapterCheckpoint(Callback):
+    """Keeps `<filename>.safetensors`, the newest adapters, and `<filename>-best.safetensors` in the run's folder.
+
+    Files are written atomically. Where `AdapterEMA` runs, the average is what is written. A run stopped by Ctrl-C or
+    SIGTERM leaves its newest adapters too.
+
+    Args:
+        monitor: name of the logged value that decides which adapters are best; None keeps the newest only.
+        mode: "max" where higher is better, else "min".
+        filename: stem of both files.
+        folder: where they go; by default the run's folder.
+
+    Attributes:
+        written: files of the run, by what they hold.
+
+    Raises:
+        ConfigError: at the first validation, a value to monitor that is not logged.
+    """
+
+    def __init__(
+        self,
+        *,
+        monitor: str | None = "val/psnr",
+        mode: Literal["max", "min"] = "max",
+        filename: str = "adapters",
+        folder: str | None = None,
+    ) -> None:
+        self.monitor, self.mode, self.filename, self.folder = monitor, mode, filename, folder
+        self.best_score: float | None = None
+        self.written: dict[str, Path] = {}
+        self._target = Path()
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        # Here, where all processes are: at an exception some of them may be elsewhere.
+        self._target = Path(self.folder) if self.folder is not None else run_folder(trainer)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self.monitor is None or trainer.sanity_checking or trainer.fast_dev_run or trainer.state.fn != "fit":
+            return
+        if (value := trainer.callback_metrics.get(self.monitor)) is None:
+            known = ", ".join(sorted(trainer.callback_metrics)) or "none"
+            raise ConfigError(f"AdapterCheckpoint.monitor: expected one of {known}, got {self.monitor}")
+        score = float(value)
+        better = self.best_score is None or (score > self.best_score if self.mode == "max" else score < self.best_score)
+        if better and score == score:
+            self.best_score = score
+            self._save(trainer, pl_module, "adapters, best", "-best")
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        # Not at the end of the training: a resumed run may have no step left and still owe this file.
+        if not trainer.fast_dev_run:
+            self._save(trainer, pl_module, "adapters")
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        stopped = isinstance(exception, (KeyboardInterrupt, SIGTERMException))
+        if stopped and trainer.global_step and trainer.state.fn == "fit" and not trainer.fast_dev_run:
+            try:
+                self._save(trainer, pl_module, "adapters")
+            except WeightsError as error:  # the stop goes ahead, and the file of before is kept
+                rank_zero_warn(str(error))
+
+    def state_dict(self) -> dict[str, Any]:
+        best = self.written.get("adapters, best")
+        return {"best_score": self.best_score, "best_path": None if best is None else str(best)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.best_score = state_dict["best_score"]
+        if state_dict["best_path"]:
+            self.written["adapters, best"] = Path(state_dict["best_path"])
+
+    def _save(self, trainer: L.Trainer, pl_module: Any, name: str, ending: str = "") -> None:
+        path = self._target / f"{self.filename}{ending}.safetensors"
+        if trainer.is_global_zero:
+            with averaged(trainer, pl_module), atomic_path(path) as part:
+                pl_module.save_adapters(part)
+        self.written[name] = path
