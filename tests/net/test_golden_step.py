@@ -69,7 +69,7 @@ def save_base(page: ModuleType, method: Any, folder: Path) -> None:
               folder / "prompt_embeddings.safetensors")  # fmt: skip
 
 
-def real_steps(page: ModuleType, method: Any, folder: Path, patch: pytest.MonkeyPatch) -> Numbers:
+def real_steps(page: ModuleType, method: Any, folder: Path) -> Numbers:
     """The numbers of the real training from the page's initial values: the one place here that knows its insides."""
     import morsr.training.module as real
     from morsr.adapters import MoRConfig, adapter_parameters
@@ -156,18 +156,36 @@ def differences(first: Numbers, second: Numbers) -> dict[str, float]:
     return worst
 
 
-@pytest.mark.parametrize("gate", ["renormalize_real", "renormalize", "softmax"])
-def test_the_real_training_equals_the_page(gate: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def both(gate: str, steps: int, folder: Path) -> tuple[Numbers, Numbers]:
+    """The numbers of the real training and of the page, from the same start."""
     page = load_page()
+    page.STEPS = steps
     method = page.Method(gate=gate)
-    real = real_steps(page, method, tmp_path, monkeypatch)
-    worst = differences(real, page_steps(page, method))
+    return real_steps(page, method, folder), page_steps(page, method)
+
+
+@pytest.fixture(scope="module")
+def golden(tmp_path_factory: pytest.TempPathFactory) -> tuple[Numbers, Numbers]:
+    return both("renormalize_real", load_page().STEPS, tmp_path_factory.mktemp("golden"))
+
+
+def check(numbers: tuple[Numbers, Numbers]) -> None:
+    worst = differences(*numbers)
     assert {name: value for name, value in worst.items() if value > (1e-4 if "|" in name else 1e-5)} == {}
 
 
-def test_the_page_gives_the_numbers_on_file() -> None:
-    page = load_page()
-    worst = differences(page_steps(page, page.Method()), json.loads(FILE.read_text()))
+def test_the_real_training_equals_the_page(golden: tuple[Numbers, Numbers]) -> None:
+    check(golden)
+
+
+@pytest.mark.parametrize("gate", ["renormalize", "softmax"])
+def test_it_does_so_with_other_gates(gate: str, tmp_path: Path) -> None:
+    """The router learns from the second step on."""
+    check(both(gate, 2, tmp_path))
+
+
+def test_the_page_gives_the_numbers_on_file(golden: tuple[Numbers, Numbers]) -> None:
+    worst = differences(golden[1], json.loads(FILE.read_text()))
     assert {name: value for name, value in worst.items() if value > 1e-4} == {}
 
 
