@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 from pathlib import Path
 
 import numpy as np
@@ -41,11 +40,10 @@ def test_one_folder_holds_curves_table_pictures_and_routing(small_base: Path, tm
         rows = list(csv.DictReader(file))
     logged = {name for row in rows for name, value in row.items() if value}
     assert {"train/loss", "val/psnr", "val/ssim", "val/niqe", "routing/gate_mass", "watch/grad_norm_generator",
-            "routing/task_gradient_share", "watch/lr_generator", "watch/degradation_blur"} <= logged  # fmt: skip
+            "routing/task_gradient_share", "watch/lr_generator/ranks", "watch/degradation_blur"} <= logged  # fmt: skip
     events = EventAccumulator(str(run))
     events.Reload()
     assert logged - {"epoch", "step"} <= set(events.Tags()["scalars"])
     assert all(float(row["train/psnr"]) > 0 for row in rows if row["train/psnr"]), "PSNR is shown as PSNR"
     table = RoutingTable.load(run / "routing" / "step_000002.safetensors")
-    assert len(table) == len(table.parameters) == 2
-    assert all(json.loads(line) for line in table.parameters)
+    assert len(table) == 2
