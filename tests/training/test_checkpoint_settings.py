@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,11 +11,13 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
+from safetensors.torch import load_file, save_file
 from training_twins import ADAPTERS, Pairs, batch, build, fit
 
 from morsr.adapters import MoRConfig, read_adapters_header, read_attached
 from morsr.errors import WeightsError
 from morsr.models.bases import reading
+from morsr.models.bases.base import PROMPTS_FILE
 from morsr.models.generator import OneStepConfig
 from morsr.models.loading import load_generator
 from morsr.training.adapter_state import newest_adapters, runs_otherwise, warn_of_kept
@@ -58,6 +61,41 @@ def test_a_checkpoint_of_other_settings_is_refused(told: str, settings: dict[str
     assert "config that made it" in str(stopped.value)
     assert "model.start_from" in str(stopped.value)
     assert "\n" not in str(stopped.value)
+
+
+def renamed(base: Path, folder: Path) -> Path:
+    """The same base from another mirror: another folder, another id, half precision."""
+    shutil.copytree(base, folder)
+    save_file(load_file(folder / PROMPTS_FILE), folder / PROMPTS_FILE, {"base_id": "someone/mirror"})
+    for path in folder.glob("*/*.safetensors"):
+        save_file({key: value.half() for key, value in load_file(path).items()}, path, {"format": "pt"})
+    return folder
+
+
+def test_a_base_is_known_by_its_weights_and_not_by_its_name(small_base: Path, tmp_path: Path) -> None:
+    """Else a lost mirror or a renamed folder would lock a half-done run out of its own base."""
+    keep = ModelCheckpoint(dirpath=tmp_path, filename="kept", every_n_train_steps=1)
+    made = build(small_base)
+    fit(made, tmp_path, 1, callbacks=[keep])
+    made.save_adapters(tmp_path / "runs" / "version_0" / "adapters.safetensors")
+    mirror, ckpt = renamed(small_base, tmp_path / "mirror"), tmp_path / "kept.ckpt"
+    again = build(mirror)
+    assert again.generator.base.base_id == "someone/mirror"
+    trainer = fit(again, tmp_path, 2, ckpt=ckpt)
+    assert trainer.global_step == 2
+    trainer.validate(build(mirror), datamodule=Pairs(), ckpt_path=str(ckpt))
+    trainer.test(build(mirror), dataloaders=Pairs().val_dataloader(), ckpt_path=str(ckpt))
+    assert load_generator(ckpt, base=mirror).base.base_id == "someone/mirror"
+    beside = SimpleNamespace(log_dir=str(tmp_path / "runs" / "version_1"))
+    assert newest_adapters(beside, build(mirror).generator) is not None
+
+    unet = next((mirror / "unet").glob("*.safetensors"))
+    save_file({key: value * 1.5 for key, value in load_file(unet).items()}, unet, {"format": "pt"})
+    with pytest.raises(WeightsError, match=r"another base \(made for 'morsr/test'\): the weights of"):
+        fit(build(mirror), tmp_path, 2, ckpt=ckpt)
+    with pytest.raises(WeightsError, match="another base"):
+        load_generator(ckpt, base=mirror)
+    assert newest_adapters(beside, build(mirror).generator) is None
 
 
 def test_settings_of_the_training_alone_may_differ(small_base: Path) -> None:

@@ -92,10 +92,7 @@ def save_adapters(
         "base_id": base_id,
         "condition_dim": report.router.num_scores,
         "condition_names": list(report.score_names),
-        "layers": [
-            {"name": layer_name, "shape": list(layer.weight.shape), "print": fingerprint(layer.weight)}
-            for layer_name, layer, _ in layers
-        ],
+        "layers": prints_of_layers(model, name),
         "saved": list(saved),
         "attached": list(attached or {}),
         "extra": dict(extra or {}),
@@ -242,6 +239,14 @@ def fingerprint(weight: Tensor) -> list[float]:
     return [sample.mean().item(), sample[: max(1, sample.numel() // 2)].mean().item()]
 
 
+def prints_of_layers(model: nn.Module, name: str = "generator") -> list[dict[str, Any]]:
+    """Name, shape and fingerprint of every base weight under a set, by which a base is known again."""
+    return [
+        {"name": layer_name, "shape": list(layer.weight.shape), "print": fingerprint(layer.weight)}
+        for layer_name, layer, _ in layers_of_set(model, name)
+    ]
+
+
 def same_fingerprint(one: list[float], other: list[float]) -> bool:
     """Whether two fingerprints may be of one weight; an empty one is never compared."""
     return not (one and other) or all(abs(a - b) <= 0.01 * abs(b) + 1e-6 for a, b in zip(one, other, strict=True))
@@ -336,7 +341,7 @@ def _read_for(path: str | os.PathLike[str], model: nn.Module) -> tuple[dict[str,
             for key in [key for key in tensors if key.startswith(f"whole.{module}.")]:
                 tensors[f"saved.{module}:{key.removeprefix(f'whole.{module}.')}"] = tensors.pop(key)
         header["saved"] = modules
-    _check_base(path, header, model)
+    check_base(path, header, model)
     return header, tensors
 
 
@@ -379,11 +384,20 @@ def _check_tensors(
             raise WeightsError(f"{path}: {key} holds NaN or infinity")
 
 
-def _check_base(path: str | os.PathLike[str], header: dict[str, Any], model: nn.Module) -> None:
-    """Refuse a file of other layers or weights than a model's."""
+def check_base(path: str | os.PathLike[str], header: Mapping[str, Any], model: nn.Module) -> None:
+    """Refuse adapters of other layers or weights than a model's; what the base is called does not count.
+
+    Args:
+        path: what the message calls the adapters.
+        header: its layers (see `prints_of_layers`), base_id, and saved, the modules that were trained whole.
+        model: the base, with or without adapters.
+
+    Raises:
+        WeightsError: with the first layer that differs.
+    """
     places = {place.name: place.original for place in _places(model)}
-    known = f" (made for {header['base_id']!r})" if header["base_id"] else ""
-    for layer in header["layers"]:
+    known = f" (made for {header['base_id']!r})" if header.get("base_id") else ""
+    for layer in header.get("layers", ()):
         name = layer["name"]
         weight = getattr(places.get(name), "weight", None)
         if not isinstance(weight, Tensor) or list(weight.shape) != layer["shape"]:
@@ -391,7 +405,7 @@ def _check_base(path: str | os.PathLike[str], header: dict[str, Any], model: nn.
             raise WeightsError(f"{path}: another base{known}: {name}: expected shape {layer['shape']}, got {got}")
         if not same_fingerprint(fingerprint(weight), layer["print"]):
             raise WeightsError(f"{path}: another base{known}: the weights of {name} differ")
-    if missing := [one for one in header["saved"] if one not in places]:
+    if missing := [one for one in header.get("saved", ()) if one not in places]:
         raise WeightsError(f"{path}: another base{known}: no module {missing[0]} here")
 
 

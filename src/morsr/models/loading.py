@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from morsr.adapters import MoRConfig, load_adapters, read_adapters_header, read_attached
+from morsr.adapters.files import check_base
 from morsr.adapters.inject import add_saved_modules
 from morsr.errors import ConfigError, WeightsError
 from morsr.estimators import build_estimator
@@ -194,8 +195,7 @@ def _from_checkpoint(path: Path, given: Mapping[str, Any]) -> OneStepGenerator:
     described = checkpoint["morsr"]
     config, extra = MoRConfig.from_dict(described["adapters"]), _described(path, described.get("extra"))
     generator = _build(path, config, extra, given, described.get("prompts"))
-    if generator.base.base_id != described["base_id"]:
-        raise WeightsError(f"{path}: trained on the base {described['base_id']!r}, got {generator.base.base_id!r}")
+    check_base(path, described, generator.base)
     prefix = "generator."
     # A checkpoint also holds the networks that only training needs: the score network's set and the discriminator.
     state = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import json
 import os
@@ -14,6 +15,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from morsr.adapters import MoRConfig, read_adapters_header
+from morsr.adapters.files import check_base
 from morsr.errors import ConfigError, WeightsError
 from morsr.models.generator import OneStepGenerator
 
@@ -50,9 +52,10 @@ def check_settings(described: Mapping[str, Any], generator: OneStepGenerator) ->
     Raises:
         WeightsError: with the settings that differ, theirs and ours.
     """
-    stored, base_id = described.get("base_id"), generator.base.base_id
-    if stored != base_id:
-        raise WeightsError(f"the checkpoint was trained on the base {stored!r}, this run uses {base_id!r}{_GO_ON}")
+    try:
+        check_base("the checkpoint", described, generator.base)
+    except WeightsError as error:
+        raise WeightsError(f"{error}{_GO_ON}") from error
     other = runs_otherwise(described.get("extra"), generator)
     if "adapters" in described and generator.adapters is not None:
         try:
@@ -147,7 +150,8 @@ def newest_adapters(trainer: L.Trainer, generator: OneStepGenerator) -> Path | N
         except WeightsError as error:
             rank_zero_warn(f"passed over: {error}")
             continue
-        fits = header["config"] == config and header["base_id"] == generator.base.base_id
-        if fits and runs_otherwise(header.get("extra"), generator) is None:
-            return path
+        with contextlib.suppress(WeightsError):  # another base
+            check_base(path, header, generator.base)
+            if header["config"] == config and runs_otherwise(header.get("extra"), generator) is None:
+                return path
     return None

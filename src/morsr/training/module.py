@@ -24,6 +24,7 @@ from morsr.adapters import (
     save_adapters,
     start_from_adapters,
 )
+from morsr.adapters.files import prints_of_layers
 from morsr.adapters.inject import add_saved_modules
 from morsr.errors import ConfigError, WeightsError
 from morsr.estimators import DegradationEstimator, build_estimator
@@ -353,7 +354,9 @@ class OneStepSRModule(L.LightningModule):
         checkpoint["state_dict"] = {key: value for key, value in checkpoint["state_dict"].items() if key in keep}
         base = self.generator.base
         described = {"base_id": base.base_id, "adapters": self.adapters.to_dict(), "extra": self._recipe()}
-        described["saved"] = list(self.generator.adapters.saved) if self.generator.adapters is not None else []
+        described["layers"], described["saved"] = [], []
+        if (adapters := self.generator.adapters) is not None:
+            described["layers"], described["saved"] = prints_of_layers(base, adapters.name), list(adapters.saved)
         described["optimizer"] = self._rates()
         checkpoint["morsr"] = {**described, "prompts": {key: value.cpu() for key, value in base.prompts.items()}}
 
