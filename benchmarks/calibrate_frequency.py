@@ -19,11 +19,11 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from morsr.data.images import read_rgb
 from morsr.data.sources import find_photos
 from morsr.degradation import DegradationRecipe, apply, sample_keys, true_severity
 from morsr.estimators.frequency import expand
 from morsr.estimators.statistics import image_statistics
+from morsr.imaging import read_rgb
 from morsr.training.estimator import FACTOR_RANGES, single_factor, single_factor_ranks, with_mean
 
 COMPOSITES = ("blur", "noise", "jpeg", "resize", "overall")

@@ -21,10 +21,10 @@ from jsonargparse.typing import NonNegativeInt, PositiveInt
 from PIL import Image
 from tqdm import tqdm
 
-from morsr.data.images import find_images, read_rgb
-from morsr.data.sources import some
+from morsr.data.sources import find_images, some
 from morsr.errors import InputError, MorsrError
 from morsr.files import atomic_path
+from morsr.imaging import read_rgb
 
 
 def positions(length: int, size: int, step: int, slack: int) -> list[int]:

@@ -20,9 +20,9 @@ from PIL import Image
 
 from morsr import Restorer
 from morsr.cli import main
-from morsr.data.images import load_image
 from morsr.errors import InputError
 from morsr.evaluation.images import read_rgb
+from morsr.imaging import read_rgb as read_for_training
 
 Reader = Callable[[Path], Any]
 
@@ -34,7 +34,7 @@ def readers() -> dict[str, Reader]:
     return {
         "restorer, path": restorer,
         "restorer, PIL": lambda path: restorer(Image.open(path)),
-        "training": load_image,
+        "training": read_for_training,
         "score": read_rgb,
     }
 

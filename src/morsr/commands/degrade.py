@@ -56,10 +56,9 @@ def run(
     Raises:
         MorsrError: a wrong recipe or setting, nothing to do, outputs that exist or cannot be written; before any work.
     """
-    from morsr.data.images import CONTACT_SHEET
     from morsr.degradation import DegradationRecipe
     from morsr.degradation.keys import check_seed
-    from morsr.imaging.listing import unread_images
+    from morsr.imaging.listing import CONTACT_SHEET, unread_images
     from morsr.restoring.devices import resolve_device
 
     loaded = DegradationRecipe.load(recipe)
@@ -133,7 +132,7 @@ def _finished(target: Path, hr: Path | None, made: dict[str, Any]) -> dict[str, 
 
 def _plan(source: Path, outputs: Sequence[Path]) -> list[tuple[Path, str]]:
     """Image files with the stems of their outputs, which keep the subfolder."""
-    from morsr.data.images import find_images
+    from morsr.data.sources import find_images
 
     if source.is_file():
         _refuse_contact_sheets([source])
@@ -152,7 +151,7 @@ def _plan(source: Path, outputs: Sequence[Path]) -> list[tuple[Path, str]]:
 
 def _refuse_contact_sheets(paths: Sequence[Path]) -> None:
     """Raise InputError where an output would have the name of the contact sheet."""
-    from morsr.data.images import CONTACT_SHEET
+    from morsr.imaging.listing import CONTACT_SHEET
 
     for path in paths:
         if path.stem == Path(CONTACT_SHEET).stem:
@@ -204,11 +203,11 @@ def _degrade_file(
     from einops import rearrange
 
     from morsr.data.dataset import image_key, to_tensor
-    from morsr.data.images import load_image
     from morsr.data.sources import crop_to_multiple
     from morsr.degradation import apply, degradation_measures, true_severity
+    from morsr.imaging import read_rgb
 
-    hr = crop_to_multiple(load_image(path), made["scale"])
+    hr = crop_to_multiple(read_rgb(path), made["scale"])
     parameters = recipe.sample(torch.tensor([image_key(stem, made["seed"])]))
     images = to_tensor(hr).to(device).unsqueeze(0).float() / 255
     lr = apply(images, parameters, scale=made["scale"])
@@ -228,8 +227,8 @@ def _degrade_file(
 
 def _shown(path: Path, stem: str, target: Path, line: str, scale: int) -> tuple[Image.Image, Image.Image, str]:
     """The tiles and the caption of one image on the contact sheet."""
-    from morsr.data.images import load_image
     from morsr.data.sources import crop_to_multiple
+    from morsr.imaging import read_rgb
 
     row = json.loads(line)
     measures = row["measures"]
@@ -237,7 +236,7 @@ def _shown(path: Path, stem: str, target: Path, line: str, scale: int) -> tuple[
         f"{printable(Path(stem).name)}  severity {row['severity']['combined']:.2f}\nblur {measures['blur']:.1f} px  "
         f"noise {measures['noise']:.0f}  JPEG {measures['jpeg']:.0f}  grid {measures['resize']:.2f}"
     )
-    return (*tiles(crop_to_multiple(load_image(path), scale), load_image(target / f"{stem}.png")), caption)
+    return (*tiles(crop_to_multiple(read_rgb(path), scale), read_rgb(target / f"{stem}.png")), caption)
 
 
 def tiles(hr: np.ndarray, lr: np.ndarray) -> tuple[Image.Image, Image.Image]:

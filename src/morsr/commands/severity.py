@@ -47,7 +47,7 @@ def run(
     if plot is not None:
         output_file(plot, "--plot", ".png", ".svg", ".pdf")
 
-    from morsr.data.images import find_images
+    from morsr.data.sources import find_images
 
     paths = find_images(input) if input.is_dir() else [str(input)]
     for option, path in (("--csv", csv), ("--plot", plot)):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import lightning as L
@@ -12,25 +11,15 @@ import torch
 from jsonargparse.typing import ClosedUnitInterval, NonNegativeFloat, NonNegativeInt, PositiveInt
 from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
 from lightning.pytorch.utilities import rank_zero_warn
-from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from morsr.data.dataset import (
-    EpochSampler,
-    EvaluationImages,
-    LowQualityImages,
-    TrainingCrops,
-    collate,
-)
-from morsr.data.dead_leaves import dead_leaves as render
+from morsr.data.dataset import EpochSampler, EvaluationImages, LowQualityImages, TrainingCrops, collate
+from morsr.data.degrading import Degrading
 from morsr.data.loading import ImageLoader, TrainingLoader, one_thread
-from morsr.data.pairs import apply_recipe, load_recipe
 from morsr.data.sources import Photo, Source, check_names, find_photos, source_name
-from morsr.degradation import DegradationRecipe, true_severity
-from morsr.degradation.keys import mix, uniforms
+from morsr.degradation import DegradationRecipe
 from morsr.errors import ConfigError, InputError, MorsrError
-from morsr.functional.corrupt import unsharp_mask
 
 # What a sample depends on, beside the recipe and the list of images.
 _SETTINGS = ("seed", "batch_size", "crop_size", "patch_size", "max_downscale", "usm", "flips", "turns", "scale",
@@ -118,14 +107,11 @@ class RealESRGANDataModule(L.LightningDataModule):
         super().__init__()
         self.sources = {
             use: [given] if isinstance(given, str) else list(given)
-            for use, given in (("train", train), ("validate", val), ("test", test), ("predict", predict))
+            for use, given in (("train", train), ("val", val), ("test", test), ("predict", predict))
         }
-        self.seeds = {"validate": list(val_seeds), "test": list(test_seeds)}
-        self.dead_leaves, self.recipe, self.val_recipe = (
-            dead_leaves,
-            recipe,
-            recipe if val_recipe is None else val_recipe,
-        )
+        self.seeds = {"val": list(val_seeds), "test": list(test_seeds)}
+        self.recipe, self.val_recipe = recipe, recipe if val_recipe is None else val_recipe
+        self.dead_leaves = dead_leaves
         self.batch_size, self.crop_size, self.patch_size, self.views = batch_size, crop_size, patch_size, views
         self.samples_per_epoch, self.flips, self.turns = samples_per_epoch, flips, turns
         self.max_downscale, self.usm = max_downscale, usm
@@ -134,12 +120,11 @@ class RealESRGANDataModule(L.LightningDataModule):
         self._check_settings()
         self.skipped: dict[str, str] = {}  # reason by path of every file that was passed over
         self._named: set[str] = set()
-        self._recipes: dict[str, Any] = {}
+        self._degrading: Degrading | None = None
         self._training: TrainingCrops | None = None
         self._sampler: EpochSampler | None = None
         self._resumed_batches = 0
         self._sets: dict[str, list[Photo]] = {}
-        self._degraded: dict[tuple[str, str], Tensor] = {}
 
     def _check_settings(self) -> None:
         if self.dead_leaves < 1 and not self.sources["train"]:
@@ -158,7 +143,7 @@ class RealESRGANDataModule(L.LightningDataModule):
             raise ConfigError(f"max_downscale: expected a factor from 1 on, got {self.max_downscale}")
         for use, seeds in self.seeds.items():
             if not seeds or len(set(seeds)) != len(seeds):
-                raise ConfigError(f"seeds to {use} with: expected different whole numbers, got {seeds}")
+                raise ConfigError(f"{use}_seeds: expected different whole numbers, got {seeds}")
 
     # ------------------------------------------------------------------------------------------------------ set-up
 
@@ -173,52 +158,52 @@ class RealESRGANDataModule(L.LightningDataModule):
             data = cls(**settings)
         except MorsrError as error:
             return [f"data: {error}"]
-        lacks = []
-        for recipe in dict.fromkeys(map(str, (data.recipe, data.val_recipe))):
+        lacks: list[str] = []
+
+        def check(name: str, work: Any, given: Any) -> None:
             try:
-                load_recipe(recipe)
+                work(given)
             except MorsrError as error:
-                lacks.append(f"data.recipe: {error}")
-        for use, sources in data.sources.items():
-            if use == "train" and data.dead_leaves == 1:
-                continue
-            name, found = "val" if use == "validate" else use, 0
-            for source in sources:
-                try:
-                    found += len(find_photos(source))
-                except MorsrError as error:
-                    found, lacks = found + 1, [*lacks, f"data.{name}: {error}"]
-            if use == "train" and not found:
-                lacks.append(f"data.train: none of the optional sources is there: {sources}")
-            if use in ("validate", "test"):
-                try:
-                    check_names(sources)
-                except ConfigError as error:
-                    lacks.append(f"data.{name}: {error}")
+                lacks.append(f"data.{name}: {error}")
+
+        for recipe in dict.fromkeys(map(str, (data.recipe, data.val_recipe))):
+            check("recipe", DegradationRecipe.load, recipe)
+        for use in ("train", "val", "test", "predict"):
+            known = len(lacks)
+            for source in data._sources(use):
+                check(use, find_photos, source)
+            if len(lacks) == known:
+                check(use, data._photos, use)
         return lacks
 
     def setup(self, stage: str) -> None:
-        if not self._recipes:
-            train, val = load_recipe(self.recipe), load_recipe(self.val_recipe)
-            # sharpened targets need no second sharpening within the degradation
-            if self.usm and isinstance(train, DegradationRecipe):
-                train = replace(train, sharpen=False)
-            self._recipes = {"train": train, "evaluate": val}
+        self._made()
         if stage == "fit":
             self._resumed_batches = 0
             self._training = self._training or self._training_set()
         if stage in ("fit", "validate"):
-            self._evaluation_set("validate")
+            self._evaluation_set("val")
         if stage == "test":
             self._evaluation_set("test")
         if stage == "predict" and not self.sources["predict"]:
             raise ConfigError("predict: expected at least one folder of LR images in the data settings")
 
-    def _training_set(self) -> TrainingCrops:
-        sources = self.sources["train"] if self.dead_leaves < 1 else []
+    def _sources(self, use: str) -> list[Source]:
+        """The sources of a use; none where all training images are synthetic."""
+        return [] if use == "train" and self.dead_leaves == 1 else self.sources[use]
+
+    def _photos(self, use: str) -> list[Photo]:
+        """The images of a use; files are listed, none is opened."""
+        sources = self._sources(use)
+        if use in ("val", "test"):
+            check_names(sources)
         photos = [photo for source in sources for photo in find_photos(source)]
-        if sources and not photos:
+        if use == "train" and sources and not photos:
             raise InputError(f"train: none of the optional sources is there: {sources}")
+        return photos
+
+    def _training_set(self) -> TrainingCrops:
+        photos = self._photos("train")
         wanted = self.samples_per_epoch
         if wanted is None:
             wanted = max(round(len(photos) / (1 - self.dead_leaves)) if photos else 0, 100 * self.batch_size)
@@ -243,12 +228,13 @@ class RealESRGANDataModule(L.LightningDataModule):
             return self._sets[use]
         check_names(self.sources[use])
         found: list[Photo] = []
+        largest = self.val_crop if use == "val" else None
         for source in self.sources[use]:
             bad: dict[str, str] = {}
             photos = find_photos(source)
             for photo in tqdm(photos, desc="images, read once", disable=len(photos) < 500, leave=False):
                 try:
-                    photo.read(multiple=self.val_multiple, largest=self._largest(use), scale=self.scale)
+                    photo.read(multiple=self.val_multiple, largest=largest, scale=self.scale)
                     found.append(photo)
                 except InputError as error:
                     bad[photo.hr] = str(error)
@@ -258,9 +244,6 @@ class RealESRGANDataModule(L.LightningDataModule):
             self.skipped.update(bad)
         self._sets[use] = found
         return found
-
-    def _largest(self, use: str) -> int | None:
-        return self.val_crop if use == "validate" else None
 
     # ----------------------------------------------------------------------------------------------------- loaders
 
@@ -280,14 +263,13 @@ class RealESRGANDataModule(L.LightningDataModule):
         return TrainingLoader(self._training, sampler=self._sampler, **self._loading(self.batch_size))
 
     def val_dataloader(self) -> DataLoader | list[DataLoader]:
-        return self._evaluation_loader("validate")
+        return self._evaluation_loader("val")
 
     def test_dataloader(self) -> DataLoader | list[DataLoader]:
         return self._evaluation_loader("test")
 
     def predict_dataloader(self) -> DataLoader:
-        photos = [photo for source in self.sources["predict"] for photo in find_photos(source)]
-        return ImageLoader(LowQualityImages(photos), **self._loading(1))
+        return ImageLoader(LowQualityImages(self._photos("predict")), **self._loading(1))
 
     def _evaluation_loader(self, use: str) -> DataLoader | list[DataLoader]:
         photos = self._evaluation_set(use)
@@ -296,14 +278,13 @@ class RealESRGANDataModule(L.LightningDataModule):
                 photos,
                 self.seeds[use],
                 multiple=self.val_multiple,
-                largest=self._largest(use),
+                largest=self.val_crop if use == "val" else None,
                 scale=self.scale,
                 devices=self.trainer.world_size if self.trainer is not None else 1,
             )
             return ImageLoader(images, **self._loading(self.val_batch_size))
         if self.trainer is not None and self.trainer.state.fn in (TrainerFn.VALIDATING, TrainerFn.TESTING):
-            name = "val" if use == "validate" else use
-            raise InputError(f"data.{name}: expected at least one set of images, got none of {self.sources[use]}")
+            raise InputError(f"data.{use}: expected at least one set of images, got none of {self.sources[use]}")
         return []
 
     def _loading(self, batch_size: int) -> dict[str, Any]:
@@ -320,7 +301,7 @@ class RealESRGANDataModule(L.LightningDataModule):
     # ------------------------------------------------------------------------------------------------ on the device
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        batch = self._drawn(batch)
+        batch = self._made().draw(batch)
         parameters = batch.pop("parameters", None)  # drawn and read on the CPU: no pause of the device
         batch = super().transfer_batch_to_device(batch, device, dataloader_idx)
         return batch if parameters is None else {**batch, "parameters": parameters}
@@ -328,65 +309,22 @@ class RealESRGANDataModule(L.LightningDataModule):
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         return self.finish_batch(batch)
 
-    def _drawn(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """A batch with all that is made on the CPU: parameters, severity, places of windows, LR images of evaluation.
-
-        The noise of a CPU and of a GPU differ, and scores are to be compared between them.
-        """
-        if "kind" not in batch or "parameters" in batch:
-            return dict(batch)
-        evaluated = "set" in batch
-        parameters = self._recipes["evaluate" if evaluated else "train"].sample(batch["key"])
-        severity = true_severity(parameters, scale=self.scale).combined
-        severity[_places(batch, "pair")] = torch.nan
-        drawn = {**batch, "parameters": parameters, "severity": severity}
-        if evaluated:
-            for place in _places(batch, "photo"):
-                drawn["lr"][place] = self._degraded_once(drawn, place)
-        elif self.patch_size is not None:
-            room = (self.crop_size - self.patch_size) // self.scale
-            places = uniforms(mix(batch["photo_key"] + 2), 2) * (room + 1)
-            drawn["windows"] = places.long().clamp(max=room).tolist()
-        return drawn
-
-    def _degraded_once(self, batch: dict[str, Any], place: int) -> Tensor:
-        """The LR image uint8 (3, h, w) of one image of an evaluation batch, kept for the next validation."""
-        name = (batch["set"][place], batch["stem"][place])
-        if name not in self._degraded:
-            hr = batch["hr"][place, None].float().div(255)
-            lr = apply_recipe(hr, batch["parameters"][place, None], scale=self.scale)
-            self._degraded[name] = lr[0].mul(255).round().byte()
-        return self._degraded[name]
-
-    @torch.no_grad()
     def finish_batch(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Turn what a loader gives into what a model gets; Lightning's hook calls it, and so can a loop of your own."""
-        batch = self._drawn(batch)
-        batch |= {name: batch[name].float().div_(255) for name in ("hr", "lr") if name in batch}
-        kinds = batch.pop("kind", [])
-        if "photo_key" in batch:
-            self._degrade(batch, kinds)
-        if "pair" in kinds:
-            del batch["parameters"]
-        if "windows" in batch:
-            windows = batch.pop("windows")
-            batch |= {"score_lr": batch["lr"], **_cut(batch, windows, self.patch_size or 0, self.scale)}
-        return batch
-
-    def _degrade(self, batch: dict[str, Any], kinds: list[str]) -> None:
-        """Render the synthetic HR images of a training batch, and make the LR images of all but pairs of files."""
-        for skipped in batch.pop("skipped"):
+        finished = self._made().finish(batch)
+        for skipped in finished.pop("skipped", ()):
             self.skipped.update(skipped)
-        hr, keys = batch["hr"], batch.pop("photo_key")
-        leaves = [place for place, kind in enumerate(kinds) if kind == "leaves"]
-        if leaves:
-            hr[leaves] = render(len(leaves), hr.shape[-1], keys=keys[leaves], device=hr.device)
-        made = [place for place, kind in enumerate(kinds) if kind != "pair"]
-        if not made:
-            return
-        if self.usm:
-            hr[made] = unsharp_mask(hr[made])
-        batch["lr"][made] = apply_recipe(hr[made], batch["parameters"][made], scale=self.scale)
+        return finished
+
+    def _made(self) -> Degrading:
+        if self._degrading is None:
+            side, room = 0, None
+            if self.patch_size is not None:
+                side, room = self.patch_size // self.scale, (self.crop_size - self.patch_size) // self.scale
+            self._degrading = Degrading(
+                self.recipe, self.val_recipe, scale=self.scale, usm=self.usm, room=room, side=side
+            )
+        return self._degrading
 
     # ------------------------------------------------------------------------------------------ bad files and resume
 
@@ -418,7 +356,7 @@ class RealESRGANDataModule(L.LightningDataModule):
         listed = "\n".join(f"{photo.stem} {photo.weight}" for photo in photos).encode("utf-8", "surrogateescape")
         return {
             **{name: getattr(self, name) for name in _SETTINGS},
-            "recipe": getattr(self._recipes.get("train"), "hash", None),
+            "recipe": getattr(self._made().recipe, "hash", None),
             "images": hashlib.blake2b(listed, digest_size=16).hexdigest(),
             "devices": self.trainer.world_size if self.trainer is not None else 1,
             "batches": self._batches_done(),
@@ -440,18 +378,3 @@ def _limited(trainer: Any, batches: int) -> int:
     if limit is not None:
         batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
     return max(1, batches)
-
-
-def _places(batch: dict[str, Any], kind: str) -> list[int]:
-    return [place for place, found in enumerate(batch["kind"]) if found == kind]
-
-
-def _cut(batch: dict[str, Any], windows: list[list[int]], side: int, scale: int) -> dict[str, Tensor]:
-    """The windows of a batch, each at its top and left in LR pixels; `side` is that of the HR windows."""
-    return {
-        name: torch.stack([
-            image[:, top * factor : top * factor + size, left * factor : left * factor + size]
-            for image, (top, left) in zip(batch[name], windows, strict=True)
-        ])
-        for name, factor, size in (("hr", scale, side), ("lr", 1, side // scale))
-    }  # fmt: skip

@@ -17,10 +17,10 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, DistributedSampler
 
-from morsr.data.images import read_rgb
 from morsr.data.sources import SCALE, Photo, check_scale
 from morsr.degradation.keys import mix, sample_keys, uniforms
 from morsr.errors import ConfigError, InputError
+from morsr.imaging import read_rgb
 
 _ATTEMPTS = 200  # bad files in a row before the data set counts as unusable
 
@@ -253,11 +253,7 @@ class EvaluationImages(Dataset):
 
 
 class LowQualityImages(Dataset):
-    """LR images that have no HR image, for `trainer.predict`.
-
-    Args:
-        photos: the files.
-    """
+    """LR images that have no HR image, for `trainer.predict`."""
 
     def __init__(self, photos: Sequence[Photo]) -> None:
         self.photos = photos

@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from morsr.degradation.keys import mix
+from morsr.degradation.keys import STEP, mix
 from morsr.errors import InputError
 
 _SUPERSAMPLE = 2
@@ -33,59 +33,43 @@ _CELL = 2.4  # cell side over the largest radius in it: room for the shape to mo
 _COLOURS, _FIELDS = 12, 4  # of one image's palette; noise fields per image
 # Rendered at once: on a CPU what stays in its cache; an accelerator wants few, large launches.
 _SUBPIXELS_CPU, _SUBPIXELS = 2**18, 2**24
-_GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as a signed number
 
 
 class _Draws:
     """Uniform numbers in [0, 1) per image; each call takes the next counters of every image's own stream."""
 
     def __init__(self, keys: Tensor) -> None:
-        self.base_B1 = mix(keys + _GOLDEN)[:, None]
+        self.base_B1 = mix(keys + STEP)[:, None]
         self.used = 0
 
     def __call__(self, *shape: int) -> Tensor:
         count = math.prod(shape)
         counters = torch.arange(self.used, self.used + count, device=self.base_B1.device)
         self.used += count
-        bits = mix(self.base_B1 + (counters + 1) * _GOLDEN)
+        bits = mix(self.base_B1 + (counters + 1) * STEP)
         uniform = ((bits >> 40) & 0xFFFFFF).to(torch.float32) * 2.0**-24
         return uniform.reshape(-1, *shape)
 
 
-def dead_leaves(
-    batch: int,
-    size: int,
-    *,
-    generator: torch.Generator | None = None,
-    keys: Tensor | None = None,
-    device: torch.device | str = "cpu",
-) -> Tensor:
-    """Render a batch of dead-leaves images.
+@torch.no_grad()
+def dead_leaves(keys: Tensor, size: int) -> Tensor:
+    """Render dead-leaves images on the device of their keys.
 
     Args:
-        batch: number of images B.
-        size: height and width in pixels, at least 16.
-        generator: CPU generator that draws the keys where none are given; None uses PyTorch's global one.
         keys: int64 (B,), one per image; equal keys give equal images of one size.
-        device: where to render.
+        size: height and width in pixels, at least 16.
 
     Returns:
-        float32 (B, 3, size, size) in [0, 1] on the device.
+        float32 (B, 3, size, size) in [0, 1].
 
     Raises:
-        InputError: a size under 16, an empty batch, or keys that are not int64 (B,).
+        InputError: a size under 16.
     """
-    if batch < 1 or size < 16:
-        raise InputError(f"dead_leaves: expected at least one image of at least 16 pixels, got {batch} of {size}")
-    if keys is None:
-        keys = torch.randint(2**62, (batch,), generator=generator)
-    if keys.shape != (batch,) or keys.dtype != torch.int64:
-        raise InputError(f"dead_leaves: expected int64 keys of shape ({batch},), got {keys.dtype} {tuple(keys.shape)}")
-    keys = keys.to(device)
+    if size < 16:
+        raise InputError(f"dead_leaves: expected at least 16 pixels a side, got {size}")
     subpixels = _SUBPIXELS_CPU if keys.device.type == "cpu" else _SUBPIXELS
     chunk = max(1, subpixels // (_SUPERSAMPLE * size) ** 2)
-    with torch.no_grad():
-        return torch.cat([_render(part, size) for part in keys.split(chunk)])
+    return torch.cat([_render(part, size) for part in keys.split(chunk)])
 
 
 def _render(keys: Tensor, size: int) -> Tensor:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from morsr.data.dataset import image_key, to_tensor
 from morsr.data.sources import SCALE, Pair, Source, find_photos
-from morsr.errors import ConfigError, InputError
+from morsr.degradation import DegradationRecipe, apply
+from morsr.errors import InputError
 
 
 def embedded_benchmark(
@@ -44,13 +43,13 @@ def degraded_pairs(
     Args:
         sources: lists of HR images.
         seeds: one pair per image and seed.
-        recipe: see `load_recipe`.
+        recipe: see `DegradationRecipe.load`.
         multiple, largest, scale: see `Photo.read`.
 
     Raises:
         InputError: an image that cannot be used, or a pair of files.
     """
-    recipe, seeds, made = load_recipe(recipe), list(seeds), []
+    recipe, seeds, made = DegradationRecipe.load(recipe), list(seeds), []
     for photo in [photo for source in sources for photo in find_photos(source)]:
         if photo.lr is not None:
             raise InputError(f"{photo.hr}: expected photographs, which are degraded here, got pairs of files")
@@ -58,37 +57,8 @@ def degraded_pairs(
         for seed in seeds:
             key = image_key(photo.stem, seed)
             parameters = recipe.sample(torch.tensor([key]))
-            lr = apply_recipe(to_tensor(hr)[None].float() / 255, parameters, scale=scale)[0]
+            lr = apply(to_tensor(hr)[None].float() / 255, parameters, scale=scale)[0]
             stem = f"{photo.stem}_s{seed}" if len(seeds) > 1 else photo.stem
             pixels = lr.mul(255).round().byte().permute(1, 2, 0).contiguous().numpy()
             made.append(Pair(stem, hr, pixels, photo.stem, parameters, seed, key))
     return made
-
-
-def load_recipe(recipe: Any) -> Any:
-    """A degradation recipe from itself, a preset's name, a YAML file or the path of a class.
-
-    Args:
-        recipe: an instance has `sample(keys)`, which gives the DegradationParameters of int64 keys (B,).
-
-    Raises:
-        ConfigError: there is no such recipe.
-    """
-    from morsr.degradation import DegradationRecipe
-
-    if hasattr(recipe, "sample"):
-        return recipe
-    module, _, name = str(recipe).rpartition(".")
-    if not module or name in ("yaml", "yml"):
-        return DegradationRecipe.load(recipe)
-    try:
-        return getattr(importlib.import_module(module), name)()
-    except (ImportError, AttributeError, TypeError) as error:
-        raise ConfigError(f"recipe {recipe}: expected a class without needed arguments ({error})") from error
-
-
-def apply_recipe(hr: Tensor, parameters: Any, *, scale: int = SCALE) -> Tensor:
-    """Degrade (B, 3, H, W) in [0, 1] by drawn parameters."""
-    from morsr.degradation import apply
-
-    return apply(hr, parameters, scale=scale)

@@ -25,8 +25,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from morsr.data.images import SUFFIXES, find_images, read_rgb
 from morsr.errors import ConfigError, InputError, MissingDependencyError
+from morsr.imaging import SUFFIXES, list_images, read_rgb
 
 SCALE = 4
 
@@ -108,6 +108,17 @@ class Photo(NamedTuple):
         return Pair(self.stem, hr, lr, self.stem)
 
 
+def find_images(folder: str | Path) -> list[str]:
+    """Paths of all images in a folder and its subfolders, sorted as texts; see `morsr.imaging.list_images`.
+
+    Raises:
+        InputError: no such folder, or no image in it.
+    """
+    if not Path(folder).is_dir():
+        raise InputError(f"{folder}: expected a folder of images, and there is none")
+    return sorted(map(str, list_images(folder)))
+
+
 def find_photos(source: Source) -> list[Photo]:
     """Find the images of one source; no file is opened.
 
@@ -118,7 +129,7 @@ def find_photos(source: Source) -> list[Photo]:
     settings: Any = {"source": source} if isinstance(source, str) else source
     if not isinstance(settings, Mapping):
         raise ConfigError(f"source: expected a path, {{source: S}} or {{lr: DIR, hr: DIR}}, got {source!r}")
-    paired = is_paired(settings)
+    paired = "lr" in settings or "hr" in settings
     needed = {"lr", "hr"} if paired else {"source"}
     unknown = set(settings) - needed - {"name", "weight", "optional"} - (set() if paired else {"root"})
     if unknown or not all(isinstance(settings.get(key), str | Path) for key in needed):
@@ -159,11 +170,6 @@ def source_name(source: Source) -> str:
         return "embedded" if source == "skimage:eval" else source
     path = Path(os.path.abspath(source))  # "." has no last part
     return path.stem if path.suffix.lower() == ".txt" else path.name
-
-
-def is_paired(source: Source | Mapping[str, Any]) -> bool:
-    """Whether a source names two folders of pairs."""
-    return isinstance(source, Mapping) and ("lr" in source or "hr" in source)
 
 
 def is_absent(source: Source) -> bool:

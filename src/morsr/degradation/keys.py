@@ -16,7 +16,7 @@ def _signed(value: int) -> int:
     return value - (1 << 64) if value >= 1 << 63 else value
 
 
-_STEP = _signed(0x9E3779B97F4A7C15)
+STEP = _signed(0x9E3779B97F4A7C15)
 _FIRST = _signed(0xBF58476D1CE4E5B9)
 _SECOND = _signed(0x94D049BB133111EB)
 
@@ -38,7 +38,7 @@ def uniforms(keys: Tensor, count: int) -> Tensor:
     Returns:
         (B, count) float64 in [0, 1), 53 random bits each.
     """
-    counter = torch.arange(1, count + 1, dtype=torch.int64, device=keys.device) * _STEP
+    counter = torch.arange(1, count + 1, dtype=torch.int64, device=keys.device) * STEP
     bits = mix(mix(keys).unsqueeze(1) + counter)
     return ((bits >> 11) & ((1 << 53) - 1)).to(torch.float64) * 2.0**-53
 
@@ -59,8 +59,8 @@ def sample_keys(seed: int, epoch: int, index: Tensor) -> Tensor:
     """
     check_seed(seed)
     start = torch.tensor([seed, epoch], dtype=torch.int64)
-    run = mix(mix(start[:1] + _STEP) + start[1:] * _STEP)
-    return mix(run.to(index.device) ^ mix(index.to(torch.int64) * _STEP))
+    run = mix(mix(start[:1] + STEP) + start[1:] * STEP)
+    return mix(run.to(index.device) ^ mix(index.to(torch.int64) * STEP))
 
 
 def noise_seed(key: int, draw: int) -> int:

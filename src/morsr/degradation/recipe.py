@@ -67,22 +67,23 @@ class DegradationRecipe:
         shares = [share for _, share in mix]
         if mix and not (min(shares) > 0 and sum(shares) <= 1 + 1e-9):
             raise ConfigError(f"mix: expected shares above 0, of at most 1 together, got {shares}")
-        if any(other.mix for other, _ in mix):
+        if any(getattr(other, "mix", True) for other, _ in mix):
             raise ConfigError("mix: expected plain recipes, got a mix")
         object.__setattr__(self, "mix", mix)
 
     @classmethod
-    def load(cls, recipe: DegradationRecipe | str | Path, *, plain: bool = False) -> DegradationRecipe:
-        """A recipe by a preset's name, the path of a .yaml file, or the import path of a subclass such as "mine.Rain".
+    def load(cls, recipe: Any, *, plain: bool = False) -> Any:
+        """A recipe by a preset's name, the path of a .yaml file, or the import path of a class such as "mine.Rain".
 
         Args:
-            recipe: which; a recipe is returned as it is. What a file leaves out keeps its default.
+            recipe: which; whatever has a `sample` that draws parameters by keys is returned as it is. What a file
+                leaves out keeps its default.
             plain: refuse a mix before the recipes that it names are read, which may lead back here.
 
         Raises:
             ConfigError: no such recipe, a file that cannot be read, an unknown key or a wrong value.
         """
-        if isinstance(recipe, DegradationRecipe):
+        if hasattr(recipe, "sample"):
             return recipe
         source = str(recipe)
         if source in preset_names():
@@ -152,7 +153,7 @@ def preset_names() -> tuple[str, ...]:
     return tuple(sorted(entry.name[:-5] for entry in folder.iterdir() if entry.name.endswith(".yaml")))
 
 
-def _imported(path: str) -> DegradationRecipe:
+def _imported(path: str) -> Any:
     module, _, name = path.rpartition(".")
     if not module:
         known = ", ".join(preset_names())
@@ -161,8 +162,8 @@ def _imported(path: str) -> DegradationRecipe:
         made = getattr(importlib.import_module(module), name)()
     except (ImportError, AttributeError, TypeError) as error:
         raise ConfigError(f"recipe {path}: cannot be imported ({error})") from error
-    if not isinstance(made, DegradationRecipe):
-        raise ConfigError(f"recipe {path}: expected a subclass of DegradationRecipe")
+    if not hasattr(made, "sample"):
+        raise ConfigError(f"recipe {path}: expected a class with `sample`, such as a subclass of DegradationRecipe")
     return made
 
 
