@@ -11,8 +11,6 @@ from morsr.adapters.files import (
     start_from_adapters,
 )
 from morsr.adapters.inject import (
-    AdaptedEntry,
-    InjectionReport,
     active_adapters,
     adapter_names,
     adapter_parameter_groups,
@@ -26,13 +24,13 @@ from morsr.adapters.inject import (
 )
 from morsr.adapters.layer import AdaptedLayer, Switch
 from morsr.adapters.merge import merged
+from morsr.adapters.report import InjectionReport
 from morsr.adapters.router import Router
-from morsr.adapters.targets import PRESETS, preset_targets
+from morsr.adapters.targets import PRESETS
 from morsr.functional.routing import Routing
 
 __all__ = [
     "PRESETS",
-    "AdaptedEntry",
     "AdaptedLayer",
     "InjectionReport",
     "MoRConfig",
@@ -48,7 +46,6 @@ __all__ = [
     "load_adapters",
     "merged",
     "plain_state_dict",
-    "preset_targets",
     "read_adapters_header",
     "read_attached",
     "report_of",

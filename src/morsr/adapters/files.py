@@ -1,7 +1,7 @@
 """Adapter files: one safetensors file per set, with its settings, its base and a digest in the header.
 
 Layout of format 3: ``layers.<name>.lora_A``, ``layers.<name>.lora_B``, ``router.<key>``, ``saved.<module>:<key>``
-(modules_to_save) and ``attached.<key>``. Formats 1 and 2, of release 0.1, load.
+(modules_to_save) and ``attached.<key>``. Formats 1 and 2, of release 0.1, load; see older.py.
 """
 
 from __future__ import annotations
@@ -20,18 +20,19 @@ from torch import Tensor, nn
 
 from morsr.adapters.config import MoRConfig
 from morsr.adapters.inject import (
-    InjectionReport,
     RouterFactory,
-    _places,
     adapted_layers,
     adapter_names,
     add_saved_modules,
     inject_by_name,
     layers_of_set,
+    module_places,
     report_of,
     saved_modules,
 )
-from morsr.adapters.router import QUANTILES, Router
+from morsr.adapters.older import upgraded
+from morsr.adapters.report import InjectionReport
+from morsr.adapters.router import Router
 from morsr.errors import ConfigError, InputError, WeightsError
 from morsr.files import save_tensors
 
@@ -285,7 +286,7 @@ def _checked(header: dict[str, Any], version: int) -> dict[str, Any]:
     strings = [header["name"], header["base_id"], *header["condition_names"], *(layer["name"] for layer in layers)]
     saved = list(header.get("saved", ()))
     if version < FORMAT_VERSION:
-        saved = list(header.get("whole", {}))  # parameters; `_read_for` finds their modules
+        saved = list(header.get("whole", {}))  # parameters; `upgraded` finds their modules
     attached = list(header.get("attached", ()))
     extra = header.get("extra") or {}
     if not all(isinstance(text, str) for text in [*strings, *saved, *attached]) or not isinstance(extra, dict):
@@ -312,49 +313,23 @@ def _checked(header: dict[str, Any], version: int) -> dict[str, Any]:
 
 
 def _read_all(file: Any, header: dict[str, Any], metadata: dict[str, str]) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The header and all tensors, under the names of the present format; checked against the digest."""
+    """The header and all tensors, checked against the digest."""
     for key in file.keys():  # noqa: SIM118
         if file.get_slice(key).get_dtype() not in _DTYPES:
             raise WeightsError(f"{key}: expected floating-point numbers, got {file.get_slice(key).get_dtype()}")
     tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     if header["format_version"] >= FORMAT_VERSION and metadata.get("digest") != digest(metadata["header"], tensors):
         raise WeightsError("the adapters file is damaged: its content does not fit its digest; copy it again")
-    if header["format_version"] < FORMAT_VERSION:
-        tensors = dict(_renamed(key, value) for key, value in tensors.items())
-        if tensors.pop("router.severity_mean", None) is not None:
-            tensors["router.severities"] = torch.linspace(0, 1, QUANTILES)
     return header, tensors
 
 
 def _read_for(path: str | os.PathLike[str], model: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Header and tensors of a file, checked against each other and against the base that they are for."""
     header, tensors = _open(path, _read_all)
-    if header["format_version"] < FORMAT_VERSION and header["saved"]:
-        # Release 0.1 kept single parameters: the largest modules that they make up are saved here.
-        whole = set(header["saved"])
-        modules: list[str] = []
-        for place in _places(model):
-            keys = [f"{place.name}.{key}" for key, _ in place.original.named_parameters()]
-            if keys and whole.issuperset(keys) and not any(place.name.startswith(f"{one}.") for one in modules):
-                modules.append(place.name)
-        for module in modules:
-            for key in [key for key in tensors if key.startswith(f"whole.{module}.")]:
-                tensors[f"saved.{module}:{key.removeprefix(f'whole.{module}.')}"] = tensors.pop(key)
-        header["saved"] = modules
+    if header["format_version"] < FORMAT_VERSION:
+        header["saved"], tensors = upgraded(header["saved"], tensors, model)
     check_base(path, header, model)
     return header, tensors
-
-
-def _renamed(key: str, value: Tensor) -> tuple[str, Tensor]:
-    """A tensor of formats 1 and 2 under its present name."""
-    kind, _, rest = key.partition(".")
-    if kind == "layers" and rest.endswith(".down"):
-        return f"layers.{rest.removesuffix('.down')}.lora_A", value
-    if kind == "layers" and rest.endswith(".up"):
-        return f"layers.{rest.removesuffix('.up')}.lora_B", value.t().contiguous()
-    if kind == "context":
-        return f"router.{rest}", value
-    return key, value
 
 
 def _check_tensors(
@@ -395,7 +370,7 @@ def check_base(path: str | os.PathLike[str], header: Mapping[str, Any], model: n
     Raises:
         WeightsError: with the first layer that differs.
     """
-    places = {place.name: place.original for place in _places(model)}
+    places = {place.name: place.original for place in module_places(model)}
     known = f" (made for {header['base_id']!r})" if header.get("base_id") else ""
     for layer in header.get("layers", ()):
         name = layer["name"]

@@ -1,8 +1,8 @@
-"""Put adapter sets on a model, route images through them, and switch between them."""
+"""Put adapter sets on a model, find them there, and switch between them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -11,155 +11,18 @@ from torch import Tensor, nn
 
 from morsr.adapters.config import MoRConfig
 from morsr.adapters.layer import AdaptedLayer, Ranks, SavedModule, Switch
+from morsr.adapters.report import InjectionReport
 from morsr.adapters.router import Router
 from morsr.adapters.targets import expand_targets, matches
-from morsr.errors import ConfigError, InputError
-from morsr.functional.routing import Routing
+from morsr.errors import ConfigError
 
 RouterFactory = Callable[[MoRConfig, int, int], Router]
 
 
 @dataclass(frozen=True)
-class AdaptedEntry:
-    """One adapted layer: its name, kind of layer, shape of its weight, stored ranks and adapter parameters."""
+class Place:
+    """A module under its name in the bare model, and where it hangs."""
 
-    name: str
-    kind: str
-    shape: tuple[int, ...]
-    ranks: int
-    parameters: int
-
-
-class InjectionReport:
-    """One adapter set on a model: its layers, its router and its present routing.
-
-    Attributes:
-        name: of the set.
-        config: its settings.
-        router: from scores to gates; it has no slots in a plain LoRA.
-        matched: the adapted layers, in the order of the routing's layers.
-        skipped: names of the Linear and Conv2d layers that no target matched.
-        saved: names of the modules that the set trains whole.
-        score_names: what the scores are called, if known; saved with the set.
-        routing: what the router decided last, before `strength`; None before the first `route` and for a plain LoRA.
-    """
-
-    def __init__(
-        self,
-        switch: Switch,
-        name: str,
-        config: MoRConfig,
-        router: Router,
-        matched: Sequence[AdaptedEntry],
-        skipped: Sequence[str],
-        saved: Sequence[str] = (),
-        score_names: Sequence[str] = (),
-    ) -> None:
-        self.switch, self.name, self.config, self.router = switch, name, config, router
-        self.matched, self.skipped, self.saved = tuple(matched), tuple(skipped), tuple(saved)
-        self.score_names = tuple(score_names)
-        self.routing: Routing | None = None
-        self._strength = 1.0
-        switch.reports[name] = self
-        self._apply()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "routing": self.routing and self.routing.detach()}
-
-    @property
-    def is_routed(self) -> bool:
-        """Whether the set has gate slots; a plain LoRA has none."""
-        return self.config.is_routed
-
-    @property
-    def layer_names(self) -> tuple[str, ...]:
-        """Names of the adapted layers, in the order of the routing's first dimension."""
-        return tuple(entry.name for entry in self.matched)
-
-    @property
-    def strength(self) -> float:
-        """Factor on the gates of the routed ranks: 0 leaves the shared ranks alone, 1 is as trained."""
-        return self._strength
-
-    @strength.setter
-    def strength(self, factor: float) -> None:
-        if isinstance(factor, bool) or not isinstance(factor, (int, float)) or not 0 <= factor < float("inf"):
-            raise ConfigError(f"strength: expected a finite factor of at least 0, got {factor!r}")
-        if factor != 1 and not self.is_routed:
-            raise ConfigError("strength: a plain LoRA has no routed ranks to scale")
-        self._strength = float(factor)
-        self._apply()
-
-    def route(
-        self, scores: Tensor | Routing | None, *, noise: Tensor | None = None, keep: Tensor | None = None
-    ) -> Routing | None:
-        """Route a batch of images in all layers; it holds until the next call.
-
-        Args:
-            scores: degradation scores (B, D), a routing to use as it is, or None to forget the present one.
-            noise: see `Router.forward`.
-            keep: (B,) factors of the routed gates, 0 for an image that the shared ranks restore alone.
-
-        Raises:
-            InputError: scores or a routing of another shape, or scores that are not finite.
-            ConfigError: weights are merged, or the set is a plain LoRA.
-        """
-        if any(layer.merged for layer in self._layers()):
-            raise ConfigError("weights are merged for the present routing; leave merged(...) first")
-        if scores is not None and not self.is_routed:
-            raise ConfigError(f"adapter set {self.name!r} is a plain LoRA, which routes nothing")
-        if isinstance(scores, Routing):
-            shape = (len(self.matched), scores.batch, self.config.num_slots)
-            if tuple(scores.gates.shape) != shape:
-                raise InputError(f"routing: expected gates {shape}, got {tuple(scores.gates.shape)}")
-            self.routing = scores
-        elif scores is None or isinstance(scores, Tensor):
-            self.routing = None if scores is None else self.router(scores, noise)
-            if self.routing is not None and keep is not None:
-                self.routing = self.routing._replace(gates=self.routing.gates * keep[:, None])
-        else:
-            raise InputError(f"scores: expected a tensor (B, {self.router.num_scores}), got {type(scores).__name__}")
-        self._apply()
-        return self.routing
-
-    def _layers(self) -> list[AdaptedLayer]:
-        return self.switch.layers.get(self.name, [])
-
-    def _apply(self) -> None:
-        gates = None
-        if self.routing is not None:
-            # unbind, not an index per layer: its backward is one stack rather than a zero-filled tensor per layer.
-            gates = self.router.rank_gates(self.routing, strength=self._strength).unbind(0)
-        self.switch.gates = {**self.switch.gates, self.name: gates}
-
-    @property
-    def parameters(self) -> int:
-        """Trained parameters: ranks and router, without modules that are trained whole."""
-        return sum(entry.parameters for entry in self.matched) + sum(p.numel() for p in self.router.parameters())
-
-    def table(self) -> str:
-        """The adapted layers as a text table."""
-        rows = [("layer", "kind", "shape", "ranks", "parameters")]
-        rows += [(e.name, e.kind, "×".join(map(str, e.shape)), str(e.ranks), f"{e.parameters:,}") for e in self.matched]
-        rows.append(("router", "", "", "", f"{sum(p.numel() for p in self.router.parameters()):,}"))
-        rows.append(
-            (f"total ({len(self.matched)} layers, {len(self.skipped)} skipped)", "", "", "", f"{self.parameters:,}")
-        )
-        widths = [max(len(row[column]) for row in rows) for column in range(5)]
-        lines = [
-            "  ".join(
-                cell.ljust(w) if i < 3 else cell.rjust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True))
-            )
-            for row in rows
-        ]
-        return "\n".join(line.rstrip() for line in [lines[0], "  ".join("-" * w for w in widths), *lines[1:]])
-
-    def __str__(self) -> str:
-        return self.table()
-
-
-@dataclass(frozen=True)
-class _Place:
     name: str
     module: nn.Module
     parent: nn.Module
@@ -174,15 +37,15 @@ class _Place:
         return inner
 
 
-def _places(module: nn.Module, prefix: str = "") -> Iterator[_Place]:
+def module_places(module: nn.Module, prefix: str = "") -> Iterator[Place]:
     """All modules under their names in the bare model; a module that is registered twice comes twice."""
     inner = module.base_layer if isinstance(module, SavedModule) else module
     for key, child in inner._modules.items():
         if child is None:
             continue
-        yield _Place(prefix + key, child, inner, key)
+        yield Place(prefix + key, child, inner, key)
         if not isinstance(child, AdaptedLayer):
-            yield from _places(child, f"{prefix}{key}.")
+            yield from module_places(child, f"{prefix}{key}.")
 
 
 def inject(
@@ -218,10 +81,12 @@ def inject(
     >>> net(rand(5, 4)).shape
     torch.Size([5, 4])
     """
-    places = list(_places(model))
-    chosen = _chosen(places, config.targets)
-    saved = _chosen_modules(places, config.modules_to_save)
-    return _put(model, config, places, chosen, saved, condition_dim, name, score_names, router)
+    places = list(module_places(model))
+    layers = [place.name for place in _chosen(places, config.targets)]
+    saved = [place.name for place in _chosen_modules(places, config.modules_to_save)]
+    return inject_by_name(
+        model, config, layers, saved, condition_dim=condition_dim, name=name, score_names=score_names, router=router
+    )
 
 
 def inject_by_name(
@@ -236,66 +101,42 @@ def inject_by_name(
     router: RouterFactory = Router,
 ) -> InjectionReport:
     """As `inject`, for layers and modules by their names, in that order: what a file says rather than its patterns."""
-    places = list(_places(model))
-    by_name = {place.name: place for place in places}
-    if missing := [layer for layer in [*layers, *saved] if layer not in by_name]:
+    places = {place.name: place for place in module_places(model)}
+    if missing := [one for one in [*layers, *saved] if one not in places]:
         raise ConfigError(f"the model has no layer {missing[0]!r} ({len(missing)} missing)")
-    chosen = [by_name[layer] for layer in layers]
+    chosen = [places[layer] for layer in layers]
     for place in chosen:
         _check_adaptable(place)
-    return _put(
-        model, config, places, chosen, [by_name[one] for one in saved], condition_dim, name, score_names, router
-    )
-
-
-def _put(
-    model: nn.Module,
-    config: MoRConfig,
-    places: Sequence[_Place],
-    chosen: Sequence[_Place],
-    saved: Sequence[_Place],
-    condition_dim: int,
-    name: str,
-    score_names: Sequence[str],
-    router: RouterFactory,
-) -> InjectionReport:
-    switch = _present_switch(places)
+    _check_shared(places.values(), chosen)
+    switch = _present_switch(places.values())
     if switch is not None and name in switch.reports:
         raise ConfigError(f"the model has an adapter set {name!r} already; choose another name")
     if not name or "." in name:
         raise ConfigError(f"name: expected a set's name without dots, got {name!r}")
     if config.num_slots and condition_dim < 1:
         raise ConfigError(f"condition_dim: expected the number of degradation scores, got {condition_dim}")
-    _check_shared(places, chosen)
-    device = chosen[0].original.weight.device
-    made = router(config, len(chosen), condition_dim).to(device).train(model.training)
+    inside = tuple(f"{one}." for one in saved if one not in layers)
+    if held := [layer for layer in layers if layer.startswith(inside)]:
+        raise ConfigError(f"modules_to_save: {held[0]} is a target too, inside a module that is trained whole")
+    made = router(config, len(chosen), condition_dim).to(chosen[0].original.weight.device).train(model.training)
+
     if switch is None:
         model.requires_grad_(False)
-        switch = Switch()
-    inside = {place.name for place in saved if place not in chosen}
-    if held := [place.name for place in chosen if any(place.name.startswith(f"{name}.") for name in inside)]:
-        raise ConfigError(f"modules_to_save: {held[0]} is a target too, inside a module that is trained whole")
-    _wrap(saved, name, switch)
-    entries = []
+        switch = Switch(active=name)
+    _wrap([places[one] for one in saved], name, switch)
     for index, place in enumerate(chosen):
         present: Any = place.parent._modules[place.key]
         layer = present if isinstance(present, AdaptedLayer) else AdaptedLayer(present, switch)
         place.parent._modules[place.key] = layer
-        base = place.original
-        layer.sets[name] = ranks = Ranks(base, config, index)
+        layer.sets[name] = Ranks(place.original, config, index)
         switch.layers.setdefault(name, []).append(layer)
-        kind = "Linear" if isinstance(base, nn.Linear) else "Conv2d {}×{}".format(*base.kernel_size)
-        parameters = sum(p.numel() for p in ranks.parameters())
-        entries.append(AdaptedEntry(place.name, kind, tuple(base.weight.shape), config.stored_ranks, parameters))
     switch.layers[name][0].routers[name] = made  # a place in the module tree: it moves and is saved with the model
-    if switch.active is None and not switch.reports:
-        switch.active = name
-    taken = {place.name for place in chosen}
-    skipped = [p.name for p in places if _kind(p.original) and p.name not in taken]
-    return InjectionReport(switch, name, config, made, entries, skipped, [place.name for place in saved], score_names)
+    taken = set(layers)
+    skipped = [place.name for place in places.values() if _kind(place.original) and place.name not in taken]
+    return InjectionReport(switch, name, config, made, layers, skipped, saved, score_names)
 
 
-def _present_switch(places: Sequence[_Place]) -> Switch | None:
+def _present_switch(places: Iterable[Place]) -> Switch | None:
     """The switch of the sets that are on a model already; None for a bare one."""
     adapted = [place for place in places if isinstance(place.module, AdaptedLayer)]
     for place in adapted:
@@ -308,7 +149,7 @@ def _present_switch(places: Sequence[_Place]) -> Switch | None:
     return found
 
 
-def _wrap(saved: Sequence[_Place], name: str, switch: Switch) -> None:
+def _wrap(saved: Sequence[Place], name: str, switch: Switch) -> None:
     """Give modules a copy that runs while a set is active."""
     for place in saved:
         adapted = isinstance(place.module, AdaptedLayer)
@@ -321,15 +162,15 @@ def _wrap(saved: Sequence[_Place], name: str, switch: Switch) -> None:
 
 def add_saved_modules(model: nn.Module, report: InjectionReport, modules: Sequence[str]) -> None:
     """Let a set on a model have more modules_to_save, by their names."""
-    by_name = {place.name: place for place in _places(model)}
+    by_name = {place.name: place for place in module_places(model)}
     new = [by_name[name] for name in modules if name not in report.saved]
     _wrap(new, report.name, report.switch)
     report.saved += tuple(place.name for place in new)
 
 
-def _chosen(places: Sequence[_Place], targets: Sequence[str]) -> list[_Place]:
+def _chosen(places: Sequence[Place], targets: Sequence[str]) -> list[Place]:
     """Adaptable layers that the targets name, in the model's order."""
-    found: dict[str, _Place] = {}
+    found: dict[str, Place] = {}
     for target, patterns in expand_targets(targets):
         hits = [place for place in places if any(matches(pattern, place.name) for pattern in patterns)]
         layers = [place for place in hits if isinstance(place.original, (nn.Linear, nn.modules.conv._ConvNd))]
@@ -341,9 +182,9 @@ def _chosen(places: Sequence[_Place], targets: Sequence[str]) -> list[_Place]:
     return [place for place in places if place.name in found]
 
 
-def _chosen_modules(places: Sequence[_Place], patterns: Sequence[str]) -> list[_Place]:
+def _chosen_modules(places: Sequence[Place], patterns: Sequence[str]) -> list[Place]:
     """Modules that are trained whole; one inside another is part of that one."""
-    found: list[_Place] = []
+    found: list[Place] = []
     for target, compiled in expand_targets(patterns):
         hits = [place for place in places if any(matches(pattern, place.name) for pattern in compiled)]
         if not hits:
@@ -359,7 +200,7 @@ def _kind(base: nn.Module) -> type[nn.Module] | None:
     return kind if kind in (nn.Linear, nn.Conv2d) else None
 
 
-def _check_adaptable(place: _Place) -> None:
+def _check_adaptable(place: Place) -> None:
     base = place.original
     if _kind(base) is None:
         raise ConfigError(f"{place.name}: expected torch's Linear or Conv2d, got {type(base).__name__}; leave it out")
@@ -369,7 +210,7 @@ def _check_adaptable(place: _Place) -> None:
         raise ConfigError(f"{place.name}: convolutions with groups or padding other than zeros cannot be adapted")
 
 
-def _check_shared(places: Sequence[_Place], chosen: Sequence[_Place]) -> None:
+def _check_shared(places: Iterable[Place], chosen: Sequence[Place]) -> None:
     """Refuse layers that are registered twice or share their weight: the update would reach one place of two."""
     owners: dict[int, list[str]] = {}
     for place in places:
@@ -383,7 +224,7 @@ def _check_shared(places: Sequence[_Place], chosen: Sequence[_Place]) -> None:
 
 def adapted_layers(model: nn.Module) -> list[tuple[str, AdaptedLayer]]:
     """Adapted layers of a model or of a part of one, with their names in it without wrappers."""
-    return [(place.name, place.module) for place in _places(model) if isinstance(place.module, AdaptedLayer)]
+    return [(place.name, place.module) for place in module_places(model) if isinstance(place.module, AdaptedLayer)]
 
 
 def switch_of(model: nn.Module) -> Switch | None:
@@ -419,7 +260,7 @@ def layers_of_set(model: nn.Module, name: str) -> list[tuple[str, AdaptedLayer, 
 def saved_modules(model: nn.Module, name: str) -> dict[str, nn.Module]:
     """The copies of a set's modules_to_save, by their names in the bare model."""
     found: dict[str, nn.Module] = {}
-    for place in _places(model):
+    for place in module_places(model):
         wrapper = place.module.base_layer if isinstance(place.module, AdaptedLayer) else place.module
         if isinstance(wrapper, SavedModule) and name in wrapper.copies:
             found[place.name] = wrapper.copies[name]

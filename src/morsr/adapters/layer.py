@@ -28,8 +28,8 @@ class Switch:
         layers: by set, its adapted layers.
     """
 
-    def __init__(self) -> None:
-        self.active: str | None = None
+    def __init__(self, active: str | None = None) -> None:
+        self.active = active
         self.gates: dict[str, tuple[Tensor, ...] | None] = {}
         self.reports: dict[str, Any] = {}
         self.layers: dict[str, list[AdaptedLayer]] = {}

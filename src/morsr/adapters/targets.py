@@ -15,7 +15,8 @@ _SAMPLERS = r"(?:down|up)samplers\.\d+\.conv"
 _BLOCKS = rf"(?:{_ATTENTION}|{_FEED_FORWARD}|proj_in|proj_out|{_RESNET}|{_SAMPLERS})"
 
 # Roles, not lists: the same preset fits the real networks and small ones of the same classes. Time embeddings, norms
-# and the VAE decoder are left alone, as in OSEDiff, PiSA-SR and FreqOrtho-SR.
+# and the VAE decoder are left alone, as in OSEDiff, PiSA-SR and FreqOrtho-SR. SD 2.1's UNet has 258 such layers, its
+# VAE encoder 31 with quant_conv; tiny_vae_encoder is that of AutoencoderTiny.
 PRESETS: dict[str, tuple[str, ...]] = {
     "sd_unet": (rf"(?:down_blocks|mid_block|up_blocks)\..*\.{_BLOCKS}", r"conv_in", r"conv_out"),
     "sd_vae_encoder": (
@@ -41,34 +42,23 @@ PRESETS: dict[str, tuple[str, ...]] = {
 }
 
 
-def preset_targets(name: str, prefix: str = "") -> tuple[str, ...]:
-    """Patterns of a preset.
-
-    Args:
-        name: "sd_unet" (258 layers of SD 2.1's UNet), "sd_vae_encoder" (31 layers of its VAE encoder and quant_conv),
-            "tiny_vae_encoder" (AutoencoderTiny) or "all_unet_like" (the same roles wherever they are in the model).
-        prefix: dotted name of the network inside the model, as "unet"; empty if it is the model itself.
-
-    Raises:
-        ConfigError: an unknown preset.
-    """
-    if name not in PRESETS:
-        raise ConfigError(f"unknown target preset {name!r}; there are {', '.join(PRESETS)}")
-    if not prefix:
-        return PRESETS[name]
-    return tuple(rf"{re.escape(prefix)}\.(?:{pattern})" for pattern in PRESETS[name])
-
-
 def expand_targets(targets: Sequence[str]) -> tuple[tuple[str, tuple[re.Pattern[str], ...]], ...]:
     """Compile targets: (what the user wrote, its patterns), presets replaced by their patterns.
 
+    Args:
+        targets: patterns; or presets, if need be with the place of the network in the model, as "sd_unet@unet".
+
     Raises:
-        ConfigError: a pattern that is no regular expression, or an unknown preset behind an ``@``.
+        ConfigError: a pattern that is no regular expression, or an unknown preset before an ``@``.
     """
     compiled = []
     for target in targets:
         preset, _, prefix = target.partition("@")
-        patterns = preset_targets(preset, prefix) if preset in PRESETS or prefix else (target,)
+        if prefix and preset not in PRESETS:
+            raise ConfigError(f"unknown target preset {preset!r}; there are {', '.join(PRESETS)}")
+        patterns = PRESETS.get(preset, (target,))
+        if prefix:
+            patterns = tuple(rf"{re.escape(prefix)}\.(?:{pattern})" for pattern in patterns)
         try:
             compiled.append((target, tuple(re.compile(pattern) for pattern in patterns)))
         except re.error as error:
