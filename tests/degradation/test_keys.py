@@ -9,12 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from morsr.degradation.keys import _STEP, mix, noise_seed, sample_keys, uniforms
+from morsr.degradation.keys import STEP, mix, noise_seed, sample_keys, uniforms
 
 
 def test_mix_is_splitmix64() -> None:
     # The first three outputs of the published generator started at 0; its state is the step times 1, 2, 3.
-    states = torch.arange(1, 4, dtype=torch.int64) * _STEP
+    states = torch.arange(1, 4, dtype=torch.int64) * STEP
     expected = [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4, 0x06C45D188009454F]
     assert [value & (2**64 - 1) for value in mix(states).tolist()] == expected
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scenes import blurred, compressed, noisy, scene
 
 from morsr.errors import ConfigError, InputError
-from morsr.estimators import DegradationEstimator, build_estimator, score_statistics
+from morsr.estimators import DegradationEstimator, build_estimator
 from morsr.estimators.views import bounded_view, native_crops, pad_to_smallest
 
 
@@ -175,25 +175,6 @@ def test_a_stored_spec_builds_the_same_and_worst_is_asked_for(kind):
     parts = torch.stack([scores.scores[:, scores.names.index(name)] for name in ("blur", "noise", "jpeg")], dim=1)
     torch.testing.assert_close(found.scores, torch.cat([scores.scores, parts.amax(dim=1, keepdim=True)], dim=1))
     torch.testing.assert_close(found.severity, 1 - (1 - parts).prod(dim=1))
-
-
-# calibration
-
-
-def test_calibration_statistics():
-    estimator = build_estimator("frequency")
-    batches = [
-        torch.rand((4, 3, 24 + 8 * i, 32), generator=torch.Generator().manual_seed(i)) ** (1 + i) for i in range(3)
-    ]
-    scores = torch.cat([estimator(batch).scores for batch in batches])
-    mean, deviation = score_statistics(estimator, iter(batches), minimum=12)
-    torch.testing.assert_close(mean, scores.mean(dim=0))
-    moving = scores.std(dim=0) > 1e-4
-    torch.testing.assert_close(deviation[moving], scores.std(dim=0)[moving])
-    with pytest.raises(InputError):
-        score_statistics(estimator, batches)
-    _, still = score_statistics(estimator, [torch.full((3, 3, 16, 16), 0.5)], minimum=3)
-    torch.testing.assert_close(still, torch.ones(estimator.dim))  # only centred
 
 
 # views

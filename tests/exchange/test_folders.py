@@ -95,7 +95,7 @@ def test_a_decoder_of_its_own_goes_along(
 
 
 def test_files_of_the_estimator_go_along(small_base: Path, lr: Tensor, tmp_path: Path) -> None:
-    save_net(tmp_path / "net.safetensors", DegradationNet(width=(4, 4, 4), hidden=8))
+    save_net(tmp_path / "net.safetensors", DegradationNet(hidden=8))
     estimator = build_estimator("learned", weights=tmp_path / "net.safetensors")
     restorer = Restorer(OneStepGenerator(load_base(small_base), estimator), device="cpu")
     restorer.save_pretrained("model")

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from morsr.functional.color import match_color
+from morsr.functional.color import adain_apply, channel_statistics, wavelet_low
 from morsr.functional.resample import bicubic_window, edge_index
 from morsr.restoring import Settings
 from morsr.restoring.tiles import finished_rows, tile_starts, tiling
@@ -61,6 +61,15 @@ def test_one_tile_hands_over_to_the_next_without_a_step():
     assert ramp[48] < 0.01 < 0.99 < ramp[63]
 
 
+def corrected(image: torch.Tensor, lr: torch.Tensor, color: str, strength: float) -> torch.Tensor:
+    """An image with the colours of another one of its size, at once."""
+    if color == "wavelet":
+        return image + strength * wavelet_low(lr - image)
+    if color == "adain":
+        return adain_apply(image, channel_statistics(image), channel_statistics(lr), strength=strength)
+    return image
+
+
 @given(
     height=st.integers(1, 600),
     width=st.integers(1, 20),
@@ -70,7 +79,7 @@ def test_one_tile_hands_over_to_the_next_without_a_step():
 def test_rows_have_the_colours_of_the_whole_image(height: int, width: int, color: str, strength: float):
     lr, image = torch.rand(1, 3, height, width), torch.rand(1, 3, height, width)
     chosen = Settings(color=color, color_strength=1.0 if color == "none" else strength)
-    expected = match_color(image, lr, method=color, strength=chosen.color_strength).clamp(0, 1)
+    expected = corrected(image, lr, color, chosen.color_strength).clamp(0, 1)
     assert_close(torch.cat(list(finished_rows(image, lr, chosen)), dim=-2), expected, atol=1e-5, rtol=0)
 
 

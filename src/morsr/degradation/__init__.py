@@ -9,7 +9,7 @@ from morsr.degradation.measures import DegradationMeasures, degradation_measures
 from morsr.degradation.parameters import DegradationParameters
 from morsr.degradation.pipeline import apply, degrade
 from morsr.degradation.recipe import DegradationRecipe, preset_names
-from morsr.degradation.severity import DegradationSeverity, severity_ranks, true_severity
+from morsr.degradation.severity import DegradationSeverity, true_severity
 
 __all__ = [
     "DegradationMeasures",
@@ -21,6 +21,5 @@ __all__ = [
     "degrade",
     "preset_names",
     "sample_keys",
-    "severity_ranks",
     "true_severity",
 ]

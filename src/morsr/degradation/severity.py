@@ -1,9 +1,8 @@
-"""How severe a degradation is: true labels of drawn parameters, one severity for labels and scores, and its rank."""
+"""How severe a degradation is: the true labels of drawn parameters."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -14,8 +13,6 @@ from morsr.degradation.measures import DegradationMeasures, degradation_measures
 from morsr.degradation.parameters import DegradationParameters
 from morsr.degradation.recipe import DegradationRecipe
 from morsr.functional.severity import noisy_or, rank
-
-__all__ = ["DegradationSeverity", "measure_ranks", "rank", "severity", "severity_ranks", "true_severity"]
 
 DRAWS = 4000  # of a recipe, that ranks are taken among
 REFERENCE = "realesrgan"
@@ -32,27 +29,6 @@ class DegradationSeverity(NamedTuple):
     jpeg: Tensor
     resize: Tensor
     combined: Tensor
-
-
-def severity(given: DegradationParameters | Tensor, names: Sequence[str] = (), *, scale: int = 4) -> Tensor:
-    """Severity 1 - (1 - blur)(1 - noise)(1 - jpeg) of B images, by the same formula for truth and for estimates.
-
-    Args:
-        given: drawn parameters, whose true labels are ranks among Real-ESRGAN's draws; or scores (B, D) in [0, 1].
-        names: the D names of the scores.
-        scale: HR pixels per LR pixel, read with parameters only.
-
-    Returns:
-        (B,) float32 in [0, 1], higher is worse.
-    """
-    if isinstance(given, Tensor):
-        return noisy_or(given, names)
-    return true_severity(given, scale=scale).combined
-
-
-def severity_ranks(recipe: DegradationRecipe | str, *, scale: int = 4) -> Tensor:
-    """The sorted severities (N,) of a recipe's draws, for `rank`: 2 x rank has the mean 1 over the recipe."""
-    return _table(DegradationRecipe.load(recipe), scale)
 
 
 def true_severity(
@@ -83,16 +59,8 @@ def _harm(measures: DegradationMeasures) -> tuple[Tensor, ...]:
     return measures.blur, measures.noise, -measures.jpeg, -measures.resize
 
 
-def _draws(recipe: DegradationRecipe) -> DegradationParameters:
-    return recipe.sample(sample_keys(0, 0, torch.arange(DRAWS)))
-
-
 @functools.lru_cache(maxsize=16)
 def _measure_tables(recipe: DegradationRecipe, scale: int) -> tuple[Tensor, ...]:
-    measures = degradation_measures(_draws(recipe), scale=scale)
+    drawn = recipe.sample(sample_keys(0, 0, torch.arange(DRAWS)))
+    measures = degradation_measures(drawn, scale=scale)
     return tuple(value.sort().values for value in _harm(measures))
-
-
-@functools.lru_cache(maxsize=16)
-def _table(recipe: DegradationRecipe, scale: int) -> Tensor:
-    return severity(_draws(recipe), scale=scale).sort().values

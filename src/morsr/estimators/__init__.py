@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from morsr.estimators.base import DegradationEstimator, DegradationScores, build_estimator, score_statistics
+from morsr.estimators.base import DegradationEstimator, DegradationScores, build_estimator
 
-__all__ = ["DegradationEstimator", "DegradationScores", "build_estimator", "score_statistics"]
+__all__ = ["DegradationEstimator", "DegradationScores", "build_estimator"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -118,36 +118,6 @@ class DegradationEstimator(nn.Module):
     def train(self, mode: bool = True) -> DegradationEstimator:
         """Estimators stay in evaluation mode: the router's input must not change with the mode of the model."""
         return super().train(False)
-
-
-@torch.no_grad()
-def score_statistics(
-    estimator: DegradationEstimator, batches: Iterable[Tensor], *, minimum: int = 1000
-) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation of the scores over degraded images: the calibration pass of the router's input.
-
-    Made once before training and then frozen: running statistics drift and differ between devices. The paper leaves
-    the standardisation open. A dimension that never moves gets deviation 1.
-
-    Args:
-        estimator: any estimator.
-        batches: batches of images (B, 3, H, W) in [0, 1]; sizes may differ between batches.
-        minimum: how many images are needed.
-
-    Returns:
-        mean and deviation, both (D,) float32 on the CPU.
-
-    Raises:
-        InputError: fewer than `minimum` images came.
-    """
-    scores = [estimator(batch).scores.double().cpu() for batch in batches]
-    count = sum(len(part) for part in scores)
-    if count < max(minimum, 2):
-        raise InputError(f"calibration: expected at least {max(minimum, 2)} images, got {count}")
-    stacked = torch.cat(scores)
-    deviation = stacked.std(dim=0)
-    deviation = torch.where(deviation < 1e-4, torch.ones_like(deviation), deviation)
-    return stacked.mean(dim=0).float(), deviation.float()
 
 
 def build_estimator(spec: DegradationEstimator | Mapping[str, Any] | str, **settings: Any) -> DegradationEstimator:

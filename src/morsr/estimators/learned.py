@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import torch
 from einops import rearrange, reduce
 from torch import Tensor, nn
 
-from morsr.errors import ConfigError, WeightsError
+from morsr.errors import WeightsError
 from morsr.estimators.base import DegradationEstimator
 from morsr.estimators.statistics import dct_profile, image_statistics, image_traces
 from morsr.estimators.views import native_crops, pad_to_smallest
@@ -23,53 +22,36 @@ FORMAT = 1
 _MARK = "morsr.degradation_net"
 
 
-class DegradationNet(nn.Module):
-    """Crops at native resolution to one number in [0, 1] per name.
+LIMIT = 8.0
+"""Standardised statistics are clipped to this many standard deviations."""
 
-    Fixed statistics (spectrum, blocks, noise, edges, DCT energies, traces of resizing) go through a small MLP to the
-    ranks of blur, noise, JPEG and resize, and to their mean. Beside them, if asked for, three strided convolutions,
-    each read out as the log root mean square of its channels over the crop; their strides multiply to 8, the side of
-    a JPEG block, and crops start on the grid.
+
+def crop_statistics(crops: Tensor) -> Tensor:
+    """What the network reads of crops (N, 3, h, w) in [0, 1], h and w at least 16: (N, S)."""
+    known = torch.stack(list(image_statistics(crops).values()), dim=1)
+    return torch.cat([known, dct_profile(crops), image_traces(crops)], dim=1)
+
+
+class DegradationNet(nn.Module):
+    """A small MLP from the statistics of a crop to the ranks of blur, noise, JPEG and resize, and to their mean.
 
     Args:
-        width: channels of the three convolutions; empty leaves them out.
-        hidden: width of the MLP.
-        dropout: on its first hidden units, in training only.
-        traces: also read `image_traces`.
-        limit: standardised statistics are clipped to this many deviations.
-
-    Raises:
-        ConfigError: another number of convolutions than three or none, or a width below 1.
+        hidden: width.
+        dropout: on the first hidden units, in training only.
     """
 
-    def __init__(
-        self,
-        *,
-        width: Sequence[int] = (),
-        hidden: int = 512,
-        dropout: float = 0.3,
-        traces: bool = True,
-        limit: float = 8.0,
-    ) -> None:
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(self, *, hidden: int = 512, dropout: float = 0.3) -> None:
         super().__init__()
-        if len(width) not in (0, 3) or min(*width, hidden, hidden) < 1:
-            raise ConfigError(
-                f"width and hidden: expected three positive widths or none, and one, got {list(width)} and {hidden}"
-            )
-        self.settings = {"width": list(width), "hidden": hidden, "dropout": dropout, "traces": traces, "limit": limit}
-        self.traces, self.limit = traces, limit
-        kernels = ((3, 5), *((channels, 3) for channels in width[:-1]))
-        self.stages = nn.ModuleList(
-            nn.Conv2d(before, after, side, stride=2, padding=side // 2, padding_mode="replicate")
-            for (before, side), after in zip(kernels, width, strict=False)
-        )
-        count = self.fixed(torch.full((1, 3, 16, 16), 0.5)).shape[1]
+        self.settings = {"hidden": hidden, "dropout": dropout}
+        count = crop_statistics(torch.full((1, 3, 16, 16), 0.5)).shape[1]
         self.register_buffer("mean", torch.zeros(count))
         self.register_buffer("deviation", torch.ones(count))
-        self.norm = nn.LayerNorm(sum(width)) if width else None
         self.head = nn.Sequential(
             nn.Identity(),  # keeps the numbers of the layers in files
-            nn.Linear(sum(width) + count, hidden),
+            nn.Linear(count, hidden),
             nn.GELU(),
             nn.Dropout(dropout),
             nn.Linear(hidden, hidden // 2),
@@ -78,32 +60,14 @@ class DegradationNet(nn.Module):
         )
 
     @torch.no_grad()
-    def fixed(self, crops: Tensor) -> Tensor:
-        """The statistics of crops (N, 3, h, w) in [0, 1] that no training changes: (N, S)."""
-        parts = [torch.stack(list(image_statistics(crops).values()), dim=1), dct_profile(crops)]
-        return torch.cat([*parts, image_traces(crops)] if self.traces else parts, dim=1)
+    def set_standardization(self, statistics: Tensor) -> None:
+        """Take mean and deviation from the statistics (N, S) of some hundreds of crops."""
+        self.mean.copy_(statistics.mean(dim=0))
+        self.deviation.copy_(statistics.std(dim=0).clamp_min(1e-2))
 
-    @torch.no_grad()
-    def set_standardization(self, fixed: Tensor) -> None:
-        """Take mean and deviation from the fixed statistics (N, S) of some hundreds of crops."""
-        self.mean.copy_(fixed.mean(dim=0))
-        self.deviation.copy_(fixed.std(dim=0).clamp_min(1e-2))
-
-    def forward(self, crops: Tensor, fixed: Tensor | None = None) -> Tensor:
-        """Crops (N, 3, h, w) in [0, 1], h and w at least 16, to (N, 5) in [0, 1], ordered as NAMES.
-
-        `fixed` (N, S) are their statistics where they are known already; without convolutions the crops are then not
-        looked at.
-        """
-        fixed = self.fixed(crops) if fixed is None else fixed
-        parts = [((fixed - self.mean) / self.deviation).clamp(-self.limit, self.limit)]
-        if self.norm is not None:
-            hidden, pooled = crops - 0.5, []
-            for stage in self.stages:
-                hidden = nn.functional.gelu(stage(hidden))
-                pooled.append((hidden.square().mean(dim=(2, 3)) + 1e-6).log())
-            parts.insert(0, self.norm(torch.cat(pooled, dim=1)))
-        return self.head(torch.cat(parts, dim=1)).sigmoid()
+    def forward(self, statistics: Tensor) -> Tensor:
+        """Ranks (N, 5) in [0, 1], ordered as NAMES, of what `crop_statistics` gives (N, S)."""
+        return self.head(((statistics - self.mean) / self.deviation).clamp(-LIMIT, LIMIT)).sigmoid()
 
 
 def save_net(path: str | Path, net: DegradationNet, *, half: bool = True) -> None:
@@ -111,7 +75,7 @@ def save_net(path: str | Path, net: DegradationNet, *, half: bool = True) -> Non
     dtype = torch.float16 if half else torch.float32
     # the statistics' mean and deviation reach beyond what 16 bits resolve
     state = {
-        key: value.detach().cpu().to(dtype if key.startswith(("stages", "head")) else torch.float32).contiguous()
+        key: value.detach().cpu().to(dtype if key.startswith("head") else torch.float32).contiguous()
         for key, value in net.state_dict().items()
     }
     metadata = {"kind": _MARK, "format": str(FORMAT), "names": json.dumps(NAMES), "settings": json.dumps(net.settings)}
@@ -141,8 +105,8 @@ def load_net(path: str | Path) -> DegradationNet:
             f"estimator weights {path}: expected {_MARK} of format {FORMAT}, got {metadata or 'no metadata'}"
         )
     try:
-        # what earlier files do not name: they had no traces, and a limit of 4
-        net = DegradationNet(**{"traces": False, "limit": 4.0, **json.loads(metadata["settings"])})
+        settings = json.loads(metadata["settings"])
+        net = DegradationNet(hidden=settings["hidden"], dropout=settings["dropout"])
         net.load_state_dict(state)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise WeightsError(f"estimator weights {path}: do not fit their own settings ({error})") from error
@@ -179,5 +143,5 @@ class LearnedEstimator(DegradationEstimator):
 
     def estimate(self, lr: Tensor) -> Tensor:
         crops = native_crops(pad_to_smallest(lr))
-        outputs = self.net(rearrange(crops, "b k c h w -> (b k) c h w"))
+        outputs = self.net(crop_statistics(rearrange(crops, "b k c h w -> (b k) c h w")))
         return reduce(outputs, "(b k) d -> b d", "mean", b=len(lr))

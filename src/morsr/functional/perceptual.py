@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def feature_distance(first: Sequence[Tensor], second: Sequence[Tensor]) -> Tensor:
-    """Square distance of feature vectors of unit length, averaged over places, images and levels; from 0 to 4.
+def feature_distances(first: Sequence[Tensor], second: Sequence[Tensor]) -> Tensor:
+    """Square distance of feature vectors of unit length, averaged over places and levels; (B,) from 0 to 4.
 
     LPIPS without its learned weights per channel.
 
@@ -19,19 +19,11 @@ def feature_distance(first: Sequence[Tensor], second: Sequence[Tensor]) -> Tenso
 
     Source: Zhang et al., "The Unreasonable Effectiveness of Deep Features" (arXiv 1801.03924), eq. 1 with w = 1.
     """
-    terms = [
-        (F.normalize(a.float(), dim=1, eps=1e-6) - F.normalize(b.float(), dim=1, eps=1e-6)).square().sum(1).mean()
-        for a, b in zip(first, second, strict=True)
-    ]
-    return torch.stack(terms).mean()
+    pairs = zip(first, second, strict=True)
+    units = [[F.normalize(level.float(), dim=1, eps=1e-6) for level in pair] for pair in pairs]
+    return torch.stack([(one - other).square().sum(1).mean((1, 2)) for one, other in units]).mean(0)
 
 
-def feature_distances(first: Sequence[Tensor], second: Sequence[Tensor]) -> Tensor:
-    """`feature_distance` of every image of a batch, (B,)."""
-    pairs = list(zip(first, second, strict=True))
-    return torch.stack(
-        [
-            feature_distance([a[i : i + 1] for a, _ in pairs], [b[i : i + 1] for _, b in pairs])
-            for i in range(len(pairs[0][0]))
-        ]
-    )
+def feature_distance(first: Sequence[Tensor], second: Sequence[Tensor]) -> Tensor:
+    """`feature_distances`, averaged over the images."""
+    return feature_distances(first, second).mean()

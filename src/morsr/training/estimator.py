@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch import Tensor
 from morsr.degradation import DegradationMeasures, DegradationRecipe, true_severity
 from morsr.degradation.severity import measure_ranks
 from morsr.errors import ConfigError, InputError
-from morsr.estimators.learned import NAMES, DegradationNet, save_net
+from morsr.estimators.learned import NAMES, DegradationNet, crop_statistics, save_net
 from morsr.functional.corrupt import add_gaussian_noise, jpeg, resize
 from morsr.functional.kernels import reflect_pad
 from morsr.functional.utilization import spearman
@@ -94,9 +94,8 @@ class LearnedEstimatorTraining(SeededTraining):
 
     Args:
         out: file for the weights (.safetensors), written at the end.
-        width: channels of the network's convolutions; empty leaves them out.
-        hidden: width of its MLP.
-        dropout: of its MLP.
+        hidden: width of the network.
+        dropout: of its first layer.
         recipe: recipe among whose draws the ranks are taken; the data module's own.
         single_share: share of images with a single factor or none.
         replay: how many earlier images are learned again beside every new one. Degrading an image costs far more than
@@ -114,7 +113,6 @@ class LearnedEstimatorTraining(SeededTraining):
         self,
         *,
         out: str = "runs/estimator/estimator.safetensors",
-        width: Sequence[int] = (),
         hidden: PositiveInt = 512,  # type: ignore[valid-type]
         dropout: ClosedUnitInterval = 0.3,  # type: ignore[valid-type]
         recipe: str = "realesrgan",
@@ -133,10 +131,10 @@ class LearnedEstimatorTraining(SeededTraining):
             raise ConfigError(f"fill: expected a share below 1, with replay where it is above 0; got {fill}, {replay}")
         self.out, self.recipe, self.single_share = Path(out), recipe, single_share
         self.replay, self.pool, self.fill = replay, pool, fill
-        self._seen: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._seen: list[tuple[Tensor, Tensor]] = []
         self.standardized: Tensor
         self.register_buffer("standardized", torch.tensor(0))
-        self.net = DegradationNet(width=width, hidden=hidden, dropout=dropout)
+        self.net = DegradationNet(hidden=hidden, dropout=dropout)
         self._validation: list[tuple[Tensor, Tensor]] = []
 
     def trained(self) -> list[dict[str, Any]]:
@@ -166,29 +164,27 @@ class LearnedEstimatorTraining(SeededTraining):
         lr, targets = self.mixed(batch)
         filling = self.global_step < self.waiting
         count = 0 if filling else self.replay * len(lr)
-        images, fixed, ranks = self._with_earlier(lr, self.net.fixed(lr), targets, count)
+        statistics, ranks = self._with_earlier(crop_statistics(lr), targets, count)
         if filling:
             return None
         if int(self.standardized) < STANDARDIZED:
-            self.net.set_standardization(torch.stack([item[1] for item in self._seen]))
+            self.net.set_standardization(torch.stack([known for known, _ in self._seen]))
             self.standardized.fill_(len(self._seen))
-        loss = F.mse_loss(self.net(images, fixed), ranks)
-        self.log("train/mse", loss, prog_bar=True, batch_size=len(images))
+        loss = F.mse_loss(self.net(statistics), ranks)
+        self.log("train/mse", loss, prog_bar=True, batch_size=len(ranks))
         return loss
 
-    def _with_earlier(self, lr: Tensor, fixed: Tensor, targets: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Images, statistics and targets: those of the batch, which go into the pool, and `count` earlier ones."""
-        # without convolutions nothing is learned from the pixels
-        pixels = (lr if self.net.norm is not None else lr[:, :, :1, :1]).mul(255).round().byte()
-        fresh = list(zip(pixels, fixed, targets, strict=True))
+    def _with_earlier(self, statistics: Tensor, targets: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """Statistics and targets: those of the batch, which go into the pool, and `count` earlier ones."""
+        fresh = list(zip(statistics, targets, strict=True))
         chosen = [self._seen[place] for place in torch.randperm(len(self._seen))[:count].tolist()]
         for item in fresh:  # a full pool forgets at random
             if len(self._seen) < self.pool:
                 self._seen.append(item)
             else:
                 self._seen[int(torch.randint(self.pool, ()))] = item
-        images, statistics, ranks = (torch.stack(parts) for parts in zip(*fresh, *chosen, strict=True))
-        return images.float() / 255, statistics, ranks
+        known, ranks = (torch.stack(parts) for parts in zip(*fresh, *chosen, strict=True))
+        return known, ranks
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["pool"] = [torch.stack(part).cpu() for part in zip(*self._seen, strict=True)]
@@ -197,10 +193,10 @@ class LearnedEstimatorTraining(SeededTraining):
         self._seen = list(zip(*(part.unbind() for part in checkpoint["pool"]), strict=True))
 
     def on_train_start(self) -> None:
-        self._seen = [(a.to(self.device), b.to(self.device), c.to(self.device)) for a, b, c in self._seen]
+        self._seen = [(known.to(self.device), ranks.to(self.device)) for known, ranks in self._seen]
 
     def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
-        self._validation.append((self.net(batch["lr"]).cpu(), self.targets(batch).cpu()))
+        self._validation.append((self.net(crop_statistics(batch["lr"])).cpu(), self.targets(batch).cpu()))
 
     def on_validation_epoch_end(self) -> None:
         if self._validation:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from morsr.errors import ConfigError, InputError, MissingDependencyError
 from morsr.estimators.frequency import FrequencyEstimator
-from morsr.estimators.learned import LearnedEstimator
+from morsr.estimators.learned import LearnedEstimator, crop_statistics
 from morsr.estimators.statistics import image_statistics, luma_chroma
 from morsr.estimators.views import CROP, GRID
 from morsr.functional.resample import edge_index
@@ -76,7 +76,7 @@ class TensorGenerator(nn.Module):
         """Degradation scores (1, D), as the estimator gives them, of an image of at least 128 pixels a side."""
         estimator, (crops, weights) = self.generator.estimator, _crops(lr)
         if isinstance(estimator, LearnedEstimator):
-            scores = (estimator.net(crops) * weights).sum(0, keepdim=True)
+            scores = (estimator.net(crop_statistics(crops)) * weights).sum(0, keepdim=True)
         elif isinstance(estimator, FrequencyEstimator):
             parts = image_statistics(crops)
             values = [(parts[name] * weights[:, 0]).sum(0, keepdim=True) for name in estimator.statistics]
