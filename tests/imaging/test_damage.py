@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import resource
@@ -133,34 +134,18 @@ print(json.dumps(attack({count}, seed=1)))
     assert found["grown"] < 200 * 1024, "kilobytes"
 
 
-@pytest.mark.parametrize("count", [100, pytest.param(1000, marks=pytest.mark.slow)])
+@pytest.mark.slow  # tests/net has fewer bits and more readers
 @pytest.mark.parametrize("channels", [3, 4])
-def test_a_flipped_bit_of_a_png_is_never_read(count: int, channels: int):
+def test_a_flipped_bit_of_a_png_is_never_read(channels: int):
     data, rng, accepted = encoded(Image.fromarray(SMOOTH[..., :channels]), "PNG"), random.Random(0), 0
-    for _ in range(count):
+    for _ in range(1000):
         flipped = bytearray(data)
         flipped[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
         Path("flipped.png").write_bytes(flipped)
         for reader in (read, read_rgb):
-            try:
+            with contextlib.suppress(InputError):
                 reader("flipped.png")
                 accepted += 1
-            except InputError:
-                pass
-    assert accepted == 0
-
-
-def test_a_damaged_png_that_somebody_opened_is_not_read():
-    data = encoded(Image.fromarray(SMOOTH[..., :3]), "PNG")
-    rng, start, accepted = random.Random(0), data.index(b"IDAT") + 8, 0
-    for _ in range(100):
-        flipped = bytearray(data)
-        flipped[rng.randrange(start, len(data) - 20)] ^= 1 << rng.randrange(8)
-        try:
-            image = read(Image.open(BytesIO(flipped)))
-            accepted += not np.array_equal(image.pixels, SMOOTH[..., :3])
-        except InputError:
-            pass
     assert accepted == 0
 
 
@@ -171,16 +156,12 @@ def test_a_flipped_bit_of_a_tiff_is_found_as_often_as_by_pillow(compression: str
     for _ in range(150):
         flipped = bytearray(data)
         flipped[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
-        try:
+        with contextlib.suppress(InputError):
             read(bytes(flipped))
             ours += 1
-        except InputError:
-            pass
-        try:
+        with contextlib.suppress(Exception):
             Image.open(BytesIO(flipped)).load()
             theirs += 1
-        except Exception:
-            continue
     assert ours <= theirs + 3
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import resource
 import stat
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -296,29 +294,6 @@ def test_a_format_is_known_by_its_content_and_chosen_by_its_name():
     assert read("in.png").format == "JPEG"
     assert file_format("a.JFIF") == file_format("a", "jpeg") == "JPEG"
     assert read(Path("in.png").read_bytes()).size == (24, 33)
-
-
-def test_a_canvas_is_written_without_holding_it():
-    script = """
-import resource, sys
-import numpy as np
-from morsr.imaging import Canvas, read, write
-write(read(np.zeros((8, 8, 3), np.uint8)), "warm.png")
-side = int(sys.argv[1])
-canvas = Canvas((side, side, 3), np.uint8, folder=".")
-for top in range(0, side, 128):
-    canvas.values[top : top + 128] = np.arange(side, dtype=np.uint8)[:, None]
-    canvas.release()
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-write(read(np.zeros((8, 8, 3), np.uint8)), "out.png", samples=canvas)
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
-"""
-    small, large = (
-        int(subprocess.run([sys.executable, "-c", script, side], capture_output=True, check=True, text=True).stdout)
-        for side in ("1024", "4096")
-    )
-    assert large - small < 20 * 1024, "48 MB were written"
-    assert image_size("out.png") == (4096, 4096)
 
 
 def test_forked_workers_read_and_never_hang():
