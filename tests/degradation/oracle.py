@@ -28,9 +28,8 @@ _alias.rgb_to_grayscale = torchvision.transforms.functional.rgb_to_grayscale
 sys.modules.setdefault(_alias.__name__, _alias)
 pytest.importorskip("basicsr", reason="the reference operators: pip install 'morsr[reference]'")
 
-OPERATORS, UTILS, FILTER, NIQE = (
-    importlib.import_module(f"basicsr.{name}")
-    for name in ("data.degradations", "utils", "utils.img_process_util", "metrics.niqe")
+OPERATORS, UTILS, FILTER = (
+    importlib.import_module(f"basicsr.{name}") for name in ("data.degradations", "utils", "utils.img_process_util")
 )
 SIDE = 21
 

@@ -91,7 +91,7 @@ class ClipEstimator(DegradationEstimator):
         self.size = int(self.vision.config.image_size)  # type: ignore[arg-type]
         self.register_buffer("text_embeddings", embeddings)
         self.register_buffer("temperature", torch.tensor(float(temperature or scale)))
-        for name, value in zip(("pixel_mean", "pixel_std"), _pixel_statistics(Path(source)), strict=True):
+        for name, value in (("pixel_mean", PIXEL_MEAN), ("pixel_std", PIXEL_STD)):
             self.register_buffer(name, torch.tensor(value).view(1, 3, 1, 1), persistent=False)
 
     def settings(self) -> dict[str, Any]:
@@ -261,9 +261,3 @@ def _embed(whole: Any, tokenizer: Any, prompts: PromptSet) -> Tensor:
 
     pairs = zip(prompts.positive, prompts.negative, strict=True)
     return torch.stack([torch.stack([side(positive), side(negative)]) for positive, negative in pairs])
-
-
-def _pixel_statistics(folder: Path) -> tuple[Sequence[float], Sequence[float]]:
-    file = folder / "preprocessor_config.json"
-    content = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    return content.get("image_mean", PIXEL_MEAN), content.get("image_std", PIXEL_STD)

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 _NETWORKS = ("vae", "unet")
 _STAGES = ("conv_in", "down_blocks", "mid_block", "up_blocks", "conv_out")
-_PARTS = ("resnets", "attentions", "downsamplers", "upsamplers")
 
 
 def block_of(layer: str) -> str:
@@ -27,8 +26,8 @@ def block_of(layer: str) -> str:
 def flow_order(layers: Sequence[str]) -> list[int]:
     """Positions of the layers in the order in which an image passes them: VAE encoder, then the UNet from in to out.
 
-    diffusers registers a UNet's up blocks before its middle block and a block's attentions before its ResNets, so the
-    order of registration is not the order of the data. Names of other networks keep their order, behind these.
+    diffusers registers a UNet's up blocks before its middle block, so that the order of registration is another one.
+    Names within a block, and those of other networks behind these, keep their order.
 
     >>> flow_order(["unet.up_blocks.0.resnets.0.conv1", "unet.mid_block.resnets.0.conv1", "vae.encoder.conv_in"])
     [2, 1, 0]
@@ -36,17 +35,10 @@ def flow_order(layers: Sequence[str]) -> list[int]:
     return sorted(range(len(layers)), key=lambda index: (_place(layers[index]), index))
 
 
-def _place(layer: str) -> tuple[int, ...]:
+def _place(layer: str) -> tuple[int, int, int]:
     parts = layer.split(".")
     network = _NETWORKS.index(parts[0]) if parts[0] in _NETWORKS else len(_NETWORKS)
-    found = next(((index, part) for index, part in enumerate(parts) if part in _STAGES), None)
-    if found is None:
-        return (network, 1)
-    index, stage = found
-    rest = parts[index + 1 :]
-    block = int(rest.pop(0)) if stage in ("down_blocks", "up_blocks") and rest and rest[0].isdigit() else 0
-    if len(rest) < 2 or rest[0] not in _PARTS or not rest[1].isdigit():
-        return (network, _STAGES.index(stage), block)
-    part = _PARTS.index(rest[0])
-    sampler = part >= _PARTS.index("downsamplers")
-    return (network, _STAGES.index(stage), block, int(sampler), int(rest[1]), part)
+    for part, following in zip(parts, [*parts[1:], ""], strict=True):
+        if part in _STAGES:
+            return network, _STAGES.index(part), int(following) if following.isdigit() else 0
+    return network, 1, 0
