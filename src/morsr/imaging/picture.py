@@ -128,12 +128,10 @@ class Picture:
 
     def restored(self, rgb: Tensor, alpha: Tensor | None = None) -> Picture:
         """This picture with restored pixels; arguments as for `samples`."""
-        return self.with_samples(self.samples(rgb, alpha))
-
-    def with_samples(self, samples: NDArray[Any]) -> Picture:
-        """This picture with samples (H, W, C) from `samples`."""
-        alpha = None if self.alpha is None else samples[..., -1]
-        return replace(self, pixels=samples[..., : self.pixels.shape[2]], alpha=alpha)
+        samples = self.samples(rgb, alpha)
+        return replace(
+            self, pixels=samples[..., : self.pixels.shape[2]], alpha=None if alpha is None else samples[..., -1]
+        )
 
     def stacked(self) -> NDArray[Any]:
         """The picture's samples (H, W, C), alpha last."""
@@ -149,7 +147,7 @@ class Picture:
             rank, dtype = self.array
             samples = samples.astype(dtype, copy=False)
             return samples[..., 0] if rank == 2 else samples
-        return samples if self.dtype != np.uint8 and self.channels > 1 else to_pil(self)
+        return samples if self.dtype != np.uint8 and samples.shape[2] > 1 else to_pil(self)
 
 
 def from_array(array: NDArray[Any]) -> Picture:
