@@ -160,9 +160,14 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-if __name__ == "__main__":
-    chosen = parse()
-    result = run(chosen)
+def main(arguments: list[str] | None = None) -> None:
+    """Run, print the table and write the JSON."""
+    options = parse(arguments)
+    result = run(options)
     print(", ".join(f"{key} {value}" for key, value in result["settings"].items()) + "\n")
     print_table(result["rows"])
-    chosen.out.write_text(json.dumps(result, indent=1) + "\n")
+    options.out.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -255,16 +255,6 @@ def test_wrong_keys_are_refused(keys: Any) -> None:
         DegradationRecipe().sample(keys)
 
 
-def test_json_lines_round_trip() -> None:
-    parameters = DegradationRecipe(sharpen=True, single=SingleRecipe(share=0.3)).sample(torch.arange(20) - 10)
-    text = parameters.to_jsonl(extra=[{"file": f"{place}.png"} for place in range(20)])
-    read = DegradationParameters.from_jsonl(text)
-    assert read.rows() == parameters.rows()
-    for ours, theirs in zip(_columns(read).values(), _columns(parameters).values(), strict=True):
-        np.testing.assert_array_equal(ours, theirs)
-    assert (read.key.dtype, read.sharpen.dtype) == (torch.int64, torch.bool)
-
-
 @pytest.mark.parametrize("text", ["", "{}", "not json", '{"key": 1}'])
 def test_wrong_json_lines_are_refused(text: str) -> None:
     whole = DegradationRecipe().sample(torch.arange(1)).to_jsonl()

@@ -6,8 +6,6 @@ import itertools
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from scenes import blurred, compressed, noisy, scene
 
 from morsr.errors import ConfigError, InputError
@@ -44,17 +42,10 @@ def test_any_size_is_finite_and_independent_of_batch_mates(estimator, size):
     assert whole.scores.shape == (3, estimator.dim) == (3, len(whole.names))
     for values in (whole.scores, whole.severity):
         assert bool(((values >= 0) & (values <= 1)).all())
+    assert bool((whole.severity >= whole.scores[:, -1] - 1e-6).all()), "no less than the worst"
     turned = estimator(images.flip(0))
     torch.testing.assert_close(turned.scores.flip(0), whole.scores, atol=1e-4, rtol=0)
     torch.testing.assert_close(estimator(images[1:2]).scores, whole.scores[1:2], atol=1e-4, rtol=0)
-
-
-@given(height=st.integers(1, 150), width=st.integers(1, 150), seed=st.integers(0, 9))
-def test_scores_are_in_range_and_severity_is_no_less_than_the_worst(height, width, seed):
-    image = torch.rand((1, 3, height, width), generator=torch.Generator().manual_seed(seed))
-    result = build_estimator("frequency", worst=True)(image)
-    assert bool(((result.scores >= 0) & (result.scores <= 1)).all())
-    assert result.scores[0, -1] - 1e-6 <= result.severity[0] <= 1
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

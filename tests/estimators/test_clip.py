@@ -10,7 +10,7 @@ import torch
 
 from morsr.errors import ConfigError, InputError, WeightsError
 from morsr.estimators import build_estimator
-from morsr.estimators.clip import ClipEstimator, load_prompts
+from morsr.estimators.clip import load_prompts
 
 transformers = pytest.importorskip("transformers")
 
@@ -85,15 +85,6 @@ def test_scores_are_the_softmax_of_the_models_own_logits(clip_folder, temperatur
     assert result.names[1] == "blur"
     kinds = expected[:, [result.names.index(name) for name in ("blur", "noise", "compression")]]
     torch.testing.assert_close(result.severity, 1 - (1 - kinds).prod(dim=1), atol=2e-5, rtol=1e-4)
-
-
-def test_without_a_temperature_the_scores_hardly_move(clip_folder):
-    images = torch.rand(8, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(1)) ** 2
-    spread = [
-        build_estimator("clip", model=clip_folder, temperature=tau)(images).scores.std(dim=0).mean()
-        for tau in (1.0, None)
-    ]
-    assert spread[1] > 5 * spread[0]
 
 
 def test_a_file_stores_a_hub_id_and_the_weights_digest(clip_folder, tmp_path):
@@ -200,30 +191,6 @@ def test_missing_weights_say_what_would_do(tmp_path):
         build_estimator("clip", model=[tmp_path / "nothing", tmp_path], local_files_only=True)
     with pytest.raises(ConfigError, match="temperature"):
         build_estimator("clip", model=tmp_path, temperature=-1.0)
-
-
-@pytest.mark.parametrize(
-    ("patch", "width", "inner", "layers", "heads", "projection"),
-    [(32, 768, 3072, 12, 12, 512), (14, 1024, 4096, 24, 16, 768)],
-)
-def test_true_shapes(patch, width, inner, layers, heads, projection):
-    """ViT-B/32 and ViT-L/14 at their true sizes, without memory: every shape is checked on the meta device."""
-    config = transformers.CLIPVisionConfig(
-        hidden_size=width, intermediate_size=inner, num_hidden_layers=layers, num_attention_heads=heads,
-        patch_size=patch, image_size=224, projection_dim=projection,
-    )  # fmt: skip
-    estimator = ClipEstimator.__new__(ClipEstimator)
-    torch.nn.Module.__init__(estimator)
-    with torch.device("meta"):
-        estimator.vision = transformers.CLIPVisionModelWithProjection(config)
-        estimator.size = 224
-        estimator.text_embeddings = torch.empty(7, 2, projection)
-        estimator.temperature = torch.tensor(100.0)
-        estimator.pixel_mean, estimator.pixel_std = torch.zeros(1, 3, 1, 1), torch.ones(1, 3, 1, 1)
-        scores = estimator.estimate(torch.empty(2, 3, 500, 300))
-    count = sum(parameter.numel() for parameter in estimator.parameters())
-    assert scores.shape == (2, 7)
-    assert count == {32: 87_849_216, 14: 303_966_208}[patch]
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-LUMA = (0.299, 0.587, 0.114)
+from morsr.functional.color import LUMA
+
 BAND_EDGES = (0.0, 0.06, 0.14, 0.27, 0.75)  # cycles per pixel; the last reaches past the corner of the spectrum
 BAND_NAMES = ("band_low", "band_mid", "band_high", "band_top")
 # zigzag ranges of the 8 x 8 DCT (sum of the two indices), from coarse to fine

@@ -25,7 +25,7 @@ from morsr.evaluation.specialisation import Specialisation, specialise
 from morsr.files import save_tensors
 from morsr.functional.layer_names import block_of, flow_order
 from morsr.functional.routing import effective_ranks, gate_mass, slot_load
-from morsr.functional.utilization import active_ranks, load_share, mid_ranks, zero_share
+from morsr.functional.utilization import load_share, mid_ranks, zero_share
 from morsr.imaging.files import read_planes
 from morsr.models.routed import routed_update
 
@@ -195,7 +195,7 @@ class RoutingTable:
 
     def active_ranks(self) -> Tensor:
         """Ranks (I, L) with a gate: the shared ones and those of the chosen real experts."""
-        return active_ranks(self.zero_share(), self.top_k, self.num_shared, expert_rank=self.expert_rank)
+        return self.num_shared + self.top_k * self.expert_rank * (1 - self.zero_share())
 
     def gate_mass(self) -> Tensor:
         """Sum (I, L) of the gates of real experts; a count of ranks says nothing of it."""

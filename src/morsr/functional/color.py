@@ -1,4 +1,4 @@
-"""Give a restored image the colours of the image it was made from: wavelet and AdaIN correction, in any strength."""
+"""Luma, and a restored image with the colours of the image it was made from: the wavelet and the AdaIN transform."""
 
 from __future__ import annotations
 
@@ -8,8 +8,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+LUMA = (0.299, 0.587, 0.114)
+"""Weights of red, green and blue in the luma of ITU-R BT.601."""
+
 COLOR_METHODS = ("wavelet", "adain", "none")
 WAVELET_LEVELS = 5
+
+
+def luma(images: Tensor) -> Tensor:
+    """Luma (B, 1, H, W) of RGB images (B, 3, H, W)."""
+    return (images * images.new_tensor(LUMA).view(1, 3, 1, 1)).sum(dim=1, keepdim=True)
 
 
 def wavelet_halo(levels: int = WAVELET_LEVELS) -> int:

@@ -15,11 +15,11 @@ from einops import rearrange
 from torch import Tensor
 
 from morsr.errors import InputError
+from morsr.functional.color import LUMA
 from morsr.functional.kernels import filter_images
 
 RESIZE_MODES = ("area", "bilinear", "bicubic")
 
-_LUMA = (0.299, 0.587, 0.114)
 _CHROMA = ((-0.168736, -0.331264, 0.5), (0.5, -0.418688, -0.081312))
 _CHROMA_TO_RGB = ((0.0, 1.402), (-0.344136, -0.714136), (1.772, 0.0))
 _GRAY = (0.2989, 0.587, 0.114)
@@ -222,7 +222,7 @@ def jpeg(images: Tensor, quality: Tensor) -> Tensor:
     levels = images.mul(255).sub_(128)
     quarter = levels[..., ::2, :] + levels[..., 1::2, :]
     quarter = (quarter[..., ::2] + quarter[..., 1::2]).mul_(0.25)
-    luma = torch.einsum("bchw,c->bhw", levels, images.new_tensor(_LUMA)).unsqueeze(1)
+    luma = torch.einsum("bchw,c->bhw", levels, images.new_tensor(LUMA)).unsqueeze(1)
     chroma = torch.einsum("bchw,dc->bdhw", quarter, images.new_tensor(_CHROMA))
 
     luma_table, chroma_table = (table.to(images.device) for table in jpeg_tables(quality))

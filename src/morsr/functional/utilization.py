@@ -86,18 +86,6 @@ def zero_share(chosen_LBK: Tensor, num_real: int) -> Tensor:
     return (chosen_LBK >= num_real).float().mean(-1)
 
 
-def active_ranks(zero_share_LB: Tensor, top_k: int, num_shared: int, *, expert_rank: int = 1) -> Tensor:
-    """Ranks (L, B) that really run: the shared ones and those of the chosen real experts.
-
-    Args:
-        zero_share_LB: as from `zero_share`.
-        top_k: chosen slots per image and layer.
-        num_shared: ranks that are always on.
-        expert_rank: ranks of one routed expert: 1 for a mixture of ranks, more where whole LoRAs are the experts.
-    """
-    return num_shared + top_k * expert_rank * (1 - zero_share_LB)
-
-
 def mid_ranks(values: Tensor) -> Tensor:
     """Ranks (I,) of a vector from 1 to I in float64; equal values share the mean of their ranks."""
     _, inverse, counts = values.unique(return_inverse=True, return_counts=True)

@@ -19,9 +19,9 @@ from PIL import Image
 from torch import Tensor
 
 from morsr.errors import InputError
+from morsr.functional.color import luma
 from morsr.functional.resample import unit_range
 
-LUMA = (0.299, 0.587, 0.114)
 ORIENTATION = 0x0112
 LOSSY_GRAY = 3 / 255
 """Largest difference between the channels of a gray image that a lossy format stored in colour."""
@@ -119,8 +119,7 @@ class Picture:
         if (alpha is None) != (self.alpha is None):
             raise InputError("expected alpha with the colours if and only if the picture has alpha")
         if self.gray:
-            rgb = (rgb * rgb.new_tensor(LUMA).view(1, 3, 1, 1)).sum(dim=1, keepdim=True)
-            rgb = rgb.expand(-1, self.pixels.shape[2], -1, -1)
+            rgb = luma(rgb).expand(-1, self.pixels.shape[2], -1, -1)
         planes = rgb if alpha is None else torch.cat([rgb, alpha], dim=1)
         values = planes[0].permute(1, 2, 0).clamp(0, 1).cpu().numpy()
         white = _white(self.dtype)

@@ -15,9 +15,8 @@ import torch
 from torch import Tensor
 
 from morsr.errors import WeightsError
-from morsr.functional.color import ChannelStatistics, adain_apply, wavelet_halo, wavelet_low
+from morsr.functional.color import ChannelStatistics, adain_apply, luma, wavelet_halo, wavelet_low
 from morsr.functional.resample import bicubic_window
-from morsr.imaging.picture import LUMA
 from morsr.restoring.settings import Settings
 
 if TYPE_CHECKING:
@@ -214,8 +213,7 @@ def finished_rows(image: Tensor, lr: Tensor, settings: Settings) -> Iterator[Ten
 def gray_like(images: Tensor, lr: Tensor) -> Tensor:
     """Restored images (B, 3, H, W) without colour where the input (B, 3, h, w) has none."""
     gray = (lr == lr[:, :1]).flatten(1).all(dim=1).to(images.device).view(-1, 1, 1, 1)
-    luma = (images * images.new_tensor(LUMA).view(1, 3, 1, 1)).sum(dim=1, keepdim=True)
-    return torch.where(gray, luma, images)
+    return torch.where(gray, luma(images), images)
 
 
 def _statistics(parts: Iterator[Tensor]) -> ChannelStatistics:
