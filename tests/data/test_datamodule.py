@@ -198,7 +198,7 @@ def test_pairs_of_a_script_are_those_of_the_data_module(make_data: Make):
 
 
 def test_images_of_one_size_share_a_batch_and_others_do_not(make_data: Make, photos: Path):
-    data = make_data(val=str(photos), val_batch_size=7, num_workers=1)
+    data = make_data(val=str(photos), val_batch_size=7)
     with pytest.raises(ConfigError, match="val_batch_size"):
         list(data.val_dataloader())
     data = make_data(val=str(photos), val_batch_size=7, val_crop=32)
@@ -237,16 +237,14 @@ def test_a_loop_of_ones_own_sees_new_samples_in_every_epoch(make_data: Make, pho
     assert [keys for keys, _ in again] == [batch["key"].tolist() for batch in batches(make_data(), 4)]
 
 
-@pytest.mark.parametrize(("stop", "before", "after"), [(3, 0, 2), (8, 1, 0), (11, 0, 0)])
-def test_a_resumed_run_sees_what_a_straight_one_sees(
-    make_data: Make, mixed: dict[str, Any], tmp_path: Path, stop: int, before: int, after: int
-):
+def test_a_resumed_run_sees_what_a_straight_one_sees(make_data: Make, mixed: dict[str, Any], tmp_path: Path):
     run = fit(make_data(**mixed), tmp_path, steps=13)
     assert run.epochs == [0] * 8 + [1] * 5
     assert len({tuple(keys) for keys, _ in run.seen}) == 13
-    head = fit(make_data(**mixed, num_workers=before), tmp_path, steps=stop).seen
-    tail = fit(make_data(**mixed, num_workers=after), tmp_path, steps=13, resume=tmp_path / "end.ckpt").seen
-    assert head + tail == run.seen
+    for stop, before, after in ((3, 0, 2), (8, 1, 0), (11, 0, 0)):  # number of steps, workers before and after
+        head = fit(make_data(**mixed, num_workers=before), tmp_path, steps=stop).seen
+        tail = fit(make_data(**mixed, num_workers=after), tmp_path, steps=13, resume=tmp_path / "end.ckpt").seen
+        assert head + tail == run.seen
 
 
 def test_resume_from_a_checkpoint_written_during_validation(make_data: Make, tmp_path: Path, photos: Path):

@@ -116,7 +116,7 @@ def test_known_widths() -> None:
 def test_the_blur_measure_is_what_the_chain_does_to_edges(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pipeline_module, "jpeg", lambda image, quality: image)
     quiet = {f"{stage}__{name}": 0 for stage in ("first", "second") for name in ("noise_kind", "noise_level")}
-    parameters = _change(RECIPE.sample(torch.arange(50)), **quiet)
+    parameters = _change(RECIPE.sample(torch.arange(30)), **quiet)
     side, count = 192, len(parameters)
     responses = []
     for turned in (False, True):

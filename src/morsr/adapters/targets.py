@@ -55,7 +55,7 @@ def expand_targets(targets: Sequence[str]) -> tuple[tuple[str, tuple[re.Pattern[
     for target in targets:
         preset, _, prefix = target.partition("@")
         if prefix and preset not in PRESETS:
-            raise ConfigError(f"unknown target preset {preset!r}; there are {', '.join(PRESETS)}")
+            raise ConfigError(f"target {target!r}: no preset {preset!r}; there are {', '.join(PRESETS)}")
         patterns = PRESETS.get(preset, (target,))
         if prefix:
             patterns = tuple(rf"{re.escape(prefix)}\.(?:{pattern})" for pattern in patterns)
