@@ -82,8 +82,10 @@ def inject(
     torch.Size([5, 4])
     """
     places = list(module_places(model))
-    layers = [place.name for place in _chosen(places, config.targets)]
-    saved = [place.name for place in _chosen_modules(places, config.modules_to_save)]
+    layers = _matching(places, config.targets, "targets", (nn.Linear, nn.modules.conv._ConvNd))
+    saved = _matching(places, config.modules_to_save, "modules_to_save", (nn.Module,))
+    # a module inside another is part of that one
+    saved = [one for one in saved if not one.startswith(tuple(f"{other}." for other in saved))]
     return inject_by_name(
         model, config, layers, saved, condition_dim=condition_dim, name=name, score_names=score_names, router=router
     )
@@ -168,30 +170,19 @@ def add_saved_modules(model: nn.Module, report: InjectionReport, modules: Sequen
     report.saved += tuple(place.name for place in new)
 
 
-def _chosen(places: Sequence[Place], targets: Sequence[str]) -> list[Place]:
-    """Adaptable layers that the targets name, in the model's order."""
-    found: dict[str, Place] = {}
-    for target, patterns in expand_targets(targets):
-        hits = [place for place in places if any(matches(pattern, place.name) for pattern in patterns)]
-        layers = [place for place in hits if isinstance(place.original, (nn.Linear, nn.modules.conv._ConvNd))]
-        if not layers:
-            raise ConfigError(f"targets: {target!r} matches no Linear or Conv2d layer; see named_modules()")
-        for place in layers:
-            _check_adaptable(place)
-        found.update({place.name: place for place in layers})
-    return [place for place in places if place.name in found]
-
-
-def _chosen_modules(places: Sequence[Place], patterns: Sequence[str]) -> list[Place]:
-    """Modules that are trained whole; one inside another is part of that one."""
-    found: list[Place] = []
+def _matching(
+    places: Sequence[Place], patterns: Sequence[str], setting: str, kinds: tuple[type[nn.Module], ...]
+) -> list[str]:
+    """Names of the modules of some kinds that patterns name, in the model's order; every pattern must name one."""
+    found: set[str] = set()
+    fitting = [place.name for place in places if isinstance(place.original, kinds)]
     for target, compiled in expand_targets(patterns):
-        hits = [place for place in places if any(matches(pattern, place.name) for pattern in compiled)]
+        hits = [name for name in fitting if any(matches(pattern, name) for pattern in compiled)]
         if not hits:
-            raise ConfigError(f"modules_to_save: {target!r} matches no module; see named_modules()")
-        found += [hit for hit in hits if hit not in found]
-    names = {place.name for place in found}
-    return [p for p in found if not any(p.name.startswith(f"{other}.") for other in names)]
+            wanted = " or ".join(kind.__name__.strip("_") for kind in kinds)
+            raise ConfigError(f"{setting}: {target!r} matches no {wanted}; see named_modules()")
+        found.update(hits)
+    return [name for name in fitting if name in found]
 
 
 def _kind(base: nn.Module) -> type[nn.Module] | None:
