@@ -18,6 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from morsr.adapters.base_check import check_base, prints_of_layers
 from morsr.adapters.config import MoRConfig
 from morsr.adapters.inject import (
     RouterFactory,
@@ -26,7 +27,6 @@ from morsr.adapters.inject import (
     add_saved_modules,
     inject_by_name,
     layers_of_set,
-    module_places,
     report_of,
     saved_modules,
 )
@@ -38,7 +38,6 @@ from morsr.files import save_tensors
 
 FORMAT, FORMAT_VERSION = "morsr-adapters", 3
 _DTYPES = {"F64", "F32", "F16", "BF16"}
-_SAMPLES = 256
 _UNKNOWN_TO_03 = ("dtype",)  # settings of release 0.1 that changed nothing in a result
 
 
@@ -231,28 +230,6 @@ def _copy_saved(model: nn.Module, name: str, tensors: Mapping[str, Tensor]) -> N
                 value.copy_(tensors[f"saved.{one}:{key}"])
 
 
-def fingerprint(weight: Tensor) -> list[float]:
-    """Mean size of a sample of a weight and of its first half; equal to 1 % for one weight in whatever precision."""
-    if weight.device.type == "meta":
-        return []
-    flat = weight.detach().reshape(-1)
-    sample = flat[:: max(1, flat.numel() // _SAMPLES)].abs().double()
-    return [sample.mean().item(), sample[: max(1, sample.numel() // 2)].mean().item()]
-
-
-def prints_of_layers(model: nn.Module, name: str = "generator") -> list[dict[str, Any]]:
-    """Name, shape and fingerprint of every base weight under a set, by which a base is known again."""
-    return [
-        {"name": layer_name, "shape": list(layer.weight.shape), "print": fingerprint(layer.weight)}
-        for layer_name, layer, _ in layers_of_set(model, name)
-    ]
-
-
-def same_fingerprint(one: list[float], other: list[float]) -> bool:
-    """Whether two fingerprints may be of one weight; an empty one is never compared."""
-    return not (one and other) or all(abs(a - b) <= 0.01 * abs(b) + 1e-6 for a, b in zip(one, other, strict=True))
-
-
 def _open(path: str | os.PathLike[str], read: Callable[[Any, dict[str, Any], dict[str, str]], Any]) -> Any:
     """Call a function with an open adapter file and its checked header; whatever is wrong becomes a WeightsError."""
     path = Path(path)
@@ -357,31 +334,6 @@ def _check_tensors(
             raise WeightsError(f"{path}: {key}: expected shape {wanted[key]}, got {tuple(value.shape)}")
         if not value.isfinite().all():
             raise WeightsError(f"{path}: {key} holds NaN or infinity")
-
-
-def check_base(path: str | os.PathLike[str], header: Mapping[str, Any], model: nn.Module) -> None:
-    """Refuse adapters of other layers or weights than a model's; what the base is called does not count.
-
-    Args:
-        path: what the message calls the adapters.
-        header: its layers (see `prints_of_layers`), base_id, and saved, the modules that were trained whole.
-        model: the base, with or without adapters.
-
-    Raises:
-        WeightsError: with the first layer that differs.
-    """
-    places = {place.name: place.original for place in module_places(model)}
-    known = f" (made for {header['base_id']!r})" if header.get("base_id") else ""
-    for layer in header.get("layers", ()):
-        name = layer["name"]
-        weight = getattr(places.get(name), "weight", None)
-        if not isinstance(weight, Tensor) or list(weight.shape) != layer["shape"]:
-            got = "no such layer" if not isinstance(weight, Tensor) else f"shape {list(weight.shape)}"
-            raise WeightsError(f"{path}: another base{known}: {name}: expected shape {layer['shape']}, got {got}")
-        if not same_fingerprint(fingerprint(weight), layer["print"]):
-            raise WeightsError(f"{path}: another base{known}: the weights of {name} differ")
-    if missing := [one for one in header.get("saved", ()) if one not in places]:
-        raise WeightsError(f"{path}: another base{known}: no module {missing[0]} here")
 
 
 def _check_same(path: str | os.PathLike[str], report: InjectionReport, header: dict[str, Any]) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from morsr.adapters import MoRConfig, load_adapters, read_adapters_header, read_attached
-from morsr.adapters.files import check_base
+from morsr.adapters.base_check import check_base
 from morsr.adapters.inject import add_saved_modules
 from morsr.errors import ConfigError, WeightsError
 from morsr.estimators import build_estimator

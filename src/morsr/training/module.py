@@ -24,7 +24,7 @@ from morsr.adapters import (
     save_adapters,
     start_from_adapters,
 )
-from morsr.adapters.files import prints_of_layers
+from morsr.adapters.base_check import prints_of_layers
 from morsr.adapters.inject import add_saved_modules
 from morsr.errors import ConfigError, WeightsError
 from morsr.estimators import DegradationEstimator, build_estimator
