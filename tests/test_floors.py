@@ -18,10 +18,17 @@ FLOORS = {
     # Estimators stand under the models: loading a generator builds the estimator that its router was trained with.
     "adapters": 2, "degradation": 2, "estimators": 2, "imaging": 2,
     "functional": 1,
-    "errors": 0, "files": 0, "cli_errors": 0,
+    "errors": 0, "files": 0, "hub": 0, "cli_errors": 0,
 }  # fmt: skip
 # On the top floor the command line is made of its commands; on all others neighbours stay apart.
-NEIGHBOURS = {("files", "errors"), ("cli", "commands"), ("cli", "cli_parser"), ("__main__", "cli")}
+NEIGHBOURS = {
+    ("files", "errors"),
+    ("hub", "errors"),
+    ("hub", "files"),
+    ("cli", "commands"),
+    ("cli", "cli_parser"),
+    ("__main__", "cli"),
+}
 
 # A heavy package and the only places that may import it, as module prefixes.
 ONLY_IN = {

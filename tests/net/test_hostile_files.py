@@ -138,7 +138,7 @@ def test_no_checkpoint_runs_code(
 def test_what_is_fetched_is_said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     import huggingface_hub
 
-    from morsr.models.bases.reading import fetch
+    from morsr.hub import fetch
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *args, **options: "folder")

@@ -15,6 +15,7 @@ from morsr.adapters.base_check import check_base
 from morsr.adapters.inject import add_saved_modules
 from morsr.errors import ConfigError, WeightsError
 from morsr.estimators import build_estimator
+from morsr.hub import fetch, repository_of
 from morsr.models.bases import load_base, package_weights
 from morsr.models.generator import OneStepConfig, OneStepGenerator
 from morsr.models.saving import ADAPTERS_FILE, CONFIG_FILE, DECODER_FOLDER, read_description
@@ -43,7 +44,7 @@ def find_model(name_or_path: str | os.PathLike[str], **hub: Any) -> Path:
     """Return the file or folder of a model: a path as it is, a shipped preset, or the download of a hub repository.
 
     Args:
-        name_or_path: file, folder, preset, or hub id such as "user/model".
+        name_or_path: file, folder, preset, or hub id such as "user/model" or "user/model@revision".
         hub: revision, cache_dir, token, local_files_only, as `huggingface_hub.snapshot_download` takes them.
 
     Raises:
@@ -60,23 +61,16 @@ def find_model(name_or_path: str | os.PathLike[str], **hub: Any) -> Path:
     shipped = shipped_adapters()
     if name in shipped:
         return shipped[name]
-    if name.count("/") == 1 and not name.startswith((".", "/", "~")) and not Path(name).suffix:
-        return _download(name, **hub)
+    if repository_of(name) is not None and not name.endswith((".safetensors", ".ckpt")):
+        try:
+            return fetch(name, ["*.safetensors", "*.json", "*.txt"], **hub)
+        except WeightsError as error:
+            raise WeightsError(
+                f"{name}: no such file or folder here, and not to be had from the hub ({error})"
+            ) from error
     raise WeightsError(
         f"{name}: no such adapters file or folder, and no shipped preset has this name ({', '.join(sorted(shipped))})"
     )
-
-
-def _download(repository: str, **hub: Any) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(repository, allow_patterns=["*.safetensors", "*.json", "*.txt"], **hub))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise WeightsError(
-            f"{repository}: no such file or folder here, and not to be had from the hub ({_first_line(error)})"
-        ) from error
 
 
 def load_generator(

@@ -15,6 +15,7 @@ from morsr import __version__
 from morsr.adapters import save_adapters
 from morsr.errors import ConfigError, InputError, WeightsError
 from morsr.files import write_text
+from morsr.hub import repository_of
 from morsr.models.bases import SHIPPED_BASES, Base, save_network
 from morsr.models.bases.reading import HUB_IDS
 from morsr.models.generator import OneStepGenerator
@@ -170,7 +171,9 @@ def read_description(folder: Path) -> dict[str, Any] | None:
 
 def is_portable(source: str) -> bool:
     """Whether a base can be loaded by this name on another machine: a preset or a hub id, not a folder of this one."""
-    return source in (*SHIPPED_BASES, *HUB_IDS) or (source.count("/") == 1 and not Path(source).expanduser().is_dir())
+    return source in (*SHIPPED_BASES, *HUB_IDS) or (
+        repository_of(source) is not None and not Path(source).expanduser().is_dir()
+    )
 
 
 def _with_files(spec: Mapping[str, Any], folder: Path) -> dict[str, Any]:

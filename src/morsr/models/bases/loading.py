@@ -56,8 +56,8 @@ def load_base(
 
     Args:
         source: a preset ("tiny" and "tiny-fidelity" are in the package; "sd21", "sd-turbo" are hub ids tried in
-            order), a local diffusers folder, a hub id, a list of folders and ids tried in order, or "random:sd21" and
-            the like for random weights in a published model's shapes.
+            order), a local diffusers folder, a hub id (org/name or org/name@revision), a list of folders and ids tried
+            in order, or "random:sd21" and the like for random weights in a published model's shapes.
         decoder: an AutoencoderTiny that decodes in place of the base's own autoencoder: "taesd", "tiny" (in the
             package, for the base of that name), a folder, a hub id, a list of them, or "random:taesd".
             None: the base's own.

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from morsr.errors import ConfigError, WeightsError
 from morsr.files import printable
+from morsr.hub import PICKLES, fetch, half_patterns, half_precision, repository_of
 from morsr.models.bases.base import PROMPTS_FILE
 
 POSITIVE_PROMPT = "A high-resolution, 8K, ultra-realistic image with sharp focus, vibrant colors, and natural lighting."
@@ -55,63 +56,72 @@ _T = TypeVar("_T")
 
 
 def first_readable(source: str | os.PathLike[str] | Sequence[str], read: Callable[[Path, str], _T], what: str) -> _T:
-    """Read the first of several sources that is there.
+    """Read the first of several sources that can be read, with a line on the error stream for each one that cannot.
 
     Args:
         source: a folder, a hub id, the name of a preset in `HUB_IDS`, or a list of folders and ids.
-        read: given a local folder and the name it was asked for under; what it raises is not caught.
+        read: given a local folder and the name it was asked for under.
         what: what the message calls the thing that is read.
 
     Raises:
-        WeightsError: none of them is there; the message names them all and says why.
+        WeightsError: none of them can be read; the message names them all and says why.
+        ConfigError: what `read` raises of the only one.
     """
     if isinstance(source, (str, os.PathLike)):
         candidates: Sequence[str] = HUB_IDS.get(os.fspath(source), (os.fspath(source),))
     else:
         candidates = [os.fspath(one) for one in source]
-    tried = []
     files = _DECODER_FILES if what == "decoder" else _BASE_FILES
-    for candidate in candidates:
-        folder = Path(candidate).expanduser()
-        if folder.is_dir():
-            return read(folder, folder.resolve().name)
-        if folder.is_file():
-            raise WeightsError(f"{candidate}: is a single file; expected {_layout(what)}")
-        if candidate.count("/") != 1 or candidate.startswith((".", "/", "~")):
-            tried.append(f"{candidate} (no such folder)")
-            continue
+    failed = []
+    for place, candidate in enumerate(candidates, start=1):
         try:
-            folder = fetch(candidate, files)
-        except WeightsError as error:
-            tried.append(f"{candidate} ({error})")
-            continue
-        return read(folder, candidate)
+            folder, name = _folder_of(candidate, files, what)
+        except _NotThereError as error:
+            failed.append(f"{candidate} ({error})")
+        else:
+            try:
+                return read(folder, name)
+            except (WeightsError, ConfigError) as error:
+                said = type(error)(str(error).replace(str(folder), candidate))
+                if len(candidates) == 1:
+                    raise said from error
+                failed.append(str(said) if candidate in str(said) else f"{candidate} ({said})")
+        if place < len(candidates):
+            print(f"morsr: no {what} from {printable(failed[-1])}; trying the next", file=sys.stderr, flush=True)
     example = HUB_IDS["taesd" if what == "decoder" else "sd21"]
     raise WeightsError(
-        f"no {what} could be loaded; tried {'; '.join(tried) or 'nothing'}. Give {_layout(what)}, "
+        f"no {what} could be loaded; tried {'; '.join(failed) or 'nothing'}. Give {_layout(what)}, "
         f"or a hub id such as {' or '.join(example)}"
     )
 
 
+class _NotThereError(Exception):
+    """Neither a folder nor a repository that can be fetched."""
+
+
+def _folder_of(candidate: str, files: Sequence[str], what: str) -> tuple[Path, str]:
+    """The folder of a base or decoder, and the name that it was asked for under."""
+    folder = Path(candidate).expanduser()
+    if folder.is_dir():
+        return folder, folder.resolve().name
+    if folder.is_file():
+        raise _NotThereError(f"is a single file; expected {_layout(what)}")
+    if repository_of(candidate) is None:
+        raise _NotThereError("no such folder")
+    try:
+        folder = fetch(candidate, files)
+        parts = ["", "vae/"] if what == "decoder" else ["unet/", "transformer/", "vae/"]
+        lacking = [part for part in parts if (folder / part / "config.json").is_file()
+                   and not any((folder / part).glob(f"{_WEIGHTS}*safetensors*"))]  # fmt: skip
+        if lacking:
+            fetch(candidate, [pattern for part in lacking for pattern in half_patterns(part, _WEIGHTS)])
+    except WeightsError as error:
+        raise _NotThereError(str(error)) from error
+    return folder, candidate
+
+
 def _layout(what: str) -> str:
     return "a local folder with an AutoencoderTiny's config.json and weights" if what == "decoder" else _LAYOUT
-
-
-def fetch(hub_id: str, patterns: Sequence[str]) -> Path:
-    """Local folder of a hub repository, with the files that match; only what the cache lacks is downloaded.
-
-    Raises:
-        WeightsError: the hub cannot be reached, or has no such repository, and the cache holds none.
-    """
-    from huggingface_hub import constants, snapshot_download, try_to_load_from_cache
-
-    try:
-        cached = (try_to_load_from_cache(hub_id, name) for name in patterns if "*" not in name)
-        if not constants.HF_HUB_OFFLINE and not any(isinstance(path, str) for path in cached):
-            print(f"morsr: fetching {printable(hub_id)} from {constants.ENDPOINT}", file=sys.stderr, flush=True)
-        return Path(snapshot_download(hub_id, allow_patterns=list(patterns)))
-    except (OSError, ValueError) as error:  # unreachable, not found, not allowed, no valid id
-        raise WeightsError(" ".join(str(error).split())[:160] or type(error).__name__) from error
 
 
 def check_parts(folder: Path, *parts: str) -> None:
@@ -196,21 +206,18 @@ def read_network(name: str, folder: Path) -> Any:
 
     kind = getattr(diffusers, name)
     options: dict[str, Any] = {"use_safetensors": True, "torch_dtype": torch.float32, "output_loading_info": True}
-    if not any((folder / f"{_WEIGHTS}.safetensors{end}").is_file() for end in ("", ".index.json")):
-        if (folder / f"{_WEIGHTS}.fp16.safetensors").is_file():
-            options["variant"] = "fp16"
-        else:
-            pickled = "; weights in .bin files are pickles, which are never loaded" if any(folder.glob("*.bin")) else ""
-            raise WeightsError(f"{folder}: there is no {_WEIGHTS}.safetensors{pickled}")
+    if not any(folder.glob(f"{_WEIGHTS}*safetensors*")):
+        raise WeightsError(f"{folder}: there is no {_WEIGHTS}.safetensors; {PICKLES}")
+    options["variant"] = half_precision(folder, _WEIGHTS)
     try:
         network, found = kind.from_pretrained(folder, **options)
     except Exception as error:
         if type(error).__name__ == "SafetensorError" or "safetensors" in str(error).lower():
             raise WeightsError(
-                f"{folder}: its weights file is cut short or not safetensors ({_line(error)})"
+                f"{folder}: its weights file is cut short or not safetensors ({_line(error, folder)})"
             ) from error
         if isinstance(error, (OSError, ValueError, RuntimeError, TypeError)):
-            raise WeightsError(f"{folder}: its weights cannot be read ({_line(error)})") from error
+            raise WeightsError(f"{folder}: its weights cannot be read ({_line(error, folder)})") from error
         raise
     wrong = [f"{len(found[name])} {name.split('_')[0]}, such as {sorted(found[name])[0]}"
              for name in ("missing_keys", "unexpected_keys") if found[name]]  # fmt: skip
@@ -219,8 +226,9 @@ def read_network(name: str, folder: Path) -> Any:
     return network
 
 
-def _line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
+def _line(error: Exception, folder: Path) -> str:
+    """The first line of an error, without the place of a folder that its message names anyway."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].replace(f"{folder}", folder.name)[:200]
 
 
 def read_prompts(
@@ -250,7 +258,7 @@ def read_prompts(
         try:
             prompts = load_file(cached)
         except Exception as error:
-            raise WeightsError(f"{cached}: cut short or not safetensors ({_line(error)})") from error
+            raise WeightsError(f"{cached}: cut short or not safetensors ({_line(error, folder)})") from error
     else:
         texts = {"clean": POSITIVE_PROMPT, "degraded": NEGATIVE_PROMPT, **texts}
     if texts and pipeline is not None:
@@ -286,16 +294,15 @@ def encode_texts(folder: Path, name: str, texts: Sequence[str]) -> Tensor:
     """
     from transformers import CLIPTextModel, CLIPTokenizer
 
-    if not (folder / "text_encoder" / "config.json").is_file() and name.count("/") == 1:
-        folder = fetch(name, _TEXT_FILES)
-    _check_encoder(folder)
+    folder = _with_encoder(folder, name, _TEXT_FILES)
     try:
         tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
         encoder, found = CLIPTextModel.from_pretrained(
-            folder / "text_encoder", use_safetensors=True, dtype=torch.float32, output_loading_info=True
-        )
+            folder / "text_encoder", use_safetensors=True, dtype=torch.float32, output_loading_info=True,
+            variant=half_precision(folder / "text_encoder", "model"),
+        )  # fmt: skip
     except Exception as error:  # safetensors, tokenizers and JSON each raise their own
-        raise WeightsError(f"{folder}: text encoder or tokenizer cannot be read ({_line(error)})") from error
+        raise WeightsError(f"{folder}: text encoder or tokenizer cannot be read ({_line(error, folder)})") from error
     if found["missing_keys"]:
         raise WeightsError(f"{folder}: the text encoder's weights lack {sorted(found['missing_keys'])[0]}")
     length = encoder.config.max_position_embeddings
@@ -312,16 +319,16 @@ def encode_by_pipeline(folder: Path, name: str, texts: Mapping[str, str], pipeli
     """
     import diffusers
 
-    if not (folder / "text_encoder" / "config.json").is_file() and name.count("/") == 1:
-        folder = fetch(name, ("model_index.json", *_TEXT_FILES))
-    _check_encoder(folder)
+    folder = _with_encoder(folder, name, ("model_index.json", *_TEXT_FILES))
     kind = getattr(diffusers, pipeline)
     absent = {part: None for part in ("unet", "transformer", "vae") if part in inspect.signature(kind).parameters}
     index = read_index(folder)
     absent |= {part: None for part in index if part.startswith(("text_", "token")) and not (folder / part).is_dir()}
     found: dict[str, Tensor] = {}
     try:
-        pipe = kind.from_pretrained(folder, **absent, torch_dtype=torch.float32, use_safetensors=True)
+        halves = {half_precision(part, "model") for part in folder.glob("text_encoder*")}
+        half = "fp16" if "fp16" in halves else None
+        pipe = kind.from_pretrained(folder, **absent, torch_dtype=torch.float32, use_safetensors=True, variant=half)
         options: dict[str, Any] = {"prompt_2": None, "prompt_3": None, "do_classifier_free_guidance": False}
         options = {
             key: value for key, value in options.items() if key in inspect.signature(pipe.encode_prompt).parameters
@@ -333,14 +340,21 @@ def encode_by_pipeline(folder: Path, name: str, texts: Mapping[str, str], pipeli
             if len(output) == 4:
                 found[f"{side}_pooled"] = output[2].float()
     except (OSError, ValueError, RuntimeError, TypeError, SafetensorError) as error:
-        raise WeightsError(f"{folder}: text encoders cannot be read ({_line(error)})") from error
+        raise WeightsError(f"{folder}: text encoders cannot be read ({_line(error, folder)})") from error
     return found
 
 
-def _check_encoder(folder: Path) -> None:
+def _with_encoder(folder: Path, name: str, files: Sequence[str]) -> Path:
+    """The folder with a base's text encoder: its own, or fetched by its hub id."""
+    if not (folder / "text_encoder" / "config.json").is_file() and repository_of(name) is not None:
+        folder = fetch(name, files)
+        lacking = [part.name for part in folder.glob("text_encoder*") if not any(part.glob("model*safetensors*"))]
+        if lacking:
+            fetch(name, [pattern for part in lacking for pattern in half_patterns(f"{part}/", "model")])
     missing = [part for part in ("text_encoder", "tokenizer") if not (folder / part).is_dir()]
     if missing:
         raise WeightsError(
             f"{folder}: no {PROMPTS_FILE} with fixed embeddings, and no {' and no '.join(missing)} subfolder to make "
             "embeddings with; add one of them, or load adapters, which bring their embeddings along"
         )
+    return folder
