@@ -17,8 +17,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from morsr.adapters import MoRConfig
 from morsr.data import RealESRGANDataModule
-from morsr.models.discriminator import DiscriminatorConfig
-from morsr.training.base_phases import AutoencoderTraining, DecoderTraining, DiffusionTraining
+from morsr.training.base_phases import AutoencoderTraining, DiffusionTraining
 from morsr.training.callbacks import AdapterEMA, StopBetweenSteps
 from morsr.training.checkpoints import AtomicCheckpointIO, read_checkpoint
 from morsr.training.estimator import LearnedEstimatorTraining
@@ -42,12 +41,6 @@ def diffusion(base: Path, out: Path) -> L.LightningModule:
     return DiffusionTraining(base=str(base), out=str(out), warmup=2)
 
 
-def decoder(base: Path, out: Path) -> L.LightningModule:
-    return DecoderTraining(
-        base=str(base), out=str(out), warmup=0, discriminator=DiscriminatorConfig(sees="image", width=4)
-    )
-
-
 def estimator(base: Path, out: Path) -> L.LightningModule:
     return LearnedEstimatorTraining(
         out=f"{out}.safetensors", width=(4, 4, 4), hidden=8, replay=2, pool=5, fill=0.25, single_share=0.5, warmup=0
@@ -55,7 +48,7 @@ def estimator(base: Path, out: Path) -> L.LightningModule:
 
 
 MODULES: dict[str, Callable[[Path, Path], L.LightningModule]] = {
-    made.__name__: made for made in (one_step, autoencoder, diffusion, decoder, estimator)
+    made.__name__: made for made in (one_step, autoencoder, diffusion, estimator)
 }
 
 

@@ -1,4 +1,4 @@
-"""Training of a small base from nothing: its autoencoder, its diffusion UNet, then a decoder that draws detail.
+"""Training of a small base from nothing: its autoencoder, then its diffusion UNet.
 
 The shipped `tiny` base is made by these modules; a pretrained Stable Diffusion needs none of them. All random numbers
 come from torch's global generator, which is seeded for every batch, so a resumed run equals a straight one.
@@ -19,12 +19,8 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from morsr.errors import ConfigError
-from morsr.functional.adversarial import hinge_discriminator, hinge_generator
 from morsr.functional.diffusion import add_noise
-from morsr.models.bases import Base, Condition, StableDiffusion, build_base, load_base, save_network
-from morsr.models.discriminator import DiscriminatorConfig, ImageDiscriminator
-from morsr.models.features import encoder_features
-from morsr.models.losses import Weight
+from morsr.models.bases import Base, Condition, StableDiffusion, build_base, load_base
 from morsr.training.callbacks.adapters import averaged
 from morsr.training.schedules import ScheduleName, learning_rate_factor, total_steps
 
@@ -34,7 +30,7 @@ class SeededTraining(L.LightningModule):
 
     Args:
         lr: peak learning rate.
-        weight_decay, betas: of AdamW.
+        weight_decay: of AdamW.
         warmup: steps of linear rise.
         schedule: "constant" or "cosine".
         seed: of what a training step draws.
@@ -50,11 +46,10 @@ class SeededTraining(L.LightningModule):
         warmup: int,
         schedule: ScheduleName,
         seed: int,
-        betas: tuple[float, float] = (0.9, 0.999),
     ) -> None:
         super().__init__()
         # plain numbers: the types of jsonargparse would not be read back from a checkpoint
-        self.lr, self.weight_decay, self.betas = float(lr), weight_decay, betas
+        self.lr, self.weight_decay = float(lr), weight_decay
         self.warmup, self.schedule, self.seed = int(warmup), schedule, seed
 
     def trained(self) -> list[dict[str, Any]]:
@@ -80,7 +75,7 @@ class SeededTraining(L.LightningModule):
         torch.manual_seed(zlib.crc32(f"{self.seed} {self.global_rank} {key}".encode()))
 
     def configure_optimizers(self) -> Any:
-        optimizer = torch.optim.AdamW(self.trained(), lr=self.lr, betas=self.betas, weight_decay=self.weight_decay)
+        optimizer = torch.optim.AdamW(self.trained(), lr=self.lr, weight_decay=self.weight_decay)
         factor = learning_rate_factor(self.schedule, warmup=self.warmup, total=total_steps(self.trainer) - self.waiting)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: factor(max(0, step - self.waiting)))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
@@ -105,22 +100,7 @@ class BasePhase(SeededTraining):
         rank_zero_info(f"base model written to {self.out}")
 
 
-class AutoencodingPhase(BasePhase):
-    """A phase that reconstructs sharp images."""
-
-    @staticmethod
-    def errors(error: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean size of an error (B, 3, H, W), and that of its differences between neighbours along both axes."""
-        return error.abs().mean(), error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
-
-    def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
-        images = batch["hr"]
-        decoded = self.base.decode(self.base.encode(images * 2 - 1)) / 2 + 0.5
-        error = (decoded.clamp(0, 1) - images).square().mean((1, 2, 3))
-        self.log("val/psnr", (-10 * error.log10()).mean(), prog_bar=True, batch_size=len(images))
-
-
-def some_enlarged(images: Tensor, share: float) -> tuple[Tensor, Tensor]:
+def some_enlarged(images: Tensor, share: float) -> Tensor:
     """Shrink and enlarge some images four times, like those that a one-step generator encodes.
 
     Args:
@@ -128,15 +108,15 @@ def some_enlarged(images: Tensor, share: float) -> tuple[Tensor, Tensor]:
         share: chance of each image.
 
     Returns:
-        The images, and which of them were shrunk (B,).
+        The images.
     """
     small = F.interpolate(images, scale_factor=0.25, mode="area")
     enlarged = F.interpolate(small, size=images.shape[-2:], mode="bicubic").clamp(0, 1)
     chosen = torch.rand(len(images), device=images.device) < share
-    return torch.where(chosen.view(-1, 1, 1, 1), enlarged, images), chosen
+    return torch.where(chosen.view(-1, 1, 1, 1), enlarged, images)
 
 
-class AutoencoderTraining(AutoencodingPhase):
+class AutoencoderTraining(BasePhase):
     """Trains the autoencoder of a new base on sharp images.
 
     The loss is the L1 between image and reconstruction and between their differences of neighbouring pixels, and a
@@ -186,15 +166,22 @@ class AutoencoderTraining(AutoencodingPhase):
         return [{"params": list(self.base.vae.parameters())}]
 
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
-        images = some_enlarged(batch["hr"], self.enlarged_share)[0] * 2 - 1
+        images = some_enlarged(batch["hr"], self.enlarged_share) * 2 - 1
         latents = self.base.encode(images)
         square = latents.square().mean()
         self.latent_square.lerp_(square.detach(), 0.01)
         noise = self.latent_noise * square.detach().sqrt() * torch.randn_like(latents)
-        reconstruction, edges = self.errors(self.base.decode(latents + noise) - images)
+        error = self.base.decode(latents + noise) - images
+        reconstruction, edges = error.abs().mean(), error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
         self.log("train/reconstruction", reconstruction, prog_bar=True)
         self.log("train/latent_deviation", self.latent_square.sqrt())
         return reconstruction + self.edge_weight * edges + self.latent_penalty * square
+
+    def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
+        images = batch["hr"]
+        decoded = self.base.decode(self.base.encode(images * 2 - 1)) / 2 + 0.5
+        error = (decoded.clamp(0, 1) - images).square().mean((1, 2, 3))
+        self.log("val/psnr", (-10 * error.log10()).mean(), prog_bar=True, batch_size=len(images))
 
     def write(self) -> None:
         self.base.vae.register_to_config(scaling_factor=float(1 / self.latent_square.sqrt()))
@@ -274,104 +261,3 @@ class DiffusionTraining(BasePhase):
         named_clean = is_clean & (torch.rand(count, device=device) >= self.dropout)
         prompt = torch.where(named_clean.view(-1, 1, 1), self.prompts["clean"], self.prompts["degraded"])
         return F.mse_loss(self.base.predict(noisy, timesteps, Condition(prompt)), noise)
-
-
-class DecoderTraining(AutoencodingPhase):
-    """Trains the decoder of a finished base against a discriminator of the image; encoder and latents stay.
-
-    A decoder trained on differences of pixels alone leaves out the detail that its latents do not fix, and no adapter
-    before it can bring that back. The result is a folder in the layout of AutoencoderTiny, given as `decoder` of a
-    generator on this base: the base and all adapters for it stay valid. Loss: L1 between image and reconstruction and
-    between their differences of neighbours, differences of features of the frozen encoder, and the hinge loss of an
-    `ImageDiscriminator` on sharp images.
-
-    Args:
-        base: folder, hub id or shipped preset of a base whose autoencoder is an AutoencoderTiny.
-        out: folder for the decoder.
-        discriminator: settings of the discriminator; it has to see images.
-        gan: weight of the adversarial term (0.05 from the first step).
-        features: weight of the L1 of features, relative to their standard deviation.
-        edge_weight, enlarged_share, latent_noise: as for `AutoencoderTraining`; the discriminator sees none enlarged.
-        betas, lr, weight_decay, warmup, schedule, seed: see `SeededTraining`; the discriminator has a rate in its
-            settings and follows the same schedule.
-
-    Raises:
-        ConfigError: a base with another kind of autoencoder, or a discriminator of latents.
-
-    Source: L1 with an adversarial loss for an autoencoder as in VQGAN (arXiv 2012.09841) and latent diffusion
-    (arXiv 2112.10752, appendix G).
-    """
-
-    def __init__(
-        self,
-        *,
-        base: str,
-        out: str,
-        discriminator: DiscriminatorConfig | None = None,
-        gan: Weight | None = None,
-        features: float = 0.1,
-        edge_weight: float = 1.0,
-        enlarged_share: ClosedUnitInterval = 0.25,  # type: ignore[valid-type]
-        latent_noise: float = 0.05,
-        betas: tuple[float, float] = (0.5, 0.99),
-        lr: PositiveFloat = 5e-4,  # type: ignore[valid-type]
-        weight_decay: float = 0.0,
-        warmup: NonNegativeInt = 50,  # type: ignore[valid-type]
-        schedule: ScheduleName = "cosine",
-        seed: int = 0,
-    ) -> None:
-        super().__init__(
-            out=out, lr=lr, weight_decay=weight_decay, warmup=warmup, schedule=schedule, seed=seed, betas=betas
-        )
-        config = discriminator or DiscriminatorConfig(sees="image")
-        if config.sees != "image":
-            raise ConfigError(f"discriminator.sees: expected image, got {config.sees}")
-        self.base = load_base(base)
-        kind = type(self.base.vae).__name__
-        if kind != "AutoencoderTiny":
-            raise ConfigError(f"base {base}: expected an AutoencoderTiny as its autoencoder, got {kind}")
-        self.gan, self.features, self.edge_weight = gan or Weight(weight=0.05), features, edge_weight
-        self.enlarged_share, self.latent_noise = enlarged_share, latent_noise
-        self.base.requires_grad_(False)
-        self.base.vae.decoder.requires_grad_(True)
-        self.base.to(memory_format=torch.channels_last)
-        self.discriminator = ImageDiscriminator(config)
-
-    def trained(self) -> list[dict[str, Any]]:
-        return [
-            {"params": list(self.base.vae.decoder.parameters())},
-            {"params": list(self.discriminator.parameters()), "lr": self.discriminator.config.lr},
-        ]
-
-    def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
-        images, is_enlarged = some_enlarged(batch["hr"], self.enlarged_share)
-        with torch.no_grad():
-            latents = self.base.encode(images * 2 - 1)
-        noise = self.latent_noise * latents.square().mean().sqrt() * torch.randn_like(latents)
-        decoded = self.base.decode(latents + noise) / 2 + 0.5
-        reconstruction, edges = self.errors(2 * (decoded - images))
-        terms = {"reconstruction": reconstruction, "edges": self.edge_weight * edges}
-        if self.features > 0:
-            terms["features"] = self.features * self._feature_distance(decoded, images)
-        weight, sharp = self.gan.at(self.global_step), ~is_enlarged
-        if weight > 0 and bool(sharp.any()):
-            self.discriminator.requires_grad_(False)
-            terms["gan"] = weight * hinge_generator(self.discriminator(decoded[sharp]))
-            self.discriminator.requires_grad_(True)
-            terms["discriminator"] = hinge_discriminator(
-                self.discriminator(images[sharp]), self.discriminator(decoded[sharp].detach())
-            )
-        self.log_dict({f"train/{name}": value for name, value in terms.items() if name != "reconstruction"})
-        self.log("train/reconstruction", terms["reconstruction"], prog_bar=True)
-        return torch.stack(list(terms.values())).sum()
-
-    def _feature_distance(self, decoded: Tensor, images: Tensor) -> Tensor:
-        with torch.no_grad():
-            wanted = encoder_features(self.base, images)
-        found = encoder_features(self.base, decoded)
-        distances = [(f - w).abs().mean() / w.std().clamp(min=1e-6) for f, w in zip(found, wanted, strict=True)]
-        return torch.stack(distances).mean()
-
-    def write(self) -> None:
-        save_network(self.out, self.base.vae)
-        rank_zero_info(f"decoder written to {self.out}")
