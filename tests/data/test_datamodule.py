@@ -186,10 +186,10 @@ def test_evaluation_batches(make_data: Make, photos: Path, pairs: dict[str, str]
         data.teardown(use)  # named once
 
 
-def test_pairs_of_a_script_are_those_of_the_data_module(make_data: Make):
-    pairs = degraded_pairs(["skimage:eval"], [1, 2], "light", multiple=32, largest=100)
-    assert [pair.stem for pair in pairs][:3] == ["astronaut_s1", "astronaut_s2", "chelsea_s1"]
-    data = make_data(val="skimage:eval", val_seeds=[1, 2], val_multiple=32, val_crop=100)
+def test_pairs_of_a_script_are_those_of_the_data_module(make_data: Make, photos: Path):
+    pairs = degraded_pairs([str(photos)], [1, 2], "light", multiple=32)
+    assert [pair.stem for pair in pairs][:3] == ["photo0_s1", "photo0_s2", "photo1_s1"]
+    data = make_data(val=str(photos), val_seeds=[1, 2], val_multiple=32)
     data.setup("validate")
     for pair, batch in zip(pairs, data.val_dataloader(), strict=True):
         lr = data.finish_batch(batch)["lr"][0].mul(255).round().byte().permute(1, 2, 0).numpy()

@@ -41,8 +41,13 @@ def test_tiles_can_be_added():
 
 
 def test_values_outlive_the_canvas():
-    values = Canvas.of(np.arange(1000), folder=".").values
-    np.testing.assert_array_equal(values, np.arange(1000))
+    def filled() -> np.ndarray:
+        canvas = Canvas((1000,), folder=".")
+        canvas.values[:] = np.arange(1000)
+        canvas.release()
+        return canvas.values
+
+    np.testing.assert_array_equal(filled(), np.arange(1000))
 
 
 def test_a_disk_without_room_is_told_before_the_work():

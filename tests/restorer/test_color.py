@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from morsr.functional.color import adain_apply, channel_statistics, wavelet_halo, wavelet_low
+from morsr.functional.color import ChannelStatistics, adain_apply, wavelet_halo, wavelet_low
 
 sides = st.integers(1, 70)
 
@@ -34,6 +34,10 @@ def test_low_frequencies_see_no_further_than_the_halo():
     images[..., 50, 50] = 1
     touched = wavelet_low(images)[0, 0].nonzero() - 50
     assert touched.abs().max() == wavelet_halo() == 31
+
+
+def channel_statistics(images: torch.Tensor) -> ChannelStatistics:
+    return ChannelStatistics(images.mean((-2, -1), keepdim=True), images.std((-2, -1), keepdim=True, correction=0))
 
 
 @given(height=st.integers(2, 40), width=st.integers(2, 40), strength=st.floats(0, 1))

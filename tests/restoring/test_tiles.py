@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from morsr.functional.color import adain_apply, channel_statistics, wavelet_low
+from morsr.functional.color import ChannelStatistics, adain_apply, wavelet_low
 from morsr.functional.resample import bicubic_window, edge_index
 from morsr.restoring import Settings
 from morsr.restoring.tiles import finished_rows, tile_starts, tiling
@@ -59,6 +59,10 @@ def test_one_tile_hands_over_to_the_next_without_a_step():
     assert (ramp.diff() >= -1e-6).all()
     assert ramp.diff().max() < 0.25
     assert ramp[48] < 0.01 < 0.99 < ramp[63]
+
+
+def channel_statistics(images: torch.Tensor) -> ChannelStatistics:
+    return ChannelStatistics(images.mean((-2, -1), keepdim=True), images.std((-2, -1), keepdim=True, correction=0))
 
 
 def corrected(image: torch.Tensor, lr: torch.Tensor, color: str, strength: float) -> torch.Tensor:

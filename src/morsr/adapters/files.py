@@ -185,10 +185,10 @@ def load_adapters(
     return report
 
 
-def start_from_adapters(path: str | os.PathLike[str], model: nn.Module, *, name: str = "generator") -> str:
-    """Give a set what a file holds of it, by name: all of the same settings, or a plain LoRA as the first shared ranks.
+def start_from_adapters(path: str | os.PathLike[str], model: nn.Module) -> str:
+    """Give the generator's set what a file holds: all of the same settings, or a plain LoRA as the first shared ranks.
 
-    Ranks that the file does not fill keep their initial values, whose update is zero.
+    Layers are found by name. Ranks that the file does not fill keep their initial values, whose update is zero.
 
     Returns:
         One line that says what was taken.
@@ -197,7 +197,7 @@ def start_from_adapters(path: str | os.PathLike[str], model: nn.Module, *, name:
         WeightsError: an unreadable file, another base, or settings of which nothing fits. Nothing has changed then.
     """
     header, tensors = _read_for(path, model)
-    report, config = report_of(model, name), header["config"]
+    report, config = report_of(model), header["config"]
     _check_tensors(path, header, tensors, Router)
     same = config.computing() == report.config.computing() and header["condition_dim"] == report.router.num_scores
     rank = config.stored_ranks
@@ -206,7 +206,7 @@ def start_from_adapters(path: str | os.PathLike[str], model: nn.Module, *, name:
             f"{path}: expected the settings of this run, or a plain LoRA of at most {report.config.num_shared} ranks, "
             f"got {rank} ranks with {config.num_slots} slots"
         )
-    layers = {layer_name: ranks for layer_name, _, ranks in layers_of_set(model, name)}
+    layers = {layer_name: ranks for layer_name, _, ranks in layers_of_set(model, report.name)}
     taken = [layer["name"] for layer in header["layers"] if layer["name"] in layers]
     if not taken:
         raise WeightsError(f"{path}: none of its layers is adapted here")
@@ -219,7 +219,7 @@ def start_from_adapters(path: str | os.PathLike[str], model: nn.Module, *, name:
             for key, value in report.router.state_dict().items():
                 value.copy_(tensors[f"router.{key}"])
         add_saved_modules(model, report, header["saved"])
-        _copy_saved(model, name, tensors)
+        _copy_saved(model, report.name, tensors)
     return f"started from {path}: {rank} ranks in {len(taken)} of {len(layers)} layers"
 
 

@@ -126,7 +126,7 @@ class Router(nn.Module):
         """Whether a calibration pass has fixed what is subtracted and divided by."""
         return bool(self.config.num_slots) and not (bool((self.mean == 0).all()) and bool((self.std == 1).all()))
 
-    def balance_loss(self, routing: Routing, severity: Tensor, *, update: bool = True) -> Tensor:
+    def balance_loss(self, routing: Routing, severity: Tensor) -> Tensor:
         """Balance loss of a routing; zero slots weigh an image by 2 × the rank of its severity, whose mean is 1.
 
         In training mode the running share of choices takes in this batch, over all devices in one reduction; the
@@ -135,7 +135,6 @@ class Router(nn.Module):
         Args:
             routing: of the current batch.
             severity: (B,) in [0, 1], never standardised.
-            update: False leaves the running statistics as they are.
 
         Returns:
             Scalar loss, summed or averaged over layers as the config says.
@@ -147,7 +146,7 @@ class Router(nn.Module):
         low, high = (value.item() for value in severity.aminmax())
         if not (low >= 0 and high <= 1):
             raise InputError(f"severity: expected values in [0, 1], got {low:.4g} to {high:.4g}")
-        if update and self.training:
+        if self.training:
             self._update(routing.chosen)
         weight = 2 * rank(severity, self.severities) if config.balance == "degradation" else None
         with without_autocast(severity.device):

@@ -8,25 +8,22 @@ from typing import Any
 import torch
 
 from morsr.data.dataset import image_key, to_tensor
-from morsr.data.sources import SCALE, Pair, Source, find_photos
+from morsr.data.sources import Pair, Source, find_photos
 from morsr.degradation import DegradationRecipe, apply
 from morsr.errors import InputError
 
 
-def embedded_benchmark(
-    seeds: Iterable[int] = range(5), recipe: Any = "realesrgan", *, multiple: int = 16
-) -> list[Pair]:
+def embedded_benchmark(seeds: Iterable[int] = range(5), recipe: Any = "realesrgan") -> list[Pair]:
     """The benchmark that needs no data: scikit-image's four held-out photographs, degraded with fixed seeds.
 
     Args:
         seeds: one pair per photograph and seed.
         recipe: a DegradationRecipe, a preset's name or a YAML file.
-        multiple: HR sides are cropped to multiples of this.
 
     Returns:
         Pairs ordered by photograph, then seed, with stems such as `coffee_s3`.
     """
-    return degraded_pairs(["skimage:eval"], seeds, recipe, multiple=multiple)
+    return degraded_pairs(["skimage:eval"], seeds, recipe, multiple=16)
 
 
 def degraded_pairs(
@@ -35,8 +32,6 @@ def degraded_pairs(
     recipe: Any = "realesrgan",
     *,
     multiple: int = 64,
-    largest: int | None = None,
-    scale: int = SCALE,
 ) -> list[Pair]:
     """Degrade the photographs of sources on the CPU.
 
@@ -44,7 +39,7 @@ def degraded_pairs(
         sources: lists of HR images.
         seeds: one pair per image and seed.
         recipe: see `DegradationRecipe.load`.
-        multiple, largest, scale: see `Photo.read`.
+        multiple: HR sides are cropped to multiples of this.
 
     Raises:
         InputError: an image that cannot be used, or a pair of files.
@@ -53,11 +48,11 @@ def degraded_pairs(
     for photo in [photo for source in sources for photo in find_photos(source)]:
         if photo.lr is not None:
             raise InputError(f"{photo.hr}: expected photographs, which are degraded here, got pairs of files")
-        hr, _ = photo.read(multiple=multiple, largest=largest, scale=scale)
+        hr, _ = photo.read(multiple=multiple)
         for seed in seeds:
             key = image_key(photo.stem, seed)
             parameters = recipe.sample(torch.tensor([key]))
-            lr = apply(to_tensor(hr)[None].float() / 255, parameters, scale=scale)[0]
+            lr = apply(to_tensor(hr)[None].float() / 255, parameters)[0]
             stem = f"{photo.stem}_s{seed}" if len(seeds) > 1 else photo.stem
             pixels = lr.mul(255).round().byte().permute(1, 2, 0).contiguous().numpy()
             made.append(Pair(stem, hr, pixels, photo.stem, parameters, seed, key))

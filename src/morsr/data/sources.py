@@ -19,7 +19,7 @@ import importlib.util
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -232,10 +232,9 @@ def distinct_names(roots: Mapping[str, Path]) -> dict[str, str]:
     return named
 
 
-def some(names: Iterable[str], most: int = 5) -> str:
-    """The first names of a list and how many more there are."""
-    names = list(names)
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+def some(names: Sequence[str]) -> str:
+    """The first five names and how many more there are."""
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def _single(where: str, root: str | None) -> list[Photo]:

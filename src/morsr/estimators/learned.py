@@ -70,12 +70,11 @@ class DegradationNet(nn.Module):
         return self.head(((statistics - self.mean) / self.deviation).clamp(-LIMIT, LIMIT)).sigmoid()
 
 
-def save_net(path: str | Path, net: DegradationNet, *, half: bool = True) -> None:
-    """Write a network and its settings as one safetensors file, by default with 16-bit weights."""
-    dtype = torch.float16 if half else torch.float32
+def save_net(path: str | Path, net: DegradationNet) -> None:
+    """Write a network and its settings as one safetensors file, with 16-bit weights."""
     # the statistics' mean and deviation reach beyond what 16 bits resolve
     state = {
-        key: value.detach().cpu().to(dtype if key.startswith("head") else torch.float32).contiguous()
+        key: value.detach().cpu().to(torch.float16 if key.startswith("head") else torch.float32).contiguous()
         for key, value in net.state_dict().items()
     }
     metadata = {"kind": _MARK, "format": str(FORMAT), "names": json.dumps(NAMES), "settings": json.dumps(net.settings)}

@@ -17,28 +17,26 @@ GRID = 3
 SMALLEST = 16
 
 
-def pad_to_smallest(images: Tensor, smallest: int = SMALLEST) -> Tensor:
-    """Replicate the border (B, C, H, W) to at least `smallest` pixels a side, so that strips have statistics too."""
+def pad_to_smallest(images: Tensor) -> Tensor:
+    """Replicate the border (B, C, H, W) to at least 16 pixels a side, so that strips have statistics too."""
     height, width = images.shape[-2:]
-    right, bottom = max(0, smallest - width), max(0, smallest - height)
+    right, bottom = max(0, SMALLEST - width), max(0, SMALLEST - height)
     return F.pad(unit_range(images), (0, right, 0, bottom), mode="replicate") if right or bottom else images
 
 
-def _starts(length: int, crop: int, grid: int, step: int) -> list[int]:
+def _starts(length: int, crop: int, grid: int) -> list[int]:
+    """Multiples of 8, which keeps a JPEG grid where it is."""
     count = min(grid, -(-length // crop))
-    if count == 1:
-        return [0]
-    return [round(index * (length - crop) / (count - 1)) // step * step for index in range(count)]
+    return [round(index * (length - crop) / max(count - 1, 1)) // 8 * 8 for index in range(count)]
 
 
-def native_crops(images: Tensor, *, crop: int = CROP, grid: int = GRID, step: int = 8) -> Tensor:
+def native_crops(images: Tensor, *, crop: int = CROP, grid: int = GRID) -> Tensor:
     """Crops at native resolution on a regular grid: noise and 8-pixel blocks do not survive down-scaling.
 
     Args:
         images: (B, C, H, W).
         crop: side of a crop in pixels; a shorter image gives its whole side.
         grid: at most so many crops along each side, so that the cost is bounded.
-        step: crops start at multiples of it, which keeps a JPEG grid where it is.
 
     Returns:
         (B, K, C, h, w) with K from 1 to grid squared.
@@ -48,20 +46,20 @@ def native_crops(images: Tensor, *, crop: int = CROP, grid: int = GRID, step: in
     return torch.stack(
         [
             unit_range(images[..., top : top + high, left : left + wide])
-            for top in _starts(height, crop, grid, step)
-            for left in _starts(width, crop, grid, step)
+            for top in _starts(height, crop, grid)
+            for left in _starts(width, crop, grid)
         ],
         dim=1,
     )
 
 
-def bounded_view(images: Tensor, limit: int = CROP) -> Tensor:
-    """The whole image with its longer side at most `limit` pixels, by area averages (which do not alias)."""
+def bounded_view(images: Tensor) -> Tensor:
+    """The whole image with its longer side at most 128 pixels, by area averages (which do not alias)."""
     height, width = images.shape[-2:]
     longest = max(height, width)
-    if longest <= limit:
+    if longest <= CROP:
         return unit_range(images)
-    high, wide = (max(1, round(side * limit / longest)) for side in (height, width))
+    high, wide = (max(1, round(side * CROP / longest)) for side in (height, width))
     if images.is_floating_point():
         return F.interpolate(images, size=(high, wide), mode="area")
     spans = [(row * height // high, -(-(row + 1) * height // high)) for row in range(high)]

@@ -13,6 +13,7 @@ LUMA = (0.299, 0.587, 0.114)
 
 COLOR_METHODS = ("wavelet", "adain", "none")
 WAVELET_LEVELS = 5
+_FLAT = 1e-4  # standard deviation of a channel without structure
 
 
 def luma(images: Tensor) -> Tensor:
@@ -20,17 +21,16 @@ def luma(images: Tensor) -> Tensor:
     return (images * images.new_tensor(LUMA).view(1, 3, 1, 1)).sum(dim=1, keepdim=True)
 
 
-def wavelet_halo(levels: int = WAVELET_LEVELS) -> int:
-    """How many pixels around a pixel decide its low frequencies: 1 + 2 + 4 + … = 2^levels − 1."""
-    return 2**levels - 1
+def wavelet_halo() -> int:
+    """How many pixels around a pixel decide its low frequencies: 1 + 2 + 4 + …"""
+    return 2**WAVELET_LEVELS - 1
 
 
-def wavelet_low(images: Tensor, *, levels: int = WAVELET_LEVELS) -> Tensor:
+def wavelet_low(images: Tensor) -> Tensor:
     """Low frequencies of the à-trous wavelet transform: the kernel [1 2 1] ⊗ [1 2 1] / 16 at dilations 1, 2, 4, …
 
     Args:
         images: (B, C, H, W), any size and range; borders are replicated.
-        levels: how often the kernel is applied, with the dilation doubled each time.
 
     Returns:
         (B, C, H, W) in the range of the input.
@@ -38,7 +38,7 @@ def wavelet_low(images: Tensor, *, levels: int = WAVELET_LEVELS) -> Tensor:
     Source: StableSR's wavelet colour fix (IceClear/StableSR), in separable form.
     """
     low = images
-    for level in range(levels):
+    for level in range(WAVELET_LEVELS):
         dilation = 2**level
         for padding, dim in (((0, 0, dilation, dilation), -2), ((dilation, dilation, 0, 0), -1)):
             padded = F.pad(low, padding, mode="replicate")
@@ -55,19 +55,8 @@ class ChannelStatistics(NamedTuple):
     std: Tensor
 
 
-def channel_statistics(images: Tensor) -> ChannelStatistics:
-    """Mean and standard deviation over all pixels of each channel, in float32.
-
-    Args:
-        images: (B, C, H, W); one pixel has the deviation 0.
-    """
-    values = images.float()
-    mean = values.mean(dim=(-2, -1), keepdim=True)
-    return ChannelStatistics(mean, (values - mean).square().mean(dim=(-2, -1), keepdim=True).sqrt())
-
-
 def adain_apply(
-    images: Tensor, content: ChannelStatistics, style: ChannelStatistics, *, strength: float = 1.0, eps: float = 1e-4
+    images: Tensor, content: ChannelStatistics, style: ChannelStatistics, *, strength: float = 1.0
 ) -> Tensor:
     """Give an image, or a part of it, the mean and standard deviation per channel of another one.
 
@@ -76,10 +65,10 @@ def adain_apply(
         content: statistics of the whole image.
         style: statistics that are wanted.
         strength: 0 leaves the image as it is, 1 gives it the wanted statistics.
-        eps: deviation below which a channel counts as flat and only its mean is moved.
 
     Source: adaptive instance normalisation, Huang and Belongie 2017, equation 8, on pixels.
     """
-    gain = torch.where(content.std > eps, style.std / content.std.clamp(min=eps), torch.ones_like(content.std))
+    # of a flat channel only the mean is moved
+    gain = torch.where(content.std > _FLAT, style.std / content.std.clamp(min=_FLAT), torch.ones_like(content.std))
     corrected = (images - content.mean) * gain + style.mean
     return torch.lerp(images, corrected.to(images.dtype), strength)

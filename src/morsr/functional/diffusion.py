@@ -105,21 +105,20 @@ def guide(conditional: Tensor, unconditional: Tensor, scale: float) -> Tensor:
     return unconditional + scale * (conditional.float() - unconditional)
 
 
-def distillation_gradient(latents: Tensor, fake: Tensor, real: Tensor, *, floor: float = 1e-4) -> Tensor:
+def distillation_gradient(latents: Tensor, fake: Tensor, real: Tensor) -> Tensor:
     """Direction from what the real distribution holds for likely to what the generated one does.
 
-    (x0_fake − x0_real) / w with w = mean |z − x0_real| of each image: the generator moves against it.
+    (x0_fake − x0_real) / w with w = mean |z − x0_real| of each image, at least 1e-4: the generator moves against it.
 
     Args:
         latents: generated z (B, C, h, w).
         fake: clean latents that the score network of the generated images (VSD), or the unguided teacher (CSD), sees.
         real: clean latents that the guided teacher sees.
-        floor: least value of w.
 
     Source: OSEDiff (arXiv 2406.08177) eq. 9, with the weight of DMD (arXiv 2311.18828) eq. 8.
     """
     latents, fake, real = latents.float(), fake.float(), real.float()
-    weight = (latents - real).abs().flatten(1).mean(1).clamp(min=floor)
+    weight = (latents - real).abs().flatten(1).mean(1).clamp(min=1e-4)
     return (fake - real) / _per_image(weight, latents)
 
 

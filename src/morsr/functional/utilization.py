@@ -47,27 +47,18 @@ def load_spread(load_LN: Tensor, top_k: int) -> Tensor:
     return ((entropy - math.log(top_k)) / (math.log(slots) - math.log(top_k))).clamp(0, 1)
 
 
-def dead_experts(load_LN: Tensor, num_zero: int, *, below: float = DEAD_BELOW) -> Tensor:
-    """Which real experts (L, N - num_zero) carry less than `below` of the even load."""
+def dead_experts(load_LN: Tensor, num_zero: int) -> Tensor:
+    """Which real experts (L, N - num_zero) carry less than a tenth of the even load."""
     slots = load_LN.shape[-1]
-    return load_LN[:, : slots - num_zero] < below / slots
+    return load_LN[:, : slots - num_zero] < DEAD_BELOW / slots
 
 
-def collapsed_layers(
-    counts_LN: Tensor,
-    top_k: int,
-    num_zero: int,
-    *,
-    max_dead_share: float = MAX_DEAD_SHARE,
-    min_spread: float = MIN_SPREAD,
-) -> list[int]:
+def collapsed_layers(counts_LN: Tensor, top_k: int, num_zero: int) -> list[int]:
     """Layers whose router has collapsed, the worst first; none where too few choices were seen to tell.
 
     Args:
         counts_LN: choices per slot.
         top_k, num_zero: of the adapter.
-        max_dead_share: a layer with a larger share of dead experts has collapsed.
-        min_spread: so has one whose load spread is lower (0: every image takes the same slots, 1: even).
     """
     slots = counts_LN.shape[1]
     if counts_LN.sum(1).min() < MIN_EVEN_COUNT * slots:
@@ -75,9 +66,9 @@ def collapsed_layers(
     load = load_share(counts_LN.double())
     spread = load_spread(load, top_k)
     dead = dead_experts(load, num_zero)
-    bad = spread < min_spread
+    bad = spread < MIN_SPREAD
     if dead.shape[1]:
-        bad |= dead.double().mean(1) > max_dead_share
+        bad |= dead.double().mean(1) > MAX_DEAD_SHARE
     return sorted(bad.nonzero().flatten().tolist(), key=lambda layer: spread[layer].item())
 
 

@@ -46,12 +46,11 @@ class Canvas:
         self.values = np.frombuffer(self._map, dtype).reshape(shape)
 
     @classmethod
-    def of(cls, values: ArrayLike, folder: str | os.PathLike[str] | None = None) -> Canvas:
-        """A canvas that holds a copy of `values`."""
+    def of(cls, values: ArrayLike) -> Canvas:
+        """A canvas in memory that holds a copy of `values`."""
         values = np.asarray(values)
-        canvas = cls(values.shape, values.dtype, folder=folder)
+        canvas = cls(values.shape, values.dtype)
         canvas.values[...] = values
-        canvas.release()
         return canvas
 
     @property

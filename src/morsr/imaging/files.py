@@ -24,13 +24,16 @@ from torch import Tensor
 from morsr.errors import InputError, MorsrError, check_images
 from morsr.files import atomic_path, printable
 from morsr.imaging.canvas import Canvas
-from morsr.imaging.listing import FORMATS, check_regular, known_suffixes
+from morsr.imaging.listing import FORMATS, KNOWN_SUFFIXES, check_regular
 from morsr.imaging.picture import Notes, Picture, from_array, from_pil, from_samples, stored_orientation, to_uint8
 
 MAX_PIXELS = 100_000_000
 """Larger images are refused before they are decoded: a few bytes can claim terabytes of pixels."""
 
 MAX_BYTES = 2**31
+
+QUALITY = 95
+"""Of JPEG and lossy WebP."""
 
 HEADER_BYTES = 2**22
 """Where the size of a JPEG, GIF or PPM must stand; Pillow passes over bytes without meaning one by one."""
@@ -295,7 +298,7 @@ def file_format(path: str | os.PathLike[str], wanted: str | None = None) -> str:
     suffix = f".{wanted.lower().lstrip('.')}" if wanted else Path(path).suffix.lower()
     if suffix not in FORMATS:
         shown, got = printable(os.fspath(path)), printable(wanted or suffix or "no suffix")
-        raise InputError(f"{shown}: expected an output format among {known_suffixes()}, got {got!r}")
+        raise InputError(f"{shown}: expected an output format among {KNOWN_SUFFIXES}, got {got!r}")
     return FORMATS[suffix]
 
 
@@ -329,8 +332,6 @@ def write(
     *,
     samples: NDArray[Any] | Canvas | None = None,
     format: str | None = None,
-    quality: int = 95,
-    lossless: bool | None = None,
 ) -> None:
     """Write a picture to a file, with its depth where the format has it; whole, or not at all.
 
@@ -339,8 +340,6 @@ def write(
         path: its suffix decides the format, unless `format` does ("png", "jpg", …).
         samples: (H, W, C) instead of the picture's own, from `Picture.samples`. The memory of a canvas in a file is
             given back part by part while it is written.
-        quality: of JPEG and lossy WebP, 1 to 100.
-        lossless: of WebP; default as the picture's file was.
 
     Raises:
         InputError: the format cannot hold the picture, or the file cannot be written; an existing file is unchanged.
@@ -353,14 +352,14 @@ def write(
         values = to_uint8(values)
     elif values.dtype.kind == "f" and name == "PNG":
         values = np.rint(values * 65535).astype(np.uint16)
-    lossless = picture.lossless and picture.format == "WEBP" if lossless is None else lossless
+    lossless = picture.lossless and picture.format == "WEBP"
     try:
         with atomic_path(path) as part:
             if name in ("BMP", "PPM"):
                 image = Image.fromarray(values[..., 0] if values.shape[2] == 1 else values)
                 image.save(part, format=name, dpi=picture.notes.dpi or (96, 96))
             else:
-                _save(values, part, name, picture.notes, quality, lossless, samples)
+                _save(values, part, name, picture.notes, lossless, samples)
     except MorsrError:
         raise
     except Exception as error:  # of the system or of an encoder, libvips' own among them
@@ -368,7 +367,7 @@ def write(
         raise InputError(f"{printable(os.fspath(path))}: cannot be written ({text})") from error
 
 
-def _save(values: NDArray[Any], part: Path, name: str, notes: Notes, quality: int, lossless: bool, canvas: Any) -> None:
+def _save(values: NDArray[Any], part: Path, name: str, notes: Notes, lossless: bool, canvas: Any) -> None:
     vips = _vips()
     height, width, channels = values.shape
     image = vips.Image.new_from_memory(
@@ -392,8 +391,8 @@ def _save(values: NDArray[Any], part: Path, name: str, notes: Notes, quality: in
         image.signal_connect("eval", lambda *_: canvas.release())
     options: dict[str, Any] = {
         "PNG": {"compression": 6, "filter": "all"},
-        "JPEG": {"Q": quality, "subsample_mode": "off", "optimize_coding": True},
-        "WEBP": {"lossless": True} if lossless else {"Q": quality},
+        "JPEG": {"Q": QUALITY, "subsample_mode": "off", "optimize_coding": True},
+        "WEBP": {"lossless": True} if lossless else {"Q": QUALITY},
         "TIFF": {"compression": "deflate", "predictor": "horizontal", "bigtiff": values.nbytes > 4_000_000_000},
         "GIF": {},
     }[name]

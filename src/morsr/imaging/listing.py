@@ -6,7 +6,7 @@ import os
 import re
 import stat
 from collections import Counter
-from collections.abc import Container, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from morsr.errors import InputError
@@ -29,6 +29,7 @@ FORMATS = {
 """Suffixes of image files and Pillow's names of their formats."""
 
 SUFFIXES = frozenset(FORMATS)
+KNOWN_SUFFIXES = ", ".join(sorted(FORMATS))  # for messages
 
 CONTACT_SHEET = "contact_sheet.png"
 """The overview that `morsr degrade` writes among its outputs; not an image of the set."""
@@ -42,7 +43,7 @@ UNREAD_SUFFIXES = frozenset(
 """Suffixes of images that are not read."""
 
 
-def list_images(source: str | os.PathLike[str], recursive: bool = True) -> list[Path]:
+def list_images(source: str | os.PathLike[str]) -> list[Path]:
     """Image files in natural order: folder by folder, frame 2 before frame 10.
 
     Hidden files and folders, contact sheets, and what is not a regular file (pipes, devices, links to them, broken
@@ -50,7 +51,6 @@ def list_images(source: str | os.PathLike[str], recursive: bool = True) -> list[
 
     Args:
         source: a folder, or one file, which is returned whatever its suffix.
-        recursive: search subfolders too.
 
     Raises:
         InputError: nothing is there, or the folder has no image.
@@ -59,17 +59,12 @@ def list_images(source: str | os.PathLike[str], recursive: bool = True) -> list[
     if not source.is_dir():
         check_regular(source)
         return [source]
-    found = [path for path in walk(source, recursive) if is_image(path)]
+    images = (path for path in walk(source) if path.suffix.lower() in SUFFIXES and path.name != CONTACT_SHEET)
+    found = [path for path in images if path.is_file()]
     if not found:
-        text = f"{printable(str(source))}: the folder has no image; expected files ending in {known_suffixes()}"
+        text = f"{printable(str(source))}: the folder has no image; expected files ending in {KNOWN_SUFFIXES}"
         raise InputError("; ".join(filter(None, [text, unread_images(source)])))
     return sorted(found, key=natural_key)
-
-
-def is_image(path: str | os.PathLike[str], suffixes: Container[str] = SUFFIXES) -> bool:
-    """Whether a path names a regular file with an image's suffix; contact sheets do not count."""
-    path = Path(path)
-    return path.suffix.lower() in suffixes and path.name != CONTACT_SHEET and path.is_file()
 
 
 def check_regular(path: str | os.PathLike[str]) -> os.stat_result:
@@ -96,29 +91,22 @@ def natural_key(path: Path) -> tuple[str, list[tuple[int, str]], str]:
     return str(path.parent), [(int(part), "") if part.isdecimal() else (-1, part) for part in parts], path.name
 
 
-def unread_images(folder: str | os.PathLike[str], suffixes: Container[str] = SUFFIXES) -> str:
+def unread_images(folder: str | os.PathLike[str]) -> str:
     """One line that counts the images whose suffix is not read; empty if there are none."""
-    endings = (path.suffix.lower() for path in walk(folder))
-    found = Counter(ending for ending in endings if ending in SUFFIXES | UNREAD_SUFFIXES and ending not in suffixes)
+    found = Counter(path.suffix.lower() for path in walk(folder) if path.suffix.lower() in UNREAD_SUFFIXES)
     if not found:
         return ""
     counts = ", ".join(f"{ending} {count}" for ending, count in found.most_common())
-    if found.total() == 1:
-        return f"1 file with an unsupported extension was left out ({counts})"
-    return f"{found.total()} files with unsupported extensions were left out ({counts})"
+    one = "1 file with an unsupported extension was"
+    several = f"{found.total()} files with unsupported extensions were"
+    return f"{one if found.total() == 1 else several} left out ({counts})"
 
 
-def known_suffixes() -> str:
-    """The suffixes that are read, for messages."""
-    return ", ".join(sorted(SUFFIXES))
-
-
-def walk(folder: str | os.PathLike[str], recursive: bool = True) -> Iterator[Path]:
+def walk(folder: str | os.PathLike[str]) -> Iterator[Path]:
     """Files of a folder and its subfolders that are not hidden, in no order."""
     root = Path(folder)
     for parent, below, names in os.walk(root, followlinks=True):
-        kept = [name for name in below if not name.startswith(".") and not _leads_back(Path(parent, name), root)]
-        below[:] = kept if recursive else []
+        below[:] = [name for name in below if not name.startswith(".") and not _leads_back(Path(parent, name), root)]
         yield from (Path(parent, name) for name in names if not name.startswith("."))
 
 
