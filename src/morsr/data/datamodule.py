@@ -188,7 +188,7 @@ class RealESRGANDataModule(L.LightningDataModule):
         if stage == "predict" and not self.sources["predict"]:
             raise ConfigError("predict: expected at least one folder of LR images in the data settings")
 
-    def _sources(self, use: str) -> list[Source]:
+    def _sources(self, use: str) -> Sequence[Source]:
         """The sources of a use; none where all training images are synthetic."""
         return [] if use == "train" and self.dead_leaves == 1 else self.sources[use]
 
