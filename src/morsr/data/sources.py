@@ -15,11 +15,11 @@ A source, as a config writes it under `train`, `val` or `test`:
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -251,10 +251,7 @@ def _single(where: str, root: str | None) -> list[Photo]:
 def _embedded(which: str) -> list[str]:
     if which not in SKIMAGE:
         raise ConfigError(f"skimage:{which}: expected skimage:train or skimage:eval")
-    spec = importlib.util.find_spec("skimage")
-    if spec is None or spec.origin is None:
-        raise MissingDependencyError("the embedded photographs come with scikit-image: pip install scikit-image")
-    folder = Path(spec.origin).parent / "data"
+    folder = Path(str(resources.files("skimage"))) / "data"
     paths = []
     for name in SKIMAGE[which]:
         found = next((path for suffix in (".png", ".jpg") if (path := folder / f"{name}{suffix}").is_file()), None)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from einops import rearrange, reduce
 from torch import Tensor, nn
 
-from morsr.errors import ConfigError, MissingDependencyError, WeightsError
+from morsr.errors import ConfigError, WeightsError
 from morsr.estimators.base import DegradationEstimator
 from morsr.estimators.views import native_crops
 
@@ -201,10 +201,8 @@ def _load(
     sources: Sequence[str | Path], prompts: PromptSet, digest: str | None, local_files_only: bool
 ) -> tuple[str, nn.Module, Tensor, float]:
     """The source that could be loaded, its image tower, the unit text embeddings (D, 2, E), and the logit scale."""
-    try:
-        import transformers
-    except ImportError as error:
-        raise MissingDependencyError("the clip estimator needs transformers: pip install transformers") from error
+    import transformers
+
     failures = []
     for source in map(str, sources):
         settings = {"local_files_only": local_files_only or Path(source).is_dir()}
