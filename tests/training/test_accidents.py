@@ -12,16 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import numpy as np
 import pytest
 import torch
-from PIL import Image
+from training_twins import run_options
 
 from morsr.adapters import adapter_parameters
 from morsr.cli import main
 from morsr.training.checkpoints import read_checkpoint
-
-CONFIG = Path(__file__).resolve().parents[2] / "experiments" / "tiny/mor_full.yaml"
 
 
 class Poison(L.Callback):
@@ -74,23 +71,15 @@ class KillWorker(L.Callback):
 
 
 def options(base: Path, folder: Path, *, workers: int, callbacks: list[dict[str, Any]]) -> list[str]:
-    """Eight steps of all three networks on small photographs, with a checkpoint after every second one."""
-    photos = folder / "photos"
-    photos.mkdir()
-    for number in range(3):
-        pixels = np.random.default_rng(number).integers(0, 256, (48, 48, 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(photos / f"{number}.png")
+    """Eight steps of all three networks, with a checkpoint after every second one."""
     checkpoints = {"dirpath": str(folder / "out"), "every_n_train_steps": 2, "save_last": True,
                    "save_on_exception": True, "filename": "at-{step}", "auto_insert_metric_name": False}  # fmt: skip
     keep = {"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": checkpoints}
     return [
-        "fit", "--config", str(CONFIG), f"--model.base={base}", "--model.adapters.targets=[sd_unet@unet]",
-        "--model.losses={vsd: {}, gan: {}}", "--model.calibration_images=2", "--model.warmup=0",
-        f"--data.train=[{photos}]", "--data.val=[]", "--data.test=[]", "--data.dead_leaves=0", "--data.batch_size=1",
-        "--data.crop_size=32", f"--data.num_workers={workers}", "--data.cache_mb=0", "--data.samples_per_epoch=100",
-        "--trainer.max_steps=8", "--trainer.accelerator=cpu", "--trainer.logger=false",
-        "--trainer.limit_val_batches=0", "--trainer.val_check_interval=null", "--trainer.enable_progress_bar=false",
-        f"--trainer.callbacks={json.dumps([*callbacks, keep])}", f"--trainer.default_root_dir={folder}",
+        *run_options("tiny/mor_full.yaml", base), "--model.losses={vsd: {}, gan: {}}", "--model.warmup=0",
+        f"--data.num_workers={workers}", "--data.samples_per_epoch=100", "--trainer.max_steps=8",
+        "--trainer.logger=false", f"--trainer.callbacks={json.dumps([*callbacks, keep])}",
+        f"--trainer.default_root_dir={folder}",
     ]  # fmt: skip
 
 

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from training_twins import run_options
 
 from morsr.cli import main
 
@@ -26,11 +27,11 @@ def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def options(folder: Path) -> list[str]:
+    """A step of the shipped config on its own base."""
     return [
-        "fit", "--config", str(ROOT / "experiments" / "tiny/mor.yaml"), "--trainer.max_steps=1",
-        "--trainer.accelerator=cpu", f"--trainer.default_root_dir={folder / 'out'}", "--trainer.limit_val_batches=0",
-        "--data.num_workers=0", "--data.batch_size=2", "--data.crop_size=64", "--data.train=[]",
-        "--data.dead_leaves=1.0", "--model.calibration_images=2",
+        *run_options("tiny/mor.yaml", "tiny"), "--model.adapters.targets=[sd_unet@unet, tiny_vae_encoder@vae]",
+        "--data.batch_size=2", "--data.crop_size=64", "--trainer.max_steps=1",
+        f"--trainer.default_root_dir={folder / 'out'}",
     ]  # fmt: skip
 
 

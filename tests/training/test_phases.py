@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,7 +18,7 @@ from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, SingleDevice
 from morsr.adapters import adapter_names
 from morsr.errors import ConfigError, TrainingError
 from morsr.training.step import toggled
-from morsr.training.strategy import check_trainer
+from morsr.training.strategy import check_trainer, check_turns
 
 
 @pytest.fixture
@@ -64,12 +65,6 @@ def test_each_loss_reaches_its_own_network_alone(module: Any, source: str) -> No
     phase.run(twins.batch(), twins.draws(), step=0)
     for name, size in collected[source].items():
         assert (size > 0) == (name == source), f"{source} gave {name} a gradient of {size}"
-
-
-def test_a_loss_of_the_generator_would_reach_the_heads_without_toggling(module: Any) -> None:
-    heads = module.objective.trained()["discriminator"]
-    module.objective.generator_loss(twins.batch(), twins.draws(), step=0).total.backward()
-    assert gradients(heads) > 0, "the test above would prove nothing"
 
 
 def test_toggling_gives_every_network_its_own_setting_back(module: Any) -> None:
@@ -204,22 +199,20 @@ def test_a_helper_alone_can_be_left_out(module: Any, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize(
-    ("strategy", "networks", "words"),
+    ("strategy", "networks", "works"),
     [
-        (DDPStrategy(), 3, "find_unused"),
-        (DDPStrategy(), 1, None),
-        (DDPStrategy(find_unused_parameters=True), 3, None),
-        (SingleDeviceStrategy(), 3, None),
-        (FSDPStrategy(), 1, "one device or DDP"),
+        (DDPStrategy(), 3, False),
+        (DDPStrategy(), 1, True),
+        (DDPStrategy(find_unused_parameters=True), 3, True),
+        (SingleDeviceStrategy(), 3, True),
+        (FSDPStrategy(), 1, False),
     ],
 )
-def test_strategies_that_would_train_wrongly_are_refused(strategy: Any, networks: int, words: str | None) -> None:
+def test_strategies_that_would_train_wrongly_are_refused(strategy: Any, networks: int, works: bool) -> None:
     trainer: Any = SimpleNamespace(precision="32-true", strategy=strategy)
-    if words is None:
-        check_trainer(trainer, networks=networks)
-        return
-    with pytest.raises(ConfigError, match=words):
-        check_trainer(trainer, networks=networks)
+    with nullcontext() if works else pytest.raises(ConfigError):
+        check_trainer(trainer)
+        check_turns(trainer, networks=networks)
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])

@@ -13,6 +13,7 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from training_twins import run_options
 
 STEPS = 5
 
@@ -48,18 +49,12 @@ def train(base: Path, out: Path, *more: str, stop: Stop | None = None) -> subpro
     ]  # fmt: skip
     if stop is not None:
         callbacks.append({"class_path": "test_stopping_two_processes.Stop", "init_args": vars(stop)})
-    options = [
-        "--config", "tiny/mor_full.yaml", f"--model.base={base}", "--model.adapters.targets=[sd_unet@unet]",
-        "--model.losses={vsd: {}, gan: {}}", "--model.calibration_images=2", "--model.warmup=0",
-        "--data.train=[]", "--data.val=[]", "--data.test=[]", "--data.dead_leaves=1.0", "--data.batch_size=1",
-        "--data.crop_size=32", "--data.num_workers=0", "--data.samples_per_epoch=6",
-        f"--trainer.max_steps={STEPS}", "--trainer.devices=2", "--trainer.accelerator=cpu", "--trainer.logger=false",
-        "--trainer.strategy=ddp_find_unused_parameters_true", "--trainer.limit_val_batches=0",
-        "--trainer.val_check_interval=null", "--trainer.enable_progress_bar=false",
-        f"--trainer.callbacks={json.dumps(callbacks)}", f"--trainer.default_root_dir={out}",
+    command = [
+        sys.executable, "-m", "morsr", *run_options("tiny/mor_full.yaml", base), "--model.losses={vsd: {}, gan: {}}",
+        "--model.warmup=0", "--data.samples_per_epoch=6", f"--trainer.max_steps={STEPS}", "--trainer.devices=2",
+        "--trainer.logger=false", "--trainer.strategy=ddp_find_unused_parameters_true",
+        f"--trainer.callbacks={json.dumps(callbacks)}", f"--trainer.default_root_dir={out}", *more,
     ]  # fmt: skip
-    config = Path(__file__).resolve().parents[2] / "experiments" / options[1]
-    command = [sys.executable, "-m", "morsr", "fit", "--config", str(config), *options[2:], *more]
     paths = os.pathsep.join([str(Path(__file__).parent), os.environ["PYTHONPATH"]])
     return subprocess.run(
         command, env={**os.environ, "PYTHONPATH": paths}, cwd=out.parent, start_new_session=True,

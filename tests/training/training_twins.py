@@ -18,6 +18,7 @@ from morsr.training.module import OneStepSRModule
 from morsr.training.step import OneStepPhase
 
 ADAPTERS = MoRConfig(num_ranks=6, num_shared=2, top_k=2, num_zero=1, targets=("sd_unet@unet", "tiny_vae_encoder@vae"))
+EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
 ALL_LOSSES = {"l2": 1.0, "features": 0.5, "vsd": 1.0, "gan": 0.1}
 
 
@@ -57,7 +58,7 @@ def build(base: Path, **settings: Any) -> OneStepSRModule:
     torch.manual_seed(0)
     terms = dict(settings.pop("loss", {"l2": 1.0}))
     settings.setdefault("losses", Losses.of(**terms))
-    return OneStepSRModule(
+    module = OneStepSRModule(
         **{
             "base": str(base),
             "adapters": ADAPTERS,
@@ -67,6 +68,8 @@ def build(base: Path, **settings: Any) -> OneStepSRModule:
             **settings,
         }
     )
+    module.configure_model()
+    return module
 
 
 def fit(
@@ -90,6 +93,16 @@ def fit(
     torch.manual_seed(1)
     trainer.fit(module, datamodule=data or Pairs(), ckpt_path=ckpt)
     return trainer
+
+
+def run_options(config: str, base: Path | str) -> list[str]:
+    """`morsr fit` with a config on dead leaves and the small base, one small crop a step."""
+    return [
+        "fit", "--config", str(EXPERIMENTS / config), f"--model.base={base}", "--model.adapters.targets=[sd_unet@unet]",
+        "--model.calibration_images=2", "--data.train=[]", "--data.val=[]", "--data.test=[]", "--data.dead_leaves=1.0",
+        "--data.batch_size=1", "--data.crop_size=32", "--data.num_workers=0", "--trainer.accelerator=cpu",
+        "--trainer.limit_val_batches=0", "--trainer.val_check_interval=null", "--trainer.enable_progress_bar=false",
+    ]  # fmt: skip
 
 
 def batch(count: int = 2, first: int = 0) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What of a module goes into checkpoints, and where adapters to start from or to test are found."""
+"""What adapters need beside their ranks: what a checkpoint holds, what it has to agree with, what it brings along."""
 
 from __future__ import annotations
 
@@ -6,28 +6,100 @@ import contextlib
 import inspect
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.utilities import rank_zero_warn
+import torch
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
 from morsr.adapters import MoRConfig, read_adapters_header
 from morsr.adapters.base_check import check_base
 from morsr.errors import ConfigError, WeightsError
+from morsr.models.bases import Base, load_decoder
 from morsr.models.generator import OneStepGenerator
 
 _GO_ON = (
     "; continue with the config that made it, or start a new run from its adapters file (*.safetensors) with "
     "model.start_from"
 )
-_NO_RESULT = {
-    "text_cache",
-    "local_files_only",
-    "digest",
-}  # where an estimator's weights are read from, not what they are
+# Where an estimator's weights are read from, not what they are.
+_NO_RESULT = ("text_cache", "local_files_only", "digest")
+_SAME = 1e-2  # the embeddings of one text on two machines differ by less, those of two texts by far more
+
+
+class Companions:
+    """Decoder and prompts of a run: those of its config, else those that the adapters were trained with.
+
+    Args:
+        base: that was loaded with them.
+        decoder, prompts: what the config gave, as `load_base` takes them; None where it gave none.
+    """
+
+    def __init__(self, base: Base, *, decoder: Any, prompts: Mapping[str, str] | None) -> None:
+        self.base, self.decoder, self.prompts = base, decoder, prompts
+        self._has_own_prompts = bool(prompts)
+
+    def facts(self) -> dict[str, Any]:
+        """What files of adapters have to say of them."""
+        known = {"decoder": self.decoder, "prompts": self.prompts}
+        return {name: value for name, value in known.items() if value is not None}
+
+    def prepare(
+        self, stored: Mapping[str, Tensor], extra: Any, source: str, *, decoder: Any = None
+    ) -> Callable[[], None]:
+        """Read and check what weights bring along, where the config gave none; puts it in when called.
+
+        Args:
+            stored: embeddings of the prompts; files of old versions and imported ones have none.
+            extra: of the header, which may hold their texts.
+            source: for messages.
+            decoder: of the training, as `load_decoder` takes it.
+
+        Raises:
+            WeightsError: a decoder that cannot be read, or embeddings that another base's text encoder made.
+        """
+        network = load_decoder(decoder).to(self.base.device) if decoder is not None and self.decoder is None else None
+        texts, ours = _texts(extra), self.base.prompts
+        has_prompts = {"clean", "degraded"} <= stored.keys()
+        same = {name: has_prompts and _is_same(stored[name], ours[name], source) for name in ("clean", "degraded")}
+        if self._has_own_prompts and has_prompts and not all(same.values()):
+            rank_zero_warn(
+                f"{source}: trained with the prompts {texts or 'of the base'}; this run uses {self.prompts} by its "
+                "config. Leave model.prompts out to run with those of the training"
+            )
+
+        def take() -> None:
+            if network is not None:
+                self.base.use_decoder(network)
+                self.decoder = os.fspath(decoder) if isinstance(decoder, Path) else decoder
+            if has_prompts and not self._has_own_prompts:
+                self.base.set_prompts(stored)
+                self.base.prompt = (texts or {}).get("clean") or (self.base.prompt if same["clean"] else None)
+                self.prompts = texts
+                if not all(same.values()):
+                    rank_zero_info(f"prompts: those of {source}")
+
+        return take
+
+
+def _texts(extra: Any) -> dict[str, str] | None:
+    """Training writes all prompts that its config gave, a saved folder the text of "clean"."""
+    if not isinstance(extra, Mapping):
+        return None
+    text = extra.get("prompt")
+    return extra.get("prompts") or (None if text is None else {"clean": text})
+
+
+def _is_same(stored: Tensor, ours: Tensor, source: str) -> bool:
+    if stored.ndim != 3 or stored.shape[-1] != ours.shape[-1]:
+        raise WeightsError(
+            f"{source}: made for another base: expected prompt embeddings of width {ours.shape[-1]}, got shape "
+            f"{tuple(stored.shape)}; load it on that base"
+        )
+    return stored.shape == ours.shape and torch.allclose(stored.float(), ours.float(), rtol=0, atol=_SAME)
 
 
 def saved_tensors(module: nn.Module, trained: Iterable[nn.Parameter], generator: OneStepGenerator) -> dict[str, Tensor]:
@@ -62,10 +134,8 @@ def check_settings(described: Mapping[str, Any], generator: OneStepGenerator) ->
             theirs = MoRConfig.from_dict(described["adapters"]).computing()
         except (ConfigError, TypeError) as error:
             raise WeightsError(f"the checkpoint's adapter settings cannot be read ({error}); update morsr") from error
-        mine = generator.adapters.config.computing()
-        if changed := [f"{key} {theirs[key]}, not {value}" for key, value in mine.items() if theirs[key] != value]:
-            other = f"adapters with {', '.join(changed)}"
-    if other is not None:
+        other = _differences("adapters", theirs, generator.adapters.config.computing()) or other
+    if other:
         raise WeightsError(f"the checkpoint was trained to run with {other}{_GO_ON}")
 
 
@@ -75,20 +145,17 @@ def check_tensors(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> 
     Raises:
         WeightsError: with the first name that does not fit.
     """
-    if odd := sorted(found.keys() ^ wanted.keys()):
+    shapes = [{name: tuple(tensor.shape) for name, tensor in tensors.items()} for tensors in (wanted, found)]
+    if odd := sorted(dict(shapes[0].items() ^ shapes[1].items())):
+        expected, got = (side.get(odd[0], "none") for side in shapes)
         raise WeightsError(
-            f"the checkpoint does not fit the configured adapters and losses: {len(wanted.keys() - found.keys())} "
-            f"tensors missing and {len(found.keys() - wanted.keys())} unexpected, such as {odd[0]}{_GO_ON}"
-        )
-    if odd := sorted(name for name in wanted if found[name].shape != wanted[name].shape):
-        raise WeightsError(
-            f"the checkpoint does not fit the configured adapters and losses: {len(odd)} tensors have another shape, "
-            f"such as {odd[0]}, {tuple(found[odd[0]].shape)} there and {tuple(wanted[odd[0]].shape)} here{_GO_ON}"
+            f"the checkpoint does not fit the configured adapters and losses: {len(odd)} tensors differ, such as "
+            f"{odd[0]}, {got} there and {expected} here{_GO_ON}"
         )
 
 
 def warn_of_kept(stored: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    """Tell of optimizer settings that a resumed run does not take, since the optimizers' states hold the old ones.
+    """Name optimizer settings that a resumed run does not take, since the optimizers' states hold the old ones.
 
     Warm-up and schedule are no part of those states: a resumed run follows what its config says.
     """
@@ -104,32 +171,33 @@ def warn_of_kept(stored: Mapping[str, Any], now: Mapping[str, Any]) -> None:
         )
 
 
-def runs_otherwise(extra: Any, generator: OneStepGenerator) -> str | None:
-    """What adapters were trained to run with, where it is not what a generator runs them with; None where it is.
+def runs_otherwise(extra: Any, generator: OneStepGenerator) -> str:
+    """What adapters were trained to run with, where it is not what a generator runs them with; else empty.
 
     Args:
         extra: of the adapters' header.
-        generator: whose UNet call and estimator are compared; one made by hand has no settings to compare.
+        generator: whose UNet call and estimator are compared.
     """
-    if not isinstance(extra, Mapping):
-        return None
-    theirs, spec, estimator = extra.get("one_step"), extra.get("estimator"), generator.estimator
-    if isinstance(theirs, Mapping):
-        one_step = generator.one_step.to_dict()
-        if changed := [f"{key} {value}, not {one_step.get(key)}" for key, value in theirs.items()
-                       if one_step.get(key) != value]:  # fmt: skip
-            return f"one_step with {', '.join(changed)}"
+    extra = extra if isinstance(extra, Mapping) else {}
+    theirs, spec, estimator = extra.get("one_step") or {}, extra.get("estimator"), generator.estimator
+    if other := _differences("one_step", theirs, generator.one_step.to_dict()):
+        return other
     if not isinstance(spec, Mapping) or estimator is None:
-        return None
+        return ""
     kind = estimator.spec["kind"]
     if spec.get("kind") != kind:
         return f"the estimator {spec.get('kind')!r}, not {kind!r}"
     parameters = inspect.signature(type(estimator)).parameters
     usual = {key: one.default for key, one in parameters.items() if one.default is not one.empty}
-    there, here = (_plain({**usual, **(args or {})}) for args in (spec.get("args"), estimator.spec["args"]))
-    changed = [f"{key} {there[key]!r}, not {here.get(key)!r}" for key in there
-               if key not in _NO_RESULT and there[key] != here.get(key)]  # fmt: skip
-    return f"the estimator {kind!r} with {', '.join(changed)}" if changed else None
+    there, here = ({**usual, **(args or {})} for args in (spec.get("args"), estimator.spec["args"]))
+    return _differences(f"the estimator {kind!r}", there, here, besides=_NO_RESULT)
+
+
+def _differences(name: str, theirs: Mapping[str, Any], mine: Mapping[str, Any], besides: Iterable[str] = ()) -> str:
+    """Settings of theirs that are others here, as "one_step with timestep 150, not 400"."""
+    pairs = {key: (_plain(value), _plain(mine.get(key))) for key, value in theirs.items() if key not in besides}
+    changed = [f"{key} {there!r}, not {here!r}" for key, (there, here) in pairs.items() if there != here]
+    return f"{name} with {', '.join(changed)}" if changed else ""
 
 
 def _plain(value: Any) -> Any:
@@ -152,6 +220,6 @@ def newest_adapters(trainer: L.Trainer, generator: OneStepGenerator) -> Path | N
             continue
         with contextlib.suppress(WeightsError):  # another base
             check_base(path, header, generator.base)
-            if header["config"] == config and runs_otherwise(header.get("extra"), generator) is None:
+            if header["config"] == config and not runs_otherwise(header.get("extra"), generator):
                 return path
     return None

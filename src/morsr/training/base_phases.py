@@ -14,7 +14,7 @@ from typing import Any
 import lightning as L
 import torch
 import torch.nn.functional as F
-from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt, PositiveFloat
+from jsonargparse.typing import ClosedUnitInterval, NonNegativeFloat, NonNegativeInt, PositiveFloat
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
@@ -41,15 +41,15 @@ class SeededTraining(L.LightningModule):
     def __init__(
         self,
         *,
-        lr: float,
-        weight_decay: float,
-        warmup: int,
-        schedule: ScheduleName,
-        seed: int,
+        lr: PositiveFloat = 1e-3,  # type: ignore[valid-type]
+        weight_decay: NonNegativeFloat = 0.0,  # type: ignore[valid-type]
+        warmup: NonNegativeInt = 0,  # type: ignore[valid-type]
+        schedule: ScheduleName = "cosine",
+        seed: int = 0,
     ) -> None:
         super().__init__()
         # plain numbers: the types of jsonargparse would not be read back from a checkpoint
-        self.lr, self.weight_decay = float(lr), weight_decay
+        self.lr, self.weight_decay = float(lr), float(weight_decay)
         self.warmup, self.schedule, self.seed = int(warmup), schedule, seed
 
     def trained(self) -> list[dict[str, Any]]:
@@ -89,11 +89,25 @@ class SeededTraining(L.LightningModule):
 class BasePhase(SeededTraining):
     """A phase of a base, written as a folder in diffusers' layout."""
 
-    base: Base
+    base: Any
 
     def __init__(self, *, out: str, **settings: Any) -> None:
         super().__init__(**settings)
         self.out = Path(out)
+
+    def build(self) -> tuple[Base, nn.Module]:
+        """Make or read the base; returns it and the part that is trained."""
+        raise NotImplementedError
+
+    def configure_model(self) -> None:
+        """Build the base, unless that has been done; Lightning calls it before it trains."""
+        if "base" in self._modules:
+            return
+        with torch.device("cpu"):  # where the start is the same for every device
+            base, trained = self.build()
+            base.requires_grad_(False)
+            trained.requires_grad_(True)
+            self.base = base.to(memory_format=torch.channels_last)
 
     def write(self) -> None:
         self.base.save(self.out)
@@ -133,7 +147,7 @@ class AutoencoderTraining(BasePhase):
         enlarged_share: share of images that are shrunk and enlarged.
         latent_noise: standard deviation of the noise on the latents, relative to theirs.
         latent_penalty: weight of the mean square of the latents.
-        lr, weight_decay, warmup, schedule, seed: see `SeededTraining`.
+        settings: of the optimizer and the seed, see `SeededTraining`.
     """
 
     def __init__(
@@ -147,20 +161,17 @@ class AutoencoderTraining(BasePhase):
         enlarged_share: ClosedUnitInterval = 0.5,  # type: ignore[valid-type]
         latent_noise: float = 0.05,
         latent_penalty: float = 1e-3,
-        lr: PositiveFloat = 1e-3,  # type: ignore[valid-type]
-        weight_decay: float = 1e-4,
-        warmup: NonNegativeInt = 100,  # type: ignore[valid-type]
-        schedule: ScheduleName = "cosine",
-        seed: int = 0,
+        **settings: Any,
     ) -> None:
-        super().__init__(out=out, lr=lr, weight_decay=weight_decay, warmup=warmup, schedule=schedule, seed=seed)
+        super().__init__(out=out, **settings)
         self.edge_weight, self.enlarged_share = edge_weight, enlarged_share
         self.latent_noise, self.latent_penalty = latent_noise, latent_penalty
-        self.base = build_base(unet, vae, base_id=base_id)
-        self.base.requires_grad_(False)
-        self.base.vae.requires_grad_(True)
-        self.base.to(memory_format=torch.channels_last)
+        self.shapes: dict[str, Any] = {"unet": unet, "vae": vae, "base_id": base_id}
         self.register_buffer("latent_square", torch.ones(()))
+
+    def build(self) -> tuple[Base, nn.Module]:
+        base = build_base(**self.shapes)
+        return base, base.vae
 
     def trained(self) -> list[dict[str, Any]]:
         return [{"params": list(self.base.vae.parameters())}]
@@ -200,7 +211,7 @@ class DiffusionTraining(BasePhase):
         out: folder for the finished base.
         dropout: share of sharp images that are given the "degraded" embedding.
         low_noise_share: share of timesteps drawn from the lower half, where a one-step generator starts.
-        lr, weight_decay, warmup, schedule, seed: see `SeededTraining`.
+        settings: of the optimizer and the seed, see `SeededTraining`.
     """
 
     def __init__(
@@ -210,24 +221,18 @@ class DiffusionTraining(BasePhase):
         out: str,
         dropout: ClosedUnitInterval = 0.1,  # type: ignore[valid-type]
         low_noise_share: ClosedUnitInterval = 0.5,  # type: ignore[valid-type]
-        lr: PositiveFloat = 5e-4,  # type: ignore[valid-type]
-        weight_decay: float = 1e-2,
-        warmup: NonNegativeInt = 200,  # type: ignore[valid-type]
-        schedule: ScheduleName = "cosine",
-        seed: int = 0,
+        **settings: Any,
     ) -> None:
-        super().__init__(out=out, lr=lr, weight_decay=weight_decay, warmup=warmup, schedule=schedule, seed=seed)
+        super().__init__(out=out, **settings)
         self.dropout, self.low_noise_share = dropout, low_noise_share
-        loaded = load_base(base)
-        if not isinstance(loaded, StableDiffusion):
-            raise ConfigError(f"base: expected a UNet of Stable Diffusion's kind to train, got {type(loaded).__name__}")
-        self.base: StableDiffusion = loaded
-        self.base.requires_grad_(False)
-        self.base.unet.requires_grad_(True)
-        self.base.to(memory_format=torch.channels_last)
-        self.prompts = nn.ParameterDict(
-            {"clean": self.base.prompt_clean.clone(), "degraded": self.base.prompt_degraded.clone()}
-        )
+        self.base_source = base
+
+    def build(self) -> tuple[Base, nn.Module]:
+        base = load_base(self.base_source)
+        if not isinstance(base, StableDiffusion):
+            raise ConfigError(f"base: expected a UNet of Stable Diffusion's kind to train, got {type(base).__name__}")
+        self.prompts = nn.ParameterDict({side: base.condition(side).tokens.clone() for side in ("clean", "degraded")})
+        return base, base.unet
 
     def trained(self) -> list[dict[str, Any]]:
         return [{"params": [*self.base.unet.parameters(), *self.prompts.values()]}]

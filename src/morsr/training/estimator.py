@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt, PositiveFloat, PositiveInt
+from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt, PositiveInt
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
@@ -21,7 +21,7 @@ from morsr.functional.corrupt import add_gaussian_noise, jpeg, resize
 from morsr.functional.kernels import reflect_pad
 from morsr.functional.utilization import spearman
 from morsr.training.base_phases import SeededTraining
-from morsr.training.schedules import ScheduleName, total_steps
+from morsr.training.schedules import total_steps
 
 # One factor alone: blur sigma in LR pixels, noise sigma in levels of 255, JPEG quality.
 FACTOR_RANGES = {"blur": (0.4, 2.0), "noise": (1.0, 30.0), "jpeg": (30.0, 95.0)}
@@ -103,7 +103,7 @@ class LearnedEstimatorTraining(SeededTraining):
         pool: how many earlier images are kept; checkpoints hold them.
         fill: share of the run, at its start, that only fills the pool. Without it the earliest images are learned ten
             times as often as the last ones, and the network remembers them.
-        lr, weight_decay, warmup, schedule, seed: see `SeededTraining`; the schedule starts after the fill.
+        settings: of the optimizer and the seed, see `SeededTraining`; the schedule starts after the fill.
 
     Raises:
         ConfigError: a fill that is all of the run or has no replay to fill for.
@@ -120,13 +120,9 @@ class LearnedEstimatorTraining(SeededTraining):
         replay: NonNegativeInt = 31,  # type: ignore[valid-type]
         pool: PositiveInt = 20_000,  # type: ignore[valid-type]
         fill: float = 0.0,
-        lr: PositiveFloat = 1e-3,  # type: ignore[valid-type]
-        weight_decay: float = 0.1,
-        warmup: NonNegativeInt = 20,  # type: ignore[valid-type]
-        schedule: ScheduleName = "cosine",
-        seed: int = 0,
+        **settings: Any,
     ) -> None:
-        super().__init__(lr=lr, weight_decay=weight_decay, warmup=warmup, schedule=schedule, seed=seed)
+        super().__init__(**settings)
         if not 0 <= fill < 1 or (fill and not replay):
             raise ConfigError(f"fill: expected a share below 1, with replay where it is above 0; got {fill}, {replay}")
         self.out, self.recipe, self.single_share = Path(out), recipe, single_share

@@ -6,10 +6,12 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
+from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
@@ -26,7 +28,7 @@ from morsr.adapters import (
 )
 from morsr.adapters.base_check import prints_of_layers
 from morsr.adapters.inject import add_saved_modules
-from morsr.errors import ConfigError, WeightsError
+from morsr.errors import ConfigError, MorsrError, WeightsError
 from morsr.estimators import DegradationEstimator, build_estimator
 from morsr.functional.quality import quantize_8bit
 from morsr.models.bases import Base, load_base
@@ -36,6 +38,7 @@ from morsr.models.loading import decoder_of, find_adapters, shipped_adapters
 from morsr.models.losses import Losses
 from morsr.models.scores import ScoreMeans
 from morsr.training.adapter_state import (
+    Companions,
     check_settings,
     check_tensors,
     newest_adapters,
@@ -43,13 +46,12 @@ from morsr.training.adapter_state import (
     saved_tensors,
     warn_of_kept,
 )
-from morsr.training.beside import BesideBase
 from morsr.training.calibration import standardize_router
 from morsr.training.objective import Objective
 from morsr.training.optim import OptimizerSettings, build_networks
 from morsr.training.schedules import ScheduleName, total_steps
 from morsr.training.step import Network, OneStepPhase
-from morsr.training.strategy import check_trainer, check_writer
+from morsr.training.strategy import check_trainer, check_turns, check_writer
 
 
 class OneStepSRModule(L.LightningModule):
@@ -79,16 +81,17 @@ class OneStepSRModule(L.LightningModule):
         clip: largest norm of each network's gradient; 0 for none. It stands in for the trainer's gradient_clip_val.
         accumulate: parts that each batch is split into to save memory; stands in for accumulate_grad_batches.
         max_skipped: steps in a row whose gradient is not finite before the run stops; each of them is left out.
-        calibration_images: degraded images whose mean and deviation standardise what the router sees.
+        calibration_images: degraded images, two at least, whose mean and deviation standardise what the router sees.
         seed: of the noise of losses and router.
         val_metrics: what validation logs, by the names of `morsr score`.
 
     Raises:
-        ConfigError: a setting outside its range.
-        WeightsError: base or adapters that cannot be read.
+        ConfigError: weights and start_from at once, or an unknown metric.
     """
 
     generator: OneStepGenerator
+    objective: Objective
+    companions: Companions
 
     def __init__(
         self,
@@ -106,57 +109,88 @@ class OneStepSRModule(L.LightningModule):
         losses: Losses | None = None,
         weights: str | None = None,
         start_from: str | None = None,
-        lr: float = 5e-5,
-        router_lr_scale: float = 20.0,
-        saved_lr_scale: float = 0.2,
-        weight_decay: float = 1e-2,
+        lr: PositiveFloat = 5e-5,  # type: ignore[valid-type]
+        router_lr_scale: PositiveFloat = 20.0,  # type: ignore[valid-type]
+        saved_lr_scale: PositiveFloat = 0.2,  # type: ignore[valid-type]
+        weight_decay: NonNegativeFloat = 1e-2,  # type: ignore[valid-type]
         betas: tuple[float, float] = (0.9, 0.999),
-        warmup: int = 0,
+        warmup: NonNegativeInt = 0,  # type: ignore[valid-type]
         schedule: ScheduleName = "constant",
         optimizers: dict[str, OptimizerCallable] | None = None,
         scheduler: LRSchedulerCallable | None = None,
-        clip: float = 1.0,
-        accumulate: int = 1,
-        max_skipped: int = 10,
-        calibration_images: int = 1024,
+        clip: NonNegativeFloat = 1.0,  # type: ignore[valid-type]
+        accumulate: PositiveInt = 1,  # type: ignore[valid-type]
+        max_skipped: PositiveInt = 10,  # type: ignore[valid-type]
+        calibration_images: PositiveInt = 1024,  # type: ignore[valid-type]
         seed: int = 0,
         val_metrics: Sequence[str] = ("psnr", "ssim", "niqe"),
     ) -> None:
         super().__init__()
         if weights is not None and start_from is not None:
             raise ConfigError("weights and start_from both name adapters to start from; give one of them")
-        if calibration_images < 2:
-            raise ConfigError(f"calibration_images: expected at least 2, got {calibration_images}")
         self.automatic_optimization = False
-        self.adapters, self.one_step, self.base = adapters or MoRConfig(), one_step or OneStepConfig(), base
+        self.strict_loading = False  # checkpoints hold the adapters alone; `on_load_checkpoint` checks them
+        self.adapters, self.one_step = adapters or MoRConfig(), one_step or OneStepConfig()
+        # Kept in dictionaries, where networks that were given are no part of the module before it is built.
+        self.base_settings: dict[str, Any] = {"decoder": decoder, "prompts": prompts, "dtype": base_dtype}
+        self.parts: dict[str, Any] = {
+            "base": base, "estimator": estimator, "estimator_args": estimator_args or {}, "router": router,
+            "losses": losses, "checkpointing": checkpointing,
+        }  # fmt: skip
         self.optimizers_by_network, self.scheduler_factory = dict(optimizers or {}), scheduler
         self.optimizer_settings = OptimizerSettings(
             lr=lr, router_lr_scale=router_lr_scale, saved_lr_scale=saved_lr_scale, weight_decay=weight_decay,
             betas=betas, warmup=warmup, schedule=schedule,
         )  # fmt: skip
         self.step_settings: dict[str, Any] = {"clip": clip, "accumulate": accumulate, "max_skipped": max_skipped}
-        self.calibration_images, self.seed = calibration_images, seed
+        self.calibration_images, self.seed = max(calibration_images, 2), seed
         self.weights_file, self.start_from = weights, start_from
+        self.scores = ScoreMeans(val_metrics)
         self.last_output: GeneratorOutput | None = None
         self.phase: OneStepPhase | None = None
         self._restored: Mapping[str, Any] | None = None  # what the checkpoint says of itself
         self._fitted = False
-        if not isinstance(base, Base):
-            base = load_base(base, decoder=decoder, prompts=prompts, dtype=base_dtype)
-        self.generator = OneStepGenerator(
-            base,
-            build_estimator(estimator, **(estimator_args or {})),
-            adapters=self.adapters, router=router, one_step=self.one_step, checkpointing=checkpointing,
-        )  # fmt: skip
-        self.beside = BesideBase(self.generator.base, decoder=decoder, prompts=prompts)
-        self.strict_loading = False  # checkpoints hold the adapters alone; `on_load_checkpoint` checks them
-        self.objective = Objective(self.generator, losses)
+
+    def configure_model(self) -> None:
+        """Read base and estimator, inject the adapters and build the losses, unless that has been done.
+
+        Lightning calls it after all checks of the trainer; without a trainer, the first look at the generator does.
+
+        Raises:
+            ConfigError: settings that do not go together.
+            WeightsError: base or adapters that cannot be read.
+        """
+        if "generator" in self._modules:
+            return
+        parts = self.parts
+        # On the CPU, where the start is the same for every device; the strategy moves the module later.
+        with torch.device("cpu"):
+            base = parts["base"] if isinstance(parts["base"], Base) else load_base(parts["base"], **self.base_settings)
+            generator = OneStepGenerator(
+                base,
+                build_estimator(parts["estimator"], **parts["estimator_args"]),
+                adapters=self.adapters, router=parts["router"], one_step=self.one_step,
+                checkpointing=parts["checkpointing"],
+            )  # fmt: skip
+            self.objective = Objective(generator, parts["losses"])
+        self.companions = Companions(base, decoder=self.base_settings["decoder"], prompts=self.base_settings["prompts"])
         # Registered here, so that they move with the module and are saved with it.
+        self.generator = generator
         self.loss, self.discriminator = self.objective.restoration, self.objective.discriminator
         self.extra_losses = nn.ModuleDict(self.objective.extra)
-        self.scores = ScoreMeans(val_metrics)
-        if weights is not None:
-            self.load_adapters(weights)
+        if self.weights_file is not None:
+            try:
+                self.load_adapters(self.weights_file)
+            except MorsrError:
+                del self.generator  # the next look must not find it without its weights
+                raise
+
+    def __getattr__(self, name: str) -> Any:
+        modules = self.__dict__.get("_modules")
+        if name in ("generator", "objective", "companions") and modules is not None and "generator" not in modules:
+            self.configure_model()
+            return getattr(self, name)
+        return super().__getattr__(name)
 
     def forward(self, lr: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         """Restore LR images (B, 3, h, w) in [0, 1]; the result is clamped to [0, 1]."""
@@ -200,6 +234,7 @@ class OneStepSRModule(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         networks = self.build_networks(self._total_steps())
+        check_turns(self.trainer, networks=len(networks))
         self.phase = OneStepPhase(
             self.objective, networks, backward=self._backward, update=self._update, **self.step_settings
         )
@@ -227,35 +262,21 @@ class OneStepSRModule(L.LightningModule):
         if stage == "predict":
             check_writer(self.trainer)
         if stage == "fit":
-            check_trainer(self.trainer, networks=len(self.objective.trained()))
-            rank_zero_info(self.objective.describe())
-            self._check_adapters()
-
-    def _check_adapters(self) -> None:
-        if self.adapters.is_routed and self.adapters.top_k == 1 and self.adapters.gate == "renormalize":
-            rank_zero_warn(
-                "adapters: with top_k 1 a renormalized gate is 1 whatever the router says, so that the balance alone "
-                "trains it; gate: softmax lets it learn from the image"
-            )
+            check_trainer(self.trainer)
+            if self.adapters.is_routed and self.adapters.top_k == 1 and self.adapters.gate == "renormalize":
+                rank_zero_warn(
+                    "adapters: with top_k 1 a renormalized gate is 1 whatever the router says, so that the balance "
+                    "alone trains it; gate: softmax lets it learn from the image"
+                )
 
     # What a checkpoint does not hold is read after Lightning has restored it, which is between `setup` and these hooks.
 
     def on_fit_start(self) -> None:
+        rank_zero_info(self.objective.describe())
         if self._restored is not None:
             warn_of_kept(self._restored.get("optimizer", {}), self._rates())
         elif self.start_from is not None:
-            file, base = find_adapters(self.start_from), self.generator.base
-            extra = read_adapters_header(file).get("extra")
-            take_prompts = self.beside.prompts_to_take(read_attached(file), extra, str(file))
-            rank_zero_info(start_from_adapters(file, base))
-            take_prompts()
-            if (other := runs_otherwise(extra, self.generator)) is not None:
-                rank_zero_warn(f"{file} was trained to run with {other}; here it starts elsewhere")
-            if (decoder := decoder_of(file)) is not None and self.beside.decoder is None:
-                rank_zero_warn(
-                    f"{file} was trained with the decoder {decoder}, and this run decodes with the base's own; "
-                    f"--model.decoder={decoder} takes it along"
-                )
+            self._start(find_adapters(self.start_from))
         if self.generator.adapters is not None:
             self.generator.adapters.router.train()  # Lightning keeps modes as they are
             if self.adapters.is_routed and self.adapters.noise_at(0.0) > 0 and self._total_steps() < 1:
@@ -264,17 +285,27 @@ class OneStepSRModule(L.LightningModule):
         standardize_router(self.trainer, self.generator, images=self.calibration_images)
         self._fitted = True
 
-    def on_validation_model_eval(self) -> None:
-        super().on_validation_model_eval()
+    def _start(self, file: Path) -> None:
+        extra = read_adapters_header(file).get("extra")
+        take = self.companions.prepare(read_attached(file), extra, str(file))
+        rank_zero_info(start_from_adapters(file, self.generator.base))
+        take()
+        if other := runs_otherwise(extra, self.generator):
+            rank_zero_warn(f"{file} was trained to run with {other}; here it starts elsewhere")
+        if (decoder := decoder_of(file)) is not None and self.companions.decoder is None:
+            rank_zero_warn(
+                f"{file} was trained with the decoder {decoder}, and this run decodes with the base's own; "
+                f"--model.decoder={decoder} takes it along"
+            )
+
+    def on_validation_start(self) -> None:
         if self.trainer.state.fn != TrainerFn.FITTING:
             self._find_weights()
 
-    def on_test_model_eval(self) -> None:
-        super().on_test_model_eval()
+    def on_test_start(self) -> None:
         self._find_weights()
 
-    def on_predict_model_eval(self) -> None:
-        super().on_predict_model_eval()
+    def on_predict_start(self) -> None:
         self._find_weights()
 
     @torch.inference_mode(mode=False)
@@ -285,8 +316,8 @@ class OneStepSRModule(L.LightningModule):
         path = newest_adapters(self.trainer, self.generator) or shipped_adapters().get(preset)
         if path is None:
             raise WeightsError(
-                f"no adapters were given, none for the base {self.base!r} are shipped, and no run beside this one left "
-                "any of its configuration; train it first, or name some by model.weights"
+                f"no adapters were given, none for the base {self.parts['base']!r} are shipped, and no run beside this "
+                "one left any of its configuration; train it first, or name some by model.weights"
             )
         self.load_adapters(path)
         rank_zero_info(f"adapters: {path}")
@@ -306,13 +337,13 @@ class OneStepSRModule(L.LightningModule):
 
     def _recipe(self) -> dict[str, Any]:
         """What a file of adapters needs beside them to be run again."""
-        estimator = self.generator.estimator
-        facts = {
+        estimator, base = self.generator.estimator, self.parts["base"]
+        return {
             "estimator": None if estimator is None else estimator.spec,
             "one_step": self.one_step.to_dict(),
-            "base": self.generator.base.source if isinstance(self.base, Base) else self.base,
+            "base": self.generator.base.source if isinstance(base, Base) else base,
+            **self.companions.facts(),
         }
-        return {**facts, **self.beside.facts()}
 
     def load_adapters(self, path: str | os.PathLike[str]) -> None:
         """Load adapters of the same configuration, a file, its folder or a shipped preset, over the ones in the module.
@@ -325,25 +356,19 @@ class OneStepSRModule(L.LightningModule):
         """
         file, base = find_adapters(path), self.generator.base
         extra = read_adapters_header(file).get("extra")
-        if (other := runs_otherwise(extra, self.generator)) is not None:
+        if other := runs_otherwise(extra, self.generator):
             raise WeightsError(
                 f"{file}: trained to run with {other}; take the config that it was trained by, or set model.one_step "
                 "and model.estimator to what it needs"
             )
-        take_decoder = self.beside.decoder_to_take(decoder_of(file))
-        take_prompts = self.beside.prompts_to_take(read_attached(file), extra, str(file))
+        take = self.companions.prepare(read_attached(file), extra, str(file), decoder=decoder_of(file))
         self.adapters = load_adapters(file, base, name="generator").config
-        take_decoder()
-        take_prompts()
+        take()
 
     def _rates(self) -> dict[str, Any]:
         """Optimizer settings of all networks by their names in the config, which a checkpoint records."""
-        rates = asdict(self.optimizer_settings) | {"betas": list(self.optimizer_settings.betas)}
-        if self.objective.score is not None:
-            rates["score.lr"] = self.objective.score.config.lr
-        if self.objective.discriminator is not None:
-            rates["discriminator.lr"] = self.objective.discriminator.config.lr
-        return rates
+        helpers = {f"{name}.lr": helper.lr for name, helper in self.objective.helpers().items() if helper.lr}
+        return {**asdict(self.optimizer_settings), "betas": list(self.optimizer_settings.betas), **helpers}
 
     def _saved_tensors(self) -> dict[str, Tensor]:
         trained = [parameter for network in self.objective.trained().values() for parameter in network]
@@ -365,8 +390,7 @@ class OneStepSRModule(L.LightningModule):
         check_settings(described, self.generator)
         if self.generator.adapters is not None:
             add_saved_modules(self.generator.base, self.generator.adapters, described.get("saved", ()))
-        extra = described.get("extra", {})
-        self.beside.decoder_to_take(extra.get("decoder"))()
         check_tensors(checkpoint["state_dict"], self._saved_tensors())
-        self.beside.prompts_to_take(described.get("prompts", {}), extra, "the checkpoint")()
+        extra, prompts = described.get("extra", {}), described.get("prompts", {})
+        self.companions.prepare(prompts, extra, "the checkpoint", decoder=extra.get("decoder"))()
         self._restored = described

@@ -38,6 +38,19 @@ class GeneratorLoss(NamedTuple):
     output: GeneratorOutput
 
 
+class Helper(NamedTuple):
+    """A network that helps the generator.
+
+    parameters: what it trains. lr: None for the generator's. start: generator step from which it moves.
+    term: the user's own loss term that it belongs to.
+    """
+
+    parameters: list[nn.Parameter]
+    lr: float | None
+    start: int
+    term: LossTerm | None = None
+
+
 class Objective:
     """The generator's terms and the losses of the networks that help it.
 
@@ -78,36 +91,34 @@ class Objective:
         with active_adapters(self.base, None):
             return encoder_features(self.base, images)
 
-    def trained(self) -> dict[str, list[nn.Parameter]]:
-        """Parameters by network: "generator", and "score" and "discriminator" where there are any."""
-        networks = {"generator": adapter_parameters(self.base, "generator")}
+    def helpers(self) -> dict[str, Helper]:
+        """The networks that help the generator: "score" and "discriminator", and those of the user's own terms."""
+        found: dict[str, Helper] = {}
         if self.score is not None:
-            networks["score"] = self.score.parameters()
+            found["score"] = Helper(self.score.parameters(), self.score.config.lr, self.weights["vsd"].start)
         if self.discriminator is not None:
-            networks["discriminator"] = list(self.discriminator.parameters())
+            heads = list(self.discriminator.parameters())
+            found["discriminator"] = Helper(heads, self.discriminator.config.lr, self.weights["gan"].start)
         for term in self.extra.values():
-            networks |= term.trained()
-        return networks
+            found |= {
+                name: Helper(parameters, term.lr, term.schedule.start, term)
+                for name, parameters in term.trained().items()
+            }
+        return found
 
-    def owner(self, network: str) -> LossTerm | None:
-        """The term of the user's own that a network belongs to."""
-        return next((term for term in self.extra.values() if network in term.trained()), None)
+    def trained(self) -> dict[str, list[nn.Parameter]]:
+        """Parameters by network, the generator's first."""
+        helpers = {name: helper.parameters for name, helper in self.helpers().items()}
+        return {"generator": adapter_parameters(self.base, "generator"), **helpers}
 
     def describe(self) -> str:
-        """One line for the log: which terms count, and what stands in for LPIPS where it is off."""
+        """One line for the log: which terms count."""
         weights = {**self.restoration.weights, **self.weights}
         adapters = self.generator.adapters
         if adapters is None or not adapters.is_routed:
             weights.pop("balance")
         parts = [f"{name} {weight}" for name, weight in weights.items() if weight]
         return f"losses: {', '.join(parts)}"
-
-    def first_step(self, network: str) -> int:
-        """Generator step from which a network moves: the helpers rest until their term starts."""
-        if network == "generator":
-            return 0
-        owner = self.owner(network)
-        return owner.schedule.start if owner else self.weights["vsd" if network == "score" else "gan"].start
 
     def generator_loss(self, batch: Mapping[str, Any], draws: Draws, *, step: int) -> GeneratorLoss:
         """Forward pass and all terms that count at this step.
@@ -167,9 +178,9 @@ class Objective:
     ) -> Tensor:
         """Loss of a network that helps the generator, on what the generator made of a batch; it is detached."""
         hr = batch["hr"]
-        if (owner := self.owner(network)) is not None:
+        if (term := self.helpers()[network].term) is not None:
             now = TrainingStep(batch["lr"], hr, output.sr.detach(), output.z0.detach(), output.routing, draws, step)
-            return owner.network_loss(network, now)
+            return term.network_loss(network, now)
         if network == "score":
             assert self.score is not None
             return self.score.denoising_loss(output.z0, draws)

@@ -26,25 +26,15 @@ class OptimizerSettings:
         weight_decay, betas: of AdamW, for all networks.
         warmup: steps of linear rise, counted from each network's first step.
         schedule: "constant" or "cosine" to zero at the last step.
-
-    Raises:
-        ConfigError: a setting outside its range.
     """
 
-    lr: float = 5e-5
-    router_lr_scale: float = 20.0
-    saved_lr_scale: float = 0.2
-    weight_decay: float = 1e-2
-    betas: tuple[float, float] = (0.9, 0.999)
-    warmup: int = 0
-    schedule: ScheduleName = "constant"
-
-    def __post_init__(self) -> None:
-        if min(self.lr, self.router_lr_scale, self.saved_lr_scale) <= 0 or self.weight_decay < 0 or self.warmup < 0:
-            raise ConfigError(
-                "expected lr, router_lr_scale and saved_lr_scale above 0, weight_decay and warmup of at least 0, got "
-                f"{self.lr}, {self.router_lr_scale}, {self.saved_lr_scale}, {self.weight_decay}, {self.warmup}"
-            )
+    lr: float
+    router_lr_scale: float
+    saved_lr_scale: float
+    weight_decay: float
+    betas: tuple[float, float]
+    warmup: int
+    schedule: ScheduleName
 
 
 def build_networks(
@@ -67,29 +57,24 @@ def build_networks(
     Raises:
         ConfigError: an optimizer for a network that the losses do not ask for.
     """
-    rates: dict[str, Any] = {"generator": settings.lr}
-    if objective.score is not None:
-        rates["score"] = objective.score.config.lr
-    if objective.discriminator is not None:
-        rates["discriminator"] = objective.discriminator.config.lr
-    optimizers = optimizers or {}
-    if unknown := sorted(set(optimizers) - set(objective.trained())):
-        raise ConfigError(f"optimizers.{unknown[0]}: no such network; expected {', '.join(objective.trained())}")
+    optimizers, helpers, trained = optimizers or {}, objective.helpers(), objective.trained()
+    if unknown := sorted(set(optimizers) - set(trained)):
+        raise ConfigError(f"optimizers.{unknown[0]}: no such network; expected {', '.join(trained)}")
     networks = []
-    for name, parameters in objective.trained().items():
+    for name, parameters in trained.items():
         groups: list[dict[str, Any]] = [{"params": parameters}]
         if name == "generator":
             groups = adapter_parameter_groups(
                 objective.base, "generator", lr=settings.lr, router_lr_scale=settings.router_lr_scale,
                 saved_lr_scale=settings.saved_lr_scale,
             )  # fmt: skip
-        rate = rates.get(name) or getattr(objective.owner(name), "lr", None) or settings.lr
+        rate, start = (helpers[name].lr or settings.lr, helpers[name].start) if name in helpers else (settings.lr, 0)
         if name in optimizers:
             optimizer = optimizers[name](groups)
         else:
             optimizer = torch.optim.AdamW(groups, lr=rate, betas=settings.betas, weight_decay=settings.weight_decay)
         # A helper whose start lies after the end of the run never moves, but its cosine still needs a step.
-        steps = max(total_steps - objective.first_step(name), 1) if total_steps > 0 else total_steps
+        steps = max(total_steps - start, 1) if total_steps > 0 else total_steps
         if scheduler is not None:
             course = scheduler(optimizer)
         else:

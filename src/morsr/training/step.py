@@ -101,9 +101,6 @@ class OneStepPhase:
         accumulate: parts that a batch is split into; their gradients add up to the whole batch's.
         clip: largest norm of each network's gradient; 0 leaves it as it is.
         max_skipped: steps in a row that may be left out, per network, before the run stops.
-
-    Raises:
-        ConfigError: a setting outside its range.
     """
 
     def __init__(
@@ -117,10 +114,6 @@ class OneStepPhase:
         clip: float = 1.0,
         max_skipped: int = 10,
     ) -> None:
-        if accumulate < 1 or clip < 0 or max_skipped < 1:
-            raise ConfigError(
-                f"expected accumulate >= 1, clip >= 0 and max_skipped >= 1, got {accumulate}, {clip}, {max_skipped}"
-            )
         self.objective, self.networks = objective, list(networks)
         self.backward, self.update = backward, update
         self.accumulate, self.clip, self.max_skipped = accumulate, clip, max_skipped
@@ -146,8 +139,9 @@ class OneStepPhase:
             self._finish(generator, report)
         if generator.name in report.skipped:
             return report  # the latents of such a step would only carry the damage on
+        starts = {name: helper.start for name, helper in self.objective.helpers().items()}
         for network in helpers:
-            if step >= self.objective.first_step(network.name):
+            if step >= starts[network.name]:
                 with toggled(self.networks, network):
                     self._helper_pass(network, batch, draws, parts, report, step)
                     self._finish(network, report)
@@ -244,11 +238,10 @@ def mean_over_devices(values: Tensor) -> Tensor:
 
 
 def _router_parameters(objective: Objective) -> list[nn.Parameter]:
-    generator: Any = objective.generator
-    report = getattr(generator, "adapters", None)
-    if report is None or not report.config.is_routed:
+    report = objective.generator.adapters
+    if report is None or not report.is_routed:
         return []
-    return [one for one in getattr(report, "router", report).parameters() if one.requires_grad]
+    return [one for one in report.router.parameters() if one.requires_grad]
 
 
 def _flat(gradients: Sequence[Tensor | None], parameters: Sequence[nn.Parameter]) -> Tensor:

@@ -11,36 +11,41 @@ from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
 from morsr.errors import ConfigError
 
-_DDP = "ddp_find_unused_parameters_true"
 
-
-def check_trainer(trainer: L.Trainer, *, networks: int) -> None:
+def check_trainer(trainer: L.Trainer) -> None:
     """Refuse settings under which the networks would train wrongly or not at all.
+
+    Raises:
+        ConfigError: float16, or weights kept in half precision; a strategy that splits parameters.
+    """
+    precision, strategy = str(trainer.precision), trainer.strategy
+    if precision not in ("32-true", "bf16-mixed"):
+        raise ConfigError(
+            f"trainer.precision: expected bf16-mixed or 32-true, got {precision}: the one-step arithmetic leaves the "
+            "range of float16, and ranks stored in bfloat16 hardly move at a small learning rate"
+        )
+    if not isinstance(strategy, (SingleDeviceStrategy, DDPStrategy)):
+        raise ConfigError(
+            f"trainer.strategy: expected one device or DDP, got {type(strategy).__name__}: the adapters are small "
+            "enough to need no splitting"
+        )
+
+
+def check_turns(trainer: L.Trainer, *, networks: int) -> None:
+    """Refuse DDP that waits for the gradients of networks that rest.
 
     Args:
         trainer: of the run.
         networks: how many networks alternate.
 
     Raises:
-        ConfigError: float16, or weights kept in half precision; a strategy that splits parameters; or DDP that waits
-            for the gradients of networks that rest.
+        ConfigError: with the strategy that works.
     """
-    precision = str(trainer.precision)
-    if precision not in ("32-true", "bf16-mixed"):
-        raise ConfigError(
-            f"trainer.precision: expected bf16-mixed or 32-true, got {precision}: the one-step arithmetic leaves the "
-            "range of float16, and ranks stored in bfloat16 hardly move at a small learning rate"
-        )
     strategy: Any = trainer.strategy
-    if not isinstance(strategy, (SingleDeviceStrategy, DDPStrategy)):
-        raise ConfigError(
-            f"trainer.strategy: expected one device or DDP, got {type(strategy).__name__}: the adapters are small "
-            "enough to need no splitting"
-        )
-    if isinstance(strategy, DDPStrategy) and networks > 1 and not strategy._ddp_kwargs.get("find_unused_parameters"):
+    if networks > 1 and isinstance(strategy, DDPStrategy) and not strategy._ddp_kwargs.get("find_unused_parameters"):
         raise ConfigError(
             f"trainer.strategy: {networks} networks take turns, and plain ddp would wait for the gradients of those "
-            f"that rest; set it to {_DDP}"
+            "that rest; set it to ddp_find_unused_parameters_true"
         )
 
 
