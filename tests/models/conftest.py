@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,8 @@ import pytest
 import torch
 
 from morsr.models.bases.architectures import ARCHITECTURES
+
+sys.path.insert(0, str(Path(__file__).parent))
 
 WIDTH = 32
 

@@ -26,7 +26,8 @@ PRESETS: dict[str, tuple[str, ...]] = {
         r"quant_conv",
     ),
     "tiny_vae_encoder": (r"encoder\.layers\..*",),
-    # Both streams of the MM-DiT, image and text; modulation, norms and the embedding of time and size are left alone.
+    # Both streams of the MM-DiT, image and text, and the image's way in and out. Left alone in every transformer:
+    # modulation, norms, and the embeddings of time, pooled text and text tokens.
     "sd3": (
         rf"transformer_blocks\.\d+\.(?:attn2?\.(?:{_ATTENTION}|{_ADDED})|(?:ff|ff_context)\.net\.(?:0\.proj|2))",
         r"pos_embed\.proj",
@@ -37,6 +38,26 @@ PRESETS: dict[str, tuple[str, ...]] = {
         r"single_transformer_blocks\.\d+\.attn\.(?:to_qkv_mlp_proj|to_out)",
         r"x_embedder",
         r"proj_out",
+    ),
+    "flux1": (
+        rf"transformer_blocks\.\d+\.(?:attn\.(?:{_ATTENTION}|{_ADDED})|(?:ff|ff_context)\.net\.(?:0\.proj|2))",
+        r"single_transformer_blocks\.\d+\.(?:attn\.to_[qkv]|proj_mlp|proj_out)",
+        r"x_embedder",
+        r"proj_out",
+    ),
+    # One stream of image and text, and two blocks for each of them before it. The image's way in takes the tokens of
+    # the whole batch in one row, which cannot be routed by image; the way out is left alone with it.
+    "z_image": (rf"(?:layers|noise_refiner|context_refiner)\.\d+\.(?:attention\.{_ATTENTION}|feed_forward\.w[123])",),
+    # The depthwise convolutions of both networks are left alone: a layer in groups takes no ranks.
+    "sana": (
+        rf"transformer_blocks\.\d+\.(?:attn[12]\.{_ATTENTION}|ff\.conv_(?:inverted|point))",
+        r"patch_embed\.proj",
+        r"proj_out",
+    ),
+    "dc_vae_encoder": (
+        r"encoder\.down_blocks\..*\.(?:conv1|conv2|conv|attn\.to_(?:q|k|v|out)|conv_out\.conv_(?:inverted|point))",
+        r"encoder\.conv_in",
+        r"encoder\.conv_out",
     ),
     "all_unet_like": (rf"(?:.*\.)?(?:{_BLOCKS}|conv_in|conv_out)",),
 }

@@ -27,14 +27,20 @@ class Float32Conv2d(_Float32, nn.Conv2d):
     computes_like = nn.Conv2d
 
 
+class Float32Linear(_Float32, nn.Linear):
+    """Linear in float32; takes any precision and gives float32."""
+
+    computes_like = nn.Linear
+
+
 class Float32GroupNorm(_Float32, nn.GroupNorm):
     """GroupNorm in float32; takes any precision and gives float32."""
 
 
 def to_float32(layer: nn.Module) -> nn.Module:
-    """Return a float32 twin of a convolution or group norm over the same weights; other modules as they are.
+    """Return a float32 twin of a convolution, linear layer or group norm; other modules as they are.
 
-    Weights that are stored in half precision become float32, of the values that they have.
+    It holds the same weights; those that are stored in half precision become float32, of the values that they have.
     """
     twin: nn.Module
     if type(layer) is nn.Conv2d:
@@ -50,6 +56,8 @@ def to_float32(layer: nn.Module) -> nn.Module:
             layer.padding_mode,
             device="meta",
         )
+    elif type(layer) is nn.Linear:
+        twin = Float32Linear(layer.in_features, layer.out_features, layer.bias is not None, device="meta")
     elif type(layer) is nn.GroupNorm:
         twin = Float32GroupNorm(layer.num_groups, layer.num_channels, layer.eps, layer.affine, device="meta")
     else:

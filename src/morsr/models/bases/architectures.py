@@ -116,6 +116,24 @@ _KLEIN: dict[str, Any] = {
     "guidance_embeds": False,
 }
 
+_FLUX_VAE: dict[str, Any] = {**_SD3_VAE, "scaling_factor": 0.3611, "shift_factor": 0.1159}
+_SANA_BLOCKS = ["ResBlock"] * 3 + ["EfficientViTBlock"] * 3
+_SANA_SCALES = ((), (), (), (5,), (5,), (5,))
+_SANA_VAE: dict[str, Any] = {
+    "latent_channels": 32,
+    "encoder_block_types": _SANA_BLOCKS,
+    "decoder_block_types": _SANA_BLOCKS,
+    "encoder_block_out_channels": (128, 256, 512, 512, 1024, 1024),
+    "decoder_block_out_channels": (128, 256, 512, 512, 1024, 1024),
+    "encoder_layers_per_block": (2, 2, 2, 3, 3, 3),
+    "decoder_layers_per_block": (3, 3, 3, 3, 3, 3),
+    "encoder_qkv_multiscales": _SANA_SCALES,
+    "decoder_qkv_multiscales": _SANA_SCALES,
+    "upsample_block_type": "interpolate",
+    "downsample_block_type": "conv",
+    "scaling_factor": 0.41407,
+}
+
 # SD-Turbo is SD 2.1 distilled: its networks have the same shapes.
 ARCHITECTURES: Mapping[str, Architecture] = {
     "sd15": Architecture("StableDiffusion", _SD15_UNET, _SD_VAE, 77, 768),
@@ -125,6 +143,9 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "sd3": Architecture("StableDiffusion3", _SD3, _SD3_VAE, 333, 4096, 2048, {"shift": 3.0}),
     "sd35-medium": Architecture("StableDiffusion3", _SD35, _SD3_VAE, 333, 4096, 2048, {"shift": 3.0}),
     "flux2-klein": Architecture("Flux2", _KLEIN, {}, 512, 7680, settings={"shift": 3.158}, distilled=True),
+    "flux1": Architecture("Flux1", {"guidance_embeds": True}, _FLUX_VAE, 512, 4096, 768, {"shift": 3.158}, True),
+    "z-image": Architecture("ZImage", {}, _FLUX_VAE, 512, 2560, settings={"shift": 3.0}),
+    "sana": Architecture("Sana", {"caption_channels": 2304}, _SANA_VAE, 300, 2304, settings={"shift": 3.0}),
     "small": Architecture("StableDiffusion", _SMALL_UNET, _SMALL_VAE, 7, 32),
 }
 """Known shapes by name; "small" has the same classes of layers in a network that a test can afford."""

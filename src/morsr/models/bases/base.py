@@ -65,6 +65,8 @@ class Base(nn.Module):
     """Parametrizations of the one step that the family knows."""
     pooled: ClassVar[bool] = False
     """Whether the network takes a pooled text vector too."""
+    distilled: bool = False
+    """Whether the model takes no guidance; model_index.json may say otherwise than the family."""
 
     vae: Any  # diffusers sets most of their attributes at run time
     decoder: Any
@@ -87,7 +89,6 @@ class Base(nn.Module):
         super().__init__()
         setattr(self, self.network_name, network)
         self.vae, self.base_id, self.source, self.prompt = vae, base_id, source, prompt
-        self.distilled = False
         if self.in_channels != self.latent_channels:
             raise ConfigError(
                 f"the {self.network_name} takes {self.in_channels} latent channels, "
@@ -99,6 +100,11 @@ class Base(nn.Module):
         self.use_decoder(decoder)
 
     # What a family says of itself.
+
+    @classmethod
+    def embedded(cls, output: Any) -> Condition:
+        """Text in what the `encode_prompt` of the family's pipeline gives: (tokens, negative, pooled, negative)."""
+        return Condition(output[0], output[2] if cls.pooled else None)
 
     @property
     def in_channels(self) -> int:
@@ -262,14 +268,15 @@ class Base(nn.Module):
     def set_checkpointing(self, on: bool = True) -> None:
         """Recompute activations in the backward pass instead of keeping them; gradients are the same.
 
+        A network whose class cannot recompute (AutoencoderDC) keeps them.
         To be called after adapters are injected: a recomputed layer then works under the routing and the set of its
         first run, whatever has run on the same weights since.
         """
         switch = switch_of(self) if on else None
         for network in filter(None, (self.denoiser, self.vae, self.decoder)):
-            if on:
+            if on and network._supports_gradient_checkpointing:
                 network.enable_gradient_checkpointing(*[switch.checkpoint] if switch else [])
-            else:
+            elif not on:
                 network.disable_gradient_checkpointing()
         if type(self.vae.encoder).__name__ == "EncoderTiny":
             # It leaves the shift of its input to [0, 1] out where it recomputes (diffusers 0.42, vae.py).

@@ -7,13 +7,18 @@ from typing import Any
 
 from morsr.errors import ConfigError
 from morsr.models.bases.base import Base
+from morsr.models.bases.flux1 import Flux1
 from morsr.models.bases.flux2 import Flux2
 from morsr.models.bases.reading import read_index, read_json
+from morsr.models.bases.sana import Sana
 from morsr.models.bases.sd3 import StableDiffusion3
 from morsr.models.bases.sdxl import StableDiffusionXL
 from morsr.models.bases.stable_diffusion import StableDiffusion
+from morsr.models.bases.z_image import ZImage
 
-FAMILIES: tuple[type[Base], ...] = (StableDiffusion, StableDiffusionXL, StableDiffusion3, Flux2)
+FAMILIES: tuple[type[Base], ...] = (
+    StableDiffusion, StableDiffusionXL, StableDiffusion3, Flux1, Flux2, ZImage, Sana
+)  # fmt: skip
 
 
 def family_called(name: str) -> Any:

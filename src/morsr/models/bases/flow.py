@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -29,12 +29,16 @@ class Flow(Base):
         common: as for `Base`.
     """
 
+    last_layer: ClassVar[str] = "proj_out"
+    """Name of the transformer's last projection."""
+
     transformer: Any
     sigmas: Tensor
 
     def __init__(self, transformer: nn.Module, vae: nn.Module, *, shift: float = 1.0, **common: Any) -> None:
         super().__init__(transformer, vae, **common)
-        self.transformer.proj_out = to_float32(self.transformer.proj_out)
+        last = to_float32(self.transformer.get_submodule(self.last_layer))
+        self.transformer.set_submodule(self.last_layer, last)
         self.shift = shift
         u = torch.arange(1, STEPS + 1, dtype=torch.float64) / STEPS
         self.register_buffer("sigmas", (shift * u / (1 + (shift - 1) * u)).float(), persistent=False)
@@ -59,16 +63,25 @@ class Flow(Base):
         """The autoencoder's factor times the two latents of a token."""
         return self.latent_factor * 2
 
+    @property
+    def width(self) -> int:
+        """Channels of an image token inside the transformer."""
+        return int(self.transformer.inner_dim)
+
+    def blocks(self) -> list[Any]:
+        """The transformer's blocks in their order."""
+        single = getattr(self.transformer, "single_transformer_blocks", ())
+        return [*self.transformer.transformer_blocks, *single]
+
     def watched(self) -> list[nn.Module]:
         """Blocks whose image tokens are the features: a quarter, half and three quarters of the depth, and the last."""
-        blocks = list(self.transformer.transformer_blocks)
-        blocks += list(getattr(self.transformer, "single_transformer_blocks", ()))
+        blocks = self.blocks()
         depths = sorted({math.ceil(len(blocks) * share) - 1 for share in (0.25, 0.5, 0.75, 1.0)})
         return [blocks[depth] for depth in depths]
 
     @property
     def feature_widths(self) -> list[int]:
-        return [self.transformer.inner_dim] * len(self.watched())
+        return [self.width] * len(self.watched())
 
     def velocity(self, z_t: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
         """The transformer's output (B, C, h, w) for latents in its precision and σ (B,)."""
@@ -77,6 +90,10 @@ class Flow(Base):
     def tokens_shape(self, z_t: Tensor) -> tuple[int, int]:
         """Rows and columns of tokens."""
         raise NotImplementedError
+
+    def image_tokens(self, tokens: Tensor, count: int) -> Tensor:
+        """The tokens of the image in what a block gives; in one sequence with the text they come last."""
+        return tokens[:, tokens.shape[1] - count :]
 
     def predict(self, z_t: Tensor, t: Tensor | int, condition: Condition | None = None) -> Tensor:
         condition, dtype = condition or self.condition(), dtype_of(self.transformer)
@@ -104,7 +121,7 @@ class Flow(Base):
 
         def keep(_: nn.Module, __: Any, output: Any) -> None:
             tokens = output[-1] if isinstance(output, tuple) else output  # (text, image), or one joint sequence
-            image = tokens[:, tokens.shape[1] - rows * columns :]
+            image = self.image_tokens(tokens, rows * columns)
             found.append(image.transpose(1, 2).unflatten(2, (rows, columns)))
 
         hooks = [block.register_forward_hook(keep) for block in self.watched()]
@@ -128,6 +145,8 @@ def read_shift(path: Path) -> float:
         ConfigError: another kind of scheduler.
     """
     config: Mapping[str, Any] = read_json(path)
+    if config.get("use_flow_sigmas"):  # a solver of diffusion models that runs a flow, as Sana's
+        return float(config.get("flow_shift", 1.0))
     kind = str(config.get("_class_name"))
     if not kind.startswith("FlowMatch") or config.get("num_train_timesteps", STEPS) != STEPS:
         raise ConfigError(f"{path}: expected a flow-matching schedule of {STEPS} steps, got {kind}")

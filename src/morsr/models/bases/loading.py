@@ -87,7 +87,7 @@ def load_base(
         embeddings: dict[str, Any] = dict(prompts or {})
         cached = {"clean", "degraded"} <= embeddings.keys()
         if not cached or not all(isinstance(one, Tensor) for one in embeddings.values()):
-            embeddings = read_prompts(folder, name, embeddings, pipeline=family.text_pipeline)
+            embeddings = read_prompts(folder, name, embeddings, family=family)
         text = (prompts or {}).get("clean", cached_prompt(folder))
         found = family(
             **parts,
@@ -97,7 +97,7 @@ def load_base(
             source=origin or name,
             prompt=text if isinstance(text, str) else None,
         )
-        found.distilled = bool(index.get("is_distilled", False))
+        found.distilled = bool(index.get("is_distilled", family.distilled))
         return found
 
     base = first_readable(source, read, "base model")

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from morsr.errors import ConfigError, WeightsError
 from morsr.files import printable
 from morsr.hub import PICKLES, fetch, half_patterns, half_precision, repository_of
-from morsr.models.bases.base import PROMPTS_FILE
+from morsr.models.bases.base import PROMPTS_FILE, Base
 
 POSITIVE_PROMPT = "A high-resolution, 8K, ultra-realistic image with sharp focus, vibrant colors, and natural lighting."
 NEGATIVE_PROMPT = "oil painting, cartoon, blur, dirty, messy, low quality, deformation, low resolution, oversmooth"
@@ -232,7 +232,7 @@ def _line(error: Exception, folder: Path) -> str:
 
 
 def read_prompts(
-    folder: Path, name: str, texts: Mapping[str, str] | None = None, *, pipeline: str | None = None
+    folder: Path, name: str, texts: Mapping[str, str] | None = None, *, family: type[Base] | None = None
 ) -> dict[str, Tensor]:
     """The two prompt embeddings of a base: those cached in its folder, or texts through its text encoder.
 
@@ -240,7 +240,7 @@ def read_prompts(
         folder: of the base.
         name: its hub id, from which the text encoder can be fetched if the folder has none; else anything.
         texts: texts for "clean" and "degraded" in place of the fixed ones.
-        pipeline: class of diffusers whose text encoders make the embeddings; None: one CLIP.
+        family: whose pipeline's text encoders make the embeddings; without a pipeline, one CLIP.
 
     Returns:
         {"clean": (1, T, width), "degraded": (1, T, width)} in float32, and "clean_pooled", "degraded_pooled" where the
@@ -261,8 +261,8 @@ def read_prompts(
             raise WeightsError(f"{cached}: cut short or not safetensors ({_line(error, folder)})") from error
     else:
         texts = {"clean": POSITIVE_PROMPT, "degraded": NEGATIVE_PROMPT, **texts}
-    if texts and pipeline is not None:
-        prompts |= encode_by_pipeline(folder, name, texts, pipeline)
+    if texts and family is not None and family.text_pipeline is not None:
+        prompts |= encode_by_pipeline(folder, name, texts, family)
     elif texts:
         prompts |= dict(zip(texts, encode_texts(folder, name, list(texts.values())).split(1), strict=True))
     return prompts
@@ -311,8 +311,8 @@ def encode_texts(folder: Path, name: str, texts: Sequence[str]) -> Tensor:
         return encoder.eval()(tokens.input_ids).last_hidden_state
 
 
-def encode_by_pipeline(folder: Path, name: str, texts: Mapping[str, str], pipeline: str) -> dict[str, Tensor]:
-    """Embeddings of texts by the text encoders of a pipeline of diffusers, which are dropped afterwards.
+def encode_by_pipeline(folder: Path, name: str, texts: Mapping[str, str], family: type[Base]) -> dict[str, Tensor]:
+    """Embeddings of texts by the text encoders of a family's pipeline, which are dropped afterwards.
 
     Raises:
         WeightsError: no text encoder or tokenizer, or damaged ones.
@@ -320,7 +320,7 @@ def encode_by_pipeline(folder: Path, name: str, texts: Mapping[str, str], pipeli
     import diffusers
 
     folder = _with_encoder(folder, name, ("model_index.json", *_TEXT_FILES))
-    kind = getattr(diffusers, pipeline)
+    kind = getattr(diffusers, str(family.text_pipeline))
     absent = {part: None for part in ("unet", "transformer", "vae") if part in inspect.signature(kind).parameters}
     index = read_index(folder)
     absent |= {part: None for part in index if part.startswith(("text_", "token")) and not (folder / part).is_dir()}
@@ -335,10 +335,8 @@ def encode_by_pipeline(folder: Path, name: str, texts: Mapping[str, str], pipeli
         }
         for side, text in texts.items():
             with torch.no_grad():
-                output = pipe.encode_prompt(prompt=text, **options)
-            found[side] = output[0].float()
-            if len(output) == 4:
-                found[f"{side}_pooled"] = output[2].float()
+                tokens, pooled = family.embedded(pipe.encode_prompt(prompt=text, **options))
+            found |= {side: tokens.float()} | ({} if pooled is None else {f"{side}_pooled": pooled.float()})
     except (OSError, ValueError, RuntimeError, TypeError, SafetensorError) as error:
         raise WeightsError(f"{folder}: text encoders cannot be read ({_line(error, folder)})") from error
     return found
