@@ -87,6 +87,36 @@ def flow_clean(latents: Tensor, velocity: Tensor, sigma: Tensor | float) -> Tens
     return latents.float() - _per_image(sigma, latents) * velocity.float()
 
 
+def pair_moments(degraded: Tensor, clean: Tensor) -> Tensor:
+    """What `matching_timestep` needs of pairs of latents of one shape; the moments of several batches add up.
+
+    Returns:
+        (4,), float64: number of values, Σ d c, Σ c², Σ d².
+    """
+    degraded, clean = degraded.double(), clean.double()
+    sums = ((degraded * clean).sum(), clean.square().sum(), degraded.square().sum())
+    return torch.stack([clean.new_tensor(clean.numel()), *sums])
+
+
+def matching_timestep(moments: Tensor, signal: Tensor, noise: Tensor) -> int:
+    """The timestep whose z_t = a z_0 + b n has the signal-to-noise ratio of degraded latents against the clean ones.
+
+    A degraded latent is read as s z_0 + r with the s of least squares; its ratio s² / mean r² is compared with a² / b²
+    on a logarithmic scale.
+
+    Args:
+        moments: (4,) of `pair_moments`, summed over the pairs.
+        signal, noise: a and b of every timestep, (T,).
+
+    Source: OMGSR (arXiv 2508.08227) for the idea of a middle timestep that fits the degraded latents.
+    """
+    count, both, clean, degraded = moments.double().cpu().unbind()
+    share = (both / clean).clamp_min(1e-12)
+    rest = ((degraded - share * both) / count).clamp_min(1e-24)
+    ratios = (signal.double().cpu().clamp_min(1e-12) / noise.double().cpu().clamp_min(1e-12)).log()
+    return int((ratios - (share / rest.sqrt()).log()).abs().argmin())
+
+
 def epsilon_from_velocity(latents: Tensor, velocity: Tensor, alpha_bar: Tensor | float) -> Tensor:
     """Convert a v-prediction into the noise it implies: ε = √ᾱ v + √(1 − ᾱ) z_t.
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -36,7 +36,8 @@ class OneStepConfig:
     """How one UNet call becomes a clean latent. A checkpoint records it, because the settings do not mix.
 
     Args:
-        timestep: the fixed t of the UNet call. OSEDiff: 999; PiSA-SR: 1.
+        timestep: the fixed t of the network's call. OSEDiff: 999; PiSA-SR: 1. "auto": training finds the t at which
+            noised HR latents have the signal-to-noise ratio of the encoded LR images, and records the number.
         parametrization: "epsilon", z0 = (z − √(1−ᾱ) ε)/√ᾱ (OSEDiff), for a flow z0 = z − σ v; or "residual",
             z0 = z − ε (PiSA-SR).
         scale_input: multiply the encoded image by √ᾱ first, so that it stands at the signal level that the UNet has
@@ -47,13 +48,13 @@ class OneStepConfig:
         ConfigError: a timestep outside the schedule, or scale_input with "residual", where it would do nothing good.
     """
 
-    timestep: int = 999
+    timestep: int | Literal["auto"] = 999
     parametrization: Parametrization = "epsilon"
     scale_input: bool = False
 
     def __post_init__(self) -> None:
-        if not 0 <= self.timestep <= 999:
-            raise ConfigError(f"timestep: expected 0 to 999, got {self.timestep}")
+        if self.timestep != "auto" and not 0 <= int(self.timestep) <= 999:
+            raise ConfigError(f'timestep: expected 0 to 999 or "auto", got {self.timestep}')
         if self.parametrization not in ("epsilon", "residual"):
             raise ConfigError(f"parametrization: expected 'epsilon' or 'residual', got {self.parametrization!r}")
         if self.scale_input and self.parametrization == "residual":
@@ -61,6 +62,10 @@ class OneStepConfig:
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+    def at(self, timestep: int) -> OneStepConfig:
+        """The same settings with a timestep that has been found."""
+        return replace(self, timestep=timestep)
 
 
 class OneStepGenerator(nn.Module):
@@ -152,6 +157,10 @@ class OneStepGenerator(nn.Module):
     def denoise(self, latents: Tensor, condition: Condition | None = None) -> Tensor:
         """The one call of the network: latents of the enlarged LR image to clean latents (B, C, h, w), float32."""
         t = self.one_step.timestep
+        if t == "auto":
+            raise ConfigError(
+                "timestep: auto is found when training starts; expected a number, or adapters with theirs"
+            )
         if self.one_step.scale_input:
             latents = latents * self.base.signal(t).to(latents.dtype)
         if self.one_step.parametrization == "epsilon":

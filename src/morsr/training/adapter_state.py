@@ -180,7 +180,8 @@ def runs_otherwise(extra: Any, generator: OneStepGenerator) -> str:
     """
     extra = extra if isinstance(extra, Mapping) else {}
     theirs, spec, estimator = extra.get("one_step") or {}, extra.get("estimator"), generator.estimator
-    if other := _differences("one_step", theirs, generator.one_step.to_dict()):
+    mine = generator.one_step.to_dict()
+    if other := _differences("one_step", theirs, mine, besides=[key for key in mine if mine[key] == "auto"]):
         return other
     if not isinstance(spec, Mapping) or estimator is None:
         return ""
@@ -191,6 +192,13 @@ def runs_otherwise(extra: Any, generator: OneStepGenerator) -> str:
     usual = {key: one.default for key, one in parameters.items() if one.default is not one.empty}
     there, here = ({**usual, **(args or {})} for args in (spec.get("args"), estimator.spec["args"]))
     return _differences(f"the estimator {kind!r}", there, here, besides=_NO_RESULT)
+
+
+def take_timestep(extra: Any, generator: OneStepGenerator) -> None:
+    """Run a generator whose timestep is still "auto" at the one that adapters were trained with."""
+    theirs = extra.get("one_step") if isinstance(extra, Mapping) else None
+    if generator.one_step.timestep == "auto" and isinstance(theirs, Mapping) and "timestep" in theirs:
+        generator.one_step = generator.one_step.at(theirs["timestep"])
 
 
 def _differences(name: str, theirs: Mapping[str, Any], mine: Mapping[str, Any], besides: Iterable[str] = ()) -> str:

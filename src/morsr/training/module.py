@@ -44,9 +44,10 @@ from morsr.training.adapter_state import (
     newest_adapters,
     runs_otherwise,
     saved_tensors,
+    take_timestep,
     warn_of_kept,
 )
-from morsr.training.calibration import standardize_router
+from morsr.training.calibration import find_timestep, standardize_router
 from morsr.training.objective import Objective
 from morsr.training.optim import OptimizerSettings, build_networks
 from morsr.training.schedules import ScheduleName, total_steps
@@ -70,7 +71,7 @@ class OneStepSRModule(L.LightningModule):
         router: class of the router, made from (config, layers, scores); default `morsr.adapters.Router`.
         estimator: "frequency", "learned", "clip", or a class path such as mine.Mine with its init_args.
         estimator_args: settings of an estimator that is given by its short name.
-        one_step: timestep and parametrization of the UNet call.
+        one_step: timestep and parametrization of the network's call.
         losses: the terms with their weights and settings; terms of your own under ``extra``.
         weights: adapters (file, folder or preset) to start from, to validate or to test. None: `fit` starts afresh;
             the others take what the module was fitted to, else the newest adapters among the runs, else the shipped.
@@ -81,7 +82,8 @@ class OneStepSRModule(L.LightningModule):
         clip: largest norm of each network's gradient; 0 for none. It stands in for the trainer's gradient_clip_val.
         accumulate: parts that each batch is split into to save memory; stands in for accumulate_grad_batches.
         max_skipped: steps in a row whose gradient is not finite before the run stops; each of them is left out.
-        calibration_images: degraded images, two at least, whose mean and deviation standardise what the router sees.
+        calibration_images: degraded images, two at least, whose mean and deviation standardise what the router sees;
+            the first 256 of them are what ``timestep: auto`` is found over.
         seed: of the noise of losses and router.
         val_metrics: what validation logs, by the names of `morsr score`.
 
@@ -282,6 +284,7 @@ class OneStepSRModule(L.LightningModule):
             if self.adapters.is_routed and self.adapters.noise_at(0.0) > 0 and self._total_steps() < 1:
                 rank_zero_warn("the router's noise falls over a share of the run, whose length is not known: it is off")
         self.objective.part = self.trainer.profiler.profile
+        find_timestep(self.trainer, self.generator, pairs=min(256, self.calibration_images))
         standardize_router(self.trainer, self.generator, images=self.calibration_images)
         self._fitted = True
 
@@ -290,6 +293,7 @@ class OneStepSRModule(L.LightningModule):
         take = self.companions.prepare(read_attached(file), extra, str(file))
         rank_zero_info(start_from_adapters(file, self.generator.base))
         take()
+        take_timestep(extra, self.generator)
         if other := runs_otherwise(extra, self.generator):
             rank_zero_warn(f"{file} was trained to run with {other}; here it starts elsewhere")
         if (decoder := decoder_of(file)) is not None and self.companions.decoder is None:
@@ -340,7 +344,7 @@ class OneStepSRModule(L.LightningModule):
         estimator, base = self.generator.estimator, self.parts["base"]
         return {
             "estimator": None if estimator is None else estimator.spec,
-            "one_step": self.one_step.to_dict(),
+            "one_step": self.generator.one_step.to_dict(),
             "base": self.generator.base.source if isinstance(base, Base) else base,
             **self.companions.facts(),
         }
@@ -364,6 +368,7 @@ class OneStepSRModule(L.LightningModule):
         take = self.companions.prepare(read_attached(file), extra, str(file), decoder=decoder_of(file))
         self.adapters = load_adapters(file, base, name="generator").config
         take()
+        take_timestep(extra, self.generator)
 
     def _rates(self) -> dict[str, Any]:
         """Optimizer settings of all networks by their names in the config, which a checkpoint records."""
@@ -388,6 +393,7 @@ class OneStepSRModule(L.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         described = checkpoint.get("morsr", {})
         check_settings(described, self.generator)
+        take_timestep(described.get("extra"), self.generator)
         if self.generator.adapters is not None:
             add_saved_modules(self.generator.base, self.generator.adapters, described.get("saved", ()))
         check_tensors(checkpoint["state_dict"], self._saved_tensors())
