@@ -1,4 +1,4 @@
-"""The script for the first GPU runs on a processor at a tiny size, and its table holds what it promises."""
+"""The script for the first GPU runs on a processor at a tiny size, and memory is counted as it grows."""
 
 from __future__ import annotations
 
@@ -23,3 +23,14 @@ def test_the_gpu_script_in_a_dry_run(
         row = rows[f"adapters over bare, batch {batch}"]
         assert row["low"] <= row["ratio"] <= row["high"]
     assert "| step, whole |" in capsys.readouterr().out
+
+
+def test_counted_memory_grows_with_the_image_and_falls_by_checkpointing(
+    repo_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(repo_root / "benchmarks"))
+    memory = importlib.import_module("memory")
+    base = memory.adapted("small")
+    small, large = (memory.activations(base, size, recomputed=False) for size in (64, 128))
+    assert 3.5 * small < large < 4.5 * small  # four times the pixels, and fused attention keeps no matrix
+    assert memory.activations(base, 128, recomputed=True) < 0.8 * large

@@ -92,7 +92,7 @@ class Base(nn.Module):
         if self.in_channels != self.latent_channels:
             raise ConfigError(
                 f"the {self.network_name} takes {self.in_channels} latent channels, "
-                f"the autoencoder gives {self.latent_channels}"
+                f"the autoencoder gives {self.latent_channels}; take both from one model"
             )
         for name in ("prompt_clean", "prompt_degraded", "pooled_clean", "pooled_degraded"):
             self.register_buffer(name, None)

@@ -1,0 +1,174 @@
+"""Memory of a training step from shapes alone, on the meta device: the table of docs/scaling.md.
+
+    python benchmarks/memory.py [--bases sd21 sd3 flux2-klein] [--size 512]
+    python benchmarks/memory.py --run sd3 --size 256     # its network once at true size on this processor
+
+Estimates. Counted are what autograd keeps of one image's pass through encoder, network, decoder, LPIPS and the
+discriminator's features, as bfloat16 mixed precision and fused attention store it, the frozen weights in bfloat16, and
+the trained parameters with their gradients and AdamW's moments. Workspaces, fragments and the driver come on top.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+from typing import Any
+
+import torch
+import torchvision
+from timing import print_table, seconds
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from morsr.adapters import MoRConfig, adapter_parameters, inject
+from morsr.models.bases import Base, load_base
+
+CARDS = (16, 24, 48, 80)
+PARTS = (16, 8, 4, 2, 1)
+FITS = 0.9
+"""Share of a card that the estimate may take."""
+HALF = torch.bfloat16
+
+
+class Attention(torch.autograd.Function):
+    """Keeps what fused attention keeps: its inputs and its output."""
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        output = query.new_empty(*query.shape[:-1], value.shape[-1])
+        ctx.save_for_backward(query, key, value, output)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        raise NotImplementedError
+
+
+class MixedPrecision(TorchFunctionMode):
+    """The casts of CUDA's autocast to bfloat16, which the meta device has not."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name, kwargs = getattr(func, "__name__", ""), kwargs or {}
+        if name in ("group_norm", "layer_norm"):
+            return func(*(one.float() if isinstance(one, Tensor) else one for one in args), **kwargs)
+        if name in ("linear", "conv2d") and args[1].dtype == HALF:
+            return func(*(one.to(HALF) if isinstance(one, Tensor) else one for one in args), **kwargs)
+        if name == "scaled_dot_product_attention":
+            return Attention.apply(*(one.to(HALF) for one in (*args, *kwargs.values())[:3]))
+        return func(*args, **kwargs)
+
+
+class Ledger:
+    """Bytes that autograd keeps, every storage once and weights left out; blocks that are recomputed apart."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.known = {one.untyped_storage()._cdata: one for one in (*model.parameters(), *model.buffers())}
+        self.kept = self.block = 0
+
+    def count(self, tensor: Tensor) -> Tensor:
+        """Add a tensor; it is held, so that no other storage takes its address."""
+        key = tensor.untyped_storage()._cdata
+        if key not in self.known:
+            self.known[key] = tensor
+            self.kept += tensor.untyped_storage().nbytes()
+        return tensor
+
+    def recompute(self, function: Any, *args: Any, **kwargs: Any) -> Any:
+        """A checkpointed block: its inputs are kept, and the largest one is whole once, in the backward pass."""
+        for one in args:
+            if isinstance(one, Tensor):
+                self.count(one)
+        before, self.kept = self.kept, 0
+        with self:
+            output = function(*args, **kwargs)
+        self.block, self.kept = max(self.block, self.kept), before
+        return output
+
+    def __enter__(self) -> Ledger:
+        self.hooks = [
+            *getattr(self, "hooks", []),
+            torch.autograd.graph.saved_tensors_hooks(self.count, lambda one: one),
+        ]
+        self.hooks[-1].__enter__()
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        self.hooks.pop().__exit__(*details)
+
+
+def adapted(name: str) -> Base:
+    """A base in bfloat16 with the paper's 40 ranks, every one of them used, and a score network's 4."""
+    with torch.device("meta"):
+        base = load_base(f"random:{name}", dtype="bfloat16").eval().requires_grad_(False)
+        encoder = "dc_vae_encoder@vae" if base.autoencoder == "AutoencoderDC" else "sd_vae_encoder@vae"
+        inject(base, MoRConfig.of_kind("lora", num_ranks=40, targets=(*base.targets, encoder)))
+        inject(base, MoRConfig.of_kind("lora", num_ranks=4, targets=base.targets), name="score")
+    return base
+
+
+def activations(base: Base, size: int, *, recomputed: bool) -> int:
+    """Bytes that one image's pass keeps for the backward pass."""
+    ledger = Ledger(base)
+    for network in (base.denoiser, base.vae):
+        if recomputed and network._supports_gradient_checkpointing:
+            network.enable_gradient_checkpointing(ledger.recompute)
+    with torch.device("meta"):
+        vgg = torchvision.models.vgg16(weights=None).features.requires_grad_(False)
+        image, t = torch.empty(1, 3, size, size), torch.full((1,), 250)
+    ledger.known |= {one.untyped_storage()._cdata: one for one in vgg.parameters()}
+    base.train()
+    with ledger, MixedPrecision():
+        z0 = base.clean(base.encode(image), t)
+        seen = vgg(base.decode(z0).float())
+        told = base.features(z0, t)
+    del seen, told
+    return ledger.kept + ledger.block
+
+
+def run(name: str, size: int) -> dict[str, Any]:
+    """Forward and backward pass of a network at true size in bfloat16, with checkpointing; seconds and peak memory."""
+    torch.set_default_dtype(HALF)
+    base = load_base(f"random:{name}").train()
+    torch.set_default_dtype(torch.float32)
+    report = inject(base, MoRConfig(targets=base.targets), condition_dim=7)
+    base.set_checkpointing()
+    side = size // base.latent_factor
+    z = torch.randn(1, base.in_channels, side, side)
+
+    def once() -> None:
+        report.route(torch.rand(1, 7))
+        base.predict(z, 250).square().mean().backward()
+
+    taken = seconds(once)
+    moved = sum(one.grad is not None for one in adapter_parameters(base))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    return {"base": name, "size": size, "seconds": taken, "peak GiB": peak, "tensors with a gradient": moved}
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--bases", nargs="+", default=["sd21", "sdxl", "sd3", "flux2-klein"])
+    parser.add_argument("--size", type=int, default=512)
+    parser.add_argument("--run", metavar="NAME")
+    options = parser.parse_args()
+    if options.run:
+        print_table([run(options.run, options.size)])
+        return
+    rows = []
+    for name in options.bases:
+        base = adapted(name)
+        trained = sum(one.numel() for set_name in ("generator", "score") for one in adapter_parameters(base, set_name))
+        frozen = sum(one.numel() * one.element_size() for one in base.parameters()) - 4 * trained
+        kept, again = (activations(base, options.size, recomputed=recomputed) for recomputed in (False, True))
+        row = {"base": name, "frozen": frozen, "trained": 16 * trained, "kept": kept, "recomputed": again}
+        row = {key: value if key == "base" else f"{value / 1e9:.2f}" for key, value in row.items()}
+        for card in CARDS:
+            room = FITS * card * 1e9 - frozen - 16 * trained
+            row[f"{card} GB"] = next((str(part) for part in PARTS if part * again <= room), "none")
+        rows.append(row)
+    print_table(rows)
+
+
+if __name__ == "__main__":
+    main()
