@@ -166,9 +166,10 @@ def test_a_half_precision_variant_is_enough(sd_folder: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda root: (root / "transformer").mkdir(), "another kind of pipeline"),
+        (lambda root: (root / "prior").mkdir(), "another kind of pipeline"),
+        (lambda root: (root / "transformer").mkdir(), "model_index.json"),
         (lambda root: (root / "v2-1_512-ema-pruned.safetensors").touch(), "single-file checkpoint"),
-        (lambda root: (root / "snapshots" / "abc" / "unet").mkdir(parents=True), "the model is inside: .*abc"),
+        (lambda root: (root / "snapshots" / "abc" / "vae").mkdir(parents=True), "the model is inside: .*abc"),
         (lambda root: (root / "config.json").touch(), "one network's folder"),
     ],
 )  # fmt: skip

@@ -10,6 +10,8 @@ import torch
 import training_twins as twins
 from torch.utils.data import DataLoader
 
+from morsr.models.generator import OneStepConfig
+
 STEPS = 3
 
 
@@ -49,11 +51,13 @@ class Record(L.Callback):
             name: value for name, value in pl_module.generator.named_buffers() if name.endswith((".mean", ".std"))
         }
         kept = {"gradients": self.gradients, "terms": self.terms, "standardization": router}
+        kept["timestep"] = pl_module.generator.one_step.timestep
         torch.save(kept, self.folder / f"{trainer.world_size}-{trainer.global_rank}.pt")
 
 
 def train(base: Path, folder: Path, **settings: Any) -> None:
-    module = twins.build(base, loss=twins.ALL_LOSSES, lr=1e-3)
+    auto = OneStepConfig(timestep="auto", scale_input=True)
+    module = twins.build(base, loss=twins.ALL_LOSSES, lr=1e-3, one_step=auto)
     twins.fit(
         module, folder, STEPS, callbacks=[Record(folder)], data=Joined(), enable_checkpointing=False,
         use_distributed_sampler=False, log_every_n_steps=1, **settings,
@@ -78,5 +82,6 @@ def test_losses_and_gradients_equal_the_joined_batch(small_base: Path, tmp_path:
                 torch.testing.assert_close(
                     process["terms"][step][name], whole, rtol=1e-3, atol=1e-5, msg=f"{name} {step}"
                 )
+    assert first["timestep"] == second["timestep"] == one["timestep"]
     torch.testing.assert_close(first["standardization"], one["standardization"], rtol=1e-6, atol=1e-7)
     torch.testing.assert_close(second["standardization"], first["standardization"], rtol=0, atol=0)

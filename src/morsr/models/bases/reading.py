@@ -50,7 +50,7 @@ _TEXT_FILES = (
     "tokenizer*/*",
 )
 _DECODER_FILES = (*_NETWORK_FILES, *(f"vae/{file}" for file in _NETWORK_FILES))
-_LAYOUT = "a local diffusers folder with unet/, vae/ and scheduler/"
+_LAYOUT = "a local diffusers folder with unet/ or transformer/, vae/ and scheduler/"
 
 _T = TypeVar("_T")
 
@@ -173,10 +173,12 @@ def read_decoder(folder: Path) -> nn.Module:
 
 
 def _hint(folder: Path) -> str:
-    if any((folder / part).is_dir() for part in ("transformer", "prior", "unet_2")):
-        return "; this looks like another kind of pipeline than Stable Diffusion"
-    if any(folder.glob("snapshots/*/unet")):
-        return f"; the model is inside: {next(folder.glob('snapshots/*/unet')).parent}"
+    if any((folder / part).is_dir() for part in ("prior", "unet_2")):
+        return "; this looks like another kind of pipeline"
+    if (folder / "transformer").is_dir() and not (folder / "model_index.json").is_file():
+        return "; a folder with a transformer/ also needs its model_index.json"
+    if any(folder.glob("snapshots/*/vae")):
+        return f"; the model is inside: {next(folder.glob('snapshots/*/vae')).parent}"
     if (folder / "config.json").is_file():
         return "; this is one network's folder: give the one above it"
     if any(folder.glob("*.safetensors")) or any(folder.glob("*.ckpt")):
