@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from morsr.commands._common import existing
 from morsr.errors import MorsrError
 from morsr.files import printable
-
-FREE_GB = {"large": 5.0, "small": 0.2}
-"""Disk for the checkpoints of a run, on a base from the hub or a folder, and on a shipped one."""
 
 
 def run(config: Path, *, overrides: list[str] | None = None) -> int:
@@ -30,19 +29,41 @@ def run(config: Path, *, overrides: list[str] | None = None) -> int:
     Raises:
         ConfigError: a config or an override that the run would refuse.
     """
-    from morsr.commands._run_config import parsed, plain
-
-    settings = plain(parsed([f"--config={existing(config)}", *(overrides or ())]).config)
-    lacks = list(missing(settings))
+    lacks = list(missing(parsed([f"--config={existing(config)}", *(overrides or ())])))
     for line in lacks:
         print(printable(f"missing  {line}"))
     print(printable(f"{config}: {len(lacks)} missing" if lacks else f"{config}: ready"))
     return 1 if lacks else 0
 
 
+def parsed(arguments: Sequence[str]) -> dict[str, Any]:
+    """The settings of `morsr fit` with these arguments, checked by its parser; nothing is built.
+
+    Raises:
+        ConfigError: a setting that is unknown or of the wrong type, or a file that cannot be read.
+    """
+    from morsr.training.cli import MorsrCLI
+    from morsr.training.cli import run as fit
+
+    warnings.filterwarnings("ignore", message=".*LightningCLI's args parameter.*")
+    found: dict[str, Any] = {}
+
+    class Stop(Exception):
+        """The parser has done its work."""
+
+    class ParsingCLI(MorsrCLI):
+        def _parse_ckpt_path(self) -> None:
+            found.update(self.config["fit"].as_dict())
+            raise Stop
+
+    with contextlib.suppress(Stop):
+        fit(["fit", *arguments], ParsingCLI)
+    return found
+
+
 def missing(settings: Mapping[str, Any]) -> Iterator[str]:
     """One line for each thing that a run with these settings lacks, its remedy included."""
-    model, data = ((settings.get(part) or {}).get("init_args") or {} for part in ("model", "data"))
+    model = (settings.get("model") or {}).get("init_args") or {}
     yield from missing_base(model.get("base"), "model.base")
     yield from missing_base(model.get("decoder"), "model.decoder")
     yield from missing_estimator(model)
@@ -52,7 +73,7 @@ def missing(settings: Mapping[str, Any]) -> Iterator[str]:
         yield from missing_adapters(model.get(name), f"model.{name}")
     for metric in model.get("val_metrics") or ():
         yield from missing_metric(str(metric))
-    yield from _by_class(settings.get("data"), "data") or missing_sources(data)
+    yield from _by_class(settings.get("data"), "data")
     yield from missing_disk(settings.get("trainer") or {}, model.get("base"))
 
 
@@ -61,12 +82,8 @@ def _by_class(part: Any, section: str) -> list[str]:
     if not isinstance(part, Mapping) or "class_path" not in part:
         return []
     module, _, name = str(part["class_path"]).rpartition(".")
-    ask = getattr(getattr(importlib.import_module(module), name, None), "missing", None)
-    return (
-        []
-        if ask is None
-        else [line if ":" in line else f"{section}: {line}" for line in ask(**part.get("init_args") or {})]
-    )
+    ask = getattr(getattr(importlib.import_module(module), name, None), "missing", lambda **settings: ())
+    return [line if ":" in line else f"{section}: {line}" for line in ask(**part.get("init_args") or {})]
 
 
 def missing_base(base: Any, key: str) -> list[str]:
@@ -150,20 +167,6 @@ def missing_metric(name: str) -> list[str]:
     )
 
 
-def missing_sources(data: Mapping[str, Any]) -> list[str]:
-    """Folders and lists of a data module without a check of its own."""
-    found = []
-    for use in ("train", "val", "test", "predict"):
-        sources = data.get(use) or ()
-        for source in [sources] if isinstance(sources, (str, Mapping)) else sources:
-            named = source if isinstance(source, Mapping) else {"source": source}
-            paths = [str(named[key]) for key in ("source", "lr", "hr") if named.get(key)]
-            lost = [path for path in paths if ":" not in path and not Path(path).expanduser().exists()]
-            if lost and not named.get("optional"):
-                found.append(f"data.{use}: no such folder or list {lost[0]}; check its name")
-    return found
-
-
 def missing_disk(trainer: Mapping[str, Any], base: Any) -> list[str]:
     """Whether the folder of the run can be written and has room for its checkpoints."""
     logger = trainer.get("logger")
@@ -173,10 +176,7 @@ def missing_disk(trainer: Mapping[str, Any], base: Any) -> list[str]:
     near = next(parent for parent in (folder, *folder.parents) if parent.exists())
     if not near.is_dir() or not os.access(near, os.W_OK):
         return [f"disk: {near} cannot be written; set trainer.logger.init_args.save_dir"]
-    free, wanted = (
-        shutil.disk_usage(near).free / 1e9,
-        FREE_GB["small" if base in (None, "tiny", "tiny-fidelity") else "large"],
-    )
-    return (
-        [] if free >= wanted else [f"disk: {free:.1f} GB free in {near}, expected {wanted} for checkpoints; free some"]
-    )
+    free, wanted = shutil.disk_usage(near).free / 1e9, 0.2 if base in (None, "tiny", "tiny-fidelity") else 5.0
+    if free < wanted:
+        return [f"disk: {free:.1f} GB free in {near}, expected {wanted} for checkpoints; free some"]
+    return []

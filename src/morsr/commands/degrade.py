@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,19 +10,18 @@ from jsonargparse.typing import PositiveInt
 
 from morsr.commands._common import existing, report_failures, say
 from morsr.errors import InputError, MorsrError
-from morsr.files import atomic_path, printable, write_text
+from morsr.files import atomic_path, output_folder, printable, write_text
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     import numpy as np
-    from PIL import Image
 
     from morsr.degradation import DegradationRecipe
 
 PARAMETERS = "parameters.jsonl"
-SHEET_IMAGES = 24
-_COLUMNS, _TILE, _MARGIN, _CAPTION = 3, 192, 8, 30
+SHEET_IMAGES = 12
+SHEET_SIDE = 256  # HR pixels of an image that the sheet shows
 
 
 def run(
@@ -56,6 +54,8 @@ def run(
     Raises:
         MorsrError: a wrong recipe or setting, nothing to do, outputs that exist or cannot be written; before any work.
     """
+    from tqdm import tqdm
+
     from morsr.degradation import DegradationRecipe
     from morsr.degradation.keys import check_seed
     from morsr.imaging.listing import CONTACT_SHEET, unread_images
@@ -64,218 +64,127 @@ def run(
     loaded = DegradationRecipe.load(recipe)
     check_seed(seed)
     resolve_device(device)
-    images = _plan(existing(input), [output] if hr is None else [output, hr])
+    folders = [output] if hr is None else [output, hr]
+    sources = _plan(existing(input), folders)
     made = {"recipe": loaded.name, "recipe_hash": loaded.hash, "seed": seed, "scale": scale}
-    lines = {} if overwrite else _finished(output, hr, made)
-    resumed = (output / PARAMETERS).is_file()
-    _check_outputs([image for image in images if image[1] not in lines], output, hr, overwrite or resumed)
-
-    from tqdm import tqdm
-
+    lines = {} if overwrite else _finished(folders, made)
+    if not (overwrite or (output / PARAMETERS).is_file()):
+        for folder in folders:
+            if there := [name for name in sources if (folder / name).exists()]:
+                raise InputError(f"{folder / there[0]}: exists; choose an empty folder, or --overwrite")
+    for folder in folders:
+        output_folder(folder)
     if lines:
-        say(f"{len(lines)} of {len(images)} images are degraded already and are kept")
+        say(f"{len(lines)} of {len(sources)} images are degraded already and are kept")
     failed: list[str] = []
     write_text(output / PARAMETERS, "".join(lines.values()))
     with (output / PARAMETERS).open("a", encoding="utf-8") as file:
-        for path, stem in tqdm(images, unit="image", disable=None):
-            if stem in lines:
+        for name, path in tqdm(sources.items(), unit="image", disable=None):
+            if name in lines:
                 continue
             try:
-                sharp, low, lines[stem] = _degrade_file(path, stem, loaded, made, device)
+                sharp, low, lines[name] = _degraded(path, name, loaded, made, device)
             except InputError as error:
                 failed.append(str(error) if str(path) in str(error) else f"{path}: {error}")
                 continue
-            _save(low, output / f"{stem}.png")
-            if hr is not None:
-                _save(sharp, hr / f"{stem}.png")
-            file.write(lines[stem])
+            for folder, image in zip(folders, (low, sharp), strict=False):
+                _save(image, folder / name)
+            file.write(lines[name])
             file.flush()
     if lines:
-        shown = [_shown(path, stem, output, lines[stem], scale) for path, stem in images if stem in lines][
-            :SHEET_IMAGES
-        ]
-        with atomic_path(output / CONTACT_SHEET) as part:
-            contact_sheet(shown).save(part)
+        shown = {name: path for name, path in sources.items() if name in lines}
+        _save(_sheet(shown, lines, output, scale), output / CONTACT_SHEET)
     else:
         (output / PARAMETERS).unlink()
-    say(f"{len(lines)} of {len(images)} images degraded into {output}")
+    say(f"{len(lines)} of {len(sources)} images degraded into {output}")
     if input.is_dir() and (left_out := unread_images(input)):
         say(left_out)
     return report_failures(failed)
 
 
-def _finished(target: Path, hr: Path | None, made: dict[str, Any]) -> dict[str, str]:
-    """Lines of parameters by stem of the images that an earlier run with the same settings has finished.
+def _plan(source: Path, folders: Sequence[Path]) -> dict[str, Path]:
+    """Name of an output, which keeps the subfolder, to its input.
+
+    Raises:
+        InputError: outputs that would be inputs, or two of one name.
+    """
+    from morsr.imaging.listing import CONTACT_SHEET
+    from morsr.restoring.folder import Job, check_jobs, folder_jobs
+
+    if len({folder.resolve() for folder in folders}) < len(folders):
+        raise InputError(f"--hr {folders[1]}: expected another folder than that of the low-quality images")
+    for folder in folders:
+        if source.resolve() in (folder.resolve(), *folder.resolve().parents):
+            raise InputError(f"{folder}: lies among the inputs; choose a folder outside of {source}")
+        single = [Job(source, folder / f"{source.stem}.png")]
+        jobs = folder_jobs(source, folder, "png") if source.is_dir() else single
+        check_jobs(jobs)
+    found = {job.target.relative_to(folder).as_posix(): job.source for job in jobs}
+    if CONTACT_SHEET in found:
+        raise InputError(f"{found[CONTACT_SHEET]}: expected another name than that of the overview; rename it")
+    return found
+
+
+def _finished(folders: Sequence[Path], made: Mapping[str, Any]) -> dict[str, str]:
+    """Line of parameters by name of the images that an earlier run with the same settings has finished.
 
     Raises:
         InputError: the folder holds outputs of other settings.
     """
-    record = target / PARAMETERS
-    if not record.is_file():
-        return {}
+    record = folders[0] / PARAMETERS
     found: dict[str, str] = {}
-    for line in record.read_text(encoding="utf-8").splitlines(keepends=True):
+    for line in record.read_text(encoding="utf-8").splitlines(keepends=True) if record.is_file() else ():
         try:
             row = json.loads(line)
-            same = {name: row[name] for name in made} == made
-            name = str(row["file"])
-        except (ValueError, KeyError, TypeError):
+        except ValueError:
             break  # a line that was cut off by a kill
-        if not same:
+        if any(row.get(name) != value for name, value in made.items()):
             raise InputError(
                 f"{record}: exists, of another recipe, seed or scale; choose an empty folder, or --overwrite"
             )
-        if line.endswith("\n") and all((folder / name).is_file() for folder in (target, hr) if folder):
-            found[name.removesuffix(".png")] = line
+        if line.endswith("\n") and all((folder / row["file"]).is_file() for folder in folders):
+            found[row["file"]] = line
     return found
 
 
-def _plan(source: Path, outputs: Sequence[Path]) -> list[tuple[Path, str]]:
-    """Image files with the stems of their outputs, which keep the subfolder."""
-    from morsr.data.sources import find_images
-
-    if source.is_file():
-        _refuse_contact_sheets([source])
-        return [(source, source.stem)]
-    paths = [Path(path) for path in find_images(source)]
-    _refuse_outputs_among(source, paths, outputs)
-    _refuse_contact_sheets(paths)
-    by_stem: dict[str, list[Path]] = defaultdict(list)
-    for path in paths:
-        by_stem[path.relative_to(source).with_suffix("").as_posix()].append(path)
-    twins = [", ".join(path.name for path in found) for found in by_stem.values() if len(found) > 1]
-    if twins:
-        raise InputError(f"{source}: images of one name would share an output: {'; '.join(twins[:5])}")
-    return [(found[0], stem) for stem, found in by_stem.items()]
-
-
-def _refuse_contact_sheets(paths: Sequence[Path]) -> None:
-    """Raise InputError where an output would have the name of the contact sheet."""
-    from morsr.imaging.listing import CONTACT_SHEET
-
-    for path in paths:
-        if path.stem == Path(CONTACT_SHEET).stem:
-            raise InputError(f"{path}: its output would be called {CONTACT_SHEET}, as the overview; rename it")
-
-
-def _refuse_outputs_among(source: Path, paths: Sequence[Path], outputs: Sequence[Path]) -> None:
-    """Raise InputError where outputs of this run, or of an earlier one, would be taken for sharp images."""
-    folders = {parent.resolve() for path in paths for parent in path.parents} | set(source.resolve().parents)
-    for folder in outputs:
-        if folder.resolve() in folders or source.resolve() in folder.resolve().parents:
-            raise InputError(
-                f"{folder}: the outputs would lie among the inputs; choose a folder that is neither in {source} nor "
-                "around it"
-            )
-    below = {parent for path in paths for parent in path.relative_to(source).parents} - {Path()}
-    made = sorted(source / folder for folder in below if (source / folder / PARAMETERS).is_file())
-    if made:
-        raise InputError(
-            f"{made[0]}: holds {PARAMETERS}, so outputs of an earlier run lie among the inputs; move this folder, and "
-            f"that of the sharp images if it had one, out of {source}"
-        )
-
-
-def _check_outputs(images: Sequence[tuple[Path, str]], target: Path, hr: Path | None, overwrite: bool) -> None:
-    from morsr.files import output_folder
-
-    folders = [target] if hr is None else [target, hr]
-    if hr is not None and hr.resolve() == target.resolve():
-        raise InputError(f"--hr {hr}: expected another folder than the one of the low-quality images")
-    sources = {path.resolve() for path, _ in images}
-    for folder in folders:
-        outputs = [folder / f"{stem}.png" for _, stem in images]
-        overlapping = [path for path in outputs if path.resolve() in sources]
-        if overlapping:
-            raise InputError(f"{overlapping[0]}: is one of the inputs; choose another output folder")
-        there = [path for path in outputs if path.exists()]
-        if there and not overwrite:
-            raise InputError(f"{there[0]}: exists; choose an empty folder, or --overwrite")
-    for folder in folders:
-        output_folder(folder)
-
-
-def _degrade_file(
-    path: Path, stem: str, recipe: DegradationRecipe, made: dict[str, Any], device: str
+def _degraded(
+    path: Path, name: str, recipe: DegradationRecipe, made: Mapping[str, Any], device: str
 ) -> tuple[np.ndarray, np.ndarray, str]:
     """The cropped HR and the LR image as uint8 (H, W, 3), and the line of parameters."""
     import torch
-    from einops import rearrange
 
-    from morsr.data.dataset import image_key, to_tensor
+    from morsr.data.dataset import image_key
     from morsr.data.sources import crop_to_multiple
     from morsr.degradation import apply, degradation_measures, true_severity
+    from morsr.evaluation.images import to_tensor, to_uint8
     from morsr.imaging import read_rgb
 
-    hr = crop_to_multiple(read_rgb(path), made["scale"])
-    parameters = recipe.sample(torch.tensor([image_key(stem, made["seed"])]))
-    images = to_tensor(hr).to(device).unsqueeze(0).float() / 255
-    lr = apply(images, parameters, scale=made["scale"])
-    low = rearrange(lr[0] * 255, "c h w -> h w c").round().to(torch.uint8).cpu().numpy()
-
-    severity = true_severity(parameters, recipe, scale=made["scale"])
-    measures = degradation_measures(parameters, scale=made["scale"])
-    extra = {
-        "file": f"{stem}.png",
-        "source": path.name,
-        **made,
-        "severity": {name: round(value.item(), 5) for name, value in severity._asdict().items()},
-        "measures": {name: round(value.item(), 5) for name, value in measures._asdict().items()},
+    hr, scale = crop_to_multiple(read_rgb(path), made["scale"]), made["scale"]
+    parameters = recipe.sample(torch.tensor([image_key(name.removesuffix(".png"), made["seed"])]))
+    lr = to_uint8(apply(to_tensor(hr).to(device), parameters, scale=scale))
+    known = {
+        "severity": true_severity(parameters, recipe, scale=scale),
+        "measures": degradation_measures(parameters, scale=scale),
     }
-    return hr, low, parameters.to_jsonl(extra=[extra])
+    numbers = {what: {key: round(v.item(), 5) for key, v in values._asdict().items()} for what, values in known.items()}
+    return hr, lr, parameters.to_jsonl(extra=[{"file": name, "source": path.name, **made, **numbers}])
 
 
-def _shown(path: Path, stem: str, target: Path, line: str, scale: int) -> tuple[Image.Image, Image.Image, str]:
-    """The tiles and the caption of one image on the contact sheet."""
+def _sheet(sources: Mapping[str, Path], lines: Mapping[str, str], output: Path, scale: int) -> np.ndarray:
+    """HR beside LR of some images, the pixels of the LR image enlarged without smoothing."""
     from morsr.data.sources import crop_to_multiple
+    from morsr.evaluation.images import side_by_side
     from morsr.imaging import read_rgb
 
-    row = json.loads(line)
-    measures = row["measures"]
-    caption = (
-        f"{printable(Path(stem).name)}  severity {row['severity']['combined']:.2f}\nblur {measures['blur']:.1f} px  "
-        f"noise {measures['noise']:.0f}  JPEG {measures['jpeg']:.0f}  grid {measures['resize']:.2f}"
-    )
-    return (*tiles(crop_to_multiple(read_rgb(path), scale), read_rgb(target / f"{stem}.png")), caption)
-
-
-def tiles(hr: np.ndarray, lr: np.ndarray) -> tuple[Image.Image, Image.Image]:
-    """The centre of an HR and an LR image, uint8 (H, W, 3), for a sheet: so large that single LR pixels can be seen."""
-    from PIL import Image
-
-    side = min(*lr.shape[:2], _TILE // 2)
-    up, over = (lr.shape[0] - side) // 2, (lr.shape[1] - side) // 2
-    ratio = hr.shape[0] // lr.shape[0]
-    sharp = hr[up * ratio : (up + side) * ratio, over * ratio : (over + side) * ratio]
-    low = lr[up : up + side, over : over + side]
-    return (
-        Image.fromarray(sharp).resize((_TILE, _TILE), Image.Resampling.LANCZOS),
-        Image.fromarray(low).resize((_TILE, _TILE), Image.Resampling.NEAREST),
-    )
-
-
-def contact_sheet(shown: Sequence[tuple[Image.Image, Image.Image, str]]) -> Image.Image:
-    """One picture of several pairs: HR on the left, LR enlarged without smoothing on the right, captions below.
-
-    Args:
-        shown: the two tiles of each pair, and its caption.
-    """
-    from PIL import Image, ImageDraw
-
-    width, height = 2 * _TILE + _MARGIN, _TILE + _CAPTION
-    columns = min(_COLUMNS, len(shown))
-    rows = -(-len(shown) // columns)
-    sheet = Image.new(
-        "RGB", (columns * (width + _MARGIN) + _MARGIN, rows * (height + _MARGIN) + _MARGIN), (255, 255, 255)
-    )
-    draw = ImageDraw.Draw(sheet)
-    for place, (*pair, caption) in enumerate(shown):
-        left = _MARGIN + place % columns * (width + _MARGIN)
-        top = _MARGIN + place // columns * (height + _MARGIN)
-        for column, tile in enumerate(pair):
-            sheet.paste(tile, (left + column * (_TILE + _MARGIN), top))
-        draw.multiline_text((left, top + _TILE + 3), caption, fill=(0, 0, 0), spacing=1)
-    return sheet
+    shown = []
+    for name in list(sources)[:: -(-len(sources) // SHEET_IMAGES)]:
+        row = json.loads(lines[name])
+        measures = row["measures"]
+        caption = f"severity {row['severity']['combined']:.2f}: blur {measures['blur']:.1f} px, noise "
+        caption += f"{measures['noise']:.0f}, JPEG {measures['jpeg']:.0f}"
+        low = read_rgb(output / name).repeat(scale, axis=0).repeat(scale, axis=1)
+        shown.append({printable(name): crop_to_multiple(read_rgb(sources[name]), scale), caption: low})
+    return side_by_side(shown, crop=SHEET_SIDE, zoom=1)
 
 
 def _save(image: np.ndarray, path: Path) -> None:

@@ -89,19 +89,14 @@ def _write_csv(path: Path, names: Sequence[str], rows: Sequence[tuple[str, list[
 
 
 def _estimator(name: str, weights: str | None, prompts: str | None, device: str) -> tuple[Any, Any]:
-    settings: dict[str, Any] = {}
-    for option, value, kinds in (
-        ("weights", weights, {"learned": "weights", "clip": "model"}), ("prompts", prompts, {"clip": "prompts"})
-    ):  # fmt: skip
-        if value is None:
-            continue
-        if name not in kinds:
-            raise ConfigError(f"--{option} has no effect on the estimator {name!r}")
-        settings[kinds[name]] = value
-
     from morsr.estimators import build_estimator
     from morsr.restoring.devices import resolve_device
 
+    known = {"learned": {"weights": weights}, "clip": {"model": weights, "prompts": prompts}}.get(name, {})
+    for option, value in (("weights", weights), ("prompts", prompts)):
+        if value is not None and value not in known.values():
+            raise ConfigError(f"--{option} has no effect on the estimator {name!r}")
+    settings = {key: value for key, value in known.items() if value is not None}
     built = user_class(name, "--estimator")() if "." in name else build_estimator(name, **settings)
     where = resolve_device(device)
     return built.to(where), where
@@ -115,14 +110,11 @@ def _score(estimator: Any, path: str, device: Any) -> list[float]:
 
 
 def _table(names: Sequence[str], rows: Sequence[tuple[str, list[float]]]) -> str:
-    first = max(len("image"), *(len(image) for image, _ in rows))
-    widths = [max(len(name), 5) for name in names]
+    from morsr.evaluation.tables import text_table
+
     means = [sum(column) / len(rows) for column in zip(*(values for _, values in rows), strict=True)]
-    lines = [(image, [f"{value:.3f}" for value in values]) for image, values in (*rows, ("mean", means))]
-    return "\n".join(
-        "  ".join([image.ljust(first), *(cell.rjust(width) for cell, width in zip(cells, widths, strict=True))])
-        for image, cells in (("image", list(names)), *lines[: None if len(rows) > 1 else 1])
-    )
+    shown = [*rows, ("mean", means)] if len(rows) > 1 else rows
+    return text_table(["image", *names], [[image, *(f"{value:.3f}" for value in values)] for image, values in shown])
 
 
 def _plot(path: Path, names: Sequence[str], rows: Sequence[tuple[str, list[float]]]) -> None:

@@ -142,11 +142,12 @@ class MorsrCLI(LightningCLI):
             raise
 
 
-def run(arguments: Sequence[str]) -> int:
+def run(arguments: Sequence[str], kind: type[MorsrCLI] = MorsrCLI) -> int:
     """Run one of Lightning's subcommands and return the exit code.
 
     Args:
         arguments: the subcommand and its options, as on the command line.
+        kind: of the command line.
 
     Raises:
         ConfigError: an unknown key, a wrong type or a missing file in the config or on the command line.
@@ -157,7 +158,7 @@ def run(arguments: Sequence[str]) -> int:
     warnings.filterwarnings("ignore", message="The dirpath has changed from")  # a resumed run has its own folder
     quiet = {"exit_on_error": False, "allow_abbrev": False}
     try:
-        MorsrCLI(
+        kind(
             L.LightningModule,
             L.LightningDataModule,
             subclass_mode_model=True,
