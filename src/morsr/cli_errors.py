@@ -209,17 +209,8 @@ def _names(parser: Any) -> list[str]:
     """Settings that a parser knows, or, without one, those of a run's config."""
     if parser is None:
         trainer = [f"trainer.{name}" for name in settings_of(_load("lightning.Trainer"))]
-        return [
-            "config",
-            "model",
-            "data",
-            "trainer",
-            "seed_everything",
-            "ckpt_path",
-            "threads",
-            "print_config",
-            *trainer,
-        ]
+        first = ("config", "model", "data", "trainer", "seed_everything", "ckpt_path", "threads", "print_config")
+        return [*first, *trainer]
     return [action.dest for action in parser._actions if action.dest]
 
 

@@ -14,10 +14,6 @@ from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter
 from morsr.cli_errors import explain
 from morsr.errors import ConfigError
 
-# Bytes of names that are no UTF-8, which YAML, the parser's language of values, has no letters for.
-_HIDDEN = {0xDC80 + place: 0x10F800 + place for place in range(128)}
-_SHOWN = {hidden: plain for plain, hidden in _HIDDEN.items()}
-
 
 def call(function: Callable[..., int | None], name: str, arguments: Sequence[str]) -> int:
     """Parse the arguments of a command, call its function and return the exit code.
@@ -36,11 +32,12 @@ def call(function: Callable[..., int | None], name: str, arguments: Sequence[str
     parser = build_parser(function, name)
     hints = typing.get_type_hints(function)
     try:
-        options = parser.parse_args([text.translate(_HIDDEN) for text in _normalized(arguments, hints)])
+        options = parser.parse_args(_normalized(arguments, hints))
     except ArgumentError as error:
         raise ConfigError(_as_option(explain(error, parser), function)) from error
-    values = {key: _expanded(options[key]) for key in hints if key != "return"}
-    return function(**values) or 0
+    values = {key: options[key] for key in hints if key != "return"}
+    paths = {key: value.expanduser() for key, value in values.items() if isinstance(value, Path)}
+    return function(**{**values, **paths}) or 0
 
 
 def build_parser(function: Callable[..., Any], name: str) -> ArgumentParser:
@@ -101,15 +98,14 @@ def _normalized(arguments: Sequence[str], hints: dict[str, Any]) -> list[str]:
             values = [value] if equals else []
             while not equals and rest and not rest[0].startswith("--"):
                 values.append(rest.pop(0))
-            if not values or "" in values:
-                raise ConfigError(f"{option}: expected a value, got an empty one")
             lists.setdefault(key, []).extend(values)
-            continue
-        if key in hints and not equals and rest and (not rest[0].startswith("-") or _is_number(rest[0])):
-            equals, value = "=", rest.pop(0)
-        if equals and not value and key != "prompt":  # as a path it would be the current folder; a prompt may be empty
+        else:
+            if key in hints and not equals and rest and (not rest[0].startswith("-") or _is_number(rest[0])):
+                equals, value = "=", rest.pop(0)
+            values = [value] if equals else [option]
+            found.append(f"--{key}{equals}{value}")
+        if (not values or "" in values) and key != "prompt":  # as a path it would be the current folder
             raise ConfigError(f"{option}: expected a value, got an empty one")
-        found.append(f"--{key}{equals}{value}")
     return [*found, *(f"--{key}={json.dumps(values, ensure_ascii=False)}" for key, values in lists.items())]
 
 
@@ -129,12 +125,3 @@ def _is_number(text: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _expanded(value: Any) -> Any:
-    """A parsed value as it was written, with ~ as the home folder in paths."""
-    if isinstance(value, list):
-        return [_expanded(one) for one in value]
-    if isinstance(value, Path):
-        return Path(str(value).translate(_SHOWN)).expanduser()
-    return value.translate(_SHOWN) if isinstance(value, str) else value

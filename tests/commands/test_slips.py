@@ -79,4 +79,6 @@ def test_a_printed_config_is_valid_input_again(capsys: pytest.CaptureFixture[str
 )
 def test_settings_are_listed_with_their_defaults(option: str, setting: str, capsys: pytest.CaptureFixture[str]):
     assert main(["fit", "--config", CONFIG, option]) == 0
-    assert any(line.split()[0] == setting and "=" in line for line in capsys.readouterr().out.splitlines()[1:])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "(type:" in shown.partition(f"{setting} ")[2]
+    assert "default:" in shown.partition(f"{setting} ")[2]

@@ -69,22 +69,3 @@ def user_class(path: str, option: str) -> Callable[..., Any]:
         line = f"{option}: cannot import {path} ({error}) from {here} or installed packages; check the name"
         raise ConfigError(shortened(line, here)) from error
     return found
-
-
-def models_of_user(restorer: Any, estimator: str | None) -> None:
-    """Let a restorer score images by a user's own estimator, given as a class path.
-
-    Raises:
-        ConfigError: no such class, or one with other scores than the router was trained with.
-    """
-    if estimator is None:
-        return
-    generator = restorer.generator
-    built = user_class(estimator, "--estimator")()
-    expected = None if generator.estimator is None else generator.estimator.names
-    if expected is None or len(built.names) != len(expected):
-        count = 0 if expected is None else len(expected)
-        raise ConfigError(
-            f"--estimator {estimator}: the model's router takes {count} scores, this gives {len(built.names)}"
-        )
-    generator.estimator = built.to(restorer.device).eval()

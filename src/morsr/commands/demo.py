@@ -259,16 +259,12 @@ def check_output_size(source: Path, scale: float) -> None:
     """Refuse an image whose output would be larger than MAX_OUTPUT pixels, by its header.
 
     Raises:
-        InputError: too large. A file that is no image is left to the restorer.
+        InputError: too large, or not an image.
     """
-    from PIL import Image
+    from morsr.imaging import image_size
 
-    try:
-        with Image.open(source, formats=("PNG", "JPEG", "WEBP", "TIFF", "BMP", "GIF")) as image:
-            pixels = image.width * image.height * scale**2
-    except (OSError, ValueError, Image.DecompressionBombError):
-        return
-    if pixels > MAX_OUTPUT:
+    height, width = image_size(source)
+    if (pixels := height * width * scale**2) > MAX_OUTPUT:
         raise InputError(
             f"{source.name}: the output would have {pixels / 1e6:.0f} megapixels, at most {MAX_OUTPUT / 1e6:.0f} are "
             "made here; lower the scale, or use morsr upscale"

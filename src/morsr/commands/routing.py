@@ -73,6 +73,7 @@ def run(
     from morsr.degradation.keys import check_seed
     from morsr.evaluation.report import write_report
     from morsr.evaluation.routing import RoutingTable
+    from morsr.imaging import list_images
 
     check_seed(seed or 0)
     recipe = DegradationRecipe.load(degrade) if degrade else None
@@ -83,7 +84,7 @@ def run(
 
     from morsr.restoring import Restorer
 
-    paths = _images(input)
+    paths = list_images(input)
     names = [printable(name) for name in distinct_names(dict.fromkeys(map(str, paths), input)).values()]
     restorer = Restorer.from_pretrained(model, base=base, device=device, dtype="float32")
     parts, failed, pictures = _route(restorer, paths, names, recipe, copies, seed or 0)
@@ -91,7 +92,9 @@ def run(
         raise InputError(f"{input}: none of the {len(paths)} images can be read; the first: {failed[0]}")
     routed = RoutingTable.concatenate(parts)
     wanted = None if example is None else printable(example)
-    _check_example(routed, wanted)
+    if routed.is_routed and wanted not in (None, "none", *routed.names):
+        alike = [name for name in routed.names if str(wanted) in name] or routed.names
+        raise InputError(f"--example: no image is called {wanted!r}; there are {', '.join(alike[:5])} …")
     if table is not None:
         routed.save(table)
     examples = _example(restorer, routed, pictures, wanted)
@@ -103,12 +106,6 @@ def run(
         say(line)
     print(printable(str(out)))
     return 1 if failed else 0
-
-
-def _images(source: Path) -> list[Path]:
-    from morsr.imaging import list_images
-
-    return list_images(source)
 
 
 def _route(
@@ -154,14 +151,6 @@ def _hr_crop(image: Tensor, path: Path, *, side: int = 512) -> Tensor:
         )
     top, left = (image.shape[-2] - height) // 2, (image.shape[-1] - width) // 2
     return image[..., top : top + height, left : left + width]
-
-
-def _check_example(table: RoutingTable, wanted: str | None) -> None:
-    """Raise InputError for an --example that no image of the table is called."""
-    if wanted in (None, "none", *table.names) or not table.is_routed:
-        return
-    alike = [name for name in table.names if str(wanted) in name] or table.names
-    raise InputError(f"--example: no image is called {wanted!r}; there are {', '.join(alike[:5])} …")
 
 
 def _example(restorer: Restorer, table: RoutingTable, pictures: list[Any], wanted: str | None) -> list[Example]:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from jsonargparse.typing import ClosedUnitInterval, NonNegativeFloat, PositiveInt
 
-from morsr.commands._common import Dtype, existing, models_of_user, report_failures, say
+from morsr.commands._common import Dtype, existing, report_failures, say, user_class
 from morsr.errors import ConfigError, InputError
 
 if TYPE_CHECKING:
@@ -69,9 +69,12 @@ def run(
         MorsrError: nothing to do, a wrong setting, or a model that cannot be loaded, before any file is touched; and
             for a single file whatever went wrong with it.
     """
-    from morsr.imaging.listing import unread_images
+    from tqdm import tqdm
+
+    from morsr.imaging.files import file_format
+    from morsr.imaging.listing import FORMATS, unread_images
     from morsr.restoring import Settings
-    from morsr.restoring.folder import Job, check_jobs, folder_jobs, output_name, processes
+    from morsr.restoring.folder import Job, check_jobs, folder_jobs, output_name, processes, restore_files
 
     settings = Settings(
         scale=scale, tile=None if tile == "none" else tile, color=color, color_strength=color_strength,
@@ -86,8 +89,10 @@ def run(
         jobs = [Job(source, target / output_name(source, format) if into_folder else target)]
         if batch != "auto":
             raise ConfigError("--batch goes with a folder of images; a file is restored by itself")
-        _check_suffix(jobs[0].target, format)
     check_jobs(jobs, format)
+    named = FORMATS.get(jobs[0].target.suffix.lower())
+    if format and source.is_file() and named not in (None, file_format(jobs[0].target, format)):
+        raise ConfigError(f"--format {format} contradicts the name {jobs[0].target}; leave one of them out")
     index, count = processes()
     if index and source.is_file():
         return 0
@@ -106,12 +111,19 @@ def run(
     restorer = Restorer.from_pretrained(
         model, base=base, decoder=decoder, prompt=prompt, device=device, dtype=dtype, compile=compile
     )
-    models_of_user(restorer, estimator)
+    if estimator is not None:
+        restorer.generator.estimator = _estimator(estimator, restorer)
     settings.check_model(restorer.generator)
     if source.is_file():
         _restore_one(restorer, waiting[0], settings, format)
         return 0
-    return _restore_all(restorer, waiting, settings, format, batch)
+    failed = []
+    with tqdm(total=len(waiting), unit="image", disable=None) as bar:
+        for outcome in restore_files(restorer, waiting, settings, format=format, batch=batch):
+            failed += [str(outcome)] if outcome.error else []
+            bar.update()
+    say(f"{len(waiting) - len(failed)} of {len(waiting)} images restored")
+    return report_failures(failed)
 
 
 def sample(name: str) -> Path:
@@ -126,14 +138,17 @@ def sample(name: str) -> Path:
     return Path(str(resources.files("skimage.data"))) / f"{wanted}.png"
 
 
-def _check_suffix(target: Path, format: str | None) -> None:
-    """Refuse a --format that the name of the output contradicts."""
-    from morsr.imaging.files import file_format
-    from morsr.imaging.listing import FORMATS
+def _estimator(path: str, restorer: Restorer) -> Any:
+    """A user's own estimator, given as a class path, instead of the model's.
 
-    said = FORMATS.get(target.suffix.lower())
-    if format and said not in (None, file_format(target, format)):
-        raise ConfigError(f"--format {format} contradicts the name {target}; leave one of them out")
+    Raises:
+        ConfigError: no such class, or one with other scores than the router was trained with.
+    """
+    built, own = user_class(path, "--estimator")(), restorer.generator.estimator
+    if own is None or len(built.names) != len(own.names):
+        count = 0 if own is None else len(own.names)
+        raise ConfigError(f"--estimator {path}: the model's router takes {count} scores, this gives {len(built.names)}")
+    return built.to(restorer.device).eval()
 
 
 def _restore_one(restorer: Restorer, job: Job, settings: Settings, format: str | None) -> None:
@@ -149,24 +164,3 @@ def _restore_one(restorer: Restorer, job: Job, settings: Settings, format: str |
 
         restorer.restore_file(*job, format=format, progress=progress, **vars(settings))
     say(f"{job.target}")
-
-
-def _restore_all(
-    restorer: Restorer,
-    waiting: list[Job],
-    settings: Settings,
-    format: str | None,
-    batch: int | Literal["auto"],
-) -> int:
-    from tqdm import tqdm
-
-    from morsr.restoring.folder import restore_files
-
-    outcomes = restore_files(restorer, waiting, settings, format=format, batch=batch)
-    failed = [
-        str(outcome)
-        for outcome in tqdm(outcomes, total=len(waiting), unit="image", disable=None)
-        if outcome.error is not None
-    ]
-    say(f"{len(waiting) - len(failed)} of {len(waiting)} images restored")
-    return report_failures(failed)
