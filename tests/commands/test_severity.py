@@ -51,33 +51,6 @@ def test_a_broken_file_does_not_stop_a_folder(folder, capsys):
     assert "smooth.png" in streams.out
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["missing.png"], "no such file"),
-        (["{folder}", "--csv", "nowhere/a.csv"], "does not exist"),
-        (["{folder}", "--plot", "a.docx"], ".png"),
-        (["{folder}", "--weights", "x"], "no effect"),
-        (["{folder}", "--estimator", "learned", "--weights", "x.safetensors"], "x.safetensors"),
-        (["{folder}", "--estimator", "clip", "--weights", "nothing/here"], "clip-vit-base-patch32"),
-        (["{folder}", "--device", "abacus"], "abacus"),
-        (["{folder}", "--device", "meta"], "device 'meta' cannot be used"),
-        (["{folder}", "--csv", "{folder}/sub"], "is a folder"),
-        (["{folder}", "--plot", "{folder}/gray.png"], "would overwrite an input"),
-    ],
-)
-def test_errors_are_one_line(folder, capsys, arguments, message):
-    assert main(["severity", *(argument.format(folder=folder) for argument in arguments)]) == 2
-    error = capsys.readouterr().err
-    assert message in error
-    assert error.count("\n") == 1
-
-
-def test_a_folder_for_a_table_is_refused_before_anything_is_scored(folder, monkeypatch):
-    monkeypatch.setattr(severity, "_score", lambda *_: pytest.fail("scored all the same"))
-    assert main(["severity", str(folder), "--csv", str(folder)]) == 2
-
-
 def test_files_are_written_before_the_table_is_printed(folder, monkeypatch):
     def gone(*_):
         raise BrokenPipeError

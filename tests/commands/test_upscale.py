@@ -11,7 +11,6 @@ import restorer_twins as twins
 from PIL import Image
 
 from morsr.cli import main
-from morsr.imaging import list_images
 from morsr.restoring import Restorer, Settings
 
 
@@ -111,12 +110,6 @@ def test_images_that_are_not_read_are_counted(capsys: pytest.CaptureFixture[str]
         assert told in capsys.readouterr().err
 
 
-def test_hidden_files_and_folders_are_left_out():
-    for name in (".trash/in/a.png", ".trash/in/.b.png", ".trash/in/.thumbnails/c.png", ".trash/in/d/.e/f/g.png"):
-        photo(name)
-    assert list_images(Path(".trash/in")) == [Path(".trash/in/a.png")]
-
-
 def test_a_format_for_all_files():
     photo("in/a.png")
     photo("in/b.jpg")
@@ -161,41 +154,6 @@ def test_a_failed_file_does_not_stop_the_others(capsys: pytest.CaptureFixture[st
     assert "in/c.png: the file is empty" in told
     assert sorted(sizes("out")) == ["a.png", "d.png"]
     assert sorted(os.listdir("out")) == ["a.png", "d.png"], "nothing half-written"
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["missing.png", "out.png"], "missing.png: no such file or folder"),
-        (["empty", "out"], "no image"),
-        (["photo.png", "photo.png"], "overwrite an input"),
-        (["photo.png", "./empty/../photo.png"], "overwrite an input"),
-        (["in", "in"], "overwrite the inputs"),
-        (["in", "photo.png"], "this is a file"),
-        (["photo.png", "out.docx"], "output format"),
-        (["in", "out", "--format", "docx"], "output format"),
-        (["in", "out", "--format", "png"], "both become"),
-        (["photo.png", "out.png", "--scale", "9"], "scale: expected 1 to 8"),
-        (["photo.png", "out.png", "--color", "none", "--color-strength", "0.5"], "no effect"),
-        (["photo.png", "out.png", "--strength", "0.5"], "routed adapters"),
-        (["text.png", "out.png"], "not a PNG"),
-        (["photo.png", "out.png", "--format", "jpg"], "--format jpg contradicts the name out.png"),
-        (["photo.png", "out.png", "--routing", "tile", "--tile", "none"], "has no effect"),
-        (["photo.png", "out.png", "--batch", "4"], "--batch goes with a folder"),
-    ],
-)
-def test_what_cannot_be_done_is_told_in_one_line(arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]):
-    photo("photo.png")
-    photo("in/a.png")
-    photo("in/a.jpg")
-    os.mkdir("empty")
-    Path("text.png").write_text("Dear Sir or Madam")
-    before = {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()}
-    assert main(["upscale", *arguments]) == 2
-    told = capsys.readouterr().err.strip()
-    assert words in told
-    assert "\n" not in told
-    assert {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()} == before
 
 
 def test_a_sample_comes_with_the_package():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 from collections.abc import Callable
 from types import SimpleNamespace
 
@@ -59,8 +61,13 @@ def fake(function: Callable[[Tensor], Tensor] = lambda images: images, multiple:
 MIXTURE = MoRConfig(num_ranks=12, num_shared=4, top_k=3, num_zero=2, targets=("sd_unet@unet",))
 
 
-def small_generator(config: MoRConfig = MIXTURE, *, adapters: bool = True) -> OneStepGenerator:
+def small_generator(*, adapters: bool = True) -> OneStepGenerator:
     """A diffusers UNet and AutoencoderTiny with random weights, and adapters that change the output."""
+    return copy.deepcopy(_built(adapters))
+
+
+@functools.cache
+def _built(adapters: bool) -> OneStepGenerator:
     torch.manual_seed(0)
     base = build_base(
         {
@@ -85,7 +92,7 @@ def small_generator(config: MoRConfig = MIXTURE, *, adapters: bool = True) -> On
     generator = OneStepGenerator(
         base,
         MeanEstimator() if adapters else None,
-        adapters=config if adapters else None,
+        adapters=MIXTURE if adapters else None,
         one_step=OneStepConfig(timestep=250, scale_input=True),
     )
     if adapters:

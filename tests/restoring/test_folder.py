@@ -12,11 +12,11 @@ import restorer_twins as twins
 import torch
 from PIL import Image
 
-from morsr.errors import ConfigError, InputError
+from morsr.errors import ConfigError
 from morsr.restoring import Restorer, Settings
 from morsr.restoring import folder as folder_module
 from morsr.restoring import restorer as restorer_module
-from morsr.restoring.folder import Job, batches, check_jobs, folder_jobs, processes, restore_files
+from morsr.restoring.folder import Job, batches, processes, restore_files
 from morsr.restoring.passes import Passes
 
 
@@ -37,37 +37,6 @@ def run(restorer: Restorer, jobs: list[Job], batch: Any = "auto", **settings: An
     outcomes = list(restore_files(restorer, jobs, Settings(**settings), batch=batch))
     assert sorted(outcome.job for outcome in outcomes) == sorted(jobs), "each file comes out once"
     return [str(outcome) for outcome in outcomes if outcome.error is not None]
-
-
-# Names
-
-
-def test_outputs_keep_subfolder_and_stem():
-    for name in ("in/a.png", "in/b/a.jpg", "in/done/c.png"):
-        photo(name)
-    Path("in/notes.txt").write_text("no image")
-    found = folder_jobs(Path("in"), Path("in/done"), "webp")
-    assert found == [Job(Path("in/a.png"), Path("in/done/a.webp")), Job(Path("in/b/a.jpg"), Path("in/done/b/a.webp"))]
-    assert [job.target for job in folder_jobs(Path("in/b"), Path("in"))] == [Path("in/a.jpg")], "into a parent"
-
-
-def test_folders_and_names_that_cannot_work_are_refused():
-    photo("in/a.png")
-    photo("in/a.jpg")
-    Path("file").write_text("")
-    Path("empty").mkdir()
-    Path("empty/raw.dng").write_text("")
-    for source, target in (("in", "in"), ("in", "file"), ("empty", "out"), ("in", "in/../in")):
-        with pytest.raises(InputError):
-            folder_jobs(Path(source), Path(target))
-    for jobs, format in (
-        (folder_jobs(Path("in"), Path("out"), "png"), "png"),  # two inputs, one output
-        ([Job(Path("in/a.png"), Path("in/a.jpg")), Job(Path("in/a.jpg"), Path("out/a.jpg"))], None),
-        ([Job(Path("in/a.png"), Path("out/a.docx"))], None),
-    ):
-        with pytest.raises(InputError):
-            check_jobs(jobs, format)
-    check_jobs(folder_jobs(Path("in"), Path("out")))
 
 
 @pytest.mark.parametrize(

@@ -141,15 +141,15 @@ def test_hidden_pixels_have_no_effect():
     [
         ({"scale": 0.5}, ConfigError),
         ({"scale": float("nan")}, ConfigError),
-        ({"scale": "4"}, TypeError),
-        ({"scale": True}, TypeError),
-        ({"strength": "a"}, TypeError),
+        ({"scale": "4"}, ConfigError),
+        ({"scale": True}, ConfigError),
+        ({"strength": "a"}, ConfigError),
         ({"strength": -1}, ConfigError),
         ({"strength": float("inf")}, ConfigError),
         ({"strength": 0.5}, ConfigError),  # no routed adapters
         ({"tile": 0}, ConfigError),
-        ({"tile": "big"}, TypeError),
-        ({"tile": True}, TypeError),
+        ({"tile": "big"}, ConfigError),
+        ({"tile": True}, ConfigError),
         ({"color": "histogram"}, ConfigError),
         ({"color_strength": 2}, ConfigError),
         ({"color": "none", "color_strength": 0.5}, ConfigError),
@@ -456,13 +456,12 @@ def test_every_odd_image_is_restored(shared_data: Path):
 # Models
 
 
-def test_a_model_by_name_or_list_of_names():
-    for name in ("nowhere.safetensors", ["nowhere.safetensors", "neither.safetensors"], []):
-        with pytest.raises(MorsrError):
-            Restorer.from_pretrained(name)
+def test_a_model_by_name():
+    with pytest.raises(MorsrError):
+        Restorer.from_pretrained("nowhere.safetensors")
     with pytest.raises(ConfigError, match="dtype"):
         Restorer.from_pretrained("nowhere.safetensors", dtype="float8")
-    restorer = morsr.Restorer.from_pretrained(["nowhere.safetensors", "tiny"], device="cpu")
+    restorer = morsr.Restorer.from_pretrained("tiny", device="cpu")
     assert "28 ranks" in repr(restorer)
     assert "morsr/tiny" in repr(restorer)
 

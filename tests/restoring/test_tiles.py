@@ -21,7 +21,7 @@ from morsr.restoring.tiles import finished_rows, tile_starts, tiling
 def tilings(draw: st.DrawFn) -> tuple[tuple[int, int], int, int]:
     """Size of an image, side of a tile, and the networks' grid."""
     size = draw(st.integers(1, 150)), draw(st.integers(1, 150))
-    return size, draw(st.integers(1, 90)), draw(st.sampled_from([1, 4, 16]))
+    return size, draw(st.integers(max(size) // 6 + 1, 90)), draw(st.sampled_from([1, 4, 16]))
 
 
 @given(tilings())

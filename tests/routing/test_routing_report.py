@@ -23,7 +23,7 @@ from morsr.degradation.severity import true_severity
 from morsr.errors import ConfigError
 from morsr.estimators import build_estimator
 from morsr.evaluation.callback import RoutingDump
-from morsr.evaluation.example import examine, switch_off
+from morsr.evaluation.example import examine
 from morsr.evaluation.report import write_report
 from morsr.evaluation.routing import RoutingTable
 from morsr.models.bases import build_base
@@ -114,13 +114,6 @@ def test_one_image_in_depth(generator: OneStepGenerator) -> None:
     finally:
         generator.adapters.strength = 1.0
     torch.testing.assert_close(everything.image, shared)
-    routing = generator.adapters.router(torch.rand(2, generator.estimator.dim))
-    off = torch.zeros(routing.gates.shape[0], SETTINGS.num_slots, dtype=torch.bool)
-    slot = int(routing.gates[0, 1].argmax())
-    off[0, slot] = True
-    changed = switch_off(routing, off)
-    assert (changed.gates[0, 1, slot], changed.selected[0, 1].min()) == (0, 0)
-    torch.testing.assert_close(changed.gates[1:], routing.gates[1:])
 
 
 def test_the_page_of_a_folder(loads: Any, generator: OneStepGenerator, photos: Path) -> None:
@@ -166,23 +159,6 @@ def test_unreadable_files_and_odd_names(
     assert {"photo0", "sub/photo0"} <= set(names)
     assert len(set(names)) == 9
     assert all(name.isprintable() for name in names)
-
-
-@pytest.mark.parametrize(
-    "words",
-    [
-        "missing --out a.html",
-        "empty --out a.html",
-        "empty --out a.pdf",
-        "empty --out a.html --copies 2",
-        "empty --out a.html --degrade none-such",
-        "empty --out a.html --seed 5",
-    ],
-)
-def test_bad_input_is_told_before_anything_is_written(words: str) -> None:
-    Path("empty").mkdir()
-    assert main(["routing", *words.split()]) == 2
-    assert [path.name for path in Path().iterdir()] == ["empty"]
 
 
 def test_a_model_without_routing_gets_a_page_of_its_scores(loads: Any, photos: Path) -> None:

@@ -59,16 +59,6 @@ class Example:
         return self.routing.severity[0].item()
 
 
-def switch_off(routing: Routing, off_LN: Tensor) -> Routing:
-    """The same routing with the gates of some slots at zero.
-
-    Args:
-        routing: of any number of images.
-        off_LN: boolean (L, N), True for the slots to switch off.
-    """
-    return routing._replace(gates=routing.gates.masked_fill(off_LN[:, None], 0))
-
-
 @torch.no_grad()
 def examine(
     generator: OneStepGenerator,
@@ -118,7 +108,7 @@ def examine(
         chosen = routing.gates[:, 0] > 0
         chosen[:, adapters.config.num_experts :] = False
         for label, off in _groups(chosen, specialisation):
-            image = restore(switch_off(routing, off))
+            image = restore(routing._replace(gates=routing.gates.masked_fill(off[:, None], 0)))
             difference = (image - restored).square().mean().sqrt().item() * 255
             without.append(WithoutRanks(label, int((off & chosen).sum()), image.cpu(), difference))
     finally:

@@ -8,7 +8,7 @@ import importlib.metadata
 import io
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,6 @@ def write_report(
     path: str | Path,
     *,
     examples: Sequence[Example] = (),
-    thumbnails: Mapping[str, Tensor] | None = None,
     title: str = "Which ranks are active for which image",
     notes: Sequence[str] = (),
 ) -> Path:
@@ -43,7 +42,6 @@ def write_report(
         table: routing of at least one image.
         path: the HTML file.
         examples: single images in depth, from `examine`.
-        thumbnails: caption to LR image (3, h, w) in [0, 1], such as one for each kind of degradation.
         title: heading.
         notes: further lines for the list of what the page cannot show.
 
@@ -55,8 +53,7 @@ def write_report(
     except ImportError as error:
         raise MissingDependencyError("the report needs plotly: pip install 'morsr[report]'") from error
     missing = list(notes)
-    shown = "".join(_picture(image, caption) for caption, image in (thumbnails or {}).items())
-    parts = [_overview(table), _section("The images", f'<div class="small">{shown}</div>') if shown else ""]
+    parts = [_overview(table)]
     if table.is_routed:
         parts += [_collapse(table), _load(table), _specialised(table, missing), _zero(table, missing), _ranks(table)]
     else:

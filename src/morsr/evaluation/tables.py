@@ -217,8 +217,8 @@ class BenchmarkReport:
 
     def _difference(self, method: str, metric: str) -> Interval | None:
         try:
-            return self.difference(method, metric)
-        except (ConfigError, InputError):  # no reference, or no image with a value of both
+            return self.difference(method, metric) if self.reference else None
+        except InputError:  # no image with a value of both
             return None
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from morsr.errors import ConfigError, InputError, MorsrError
 from morsr.files import printable
@@ -125,22 +125,24 @@ def restore_files(
     settings.check_model(restorer.generator)
     waiting = iter(batches(restorer, jobs, settings, batch))
     with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
-        reading: deque[tuple[list[Job], Future[list[Picture | Exception | None]]]] = deque()
-        writing: deque[tuple[Job, Future[Exception | None]]] = deque()
+        reading: deque[tuple[list[Job], list[Future[Any]]]] = deque()
+        writing: deque[tuple[Job, Future[Any]]] = deque()
 
         def read_next() -> None:
             if (following := next(waiting, None)) is not None:
-                reading.append((following, reader.submit(_read, following, settings, format)))
+                reading.append(
+                    (following, [reader.submit(_attempt, _read, job, settings, format) for job in following])
+                )
 
         for _ in range(AHEAD):
             read_next()
         while reading:
-            together, read = reading.popleft()
-            for job, result in _restored(restorer, together, read.result(), settings, format):
+            together, pictures = reading.popleft()
+            for job, result in _restored(restorer, together, [one.result() for one in pictures], settings, format):
                 if result is None or isinstance(result, Exception):
                     yield Outcome(job, result)
                 else:
-                    writing.append((job, writer.submit(_write, result, job, format)))
+                    writing.append((job, writer.submit(_attempt, write, result, job.target, format=format)))
             read_next()
             while len(writing) > AHEAD * len(together):
                 job, written = writing.popleft()
@@ -162,7 +164,9 @@ def batches(
     if batch == 1 or (batch == "auto" and restorer.device.type == "cpu"):
         return [[job] for job in jobs]
     found: list[list[Job]] = []
-    sizes = {job: _size(job.source) for job in jobs}
+    # What cannot be opened has no size, and is said when its turn comes.
+    found_sizes = {job: _attempt(image_size, job.source) for job in jobs}
+    sizes = {job: (0, 0) if isinstance(size, Exception) else size for job, size in found_sizes.items()}
     for size, group in groupby(sorted(jobs, key=sizes.__getitem__), key=sizes.__getitem__):
         together, count = list(group), 1
         if size != (0, 0):
@@ -172,80 +176,46 @@ def batches(
     return found
 
 
-def _size(path: Path) -> tuple[int, int]:
-    """Height and width by the header; (0, 0) for what cannot be opened, which is said when its turn comes."""
+def _attempt(work: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    """What a piece of work gives, or its error, if that is one file's alone, such as damage or too little memory."""
     try:
-        return image_size(path)
+        return work(*arguments, **options)
     except Exception as error:
-        _own(error)
-        return 0, 0
+        if isinstance(error, MorsrError) or is_out_of_memory(error):
+            return error
+        raise
 
 
-def _own(error: Exception) -> Exception:
-    """An error that is one file's alone, such as damage or too little memory for its size; others stop the run."""
-    if isinstance(error, MorsrError) or is_out_of_memory(error):
-        return error
-    raise error
-
-
-def _read(jobs: Sequence[Job], settings: Settings, format: str | None) -> list[Picture | Exception | None]:
-    """Each file's picture, what is wrong with it, or None where it is too large to be held and is read at its turn."""
-    found: list[Picture | Exception | None] = []
-    for source, target in jobs:
-        try:
-            if is_streamed(settings.output_size(*_size(source))):
-                found.append(None)
-                continue
-            picture = read(source)
-            # What cannot be written is refused before the work is done.
-            check_output(picture, target, settings.output_size(*picture.size), format)
-            found.append(picture)
-        except Exception as error:
-            found.append(_own(error))
-    return found
-
-
-def _write(picture: Picture, job: Job, format: str | None) -> Exception | None:
-    try:
-        write(picture, job.target, format=format)
-    except Exception as error:
-        return _own(error)
-    return None
+def _read(job: Job, settings: Settings, format: str | None) -> Picture | None:
+    """A file's picture, or None where it is too large to be held and is read at its turn."""
+    if is_streamed(settings.output_size(*image_size(job.source))):
+        return None
+    picture = read(job.source)
+    # What cannot be written is refused before the work is done.
+    check_output(picture, job.target, settings.output_size(*picture.size), format)
+    return picture
 
 
 def _restored(
-    restorer: Restorer,
-    jobs: Sequence[Job],
-    read: Sequence[Picture | Exception | None],
-    settings: Settings,
-    format: str | None,
+    restorer: Restorer, jobs: Sequence[Job], read: Sequence[Any], settings: Settings, format: str | None
 ) -> list[tuple[Job, Picture | Exception | None]]:
     """Each job with its restored picture, why there is none, or None where it is written already."""
-    done: list[tuple[Job, Picture | Exception | None]] = []
+    done: list[tuple[Job, Any]] = []
     good: list[tuple[Job, Picture]] = []
     for job, picture in zip(jobs, read, strict=True):
         if picture is None:
-            done.append((job, _restored_file(restorer, job, settings, format)))
+            done.append((job, _attempt(restorer.restore_file, *job, format=format, **vars(settings))))
         elif isinstance(picture, Exception):
             done.append((job, picture))
         else:
             good.append((job, picture))
     if not good:
         return done
-    try:
-        results = restorer.restore_pictures([picture for _, picture in good], settings)
+    results = _attempt(restorer.restore_pictures, [picture for _, picture in good], settings)
+    if not isinstance(results, Exception):
         return done + list(zip([job for job, _ in good], results, strict=True))
-    except Exception as error:
-        if len(good) == 1:
-            return [*done, (good[0][0], _own(error))]
+    if len(good) == 1:
+        return [*done, (good[0][0], results)]
     for job, picture in good:  # one picture of the batch is the cause, and only that one is to fail
         done += _restored(restorer, [job], [picture], settings, format)
     return done
-
-
-def _restored_file(restorer: Restorer, job: Job, settings: Settings, format: str | None) -> Exception | None:
-    try:
-        restorer.restore_file(*job, format=format, **vars(settings))
-    except Exception as error:
-        return _own(error)
-    return None

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from morsr.adapters import Routing
-from morsr.errors import InputError, WeightsError
+from morsr.errors import InputError
 from morsr.imaging import Canvas, Picture, read, write
 from morsr.imaging.files import check_output, read_planes
 from morsr.restoring.devices import free_memory, resolve_device, resolve_dtype
@@ -70,7 +70,7 @@ class Restorer:
     @classmethod
     def from_pretrained(
         cls,
-        name_or_path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]] = "tiny",
+        name_or_path: str | os.PathLike[str] = "tiny",
         *,
         base: str | os.PathLike[str] | None = None,
         decoder: str | os.PathLike[str] | None = None,
@@ -83,8 +83,8 @@ class Restorer:
         """Load a trained model.
 
         Args:
-            name_or_path: a shipped preset ("tiny"), an adapters .safetensors, a saved folder, a training .ckpt, the hub
-                id of a saved folder, or a list of these, of which the first that can be read is taken.
+            name_or_path: a shipped preset ("tiny"), an adapters .safetensors, a saved folder, a training .ckpt, or the
+                hub id of a saved folder.
             base: folder or hub id of the base model, where the adapters do not bring it.
             decoder: an AutoencoderTiny that decodes instead of the base's own autoencoder, at a fraction of its work:
                 "taesd" for Stable Diffusion 1 and 2, a folder, or a hub id. Default: what the model was saved with.
@@ -99,18 +99,8 @@ class Restorer:
         from morsr.models.loading import load_generator
 
         resolve_dtype(dtype, resolve_device(device))  # a wrong setting is refused before seconds of loading
-        names = [name_or_path] if isinstance(name_or_path, (str, os.PathLike)) else list(name_or_path)
-        failed: list[str] = []
-        for name in names:
-            try:
-                generator = load_generator(name, base=base, decoder=decoder, prompt=prompt, **hub)
-            except WeightsError as error:
-                if len(names) == 1:
-                    raise
-                failed.append(str(error))
-                continue
-            return cls(generator, device=device, dtype=dtype, compile=compile)
-        raise WeightsError(f"none of {len(names)} models can be read: {'; '.join(failed)}")
+        generator = load_generator(name_or_path, base=base, decoder=decoder, prompt=prompt, **hub)
+        return cls(generator, device=device, dtype=dtype, compile=compile)
 
     def save_pretrained(self, folder: str | os.PathLike[str], *, include_base: bool | None = None) -> Path:
         """Write the model as a folder for `from_pretrained`, here or uploaded to the hub.

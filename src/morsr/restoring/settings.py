@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
-from numbers import Real
 from typing import TYPE_CHECKING, Literal
 
 from morsr.adapters import Routing
-from morsr.errors import ConfigError
-from morsr.functional.color import COLOR_METHODS
+from morsr.errors import ConfigError, check_fields
 
 if TYPE_CHECKING:
     from morsr.models.generator import OneStepGenerator
@@ -30,8 +27,7 @@ class Settings:
             a Routing to use for every image, such as that of a film's first frame.
 
     Raises:
-        TypeError: a setting of the wrong type.
-        ConfigError: a setting out of range, or one that cannot take effect.
+        ConfigError: a setting of the wrong type, out of range, or without effect.
     """
 
     scale: float = 4.0
@@ -42,23 +38,14 @@ class Settings:
     routing: Literal["image", "tile"] | Routing = "image"
 
     def __post_init__(self) -> None:
-        for name, low, high in (("scale", 1, 8), ("strength", 0, math.inf), ("color_strength", 0, 1)):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, Real):
-                raise TypeError(f"{name}: expected a number, got {value!r}")
-            if not low <= value <= high or math.isinf(value):
-                raise ConfigError(f"{name}: expected {low} to {high}, got {value}")
-        if self.tile not in ("auto", None) and (isinstance(self.tile, bool) or not isinstance(self.tile, int)):
-            raise TypeError(f'tile: expected "auto", None or a number of output pixels, got {self.tile!r}')
-        if isinstance(self.tile, int) and self.tile < 1:
-            raise ConfigError(f"tile: expected at least 1 output pixel, got {self.tile}")
-        if self.color not in COLOR_METHODS:
-            raise ConfigError(f"color: expected one of {', '.join(COLOR_METHODS)}, got {self.color!r}")
+        check_fields(self, least={"scale": 1})
+        if self.scale > 8 or self.color_strength > 1:
+            raise ConfigError(f"scale goes to 8 and color_strength to 1, got {self.scale} and {self.color_strength}")
+        if self.tile not in ("auto", None) and not (type(self.tile) is int and self.tile > 0):
+            raise ConfigError(f'tile: expected "auto", None or a number of output pixels, got {self.tile!r}')
         if isinstance(self.routing, Routing):
             if self.routing.batch != 1:
-                raise ConfigError(
-                    f"routing: expected that of one image, got {self.routing.batch}; use routing.image(0)"
-                )
+                raise ConfigError(f"routing: expected one image's, got {self.routing.batch}; use routing.image(0)")
         elif self.routing not in ("image", "tile"):
             raise ConfigError(f'routing: expected "image", "tile" or a Routing, got {self.routing!r}')
         if self.color == "none" and self.color_strength != 1:
