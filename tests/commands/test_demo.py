@@ -15,6 +15,7 @@ from PIL import Image
 
 from morsr.commands import _demo_guard, demo
 from morsr.errors import InputError, MissingDependencyError
+from morsr.evaluation.routing import RoutingTable
 from morsr.imaging import files
 from morsr.imaging.files import image_size, thumbnail
 from morsr.restoring import Restorer
@@ -44,9 +45,12 @@ def test_a_file_becomes_previews_a_file_scores_and_a_plot(restorer: Restorer):
 
 
 def test_the_plot_counts_what_ran():
-    gates = torch.tensor([[0.5, 0.0, 0.0, 1.5], [0.5, 1.0, 0.0, 0.0]])
-    figure = demo.ranks_figure(gates, num_shared=2, num_zero=1)
-    title = figure.axes[0].get_title(loc="right")
+    table = RoutingTable(
+        names=("photo",), layer_names=("a", "b"), score_names=(), scores=torch.empty(1, 0), severity=torch.zeros(1),
+        chosen=torch.tensor([[[0, 3], [0, 1]]]), gates=torch.tensor([[[0.5, 1.5], [0.5, 1.0]]]),
+        num_slots=4, num_zero=1, num_shared=2,
+    )  # fmt: skip
+    title = demo.ranks_figure(table).axes[0].get_title(loc="right")
     assert title.startswith("3.5 of 5 ranks")
     assert "gate mass 1.00, 1.4 effective" in title
 

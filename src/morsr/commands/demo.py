@@ -9,8 +9,8 @@ import socket
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import cache, partial
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from jsonargparse.typing import PositiveInt, restricted_number_type
 
 from morsr.commands._common import Dtype
 from morsr.commands._demo_guard import OwnPagesOnly
+from morsr.commands.upscale import SAMPLES, sample
 from morsr.errors import ConfigError, InputError, MissingDependencyError, MorsrError
 from morsr.files import printable
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from PIL import Image
 
+    from morsr.evaluation.routing import RoutingTable
     from morsr.restoring import Restorer
 
 Port = restricted_number_type("Port", int, [(">=", 1), ("<=", 65535)], docstring="A port.")
@@ -49,7 +51,6 @@ BARS = {
 """Degradation scores that the page shows, by the names people know; an estimator with other names shows all."""
 
 SHIPPED = ("tiny", "tiny-fidelity")
-EXAMPLES = ("chelsea", "astronaut", "coffee")  # of scikit-image
 
 
 def run(
@@ -172,10 +173,8 @@ def build_page(
         models: by the names that the page offers, functions that load one; without, `restorer` alone.
     """
     gr = import_gradio()
-    adapters = restorer.generator.adapters
-    routed = adapters is not None and adapters.config.is_routed
     choices = {"model": lambda: restorer} if models is None else dict(models)
-    photographs = [[str(resources.files("skimage.data") / f"{name}.png")] for name in EXAMPLES]
+    photographs = [[str(sample(f"sample:{name}"))] for name in SAMPLES]
     left: set[str] = set()  # sessions whose page was closed, or that cancelled
     with gr.Blocks(title=title, analytics_enabled=False, delete_cache=(600, 3600)) as page:
         gr.Markdown("## Restore an image\nDrop a photograph or take an example: it is restored on this machine.")
@@ -188,7 +187,8 @@ def build_page(
                     scale = gr.Slider(1, 8, value=4, step=0.5, label="Scale", elem_id="scale")
                     strength = gr.Slider(
                         0, 1, value=1, step=0.05, label="Strength",
-                        info="0 keeps the shared ranks only, nearer to the input; 1 is as trained", visible=routed,
+                        info="0 keeps the shared ranks only, nearer to the input; 1 is as trained",
+                        visible=is_routed(restorer),
                     )  # fmt: skip
                     color = gr.Dropdown(["wavelet", "adain", "none"], value="wavelet", label="Colour correction")
                 with gr.Row():
@@ -199,7 +199,7 @@ def build_page(
                     label="Bicubic | restored", format="png", interactive=False, elem_id="result", max_height=640
                 )
                 download = gr.File(label="Restored file, full size", interactive=False, elem_id="download", height=80)
-        with gr.Row(visible=routed):
+        with gr.Row(visible=is_routed(restorer)):
             with gr.Column(scale=1, min_width=280):
                 scores = gr.Label(label="Degradation (100 % is worst)", elem_id="scores", num_top_classes=12)
             with gr.Column(scale=3, min_width=320):
@@ -227,7 +227,7 @@ def build_page(
                 check_output_size(Path(path), scale)
                 settings: dict[str, Any] = {"scale": scale, "color": color}
                 model = choices[name]()
-                if model.generator.adapters is not None and model.generator.adapters.config.is_routed:
+                if is_routed(model):
                     settings["strength"] = strength
                 # gradio has copied the last result to where it serves files from; its copies are deleted after an hour.
                 shutil.rmtree(folder, ignore_errors=True)
@@ -253,6 +253,12 @@ def build_page(
             restore, inputs, outputs, **shared
         )
     return page
+
+
+def is_routed(restorer: Restorer) -> bool:
+    """Whether a model has routed adapters."""
+    adapters = restorer.generator.adapters
+    return adapters is not None and adapters.config.is_routed
 
 
 def check_output_size(source: Path, scale: float) -> None:
@@ -299,8 +305,7 @@ def restore_upload(
     restorer.restore_file(source, target, progress=progress, **vars(checked))
     after = thumbnail(target, PREVIEW)
     before = thumbnail(source, PREVIEW).resize(after.size)
-    routed = restorer.generator.adapters is not None and restorer.generator.adapters.config.is_routed
-    if not routed:
+    if not is_routed(restorer):
         return (before, after), str(target), None, None
     scores, figure = routing_of(restorer, source, strength=checked.strength)
     return (before, after), str(target), scores, figure
@@ -311,60 +316,39 @@ def routing_of(restorer: Restorer, source: Path, *, strength: float) -> tuple[di
     from morsr.evaluation.routing import RoutingTable
 
     table = RoutingTable.from_images(restorer, [source])
-    chosen, selected = table.chosen.transpose(0, 1), table.gates.transpose(0, 1)
-    gates = selected.new_zeros(*chosen.shape[:2], table.num_slots).scatter(-1, chosen, selected)
     found = dict(zip(table.score_names, table.scores[0].tolist(), strict=True))
     scores = {BARS[name]: value for name, value in found.items() if name in BARS} or found
-    figure = ranks_figure(
-        gates[:, 0] * strength, num_shared=table.num_shared, num_zero=table.num_zero, expert_rank=table.expert_rank
-    )
-    return scores, figure
+    return scores, ranks_figure(replace(table, gates=table.gates * strength))
 
 
-def ranks_figure(gates_LN: Any, *, num_shared: int, num_zero: int, expert_rank: int = 1) -> Figure:
-    """Draw one image's gates: layers from top to bottom, shared ranks, routed experts and zero experts beside.
-
-    Args:
-        gates_LN: (L, N) factor of each slot, zero experts last.
-        num_shared: ranks that always run.
-        num_zero: slots that run nothing.
-        expert_rank: ranks of each routed expert.
-    """
+def ranks_figure(table: RoutingTable) -> Figure:
+    """Draw one image's gates: layers from top to bottom, shared ranks, routed experts and zero experts beside."""
     import numpy as np
     from matplotlib.figure import Figure
 
-    gates = gates_LN.numpy()
-    layers, slots = gates.shape
-    real = slots - num_zero
+    layers, shared, real = len(table.layer_names), table.num_shared, table.num_real
+    gates = table.gates.new_zeros(layers, table.num_slots).scatter(-1, table.chosen[0], table.gates[0]).numpy()
     figure = Figure(figsize=(9, 4.2), dpi=110, layout="constrained")
     axis = figure.add_subplot()
-    ran = np.where(gates[:, :real] > 0, gates[:, :real], np.nan)
-    shown = np.concatenate([np.ones((layers, num_shared)), ran, np.full((layers, num_zero), np.nan)], axis=1)
-    axis.set_facecolor("white")
-    image = axis.imshow(shown, aspect="auto", cmap="Blues", vmin=0, vmax=2, interpolation="nearest")
-    zero = np.where(gates[:, real:] > 0, 1.0, np.nan)
-    if num_zero:
-        extent = (num_shared + real - 0.5, num_shared + slots - 0.5, layers - 0.5, -0.5)
+    ran = np.where(gates > 0, gates, np.nan)
+    drawn = np.concatenate([np.ones((layers, shared)), ran[:, :real]], axis=1)
+    image = axis.imshow(drawn, aspect="auto", cmap="Blues", vmin=0, vmax=2, interpolation="nearest")
+    if table.num_zero:
+        extent = (shared + real - 0.5, shared + table.num_slots - 0.5, layers - 0.5, -0.5)
+        zero = np.where(gates[:, real:] > 0, 1.0, np.nan)
         axis.imshow(zero, aspect="auto", cmap="Oranges", vmin=0, vmax=1.4, extent=extent, interpolation="nearest")
-    for edge in (num_shared, num_shared + real):
-        axis.axvline(edge - 0.5, color="0.4", linewidth=1)
-    places = [(num_shared - 1) / 2, num_shared + (real - 1) / 2, num_shared + real + (num_zero - 1) / 2]
-    names = [
-        f"{num_shared} shared",
-        f"{real} routed" + f", {expert_rank} ranks each" * (expert_rank > 1),
-        f"{num_zero} zero",
-    ]
-    shown_names = [(place, name) for place, name in zip(places, names, strict=True) if not name.startswith("0 ")]
-    axis.set_xticks([place for place, _ in shown_names], [name for _, name in shown_names])
-    axis.set_xlim(-0.5, num_shared + slots - 0.5)
-    axis.set_ylim(layers - 0.5, -0.5)
-    axis.set_ylabel("adapted layer")
-    count = num_shared + expert_rank * np.isfinite(ran).sum(axis=1).mean()
-    parts = gates[:, :real] / gates[:, :real].sum(1, keepdims=True).clip(1e-12)
-    effective = np.exp(-(parts * np.log(parts.clip(1e-12))).sum(1)).mean()
+    each = f", {table.expert_rank} ranks each" if table.expert_rank > 1 else ""
+    parts = [(shared, f"{shared} shared"), (real, f"{real} routed{each}"), (table.num_zero, f"{table.num_zero} zero")]
+    ends = np.cumsum([count for count, _ in parts])
+    ticks = [(end - (count + 1) / 2, name) for end, (count, name) in zip(ends, parts, strict=True) if count]
+    axis.set_xticks([place for place, _ in ticks], [name for _, name in ticks])
+    for end in ends[:-1]:
+        axis.axvline(end - 0.5, color="0.4", linewidth=1)
+    axis.set(xlim=(-0.5, ends[-1] - 0.5), ylim=(layers - 0.5, -0.5), ylabel="adapted layer")
+    count = shared + table.expert_rank * (gates[:, :real] > 0).sum(axis=1).mean()
     axis.set_title(
-        f"{count:.1f} of {num_shared + expert_rank * real} ranks ran per layer: gate mass "
-        f"{gates[:, :real].sum(1).mean():.2f}, {effective:.1f} effective routed ranks",
+        f"{count:.1f} of {shared + table.expert_rank * real} ranks ran per layer: gate mass "
+        f"{table.gate_mass().mean():.2f}, {table.effective_ranks().mean():.1f} effective routed ranks",
         fontsize=10, loc="right",
     )  # fmt: skip
     figure.colorbar(image, ax=axis, label="gate", extend="max")

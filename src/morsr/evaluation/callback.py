@@ -114,7 +114,6 @@ class ScoreDump(L.Callback):
         self.metrics = built.metrics
         for name, reason in built.absent.items():
             rank_zero_warn(f"{name} will not be scored: {reason}")
-        self.latest: Path | None = None
         self._rows: dict[tuple[str, str, str], ImageScore] = {}
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -139,9 +138,8 @@ class ScoreDump(L.Callback):
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self._rows:
-            self.latest = _step_file(trainer, "scores", ".csv")
-            infos = [metric.info for metric in self.metrics.values()]
-            write_text(self.latest, BenchmarkReport(list(self._rows.values()), infos).to_csv())
+            report = BenchmarkReport(list(self._rows.values()), [metric.info for metric in self.metrics.values()])
+            write_text(_step_file(trainer, "scores", ".csv"), report.to_csv())
         self._rows = {}
 
 
@@ -157,7 +155,6 @@ class RoutingDump(L.Callback):
 
     def __init__(self, *, max_images: PositiveInt = 1000) -> None:  # type: ignore[valid-type]
         self.max_images = max_images
-        self.latest: Path | None = None
         self._parts: list[RoutingTable] = []
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -170,7 +167,9 @@ class RoutingDump(L.Callback):
         room = self.max_images - sum(len(part) for part in self._parts)
         repeated = batch.get("repeated", ()) if isinstance(batch, Mapping) else ()  # by another process, the last ones
         kept = first_images(batch, min(room, repeated.index(True)) if any(repeated) else room, "lr")
-        if trainer.sanity_checking or trainer.fast_dev_run or kept is None or not is_routed(pl_module):
+        adapters = getattr(getattr(pl_module, "generator", None), "adapters", None)
+        silent = trainer.sanity_checking or trainer.fast_dev_run
+        if silent or kept is None or adapters is None or not adapters.is_routed:
             return
         names = [str(stem) for stem in kept.get("stem", ())]
         recipe = getattr(trainer.datamodule, "val_recipe", "realesrgan")
@@ -180,15 +179,8 @@ class RoutingDump(L.Callback):
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self._parts:
-            self.latest = _step_file(trainer, "routing", ".safetensors")
-            RoutingTable.concatenate(self._parts).save(self.latest)
+            RoutingTable.concatenate(self._parts).save(_step_file(trainer, "routing", ".safetensors"))
         self._parts = []
-
-
-def is_routed(module: Any) -> bool:
-    """Whether a module's generator has routed adapters."""
-    adapters = getattr(getattr(module, "generator", module), "adapters", None)
-    return adapters is not None and adapters.is_routed
 
 
 def _names(batch: Mapping[str, Any], default: str) -> list[tuple[str, str, str | None]]:

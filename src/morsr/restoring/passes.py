@@ -129,8 +129,7 @@ class Passes:
 
     def _route(self, lr: Tensor, settings: Settings) -> Routing | None:
         adapters = self.generator.adapters
-        if adapters is None or not adapters.is_routed:
-            return None
+        assert adapters is not None, "Settings.check_model refuses a routing without routed adapters"
         if isinstance(settings.routing, Routing):
             return adapters.route(joined([settings.routing.to(self.device)] * len(lr)))
         self.generator.route(lr)
