@@ -103,7 +103,7 @@ def test_it_is_refused_in_one_line_that_names_it(line: str, words: str, capsys: 
     said = capsys.readouterr().err
     assert said.startswith("morsr: ")
     assert said.count("\n") == 1
-    assert len(said) <= 240
+    assert len(said) <= 400
     assert words in said
     assert sorted(Path().rglob("*")) == before
 

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import csv
-import os
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from morsr.cli import main
-from morsr.commands import severity
 
 
 @pytest.fixture
@@ -49,22 +45,3 @@ def test_a_broken_file_does_not_stop_a_folder(folder, capsys):
     streams = capsys.readouterr()
     assert "cut.png" in streams.err
     assert "smooth.png" in streams.out
-
-
-def test_files_are_written_before_the_table_is_printed(folder, monkeypatch):
-    def gone(*_):
-        raise BrokenPipeError
-
-    monkeypatch.setattr(severity, "_table", gone)
-    with pytest.raises(BrokenPipeError):
-        severity.run(folder, csv=Path("scores.csv"), plot=Path("scores.png"))
-    assert Path("scores.csv").is_file()
-    assert Path("scores.png").is_file()
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="names of any bytes")
-def test_names_that_are_no_utf_8_are_written_with_escapes(folder, capsys):
-    (folder / "gray.png").rename(folder / os.fsdecode(b"caf\xe9.png"))
-    assert main(["severity", str(folder), "--csv", "scores.csv", "--plot", "scores.png"]) == 0
-    assert "caf\\udce9.png" in capsys.readouterr().out
-    assert "caf\\udce9.png" in Path("scores.csv").read_text(encoding="utf-8")

@@ -110,7 +110,11 @@ def test_images_that_are_not_read_are_counted(capsys: pytest.CaptureFixture[str]
         assert told in capsys.readouterr().err
 
 
-def test_a_format_for_all_files():
+def test_a_format_for_one_file_and_for_all():
+    photo("photo.png")
+    assert main(["upscale", "photo.png", "out.jpeg", "--format", "jpg", "--scale", "2"]) == 0
+    assert main(["upscale", "photo.png", "plain", "--format", "webp", "--scale", "2"]) == 0
+    assert [Image.open(name).format for name in ("out.jpeg", "plain")] == ["JPEG", "WEBP"]
     photo("in/a.png")
     photo("in/b.jpg")
     assert main(["upscale", "in", "out", "--format", "webp"]) == 0
@@ -176,13 +180,6 @@ def test_an_estimator_of_ones_own_scores_the_images(
     assert type(restorer.generator.estimator).__name__ == "Mine"
     assert main(["upscale", "photo.png", "other.png", "--estimator", "mine.Three"]) == 2
     assert "takes 2 scores, this gives 3" in capsys.readouterr().err
-
-
-def test_a_format_that_the_name_says_too_is_fine():
-    photo("photo.png")
-    assert main(["upscale", "photo.png", "out.jpeg", "--format", "jpg", "--scale", "2"]) == 0
-    assert main(["upscale", "photo.png", "out", "--format", "webp", "--scale", "2"]) == 0
-    assert [Image.open(name).format for name in ("out.jpeg", "out")] == ["JPEG", "WEBP"]
 
 
 def test_processes_share_a_folder(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):

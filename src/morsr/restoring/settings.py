@@ -41,7 +41,8 @@ class Settings:
         check_fields(self, least={"scale": 1})
         if self.scale > 8 or self.color_strength > 1:
             raise ConfigError(f"scale goes to 8 and color_strength to 1, got {self.scale} and {self.color_strength}")
-        if self.tile not in ("auto", None) and not (type(self.tile) is int and self.tile > 0):
+        whole = isinstance(self.tile, int) and not isinstance(self.tile, bool)
+        if self.tile not in ("auto", None) and not (whole and self.tile > 0):
             raise ConfigError(f'tile: expected "auto", None or a number of output pixels, got {self.tile!r}')
         if isinstance(self.routing, Routing):
             if self.routing.batch != 1:
