@@ -18,7 +18,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from morsr.cli import main
-from morsr.commands._run_config import parsed, plain
+from morsr.commands.check import parsed
 from morsr.models.bases import load_base
 from morsr.training.cli import SaveConfig
 from morsr.training.config_files import read_config
@@ -97,7 +97,7 @@ def known() -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name in KINDS:
         if (kind := read_config(EXPERIMENTS / name)["model"]["class_path"]) not in found:
-            found[kind] = plain(parsed([f"--config={EXPERIMENTS / name}"]).config)
+            found[kind] = parsed([f"--config={EXPERIMENTS / name}"])
     return found
 
 
@@ -122,7 +122,7 @@ def test_a_config_names_known_settings_and_says_what_it_is_for(name: str, known:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(set(CONFIGS) - set(KINDS)))
 def test_every_config_is_read(name: str) -> None:
-    assert plain(parsed([f"--config={EXPERIMENTS / name}"]).config)["model"]["class_path"]
+    assert parsed([f"--config={EXPERIMENTS / name}"])["model"]["class_path"]
 
 
 def real(options: list[str], out: Path, steps: int) -> list[str]:
