@@ -165,23 +165,6 @@ def test_a_sample_comes_with_the_package():
     assert Image.open("cat.png").size == (451, 300)
 
 
-def test_an_estimator_of_ones_own_scores_the_images(
-    restorer: Restorer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-):
-    Path("mine.py").write_text(
-        "import torch\nfrom morsr.estimators import DegradationEstimator\n"
-        "class Mine(DegradationEstimator):\n    names = ('a', 'b')\n"
-        "    def estimate(self, lr):\n        return torch.full((len(lr), 2), 0.25)\n"
-        "class Three(Mine):\n    names = ('a', 'b', 'c')\n"
-    )
-    monkeypatch.setattr(Restorer, "from_pretrained", lambda *arguments, **options: restorer)
-    photo("photo.png")
-    assert main(["upscale", "photo.png", "out.png", "--estimator", "mine.Mine"]) == 0
-    assert type(restorer.generator.estimator).__name__ == "Mine"
-    assert main(["upscale", "photo.png", "other.png", "--estimator", "mine.Three"]) == 2
-    assert "takes 2 scores, this gives 3" in capsys.readouterr().err
-
-
 def test_processes_share_a_folder(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     for index in range(5):
         photo(f"in/{index}.png")

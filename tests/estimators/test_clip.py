@@ -108,6 +108,51 @@ def test_a_file_stores_a_hub_id_and_the_weights_digest(clip_folder, tmp_path):
         build_estimator(spec, model=_save_clip(tmp_path / "other", seed=1))
 
 
+def test_adapters_move_to_a_machine_whose_clip_lies_elsewhere(clip_folder, small_base, tmp_path):
+    from morsr.adapters import MoRConfig, save_adapters
+    from morsr.models.bases import load_base
+    from morsr.models.generator import OneStepConfig, OneStepGenerator
+    from morsr.models.loading import load_generator
+    from morsr.training.adapter_state import runs_otherwise
+
+    here = shutil.copytree(clip_folder, tmp_path / "here")
+    config = MoRConfig(num_ranks=8, num_shared=2, top_k=3, num_zero=2, targets=("sd_unet@unet",))
+    made = OneStepGenerator(
+        load_base(small_base), build_estimator("clip", model=here), adapters=config,
+        one_step=OneStepConfig(timestep=150),
+    )  # fmt: skip
+    extra = {"base": str(small_base), "estimator": made.estimator.spec, "one_step": made.one_step.to_dict()}
+    file = save_adapters(tmp_path / "adapters.safetensors", made.base, extra=extra)
+    assert str(tmp_path) not in str(extra["estimator"])
+    there = here.rename(tmp_path / "there")
+    with pytest.raises(WeightsError, match=r"--estimator FOLDER_OR_ID"):
+        load_generator(file)
+    images = torch.rand(1, 3, SIZE, SIZE)
+    moved = load_generator(file, estimator=str(there))
+    torch.testing.assert_close(moved.estimator(images).scores, made.estimator(images).scores)
+    assert runs_otherwise(extra, moved) is None
+    other = _save_clip(tmp_path / "other", seed=1)
+    with pytest.raises(WeightsError, match="other weights"):
+        load_generator(file, estimator=str(other))
+    moved.estimator = build_estimator("clip", model=other)
+    assert "digest" in runs_otherwise(extra, moved)
+
+
+@pytest.mark.parametrize("damage", ["cut", "half precision"])
+def test_weights_of_a_folder(damage, clip_folder, tmp_path):
+    folder = shutil.copytree(clip_folder, tmp_path / "clip")
+    path, images = folder / "model.safetensors", torch.rand(1, 3, SIZE, SIZE)
+    if damage == "cut":
+        path.write_bytes(path.read_bytes()[:1000])
+        with pytest.raises(WeightsError, match="no CLIP weights"):
+            build_estimator("clip", model=folder)
+        return
+    path.unlink()
+    transformers.CLIPModel.from_pretrained(clip_folder).half().save_pretrained(folder, variant="fp16")
+    scores = build_estimator("clip", model=folder)(images).scores
+    torch.testing.assert_close(scores, build_estimator("clip", model=clip_folder)(images).scores, atol=0.02, rtol=0.02)
+
+
 def test_a_pickle_is_never_read(clip_folder, tmp_path):
     folder = shutil.copytree(clip_folder, tmp_path / "clip")
     (folder / "model.safetensors").unlink()

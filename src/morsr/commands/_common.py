@@ -54,6 +54,12 @@ def output_file(path: Path, option: str, *suffixes: str) -> Path:
     return path
 
 
+def classes_from_here() -> None:
+    """Let class paths name modules of the current folder."""
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.append(here)
+
+
 def user_class(path: str, option: str) -> Callable[..., Any]:
     """A class by its import path, from the current folder too.
 
@@ -61,8 +67,8 @@ def user_class(path: str, option: str) -> Callable[..., Any]:
         ConfigError: it cannot be imported.
     """
     module, _, name = path.rpartition(".")
-    if (here := str(Path.cwd())) not in sys.path:
-        sys.path.append(here)
+    here = str(Path.cwd())
+    classes_from_here()
     try:
         found: Callable[..., Any] = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from jsonargparse.typing import PositiveInt, restricted_number_type
 
-from morsr.commands._common import Dtype
+from morsr.commands._common import Dtype, classes_from_here
 from morsr.commands._demo_guard import OwnPagesOnly
 from morsr.commands.upscale import SAMPLES, sample
 from morsr.errors import ConfigError, InputError, MissingDependencyError, MorsrError
@@ -59,6 +59,7 @@ def run(
     base: str | None = None,
     decoder: str | None = None,
     prompt: str | None = None,
+    estimator: str | None = None,
     device: str = "auto",
     dtype: Dtype = "auto",
     host: str = "127.0.0.1",
@@ -76,6 +77,7 @@ def run(
         base: folder or hub id of the base model, if the adapters do not bring it
         decoder: an AutoencoderTiny that decodes instead of the base's autoencoder: taesd, a folder, a hub id
         prompt: text instead of the model's own; the base must have its text encoder
+        estimator: class path of an estimator of your own, or folder or hub id of CLIP's weights
         device: auto, cpu, cuda, cuda:1, mps, …
         dtype: precision
         host: address to listen at
@@ -90,7 +92,10 @@ def run(
 
     from morsr.restoring import Restorer
 
-    restorer = Restorer.from_pretrained(model, base=base, decoder=decoder, prompt=prompt, device=device, dtype=dtype)
+    classes_from_here()
+    restorer = Restorer.from_pretrained(
+        model, base=base, decoder=decoder, prompt=prompt, estimator=estimator, device=device, dtype=dtype
+    )
     with tempfile.TemporaryDirectory(prefix="morsr-demo-", ignore_cleanup_errors=True) as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder  # uploads and results leave with the page
         choices = {printable(model): lambda: restorer}

@@ -7,7 +7,7 @@ from typing import Literal
 
 from jsonargparse.typing import NonNegativeFloat, PositiveInt
 
-from morsr.commands._common import say
+from morsr.commands._common import classes_from_here, say
 from morsr.errors import ConfigError, InputError
 
 
@@ -19,6 +19,7 @@ def run(
     base: str | None = None,
     decoder: str | None = None,
     prompt: str | None = None,
+    estimator: str | None = None,
     image: Path | None = None,
     scores: str | None = None,
     strength: NonNegativeFloat = 1.0,
@@ -36,6 +37,7 @@ def run(
         base: folder or hub id of the base model, if the adapters do not bring it
         decoder: an AutoencoderTiny that decodes instead of the base's autoencoder: taesd, a folder, a hub id
         prompt: text instead of the model's own; the base must have its text encoder
+        estimator: class path of an estimator of your own, or folder or hub id of CLIP's weights
         image: the image whose routing is fixed
         scores: degradation scores instead of an image, each in [0, 1], with commas between them
         strength: factor on the routed ranks
@@ -58,7 +60,8 @@ def run(
     if form == "onnx" and output.is_dir():
         raise InputError(f"{output}: expected a file to export into, this is a folder")
     numbers = _numbers(scores)
-    generator = load_generator(model, base=base, decoder=decoder, prompt=prompt)
+    classes_from_here()
+    generator = load_generator(model, base=base, decoder=decoder, prompt=prompt, estimator=estimator)
     adapters = generator.adapters
     live = form == "onnx" and image is None and numbers is None
     if live and adapters is not None and adapters.is_routed:

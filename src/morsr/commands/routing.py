@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from jsonargparse.typing import PositiveInt
 
-from morsr.commands._common import existing, output_file, say
+from morsr.commands._common import classes_from_here, existing, output_file, say
 from morsr.errors import ConfigError, InputError, MissingDependencyError
 from morsr.files import printable
 
@@ -26,6 +26,7 @@ def run(
     out: Path,
     model: str = "tiny",
     base: str | None = None,
+    estimator: str | None = None,
     table: Path | None = None,
     degrade: str | None = None,
     copies: PositiveInt = 1,
@@ -44,6 +45,7 @@ def run(
         out: the page, .html
         model: shipped preset, adapters file, saved folder or checkpoint
         base: folder or hub id of the base model, if the adapters do not bring it
+        estimator: class path of an estimator of your own, or folder or hub id of CLIP's weights
         table: also write the routing as one .safetensors
         degrade: the images are sharp: degrade them by this recipe first, so that the true degradations are known
         copies: with --degrade: degradations per image
@@ -86,7 +88,8 @@ def run(
 
     paths = list_images(input)
     names = [printable(name) for name in distinct_names(dict.fromkeys(map(str, paths), input)).values()]
-    restorer = Restorer.from_pretrained(model, base=base, device=device, dtype="float32")
+    classes_from_here()
+    restorer = Restorer.from_pretrained(model, base=base, estimator=estimator, device=device, dtype="float32")
     parts, failed, pictures = _route(restorer, paths, names, recipe, copies, seed or 0)
     if not parts:
         raise InputError(f"{input}: none of the {len(paths)} images can be read; the first: {failed[0]}")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from jsonargparse.typing import ClosedUnitInterval, NonNegativeFloat, PositiveInt
 
-from morsr.commands._common import Dtype, existing, report_failures, say, user_class
+from morsr.commands._common import Dtype, classes_from_here, existing, report_failures, say
 from morsr.errors import ConfigError, InputError
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def run(
         base: folder or hub id of the base model, if the adapters do not bring it
         decoder: an AutoencoderTiny that decodes instead of the base's autoencoder: taesd, a folder, a hub id
         prompt: text instead of the model's own; the base must have its text encoder
-        estimator: class path of an estimator of your own, such as mine.Mine, with the scores that the router knows
+        estimator: class path of an estimator of your own, such as mine.Mine; or folder or hub id of CLIP's weights
         scale: enlargement, 1 to 8
         tile: side of tiles in output pixels
         color: colour correction
@@ -108,11 +108,11 @@ def run(
 
     from morsr.restoring import Restorer
 
+    classes_from_here()
     restorer = Restorer.from_pretrained(
-        model, base=base, decoder=decoder, prompt=prompt, device=device, dtype=dtype, compile=compile
-    )
-    if estimator is not None:
-        restorer.generator.estimator = _estimator(estimator, restorer)
+        model, base=base, decoder=decoder, prompt=prompt, estimator=estimator, device=device, dtype=dtype,
+        compile=compile,
+    )  # fmt: skip
     settings.check_model(restorer.generator)
     if source.is_file():
         _restore_one(restorer, waiting[0], settings, format)
@@ -136,19 +136,6 @@ def sample(name: str) -> Path:
     if wanted not in SAMPLES:
         raise InputError(f"{name}: no such sample; there are {', '.join(f'sample:{one}' for one in SAMPLES)}")
     return Path(str(resources.files("skimage.data"))) / f"{wanted}.png"
-
-
-def _estimator(path: str, restorer: Restorer) -> Any:
-    """A user's own estimator, given as a class path, instead of the model's.
-
-    Raises:
-        ConfigError: no such class, or one with other scores than the router was trained with.
-    """
-    built, own = user_class(path, "--estimator")(), restorer.generator.estimator
-    if own is None or len(built.names) != len(own.names):
-        count = 0 if own is None else len(own.names)
-        raise ConfigError(f"--estimator {path}: the model's router takes {count} scores, this gives {len(built.names)}")
-    return built.to(restorer.device).eval()
 
 
 def _restore_one(restorer: Restorer, job: Job, settings: Settings, format: str | None) -> None:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from morsr.errors import ConfigError, WeightsError
 from morsr.estimators.base import DegradationEstimator
 from morsr.estimators.views import native_crops
+from morsr.hub import half_precision, repository_of
 
 CLIP_SOURCES = ("openai/clip-vit-base-patch32", "openai/clip-vit-base-patch16", "openai/clip-vit-large-patch14")
 PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -44,8 +45,8 @@ class ClipEstimator(DegradationEstimator):
     whole and the mean of the crops' count half each. The text tower is dropped once its embeddings are known.
 
     Args:
-        model: a local folder, a hub id, or several of them in the order to be tried; safetensors only. A file of
-            adapters stores the hub id, also where a folder was given.
+        model: a local folder, a hub id (org/name or org/name@revision), or several of them in the order to be tried;
+            safetensors only. A file of adapters stores the hub id, also where a folder was given.
         prompts: a shipped set ("pairs", "ensemble"), the path of a YAML file, or its content. Several texts on one
             side are an ensemble: their unit embeddings are averaged and normalised again.
         temperature: tau; None takes CLIP's learned logit scale (about 100).
@@ -185,7 +186,7 @@ def weights_digest(vision: nn.Module) -> str:
 
 def _hub_id(source: str, vision: nn.Module) -> str:
     """What to call the weights on another machine: a folder's own hub id, or the one of its shape."""
-    folder = Path(source)
+    folder = Path(source).expanduser()
     if not folder.is_dir():
         return source
     stored = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("_name_or_path", "")
@@ -205,17 +206,20 @@ def _load(
 
     failures = []
     for source in map(str, sources):
-        settings = {"local_files_only": local_files_only or Path(source).is_dir()}
+        folder = Path(source).expanduser()
+        settings: dict[str, Any] = {"local_files_only": local_files_only or folder.is_dir()}
+        on_hub = None if folder.is_dir() else repository_of(source)
+        place, settings["revision"] = on_hub or (str(folder), None)
         try:
-            whole = _whole_model(transformers, source, settings)
-            tokenizer = transformers.AutoTokenizer.from_pretrained(source, **settings)
+            whole = _whole_model(transformers, place, {**settings, "variant": half_precision(folder, "model")})
+            tokenizer = transformers.AutoTokenizer.from_pretrained(place, **settings)
             vision = _image_tower(transformers, whole)
             if digest not in (None, weights_digest(vision)):
                 raise ValueError("other weights than the router was trained with")
             scale = float(whole.logit_scale.detach().float().exp())
             return source, vision, _embed(whole, tokenizer, prompts), scale
-        except (OSError, ValueError, RuntimeError) as error:
-            failures.append(f"{source} ({str(error).strip().splitlines()[0]})")
+        except Exception as error:  # transformers, safetensors, tokenizers and the hub's client each raise their own
+            failures.append(f"{source} ({(str(error).strip().splitlines() or [type(error).__name__])[0]})")
     raise WeightsError(
         f"no CLIP weights: tried {'; '.join(failures) or 'nothing'}. Give `model` a folder with config.json, "
         f"model.safetensors and the tokenizer's files, or a hub id such as {CLIP_SOURCES[0]}; "
@@ -230,7 +234,7 @@ def _whole_model(transformers: Any, source: str, settings: dict[str, Any]) -> An
     try:
         # never a pickle: .bin files are not read
         model, report = transformers.CLIPModel.from_pretrained(
-            source, output_loading_info=True, use_safetensors=True, **settings
+            source, output_loading_info=True, use_safetensors=True, dtype=torch.float32, **settings
         )
     finally:
         transformers.logging.set_verbosity(verbosity)

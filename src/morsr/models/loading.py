@@ -14,7 +14,7 @@ from morsr.adapters import MoRConfig, load_adapters, read_adapters_header, read_
 from morsr.adapters.base_check import check_base
 from morsr.adapters.inject import add_saved_modules
 from morsr.errors import ConfigError, WeightsError
-from morsr.estimators import build_estimator
+from morsr.estimators import DegradationEstimator, build_estimator
 from morsr.hub import fetch, repository_of
 from morsr.models.bases import load_base, package_weights
 from morsr.models.generator import OneStepConfig, OneStepGenerator
@@ -79,6 +79,7 @@ def load_generator(
     base: str | os.PathLike[str] | None = None,
     decoder: str | os.PathLike[str] | None = None,
     prompt: str | None = None,
+    estimator: DegradationEstimator | str | None = None,
     **hub: Any,
 ) -> OneStepGenerator:
     """Load a generator with its base, estimator and adapters, in evaluation mode, on the CPU in float32.
@@ -91,13 +92,17 @@ def load_generator(
         decoder: an AutoencoderTiny that decodes in place of the base's own, see `load_base`; default the one of the
             training.
         prompt: text in place of the prompt whose embedding comes with the adapters; needs the base's text encoder.
+        estimator: one of your own, or its class path, with the scores that the router knows; or the folder or hub id
+            of CLIP's weights, where the adapters were trained with CLIP.
         hub: as for `find_model`.
 
     Raises:
-        WeightsError: a file that is missing, damaged, or made for another base.
+        WeightsError: a file that is missing, damaged, or made for another base or CLIP.
+        ConfigError: an estimator that cannot be made, or with other scores than the router takes.
     """
     path = find_model(name_or_path, **hub)
-    given = {"base": base, "decoder": decoder, "prompts": None if prompt is None else {"clean": prompt}}
+    prompts = None if prompt is None else {"clean": prompt}
+    given: dict[str, Any] = {"base": base, "decoder": decoder, "prompts": prompts, "estimator": estimator}
     if path.is_dir():
         described = read_description(path)
         if described is not None and described["adapters"] is None:
@@ -112,7 +117,17 @@ def load_generator(
     cached = read_attached(path)
     generator = _build(path, None, extra, given, cached)
     generator.adapters = load_adapters(path, generator.base, name="generator")
+    _check_scores(generator)
     return generator.eval()
+
+
+def _check_scores(generator: OneStepGenerator) -> None:
+    if generator.estimator is None or generator.adapters is None or not generator.adapters.config.is_routed:
+        return
+    expected, found = generator.adapters.router.num_scores, generator.estimator.dim
+    if found != expected:
+        kind = type(generator.estimator).__name__
+        raise ConfigError(f"estimator: the model's router takes {expected} scores, {kind} gives {found}")
 
 
 def decoder_of(path: Path) -> Any:
@@ -144,10 +159,9 @@ def _build(
     cached: Mapping[str, Tensor] | None = None,
 ) -> OneStepGenerator:
     """A fresh generator: what the user gave, else what the file describes; prompts that are cached need no encoder."""
-    spec = extra["estimator"]
+    estimator = _estimator(path, extra["estimator"], given["estimator"])
     try:
         one_step = OneStepConfig(**extra["one_step"])
-        estimator = None if spec is None else build_estimator(spec)
     except (KeyError, TypeError, ConfigError) as error:
         raise WeightsError(f"{path}: its description cannot be read ({error})") from error
     text = extra.get("prompt")
@@ -161,6 +175,24 @@ def _build(
             raise WeightsError(f"{path}: made for another base than {base}: {error}") from error
         raise
     return OneStepGenerator(base, estimator, adapters=config, one_step=one_step)
+
+
+def _estimator(path: Path, spec: Any, given: DegradationEstimator | str | None) -> DegradationEstimator | None:
+    """What a file describes, unless the user gives another, its class, or the place of its weights."""
+    if isinstance(given, DegradationEstimator) or (spec is None and given is None):
+        return given  # type: ignore[return-value]
+    kind, args = (spec.get("kind"), spec.get("args", {})) if isinstance(spec, Mapping) else (None, {})
+    if given is not None:
+        if kind == "clip" and (Path(given).is_dir() or repository_of(given) is not None):
+            return build_estimator(spec, model=given)
+        return build_estimator(given, **(args if given == kind else {}))
+    try:
+        return build_estimator(spec)
+    except (KeyError, TypeError, ConfigError) as error:
+        raise WeightsError(f"{path}: its description cannot be read ({error})") from error
+    except WeightsError as error:
+        where = "; --estimator FOLDER_OR_ID names the place of CLIP's weights" if kind == "clip" else ""
+        raise WeightsError(f"{path}: {error}{where}") from error
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -202,7 +234,10 @@ def _from_checkpoint(path: Path, given: Mapping[str, Any]) -> OneStepGenerator:
     # A run that averaged its weights was validated with the average, which is also what its adapters files hold.
     average = checkpoint.get("callbacks", {}).get("AdapterEMA", {}).get("average", {})
     state |= {key: value for key, value in average.items() if key in state}
-    missing, unexpected = generator.load_state_dict(state, strict=False)
+    try:
+        missing, unexpected = generator.load_state_dict(state, strict=False)
+    except RuntimeError as error:
+        raise WeightsError(f"{path}: its tensors have other shapes than the adapters that it describes") from error
     frozen = {name for name, parameter in generator.named_parameters() if not parameter.requires_grad}
     if unexpected or any(key not in frozen for key in missing if key in dict(generator.named_parameters())):
         raise WeightsError(f"{path}: its tensors do not fit the adapters that it describes")

@@ -26,6 +26,7 @@ from morsr.restoring.settings import Settings
 from morsr.restoring.tiles import enlarged_rows, finished_rows, gray_like
 
 if TYPE_CHECKING:
+    from morsr.estimators import DegradationEstimator
     from morsr.models.generator import OneStepGenerator
 
 STREAM_PIXELS = 16_000_000  # files with larger outputs are written row by row instead of being held in memory
@@ -75,6 +76,7 @@ class Restorer:
         base: str | os.PathLike[str] | None = None,
         decoder: str | os.PathLike[str] | None = None,
         prompt: str | None = None,
+        estimator: DegradationEstimator | str | None = None,
         device: str | torch.device = "auto",
         dtype: str | torch.dtype = "auto",
         compile: bool = False,
@@ -89,17 +91,18 @@ class Restorer:
             decoder: an AutoencoderTiny that decodes instead of the base's own autoencoder, at a fraction of its work:
                 "taesd" for Stable Diffusion 1 and 2, a folder, or a hub id. Default: what the model was saved with.
             prompt: text instead of the prompt that comes with the model; needs the base's text encoder.
+            estimator: one of your own, or its class path; or the folder or hub id of CLIP's weights.
             device, dtype, compile: see the class.
             hub: revision, cache_dir, token and local_files_only, as `huggingface_hub.snapshot_download` takes them.
 
         Raises:
             WeightsError: missing or damaged weights, adapters of another base, or a prompt without a text encoder.
-            ConfigError: a decoder for other latents, or of another kind.
+            ConfigError: a decoder for other latents, or of another kind; an estimator with other scores.
         """
         from morsr.models.loading import load_generator
 
         resolve_dtype(dtype, resolve_device(device))  # a wrong setting is refused before seconds of loading
-        generator = load_generator(name_or_path, base=base, decoder=decoder, prompt=prompt, **hub)
+        generator = load_generator(name_or_path, base=base, decoder=decoder, prompt=prompt, estimator=estimator, **hub)
         return cls(generator, device=device, dtype=dtype, compile=compile)
 
     def save_pretrained(self, folder: str | os.PathLike[str], *, include_base: bool | None = None) -> Path:

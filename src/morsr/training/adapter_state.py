@@ -26,7 +26,7 @@ _GO_ON = (
     "model.start_from"
 )
 # Where an estimator's weights are read from, not what they are.
-_NO_RESULT = ("text_cache", "local_files_only", "digest")
+_NO_RESULT = ("text_cache", "local_files_only")
 _SAME = 1e-2  # the embeddings of one text on two machines differ by less, those of two texts by far more
 
 
@@ -191,7 +191,9 @@ def runs_otherwise(extra: Any, generator: OneStepGenerator) -> str:
     parameters = inspect.signature(type(estimator)).parameters
     usual = {key: one.default for key, one in parameters.items() if one.default is not one.empty}
     there, here = ({**usual, **(args or {})} for args in (spec.get("args"), estimator.spec["args"]))
-    return _differences(f"the estimator {kind!r}", there, here, besides=_NO_RESULT)
+    # Weights are told apart by their digest where both sides have one, else by their name.
+    weights = "model" if there.get("digest") and here.get("digest") else "digest"
+    return _differences(f"the estimator {kind!r}", there, here, besides=(*_NO_RESULT, weights))
 
 
 def take_timestep(extra: Any, generator: OneStepGenerator) -> None:

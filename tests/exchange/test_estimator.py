@@ -1,0 +1,57 @@
+"""A model whose estimator is the user's own class runs where the class is given again; its file imports nothing."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from morsr.adapters import MoRConfig, save_adapters
+from morsr.cli import main
+from morsr.errors import ConfigError, WeightsError
+from morsr.estimators import build_estimator
+from morsr.models.bases import load_base
+from morsr.models.generator import OneStepConfig, OneStepGenerator
+from morsr.models.loading import load_generator
+
+CLASSES = """import torch
+from morsr.estimators import DegradationEstimator
+class Two(DegradationEstimator):
+    names = ("a", "b")
+    def estimate(self, lr):
+        return torch.full((len(lr), 2), 0.25)
+class Three(Two):
+    names = ("a", "b", "c")
+"""
+
+
+@pytest.fixture
+def file(small_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Adapters that were trained with a class of the user's own."""
+    Path("own_scores.py").write_text(CLASSES)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    estimator = build_estimator("own_scores.Two")
+    config = MoRConfig(num_ranks=8, num_shared=2, top_k=3, num_zero=2, targets=("sd_unet@unet",))
+    generator = OneStepGenerator(
+        load_base(small_base), estimator, adapters=config, one_step=OneStepConfig(timestep=150)
+    )
+    extra = {"base": str(small_base), "estimator": estimator.spec, "one_step": generator.one_step.to_dict()}
+    saved = save_adapters(tmp_path / "own.safetensors", generator.base, base_id="morsr/test", extra=extra)
+    sys.modules.pop("own_scores")
+    return saved
+
+
+def test_the_class_is_given_again(file: Path, photo: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(WeightsError, match=r"--estimator own_scores\.Two"):
+        load_generator(file)
+    assert "own_scores" not in sys.modules, "a file imports nothing"
+    scores = load_generator(file, estimator="own_scores.Two").estimator(torch.rand(1, 3, 8, 8)).scores  # type: ignore[misc]
+    assert scores.tolist() == [[0.25, 0.25]]
+    with pytest.raises(ConfigError, match="takes 2 scores, Three gives 3"):
+        load_generator(file, estimator="own_scores.Three")
+    own = ["upscale", str(photo), "out.png", "--overwrite", "--model", str(file), "--estimator"]
+    assert main([*own, "own_scores.Two"]) == 0
+    assert main([*own, "own_scores.Absent"]) == 2
+    assert "Absent" in capsys.readouterr().err
