@@ -44,9 +44,11 @@ def test_what_is_there_is_not_missing(tmp_path: Path, monkeypatch: pytest.Monkey
     snapshot.mkdir(parents=True)
     assert check.missing_base("me/base", "model.base"), "a repository without weights"
     (snapshot / "unet.safetensors").touch()
-    Path("folder").mkdir()
+    Path("folder/unet").mkdir(parents=True)
+    assert check.missing_base("folder", "model.base"), "a folder without weights"
+    Path("folder/unet/weights.safetensors").touch()
     (tmp_path / "vgg16-397923af.pth").touch()
-    for base in ("me/base", "folder", "tiny", "random:sd21", None, ["none/such", "folder"]):
+    for base in ("me/base", "me/base@refs/pr/1", "folder", "tiny", "random:sd21", None, ["none/such", "folder"]):
         assert check.missing_base(base, "model.base") == []
     assert check.missing_vgg(str(tmp_path), "model.loss") == []
     assert check.missing_metric("psnr") == []

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from morsr.cli import main
 from morsr.commands import schema
@@ -69,9 +70,24 @@ def test_control_characters_of_names_are_escaped(monkeypatch: pytest.MonkeyPatch
     assert capsys.readouterr().err == "morsr: a\\x1b[31m.png\\nmorsr: all is well\\u202e: damaged\n"
 
 
-def test_a_name_forges_no_line_of_success(capsys: pytest.CaptureFixture[str]):
-    from PIL import Image
+def test_a_name_forges_no_row_of_a_table(capsys: pytest.CaptureFixture[str]):
+    forged = "out\nmorsr: all is well"
+    for name, rest in (("a", "x"), (forged, f'"{forged}"')):
+        Path(f"{name}.csv").write_text(f"image,psnr\n1,20\n2,21\n{rest},22\n")
+    assert main(["compare", "a.csv", f"{forged}.csv"]) == 0
+    for name in ("hr", forged):
+        Path(name).mkdir()
+        for stem in ("1", forged):
+            Image.new("RGB", (40, 40), (9, 99, 199)).save(f"{name}/{stem}.png")
+    assert main(["score", "--gt", "hr", "--pred", forged, "--out", "scores", "--metrics", "psnr"]) == 0
+    Path(f"{forged}/1.png").write_bytes(b"")
+    assert main(["score", "--gt", "hr", "--pred", forged, "--out", "scores", "--metrics", "psnr"]) == 2
+    said = capsys.readouterr()
+    assert forged.replace("\n", "\\n") in said.out
+    assert not [line for line in (said.out + said.err).splitlines() if line.startswith("morsr: all")]
 
+
+def test_a_name_forges_no_line_of_success(capsys: pytest.CaptureFixture[str]):
     names = "in\nmorsr: all is well.png", "out\nmorsr: stopped\x1b[2J.png"
     Image.new("RGB", (16, 16)).save(names[0])
     assert main(["upscale", *names, "--scale", "1"]) == 0

@@ -14,6 +14,7 @@ from typing import Any
 from morsr.commands._common import existing
 from morsr.errors import MorsrError
 from morsr.files import printable
+from morsr.hub import repository_of
 
 
 def run(config: Path, *, overrides: list[str] | None = None) -> int:
@@ -97,18 +98,23 @@ def missing_base(base: Any, key: str) -> list[str]:
     candidates = [one for name in named for one in HUB_IDS.get(name, (name,))]
     if any(one in SHIPPED_BASES or one.startswith("random:") or found_model(one) for one in candidates):
         return []
-    return [f"{key}: no folder and not in the hub's cache: {', '.join(candidates)}; give a folder, or let fit fetch it"]
+    names = ", ".join(candidates)
+    return [
+        f"{key}: no folder with safetensors and not in the hub's cache: {names}; give a folder, or let fit fetch it"
+    ]
 
 
 def found_model(name: str) -> bool:
-    """Whether a folder of this name exists, or a repository of this id lies in the hub's cache."""
-    if Path(name).expanduser().is_dir():
-        return True
-    if name.count("/") != 1:
+    """Whether a folder of this name, or a repository of this id in the hub's cache, holds safetensors."""
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return next(folder.rglob("*.safetensors"), None) is not None
+    found = repository_of(name)
+    if found is None:
         return False
     from huggingface_hub.constants import HF_HUB_CACHE
 
-    snapshots = Path(HF_HUB_CACHE, "models--" + name.partition("@")[0].replace("/", "--"), "snapshots")
+    snapshots = Path(HF_HUB_CACHE, "models--" + found[0].replace("/", "--"), "snapshots")
     return snapshots.is_dir() and any(next(one.rglob("*.safetensors"), None) for one in snapshots.iterdir())
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from jsonargparse.typing import OpenUnitInterval
 
-from morsr.files import printable, write_text
+from morsr.files import write_text
 
 
 def run(
@@ -37,5 +37,5 @@ def run(
     result = compare_tables(a, b, method_a=method_a, method_b=method_b, level=level)
     if json is not None:
         write_text(json, dump_json(result.to_dict(), indent=1, ensure_ascii=False) + "\n")
-    print(*map(printable, result.to_text().split("\n")), sep="\n", end="")
+    print(result.to_text(), end="")
     return 0

@@ -66,7 +66,7 @@ def run(
         device=torch.accelerator.current_accelerator() if accelerator else None,
         download=not no_download, published=published_rows(published) if published else (),
     )  # fmt: skip
-    print(*map(printable, report.to_text().split("\n")), sep="\n")
+    print(report.to_text())
     print(printable(f"Written to {out}: scores.csv, scores.json, scores.md"))
     return 0
 

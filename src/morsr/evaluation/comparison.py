@@ -13,6 +13,7 @@ from typing import Any
 from morsr.errors import ConfigError, InputError
 from morsr.evaluation.statistics import Interval, mean_of, paired_difference
 from morsr.evaluation.tables import FACTS, BenchmarkReport, ImageScore, interval_cells, number, text_table
+from morsr.files import printable
 from morsr.imaging import SUFFIXES
 from morsr.models.metrics import ALIASES, MetricInfo, metric_info
 
@@ -49,10 +50,10 @@ class Comparison:
         photographs = f" of {first.count} photographs" if first.count < self.images else ""
         seeds = f", {self.seeds} seeds" if self.seeds > 1 else ""
         head = ["metric", "A", "B", "B - A", f"{first.level:.0%} interval", "B is"]
-        text = f"A: {self.name_a}\nB: {self.name_b}\n{self.images} images{photographs}{seeds}\n\n"
+        text = f"A: {printable(self.name_a)}\nB: {printable(self.name_b)}\n{self.images} images{photographs}{seeds}\n\n"
         text += text_table(head, lines) + "\n"
         if self.unmatched:
-            text += f"\nin one only, left out ({len(self.unmatched)}): {', '.join(self.unmatched)}\n"
+            text += f"\nin one only, left out ({len(self.unmatched)}): {printable(', '.join(self.unmatched))}\n"
         return text
 
     def to_dict(self) -> dict[str, Any]:

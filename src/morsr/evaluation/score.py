@@ -171,8 +171,8 @@ def score_folders(
     if problems and not skip_problems:
         more = [f"and {len(problems) - 12} more"] if len(problems) > 12 else []
         raise InputError(
-            f"{len(problems)} problems, nothing was scored (--skip-problems scores the rest):\n  "
-            + "\n  ".join([*problems[:12], *more])
+            f"{len(problems)} problems, nothing was scored (--skip-problems scores the rest): "
+            + "; ".join([*problems[:12], *more])
         )
     images = [job for job, text in zip(images, checked, strict=True) if not text]
     if not images:

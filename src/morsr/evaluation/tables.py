@@ -15,7 +15,7 @@ from typing import Any
 
 from morsr.errors import ConfigError, InputError
 from morsr.evaluation.statistics import Interval, finite, mean_of, paired_difference
-from morsr.files import write_text
+from morsr.files import printable, write_text
 from morsr.models.metrics import MetricInfo
 
 PROTOCOL = (
@@ -197,8 +197,8 @@ class BenchmarkReport:
             if math.isfinite(self.seconds(method)):
                 lines.append(["s/image", method, f"{self.seconds(method):.3f}", "", ""])
         shown = text_table(["metric", "method", "mean", delta, "95 % interval"], lines, markdown=markdown)
-        notes = [f"{name} is absent: {reason}" for name, reason in self.absent.items()]
-        notes += [f"left out or without a value: {text}" for text in self.problems]
+        notes = [printable(f"{name} is absent: {reason}") for name, reason in self.absent.items()]
+        notes += [printable(f"left out or without a value: {text}") for text in self.problems]
         photographs = len(set(self.groups.values()))
         counted = f"{len(self.images)} images" + (f" of {photographs} photographs" if photographs else "")
         return "\n".join([f"{counted}, {PROTOCOL}\n", shown, *([""] if notes else []), *notes]) + "\n"
@@ -224,7 +224,7 @@ class BenchmarkReport:
 
 def text_table(head: Sequence[str], lines: Sequence[Sequence[str]], *, markdown: bool = False) -> str:
     """Lines of cells as columns: aligned by spaces, or as Markdown. A repeated first cell is left out when aligned."""
-    cells = [list(map(str, line)) for line in (head, *lines)]
+    cells = [[printable(str(cell)) for cell in line] for line in (head, *lines)]
     if markdown:
         cells = [[cell.replace("|", "\\|") for cell in line] for line in cells]
         cells.insert(1, ["---"] * len(head))

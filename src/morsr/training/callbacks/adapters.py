@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import lightning as L
 import torch
-from jsonargparse.typing import NonNegativeInt, OpenUnitInterval
+from jsonargparse.typing import NonNegativeInt, OpenUnitInterval, PositiveInt
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
@@ -132,6 +132,7 @@ class AdapterCheckpoint(Callback):
     Args:
         monitor: name of the logged value that decides which adapters are best; None keeps the newest only.
         mode: "max" where higher is better, else "min".
+        keep_every: steps after which `<filename>-step-N.safetensors` is kept, to choose from by eye; None keeps none.
         filename: stem of both files.
         folder: where they go; by default the run's folder.
 
@@ -147,10 +148,12 @@ class AdapterCheckpoint(Callback):
         *,
         monitor: str | None = "val/psnr",
         mode: Literal["max", "min"] = "max",
+        keep_every: PositiveInt | None = None,  # type: ignore[valid-type]
         filename: str = "adapters",
         folder: str | None = None,
     ) -> None:
         self.monitor, self.mode, self.filename, self.folder = monitor, mode, filename, folder
+        self.keep_every = keep_every
         self.best_score: float | None = None
         self.written: dict[str, Path] = {}
         self._target = Path()
@@ -158,6 +161,11 @@ class AdapterCheckpoint(Callback):
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         # Here, where all processes are: at an exception some of them may be elsewhere.
         self._target = Path(self.folder) if self.folder is not None else run_folder(trainer)
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *rest: Any) -> None:
+        step = trainer.global_step
+        if self.keep_every and step and step % self.keep_every == 0 and not trainer.fast_dev_run:
+            self._save(trainer, pl_module, f"adapters, step {step}", f"-step-{step}")
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self.monitor is None or trainer.sanity_checking or trainer.fast_dev_run or trainer.state.fn != "fit":
