@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -145,6 +151,52 @@ def test_foreign_requests_are_refused_by_the_server(served: str):
     foreign = urllib.request.Request(served, headers={"Host": "evil.example"})
     with pytest.raises(urllib.error.HTTPError, match="403"):
         urllib.request.urlopen(foreign, timeout=30)
+
+
+@pytest.fixture
+def handlers(restorer: Restorer) -> dict[str, Any]:
+    """What the page calls: restore, for its buttons, and leave, when a visitor cancels or closes it."""
+    return {made.fn.__name__: made.fn for made in demo.build_page(restorer, folder=Path("results")).fns.values()}
+
+
+def test_a_job_that_its_visitor_has_left_ends_and_the_next_one_runs(
+    handlers: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+):
+    gone, here = SimpleNamespace(session_hash="gone"), SimpleNamespace(session_hash="here")
+    tiles: list[Any] = []
+
+    def leaves(done: Any) -> None:
+        tiles.append(done)
+        handlers["leave"](gone)
+
+    whole = Restorer.restore_file
+    monkeypatch.setattr(Restorer, "restore_file", lambda self, *a, **k: whole(self, *a, **{**k, "tile": 48}))
+    image = str(photo("photo.png", (48, 32)))
+    with pytest.raises(Exception, match="Cancelled"):
+        handlers["restore"](image, "model", 4.0, 1.0, "none", gone, leaves)
+    assert len(tiles) == 1, "it does not run to its end"
+    assert not list(Path("results").iterdir())
+    assert Path(handlers["restore"](image, "model", 1.0, 1.0, "none", here, lambda done: None)[1]).is_file()
+    # The same visitor comes back.
+    assert Path(handlers["restore"](image, "model", 1.0, 1.0, "none", gone, lambda done: None)[1]).is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stopped_demo_leaves_nothing_behind(number: int, tmp_path: Path):
+    place = tmp_path / "temporary"
+    place.mkdir()
+    command = [sys.executable, "-m", "morsr", "demo", "--device", "cpu"]
+    with subprocess.Popen(
+        command, env={**os.environ, "TMPDIR": str(place)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith("http://127.0.0.1:")
+        (folder,) = place.glob("morsr-demo-*")
+        (folder / "upload.png").touch()
+        process.send_signal(number)
+        assert process.wait(timeout=60) == {signal.SIGTERM: 143, signal.SIGINT: 130}[number]
+    assert not list(place.glob("morsr-demo-*"))
 
 
 @pytest.fixture
