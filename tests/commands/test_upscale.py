@@ -165,6 +165,16 @@ def test_a_sample_comes_with_the_package():
     assert Image.open("cat.png").size == (451, 300)
 
 
+@pytest.mark.parametrize(("output", "made"), [("./", "a.png"), ("new/", "new/a.png"), ("in/", None)])
+def test_a_folder_as_output_of_one_file_takes_its_name(output: str, made: str | None):
+    """As `cp` does, also for / itself; never over the input."""
+    photo("in/a.png")
+    before = Path("in/a.png").read_bytes()
+    assert main(["upscale", "in/a.png", output, "--scale", "1"]) == (2 if made is None else 0)
+    assert made is None or Path(made).is_file()
+    assert Path("in/a.png").read_bytes() == before
+
+
 def test_processes_share_a_folder(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     for index in range(5):
         photo(f"in/{index}.png")

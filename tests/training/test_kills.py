@@ -71,3 +71,15 @@ def test_killed_runs_resume_whole(kills: int, small_base: Path, tmp_path: Path) 
             load_file(newest / "adapters.safetensors"), expected, rtol=0, atol=0, msg=str(number)
         )
     assert killed >= kills // 2
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_runs_started_at_once_keep_a_folder_each(small_base: Path, tmp_path: Path) -> None:
+    together = [run(small_base, tmp_path, "--trainer.max_steps=2") for _ in range(4)]
+    for process in together:
+        process.join()
+    assert [process.exitcode for process in together] == [0] * 4
+    folders = sorted(path.name for path in (tmp_path / "mor_tiny").iterdir())
+    assert folders == [f"version_{number}" for number in range(4)]
+    assert all(path.joinpath("adapters.safetensors").is_file() for path in (tmp_path / "mor_tiny").iterdir())
