@@ -182,8 +182,8 @@ def test_a_job_that_its_visitor_has_left_ends_and_the_next_one_runs(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_stopped_demo_leaves_nothing_behind(number: int, tmp_path: Path):
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 0)])
+def test_a_stopped_demo_leaves_nothing_behind(number: int, code: int, tmp_path: Path):
     place = tmp_path / "temporary"
     place.mkdir()
     command = [sys.executable, "-m", "morsr", "demo", "--device", "cpu"]
@@ -195,7 +195,7 @@ def test_a_stopped_demo_leaves_nothing_behind(number: int, tmp_path: Path):
         (folder,) = place.glob("morsr-demo-*")
         (folder / "upload.png").touch()
         process.send_signal(number)
-        assert process.wait(timeout=60) == {signal.SIGTERM: 143, signal.SIGINT: 130}[number]
+        assert process.wait(timeout=60) == code
     assert not list(place.glob("morsr-demo-*"))
 
 
