@@ -1,12 +1,12 @@
-"""The shipped presets on the embedded held-out photographs and on RealSR, and eight pictures to look at.
+"""The shipped model on the embedded held-out photographs, on RealSR and on degraded photographs of BSDS500.
 
-    python benchmarks/shipped.py [--sets embedded realsr] [--gallery docs/images/gallery]
-        [--sheet docs/images/side_by_side.png] [--out runs/shipped]
+    python benchmarks/shipped.py [--sets embedded realsr bench40] [--data ../shared/data] [--model tiny]
+        [--gallery docs/images/gallery] [--out runs/shipped]
 
-Each set is scored in one run (PSNR-Y, SSIM-Y, NIQE; outputs as 8-bit files) for bicubic, `tiny` and `tiny-fidelity`,
-with paired 95 % intervals. The gallery holds eight of the embedded pairs: the two with the lowest gain in PSNR
-of `tiny` over bicubic, and six at even steps of the rest. An evaluation on RealSR belongs into the model card, with its
-commit.
+Each set is scored in one run (PSNR-Y, SSIM-Y, NIQE, features; outputs as 8-bit files) for bicubic, the model, its
+shared ranks alone, and the outputs of a compact Real-ESRGAN where the folder has them, with paired 95 % intervals. The
+gallery holds eight of the embedded pairs: the two with the lowest gain in PSNR over bicubic, and six at even steps of
+the rest. A scoring on RealSR belongs into the model card, with its commit.
 """
 
 from __future__ import annotations
@@ -15,93 +15,86 @@ import argparse
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 from torch import Tensor
 
 from morsr import Restorer
 from morsr.data import Pair, Photo, embedded_benchmark, paired_folder
-from morsr.evaluation.images import side_by_side, to_tensor, to_uint8
+from morsr.evaluation.images import read_rgb, side_by_side, to_tensor, to_uint8
 from morsr.evaluation.score import Method, bicubic_method, evaluate
+from morsr.evaluation.statistics import bootstrap
 from morsr.evaluation.tables import BenchmarkReport
 
-PRESETS = ("tiny", "tiny-fidelity")
+METRICS = ("psnr", "ssim", "niqe", "features")
 
 
-def method(restorer: Restorer, color: str) -> Method:
+def method(restorer: Restorer, color: str, strength: float) -> Method:
     """Restore with the default settings in one pass, scores and routing of the image itself."""
 
     def restore(lr: Tensor) -> Tensor:
-        return restorer(lr, tile=None, color=color)
+        return restorer(lr, tile=None, color=color, strength=strength)
 
     return restore
 
 
-def gains(report: BenchmarkReport, metric: str) -> dict[str, float]:
-    """By how much `tiny` is above bicubic in every image."""
-    ours, plain = report.values("tiny", metric), report.values("bicubic", metric)
-    return {stem: value - plain[stem] for stem, value in ours.items()}
+def compact_method(pairs: Sequence[Photo], folder: Path) -> Method:
+    """The outputs that another network made of the same LR images, known by their pixels."""
+    outputs = {to_tensor(pair.load().lr).numpy().tobytes(): folder / f"{pair.stem}.webp" for pair in pairs}
+    return lambda lr: to_tensor(read_rgb(outputs[lr.numpy().tobytes()]))
 
 
-def chosen(report: BenchmarkReport, count: int = 8) -> list[str]:
-    """The two images with the lowest gain in PSNR, then others at even steps to the highest."""
-    ordered = sorted(gains(report, "psnr").items(), key=lambda item: item[1])
-    stems = [stem for stem, _ in ordered]
-    rest = stems[2:]
-    return stems[:2] + [rest[round(place * (len(rest) - 1) / (count - 3))] for place in range(count - 2)]
+def above(report: BenchmarkReport, other: str, metric: str) -> str:
+    """By how much `tiny` is above another method: the mean, and its 95 % interval over images."""
+    ours, theirs = report.values("tiny", metric), report.values(other, metric)
+    return str(bootstrap(np.array([ours[stem] - theirs[stem] for stem in ours])))
 
 
 def gallery(report: BenchmarkReport, pairs: Sequence[Pair], methods: dict[str, Method], target: Path) -> None:
     """Write one picture per chosen image, and print the lines of the page that shows them."""
     target.mkdir(parents=True, exist_ok=True)
-    psnr, niqe, by_stem = gains(report, "psnr"), gains(report, "niqe"), {pair.stem: pair for pair in pairs}
-    for number, stem in enumerate(chosen(report), start=1):
+    plain, ours = report.values("bicubic", "psnr"), report.values("tiny", "psnr")
+    gains = {stem: value - plain[stem] for stem, value in ours.items()}
+    ordered = sorted(gains, key=lambda stem: gains[stem])
+    rest, by_stem = ordered[2:], {pair.stem: pair for pair in pairs}
+    chosen = ordered[:2] + [rest[round(place * (len(rest) - 1) / 5)] for place in range(6)]
+    for number, stem in enumerate(chosen, start=1):
         pair = by_stem[stem]
-        lr = to_tensor(pair.lr)
-        line = {name: to_uint8(restore(lr)) for name, restore in methods.items()} | {"original": pair.hr}
-        sheet = side_by_side([line], crop=224, zoom=1, corner_of="original")
+        line = {name: to_uint8(restore(to_tensor(pair.lr))) for name, restore in methods.items()}
+        sheet = side_by_side([line | {"original": pair.hr}], crop=224, zoom=1, corner_of="original")
         Image.fromarray(sheet).save(target / f"{number}_{stem}.png")
-        said = f"**{number}. {stem}**: PSNR {psnr[stem]:+.2f} dB, NIQE {niqe[stem]:+.2f} against bicubic"
-        print(f"{said}\n\n![{stem}](images/gallery/{number}_{stem}.png)\n")
-
-
-def sheet_of_medians(report: BenchmarkReport, pairs: Sequence[Pair], methods: dict[str, Method], target: Path) -> None:
-    """Write one picture with a line per photograph: of its degradations the middle one by `tiny`'s gain in PSNR."""
-    ordered = sorted(gains(report, "psnr").items(), key=lambda item: item[1])
-    photographs = sorted({stem.rpartition("_s")[0] for stem, _ in ordered})
-    by_stem, lines = {pair.stem: pair for pair in pairs}, []
-    for photograph in photographs:
-        stems = [stem for stem, _ in ordered if stem.rpartition("_s")[0] == photograph]
-        pair = by_stem[stems[len(stems) // 2]]
-        restored = {name: to_uint8(methods[name](to_tensor(pair.lr))) for name in ("bicubic", *reversed(PRESETS))}
-        lines.append({**restored, "original": pair.hr})
-    Image.fromarray(side_by_side(lines, crop=192, zoom=1, corner_of="original")).save(target)
+        print(f"**{stem}**, {gains[stem]:+.2f} dB.\n\n![{stem}](../images/gallery/{number}_{stem}.png)\n")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sets", nargs="+", default=["embedded"], choices=("embedded", "realsr"))
-    parser.add_argument("--realsr", type=Path, default=Path("../shared/data/realsr"), help="folder with LR and HR")
+    parser.add_argument("--model", default="tiny", help="shipped preset or adapters file")
+    parser.add_argument("--base", help="base of an adapters file")
+    parser.add_argument("--sets", nargs="+", default=["embedded"], choices=("embedded", "realsr", "bench40"))
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder with realsr and bench40")
     parser.add_argument("--color", default="wavelet", choices=("wavelet", "adain", "none"), help="colour correction")
     parser.add_argument("--gallery", type=Path, help="folder for the pictures of the embedded set")
-    parser.add_argument("--sheet", type=Path, help="file for the picture of the README")
     parser.add_argument("--out", type=Path, help="folder for the tables")
     options = parser.parse_args()
-    methods: dict[str, Method] = {"bicubic": bicubic_method()}
-    methods |= {name: method(Restorer.from_pretrained(name, device="cpu"), options.color) for name in PRESETS}
+    restorer = Restorer.from_pretrained(options.model, base=options.base, device="cpu", dtype="float32")
+    common: dict[str, Method] = {"bicubic": bicubic_method(), "tiny": method(restorer, options.color, 1.0)}
     sets: dict[str, Callable[[], Sequence[Pair | Photo]]] = {
         "embedded": embedded_benchmark,
-        "realsr": lambda: paired_folder(options.realsr / "LR", options.realsr / "HR"),
+        "realsr": lambda: paired_folder(options.data / "realsr/LR", options.data / "realsr/HR"),
+        "bench40": lambda: paired_folder(options.data / "bench40/LR", options.data / "bench40/HR"),
     }
     for name in options.sets:
         pairs = list(sets[name]())
-        report = evaluate(methods, pairs, out=options.out / name if options.out else None, reference="bicubic")
-        print(f"\n{name}: {len(pairs)} images\n\n{report.to_text()}")
-        if name == "embedded":
-            degraded = [pair for pair in pairs if isinstance(pair, Pair)]
-            if options.gallery:
-                gallery(report, degraded, methods, options.gallery)
-            if options.sheet:
-                sheet_of_medians(report, degraded, methods, options.sheet)
+        methods = common | {"shared only": method(restorer, options.color, 0.0)}
+        if (compact := options.data / name / "compact").is_dir():
+            methods["compact"] = compact_method([pair for pair in pairs if isinstance(pair, Photo)], compact)
+        out = options.out / name if options.out else None
+        report = evaluate(methods, pairs, METRICS, out=out, reference="bicubic")
+        print(f"\n{name}: {len(pairs)} images\n\n{report.to_text()}\n")
+        for other in [key for key in methods if key not in common]:
+            print(f"tiny - {other}: {', '.join(f'{metric} {above(report, other, metric)}' for metric in METRICS)}")
+        if name == "embedded" and options.gallery:
+            gallery(report, [pair for pair in pairs if isinstance(pair, Pair)], common, options.gallery)
 
 
 if __name__ == "__main__":

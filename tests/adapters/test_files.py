@@ -26,6 +26,7 @@ from morsr.adapters import (
     save_adapters,
     start_from_adapters,
 )
+from morsr.adapters.inject import saved_modules
 from morsr.errors import ConfigError, InputError, MorsrError, WeightsError
 
 
@@ -69,6 +70,35 @@ def test_a_base_is_known_by_its_weights_in_any_precision(saved, toy):
         with pytest.raises(WeightsError, match="base"):
             load_adapters(saved, model)
         assert adapter_names(model) == ()
+
+
+def test_a_file_of_release_0_1_loads(saved, toy, tmp_path):
+    metadata, tensors = _parts(saved)
+    old = {
+        "context.severity_mean": torch.ones(()),
+        "whole.norm.weight": torch.rand(8),
+        "whole.norm.bias": torch.rand(8),
+    }
+    for key, value in tensors.items():
+        name, _, part = key.rpartition(".")
+        if part in ("lora_A", "lora_B"):
+            old[f"{name}.{'down' if part == 'lora_A' else 'up'}"] = (
+                value if part == "lora_A" else value.t().contiguous()
+            )
+        elif part != "severities":
+            old[key.replace("router.", "context.")] = value
+    header = json.loads(metadata["header"]) | {"whole": {"norm.weight": [8], "norm.bias": [8]}}
+    header["config"] |= {"gate": "renormalize", "dtype": "float32"}
+    metadata = {"format": "morsr-adapters", "format_version": "2", "header": json.dumps(header)}
+    model, base = _bare(toy), _bare(toy)
+    load_adapters(saved, model)
+    report = load_adapters(_written(tmp_path / "old.safetensors", metadata, old), base)
+    assert (report.config.gate, report.saved) == ("renormalize", ("norm",))
+    for (_, _, ranks), (_, _, wanted) in zip(
+        layers_of_set(base, "generator"), layers_of_set(model, "generator"), strict=True
+    ):
+        torch.testing.assert_close(ranks.state_dict(), wanted.state_dict(), atol=0, rtol=0)
+    torch.testing.assert_close(saved_modules(base, "generator")["norm"].weight, old["whole.norm.weight"])
 
 
 @pytest.mark.parametrize("settings", [{"top_k": 3}, {"num_zero": 3}, {"scale": 0.5}, {"targets": ("conv_in", "to_q")}])

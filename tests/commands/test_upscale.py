@@ -46,8 +46,8 @@ def test_a_file_becomes_a_file(model: Restorer, capsys: pytest.CaptureFixture[st
     assert main(["upscale", "photo.jpg", "new/out.png"]) == 0
     assert Image.open("new/out.png").size == (48, 36)
     assert "out.png" in capsys.readouterr().err
-    defaults = {"base": None, "decoder": None, "prompt": None, "device": "auto", "dtype": "auto", "compile": False}
-    assert model.asked == [("tiny", defaults)]  # type: ignore[attr-defined]
+    defaults = {**dict.fromkeys(("base", "decoder", "prompt", "estimator")), "device": "auto", "dtype": "auto"}
+    assert model.asked == [("tiny", {**defaults, "compile": False})]  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(

@@ -134,7 +134,7 @@ def test_training_step_learns_and_replays():
 
 
 def test_the_pool_is_filled_before_anything_is_learned(monkeypatch):
-    module = LearnedEstimatorTraining(hidden=16, replay=2, fill=0.25)
+    module = LearnedEstimatorTraining(hidden=16, replay=2, fill=0.25, warmup=20, schedule="cosine")
     module.log = lambda *args, **kwargs: None
     steps = [0]
     monkeypatch.setattr(LearnedEstimatorTraining, "global_step", property(lambda _: steps[0]))

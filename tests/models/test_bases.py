@@ -29,10 +29,10 @@ def test_every_shipped_base_is_known_by_its_folder() -> None:
 
 def test_shipped_models_are_small() -> None:
     root = package_weights("tiny").parent
-    assert sum(file.stat().st_size for file in root.rglob("*") if file.is_file()) <= 24e6
+    assert sum(file.stat().st_size for file in root.rglob("*") if file.is_file()) <= 12.5e6
     for folder in root.glob("*/adapters.safetensors"):
         generator = load_generator(folder.parent.name)
-        assert sum(parameter.numel() for parameter in generator.parameters()) <= 12e6
+        assert sum(parameter.numel() for parameter in generator.parameters()) <= 6e6
 
 
 def test_factor_and_multiple_follow_the_configs(small_base: Path) -> None:

@@ -156,6 +156,8 @@ def expected_use(outputs: list[Output]) -> dict[str, float]:
         "effective_ranks": float(np.mean(effective)),
         "active_ranks": SHARED + TOP_K * (1 - float(np.mean(zeros))),
         "zero_share": float(np.mean(zeros)),
+        "load_cv": float(load.std(1, correction=0).mean()),
+        "max_over_mean_load": float(load.amax(1).mean()),
         "dead_slots_max": float((load[:, :real] < 0.1).sum(1).amax()),
         "dead_slots": float((load[:, :real] < 0.1).sum(1).float().mean()),
         "zero_share_at_severity_0.0": float(np.mean(light)),

@@ -154,7 +154,8 @@ def test_weights_are_named_as_for_the_restorer(tmp_path: Path) -> None:
     settings = yaml.safe_load(CONFIG.read_text())["model"]["init_args"]
     adapters = MoRConfig.from_dict(settings["adapters"])
     one_step = OneStepConfig(**settings["one_step"])
-    module = OneStepSRModule(adapters=adapters, one_step=one_step, weights="tiny")
+    scores = {name: settings[name] for name in ("estimator", "estimator_args")}
+    module = OneStepSRModule(adapters=adapters, one_step=one_step, weights="tiny", **scores)
     module.configure_model()
     assert any(up.abs().sum() > 0 for name, up in module.named_parameters() if name.endswith("lora_B"))
     with pytest.raises(WeightsError, match="no such adapters file or folder, and no shipped preset"):
@@ -163,10 +164,10 @@ def test_weights_are_named_as_for_the_restorer(tmp_path: Path) -> None:
 
 def test_without_weights_the_set_shipped_for_the_base_is_taken(small_base: Path, tmp_path: Path) -> None:
     nowhere: Any = SimpleNamespace(log_dir=str(tmp_path / "version_0"), default_root_dir=".")
-    file = find_adapters("tiny-fidelity")
+    file = find_adapters("tiny")
     module = build(
         file.parent, adapters=read_adapters_header(file)["config"],
-        one_step=OneStepConfig(timestep=200, scale_input=True),
+        one_step=OneStepConfig(timestep=200, scale_input=True), estimator="learned", estimator_args={"worst": True},
     )  # fmt: skip
     module.trainer = nowhere
     module._find_weights()

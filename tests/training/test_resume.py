@@ -44,7 +44,7 @@ def diffusion(base: Path, out: Path) -> L.LightningModule:
 
 def estimator(base: Path, out: Path) -> L.LightningModule:
     return LearnedEstimatorTraining(
-        out=f"{out}.safetensors", width=(4, 4, 4), hidden=8, replay=2, pool=5, fill=0.25, single_share=0.5, warmup=0
+        out=f"{out}.safetensors", hidden=8, replay=2, pool=5, fill=0.25, single_share=0.5, warmup=0
     )
 
 

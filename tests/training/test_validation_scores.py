@@ -43,6 +43,7 @@ def test_logged_means_are_those_of_the_saved_files(small_base: Path, tmp_path: P
         base=str(small_base), one_step=OneStepConfig(timestep=150, scale_input=True),
         adapters=MoRConfig(num_ranks=6, num_shared=2, top_k=2, num_zero=1, targets=("sd_unet@unet",)),
     )  # fmt: skip
+    module.configure_model()
     module.weights_file = "none is loaded: the module as it is"
     trainer = L.Trainer(
         accelerator="cpu", logger=False, callbacks=[Save(tmp_path)], enable_progress_bar=False,

@@ -149,9 +149,10 @@ class MoRConfig:
 
     def computing(self) -> dict[str, Any]:
         """The settings that change what a set computes; those of its training and its targets are left out."""
-        free = {"targets", "modules_to_save", "logit_noise", "logit_noise_until", "router_init_std", "init"}
+        free = {"targets", "modules_to_save", "routed_dropout", "init", "router_init_std"}
+        values = self.to_dict().items()
         return {
-            key: value for key, value in self.to_dict().items() if key not in free and not key.startswith("balance")
+            key: value for key, value in values if key not in free and not key.startswith(("balance", "logit_noise"))
         }
 
     def to_dict(self) -> dict[str, Any]:

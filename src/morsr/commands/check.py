@@ -182,7 +182,7 @@ def missing_disk(trainer: Mapping[str, Any], base: Any) -> list[str]:
     near = next(parent for parent in (folder, *folder.parents) if parent.exists())
     if not near.is_dir() or not os.access(near, os.W_OK):
         return [f"disk: {near} cannot be written; set trainer.logger.init_args.save_dir"]
-    free, wanted = shutil.disk_usage(near).free / 1e9, 0.2 if base in (None, "tiny", "tiny-fidelity") else 5.0
+    free, wanted = shutil.disk_usage(near).free / 1e9, 0.2 if base in (None, "tiny") else 5.0
     if free < wanted:
         return [f"disk: {free:.1f} GB free in {near}, expected {wanted} for checkpoints; free some"]
     return []

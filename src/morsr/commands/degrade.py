@@ -162,7 +162,7 @@ def _degraded(
     hr, scale = crop_to_multiple(read_rgb(path), made["scale"]), made["scale"]
     parameters = recipe.sample(torch.tensor([image_key(name.removesuffix(".png"), made["seed"])]))
     lr = to_uint8(apply(to_tensor(hr).to(device), parameters, scale=scale))
-    known = {
+    known: dict[str, Any] = {
         "severity": true_severity(parameters, recipe, scale=scale),
         "measures": degradation_measures(parameters, scale=scale),
     }

@@ -50,8 +50,6 @@ BARS = {
 }
 """Degradation scores that the page shows, by the names people know; an estimator with other names shows all."""
 
-SHIPPED = ("tiny", "tiny-fidelity")
-
 
 def run(
     *,
@@ -100,9 +98,7 @@ def run(
         os.environ["GRADIO_TEMP_DIR"] = folder  # uploads and results leave with the page
         choices = {printable(model): lambda: restorer}
         if base is decoder is prompt is None:
-            for name in SHIPPED:
-                load = partial(Restorer.from_pretrained, name, device=device, dtype=dtype)
-                choices.setdefault(name, cache(load))
+            choices.setdefault("tiny", cache(partial(Restorer.from_pretrained, "tiny", device=device, dtype=dtype)))
         page = build_page(restorer, title=f"morsr: {printable(model)}", folder=Path(folder, "results"), models=choices)
         try:
             url = launch(page, host=host, port=port, max_mb=max_mb, browser=open)

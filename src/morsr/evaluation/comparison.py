@@ -90,7 +90,7 @@ def compare_tables(
     one, two = read_runs(Path(a)), read_runs(Path(b))
     pairs = [(one[seed], two[seed]) for seed in one if seed in two]
     if len(one) == len(two) == 1:
-        pairs = [(*one.values(), *two.values())]
+        pairs = [(next(iter(one.values())), next(iter(two.values())))]
     if not pairs:
         raise InputError(f"no seed in common: {a} has {', '.join(one)}; {b} has {', '.join(two)}")
     name_a, name_b = _method(pairs[0][0], method_a, a, "--method-a"), _method(pairs[0][1], method_b, b, "--method-b")

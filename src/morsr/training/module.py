@@ -383,7 +383,8 @@ class OneStepSRModule(L.LightningModule):
         keep = self._saved_tensors()
         checkpoint["state_dict"] = {key: value for key, value in checkpoint["state_dict"].items() if key in keep}
         base = self.generator.base
-        described = {"base_id": base.base_id, "adapters": self.adapters.to_dict(), "extra": self._recipe()}
+        described: dict[str, Any] = {"base_id": base.base_id, "extra": self._recipe()}
+        described["adapters"] = self.adapters.to_dict()
         described["layers"], described["saved"] = [], []
         if (adapters := self.generator.adapters) is not None:
             described["layers"], described["saved"] = prints_of_layers(base, adapters.name), list(adapters.saved)

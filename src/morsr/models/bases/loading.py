@@ -25,8 +25,8 @@ from morsr.models.bases.reading import (
 )
 from morsr.models.bases.stable_diffusion import StableDiffusion
 
-SHIPPED_BASES = ("tiny", "tiny-fidelity")
-"""Bases that the package brings along; "tiny-fidelity" has fewer operations per pixel and more weights."""
+SHIPPED_BASES = ("tiny",)
+"""Bases that the package brings along."""
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -55,12 +55,11 @@ def load_base(
     """Load a base.
 
     Args:
-        source: a preset ("tiny" and "tiny-fidelity" are in the package; "sd21", "sd-turbo" are hub ids tried in
-            order), a local diffusers folder, a hub id (org/name or org/name@revision), a list of folders and ids tried
-            in order, or "random:sd21" and the like for random weights in a published model's shapes.
-        decoder: an AutoencoderTiny that decodes in place of the base's own autoencoder: "taesd", "tiny" (in the
-            package, for the base of that name), a folder, a hub id, a list of them, or "random:taesd".
-            None: the base's own.
+        source: a preset ("tiny" is in the package; "sd21", "sd-turbo" are hub ids tried in order), a local diffusers
+            folder, a hub id (org/name or org/name@revision), a list of folders and ids tried in order, or "random:sd21"
+            and the like for random weights in a published model's shapes.
+        decoder: an AutoencoderTiny that decodes in place of the base's own autoencoder: "taesd", a folder, a hub id, a
+            list of them, or "random:taesd". None: the base's own.
         prompts: texts for "clean" and "degraded" in place of the fixed prompts, which needs the base's text encoder; or
             both embeddings, which needs none.
         dtype: what the frozen weights are stored as, "float32" (default), "bfloat16" or "float16". What the class keeps
@@ -110,8 +109,6 @@ def load_decoder(source: str | os.PathLike[str] | Sequence[str]) -> nn.Module:
         from diffusers import AutoencoderTiny
 
         return AutoencoderTiny(**TAESD)
-    if source == "tiny":
-        source = package_weights("tiny") / "decoder"
     return first_readable(source, lambda folder, _: read_decoder(folder), "decoder")
 
 

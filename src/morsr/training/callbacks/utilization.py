@@ -120,6 +120,8 @@ class ExpertUtilization(Callback):
             "effective_ranks": (sums["effective"] / images).mean(),
             "active_ranks": (config.num_shared + config.top_k * config.expert_rank * (1 - zero)).mean(),
             "zero_share": zero.mean(),
+            "load_cv": self.load.std(1, correction=0).mean(),
+            "max_over_mean_load": self.load.amax(1).mean(),
             "load_spread": spread.mean(),
             "load_spread_min": spread.min(),
             "dead_slots": dead.mean(),
