@@ -1,4 +1,4 @@
-"""Both shipped models restore six small images as they did when `golden_outputs.npz` was written."""
+"""The shipped model restores six small images as it did when `golden_outputs.npz` was written."""
 
 from __future__ import annotations
 

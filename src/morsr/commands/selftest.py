@@ -45,7 +45,7 @@ def run(
     """Restore a bundled image and compare with the expected output, step by step; 1 if a check fails.
 
     Args:
-        model: expected outputs are shipped for the shipped models
+        model: a shipped preset, whose expected output is in the package
         base: folder or hub id of the base model, if the adapters do not bring it
         device: auto, cpu, cuda, cuda:1, mps, …
         dtype: precision

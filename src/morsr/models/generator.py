@@ -190,7 +190,7 @@ class OneStepGenerator(nn.Module):
             lr: (B, 3, h, w) in [0, 1].
             scale: enlargement along each axis.
             size: exact output size (H, W) in pixels; overrides scale.
-            prompt: text embedding (1 or B, T, width) instead of the fixed one.
+            condition: text embeddings instead of the fixed ones, see `Base.condition`.
             score_lr: images (B, 3, h', w') in [0, 1] that the degradation scores are taken from, where `lr` are but
                 parts of them: a patch of a few pixels says little about blur or noise.
             noise, keep: for the router in training, see `InjectionReport.route`.
@@ -218,9 +218,9 @@ def enlarge(images: Tensor, size: tuple[int, int]) -> Tensor:
 def pad_to_multiple(images: Tensor, multiple: int) -> Tensor:
     """Repeat the last row and column until both sides are multiples; returned as they are when they fit.
 
-    The one padding rule of training, restorer and ONNX. Against a pass over a picture that goes on beyond the edge,
-    the last 32 pixels are 2 to 3.5 dB nearer when the edge is repeated than when the picture is mirrored (`tiny`, ten
-    photographs of BSDS500, padding of 4 to 12 pixels; `python benchmarks/restorer.py padding`).
+    The one padding rule of training, restorer and ONNX. Against a pass over a picture that continues beyond the edge,
+    the last 32 pixels are 2 to 3.5 dB nearer when the edge is repeated than when the picture is mirrored (`tiny` of
+    release 0.1, ten photographs of BSDS500, padding of 4 to 12 pixels; `python benchmarks/restorer.py padding`).
     """
     bottom, right = (-images.shape[-2] % multiple, -images.shape[-1] % multiple)
     return F.pad(images, (0, right, 0, bottom), mode="replicate") if bottom or right else images

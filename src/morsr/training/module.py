@@ -200,12 +200,11 @@ class OneStepSRModule(L.LightningModule):
 
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
         assert self.phase is not None
-        count, step, adapters = len(batch["hr"]), self.global_step, self.generator.adapters
-        if adapters is not None:
-            total = self._total_steps()
+        count, step, rank = len(batch["hr"]), self.global_step, self.trainer.global_rank
+        if (adapters := self.generator.adapters) is not None:
+            total = total_steps(self.trainer)
             adapters.router.noise_sigma = self.adapters.noise_at(step / total if total > 0 else 1.0)
-        first = self.trainer.global_rank * count
-        draws = Draws.of_step(seed=self.seed, step=step, first=first, count=count, device=self.device)
+        draws = Draws.of_step(seed=self.seed, step=step, first=rank * count, count=count, device=self.device)
         report = self.phase.run(batch, draws, step=step)
         self.last_output = report.output
         values = report.values(self.global_step, self.phase.skipped_in_all)
@@ -235,7 +234,7 @@ class OneStepSRModule(L.LightningModule):
         )  # fmt: skip
 
     def configure_optimizers(self) -> Any:
-        networks = self.build_networks(self._total_steps())
+        networks = self.build_networks(total_steps(self.trainer))
         check_turns(self.trainer, networks=len(networks))
         self.phase = OneStepPhase(
             self.objective, networks, backward=self._backward, update=self._update, **self.step_settings
@@ -255,9 +254,6 @@ class OneStepSRModule(L.LightningModule):
         else:
             # Past Lightning's wrapper, which would count this as a step of the run.
             self.trainer.strategy.optimizer_step(network.optimizer, lambda: None)
-
-    def _total_steps(self) -> int:
-        return total_steps(self.trainer)
 
     def setup(self, stage: str) -> None:
         self._restored = None
@@ -281,7 +277,7 @@ class OneStepSRModule(L.LightningModule):
             self._start(find_adapters(self.start_from))
         if self.generator.adapters is not None:
             self.generator.adapters.router.train()  # Lightning keeps modes as they are
-            if self.adapters.is_routed and self.adapters.noise_at(0.0) > 0 and self._total_steps() < 1:
+            if self.adapters.is_routed and self.adapters.noise_at(0.0) > 0 and total_steps(self.trainer) < 1:
                 rank_zero_warn("the router's noise falls over a share of the run, whose length is not known: it is off")
         self.objective.part = self.trainer.profiler.profile
         find_timestep(self.trainer, self.generator, pairs=min(256, self.calibration_images))
@@ -309,8 +305,7 @@ class OneStepSRModule(L.LightningModule):
     def on_test_start(self) -> None:
         self._find_weights()
 
-    def on_predict_start(self) -> None:
-        self._find_weights()
+    on_predict_start = on_test_start
 
     @torch.inference_mode(mode=False)
     def _find_weights(self) -> None:
@@ -382,14 +377,16 @@ class OneStepSRModule(L.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         keep = self._saved_tensors()
         checkpoint["state_dict"] = {key: value for key, value in checkpoint["state_dict"].items() if key in keep}
-        base = self.generator.base
-        described: dict[str, Any] = {"base_id": base.base_id, "extra": self._recipe()}
-        described["adapters"] = self.adapters.to_dict()
-        described["layers"], described["saved"] = [], []
-        if (adapters := self.generator.adapters) is not None:
-            described["layers"], described["saved"] = prints_of_layers(base, adapters.name), list(adapters.saved)
-        described["optimizer"] = self._rates()
-        checkpoint["morsr"] = {**described, "prompts": {key: value.cpu() for key, value in base.prompts.items()}}
+        base, adapters = self.generator.base, self.generator.adapters
+        checkpoint["morsr"] = {
+            "base_id": base.base_id,
+            "layers": prints_of_layers(base, adapters.name) if adapters is not None else [],
+            "saved": list(adapters.saved) if adapters is not None else [],
+            "adapters": self.adapters.to_dict(),
+            "extra": self._recipe(),
+            "optimizer": self._rates(),
+            "prompts": base.prompts,
+        }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         described = checkpoint.get("morsr", {})
