@@ -200,6 +200,7 @@ def load_picture(load_LN: Tensor, names: Sequence[str], num_zero: int, *, title:
     )  # fmt: skip
     heat.set_title(f"Load of each slot over the even load, {title}")
     heat.set_xlabel(f"slot ({slots - num_zero} routed" + (f", then {num_zero} zero slots)" if num_zero else ")"))
+    heat.set_xticks(range(0, slots + 1, max(1, slots // 10)))
     if num_zero:
         heat.axvline(slots - num_zero, color="black", linewidth=1)
     shown = range(0, layers, -(-layers // _LABELS))
