@@ -55,7 +55,7 @@ def originals() -> dict[str, bytes]:
         ("jpg", encoded(rgb.convert("CMYK"), "JPEG")), ("webp", encoded(rgb, "WEBP", exif=exif)),
         ("webp", encoded(rgba, "WEBP", lossless=True)), ("tif", encoded(rgb, "TIFF", tiffinfo={274: 3})),
         ("tif", encoded(rgba, "TIFF", compression="tiff_lzw")), ("bmp", encoded(rgb, "BMP")),
-        ("gif", encoded(rgb.quantize(16), "GIF")), ("ppm", encoded(rgb, "PPM")),
+        ("gif", encoded(rgb.quantize(16), "GIF")),
     ]  # fmt: skip
     for suffix in ("png", "tif"):
         for channels in (1, 2, 3, 4):
@@ -117,7 +117,7 @@ def attack(count: int, seed: int) -> dict[str, Any]:
     return {"read": read_again, "slowest": slowest, "grown": grown}
 
 
-@pytest.mark.parametrize("count", [150, pytest.param(2000, marks=[pytest.mark.slow, pytest.mark.timeout(900)])])
+@pytest.mark.parametrize("count", [60, pytest.param(2000, marks=[pytest.mark.slow, pytest.mark.timeout(900)])])
 def test_mutated_files_do_no_harm(count: int):
     # In a process of its own: a crash is a failure of this test, and memory is counted from its start.
     script = f"""
@@ -153,11 +153,12 @@ def test_a_flipped_bit_of_a_png_is_never_read(channels: int):
 def test_a_flipped_bit_of_a_tiff_is_found_as_often_as_by_pillow(compression: str):
     data, rng = encoded(Image.fromarray(SMOOTH[..., :3]), "TIFF", compression=compression), random.Random(0)
     ours = theirs = 0
-    for _ in range(150):
+    for _ in range(100):
         flipped = bytearray(data)
         flipped[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
         with contextlib.suppress(InputError):
-            read(bytes(flipped))
+            Path("flipped.tif").write_bytes(flipped)
+            read("flipped.tif")
             ours += 1
         with contextlib.suppress(Exception):
             Image.open(BytesIO(flipped)).load()
@@ -177,8 +178,8 @@ def test_files_cut_short_are_refused(suffix: str, share: float, reader: Callable
         reader(f"in.{suffix}")
 
 
-@pytest.mark.parametrize("head", [b"", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF89a", b"P6 ", b"BM", b"II*\0"])
-@pytest.mark.parametrize(("reader", "size"), [(image_size, 20 * 2**30), (read_rgb, 2**25)])
+@pytest.mark.parametrize("head", [b"", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF89a", b"BM", b"II*\0"])
+@pytest.mark.parametrize(("reader", "size"), [(image_size, 20 * 2**30), (read_rgb, 2**24)])
 def test_a_large_file_that_is_no_image_is_refused_at_once(reader: Callable[[Any], Any], head: bytes, size: int):
     with Path("large.png").open("wb") as file:
         file.write(head)

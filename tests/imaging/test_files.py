@@ -14,7 +14,7 @@ import tifffile
 from PIL import Image, ImageCms
 
 from morsr.errors import InputError
-from morsr.imaging import Canvas, Picture, image_size, read, read_rgb, write
+from morsr.imaging import image_size, read, read_rgb, write
 from morsr.imaging.files import check_output, file_format
 
 FORMATS = {
@@ -23,7 +23,6 @@ FORMATS = {
     "tif": (0, True, True),
     "webp": (0, True, False),  # lossless here
     "bmp": (0, False, False),
-    "ppm": (0, False, False),
     "jpg": (6, False, False),
     "gif": (8, True, False),
 }
@@ -61,8 +60,8 @@ def test_what_is_written_is_read_back(suffix: str, channels: int, dtype: type):
     back = read(name)
     assert back.size == image_size(name) == picture.size
     assert back.gray == picture.gray
-    assert (back.alpha is None) == (picture.alpha is None)
-    exact = back.dtype == dtype
+    assert back.transparent == picture.transparent
+    exact = back.samples.dtype == dtype
     assert exact == (dtype is np.uint8 or (is_deep and dtype is np.uint16) or (suffix == "tif"))
     tolerance = error + (0 if exact else 0.51)
     assert np.abs(eight(back.pixels) - eight(picture.pixels)).max() <= tolerance
@@ -109,7 +108,7 @@ def test_notes_are_carried_over(suffix: str):
         assert written.info["icc_profile"] == PROFILE
         if suffix != "webp":
             np.testing.assert_allclose([float(value) for value in written.info["dpi"]], (200, 200), atol=0.1)
-    assert read(f"out.{suffix}").notes.xmp
+    assert read(f"out.{suffix}").notes["xmp-data"]
 
 
 def test_texts_of_a_png_stay():
@@ -162,7 +161,7 @@ def test_tiff_layouts_of_16_bits(layout: str):
     tifffile.imwrite("in.tif", samples, **options)
     picture = read("in.tif")
     assert image_size("in.tif") == picture.size
-    np.testing.assert_allclose(picture.stacked().astype(int), expected, atol=3)
+    np.testing.assert_allclose(picture.samples.astype(int), expected, atol=3)
 
 
 def jpeg(**options: object) -> bytes:
@@ -189,7 +188,7 @@ BAD = {
     "animated gif": lambda: frames("gif"),
     "animated webp": lambda: frames("webp"),
     "two pages": lambda: frames("tif"),
-    "too many pixels": lambda: Image.new("1", (20000, 10000)).save("bad.png"),
+    "too many pixels": lambda: Path("bad.jpg").write_bytes(jpeg().replace(b"\0\x18\0\x21", b"\x4e\x20\x27\x10")),
     "32 bits": lambda: tifffile.imwrite("bad.tif", smooth(1, np.uint32), photometric="minisblack"),
     "values above 1": lambda: tifffile.imwrite("bad.tif", 2 * smooth(1, np.float32), photometric="minisblack"),
     "NaN": lambda: tifffile.imwrite("bad.tif", np.nan * smooth(1, np.float32), photometric="minisblack"),
@@ -215,7 +214,7 @@ def test_bad_files_are_one_line_at_once(case: str, reader: object):
     "source",
     [
         None, [1, 2], np.zeros((4, 4, 5), np.uint8), np.zeros((0, 4), np.uint8), np.zeros(4, np.uint8),
-        np.zeros((4, 4), np.int32), np.full((4, 4), 1.5), np.full((4, 4), np.nan), b"", b"text", "null\0.png",
+        np.zeros((4, 4), np.int32), np.full((4, 4), 1.5), np.full((4, 4), np.nan), b"", "null\0.png",
         Image.new("I", (4, 4), -5),
     ],
     ids=lambda source: type(source).__name__,
@@ -295,7 +294,6 @@ def test_a_format_is_known_by_its_content_and_chosen_by_its_name():
     Image.fromarray(smooth(3)).save("in.png", "JPEG")
     assert read("in.png").format == "JPEG"
     assert file_format("a.JFIF") == file_format("a", "jpeg") == "JPEG"
-    assert read(Path("in.png").read_bytes()).size == (24, 33)
 
 
 def test_forked_workers_read_and_never_hang():
@@ -308,10 +306,3 @@ def test_forked_workers_read_and_never_hang():
             os._exit(0 if read_rgb("in.png").shape == (24, 33, 3) else 1)
         os._exit(2)
     assert os.waitpid(child, 0)[1] == 0
-
-
-def test_samples_of_a_canvas_in_memory_are_written_too():
-    picture = read(smooth(4))
-    canvas = Canvas.of(picture.stacked())
-    write(Picture(pixels=picture.pixels[:4], alpha=picture.alpha[:4]), "out.png", samples=canvas)
-    np.testing.assert_array_equal(read("out.png").pixels, picture.pixels)

@@ -20,8 +20,8 @@ def read_rgb(path: Path) -> np.ndarray:
         InputError: the file cannot be decoded, or holds other than 8 bits, alpha, or several pages.
     """
     picture = imaging.read(path)
-    if picture.dtype != np.uint8 or picture.alpha is not None:
-        got = "transparency" if picture.alpha is not None else f"{picture.dtype} samples"
+    if picture.samples.dtype != np.uint8 or picture.alpha is not None:
+        got = "transparency" if picture.alpha is not None else f"{picture.samples.dtype} samples"
         raise InputError(f"{path.name}: expected 8-bit gray or RGB, got {got}")
     return picture.rgb8
 

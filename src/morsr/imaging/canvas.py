@@ -9,7 +9,7 @@ import tempfile
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, DTypeLike
+from numpy.typing import DTypeLike
 from torch import Tensor
 
 
@@ -44,14 +44,6 @@ class Canvas:
                 file.truncate(size)
             self._map = mmap.mmap(file.fileno(), size)
         self.values = np.frombuffer(self._map, dtype).reshape(shape)
-
-    @classmethod
-    def of(cls, values: ArrayLike) -> Canvas:
-        """A canvas in memory that holds a copy of `values`."""
-        values = np.asarray(values)
-        canvas = cls(values.shape, values.dtype)
-        canvas.values[...] = values
-        return canvas
 
     @property
     def tensor(self) -> Tensor:

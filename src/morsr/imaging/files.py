@@ -1,20 +1,21 @@
-"""Image files: PNG, JPEG, WebP and TIFF by libvips, BMP, GIF and PPM by Pillow; written whole or not at all.
+"""Image files: PNG, JPEG, WebP, TIFF and GIF by libvips, BMP by Pillow; written whole or not at all.
 
 Only regular files with the first bytes of one of these formats are read. All checksums of a PNG are compared.
 """
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import os
 import re
 import struct
 import warnings
 import zlib
+from collections.abc import Callable
+from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +26,7 @@ from morsr.errors import InputError, MorsrError, check_images
 from morsr.files import atomic_path, printable
 from morsr.imaging.canvas import Canvas
 from morsr.imaging.listing import FORMATS, KNOWN_SUFFIXES, check_regular
-from morsr.imaging.picture import Notes, Picture, from_array, from_pil, from_samples, stored_orientation, to_uint8
+from morsr.imaging.picture import Picture, from_pil, from_samples, to_pil, to_uint8
 
 MAX_PIXELS = 100_000_000
 """Larger images are refused before they are decoded: a few bytes can claim terabytes of pixels."""
@@ -36,38 +37,41 @@ QUALITY = 95
 """Of JPEG and lossy WebP."""
 
 HEADER_BYTES = 2**22
-"""Where the size of a JPEG, GIF or PPM must stand; Pillow passes over bytes without meaning one by one."""
+"""Where the size of a JPEG or GIF must stand: decoders pass over bytes without meaning to the end of a file."""
 
-_BY_VIPS = ("PNG", "JPEG", "WEBP", "TIFF")
-_SPACES = {1: ("b-w", "grey16"), 2: ("b-w", "grey16"), 3: ("srgb", "rgb16"), 4: ("srgb", "rgb16")}
+_HEADS = {
+    "PNG": rb"\x89PNG\r\n\x1a\n",
+    "JPEG": rb"\xff\xd8\xff",
+    "WEBP": rb"RIFF....WEBP",
+    "TIFF": rb"II[*+]\0|MM\0[*+]",
+    "GIF": rb"GIF8[79]a",
+    "BMP": rb"BM",
+}
+_KEPT = ("icc-profile-data", "exif-data", "xmp-data", "iptc-data")
 _LARGEST_SIDE = {"JPEG": 65500, "WEBP": 16383, "GIF": 65535}
-_OPAQUE_ONLY = ("JPEG", "BMP", "PPM")
+_OPAQUE_ONLY = ("JPEG", "BMP")
 _XMP_ROTATION = rb"""(tiff:Orientation\s*(?:=\s*["']|>)\s*)[2-8]"""
-_SEGMENT = 65_000
-"""Bytes of EXIF or XMP data that a JPEG holds, with room for their name."""
+
+_T = TypeVar("_T")
 
 
 def read(source: Any) -> Picture:
     """Read one still picture, turned upright.
 
     Args:
-        source: a path, the bytes of a file, a PIL image, a Picture, or a numpy array (H, W) or (H, W, C) with 1 to 4
-            channels of uint8, uint16 or floats in [0, 1]. The content of a file decides its format, not the suffix.
+        source: a path, a PIL image, or a numpy array (H, W) or (H, W, C) with 1 to 4 channels of uint8, uint16 or
+            floats in [0, 1]. The content of a file decides its format, not the suffix.
 
     Raises:
         InputError: anything else; damaged, animated or multi-page images, values out of range. One line says what.
     """
-    if isinstance(source, Picture):
-        return source
     if isinstance(source, np.ndarray):
-        return from_array(source)
-    if isinstance(source, (str, os.PathLike)):
-        return _named(source, lambda: _decoded(_content(source)))
-    if isinstance(source, bytes):
-        return _named("the image", lambda: _decoded(source))
+        return _named("the array", lambda: from_samples(source))
     if isinstance(source, Image.Image):
         return _named("the PIL image", lambda: _from_opened(source))
-    raise InputError(f"expected a path, PIL image, numpy array or bytes, got {type(source).__name__}")
+    if isinstance(source, (str, os.PathLike)):
+        return _named(source, lambda: _decoded(_content(source)))
+    raise InputError(f"expected a path, PIL image or numpy array, got {type(source).__name__}")
 
 
 def read_planes(image: Any) -> Tensor:
@@ -92,7 +96,7 @@ def read_rgb(path: str | os.PathLike[str]) -> NDArray[np.uint8]:
     Raises:
         InputError: as `read`.
     """
-    return _named(path, lambda: _decoded(_content(path), by_vips=False).rgb8)
+    return _named(path, lambda: _by_pillow(_content(path)).rgb8)
 
 
 def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
@@ -104,19 +108,12 @@ def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
 
     def found() -> tuple[int, int]:
         check_regular(path)
-        try:
-            with opened(path) as image:
-                turned = stored_orientation(image) in (5, 6, 7, 8)
-                width, height = image.size
-                if image.format == "TIFF":  # whose size Pillow has turned already
-                    width, height = image.tag_v2[256], image.tag_v2[257]  # type: ignore[attr-defined]
-        except Image.UnidentifiedImageError:
-            with open(path, "rb") as file:
-                if _format(file.read(16)) != "TIFF":
-                    raise
-            image = _vips().Image.tiffload(os.fspath(path))  # a layout that Pillow does not know
-            width, height, turned = image.width, image.height, _value(image, "orientation", 1) in (5, 6, 7, 8)
-        return (width, height) if turned else (height, width)
+        with open(path, "rb") as file:
+            format = _format(head := file.read(HEADER_BYTES))
+        if format == "BMP":
+            return Image.open(BytesIO(head), formats=["BMP"]).size[::-1]
+        image = _load(format, head if format in ("JPEG", "GIF") else os.fspath(path))
+        return (image.width, image.height) if _value(image, "orientation", 1) > 4 else (image.height, image.width)
 
     return _named(path, found)
 
@@ -130,34 +127,30 @@ def thumbnail(path: str | os.PathLike[str], side: int) -> Image.Image:
 
     def found() -> Image.Image:
         with open(path, "rb") as file:
-            if _format(file.read(16)) in _BY_VIPS:
-                image = _vips().Image.thumbnail(os.fspath(path), side, size="down", fail_on="warning")
-                image = image.colourspace("srgb")
-                return Image.fromarray((image.flatten(background=128) if image.hasalpha() else image).numpy())
-        small = Image.fromarray(read(path).rgb8)
-        small.thumbnail((side, side))
-        return small
+            format = _format(file.read(16))
+        if format == "BMP":
+            small = Image.fromarray(read(path).rgb8)
+            small.thumbnail((side, side))
+            return small
+        image = _vips().Image.thumbnail(os.fspath(path), side, size="down", fail_on="warning").colourspace("srgb")
+        return Image.fromarray((image.flatten(background=128) if image.hasalpha() else image).numpy())
 
     return _named(path, found)
 
 
-def _named(name: str | os.PathLike[str], work: Any) -> Any:
+def _named(name: str | os.PathLike[str], work: Callable[[], _T]) -> _T:
     """Run `work` and turn whatever it raises into one line that names the image."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return work()
     except Exception as error:  # decoders of damaged files raise anything from struct.error to SyntaxError
-        name, text = printable(os.fspath(name)), printable(" ".join(str(error).split()))
-        if isinstance(error, MorsrError):
-            raise InputError(text if name in text else f"{name}: {text}") from error
-        if isinstance(error, Image.DecompressionBombError):
-            text = f"more than {MAX_PIXELS:,} pixels, refused"
-        elif isinstance(error, MemoryError):
+        name, text = printable(os.fspath(name)), printable(" ".join(str(error).split()))[:200]
+        if isinstance(error, MemoryError):
             text = "memory ran out while it was read"
-        elif not isinstance(error, OSError) or error.errno is None:
-            text = f"damaged or cut short ({text[:200] or type(error).__name__})"
-        raise InputError(f"{name}: {text}") from error
+        elif not isinstance(error, MorsrError) and getattr(error, "errno", None) is None:
+            text = f"cannot be read ({text or type(error).__name__})"
+        raise InputError(text if name in text else f"{name}: {text}") from error
 
 
 def _content(path: str | os.PathLike[str]) -> bytes:
@@ -172,50 +165,42 @@ def _content(path: str | os.PathLike[str]) -> bytes:
 
 def _format(head: bytes) -> str:
     """Pillow's name of a file's format by its first bytes."""
-    for name, pattern in (
-        ("PNG", rb"\x89PNG\r\n\x1a\n"),
-        ("JPEG", rb"\xff\xd8\xff"),
-        ("WEBP", rb"RIFF....WEBP"),
-        ("TIFF", rb"II[*+]\0|MM\0[*+]"),
-        ("GIF", rb"GIF8[79]a"),
-        ("BMP", rb"BM"),
-        ("PPM", rb"P[2356]\s"),
-    ):
+    for name, pattern in _HEADS.items():
         if re.match(pattern, head, re.DOTALL):
             return name
-    raise InputError("not a PNG, JPEG, WebP, TIFF, BMP, GIF or PPM image" if head else "the file is empty")
+    raise InputError(f"not an image of these formats: {', '.join(_HEADS)}" if head else "the file is empty")
 
 
-def _decoded(data: bytes, *, by_vips: bool = True) -> Picture:
-    format = _format(data[:16])
+def _decoded(data: bytes) -> Picture:
+    format = _format(data)
+    if format == "BMP":
+        return _by_pillow(data)
     if format == "PNG":
         _check_png(data)
-    if not by_vips or format not in _BY_VIPS:
-        with opened(BytesIO(data)) as opened_image:
-            _check_pixels(*opened_image.size)
-            return from_pil(opened_image, kind="file")
-    load = getattr(_vips().Image, f"{format.lower()}load_buffer")
-    image = load(data, fail_on="warning", access="sequential")
+    image = _load(format, data, fail_on="warning", access="sequential")
     _check_pixels(image.width, image.height)
     if (pages := _value(image, "n-pages", 1)) > 1:
         raise InputError(f"the image has {pages} frames or pages; split it and give one at a time")
-    icc, deep = _value(image, "icc-profile-data"), image.format == "ushort"
+    names = [name for name in image.get_fields() if name in _KEPT or name.startswith("png-comment-")]
+    notes = {name: image.get(name) for name in names} | {"dpi": (image.xres * 25.4, image.yres * 25.4)}
     if image.interpretation in ("cmyk", "lab", "labs"):
-        image, icc = image.colourspace("rgb16" if deep else "srgb"), None
-    if image.format not in ("uchar", "ushort", "float") or image.bands > 4:
-        raise InputError(f"{image.bands} channels of {image.format} samples are not read; save it with 8 or 16 bits")
-    keys = [name for name in image.get_fields() if name.startswith("png-comment-")]
-    notes = Notes(
-        icc=icc,
-        exif=_value(image, "exif-data"),
-        xmp=_value(image, "xmp-data"),
-        iptc=_value(image, "iptc-data"),
-        dpi=(image.xres * 25.4, image.yres * 25.4),
-        texts={name.split("-", 3)[3]: image.get(name) for name in keys},
-    )
+        image = image.colourspace("rgb16" if image.format == "ushort" else "srgb")
+        notes.pop("icc-profile-data", None)
+    if _value(image, "orientation", 1) > 1:
+        image = image.copy_memory().autorot()
     lossless = format != "JPEG" and (format != "WEBP" or _is_lossless_webp(data))
-    orientation = _value(image, "orientation", 1)
-    return from_samples(image.numpy(), orientation, format=format, lossless=lossless, notes=notes)
+    return from_samples(image.numpy(), format=format, lossless=lossless, notes=notes)
+
+
+def _by_pillow(data: bytes) -> Picture:
+    format = _format(data)
+    if format == "PNG":
+        _check_png(data)
+    if format in ("JPEG", "GIF"):
+        Image.open(BytesIO(data[:HEADER_BYTES]), formats=[format])
+    image = Image.open(BytesIO(data), formats=[format])
+    _check_pixels(*image.size)
+    return from_pil(image)
 
 
 def _from_opened(image: Image.Image) -> Picture:
@@ -227,17 +212,6 @@ def _from_opened(image: Image.Image) -> Picture:
         _check_png(file.read())
         file.seek(at)
     return from_pil(image)
-
-
-def opened(file: Any) -> Image.Image:
-    """Open a path or a file by Pillow, with the decoders of our formats only: that of EPS would start Ghostscript."""
-    formats = sorted(set(FORMATS.values()))
-    with open(file, "rb") if isinstance(file, (str, os.PathLike)) else contextlib.nullcontext(file) as stream:
-        head = stream.read(16)
-        if _format(head) in ("JPEG", "GIF", "PPM"):
-            Image.open(BytesIO(head + stream.read(HEADER_BYTES)), formats=formats)
-        stream.seek(0)
-    return Image.open(file, formats=formats)
 
 
 def _check_pixels(width: int, height: int) -> None:
@@ -285,6 +259,12 @@ def _vips() -> Any:
     return vips
 
 
+def _load(format: str, source: bytes | str, **options: Any) -> Any:
+    """A file, or its content, of one format, opened by libvips; pixels are decoded when they are asked for."""
+    suffix = "_buffer" if isinstance(source, bytes) else ""
+    return getattr(_vips().Image, f"{format.lower()}load{suffix}")(source, **options)
+
+
 def _value(image: Any, name: str, default: Any = None) -> Any:
     return image.get(name) if image.get_typeof(name) else default
 
@@ -327,39 +307,32 @@ def check_output(
 
 
 def write(
-    picture: Picture,
-    path: str | os.PathLike[str],
-    *,
-    samples: NDArray[Any] | Canvas | None = None,
-    format: str | None = None,
+    picture: Picture, path: str | os.PathLike[str], *, canvas: Canvas | None = None, format: str | None = None
 ) -> None:
     """Write a picture to a file, with its depth where the format has it; whole, or not at all.
 
     Args:
-        picture: gives the pixels and the notes. Pixels are upright, and the notes then claim no rotation.
+        picture: gives the samples and the notes. Samples are upright, and the notes then claim no rotation.
         path: its suffix decides the format, unless `format` does ("png", "jpg", …).
-        samples: (H, W, C) instead of the picture's own, from `Picture.samples`. The memory of a canvas in a file is
-            given back part by part while it is written.
+        canvas: (H, W, C) instead of the picture's own samples; its memory is given back while it is written.
 
     Raises:
         InputError: the format cannot hold the picture, or the file cannot be written; an existing file is unchanged.
     """
-    values = picture.stacked() if samples is None else samples.values if isinstance(samples, Canvas) else samples
-    name = check_output(picture, path, (values.shape[0], values.shape[1]), format)
-    if values.shape[2] in (2, 4) and name in _OPAQUE_ONLY:
-        values = values[..., :-1]
-    if values.dtype != np.uint8 and name not in ("PNG", "TIFF"):
-        values = to_uint8(values)
-    elif values.dtype.kind == "f" and name == "PNG":
-        values = np.rint(values * 65535).astype(np.uint16)
-    lossless = picture.lossless and picture.format == "WEBP"
+    samples = picture.samples if canvas is None else canvas.values
+    name = check_output(picture, path, samples.shape[:2], format)
+    if name in _OPAQUE_ONLY:
+        samples = samples[..., : 3 if samples.shape[2] > 2 else 1]
+    if name not in ("PNG", "TIFF"):
+        samples = to_uint8(samples)
+    elif name == "PNG" and samples.dtype.kind == "f":
+        samples = np.rint(samples * 65535).astype(np.uint16)
     try:
         with atomic_path(path) as part:
-            if name in ("BMP", "PPM"):
-                image = Image.fromarray(values[..., 0] if values.shape[2] == 1 else values)
-                image.save(part, format=name, dpi=picture.notes.dpi or (96, 96))
+            if name == "BMP":
+                to_pil(Picture(samples=samples)).save(part, format=name, dpi=picture.notes.get("dpi", (96, 96)))
             else:
-                _save(values, part, name, picture.notes, lossless, samples)
+                _save(part, name, replace(picture, samples=samples), canvas)
     except MorsrError:
         raise
     except Exception as error:  # of the system or of an encoder, libvips' own among them
@@ -367,33 +340,32 @@ def write(
         raise InputError(f"{printable(os.fspath(path))}: cannot be written ({text})") from error
 
 
-def _save(values: NDArray[Any], part: Path, name: str, notes: Notes, lossless: bool, canvas: Any) -> None:
-    vips = _vips()
-    height, width, channels = values.shape
-    image = vips.Image.new_from_memory(
-        np.ascontiguousarray(values), width, height, channels, {1: "uchar", 2: "ushort", 4: "float"}[values.itemsize]
-    )
-    x, y = notes.dpi or (72, 72)
-    space = _SPACES[channels][values.dtype == np.uint16]
+def _save(part: Path, name: str, picture: Picture, canvas: Canvas | None) -> None:
+    vips, samples, notes = _vips(), picture.samples, dict(picture.notes)
+    gray, deep = samples.shape[2] < 3, samples.dtype == np.uint16
+    space = ("grey16" if deep else "b-w") if gray else ("rgb16" if deep else "srgb")
+    x, y = notes.pop("dpi", (72, 72))
+    image = vips.Image.new_from_array(np.ascontiguousarray(samples))
     image = image.copy(interpretation=space, xres=x / 25.4, yres=y / 25.4)
     image.set_type(vips.GValue.gstr_type, "resolution-unit", "in")
-    exif, xmp = notes.exif, notes.xmp and re.sub(_XMP_ROTATION, rb"\g<1>1", notes.xmp)
-    icc = None if name == "WEBP" and channels < 3 else notes.icc  # WebP makes colours of gray
-    for key, value in (("icc-profile-data", icc), ("exif-data", exif), ("xmp-data", xmp), ("iptc-data", notes.iptc)):
-        if value and not (name == "JPEG" and key in ("exif-data", "xmp-data") and len(value) > _SEGMENT):
+    if name == "WEBP" and gray:  # which makes colours of it
+        notes.pop("icc-profile-data", None)
+    for key, value in notes.items():
+        if key == "xmp-data":
+            value = re.sub(_XMP_ROTATION, rb"\g<1>1", value)
+        if isinstance(value, str) and f"{key}{value}".isascii():  # libvips writes no other code
+            image.set_type(vips.GValue.gstr_type, key, value)
+        elif isinstance(value, bytes):
             image.set_type(vips.GValue.blob_type, key, value)
-    for index, (key, text) in enumerate(notes.texts.items()):
-        if f"{key}{text}".isascii():  # libvips writes no other code
-            image.set_type(vips.GValue.gstr_type, f"png-comment-{index}-{key}", text)
     image.set_type(vips.GValue.gint_type, "orientation", 1)  # last: EXIF data bring theirs back
-    if isinstance(canvas, Canvas):
+    if canvas is not None:
         image.set_progress(True)
         image.signal_connect("eval", lambda *_: canvas.release())
     options: dict[str, Any] = {
         "PNG": {"compression": 6, "filter": "all"},
         "JPEG": {"Q": QUALITY, "subsample_mode": "off", "optimize_coding": True},
-        "WEBP": {"lossless": True} if lossless else {"Q": QUALITY},
-        "TIFF": {"compression": "deflate", "predictor": "horizontal", "bigtiff": values.nbytes > 4_000_000_000},
+        "WEBP": {"lossless": True} if picture.lossless and picture.format == "WEBP" else {"Q": QUALITY},
+        "TIFF": {"compression": "deflate", "predictor": "horizontal", "bigtiff": samples.nbytes > 4_000_000_000},
         "GIF": {},
     }[name]
     getattr(image, f"{name.lower()}save")(os.fspath(part), **options)

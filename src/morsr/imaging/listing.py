@@ -23,8 +23,6 @@ FORMATS = {
     ".tiff": "TIFF",
     ".bmp": "BMP",
     ".gif": "GIF",
-    ".ppm": "PPM",
-    ".pgm": "PPM",
 }
 """Suffixes of image files and Pillow's names of their formats."""
 
@@ -36,8 +34,8 @@ CONTACT_SHEET = "contact_sheet.png"
 
 UNREAD_SUFFIXES = frozenset(
     {
-        ".heic", ".heif", ".avif", ".jxl", ".jp2", ".svg", ".psd", ".exr", ".tga", ".pbm", ".pnm", ".hdr",
-        ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2",
+        ".heic", ".heif", ".avif", ".jxl", ".jp2", ".svg", ".psd", ".exr", ".tga", ".pbm", ".pgm", ".pnm", ".ppm",
+        ".hdr", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2",
     }
 )  # fmt: skip
 """Suffixes of images that are not read."""

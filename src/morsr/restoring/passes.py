@@ -88,9 +88,9 @@ class Passes:
             if len(lr) > 1:
                 warnings.warn(f"memory ran out with {len(lr)} images at once; trying them one by one", stacklevel=3)
                 parts = [self.restore(image, settings) for image in lr.split(1)]
-                return Canvas.of(np.concatenate([one.values for one, _ in parts])), joined(
-                    [found for _, found in parts]
-                )
+                canvas = Canvas((len(lr), 3, *size))
+                np.concatenate([one.values for one, _ in parts], out=canvas.values)
+                return canvas, joined([found for _, found in parts])
             side = plan.side // 2 // self.generator.multiple * self.generator.multiple
             if side < 2 * self.generator.multiple:
                 raise InputError(f"memory ran out even with tiles of {plan.side} pixels; free some, or lower the batch")

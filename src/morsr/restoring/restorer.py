@@ -195,7 +195,7 @@ class Restorer:
                 results.append(gray_like(rgb, lr).to(device=one.device, dtype=one.dtype))
             elif isinstance(one, (str, os.PathLike, Image.Image, np.ndarray)):
                 [result], found = self._restore_pictures([read(one)], settings)
-                results.append(result.to_kind())
+                results.append(result.like(one))
             else:
                 raise TypeError(f"image: expected a path, PIL image, array, tensor or a list, got {type(one).__name__}")
             routings.append(found)
@@ -239,18 +239,18 @@ class Restorer:
                 raise InputError(f"{target}: cannot be written ({error.strerror or error})") from error
         else:
             [picture], _ = self._restore_pictures([picture], checked, progress)
-        write(picture, target, samples=samples, format=format)
+        write(picture, target, canvas=samples, format=format)
 
     def _restore_rows(self, picture: Picture, settings: Settings, folder: Path, progress: Progress | None) -> Canvas:
         """Samples of a restored picture in an unnamed file, so that memory hardly grows with the picture."""
         folder.mkdir(parents=True, exist_ok=True)
         size, top = settings.output_size(*picture.size), 0
         canvas, _ = self.passes.restore(picture.planes, settings, folder=folder, progress=progress)
-        samples = Canvas((*size, picture.channels), picture.dtype, folder=folder)
+        samples = Canvas((*size, picture.samples.shape[2]), picture.samples.dtype, folder=folder)
         for rows in finished_rows(canvas.tensor, picture.planes, settings):
             end, alpha = top + rows.shape[-2], picture.alpha_plane
             alpha = None if alpha is None else enlarged_rows(alpha, size, top, end)
-            samples.values[top:end] = picture.samples(rows, alpha)
+            samples.values[top:end] = picture.encoded(rows, alpha)
             canvas.release()
             samples.release()
             top = end
