@@ -266,8 +266,8 @@ def test_everything_that_changes_samples_is_reported_on_resume(make_data: Make, 
         fit(make_data(), tmp_path, steps=2, resume=tmp_path / "end.ckpt")
     (photos / "photo0.png").rename(photos / "other.png")
     changed = {
-        "dead_leaves": 0.25, "patch_size": 16, "max_downscale": 2.0, "usm": True, "flips": False, "turns": False,
-        "recipe": "camera", "batch_size": 8, "views": 2, "seed": 1,
+        "dead_leaves": 0.25, "patch_size": 16, "usm": True, "flips": False, "turns": False,
+        "recipe": "camera", "batch_size": 8, "seed": 1,
     }  # fmt: skip
     with pytest.warns(UserWarning, match="samples will differ") as caught:
         fit(make_data(**changed), tmp_path, steps=3, resume=tmp_path / "end.ckpt")
@@ -300,8 +300,6 @@ BAD: list[tuple[dict[str, Any], str, type[Exception]]] = [
     ({"crop_size": 64, "patch_size": 128}, "", ConfigError),
     ({"crop_size": 30}, "", ConfigError),
     ({"crop_size": 8}, "", ConfigError),
-    ({"max_downscale": 0.5}, "", ConfigError),
-    ({"views": 3}, "", ConfigError),
     ({"val_seeds": [1, 1]}, "", ConfigError),
     ({"test_seeds": []}, "", ConfigError),
     ({"val_crop": 8}, "", ConfigError),

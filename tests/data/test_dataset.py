@@ -61,12 +61,12 @@ def test_iterators_are_epochs_and_devices_share_them_in_whole_batches():
 
 
 def test_a_sample_is_a_function_of_its_number(photos: Path):
-    one, two = (crops(find_photos(str(photos)), synthetic=0.25, max_downscale=1.8, cache_mb=mb) for mb in (0, 1))
+    one, two = (crops(find_photos(str(photos)), synthetic=0.25, cache_mb=mb) for mb in (0, 1))
     numbers = [5, 29, 5, 100, 3]
     together, apart = one.__getitems__(numbers), [two[number] for number in reversed(numbers)][::-1]
     for first, second in zip(together, apart, strict=True):
         assert (first["stem"], first["kind"]) == (second["stem"], second["kind"])
-        for name in ("hr", "lr", "key", "photo_key"):
+        for name in ("hr", "lr", "key"):
             assert torch.equal(first[name], second[name])
     assert len({int(one[number]["key"]) for number in range(72)}) == 72, "three epochs"
     assert int(crops(find_photos(str(photos)), seed=4)[0]["key"]) != int(one[0]["key"])
@@ -89,27 +89,17 @@ def test_a_crop_is_a_window_of_its_photograph(photos: Path):
         whole = torch.from_numpy(np.asarray(Image.open(path)).copy()).permute(2, 0, 1)
         windows = whole.unfold(1, 32, 1).unfold(2, 32, 1).permute(1, 2, 0, 3, 4)
         assert (windows == item["hr"]).flatten(2).all(2).any()
-    for change in ({"flips": True}, {"turns": True}, {"max_downscale": 2.0}):
+    for change in ({"flips": True}, {"turns": True}):
         varied = crops(find_photos(str(photos)), **{"flips": False, "turns": False, **change})
         assert any(not torch.equal(varied[number]["hr"], plain[number]["hr"]) for number in range(8)), change
 
 
 def test_both_images_of_a_pair_are_cropped_and_turned_together(pairs: dict[str, str]):
-    data = crops(find_photos(pairs), max_downscale=3.0)
+    data = crops(find_photos(pairs))
     found = [data[number] for number in range(16)]
     for item in found:
         assert torch.equal(item["hr"], item["lr"].repeat_interleave(4, 1).repeat_interleave(4, 2))
     assert len({int(item["lr"].sum()) for item in found}) == 16
-
-
-def test_views_show_one_crop_under_different_keys(photos: Path):
-    data = crops(find_photos(str(photos)), views=2, synthetic=0.25)
-    items = [data[number] for number in range(24)]
-    for one, two in zip(items[::2], items[1::2], strict=True):
-        assert (one["stem"], int(one["photo_key"])) == (two["stem"], int(two["photo_key"]))
-        assert torch.equal(one["hr"], two["hr"])
-        assert int(one["key"]) != int(two["key"])
-    assert [item["kind"] for item in items].count("leaves") == 6
 
 
 def hostile(photos: Path) -> None:

@@ -34,12 +34,12 @@ def test_a_folder_is_searched_with_its_subfolders(photos: Path):
 
 
 def test_images_that_share_a_stem_are_called_by_their_paths(tmp_path: Path):
-    names = {"x/1.png": "x/1", "y/1.png": "y/1", "y/2.png": "2", "z/3.png": "z/3_png", "z/3.bmp": "z/3_bmp"}
+    names = {"x/1.png": "x/1_png", "y/1.png": "y/1_png", "y/2.png": "2", "z/3.png": "z/3_png", "z/3.bmp": "z/3_bmp"}
     for name in names:
         save(tmp_path / "in" / name, GRAY)
     assert found(str(tmp_path / "in"), tmp_path / "in") == {stem: path for path, stem in names.items()}
     (tmp_path / "list.txt").write_text("x/1.png\ny/1.png\ny/2.png\ny/2.png\n")
-    assert list(found({"source": "list.txt", "root": "in"}, tmp_path)) == ["x/1", "y/1", "2"]
+    assert list(found({"source": "list.txt", "root": "in"}, tmp_path)) == ["x/1_png", "y/1_png", "2"]
 
 
 @pytest.mark.parametrize(

@@ -69,8 +69,6 @@ def save_adapters(
     report, layers = report_of(model, name), layers_of_set(model, name)
     if any(layer.merged for _, layer, _ in layers):
         raise ConfigError("weights are merged; leave merged(...) before saving adapters")
-    if [layer_name for layer_name, _, _ in layers] != list(report.layer_names):
-        raise ConfigError("save adapters from the model that inject was given, not from a part of it")
     tensors: dict[str, Tensor] = {}
     for layer_name, _, ranks in layers:
         for key in ("lora_A", "lora_B"):
@@ -337,17 +335,11 @@ def _check_tensors(
 
 
 def _check_same(path: str | os.PathLike[str], report: InjectionReport, header: dict[str, Any]) -> None:
-    """Refuse a file whose set computes something else than the one on the model."""
-    mine, theirs = report.config.computing(), header["config"].computing()
-    changed = [f"{k} {theirs[k]}, not {mine[k]}" for k in mine if mine[k] != theirs[k] and k != "gate"]
-    names = [layer["name"] for layer in header["layers"]]
-    if header["condition_dim"] != report.router.num_scores:
-        changed.append(f"{header['condition_dim']} scores, not {report.router.num_scores}")
-    elif header["condition_names"] and report.score_names and header["condition_names"] != list(report.score_names):
-        changed.append(f"scores {', '.join(header['condition_names'])}, not {', '.join(report.score_names)}")
-    if names != list(report.layer_names):
-        changed.append(
-            f"{len(names)} layers, such as {next(iter(set(names) ^ set(report.layer_names)), 'in other order')}"
-        )
-    if changed:
-        raise WeightsError(f"{path}: made with other settings: {'; '.join(changed)}")
+    """Refuse a file whose set computes something else than the one on the model; the form of the gate may differ."""
+    mine = {**report.config.computing(), "gate": None, "number of scores": report.router.num_scores}
+    theirs = {**header["config"].computing(), "gate": None, "number of scores": header["condition_dim"]}
+    mine["layers"], theirs["layers"] = list(report.layer_names), [layer["name"] for layer in header["layers"]]
+    if report.score_names and header["condition_names"]:
+        mine["scores"], theirs["scores"] = list(report.score_names), header["condition_names"]
+    if changed := [key for key in mine if mine[key] != theirs[key]]:
+        raise WeightsError(f"{path}: made with other settings than the set on the model: {', '.join(changed)}")

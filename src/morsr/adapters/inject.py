@@ -109,7 +109,7 @@ def inject_by_name(
     chosen = [places[layer] for layer in layers]
     for place in chosen:
         _check_adaptable(place)
-    _check_shared(places.values(), chosen)
+    _check_shared(model, chosen)
     switch = _present_switch(places.values())
     if switch is not None and name in switch.reports:
         raise ConfigError(f"the model has an adapter set {name!r} already; choose another name")
@@ -158,7 +158,7 @@ def _wrap(saved: Sequence[Place], name: str, switch: Switch) -> None:
         parent, key = (place.module, "base_layer") if adapted else (place.parent, place.key)
         inner: Any = parent._modules[key]
         wrapper = inner if isinstance(inner, SavedModule) else SavedModule(inner, switch)
-        wrapper.add(name)
+        switch.copies.setdefault(name, {})[place.name] = wrapper.add(name)
         parent._modules[key] = wrapper
 
 
@@ -201,16 +201,14 @@ def _check_adaptable(place: Place) -> None:
         raise ConfigError(f"{place.name}: convolutions with groups or padding other than zeros cannot be adapted")
 
 
-def _check_shared(places: Iterable[Place], chosen: Sequence[Place]) -> None:
+def _check_shared(model: nn.Module, chosen: Sequence[Place]) -> None:
     """Refuse layers that are registered twice or share their weight: the update would reach one place of two."""
     owners: dict[int, list[str]] = {}
-    for place in places:
-        for parameter in place.original._parameters.values():
-            if parameter is not None:
-                owners.setdefault(id(parameter), []).append(place.name)
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        owners.setdefault(id(parameter), []).append(name)
     for place in chosen:
         if len(names := owners[id(place.original.weight)]) > 1:
-            raise ConfigError(f"{' and '.join(names)} share one weight and cannot be adapted; leave them out")
+            raise ConfigError(f"{' and '.join(names)} are one weight and cannot be adapted; leave them out")
 
 
 def adapted_layers(model: nn.Module) -> list[tuple[str, AdaptedLayer]]:
@@ -242,20 +240,15 @@ def report_of(model: nn.Module, name: str = "generator") -> InjectionReport:
 
 
 def layers_of_set(model: nn.Module, name: str) -> list[tuple[str, AdaptedLayer, Ranks]]:
-    """Layers that carry a set, in the order of its routing, with their ranks."""
-    report_of(model, name)
-    found = [(path, layer, layer.sets[name]) for path, layer in adapted_layers(model) if name in layer.sets]
-    return sorted(found, key=lambda item: item[2].index)  # type: ignore[arg-type,return-value,union-attr]
+    """Layers that carry a set, in the order of its routing, with their names and ranks."""
+    report = report_of(model, name)
+    layers = report.switch.layers[name]
+    return [(path, layer, layer.ranks(name)) for path, layer in zip(report.layer_names, layers, strict=True)]
 
 
 def saved_modules(model: nn.Module, name: str) -> dict[str, nn.Module]:
     """The copies of a set's modules_to_save, by their names in the bare model."""
-    found: dict[str, nn.Module] = {}
-    for place in module_places(model):
-        wrapper = place.module.base_layer if isinstance(place.module, AdaptedLayer) else place.module
-        if isinstance(wrapper, SavedModule) and name in wrapper.copies:
-            found[place.name] = wrapper.copies[name]
-    return found
+    return report_of(model, name).switch.copies.get(name, {})
 
 
 @contextmanager

@@ -25,7 +25,8 @@ class Switch:
         active: name of the active set, None for the base alone.
         gates: by set; None until a routing is set.
         reports: by set, what `inject` returned.
-        layers: by set, its adapted layers.
+        layers: by set, its adapted layers in the order of its routing.
+        copies: by set, its own copies of the modules that it trains whole, by name.
     """
 
     def __init__(self, active: str | None = None) -> None:
@@ -33,6 +34,7 @@ class Switch:
         self.gates: dict[str, tuple[Tensor, ...] | None] = {}
         self.reports: dict[str, Any] = {}
         self.layers: dict[str, list[AdaptedLayer]] = {}
+        self.copies: dict[str, dict[str, nn.Module]] = {}
 
     @contextlib.contextmanager
     def set(self, active: str | None, gates: dict[str, tuple[Tensor, ...] | None] | None = None) -> Iterator[None]:
@@ -107,8 +109,7 @@ class AdaptedLayer(_Wrapper):
             return output
         if name is None or name not in self.sets:
             return output
-        ranks: Any = self.sets[name]
-        gates = self.gates(name)
+        ranks, gates = self.ranks(name), self.gates(name)
         if len(gates) not in (1, len(x)):
             raise InputError(f"the routing is for {len(gates)} images, the layer got a batch of {len(x)}")
         # In the precision of the layer's output, whatever autocast would make of it: some layers stay in float32.
@@ -116,9 +117,14 @@ class AdaptedLayer(_Wrapper):
             layer, x = self.torch_layer(name), x.to(output.dtype)
             return output + lowrank_update(x, ranks.lora_A, ranks.lora_B, gates, layer)
 
+    def ranks(self, name: str) -> Ranks:
+        """The ranks of a set."""
+        found: Any = self.sets[name]
+        return found
+
     def gates(self, name: str) -> Tensor:
         """The gates (B, R) of a set on this layer; (1, R) for a plain LoRA."""
-        ranks: Any = self.sets[name]
+        ranks = self.ranks(name)
         if ranks.constant is not None:
             return ranks.constant
         rows = self.switch.gates[name]
@@ -133,8 +139,7 @@ class AdaptedLayer(_Wrapper):
     @torch.no_grad()
     def merged_weight(self, name: str) -> Tensor:
         """The layer's weight with the ranks of a set added, for the routing of one image."""
-        ranks: Any = self.sets[name]
-        gates = self.gates(name)
+        ranks, gates = self.ranks(name), self.gates(name)
         if len(gates) != 1:
             raise InputError(f"merged weights hold the ranks of one image, got a routing of {len(gates)}")
         layer: Any = self.torch_layer(name)
@@ -151,8 +156,10 @@ class SavedModule(_Wrapper):
         super().__init__()
         self.base_layer, self.switch, self.copies = base, switch, nn.ModuleDict()
 
-    def add(self, name: str) -> None:
+    def add(self, name: str) -> nn.Module:
+        """Make the copy of a set."""
         self.copies[name] = copy.deepcopy(self.base_layer).requires_grad_(True)
+        return self.copies[name]
 
     def of(self, name: str | None) -> nn.Module:
         """The module that runs while a set is active."""

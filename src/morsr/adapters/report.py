@@ -111,12 +111,6 @@ class InjectionReport:
             gates = self.router.rank_gates(self.routing, strength=self._strength).unbind(0)
         self.switch.gates = {**self.switch.gates, self.name: gates}
 
-    @property
-    def parameters(self) -> int:
-        """Trained parameters: ranks and router, without modules that are trained whole."""
-        modules = [self.router, *(layer.sets[self.name] for layer in self._layers())]
-        return sum(p.numel() for module in modules for p in module.parameters())
-
     def __str__(self) -> str:
         """The adapted layers, one a line, and what is trained."""
         width = max(map(len, self.layer_names))
@@ -124,5 +118,7 @@ class InjectionReport:
             f"{name:{width}}  {type(layer.torch_layer(None)).__name__:6}  {'×'.join(map(str, layer.weight.shape))}"
             for name, layer in zip(self.layer_names, self._layers(), strict=True)
         ]
+        modules = [self.router, *(layer.ranks(self.name) for layer in self._layers())]
+        trained = sum(p.numel() for module in modules for p in module.parameters())
         counted = f"{len(lines)} layers adapted, {len(self.skipped)} skipped"
-        return "\n".join([*lines, f"{counted}: {self.config.stored_ranks} ranks each, {self.parameters:,} parameters"])
+        return "\n".join([*lines, f"{counted}: {self.config.stored_ranks} ranks each, {trained:,} parameters"])

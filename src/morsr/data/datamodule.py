@@ -22,8 +22,8 @@ from morsr.degradation import DegradationRecipe
 from morsr.errors import ConfigError, InputError, MorsrError
 
 # What a sample depends on, beside the recipe and the list of images.
-_SETTINGS = ("seed", "batch_size", "crop_size", "patch_size", "max_downscale", "usm", "flips", "turns", "scale",
-             "dead_leaves", "views", "samples_per_epoch")  # fmt: skip
+_SETTINGS = ("seed", "batch_size", "crop_size", "patch_size", "usm", "flips", "turns", "scale",
+             "dead_leaves", "samples_per_epoch")  # fmt: skip
 
 
 class RealESRGANDataModule(L.LightningDataModule):
@@ -56,10 +56,8 @@ class RealESRGANDataModule(L.LightningDataModule):
         crop_size: side of HR crops in pixels, a multiple of scale.
         patch_size: side in HR pixels of the window of each degraded crop that becomes hr and lr, at a random place; the
             degradation scores are taken from the whole crop, as they are from a whole image later. None: all of it.
-        views: samples in a row that show the same crop, each degraded differently.
         samples_per_epoch: None takes the number of photographs, but at least 100 batches.
         flips, turns: random mirroring; random turns by 90 degrees.
-        max_downscale: photographs are shrunk by a random factor from 1 to this, which cleans those that are JPEGs.
         usm: sharpen the HR photographs first, as Real-ESRGAN does; they are then the target too.
         val_seeds, test_seeds: seeds of the degradations; every photograph is degraded once per seed.
         val_crop: sides of validation images are cropped to at most this many HR pixels.
@@ -88,11 +86,9 @@ class RealESRGANDataModule(L.LightningDataModule):
         batch_size: PositiveInt = 16,  # type: ignore[assignment]
         crop_size: PositiveInt = 256,  # type: ignore[assignment]
         patch_size: PositiveInt | None = None,
-        views: PositiveInt = 1,  # type: ignore[assignment]
         samples_per_epoch: PositiveInt | None = None,
         flips: bool = True,
         turns: bool = True,
-        max_downscale: float = 1.0,
         usm: bool = False,
         val_seeds: Sequence[int] = (0,),
         test_seeds: Sequence[int] = (0, 1, 2, 3, 4),
@@ -112,9 +108,8 @@ class RealESRGANDataModule(L.LightningDataModule):
         self.seeds = {"val": list(val_seeds), "test": list(test_seeds)}
         self.recipe, self.val_recipe = recipe, recipe if val_recipe is None else val_recipe
         self.dead_leaves = dead_leaves
-        self.batch_size, self.crop_size, self.patch_size, self.views = batch_size, crop_size, patch_size, views
-        self.samples_per_epoch, self.flips, self.turns = samples_per_epoch, flips, turns
-        self.max_downscale, self.usm = max_downscale, usm
+        self.batch_size, self.crop_size, self.patch_size = batch_size, crop_size, patch_size
+        self.samples_per_epoch, self.flips, self.turns, self.usm = samples_per_epoch, flips, turns, usm
         self.val_crop, self.val_multiple, self.val_batch_size = val_crop, val_multiple, val_batch_size
         self.num_workers, self.cache_mb, self.seed, self.scale = num_workers, cache_mb, seed, scale
         self._check_settings()
@@ -137,10 +132,6 @@ class RealESRGANDataModule(L.LightningDataModule):
             raise ConfigError(f"patch_size: expected at most crop_size={self.crop_size}, got {self.patch_size}")
         if self.val_crop is not None and self.val_crop < self.val_multiple:
             raise ConfigError(f"val_crop: expected at least val_multiple={self.val_multiple}, got {self.val_crop}")
-        if self.batch_size % self.views:
-            raise ConfigError(f"batch_size: expected a multiple of views={self.views}, got {self.batch_size}")
-        if not self.max_downscale >= 1:
-            raise ConfigError(f"max_downscale: expected a factor from 1 on, got {self.max_downscale}")
         for use, seeds in self.seeds.items():
             if not seeds or len(set(seeds)) != len(seeds):
                 raise ConfigError(f"{use}_seeds: expected different whole numbers, got {seeds}")
@@ -216,8 +207,6 @@ class RealESRGANDataModule(L.LightningDataModule):
             synthetic=self.dead_leaves,
             flips=self.flips,
             turns=self.turns,
-            max_downscale=self.max_downscale,
-            views=self.views,
             cache_mb=self.cache_mb,
             scale=self.scale,
         )

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, DistributedSampler
 
@@ -104,8 +103,6 @@ class TrainingCrops(Dataset):
         seed: of the run.
         synthetic: share of samples that are synthetic, in [0, 1].
         flips, turns: mirror; turn by multiples of 90 degrees.
-        max_downscale: photographs are shrunk by a random factor from 1 to this, as far as their size allows.
-        views: samples in a row that show one crop, each with another key.
         cache_mb: MiB of decoded photographs that each process keeps.
         scale: HR pixels per LR pixel.
     """
@@ -120,14 +117,12 @@ class TrainingCrops(Dataset):
         synthetic: float = 0.0,
         flips: bool = True,
         turns: bool = True,
-        max_downscale: float = 1.0,
-        views: int = 1,
         cache_mb: float = 0.0,
         scale: int = SCALE,
     ) -> None:
         self.photos, self.samples, self.crop_size, self.seed = photos, samples, crop_size, seed
-        self.synthetic, self.flips, self.turns, self.max_downscale = synthetic, flips, turns, max_downscale
-        self.views, self.scale, self.room = views, scale, cache_mb * 2**20
+        self.synthetic, self.flips, self.turns = synthetic, flips, turns
+        self.scale, self.room = scale, cache_mb * 2**20
         self.order = PassOrder(np.array([photo.weight for photo in photos]), seed) if photos else None
         self.bad: dict[int, str] = {}
         self._kept: dict[str, np.ndarray] = {}
@@ -142,18 +137,16 @@ class TrainingCrops(Dataset):
         return [self._item(*divmod(number, self.samples)) for number in numbers]
 
     def _item(self, epoch: int, place: int) -> dict[str, Any]:
-        first_view = place // self.views * self.views
-        key, photo_key = sample_keys(self.seed, epoch, torch.tensor([place, first_view]))
-        item: dict[str, Any] = {"key": key, "photo_key": photo_key, "skipped": {}}
-        shown, all_shown = first_view // self.views, self.samples // self.views
-        before = synthetic_before(shown, self.synthetic)
-        if self.order is None or synthetic_before(shown + 1, self.synthetic) > before:
-            stem = f"dead_leaves_{int(photo_key) & 0xFFFFFFFFFFFFFFFF:016x}"
+        [key] = sample_keys(self.seed, epoch, torch.tensor([place]))
+        item: dict[str, Any] = {"key": key, "skipped": {}}
+        before = synthetic_before(place, self.synthetic)
+        if self.order is None or synthetic_before(place + 1, self.synthetic) > before:
+            stem = f"dead_leaves_{int(key) & 0xFFFFFFFFFFFFFFFF:016x}"
             return {**item, **self._crops(np.zeros((self.crop_size, self.crop_size, 3), np.uint8)),
                     "stem": stem, "kind": "leaves"}  # fmt: skip
-        draw = uniforms(mix(photo_key[None] + 1), 6)[0].tolist()  # the degradation draws from the key itself
-        photographs = all_shown - synthetic_before(all_shown, self.synthetic)
-        first = self.order(epoch * photographs + shown - before)
+        draw = uniforms(mix(key[None] + 1), 6)[0].tolist()  # the degradation draws from the key itself
+        photographs = self.samples - synthetic_before(self.samples, self.synthetic)
+        first = self.order(epoch * photographs + place - before)
         for attempt in range(min(_ATTEMPTS, len(self.photos))):
             chosen = (first + attempt) % len(self.photos)
             photo = self.photos[chosen]
@@ -173,13 +166,8 @@ class TrainingCrops(Dataset):
         if min(height, width) < size:
             raise InputError(f"{photo.hr}: {width}x{height} pixels, too small for crops of {size}")
         if photo.lr is None:
-            factor = 1 + draw[0] * (min(self.max_downscale, min(height, width) / size) - 1)
-            side = min(round(size * factor), height, width)
-            top, left = int(draw[1] * (height - side + 1)), int(draw[2] * (width - side + 1))
-            crop = image[top : top + side, left : left + side]
-            if side != size:
-                crop = np.asarray(Image.fromarray(crop).resize((size, size), Image.Resampling.BICUBIC))
-            return self._crops(crop, draw=draw)
+            top, left = int(draw[1] * (height - size + 1)), int(draw[2] * (width - size + 1))
+            return self._crops(image[top : top + size, left : left + size], draw=draw)
         small, scale = self._read(photo.lr), self.scale
         check_scale(photo.hr, image, small, scale)
         top = int(draw[1] * (small.shape[0] - size // scale + 1))

@@ -50,7 +50,7 @@ class Degrading:
             for place in _places(batch, "photo"):
                 drawn["lr"][place] = self._degraded_once(drawn, place)
         elif self.room is not None:
-            places = uniforms(mix(batch["photo_key"] + 2), 2) * (self.room + 1)
+            places = uniforms(mix(batch["key"] + 2), 2) * (self.room + 1)
             drawn["windows"] = places.long().clamp(max=self.room).tolist()
         return drawn
 
@@ -67,8 +67,8 @@ class Degrading:
         """The batch that a model gets, on the device where the images are."""
         batch = self.draw(batch)
         batch |= {name: batch[name].float().div_(255) for name in ("hr", "lr") if name in batch}
-        if "photo_key" in batch:
-            self._degrade(batch, batch.pop("photo_key"))
+        if "kind" in batch and "set" not in batch:
+            self._degrade(batch)
         if "pair" in batch.pop("kind", []):
             del batch["parameters"]
         if "windows" in batch:
@@ -80,11 +80,11 @@ class Degrading:
             }
         return batch
 
-    def _degrade(self, batch: dict[str, Any], keys: Tensor) -> None:
+    def _degrade(self, batch: dict[str, Any]) -> None:
         """Render the synthetic HR images of a training batch, and make the LR images of all but pairs of files."""
         hr, leaves = batch["hr"], _places(batch, "leaves")
         if leaves:
-            hr[leaves] = dead_leaves(keys[leaves], hr.shape[-1])
+            hr[leaves] = dead_leaves(batch["key"][leaves], hr.shape[-1])
         if made := sorted([*leaves, *_places(batch, "photo")]):
             if self.usm:
                 hr[made] = unsharp_mask(hr[made])

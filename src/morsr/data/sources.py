@@ -109,11 +109,7 @@ class Photo(NamedTuple):
 
 
 def find_images(folder: str | Path) -> list[str]:
-    """Paths of all images in a folder and its subfolders, sorted as texts; see `morsr.imaging.list_images`.
-
-    Raises:
-        InputError: no such folder, or no image in it.
-    """
+    """Paths of all images in a folder and its subfolders, sorted as texts; see `morsr.imaging.list_images`."""
     if not Path(folder).is_dir():
         raise InputError(f"{folder}: expected a folder of images, and there is none")
     return sorted(map(str, list_images(folder)))
@@ -208,28 +204,20 @@ def crop_to_multiple(image: np.ndarray, multiple: int, *, largest: int | None = 
 
 
 def distinct_names(roots: Mapping[str, Path]) -> dict[str, str]:
-    """A name for every image that no other has: its stem, or as much of its path as that takes.
+    """A name for every image that no other has: its stem, or all of its path where several have the stem.
 
     Args:
         roots: path of each image, and the folder that its name may be relative to.
     """
-
-    def relative(path: str, root: Path) -> str:
-        inside = Path(path).relative_to(root) if Path(path).is_relative_to(root) else Path(path)
-        return inside.with_suffix("").as_posix()
-
-    def with_suffix(path: str, root: Path) -> str:
-        # without the dot: a table's reader takes `a.png` for `a`
-        return f"{relative(path, root)}_{Path(path).suffix[1:]}"
-
-    def whole(path: str, root: Path) -> str:
-        return with_suffix(path, Path(Path(path).anchor))
-
-    named = {path: Path(path).stem for path in roots}
-    for longer in (relative, with_suffix, whole):
-        often = Counter(named.values())
-        named = {path: longer(path, roots[path]) if often[name] > 1 else name for path, name in named.items()}
-    return named
+    often = Counter(Path(path).stem for path in roots)
+    names = {}
+    for path, root in roots.items():
+        names[path] = Path(path).stem
+        if often[names[path]] > 1:
+            inside = Path(path).relative_to(root if Path(path).is_relative_to(root) else Path(path).anchor)
+            # without the dot: a table's reader takes `a.png` for `a`
+            names[path] = f"{inside.with_suffix('').as_posix()}_{inside.suffix[1:]}"
+    return names
 
 
 def some(names: Sequence[str]) -> str:
