@@ -88,9 +88,9 @@ def test_scores_are_the_softmax_of_the_models_own_logits(clip_folder, temperatur
 
 
 def test_a_file_stores_a_hub_id_and_the_weights_digest(clip_folder, tmp_path):
-    estimator = build_estimator("clip", model=[tmp_path / "nothing", clip_folder], temperature=50.0, worst=True)
+    estimator = build_estimator("clip", model=clip_folder, temperature=50.0, worst=True)
     spec = json.loads(json.dumps(estimator.spec))
-    assert spec["args"]["model"] == clip_folder.name  # a folder that names no hub id and has no known shape
+    assert spec["args"]["model"] == clip_folder.name  # a folder that names no hub id
     images = torch.rand(2, 3, 40, 24, generator=torch.Generator().manual_seed(1))
     again = build_estimator(spec, model=clip_folder)
     torch.testing.assert_close(again(images).scores, estimator(images).scores)
@@ -173,14 +173,6 @@ def test_incomplete_weights_are_refused(clip_folder, tmp_path):
         build_estimator("clip", model=tmp_path)
 
 
-def test_text_embeddings_travel_in_the_state(clip_folder):
-    estimator = build_estimator("clip", model=clip_folder)
-    state = estimator.state_dict()
-    assert state["text_embeddings"].shape == (7, 2, 24)
-    assert "temperature" in state
-    torch.testing.assert_close(state["text_embeddings"].norm(dim=-1), torch.ones(7, 2))
-
-
 def test_large_and_odd_images(clip_folder):
     estimator = build_estimator("clip", model=clip_folder)
     for size in [(1, 1), (1, 300), (8, 8), (31, 97), (200, 150)]:
@@ -233,7 +225,7 @@ def test_prompts_that_cannot_be_used(tmp_path, text):
 
 def test_missing_weights_say_what_would_do(tmp_path):
     with pytest.raises(WeightsError, match=r"clip-vit-base-patch32.*frequency"):
-        build_estimator("clip", model=[tmp_path / "nothing", tmp_path], local_files_only=True)
+        build_estimator("clip", model=tmp_path, local_files_only=True)
     with pytest.raises(ConfigError, match="temperature"):
         build_estimator("clip", model=tmp_path, temperature=-1.0)
 

@@ -127,12 +127,11 @@ def missing_estimator(model: Mapping[str, Any]) -> list[str]:
         settings = estimator.get("init_args") or {}
         estimator = str(estimator.get("class_path"))
     if estimator == "clip" or str(estimator).endswith(".ClipEstimator"):
-        from morsr.estimators.clip import CLIP_SOURCES
+        from morsr.estimators.clip import CLIP_SOURCE
 
-        named = settings.get("model") or CLIP_SOURCES
-        named = [named] if isinstance(named, str) else list(named)
-        if not any(map(found_model, named)):
-            return [f"model.estimator: CLIP is in none of {', '.join(named)}; give a folder, or let fit fetch it"]
+        named = str(settings.get("model") or CLIP_SOURCE)
+        if not found_model(named):
+            return [f"model.estimator: CLIP is not in {named}; give a folder, or let fit fetch it"]
     weights = settings.get("weights")
     if weights and not Path(weights).expanduser().is_file():
         return [f"model.estimator: no such file {weights}; train one or give another"]

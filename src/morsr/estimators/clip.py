@@ -12,14 +12,14 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from einops import rearrange, reduce
-from torch import Tensor, nn
+from torch import Tensor
 
 from morsr.errors import ConfigError, WeightsError
 from morsr.estimators.base import DegradationEstimator
 from morsr.estimators.views import native_crops
 from morsr.hub import half_precision, repository_of
 
-CLIP_SOURCES = ("openai/clip-vit-base-patch32", "openai/clip-vit-base-patch16", "openai/clip-vit-large-patch14")
+CLIP_SOURCE = "openai/clip-vit-base-patch32"
 PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)
 PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
 
@@ -45,8 +45,8 @@ class ClipEstimator(DegradationEstimator):
     whole and the mean of the crops' count half each. The text tower is dropped once its embeddings are known.
 
     Args:
-        model: a local folder, a hub id (org/name or org/name@revision), or several of them in the order to be tried;
-            safetensors only. A file of adapters stores the hub id, also where a folder was given.
+        model: a local folder or a hub id (org/name or org/name@revision); safetensors only. A file of adapters stores
+            the hub id that the folder's config.json names, else the folder's name.
         prompts: a shipped set ("pairs", "ensemble"), the path of a YAML file, or its content. Several texts on one
             side are an ensemble: their unit embeddings are averaged and normalised again.
         temperature: tau; None takes CLIP's learned logit scale (about 100).
@@ -55,7 +55,7 @@ class ClipEstimator(DegradationEstimator):
         worst: see `DegradationEstimator`.
 
     Raises:
-        WeightsError: no source could be loaded; the message says which would do.
+        WeightsError: the weights cannot be loaded; the message says which would do.
         ConfigError: prompts or temperature that cannot be used.
 
     Source: MoR-DASR, degradation estimation; the learned scale as in CLIP-IQA.
@@ -68,7 +68,7 @@ class ClipEstimator(DegradationEstimator):
 
     def __init__(
         self,
-        model: str | Path | Sequence[str | Path] = CLIP_SOURCES[0],
+        model: str | Path = CLIP_SOURCE,
         *,
         prompts: str | Path | Mapping[str, Any] = "pairs",
         temperature: float | None = None,
@@ -81,17 +81,16 @@ class ClipEstimator(DegradationEstimator):
         self_described = prompts if isinstance(prompts, str) and prompts in prompt_set_names() else _content(prompts)
         chosen = load_prompts(self_described)
         super().__init__(chosen.names, worst=worst)
-        sources = [model] if isinstance(model, (str, Path)) else list(model)
-        source, self.vision, embeddings, scale = _load(sources, chosen, digest, local_files_only)
-        self.vision.requires_grad_(False).eval()
+        whole, embeddings = _load(str(model), chosen, digest, local_files_only)
+        self.vision, self.projection = whole.vision_model, whole.visual_projection
+        self.requires_grad_(False)
         given = {} if temperature is None else {"temperature": temperature}
         self._settings = {
-            "model": _hub_id(source, self.vision), "prompts": self_described, "digest": weights_digest(self.vision),
-            **given,
+            "model": _hub_id(str(model)), "prompts": self_described, "digest": weights_digest(whole), **given,
         }  # fmt: skip
-        self.size = int(self.vision.config.image_size)  # type: ignore[arg-type]
+        self.size = int(whole.config.vision_config.image_size)
         self.register_buffer("text_embeddings", embeddings)
-        self.register_buffer("temperature", torch.tensor(float(temperature or scale)))
+        self.register_buffer("temperature", torch.tensor(float(temperature or whole.logit_scale.exp())))
         for name, value in (("pixel_mean", PIXEL_MEAN), ("pixel_std", PIXEL_STD)):
             self.register_buffer(name, torch.tensor(value).view(1, 3, 1, 1), persistent=False)
 
@@ -116,7 +115,7 @@ class ClipEstimator(DegradationEstimator):
         if images.shape[-2:] != (self.size, self.size):
             images = F.interpolate(images, size=(self.size, self.size), mode="bicubic", antialias=True).clamp(0, 1)
         pixels = (images - self.pixel_mean) / self.pixel_std
-        embeddings = F.normalize(self.vision(pixel_values=pixels).image_embeds.float(), dim=-1)
+        embeddings = F.normalize(self.projection(self.vision(pixel_values=pixels).pooler_output).float(), dim=-1)
         return torch.einsum("be,dse->bds", embeddings, self.text_embeddings.float())
 
 
@@ -133,24 +132,28 @@ def load_prompts(source: str | Path | Mapping[str, Any] = "pairs") -> PromptSet:
     """A prompt set: the name of a shipped one, the path of a YAML file of the same form, or its content.
 
     Raises:
-        ConfigError: no such set or file, not YAML, or an entry that is missing, unknown or empty.
+        ConfigError: no such set or file, or not of that form.
     """
-    content = _content(source)
-    name = "prompts" if isinstance(source, Mapping) else f"prompts {source}"
-    pairs = content.get("dimensions") if isinstance(content, Mapping) else None
-    if not isinstance(pairs, Mapping) or not pairs or set(content) - {"dimensions", "templates"}:
-        raise ConfigError(f"{name}: expected named pairs in `dimensions`, and at most `templates` beside them")
-    templates = _texts(content.get("templates", "{}"), f"{name}: templates")
-    if any(template.count("{}") != 1 for template in templates):
-        raise ConfigError(f"{name}: expected {{}} once in every template, got {list(templates)}")
-    sides: dict[str, list[tuple[str, ...]]] = {"positive": [], "negative": []}
-    for dimension, pair in pairs.items():
-        if not isinstance(pair, Mapping) or set(pair) != set(sides):
-            raise ConfigError(f"{name}: {dimension}: expected exactly `positive` and `negative`, got {pair!r}")
-        for side, found in sides.items():
-            texts = _texts(pair[side], f"{name}: {dimension}.{side}")
-            found.append(tuple(template.format(text) for template in templates for text in texts))
-    return PromptSet(tuple(str(one) for one in pairs), tuple(sides["positive"]), tuple(sides["negative"]))
+    content, sides = _content(source), ("positive", "negative")
+    try:
+        pairs, templates = content["dimensions"], _texts(content.get("templates", "{}"))
+        fits = bool(pairs) and {"dimensions", "templates"}.issuperset(content)
+        fits = fits and all(set(pair) == set(sides) for pair in pairs.values())
+        if not fits or any(template.count("{}") != 1 for template in templates):
+            raise ValueError
+        positive, negative = (
+            tuple(
+                tuple(one.format(text) for one in templates for text in _texts(pair[side])) for pair in pairs.values()
+            )
+            for side in sides
+        )
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        where = "" if isinstance(source, Mapping) else f" {source}"
+        raise ConfigError(
+            f"prompts{where}: expected `dimensions` with texts for `positive` and `negative` each, and at most "
+            "`templates` with one {} each"
+        ) from error
+    return PromptSet(tuple(map(str, pairs)), positive, negative)
 
 
 def _content(source: str | Path | Mapping[str, Any]) -> Any:
@@ -162,69 +165,56 @@ def _content(source: str | Path | Mapping[str, Any]) -> Any:
     path = resources.files("morsr.estimators") / "prompts" / f"{source}.yaml" if shipped else Path(source)
     try:
         return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"prompts: expected {' or '.join(prompt_set_names())} or a file, got {source}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"prompts {source}: not YAML: {str(error).splitlines()[0]}") from error
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        known, text = " or ".join(prompt_set_names()), str(error).splitlines()[0]
+        raise ConfigError(f"prompts: expected {known} or a YAML file, got {source} ({text})") from error
 
 
-def _texts(value: Any, where: str) -> tuple[str, ...]:
+def _texts(value: Any) -> list[str]:
     texts = [value] if isinstance(value, str) else value
     if not isinstance(texts, list) or not texts or not all(isinstance(text, str) and text.strip() for text in texts):
-        raise ConfigError(f"{where}: expected a text or a list of texts, got {value!r}")
-    return tuple(texts)
+        raise ValueError
+    return texts
 
 
 # weights
 
 
-def weights_digest(vision: nn.Module) -> str:
-    """A hash of the image tower's projection, which names the weights; the same in half precision."""
-    projection: Tensor = vision.visual_projection.weight  # type: ignore[assignment, union-attr]
-    return hashlib.sha256(projection.detach().half().cpu().numpy().tobytes()).hexdigest()[:16]
+def weights_digest(model: Any) -> str:
+    """A hash of the image tower's projection, which names the weights of a CLIPModel; the same in half precision."""
+    return hashlib.sha256(model.visual_projection.weight.detach().half().cpu().numpy().tobytes()).hexdigest()[:16]
 
 
-def _hub_id(source: str, vision: nn.Module) -> str:
-    """What to call the weights on another machine: a folder's own hub id, or the one of its shape."""
+def _hub_id(source: str) -> str:
+    """What to call the weights on another machine: a hub id itself, or the one that a folder's config.json names."""
     folder = Path(source).expanduser()
     if not folder.is_dir():
         return source
     stored = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("_name_or_path", "")
-    if stored.count("/") == 1 and not stored.startswith(("/", ".", "~")):
-        return stored
-    config: Any = vision.config
-    size = {768: "base", 1024: "large"}.get(config.hidden_size)
-    name = f"openai/clip-vit-{size}-patch{config.patch_size}"
-    return name if name in CLIP_SOURCES else folder.name
+    return stored if repository_of(stored) is not None else folder.name
 
 
-def _load(
-    sources: Sequence[str | Path], prompts: PromptSet, digest: str | None, local_files_only: bool
-) -> tuple[str, nn.Module, Tensor, float]:
-    """The source that could be loaded, its image tower, the unit text embeddings (D, 2, E), and the logit scale."""
+def _load(source: str, prompts: PromptSet, digest: str | None, local_files_only: bool) -> tuple[Any, Tensor]:
+    """A CLIPModel in evaluation mode, and the unit text embeddings (D, 2, E)."""
     import transformers
 
-    failures = []
-    for source in map(str, sources):
-        folder = Path(source).expanduser()
-        settings: dict[str, Any] = {"local_files_only": local_files_only or folder.is_dir()}
-        on_hub = None if folder.is_dir() else repository_of(source)
-        place, settings["revision"] = on_hub or (str(folder), None)
-        try:
-            whole = _whole_model(transformers, place, {**settings, "variant": half_precision(folder, "model")})
-            tokenizer = transformers.AutoTokenizer.from_pretrained(place, **settings)
-            vision = _image_tower(transformers, whole)
-            if digest not in (None, weights_digest(vision)):
-                raise ValueError("other weights than the router was trained with")
-            scale = float(whole.logit_scale.detach().float().exp())
-            return source, vision, _embed(whole, tokenizer, prompts), scale
-        except Exception as error:  # transformers, safetensors, tokenizers and the hub's client each raise their own
-            failures.append(f"{source} ({(str(error).strip().splitlines() or [type(error).__name__])[0]})")
-    raise WeightsError(
-        f"no CLIP weights: tried {'; '.join(failures) or 'nothing'}. Give `model` a folder with config.json, "
-        f"model.safetensors and the tokenizer's files, or a hub id such as {CLIP_SOURCES[0]}; "
-        'or choose the estimator "learned" or "frequency", which need no download'
-    )
+    folder = Path(source).expanduser()
+    settings: dict[str, Any] = {"local_files_only": local_files_only or folder.is_dir()}
+    on_hub = None if folder.is_dir() else repository_of(source)
+    place, settings["revision"] = on_hub or (str(folder), None)
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(place, **settings)
+        model = _whole_model(transformers, place, {**settings, "variant": half_precision(folder, "model")})
+        if digest not in (None, weights_digest(model)):
+            raise ValueError("other weights than the router was trained with")
+        return model, _embed(model, tokenizer, prompts)
+    except Exception as error:  # transformers, safetensors, tokenizers and the hub's client each raise their own
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise WeightsError(
+            f"no CLIP weights: {source} ({reason}). Give `model` a folder with config.json, model.safetensors and the "
+            f'tokenizer\'s files, or a hub id such as {CLIP_SOURCE}; or choose the estimator "learned" or "frequency", '
+            "which need no download"
+        ) from error
 
 
 def _whole_model(transformers: Any, source: str, settings: dict[str, Any]) -> Any:
@@ -244,21 +234,12 @@ def _whole_model(transformers: Any, source: str, settings: dict[str, Any]) -> An
     return model.eval()
 
 
-def _image_tower(transformers: Any, whole: Any) -> nn.Module:
-    config = whole.config.vision_config
-    config.projection_dim = whole.config.projection_dim  # the vision config's own entry is a default, not the truth
-    with torch.device("meta"):
-        vision = transformers.CLIPVisionModelWithProjection(config)
-    vision.vision_model, vision.visual_projection = whole.vision_model, whole.visual_projection
-    return vision
-
-
 @torch.no_grad()
-def _embed(whole: Any, tokenizer: Any, prompts: PromptSet) -> Tensor:
+def _embed(model: Any, tokenizer: Any, prompts: PromptSet) -> Tensor:
     def side(texts: Sequence[str]) -> Tensor:
         tokens = tokenizer(list(texts), padding=True, truncation=True, return_tensors="pt")
-        pooled = whole.text_model(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]).pooler_output
-        unit = F.normalize(whole.text_projection(pooled).float(), dim=-1)
+        pooled = model.text_model(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]).pooler_output
+        unit = F.normalize(model.text_projection(pooled).float(), dim=-1)
         return F.normalize(unit.mean(dim=0), dim=-1)
 
     pairs = zip(prompts.positive, prompts.negative, strict=True)

@@ -168,7 +168,7 @@ def _format(head: bytes) -> str:
     for name, pattern in _HEADS.items():
         if re.match(pattern, head, re.DOTALL):
             return name
-    raise InputError(f"not an image of these formats: {', '.join(_HEADS)}" if head else "the file is empty")
+    raise InputError("not a PNG, JPEG, WebP, TIFF, GIF or BMP image" if head else "the file is empty")
 
 
 def _decoded(data: bytes) -> Picture:
