@@ -15,7 +15,7 @@ from torch import Tensor
 
 from morsr.degradation import DegradationParameters, DegradationRecipe, apply, degrade, preset_names, sample_keys
 from morsr.degradation import pipeline as pipeline_module
-from morsr.errors import ConfigError, InputError
+from morsr.errors import InputError
 
 RECIPE = DegradationRecipe()
 
@@ -166,8 +166,3 @@ def test_a_single_degradation_is_that_alone() -> None:
 def test_wrong_images_and_scales_are_refused(hr: Tensor, settings: dict[str, Any]) -> None:
     with pytest.raises(InputError):
         apply(hr, RECIPE.sample(2), **settings)
-
-
-def test_an_unknown_recipe_is_refused() -> None:
-    with pytest.raises(ConfigError, match="realesrgan"):
-        degrade(torch.rand(1, 3, 64, 64), "bsrgan")

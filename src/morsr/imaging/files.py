@@ -333,8 +333,6 @@ def write(
                 to_pil(Picture(samples=samples)).save(part, format=name, dpi=picture.notes.get("dpi", (96, 96)))
             else:
                 _save(part, name, replace(picture, samples=samples), canvas)
-    except MorsrError:
-        raise
     except Exception as error:  # of the system or of an encoder, libvips' own among them
         text = getattr(error, "strerror", None) or printable(" ".join(str(error).split()))[:200]
         raise InputError(f"{printable(os.fspath(path))}: cannot be written ({text})") from error

@@ -101,9 +101,9 @@ class Picture:
             rgb = luma(rgb).expand(-1, self.pixels.shape[2], -1, -1)
         planes = rgb if alpha is None else torch.cat([rgb, alpha], dim=1)
         values = planes[0].permute(1, 2, 0).clamp(0, 1).cpu().numpy()
-        return (values if self.samples.dtype.kind == "f" else np.rint(values * _white(self.samples))).astype(
-            self.samples.dtype
-        )
+        if self.samples.dtype.kind != "f":
+            values = np.rint(values * _white(self.samples))
+        return values.astype(self.samples.dtype)
 
     def restored(self, rgb: Tensor, alpha: Tensor | None = None) -> Picture:
         """This picture with restored pixels; arguments as for `encoded`."""
@@ -183,12 +183,10 @@ def from_pil(image: Image.Image) -> Picture:
         image = ImageOps.exif_transpose(image)
     notes = {name: image.info[key] for key, name in _NAMES.items() if image.info.get(key)}
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        samples = np.asarray(image)
+        samples = np.array(image)
         if tags and (tags.get(262) == 0 or tags.get(258) == (12,)):  # Pillow leaves such samples as they are stored
             raise InputError("gray with white at 0 and 12-bit samples are not read; save it with 16 bits")
-        if samples.dtype.kind != "f":
-            if samples.min() < 0 or samples.max() > 65535:
-                raise InputError(f"expected gray values of 16 bits, got {samples.min()} to {samples.max()}")
+        if samples.dtype.kind == "i" and 0 <= samples.min() <= samples.max() <= 65535:
             samples = samples.astype(np.uint16)
     else:
         if image.mode in ("CMYK", "LAB"):
