@@ -253,11 +253,7 @@ def saved_modules(model: nn.Module, name: str) -> dict[str, nn.Module]:
 
 @contextmanager
 def active_adapters(model: nn.Module, name: str | None) -> Iterator[None]:
-    """Activate one adapter set, or none, inside a ``with`` block; nothing is copied.
-
-    Args:
-        model: an adapted model or a part of one; the choice holds for all layers of the model.
-        name: of a set, or None for the base alone.
+    """Activate one adapter set, or by None the base alone, in all layers of a model inside a ``with`` block.
 
     Raises:
         ConfigError: the model has no such set.
@@ -303,9 +299,7 @@ def adapter_parameter_groups(
 def plain_state_dict(model: nn.Module, *, name: str | None = None) -> dict[str, Tensor]:
     """State of the bare model under its own names; while `merged` is open, its layers' weights are the merged ones.
 
-    Args:
-        model: an adapted model.
-        name: a set whose modules_to_save replace the originals.
+    The modules_to_save of the set `name` replace the originals.
     """
     state: dict[str, Tensor] = {}
 

@@ -16,13 +16,8 @@ def upgraded(
 ) -> tuple[list[str], dict[str, Tensor]]:
     """Modules to save and tensors as a file of the present format names them.
 
-    Release 0.1 transposed ``lora_B``, knew no distribution of severities, and kept single parameters rather than
-    modules: the largest modules that they make up are saved here.
-
-    Args:
-        parameters: names of those that are trained whole.
-        tensors: of the file.
-        model: its base.
+    Release 0.1 transposed ``lora_B``, knew no distribution of severities, and kept single parameters that are trained
+    whole: the largest modules of the base `model` that these make up are saved here.
     """
     found: dict[str, Tensor] = {}
     for key, value in tensors.items():

@@ -127,7 +127,7 @@ class Router(nn.Module):
         return bool(self.config.num_slots) and not (bool((self.mean == 0).all()) and bool((self.std == 1).all()))
 
     def balance_loss(self, routing: Routing, severity: Tensor) -> Tensor:
-        """Balance loss of a routing; zero slots weigh an image by 2 × the rank of its severity, whose mean is 1.
+        """Balance loss () of a routing; zero slots weigh an image by 2 × the rank of its severity, whose mean is 1.
 
         In training mode the running share of choices takes in this batch, over all devices in one reduction; the
         probabilities stay local, so that averaging gradients over devices is exact.
@@ -135,9 +135,6 @@ class Router(nn.Module):
         Args:
             routing: of the current batch.
             severity: (B,) in [0, 1], never standardised.
-
-        Returns:
-            Scalar loss, summed or averaged over layers as the config says.
         """
         config = self.config
         if tuple(severity.shape) != (routing.batch,):

@@ -64,10 +64,7 @@ PRESETS: dict[str, tuple[str, ...]] = {
 
 
 def expand_targets(targets: Sequence[str]) -> tuple[tuple[str, tuple[re.Pattern[str], ...]], ...]:
-    """Compile targets: (what the user wrote, its patterns), presets replaced by their patterns.
-
-    Args:
-        targets: patterns; or presets, if need be with the place of the network in the model, as "sd_unet@unet".
+    """Compile targets: (what the user wrote, its patterns), presets such as "sd_unet@unet" replaced by their patterns.
 
     Raises:
         ConfigError: a pattern that is no regular expression, or an unknown preset before an ``@``.

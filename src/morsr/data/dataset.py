@@ -99,12 +99,8 @@ class TrainingCrops(Dataset):
     Args:
         photos: may be empty if all samples are synthetic.
         samples: per epoch, over all devices.
-        crop_size: side of the HR crop in pixels.
-        seed: of the run.
         synthetic: share of samples that are synthetic, in [0, 1].
-        flips, turns: mirror; turn by multiples of 90 degrees.
-        cache_mb: MiB of decoded photographs that each process keeps.
-        scale: HR pixels per LR pixel.
+        crop_size, seed, flips, turns, cache_mb, scale: see `RealESRGANDataModule`.
     """
 
     def __init__(

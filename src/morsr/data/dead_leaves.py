@@ -23,7 +23,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from morsr.degradation.keys import STEP, mix
-from morsr.errors import InputError
 
 _SUPERSAMPLE = 2
 _SMALLEST_RADIUS = 2.5  # of the finest shapes, in canvas pixels
@@ -53,20 +52,12 @@ class _Draws:
 
 @torch.no_grad()
 def dead_leaves(keys: Tensor, size: int) -> Tensor:
-    """Render dead-leaves images on the device of their keys.
+    """Render dead-leaves images, float32 (B, 3, size, size) in [0, 1], on the device of their keys.
 
     Args:
         keys: int64 (B,), one per image; equal keys give equal images of one size.
         size: height and width in pixels, at least 16.
-
-    Returns:
-        float32 (B, 3, size, size) in [0, 1].
-
-    Raises:
-        InputError: a size under 16.
     """
-    if size < 16:
-        raise InputError(f"dead_leaves: expected at least 16 pixels a side, got {size}")
     subpixels = _SUBPIXELS_CPU if keys.device.type == "cpu" else _SUBPIXELS
     chunk = max(1, subpixels // (_SUPERSAMPLE * size) ** 2)
     return torch.cat([_render(part, size) for part in keys.split(chunk)])
@@ -101,11 +92,7 @@ def _render(keys: Tensor, size: int) -> Tensor:
 def _draw_layer(
     top: Tensor, rank: Tensor, radius: Tensor, random: Tensor, *, cell: int, side: int, number: int
 ) -> Tensor:
-    """Draw one shape per cell (side x side cells) into `top` (B, C, C), in place.
-
-    Returns:
-        Centre x, y and radius of every shape, (B, 3, N).
-    """
+    """Draw one shape per cell (side x side cells) into `top` (B, C, C); their centres x, y and radii (B, 3, N)."""
     # a fixed low-discrepancy offset per layer keeps the cells of different layers from lining up
     offset_x, offset_y = (int(cell * ((number + 1) * step % 1.0)) for step in (0.7548776662, 0.5698402910))
     room = (cell / 2 - radius).clamp_min(0)

@@ -18,9 +18,6 @@ class Degrading:
     """Makes the batches of `RealESRGANDataModule`, whose settings these are.
 
     Args:
-        recipe, val_recipe: what `DegradationRecipe.load` takes.
-        scale: HR pixels per LR pixel.
-        usm: sharpen the HR photographs first.
         room: LR pixels by which the place of a window may vary along each side; None for no windows.
         side: of a window, in LR pixels.
     """

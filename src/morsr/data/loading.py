@@ -29,11 +29,7 @@ class ImageLoader(DataLoader):
 
 
 class TrainingLoader(ImageLoader):
-    """An ImageLoader that resumes within an epoch.
-
-    The two methods tell Lightning so; there is nothing to keep, because the data module places the sampler by the
-    number of batches that the checkpoint counts as done.
-    """
+    """An ImageLoader that resumes within an epoch: the data module places its sampler, and keeps nothing here."""
 
     def state_dict(self) -> dict[str, Any]:
         return {}

@@ -16,22 +16,13 @@ from morsr.errors import InputError
 def embedded_benchmark(seeds: Iterable[int] = range(5), recipe: Any = "realesrgan") -> list[Pair]:
     """The benchmark that needs no data: scikit-image's four held-out photographs, degraded with fixed seeds.
 
-    Args:
-        seeds: one pair per photograph and seed.
-        recipe: a DegradationRecipe, a preset's name or a YAML file.
-
-    Returns:
-        Pairs ordered by photograph, then seed, with stems such as `coffee_s3`.
+    Ordered by photograph, then seed, with stems such as `coffee_s3`; arguments as for `degraded_pairs`.
     """
     return degraded_pairs(["skimage:eval"], seeds, recipe, multiple=16)
 
 
 def degraded_pairs(
-    sources: Sequence[Source],
-    seeds: Iterable[int] = (0,),
-    recipe: Any = "realesrgan",
-    *,
-    multiple: int = 64,
+    sources: Sequence[Source], seeds: Iterable[int] = (0,), recipe: Any = "realesrgan", *, multiple: int = 64
 ) -> list[Pair]:
     """Degrade the photographs of sources on the CPU.
 

@@ -191,11 +191,7 @@ def check_scale(path: str, hr: np.ndarray, lr: np.ndarray, scale: int) -> None:
 
 
 def crop_to_multiple(image: np.ndarray, multiple: int, *, largest: int | None = None) -> np.ndarray:
-    """The central part of an image (H, W, 3) whose sides are multiples, at most `largest` pixels.
-
-    Raises:
-        InputError: an image smaller than one multiple.
-    """
+    """The central part of an image (H, W, 3) whose sides are multiples, at most `largest`; InputError if empty."""
     height, width = (min(side, largest or side) // multiple * multiple for side in image.shape[:2])
     if min(height, width) == 0:
         raise InputError(f"expected at least {multiple} pixels a side, got {image.shape[1]}x{image.shape[0]}")

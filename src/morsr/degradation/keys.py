@@ -29,15 +29,7 @@ def mix(values: Tensor) -> Tensor:
 
 
 def uniforms(keys: Tensor, count: int) -> Tensor:
-    """The first `count` uniform draws of every key.
-
-    Args:
-        keys: (B,) int64.
-        count: number of draws per key.
-
-    Returns:
-        (B, count) float64 in [0, 1), 53 random bits each.
-    """
+    """The first `count` uniform draws of every key (B,) int64: (B, count) float64 in [0, 1), 53 random bits each."""
     counter = torch.arange(1, count + 1, dtype=torch.int64, device=keys.device) * STEP
     bits = mix(mix(keys).unsqueeze(1) + counter)
     return ((bits >> 11) & ((1 << 53) - 1)).to(torch.float64) * 2.0**-53

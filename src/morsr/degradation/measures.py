@@ -42,16 +42,12 @@ class DegradationMeasures(NamedTuple):
 
 
 def degradation_measures(parameters: DegradationParameters, *, scale: int = 4) -> DegradationMeasures:
-    """Measures of drawn parameters.
+    """Measures of B drawn parameters; `scale` is HR pixels per LR pixel.
 
     The blur is read from the product of the responses of all filters and resizes along both axes, each at its own grid:
     an area average passes a sinc, interpolation the transform of its kernel. Noise of the first order is followed
     through the second blur and both resizes, every filter taken as a Gaussian of its noise-equivalent width. What JPEG
     does to the noise is left out.
-
-    Args:
-        parameters: B sets.
-        scale: HR pixels per LR pixel.
     """
     host = parameters.to("cpu")
     first_grid = host.first.resize_scale.double() * scale  # pixels of each grid per LR pixel
@@ -120,15 +116,10 @@ def _resize_response(before: Tensor, after: Tensor, mode: Tensor) -> Tensor:
 
 
 def _cubic_response(frequency: Tensor) -> Tensor:
-    """Fourier transform of the cubic kernel with a = -0.75, at cycles per pixel; by the kernel's values."""
-    place = (torch.arange(64, dtype=torch.float64) + 0.5) / 32  # (0, 2)
-    near = ((CUBIC_A + 2) * place - (CUBIC_A + 3)) * place.square() + 1
-    far = ((CUBIC_A * place - 5 * CUBIC_A) * place + 8 * CUBIC_A) * place - 4 * CUBIC_A
-    kernel = torch.where(place < 1, near, far)
-    table = (2 * math.pi * place * torch.linspace(0, 16, 1601, dtype=torch.float64)[:, None]).cos() @ kernel / 16
-    position = (frequency.clamp(0, 15.99) * 100).to(torch.int64)
-    share = frequency.clamp(0, 15.99) * 100 - position
-    return table[position] * (1 - share) + table[position + 1] * share
+    """Fourier transform of the cubic kernel, at cycles per pixel above 0."""
+    one, two, four = (torch.sinc(factor * frequency) for factor in (1, 2, 4))
+    near, far = one.square() - two, 3 * two.square() - 2 * two - four
+    return (3 * near + 2 * CUBIC_A * far) / (math.pi * frequency).square()
 
 
 def _kernel_area(kernel: Tensor) -> Tensor:

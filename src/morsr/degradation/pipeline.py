@@ -70,16 +70,12 @@ def degrade(
     scale: int = 4,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Degrade a batch, with one set of parameters per image drawn from a recipe.
+    """Degrade a batch by parameters that are drawn from a recipe, a set per image; see `apply`.
 
     Args:
-        hr: (B, 3, H, W) in [0, 1].
+        hr, scale: see `apply`.
         recipe: see `DegradationRecipe.load`.
-        scale: HR pixels per LR pixel.
         generator: where the images' keys come from; None takes torch's global one.
-
-    Returns:
-        (B, 3, H // scale, W // scale) float32 in [0, 1].
 
     Raises:
         InputError: images that cannot be used.

@@ -34,12 +34,11 @@ class DegradationSeverity(NamedTuple):
 def true_severity(
     parameters: DegradationParameters, recipe: DegradationRecipe | str = REFERENCE, *, scale: int = 4
 ) -> DegradationSeverity:
-    """True labels: the rank of every measure among fixed draws of a recipe, and the severity.
+    """True labels of B sets: the rank of every measure among fixed draws of a recipe, and the severity.
 
     Args:
-        parameters: B sets.
-        recipe: the recipe to rank within.
-        scale: HR pixels per LR pixel.
+        parameters, scale: see `degradation_measures`.
+        recipe: to rank within.
     """
     ranks = measure_ranks(degradation_measures(parameters, scale=scale), recipe, scale=scale)
     ranks = ranks.to(parameters.key.device)

@@ -31,15 +31,12 @@ def _starts(length: int, crop: int, grid: int) -> list[int]:
 
 
 def native_crops(images: Tensor, *, crop: int = CROP, grid: int = GRID) -> Tensor:
-    """Crops at native resolution on a regular grid: noise and 8-pixel blocks do not survive down-scaling.
+    """Crops (B, K, C, h, w) at native resolution on a regular grid: noise and blocks do not survive down-scaling.
 
     Args:
         images: (B, C, H, W).
         crop: side of a crop in pixels; a shorter image gives its whole side.
         grid: at most so many crops along each side, so that the cost is bounded.
-
-    Returns:
-        (B, K, C, h, w) with K from 1 to grid squared.
     """
     height, width = images.shape[-2:]
     high, wide = min(height, crop), min(width, crop)

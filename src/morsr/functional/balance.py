@@ -43,11 +43,10 @@ def balance_loss(
 
 
 def running_rate(seen: Tensor, images: Tensor, window: int) -> Tensor:
-    """Step of a running mean: exact until ``window`` images were seen, then exponential over ``window`` images.
+    """Step () of a running mean over images: exact until ``window`` were seen, then exponential over ``window`` images.
 
     Args:
-        seen: () images before this batch.
-        images: () images in this batch.
+        seen, images: () numbers of images before this batch and in it.
         window: length of the memory in images.
     """
     return (images / (seen + images).clamp(max=window)).clamp(max=1.0)

@@ -27,13 +27,10 @@ def wavelet_halo() -> int:
 
 
 def wavelet_low(images: Tensor) -> Tensor:
-    """Low frequencies of the à-trous wavelet transform: the kernel [1 2 1] ⊗ [1 2 1] / 16 at dilations 1, 2, 4, …
+    """Low frequencies (B, C, H, W) of the à-trous wavelet transform: [1 2 1] ⊗ [1 2 1] / 16 at dilations 1, 2, 4, …
 
     Args:
         images: (B, C, H, W), any size and range; borders are replicated.
-
-    Returns:
-        (B, C, H, W) in the range of the input.
 
     Source: StableSR's wavelet colour fix (IceClear/StableSR), in separable form.
     """

@@ -55,16 +55,13 @@ def full_precision() -> Iterator[None]:
 
 
 def resize(images: Tensor, size: tuple[int, int], mode: str, *, scale: float | None = None) -> Tensor:
-    """Resize without antialiasing, as `torch.nn.functional.interpolate` does it.
+    """Resize (B, C, H, W) to (B, C, *size) without antialiasing, as `torch.nn.functional.interpolate` does it.
 
     Args:
-        images: (B, C, H, W) float32.
-        size: (height, width) of the result, each at least 1.
+        images: float32.
+        size: height and width of the result, each at least 1.
         mode: "area", "bilinear" or "bicubic".
         scale: the factor that places the samples of the bilinear and bicubic modes; None takes the ratio of the sizes.
-
-    Returns:
-        (B, C, *size) float32.
     """
     if tuple(images.shape[-2:]) == tuple(size) and scale in (None, 1.0):
         return images
@@ -169,13 +166,9 @@ def _poisson_alias(device: torch.device) -> Tensor:
 
 
 def jpeg_tables(quality: Tensor) -> tuple[Tensor, Tensor]:
-    """Quantisation tables of luma and chroma for JPEG qualities, whole numbers as real encoders write them.
+    """Quantisation tables of luma and chroma, (B, 8, 8) each, for JPEG qualities (B,) in [1, 100], rounded first.
 
-    Args:
-        quality: (B,) in [1, 100]; rounded first.
-
-    Returns:
-        (B, 8, 8) luma and (B, 8, 8) chroma, float32; rows are vertical frequencies.
+    Whole numbers, as real encoders write them; rows are vertical frequencies.
 
     Raises:
         InputError: a quality outside [1, 100].
@@ -207,11 +200,8 @@ def jpeg(images: Tensor, quality: Tensor) -> Tensor:
     last row and column, as libjpeg does it.
 
     Args:
-        images: (B, 3, H, W) float32 in [0, 1].
+        images: (B, 3, H, W) float32 in [0, 1]; so is the result, not rounded to 8 bits.
         quality: (B,) in [1, 100].
-
-    Returns:
-        (B, 3, H, W) float32 in [0, 1], not rounded to 8 bits.
 
     Source: ITU-T T.81; libjpeg. Chroma as in basicsr/utils/diffjpeg.py.
     """
@@ -260,13 +250,7 @@ def _dct_basis(device: torch.device) -> Tensor:
 
 
 def unsharp_mask(images: Tensor) -> Tensor:
-    """Sharpen the target as Real-ESRGAN's training does: edges stronger than 10 levels of 255 are steepened by half.
-
-    Args:
-        images: (B, 3, H, W) float32 in [0, 1].
-
-    Returns:
-        (B, 3, H, W) float32 in [0, 1].
+    """Sharpen images (B, 3, H, W) in [0, 1] as Real-ESRGAN does its targets: edges above 10 levels of 255, by half.
 
     Source: basicsr/utils/img_process_util.py, USMSharp: a Gaussian of 51 pixels, weight 0.5, threshold 10.
     """

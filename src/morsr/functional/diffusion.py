@@ -34,12 +34,7 @@ def _per_image(value: Tensor | float, like: Tensor) -> Tensor:
 
 
 def add_noise(latents: Tensor, noise: Tensor, alpha_bar: Tensor | float) -> Tensor:
-    """Forward process q(z_t | z_0): √ᾱ z_0 + √(1 − ᾱ) ε.
-
-    Args:
-        latents: clean latents (B, C, h, w).
-        noise: standard normal noise of the same shape.
-        alpha_bar: ᾱ_t, one number or one per image (B,).
+    """Forward process q(z_t | z_0): √ᾱ z_0 + √(1 − ᾱ) ε for (B, C, h, w), with one ᾱ_t or one per image (B,).
 
     Source: Ho et al., "Denoising Diffusion Probabilistic Models", eq. 4.
     """
@@ -56,15 +51,12 @@ def residual_latents(latents: Tensor, prediction: Tensor) -> Tensor:
 
 
 def clean_latents(latents: Tensor, prediction: Tensor, alpha_bar: Tensor | float) -> Tensor:
-    """Estimate the clean latents z_0 from the latents at one timestep and the network's output.
+    """Clean latents (z_t − √(1 − ᾱ) ε) / √ᾱ, as OSEDiff reads a low-quality latent at t = 999.
 
     Args:
         latents: z_t, or the encoded low-quality image that stands in for it, (B, C, h, w).
-        prediction: the UNet's output of the same shape.
+        prediction: ε, the network's output, of the same shape.
         alpha_bar: ᾱ_t, one number or one per image (B,).
-
-    Returns:
-        (z_t − √(1 − ᾱ) ε) / √ᾱ, as OSEDiff reads a low-quality latent at t = 999.
 
     Source: OSEDiff (arXiv 2406.08177) eq. 4.
     """

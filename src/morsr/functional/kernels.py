@@ -29,19 +29,13 @@ NONE = KERNEL_KINDS.index("none")
 
 
 def blur_kernels(
-    kind: Tensor,
-    size: Tensor,
-    sigma_x: Tensor,
-    sigma_y: Tensor,
-    rotation: Tensor,
-    beta: Tensor,
-    cutoff: Tensor,
+    kind: Tensor, size: Tensor, sigma_x: Tensor, sigma_y: Tensor, rotation: Tensor, beta: Tensor, cutoff: Tensor
 ) -> Tensor:
-    """One blur kernel per image, all on one canvas of 21 x 21 pixels.
+    """One blur kernel per image, (B, 21, 21) float32, each summing to 1.
 
     With q the squared distance under the covariance R diag(sigma_x^2, sigma_y^2) R^T, a Gaussian is exp(-q/2), a
     generalised Gaussian exp(-q^beta / 2), a plateau 1 / (1 + q^beta), each cut to size x size; "sinc" is the
-    circularly symmetric ideal low-pass. Everything is computed in float64 and returned in float32.
+    circularly symmetric ideal low-pass. Computed in float64.
 
     Args:
         kind: (B,) integers, places in `KERNEL_KINDS`.
@@ -50,9 +44,6 @@ def blur_kernels(
         rotation: (B,) radians; read by the anisotropic kinds.
         beta: (B,) shape; read by the generalised and plateau kinds.
         cutoff: (B,) radians per pixel, in (0, pi]; read by "sinc".
-
-    Returns:
-        (B, 21, 21) float32, each summing to 1.
 
     Raises:
         InputError: an even size, or one above 21.
@@ -116,11 +107,8 @@ def filter_images(images: Tensor, kernels: Tensor) -> Tensor:
     21 x 21 taps.
 
     Args:
-        images: (B, C, H, W) float32.
+        images: (B, C, H, W) float32; so is the result.
         kernels: (B, k, k) or (1, k, k), k odd, float32.
-
-    Returns:
-        (B, C, H, W) float32.
 
     Source: basicsr/utils/img_process_util.py, filter2D (the same result by a grouped convolution).
     """

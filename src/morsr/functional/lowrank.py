@@ -21,9 +21,6 @@ def lowrank_update(inputs: Tensor, lora_A: Tensor, lora_B: Tensor, gates: Tensor
         gates: (B or 1, R).
         layer: the Linear or Conv2d whose output the update is added to.
 
-    Returns:
-        (B, ..., O) or (B, O, H', W').
-
     Source: LoRA (arXiv 2106.09685); the gates as in MoR-DASR (arXiv 2511.16024).
     """
     lora_A, lora_B = lora_A.to(inputs.dtype), lora_B.to(inputs.dtype)
@@ -36,15 +33,9 @@ def lowrank_update(inputs: Tensor, lora_A: Tensor, lora_B: Tensor, gates: Tensor
 
 
 def merged_weight(weight: Tensor, lora_A: Tensor, lora_B: Tensor, gates: Tensor) -> Tensor:
-    """A weight with one image's ranks added: in float32 (float64 for float64), rounded once to the weight's dtype.
+    """A copy of a weight (O, I) or (O, I, kh, kw) with one image's ranks added, for gates (R,).
 
-    Args:
-        weight: (O, I) or (O, I, kh, kw).
-        lora_A, lora_B: as in `lowrank_update`.
-        gates: (R,).
-
-    Returns:
-        A new tensor like ``weight``.
+    The sum is made in float32 (float64 for float64) and rounded once to the weight's dtype.
     """
     dtype = torch.promote_types(torch.float32, weight.dtype)
     update = (lora_B.to(dtype) * gates.to(dtype)) @ lora_A.to(dtype).flatten(1)

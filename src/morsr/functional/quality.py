@@ -1,10 +1,7 @@
-"""Full-reference image quality as pure functions: PSNR and SSIM on luma.
+"""PSNR and SSIM on luma, as the tables of real-world super-resolution define them.
 
-Dimensions: B batch, C channels, H height, W width.
-
-These are the definitions behind the tables of real-world super-resolution ("PSNR and SSIM on the Y channel"), which
-leave enough open to move a table by tenths of a decibel. What is fixed here: luma of ITU-R BT.601 in its studio swing,
-no border crop, PSNR on unrounded luma, SSIM on luma rounded to whole 8-bit levels.
+Fixed here, since it moves a table by tenths of a decibel: luma of ITU-R BT.601 in studio swing, no border crop, PSNR on
+unrounded luma, SSIM on luma rounded to whole 8-bit levels.
 """
 
 from __future__ import annotations
@@ -25,31 +22,13 @@ _SSIM_SIGMA = 1.5
 
 
 def quantize_8bit(images: Tensor) -> Tensor:
-    """Clamp to [0, 1] and round to the 256 levels that a saved PNG can hold (halves go to the even level).
-
-    Args:
-        images: floating-point tensor of any shape, range [0, 1] after clamping.
-
-    Returns:
-        A tensor of the same shape and dtype whose values are k/255.
-    """
+    """Clamp floats of any shape to [0, 1] and round to the levels k/255 of a saved PNG (halves to the even level)."""
     return images.clamp(0, 1).mul(255).round().div(255)
 
 
 def rgb_to_y(images: Tensor) -> Tensor:
-    """Luma of ITU-R BT.601 in studio swing, as MATLAB's `rgb2ycbcr` gives it.
-
-    Args:
-        images: RGB (B, 3, H, W), range [0, 1].
-
-    Returns:
-        (B, 1, H, W) in the dtype of the input, range [16/255, 235/255].
-
-    Raises:
-        InputError: the tensor does not have four dimensions and three channels.
-    """
-    if images.ndim != 4 or images.shape[1] != 3:
-        raise InputError(f"rgb_to_y: expected RGB images (B, 3, H, W), got shape {tuple(images.shape)}")
+    """Luma of ITU-R BT.601 in studio swing, as MATLAB's `rgb2ycbcr`: RGB (B, 3, H, W) in [0, 1] to (B, 1, H, W) in
+    [16/255, 235/255]."""
     weights = images.new_tensor(_LUMA_WEIGHTS).view(1, 3, 1, 1)
     return ((images * weights).sum(dim=1, keepdim=True) + _LUMA_OFFSET) / 255
 
@@ -67,13 +46,11 @@ def psnr_y(sr: Tensor, hr: Tensor) -> Tensor:
     Raises:
         InputError: shapes differ, or values are not finite images in [0, 1].
 
-    Source:
-        Evaluation protocol of StableSR's test sets, as OSEDiff publishes it; in pyiqa `psnr` with
-        `test_y_channel=True, color_space="ycbcr"`.
+    Source: the protocol of StableSR's test sets, as OSEDiff publishes it; in pyiqa `psnr` with `test_y_channel=True,
+        color_space="ycbcr"`.
 
-    Example:
-        >>> psnr_y(torch.zeros(1, 3, 8, 8), torch.zeros(1, 3, 8, 8)).item()
-        80.0
+    >>> psnr_y(torch.zeros(1, 3, 8, 8), torch.zeros(1, 3, 8, 8)).item()
+    80.0
     """
     _check_pair(sr, hr, "psnr_y")
     # Luma is affine, so the difference of the lumas is the weighted difference of the channels: half the work.
@@ -101,15 +78,12 @@ def ssim_y(sr: Tensor, hr: Tensor) -> Tensor:
     Raises:
         InputError: shapes differ, a side is under 11 px, or values are not finite images in [0, 1].
 
-    Source:
-        Wang et al., "Image quality assessment: from error visibility to structural similarity", IEEE TIP 2004,
+    Source: Wang et al., "Image quality assessment: from error visibility to structural similarity", IEEE TIP 2004,
         equation 13; in pyiqa `ssim` with `test_y_channel=True, color_space="ycbcr"`.
     """
     _check_pair(sr, hr, "ssim_y")
     if min(sr.shape[-2:]) < _SSIM_WINDOW:
-        raise InputError(
-            f"ssim_y: expected sides of at least {_SSIM_WINDOW} px for its window, got {sr.shape[-2]}x{sr.shape[-1]}"
-        )
+        raise InputError(f"ssim_y: expected sides of at least {_SSIM_WINDOW} px, got {sr.shape[-2]}x{sr.shape[-1]}")
     # Luma in half precision would fall on other levels than the same pixels in float32.
     wide = (images.to(torch.promote_types(images.dtype, torch.float32)) for images in (sr, hr))
     x, y = (rgb_to_y(images).double().mul(255).round() for images in wide)
@@ -142,8 +116,8 @@ def _ssim_kernel() -> tuple[float, ...]:
 def _gaussian_valid(maps: Tensor) -> Tensor:
     """Separable Gaussian filter of (..., H, W), valid region.
 
-    Sums of shifted views, using the window's symmetry: in float64 on a CPU about fifteen times faster than `conv2d`,
-    and float32 would lose the variances of bright flat regions to cancellation.
+    Sums of shifted views are fifteen times as fast as `conv2d` in float64 on a CPU; float32 would lose the variances of
+    bright flat regions.
     """
     kernel, half = _ssim_kernel(), _SSIM_WINDOW // 2
     for axis in (-1, -2):

@@ -15,25 +15,17 @@ CUBIC_A = -0.75
 
 
 def edge_index(index: Tensor, size: int) -> Tensor:
-    """Positions beyond the last pixel become the last pixel; see `pad_to_multiple` for why the edge is repeated.
-
-    Args:
-        index: int64 positions from 0.
-        size: pixels along the axis, at least 1.
-    """
+    """Positions (int64, from 0) beyond the last of `size` pixels become the last pixel."""
     # As tensors and without a branch, for the size is a symbol where a network is exported.
     return torch.minimum(index, torch.zeros_like(index) + (size - 1))
 
 
 def cubic_taps(index: Tensor, in_size: int, out_size: int) -> tuple[Tensor, Tensor]:
-    """Source pixels and their weights for output positions along one axis.
+    """Source pixels (n, 4), clamped to the image, and their weights (n, 4) in float32, which sum to 1, along one axis.
 
     Args:
         index: int64 output positions (n,) in 0 … out_size − 1.
         in_size, out_size: pixels along the axis before and after; out_size is not smaller.
-
-    Returns:
-        Source positions (n, 4), clamped to the image, and weights (n, 4) that sum to 1, in float32.
 
     Source: Keys 1981, with pixel centres at half-integers.
     """

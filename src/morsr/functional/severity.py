@@ -27,11 +27,8 @@ def noisy_or(scores: Tensor, names: Sequence[str]) -> Tensor:
     """Severity 1 - (1 - blur)(1 - noise)(1 - jpeg): one strong degradation suffices, and none hides another.
 
     Args:
-        scores: (B, D) in [0, 1], higher is worse.
+        scores: (B, D) in [0, 1], higher is worse; the severity (B,) is too.
         names: the D names; "compression" counts as "jpeg".
-
-    Returns:
-        (B,) in [0, 1].
     """
     return 1 - (1 - kinds_of(scores, names)).prod(dim=1)
 
@@ -42,14 +39,11 @@ def worst(scores: Tensor, names: Sequence[str]) -> Tensor:
 
 
 def rank(values: Tensor, table: Tensor) -> Tensor:
-    """The empirical distribution function of a sample at given values; equal values share their mean rank.
+    """The empirical distribution function of a sample, (B,) float32; equal values share their mean rank.
 
     Args:
         values: (B,).
         table: (N,) the sample, sorted; over its own values the ranks have the mean 1/2.
-
-    Returns:
-        (B,) float32 in [0, 1].
     """
     table, values = table.to(values.device), values.to(table.dtype).contiguous()
     below, up_to = (torch.searchsorted(table, values, right=right) for right in (False, True))

@@ -86,12 +86,9 @@ def read_planes(image: Any) -> Tensor:
 
 
 def read_rgb(path: str | os.PathLike[str]) -> NDArray[np.uint8]:
-    """Read the colours of an image file by Pillow alone, which is safe in forked worker processes.
+    """The colours of an image file, uint8 (H, W, 3), by Pillow alone, which is safe in forked worker processes.
 
     The picture is turned upright, gray is repeated, 16 bits become 8 and alpha is dropped.
-
-    Returns:
-        uint8 (H, W, 3).
 
     Raises:
         InputError: as `read`.
@@ -100,11 +97,7 @@ def read_rgb(path: str | os.PathLike[str]) -> NDArray[np.uint8]:
 
 
 def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
-    """Height and width of an image file as it will be seen, from its header alone.
-
-    Raises:
-        InputError: no regular file, or not an image.
-    """
+    """Height and width of an image file as it will be seen, from its header alone; InputError if it is none."""
 
     def found() -> tuple[int, int]:
         check_regular(path)
@@ -119,11 +112,7 @@ def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
 
 
 def thumbnail(path: str | os.PathLike[str], side: int) -> Image.Image:
-    """An image file of any size, reduced to at most `side` pixels a side, over gray where it is transparent.
-
-    Raises:
-        InputError: it cannot be read.
-    """
+    """An image file of any size, reduced to at most `side` pixels a side, over gray; InputError if it is damaged."""
 
     def found() -> Image.Image:
         with open(path, "rb") as file:
@@ -285,12 +274,7 @@ def file_format(path: str | os.PathLike[str], wanted: str | None = None) -> str:
 def check_output(
     picture: Picture, path: str | os.PathLike[str], size: tuple[int, int], format: str | None = None
 ) -> str:
-    """Check that a format can hold a picture, before any work; returns Pillow's name of the format.
-
-    Args:
-        picture: whose alpha matters.
-        path, format: see `file_format`.
-        size: height and width that will be written.
+    """Check that a format can hold a picture of `size` (height, width), before any work; returns the format's name.
 
     Raises:
         InputError: transparency into a format that has none, or more pixels along a side than the format allows.

@@ -66,11 +66,7 @@ def list_images(source: str | os.PathLike[str]) -> list[Path]:
 
 
 def check_regular(path: str | os.PathLike[str]) -> os.stat_result:
-    """Refuse whatever is not a regular file, before anything waits for its content.
-
-    Raises:
-        InputError: nothing there, a folder, a pipe, a device or a socket.
-    """
+    """Raise InputError for whatever is not a regular file, before anything waits for its content."""
     name = printable(os.fspath(path))
     try:
         found = os.stat(path)
