@@ -25,7 +25,6 @@ SETTINGS = {
     "mlp router": ("mor", {"router": "mlp", "router_hidden": 5}),
     "softmax gates, scale": ("mor", {"gate": "softmax", "scale": 2.0}),
     "gates of release 0.1": ("mor", {"gate": "renormalize"}),
-    "gates over real slots": ("mor", {"gate": "renormalize_real"}),
     "zero slots among": ("mor", {"zero_slots": "among", "num_zero": 3}),
     "nothing shared, one slot": ("mor", {"num_shared": 0, "top_k": 1, "num_zero": 1}),
     "all slots": ("mor", {"top_k": 12}),

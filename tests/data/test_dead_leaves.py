@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 
 from morsr.data import dead_leaves as module
 from morsr.data.dead_leaves import dead_leaves
-from morsr.errors import InputError
 
 
 def test_an_image_depends_on_its_key_alone():
@@ -54,8 +53,3 @@ def test_statistics_are_those_of_photographs():
     # edges: gradients are far more heavy-tailed than a Gaussian's kurtosis of 3
     gradient = (gray[:, :, 1:] - gray[:, :, :-1]).flatten()
     assert gradient.pow(4).mean() / gradient.square().mean().square() > 6
-
-
-def test_an_image_of_few_pixels_is_refused():
-    with pytest.raises(InputError):
-        dead_leaves(torch.arange(1), 8)

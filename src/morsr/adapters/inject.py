@@ -134,8 +134,8 @@ def inject_by_name(
         switch.layers.setdefault(name, []).append(layer)
     switch.layers[name][0].routers[name] = made  # a place in the module tree: it moves and is saved with the model
     taken = set(layers)
-    skipped = [place.name for place in places.values() if _kind(place.original) and place.name not in taken]
-    return InjectionReport(switch, name, config, made, layers, skipped, saved, score_names)
+    skipped = tuple(place.name for place in places.values() if _kind(place.original) and place.name not in taken)
+    return InjectionReport(switch, name, config, made, tuple(layers), skipped, tuple(saved), tuple(score_names))
 
 
 def _present_switch(places: Iterable[Place]) -> Switch | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -14,12 +14,13 @@ from morsr.errors import ConfigError, InputError
 from morsr.functional.routing import Routing
 
 
+@dataclass(eq=False, repr=False)
 class InjectionReport:
     """One adapter set on a model: its layers, its router and its present routing.
 
     Attributes:
-        name: of the set.
-        config: its settings.
+        switch: of the model.
+        name, config: of the set.
         router: from scores to gates; it has no slots in a plain LoRA.
         layer_names: of the adapted layers, in the order of the routing's first dimension.
         skipped: names of the Linear and Conv2d layers that no target matched.
@@ -28,23 +29,19 @@ class InjectionReport:
         routing: what the router decided last, before `strength`; None before the first `route` and for a plain LoRA.
     """
 
-    def __init__(
-        self,
-        switch: Switch,
-        name: str,
-        config: MoRConfig,
-        router: Router,
-        layer_names: Sequence[str],
-        skipped: Sequence[str],
-        saved: Sequence[str] = (),
-        score_names: Sequence[str] = (),
-    ) -> None:
-        self.switch, self.name, self.config, self.router = switch, name, config, router
-        self.layer_names, self.skipped = tuple(layer_names), tuple(skipped)
-        self.saved, self.score_names = tuple(saved), tuple(score_names)
-        self.routing: Routing | None = None
-        self._strength = 1.0
-        switch.reports[name] = self
+    switch: Switch
+    name: str
+    config: MoRConfig
+    router: Router
+    layer_names: tuple[str, ...]
+    skipped: tuple[str, ...]
+    saved: tuple[str, ...] = ()
+    score_names: tuple[str, ...] = ()
+    routing: Routing | None = None
+    _strength: float = 1.0
+
+    def __post_init__(self) -> None:
+        self.switch.reports[self.name] = self
         self._apply()
 
     def __getstate__(self) -> dict[str, Any]:
