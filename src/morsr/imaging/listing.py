@@ -45,7 +45,7 @@ def list_images(source: str | os.PathLike[str]) -> list[Path]:
     """Image files in natural order: folder by folder, frame 2 before frame 10.
 
     Hidden files and folders, contact sheets, and what is not a regular file (pipes, devices, links to them, broken
-    links) are left out. Links to folders are followed unless they lead back to a folder that they lie in.
+    links) are left out. Links to folders are followed; each folder is listed once.
 
     Args:
         source: a folder, or one file, which is returned whatever its suffix.
@@ -97,16 +97,12 @@ def unread_images(folder: str | os.PathLike[str]) -> str:
 
 
 def walk(folder: str | os.PathLike[str]) -> Iterator[Path]:
-    """Files of a folder and its subfolders that are not hidden, in no order."""
-    root = Path(folder)
-    for parent, below, names in os.walk(root, followlinks=True):
-        below[:] = [name for name in below if not name.startswith(".") and not _leads_back(Path(parent, name), root)]
+    """Files of a folder and its subfolders that are not hidden; a folder that links lead to again is walked once."""
+    seen = set()
+    for parent, below, names in os.walk(folder, followlinks=True):
+        below[:] = sorted(name for name in below if not name.startswith("."))
+        if (place := os.path.realpath(parent)) in seen:
+            below.clear()
+            continue
+        seen.add(place)
         yield from (Path(parent, name) for name in names if not name.startswith("."))
-
-
-def _leads_back(folder: Path, root: Path) -> bool:
-    """Whether a folder below `root` is a link to one that it lies in, however many links lead there."""
-    if not folder.is_symlink():
-        return False
-    target, around = folder.resolve(), (parent for parent in folder.parents if parent.is_relative_to(root))
-    return any(parent.resolve().is_relative_to(target) for parent in around)
