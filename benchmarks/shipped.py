@@ -1,12 +1,13 @@
-"""The shipped model on the embedded held-out photographs, on RealSR and on degraded photographs of BSDS500.
+"""The shipped model on the embedded held-out photographs, RealSR, degraded BSDS500 photographs, and sharp ones.
 
-    python benchmarks/shipped.py [--sets embedded realsr bench40] [--data ../shared/data] [--model tiny]
+    python benchmarks/shipped.py [--sets embedded realsr bench40 held] [--data ../shared/data] [--model tiny]
         [--gallery docs/images/gallery] [--out runs/shipped]
 
 Each set is scored in one run (PSNR-Y, SSIM-Y, NIQE, features; outputs as 8-bit files) for bicubic, the model, its
 shared ranks alone, and the outputs of a compact Real-ESRGAN where the folder has them, with paired 95 % intervals. The
 gallery holds eight of the embedded pairs: the two with the lowest gain in PSNR over bicubic, and six at even steps of
-the rest. A scoring on RealSR belongs into the model card, with its commit.
+the rest. `held` are ten sharp photographs that were not trained on, shrunk by 4; beside the table it prints the PSNR-Y
+of ×1 on their middle, to the photograph itself. A scoring on RealSR belongs into the model card, with its commit.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import argparse
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import cv2
 import numpy as np
 from PIL import Image
 from torch import Tensor
@@ -25,6 +27,7 @@ from morsr.evaluation.images import read_rgb, side_by_side, to_tensor, to_uint8
 from morsr.evaluation.score import Method, bicubic_method, evaluate
 from morsr.evaluation.statistics import bootstrap
 from morsr.evaluation.tables import BenchmarkReport
+from morsr.functional.quality import psnr_y, quantize_8bit
 
 METRICS = ("psnr", "ssim", "niqe", "features")
 
@@ -66,11 +69,30 @@ def gallery(report: BenchmarkReport, pairs: Sequence[Pair], methods: dict[str, M
         print(f"**{stem}**, {gains[stem]:+.2f} dB.\n\n![{stem}](../images/gallery/{number}_{stem}.png)\n")
 
 
+def held_out(folder: Path) -> list[Pair]:
+    """Sharp photographs, shrunk by 4 by area."""
+    pairs = []
+    for name in Path("experiments/lists/photos_held10.txt").read_text().split():
+        hr = read_rgb(folder / name)
+        height, width = (side // 4 for side in hr.shape[:2])
+        hr = hr[: 4 * height, : 4 * width]
+        pairs.append(Pair(name, hr, cv2.resize(hr, (width, height), interpolation=cv2.INTER_AREA), name))
+    return pairs
+
+
+def unchanged(restorer: Restorer, pairs: Sequence[Pair]) -> None:
+    """Print how near ×1 leaves the middle 256² of sharp photographs to themselves."""
+    for pair in pairs:
+        top, left = ((side - 256) // 2 for side in pair.hr.shape[:2])
+        image = to_tensor(pair.hr[top : top + 256, left : left + 256])
+        print(f"×1 {pair.stem}: {psnr_y(quantize_8bit(restorer(image, scale=1)), image).item():.2f} dB")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="tiny", help="shipped preset or adapters file")
     parser.add_argument("--base", help="base of an adapters file")
-    parser.add_argument("--sets", nargs="+", default=["embedded"], choices=("embedded", "realsr", "bench40"))
+    parser.add_argument("--sets", nargs="+", default=["embedded"], choices=("embedded", "realsr", "bench40", "held"))
     parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder with realsr and bench40")
     parser.add_argument("--color", default="wavelet", choices=("wavelet", "adain", "none"), help="colour correction")
     parser.add_argument("--gallery", type=Path, help="folder for the pictures of the embedded set")
@@ -81,6 +103,7 @@ def main() -> None:
     sets: dict[str, Callable[[], Sequence[Pair | Photo]]] = {
         "embedded": embedded_benchmark,
         "realsr": lambda: paired_folder(options.data / "realsr/LR", options.data / "realsr/HR"),
+        "held": lambda: held_out(options.data / "photos"),
         "bench40": lambda: paired_folder(options.data / "bench40/LR", options.data / "bench40/HR"),
     }
     for name in options.sets:
@@ -93,6 +116,8 @@ def main() -> None:
         print(f"\n{name}: {len(pairs)} images\n\n{report.to_text()}\n")
         for other in [key for key in methods if key not in common]:
             print(f"tiny - {other}: {', '.join(f'{metric} {above(report, other, metric)}' for metric in METRICS)}")
+        if name == "held":
+            unchanged(restorer, [pair for pair in pairs if isinstance(pair, Pair)])
         if name == "embedded" and options.gallery:
             gallery(report, [pair for pair in pairs if isinstance(pair, Pair)], common, options.gallery)
 

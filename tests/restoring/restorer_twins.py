@@ -33,7 +33,7 @@ class FakeGenerator(nn.Module):
     def __init__(self, function: Callable[[Tensor], Tensor] = lambda images: images, multiple: int = 16) -> None:
         super().__init__()
         self.multiple, self.function, self.adapters = multiple, function, None
-        self.base = SimpleNamespace(latent_factor=4)
+        self.base, self.one_step = SimpleNamespace(latent_factor=4), OneStepConfig()
         self.sizes: list[tuple[int, int]] = []
 
     def encode(self, images: Tensor) -> Tensor:

@@ -55,11 +55,22 @@ def uneven() -> Tensor:
 def test_a_network_that_does_nothing_gives_the_exact_enlargement(
     height: int, width: int, scale: float, tile: int | str | None, color: str
 ):
-    images = torch.rand(1, 3, height, width)
+    images, shrink = torch.rand(1, 3, height, width), Settings(scale=scale).shrink(4)
     before = images.clone()
-    restored = twins.fake()(images, scale, tile=tile, color=color)
-    assert_close(restored, bicubic(images, scale), atol=2e-5, rtol=0)
+    restored = twins.fake()(images, scale, tile=tile, color=color if shrink == 1 else "none")
+    fine = [round(side * scale) * shrink for side in (height, width)]
+    enlarged = F.interpolate(images, size=fine, mode="bicubic").clamp(0, 1)
+    assert_close(restored, F.avg_pool2d(enlarged, shrink), atol=2e-5, rtol=0)
     assert_close(images, before, atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("tile", [None, 128])
+def test_a_sharp_photograph_is_hardly_changed_at_scale_1(tile: int | None):
+    from skimage import data
+
+    photo = torch.from_numpy(data.chelsea()[100:164, 150:214]).permute(2, 0, 1)[None] / 255
+    restored = Restorer.from_pretrained("tiny", device="cpu")(photo, scale=1, tile=tile)
+    assert -10 * (restored - photo).square().mean().log10() > 34
 
 
 @pytest.mark.parametrize("size", [(9, 13), (1, 1), (5, 40), (16, 24)])

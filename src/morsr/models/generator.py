@@ -43,6 +43,7 @@ class OneStepConfig:
         scale_input: multiply the encoded image by √ᾱ first, so that it stands at the signal level that the UNet has
             seen at this timestep; then z0 = z − √((1−ᾱ)/ᾱ) ε. Meant for middle timesteps (`tiny`); at t = 999 almost
             nothing of the image would be left.
+        scale: enlargement that the model is trained for; `fit` takes the data module's.
 
     Raises:
         ConfigError: a timestep outside the schedule, or scale_input with "residual", where it would do nothing good.
@@ -51,6 +52,7 @@ class OneStepConfig:
     timestep: int | Literal["auto"] = 999
     parametrization: Parametrization = "epsilon"
     scale_input: bool = False
+    scale: int = 4
 
     def __post_init__(self) -> None:
         if self.timestep != "auto" and not 0 <= int(self.timestep) <= 999:

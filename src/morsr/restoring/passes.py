@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -54,8 +55,11 @@ class Passes:
         """How many images of an output size go through the networks together; a processor gains nothing from more."""
         if self.device.type == "cpu" or settings.routing == "tile":
             return 1
-        free = free_memory(self.device)
-        plan = tiling(size, tile_side(self.generator, size, settings.tile, free), self.generator.multiple)
+        free, shrink = free_memory(self.device), settings.shrink(self.generator.one_step.scale)
+        size = (size[0] * shrink, size[1] * shrink)
+        plan = tiling(
+            size, tile_side(self.generator, size, settings.tile, free), math.lcm(self.generator.multiple, shrink)
+        )
         return max(1, affordable_pixels(self.generator, free) // plan.pixels) if len(plan.windows) == 1 else 1
 
     def restore(
@@ -72,10 +76,11 @@ class Passes:
             lr: floats in [0, 1], or uint8 or uint16 as fractions of their largest value.
             folder: of the canvas's file; None keeps the canvas in memory.
         """
-        size = settings.output_size(*lr.shape[-2:])
-        side = tile_side(self.generator, size, settings.tile, free_memory(self.device))
+        size, shrink = settings.output_size(*lr.shape[-2:]), settings.shrink(self.generator.one_step.scale)
+        fine = (size[0] * shrink, size[1] * shrink)
+        side = tile_side(self.generator, fine, settings.tile, free_memory(self.device))
         while True:
-            plan = tiling(size, side, self.generator.multiple)
+            plan = tiling(fine, side, math.lcm(self.generator.multiple, shrink))
             try:
                 canvas = Canvas((len(lr), 3, *size), folder=folder)
                 with self.alone():
@@ -97,7 +102,9 @@ class Passes:
             warnings.warn(f"memory ran out at {plan.side} pixels a side; trying tiles of {side}", stacklevel=3)
 
     def _tiles(self, lr: Tensor, canvas: Canvas, plan: Tiling, settings: Settings, progress: Progress | None) -> Found:
-        size, windows = settings.output_size(*lr.shape[-2:]), plan.windows
+        shrink, windows = settings.shrink(self.generator.one_step.scale), plan.windows
+        height, width = settings.output_size(*lr.shape[-2:])
+        size = (height * shrink, width * shrink)
         by_tile = settings.routing == "tile"
         with self._routed(lr, settings) as routing, self._merged(len(lr), len(windows), settings):
             found: list[Any] = []
@@ -106,7 +113,7 @@ class Passes:
                     found.append(self._route(source_part(lr, window, size), settings))
                 place = {"top": window.top, "left": window.left, "height": window.height, "width": window.width}
                 enlarged = bicubic_window(lr, size, **place).clamp(0, 1)
-                window.add(canvas.tensor, run_pass(self.generator, enlarged, self.dtype))
+                window.add(canvas.tensor, run_pass(self.generator, enlarged, self.dtype), shrink)
                 if done % RELEASE_EVERY == 0:
                     canvas.release()
                 if progress is not None:

@@ -17,9 +17,10 @@ class Settings:
     """The settings of one call.
 
     Args:
-        scale: enlargement, 1 to 8; the output has exactly round(scale · side) pixels a side.
+        scale: enlargement, 1 to 8; the output has exactly round(scale · side) pixels a side. Well below the scale that
+            the model is trained for, its output is made larger and shrunk.
         strength: factor on the routed gates: 0 keeps the shared ranks only, 1 is as trained.
-        tile: side of the tiles in output pixels, rounded up to what the networks take; "auto" goes by size and free
+        tile: side of the tiles in the networks' pixels, rounded up to what they take; "auto" goes by size and free
             memory; None for a single pass. Should memory run out, smaller tiles are used.
         color: "wavelet", "adain" or "none": how the input's colours are put back.
         color_strength: 0 to 1.
@@ -63,6 +64,17 @@ class Settings:
         routed = generator.adapters is not None and generator.adapters.is_routed
         if not routed and (self.strength != 1 or self.routing != "image"):
             raise ConfigError("strength and routing need a model with routed adapters; this one has none")
+
+    def shrink(self, trained: float) -> int:
+        """How many of the networks' pixels make one of the output along each axis, for a model's trained scale.
+
+        >>> [Settings(scale=scale).shrink(4) for scale in (1, 1.5, 2, 2.5, 3, 4, 8)]
+        [4, 2, 2, 2, 1, 1, 1]
+        """
+        factor = 1
+        while 1.5 * factor * self.scale <= trained:
+            factor *= 2
+        return factor
 
     def output_size(self, height: int, width: int) -> tuple[int, int]:
         """Exact height and width of the output."""

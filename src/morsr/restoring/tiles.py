@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from morsr.errors import WeightsError
@@ -46,10 +47,13 @@ class Window(NamedTuple):
     def width(self) -> int:
         return len(self.across)
 
-    def add(self, canvas: Tensor, tile: Tensor) -> None:
-        """Add a tile (B, C, height, width) to a canvas (B, C, H, W); what reaches beyond the canvas is dropped."""
-        place = canvas[..., self.top : self.top + self.height, self.left : self.left + self.width]
+    def add(self, canvas: Tensor, tile: Tensor, shrink: int = 1) -> None:
+        """Add a tile (B, C, height, width), shrunk, to a canvas (B, C, H, W); what reaches beyond it is dropped."""
         weighted = tile.float() * self.down.to(tile.device)[:, None] * self.across.to(tile.device)
+        if shrink > 1:
+            weighted = F.avg_pool2d(weighted, shrink)
+        top, left = self.top // shrink, self.left // shrink
+        place = canvas[..., top : top + weighted.shape[-2], left : left + weighted.shape[-1]]
         place += weighted[..., : place.shape[-2], : place.shape[-1]].to(canvas.device)
 
 

@@ -181,7 +181,7 @@ def runs_otherwise(extra: Any, generator: OneStepGenerator) -> str:
     extra = extra if isinstance(extra, Mapping) else {}
     theirs, spec, estimator = extra.get("one_step") or {}, extra.get("estimator"), generator.estimator
     mine = generator.one_step.to_dict()
-    if other := _differences("one_step", theirs, mine, besides=[key for key in mine if mine[key] == "auto"]):
+    if other := _differences("one_step", theirs, mine, besides=["scale", *(k for k in mine if mine[k] == "auto")]):
         return other
     if not isinstance(spec, Mapping) or estimator is None:
         return ""

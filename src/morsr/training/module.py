@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -280,6 +280,8 @@ class OneStepSRModule(L.LightningModule):
             if self.adapters.is_routed and self.adapters.noise_at(0.0) > 0 and total_steps(self.trainer) < 1:
                 rank_zero_warn("the router's noise falls over a share of the run, whose length is not known: it is off")
         self.objective.part = self.trainer.profiler.profile
+        scale = getattr(self.trainer.datamodule, "scale", self.generator.one_step.scale)
+        self.generator.one_step = replace(self.generator.one_step, scale=scale)
         find_timestep(self.trainer, self.generator, pairs=min(256, self.calibration_images))
         standardize_router(self.trainer, self.generator, images=self.calibration_images)
         self._fitted = True
