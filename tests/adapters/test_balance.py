@@ -68,8 +68,8 @@ def _trained(balance: str, severity_of: torch.Tensor, *, batch: int) -> tuple[fl
     torch.manual_seed(0)
     router = Router(config, 1, 1).train()
     router.standardize(severity_of.mean()[None], severity_of.std()[None])
-    optimizer = torch.optim.Adam(router.parameters(), lr=2e-2)
-    for step in range(400):
+    optimizer = torch.optim.Adam(router.parameters(), lr=5e-2)
+    for step in range(150):
         severity = severity_of[(torch.arange(batch) + step * batch) % len(severity_of)]
         optimizer.zero_grad()
         router.balance_loss(router(severity[:, None]), severity).backward()

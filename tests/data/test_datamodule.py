@@ -238,12 +238,13 @@ def test_a_loop_of_ones_own_sees_new_samples_in_every_epoch(make_data: Make, pho
 
 
 def test_a_resumed_run_sees_what_a_straight_one_sees(make_data: Make, mixed: dict[str, Any], tmp_path: Path):
-    run = fit(make_data(**mixed), tmp_path, steps=13)
-    assert run.epochs == [0] * 8 + [1] * 5
-    assert len({tuple(keys) for keys, _ in run.seen}) == 13
-    for stop, before, after in ((3, 0, 2), (8, 1, 0), (11, 0, 0)):  # number of steps, workers before and after
+    mixed["samples_per_epoch"] = 16
+    run = fit(make_data(**mixed), tmp_path, steps=7)
+    assert run.epochs == [0] * 4 + [1] * 3
+    assert len({tuple(keys) for keys, _ in run.seen}) == 7
+    for stop, before, after in ((2, 0, 2), (4, 1, 0), (6, 0, 0)):  # number of steps, workers before and after
         head = fit(make_data(**mixed, num_workers=before), tmp_path, steps=stop).seen
-        tail = fit(make_data(**mixed, num_workers=after), tmp_path, steps=13, resume=tmp_path / "end.ckpt").seen
+        tail = fit(make_data(**mixed, num_workers=after), tmp_path, steps=7, resume=tmp_path / "end.ckpt").seen
         assert head + tail == run.seen
 
 
@@ -276,6 +277,7 @@ def test_everything_that_changes_samples_is_reported_on_resume(make_data: Make, 
 
 
 def test_two_devices_see_together_what_one_sees_with_both_batches(make_data: Make, mixed: dict[str, Any]):
+    mixed["samples_per_epoch"] = 16
     whole = make_data(**mixed, batch_size=8)
     whole.setup("fit")
     shares = []
@@ -285,7 +287,7 @@ def test_two_devices_see_together_what_one_sees_with_both_batches(make_data: Mak
         data.setup("fit")
         shares.append([data.finish_batch(batch) for _ in range(2) for batch in data.train_dataloader()])
     both = [whole.finish_batch(batch) for _ in range(2) for batch in whole.train_dataloader()]
-    assert len(both) == len(shares[0]) == 8
+    assert len(both) == len(shares[0]) == 4
     for batch, *parts in zip(both, *shares, strict=True):
         assert batch["stem"] == parts[0]["stem"] + parts[1]["stem"]
         for name in ("key", "hr", "lr"):

@@ -34,7 +34,7 @@ def estimator(request):
 # the protocol
 
 
-@pytest.mark.parametrize("size", [(1, 1), (8, 8), (1, 200), (17, 23), (150, 260), (400, 520)])
+@pytest.mark.parametrize("size", [(1, 1), (8, 8), (1, 200), (17, 23), (150, 260)])
 def test_any_size_is_finite_and_independent_of_batch_mates(estimator, size):
     images = torch.rand((3, 3, *size), generator=torch.Generator().manual_seed(0))
     images[1] = 0.5
@@ -61,7 +61,7 @@ def test_float32_whatever_is_around_and_no_gradient(estimator, dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16])
-@pytest.mark.parametrize("size", [(300, 400), (1, 1), (40, 9)])
+@pytest.mark.parametrize("size", [(140, 150), (1, 1), (40, 9)])
 def test_whole_numbers_are_scored_as_fractions_of_their_largest_value(estimator, size, dtype):
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, torch.iinfo(dtype).max + 1, (2, 3, *size), generator=generator).to(dtype)

@@ -16,16 +16,15 @@ from einops import rearrange
 from torch import Tensor
 
 from morsr.functional.color import LUMA
+from morsr.functional.corrupt import LUMA_TABLE, dct_matrix
 
 BAND_EDGES = (0.0, 0.06, 0.14, 0.27, 0.75)  # cycles per pixel; the last reaches past the corner of the spectrum
 BAND_NAMES = ("band_low", "band_mid", "band_high", "band_top")
 # zigzag ranges of the 8 x 8 DCT (sum of the two indices), from coarse to fine
 DCT_RANGES = {"coarse": (1, 3), "middle": (3, 6), "fine": (6, 9), "finest": (9, 15)}
-# the low coefficients that JPEG keeps, by (row, column), with their steps in the standard's luminance table
-TABLE_STEPS = {
-    (0, 1): 11, (1, 0): 12, (1, 1): 12, (0, 2): 10, (2, 0): 14, (1, 2): 14,
-    (2, 1): 13, (2, 2): 16, (0, 3): 16, (3, 0): 14, (1, 3): 19, (3, 1): 17,
-}  # fmt: skip
+# the low coefficients that JPEG keeps, by (row, column)
+LOW_PLACES = ((0, 1), (1, 0), (1, 1), (0, 2), (2, 0), (1, 2), (2, 1), (2, 2), (0, 3), (3, 0), (1, 3), (3, 1))
+IMMERKAER = ((1.0, -2.0, 1.0), (-2.0, 4.0, -2.0), (1.0, -2.0, 1.0))  # blind to smooth gradients and to edges
 QUALITIES = tuple(range(20, 98, 3))
 FREQUENCIES = 40  # of the periodicity, from 0.05 to 0.5 cycles per pixel
 LAGS = 4  # of the autocorrelation, each way
@@ -123,7 +122,7 @@ def noise_statistics(crops: Tensor) -> dict[str, Tensor]:
 
     Source: J. Immerkaer, Fast noise variance estimation, 1996 (the mask); the flat-block quantile replaces its mean.
     """
-    mask = crops.new_tensor([[1.0, -2.0, 1.0], [-2.0, 4.0, -2.0], [1.0, -2.0, 1.0]]) * (255 / 6)
+    mask = crops.new_tensor(IMMERKAER) * (255 / 6)
     full = _filter(crops, mask)
     half = _filter(F.avg_pool2d(F.pad(crops, (0, 4, 0, 4), mode="replicate"), 2), mask)
     # the mask is linear: luma and chroma of the residual are those of the image, filtered
@@ -148,10 +147,7 @@ def noise_statistics(crops: Tensor) -> dict[str, Tensor]:
 
 @functools.lru_cache(maxsize=8)
 def _dct_matrix(device: torch.device) -> Tensor:
-    frequency, place = torch.arange(8.0)[:, None], torch.arange(8.0)[None, :]
-    matrix = torch.cos(math.pi * (2 * place + 1) * frequency / 16) / 2
-    matrix[0] /= math.sqrt(2)
-    return matrix.to(device)
+    return dct_matrix().float().to(device)
 
 
 def block_dct(planes: Tensor) -> Tensor:
@@ -168,11 +164,11 @@ def table_agreement(coefficients: Tensor) -> Tensor:
     In a JPEG that was not resized since, every coefficient is a multiple of its step, so the mean cosine of
     2 pi c / step over the coefficients that are not quantised to zero is near 1 at the right quality.
     """
-    places = list(TABLE_STEPS)
-    chosen = torch.stack([coefficients[..., row, column] for row, column in places], dim=-1)
+    chosen = torch.stack([coefficients[..., row, column] for row, column in LOW_PLACES], dim=-1)
     qualities = chosen.new_tensor(QUALITIES)
     factor = torch.where(qualities < 50, 50 / qualities, 2 - qualities / 50)
-    steps = (chosen.new_tensor([TABLE_STEPS[place] for place in places]) * factor[:, None]).round().clamp_min(1)
+    table = chosen.new_tensor([LUMA_TABLE[row][column] for row, column in LOW_PLACES])
+    steps = (table * factor[:, None]).round().clamp_min(1)
     value = chosen[:, None]  # (N, 1, M, places) against steps (qualities, 1, places)
     step = steps[:, None]
     usable = (value.abs() > 0.6 * step) & (step >= 3)
@@ -363,11 +359,7 @@ def noise_shape(luma: Tensor, chroma: Tensor) -> Tensor:
         chroma: (N, 2, h, w).
     """
     planes = torch.cat([luma[:, None], chroma], dim=1)
-    mask = planes.new_tensor([[1.0, -2.0, 1.0], [-2.0, 4.0, -2.0], [1.0, -2.0, 1.0]]) / 6
-    count = planes.shape[1]
-    residual = F.conv2d(
-        F.pad(planes, (1, 1, 1, 1), mode="replicate"), mask.expand(count, 1, 3, 3), groups=count
-    )  # (N, 3, h, w)
+    residual = _filter(F.pad(planes, (1, 1, 1, 1), mode="replicate"), planes.new_tensor(IMMERKAER) / 6)  # (N, 3, h, w)
     activity = F.avg_pool2d(residual.abs(), 9, stride=1, padding=4)
     # every second pixel each way is enough for the bound, and a sort is dear
     bound = activity[..., ::2, ::2].flatten(2).quantile(0.4, dim=2)
