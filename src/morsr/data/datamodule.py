@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Sequence
 from typing import Any
@@ -115,7 +116,6 @@ class RealESRGANDataModule(L.LightningDataModule):
         self._check_settings()
         self.skipped: dict[str, str] = {}  # reason by path of every file that was passed over
         self._named: set[str] = set()
-        self._degrading: Degrading | None = None
         self._training: TrainingCrops | None = None
         self._sampler: EpochSampler | None = None
         self._resumed_batches = 0
@@ -168,7 +168,7 @@ class RealESRGANDataModule(L.LightningDataModule):
         return lacks
 
     def setup(self, stage: str) -> None:
-        self._made()
+        _ = self._degrading  # a wrong recipe is found now
         if stage == "fit":
             self._resumed_batches = 0
             self._training = self._training or self._training_set()
@@ -290,7 +290,7 @@ class RealESRGANDataModule(L.LightningDataModule):
     # ------------------------------------------------------------------------------------------------ on the device
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        batch = self._made().draw(batch)
+        batch = self._degrading.draw(batch)
         parameters = batch.pop("parameters", None)  # drawn and read on the CPU: no pause of the device
         batch = super().transfer_batch_to_device(batch, device, dataloader_idx)
         return batch if parameters is None else {**batch, "parameters": parameters}
@@ -300,20 +300,17 @@ class RealESRGANDataModule(L.LightningDataModule):
 
     def finish_batch(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Turn what a loader gives into what a model gets; Lightning's hook calls it, and so can a loop of your own."""
-        finished = self._made().finish(batch)
+        finished = self._degrading.finish(batch)
         for skipped in finished.pop("skipped", ()):
             self.skipped.update(skipped)
         return finished
 
-    def _made(self) -> Degrading:
-        if self._degrading is None:
-            side, room = 0, None
-            if self.patch_size is not None:
-                side, room = self.patch_size // self.scale, (self.crop_size - self.patch_size) // self.scale
-            self._degrading = Degrading(
-                self.recipe, self.val_recipe, scale=self.scale, usm=self.usm, room=room, side=side
-            )
-        return self._degrading
+    @functools.cached_property
+    def _degrading(self) -> Degrading:
+        side, room = 0, None
+        if self.patch_size is not None:
+            side, room = self.patch_size // self.scale, (self.crop_size - self.patch_size) // self.scale
+        return Degrading(self.recipe, self.val_recipe, scale=self.scale, usm=self.usm, room=room, side=side)
 
     # ------------------------------------------------------------------------------------------ bad files and resume
 
@@ -345,7 +342,7 @@ class RealESRGANDataModule(L.LightningDataModule):
         listed = "\n".join(f"{photo.stem} {photo.weight}" for photo in photos).encode("utf-8", "surrogateescape")
         return {
             **{name: getattr(self, name) for name in _SETTINGS},
-            "recipe": getattr(self._made().recipe, "hash", None),
+            "recipe": getattr(self._degrading.recipe, "hash", None),
             "images": hashlib.blake2b(listed, digest_size=16).hexdigest(),
             "devices": self.trainer.world_size if self.trainer is not None else 1,
             "batches": self._batches_done(),
