@@ -225,7 +225,7 @@ def outside(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 @pytest.fixture
 def served(restorer: Restorer, outside: list[str]) -> Iterator[str]:
-    page = demo.build_page(restorer)
+    page = demo.build_page(restorer, examples=demo.write_examples(Path()))
     yield demo.launch(page, max_mb=1)
     page.close(verbose=False)
 
@@ -254,6 +254,10 @@ def test_an_image_is_dropped_and_the_result_appears(served: str, outside: list[s
         page.screenshot(path="page.png", full_page=True)
         # The page is built of light and dark parts, and the slider shows noise: a blank page has neither.
         assert np.asarray(Image.open("page.png").convert("L")).std() > 10
+        page.reload()
+        page.click("#examples button:has(img)")
+        page.wait_for_selector("#download a")
+        assert "noisy-x4" in page.inner_text("#download")
         Path("large.png").write_bytes(b"\x89PNG" + bytes(2_000_000))
         page.reload()
         page.set_input_files("#upload input[type=file]", "large.png")

@@ -96,6 +96,14 @@ def test_specialisation_finds_exactly_the_wiring(table: RoutingTable) -> None:
     assert found.top(50, kind="noise") == sorted([(0, 2), (1, 9)], key=top.index)
 
 
+def test_the_image_that_shows_a_kind_has_little_of_the_others(table: RoutingTable) -> None:
+    shown = table.typical()
+    assert {kind: table.kinds()[row] for kind, row in shown.items()} == {kind: kind for kind in KINDS}
+    assert table.truth["blur"][shown["blur"]] > table.truth["blur"].quantile(0.9)
+    labelled = replace(table, labels=tuple("ab" * 48)).typical()
+    assert {kind: row % 2 for kind, row in labelled.items()} == {"a": 0, "b": 1}
+
+
 def test_without_a_relation_nothing_is_found() -> None:
     generator = Generator()
     generator.adapters.router.weight.zero_()

@@ -8,7 +8,7 @@ import shutil
 import socket
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
@@ -18,7 +18,7 @@ from jsonargparse.typing import PositiveInt, restricted_number_type
 
 from morsr.commands._common import Dtype, classes_from_here
 from morsr.commands._demo_guard import OwnPagesOnly
-from morsr.commands.upscale import SAMPLES, sample
+from morsr.commands.upscale import sample
 from morsr.errors import ConfigError, InputError, MissingDependencyError, MorsrError
 from morsr.files import printable
 
@@ -99,7 +99,10 @@ def run(
         choices = {printable(model): lambda: restorer}
         if base is decoder is prompt is None:
             choices.setdefault("tiny", cache(partial(Restorer.from_pretrained, "tiny", device=device, dtype=dtype)))
-        page = build_page(restorer, title=f"morsr: {printable(model)}", folder=Path(folder, "results"), models=choices)
+        page = build_page(
+            restorer, title=f"morsr: {printable(model)}", folder=Path(folder, "results"), models=choices,
+            examples=write_examples(Path(folder)),
+        )  # fmt: skip
         try:
             url = launch(page, host=host, port=port, max_mb=max_mb, browser=open)
             print(f"{url}    (stop with Ctrl-C)", flush=True)
@@ -155,6 +158,8 @@ def launch(
 CSS = """
 .gradio-container {max-width: 1200px !important; margin: 0 auto}
 footer {display: none !important}
+#examples img {height: 72px; width: auto}
+#download .empty {min-height: 0; height: 60px}
 """
 
 
@@ -164,6 +169,7 @@ def build_page(
     title: str = "morsr",
     folder: Path = Path("morsr-demo"),
     models: Mapping[str, Callable[[], Restorer]] | None = None,
+    examples: Sequence[Path] = (),
 ) -> Any:
     """The page, not yet served.
 
@@ -172,17 +178,20 @@ def build_page(
         title: of the page.
         folder: holds the results of the last image.
         models: by the names that the page offers, functions that load one; without, `restorer` alone.
+        examples: image files to try.
     """
     gr = import_gradio()
     choices = {"model": lambda: restorer} if models is None else dict(models)
-    photographs = [[str(sample(f"sample:{name}"))] for name in SAMPLES]
     left: set[str] = set()  # sessions whose page was closed, or that cancelled
     with gr.Blocks(title=title, analytics_enabled=False, delete_cache=(600, 3600)) as page:
         gr.Markdown("## Restore an image\nDrop a photograph or take an example: it is restored on this machine.")
         with gr.Row():
             with gr.Column(scale=1, min_width=280):
                 upload = gr.File(label="Image", file_types=["image"], height=140, elem_id="upload")
-                examples = gr.Group()
+                thumbnails = gr.Dataset(
+                    components=[gr.Image(visible=False)], samples=[[str(path)] for path in examples], type="index",
+                    label="Examples", elem_id="examples", visible=bool(examples),
+                )  # fmt: skip
                 chosen = gr.Dropdown(list(choices), value=next(iter(choices)), label="Model", visible=len(choices) > 1)
                 with gr.Accordion("Settings", open=False):
                     scale = gr.Slider(1, 8, value=4, step=0.5, label="Scale", elem_id="scale")
@@ -248,12 +257,25 @@ def build_page(
         shared = {"concurrency_id": "model", "concurrency_limit": 1, "api_visibility": "private"}
         for event in (upload.upload, again.click):
             event(restore, inputs, outputs, **shared)
-        with examples:
-            taken = gr.Examples(photographs, inputs=[upload], label="Examples", elem_id="examples")
-        taken.dataset.click(lambda: None, queue=False, api_visibility="private").then(
-            restore, inputs, outputs, **shared
+        taken = thumbnails.click(
+            lambda index: str(examples[index]), thumbnails, upload, queue=False, api_visibility="private"
         )
+        taken.then(restore, inputs, outputs, **shared)
     return page
+
+
+def write_examples(folder: Path) -> list[Path]:
+    """Write one small photograph in three conditions: noisy, blurred, and as a JPEG."""
+    import numpy as np
+    from PIL import Image, ImageFilter
+
+    photo = Image.open(sample("sample:chelsea")).convert("RGB").resize((225, 150), Image.Resampling.BOX)
+    noise = np.random.default_rng(0).normal(0, 20, (150, 225, 3))
+    noisy = Image.fromarray((np.asarray(photo) + noise).clip(0, 255).astype(np.uint8))
+    made = {"noisy.png": noisy, "blurred.png": photo.filter(ImageFilter.GaussianBlur(1.5)), "compressed.jpg": photo}
+    for name, image in made.items():
+        image.save(folder / name, **({"quality": 20} if name.endswith("jpg") else {}))
+    return [folder / name for name in made]
 
 
 def is_routed(restorer: Restorer) -> bool:

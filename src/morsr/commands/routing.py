@@ -37,8 +37,8 @@ def run(
     """Write one HTML page, which works offline, on the ranks that are active for each image.
 
     Images are routed with the degradation estimator and the router, which takes no UNet. The page shows the load of
-    every slot, what each slot is for, zero slots against severity, active ranks along the network, and one image with
-    groups of ranks switched off. Returns 1 if some files could not be read.
+    every slot, what each slot is for, zero slots against severity, active ranks along the network, and a light, a
+    medium and a severe image with groups of ranks switched off. Returns 1 if some files could not be read.
 
     Args:
         input: image, folder of images, or a table that --table or a run wrote
@@ -50,8 +50,8 @@ def run(
         degrade: the images are sharp: degrade them by this recipe first, so that the true degradations are known
         copies: with --degrade: degradations per image
         seed: with --degrade: seed of the degradations (default: 0)
-        example: image shown in depth: its stem, or its path in the folder where stems repeat; or none (default: the
-            most severe)
+        example: image shown in depth: its stem, or its path in the folder where stems repeat; or none (default: a
+            light, a medium and a severe one)
         device: auto, cpu, cuda, cuda:1, mps, …
 
     Raises:
@@ -100,11 +100,11 @@ def run(
         raise InputError(f"--example: no image is called {wanted!r}; there are {', '.join(alike[:5])} …")
     if table is not None:
         routed.save(table)
-    examples = _example(restorer, routed, pictures, wanted)
+    examples = _examples(restorer, routed, pictures, wanted)
+    kinds = {kind: _lr(pictures[row])[0] for kind, row in routed.typical().items()} if wanted != "none" else {}
     notes = [printable(f"{len(failed)} of {len(paths)} images could not be read: {failed[0]}")] if failed else []
-    write_report(
-        routed, out, examples=examples, notes=notes, title=printable(f"Which ranks run: {model} on {input.name}")
-    )
+    title = printable(f"Which ranks run: {model} on {input.name}")
+    write_report(routed, out, examples=examples, kinds=kinds, notes=notes, title=title)
     for line in failed:
         say(line)
     print(printable(str(out)))
@@ -156,16 +156,29 @@ def _hr_crop(image: Tensor, path: Path, *, side: int = 512) -> Tensor:
     return image[..., top : top + height, left : left + width]
 
 
-def _example(restorer: Restorer, table: RoutingTable, pictures: list[Any], wanted: str | None) -> list[Example]:
+def _examples(restorer: Restorer, table: RoutingTable, pictures: list[Any], wanted: str | None) -> list[Example]:
+    """The wanted image, or a light, a medium and a severe one."""
     from morsr.evaluation.example import examine
-    from morsr.imaging.files import read_planes
 
     if wanted == "none" or not table.is_routed:
         return []
-    row = int(table.severity.argmax()) if wanted is None else table.names.index(wanted)
+    order = table.severity.argsort().tolist()
+    rows = [order[0], order[len(order) // 2], order[-1]] if wanted is None else [table.names.index(wanted)]
     try:
         specialisation = table.specialisation()
     except InputError:
         specialisation = None  # the page says why
-    lr = read_planes(pictures[row]).to(restorer.device)
-    return [examine(restorer.generator, lr, name=table.names[row], specialisation=specialisation)]
+    return [
+        examine(
+            restorer.generator, _lr(pictures[row]).to(restorer.device), name=table.names[row],
+            specialisation=specialisation,
+        )
+        for row in dict.fromkeys(rows)
+    ]  # fmt: skip
+
+
+def _lr(picture: Any) -> Tensor:
+    """An LR image (1, 3, h, w) of a path or tensor."""
+    from morsr.imaging.files import read_planes
+
+    return read_planes(picture)

@@ -67,7 +67,7 @@ def examine(
     name: str = "image",
     scale: float = 4.0,
     specialisation: Specialisation | None = None,
-    max_side: int = 128,
+    max_side: int = 96,
 ) -> Example:
     """Restore one image with and without groups of its ranks.
 
@@ -90,7 +90,7 @@ def examine(
     if len(check_images(lr, name="lr")) != 1:
         raise InputError(f"lr: expected one image, got {len(lr)}")
     before = adapters.routing
-    crop = _centre(lr, max_side)
+    crop = centre(lr, max_side)
     size = (round(crop.shape[-2] * scale), round(crop.shape[-1] * scale))
     enlarged = enlarge(crop, size)
     padded = pad_to_multiple(enlarged, generator.multiple)
@@ -127,7 +127,8 @@ def _groups(chosen_LN: Tensor, specialisation: Specialisation | None) -> list[tu
     return [(label, mask) for label, mask in groups if (mask & chosen_LN).any()]
 
 
-def _centre(images: Tensor, side: int) -> Tensor:
+def centre(images: Tensor, side: int) -> Tensor:
+    """The middle of images (..., h, w), at most `side` pixels each way."""
     height, width = images.shape[-2:]
     top, left = max(0, (height - side) // 2), max(0, (width - side) // 2)
     return images[..., top : top + side, left : left + side]

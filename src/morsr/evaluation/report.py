@@ -8,7 +8,7 @@ import importlib.metadata
 import io
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from morsr.errors import InputError, MissingDependencyError
-from morsr.evaluation.example import Example
+from morsr.evaluation.example import Example, centre
 from morsr.evaluation.routing import SEVERITY_NAMES, RoutingTable
 from morsr.evaluation.specialisation import Specialisation
 from morsr.files import write_text
@@ -33,6 +33,7 @@ def write_report(
     path: str | Path,
     *,
     examples: Sequence[Example] = (),
+    kinds: Mapping[str, Tensor] | None = None,
     title: str = "Which ranks are active for which image",
     notes: Sequence[str] = (),
 ) -> Path:
@@ -42,6 +43,7 @@ def write_report(
         table: routing of at least one image.
         path: the HTML file.
         examples: single images in depth, from `examine`.
+        kinds: by kind of degradation, an LR image (3, h, w) in [0, 1] that shows it.
         title: heading.
         notes: further lines for the list of what the page cannot show.
 
@@ -53,12 +55,12 @@ def write_report(
     except ImportError as error:
         raise MissingDependencyError("the report needs plotly: pip install 'morsr[report]'") from error
     missing = list(notes)
-    parts = [_overview(table)]
+    parts = [_overview(table), _kinds(table, kinds or {})]
     if table.is_routed:
         parts += [_collapse(table), _load(table), _specialised(table, missing), _zero(table, missing), _ranks(table)]
     else:
         missing.append("Everything about ranks: this model has no routing, its ranks are all active for every image.")
-    parts += [_scores(table), *map(_example, examples)]
+    parts += [_scores(table), *(_example(example, table) for example in examples)]
     if not examples:
         missing.append("Restored pictures with ranks switched off: no image was restored for this page.")
     rows = "".join(f"<li>{html.escape(note)}</li>" for note in missing)
@@ -135,6 +137,17 @@ def _overview(table: RoutingTable) -> str:
     severity = table.severity
     rows.append(("severity", f"{severity.min():.2f} to {severity.max():.2f}, mean {severity.mean():.2f}"))
     return _table(("", ""), rows)
+
+
+def _kinds(table: RoutingTable, shown: Mapping[str, Tensor]) -> str:
+    """A thumbnail for each kind of degradation."""
+    if not shown:
+        return ""
+    names = {kind: table.names[row] for kind, row in table.typical().items()}
+    captions = {kind: f"{kind}: {names[kind]}; {table.kinds().count(kind)} of {len(table)} images" for kind in shown}
+    thumbnails = [_picture(centre(image, 96), captions[kind]) for kind, image in shown.items()]
+    lead = "LR images, the middle: for each kind the image that shows it most clearly. An image counts for one kind."
+    return _section("What the kinds look like", f'<div class="thumbnails">{"".join(thumbnails)}</div>', lead)
 
 
 def _collapse(table: RoutingTable) -> str:
@@ -298,7 +311,7 @@ def _scores(table: RoutingTable) -> str:
     return _section("Degradation scores of the images", _figure(figure), lead)
 
 
-def _example(example: Example) -> str:
+def _example(example: Example, table: RoutingTable) -> str:
     routing = example.routing
     words = [
         f"Severity {example.severity:.2f} ({', '.join(f'{n} {v:.2f}' for n, v in example.scores.items())}).",
@@ -307,12 +320,16 @@ def _example(example: Example) -> str:
     ]
     if len(routing.update):
         words.append(f"The routed update has {routing.update.nanmean():.2f} times the size of the shared one.")
-    pictures = [_picture(example.enlarged, "input, bicubic"), _picture(example.restored, "restored, all its ranks")]
-    for changed in example.without:
+    pictures = [_picture(example.enlarged, "input, bicubic"), _picture(example.restored, "restored")]
+    for changed in example.without[:1]:
         gain = 1 / max((changed.image - example.restored).abs().max().item(), 1 / 255)
         difference = (0.5 + 0.5 * gain * (changed.image - example.restored)).clamp(0, 1)
-        pictures.append(_picture(changed.image, f"without {changed.name} ({changed.count} off)"))
-        caption = f"what changed, {gain:.0f} times; {changed.difference:.2f} of 255 (root mean square)"
-        pictures.append(_picture(difference, caption))
+        pictures.append(_picture(changed.image, f"without {changed.name}"))
+        pictures.append(_picture(difference, f"the difference, {gain:.0f} times"))
+    rows = [(changed.name, str(changed.count), f"{changed.difference:.2f}") for changed in example.without]
     body = f'<div class="pictures">{"".join(pictures)}</div>'
-    return _section(f"One image: {html.escape(example.name)}", body, html.escape(" ".join(words)))
+    if rows:
+        body += _table(("switched off", "ranks, all layers", "change of 255, root mean square"), rows)
+    groups = dict(zip(table.names, table.severity_groups(), strict=True))
+    title = f"{groups.get(example.name, 'one').capitalize()} image: {html.escape(example.name)}"
+    return _section(title, body, html.escape(" ".join(words)))

@@ -176,13 +176,31 @@ class RoutingTable:
         """
         if self.labels:
             return self.labels
+        names, places = self._places()
+        return tuple(names[index] for index in places.argmax(1).tolist()) if names else ("all alike",) * len(self)
+
+    def typical(self) -> dict[str, int]:
+        """For each kind, the place of the image that shows it most clearly: its rank over the mean of other ranks."""
+        if self.labels:
+            severity = self.severity.tolist()
+            return {kind: max(self._members(kind), key=severity.__getitem__) for kind in sorted(set(self.labels))}
+        names, places = self._places()
+        if len(names) < 2:
+            return {}
+        excess = places - (places.sum(1, keepdim=True) - places) / (len(names) - 1)
+        present = sorted(set(self.kinds()))
+        return {
+            kind: max(self._members(kind), key=excess[:, names.index(kind)].tolist().__getitem__) for kind in present
+        }
+
+    def _members(self, kind: str) -> list[int]:
+        return [index for index, other in enumerate(self.kinds()) if other == kind]
+
+    def _places(self) -> tuple[list[str], Tensor]:
+        """Kinds whose severities vary, and the rank (I, G) of each image among all by each of them."""
         columns = dict(self.truth) or dict(zip(self.score_names, self.scores.unbind(1), strict=True))
         varying = {name: values for name, values in columns.items() if values.max() > values.min()}
-        if not varying:
-            return ("all alike",) * len(self)
-        places = torch.stack([mid_ranks(values) for values in varying.values()], dim=1)
-        names = list(varying)
-        return tuple(names[index] for index in places.argmax(1).tolist())
+        return list(varying), torch.stack([mid_ranks(v) for v in varying.values()], 1) if varying else torch.empty(0)
 
     def severity_groups(self) -> tuple[str, ...]:
         """light, medium or severe for each image: thirds of the table by severity; equal severities stay together."""

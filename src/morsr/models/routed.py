@@ -30,5 +30,5 @@ def routed_update(adapters: InjectionReport, routing: Routing) -> Tensor:
         products = (down @ down.T) * (up.T @ up)  # of every two ranks' updates
         routed = torch.einsum("br,rs,bs->b", gates_BR, products, gates_BR)
         shared = products[: config.num_shared, : config.num_shared].sum()
-        sizes.append((routed.clamp_min(0) / shared).sqrt())
+        sizes.append((routed.clamp_min(0) / shared).sqrt() if shared > 0 else torch.full_like(routed, torch.nan))
     return torch.stack(sizes)
