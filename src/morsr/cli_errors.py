@@ -87,6 +87,9 @@ def _reason(line: str, keys: list[str], class_path: str, parser: Any) -> str:
         name = found[1].partition(".")[0]
         guess = closest(name, {known.partition(".")[0] for known in _names(parser)})
         return shortened(f"{found[1]}: unknown setting; {guess or 'see --help'}")
+    if found := re.search(r"Subcommand '\w+' does not accept option '(.+?)'", line):
+        guess = closest(found[1].partition(".")[0], ("model", "data", "trainer", *_names(parser)))
+        return shortened(f"{found[1]}: unknown setting; {guess or 'see --help'}")
     if found := re.search(r"Import path (\S+) does not correspond to a subclass of (\w+)", line):
         return shortened(f"{_path(keys)}: expected a class of {found[2]}, got {found[1]}; give a subclass of it")
     if found := re.search(r"No module named '(.+?)'", line):
@@ -104,8 +107,10 @@ def _reason(line: str, keys: list[str], class_path: str, parser: Any) -> str:
         value = re.sub(r".*literal.*: '|could not convert .*: '|'$", "", found[2])
         return _wrong_type(keys, found[1], value)
     if found := re.match(r"argument (-\S+): expected one argument", line):
-        return shortened(f"{_option(found[1][2:])}: expected a value, got none; give one")
+        return shortened(f"{_option(found[1].rpartition('/')[2][2:])}: expected a value, got none; give one")
     if found := re.match(r"the following arguments are required: (.*)", line):
+        if "model" in found[1].split("."):
+            return "model, data: missing; give a config, --config FILE"
         return shortened(f"{found[1].replace(', ', ' ').upper()}: missing; see --help")
     if found := re.search(r"File does not exist: '?(.+?)'?$", line):
         return shortened(f"--{_path(keys)}: no such file {found[1]}; check its name", found[1])

@@ -26,7 +26,7 @@ def atomic_path(path: str | os.PathLike[str], *, flush: bool = False) -> Iterato
     """Give an empty temporary file beside `path`, and move it there when the block ends without an error.
 
     The temporary name is hidden and keeps the suffix, because writers choose their format by it. The file's mode is
-    that of a newly made file, also where a writer replaces the file by a private one of its own.
+    that of a newly made file, also where a writer replaces the file by a private one.
 
     Args:
         path: where the file is to appear; its folder is made.

@@ -35,6 +35,7 @@ SLIPS = [
     (["--confg", "x.yaml"], ["--confg", "--config"]),
     (["--config=nowhere.yaml"], ["nowhere.yaml"]),
     (["extra"], ["extra"]),
+    (["--data.recipe=realersgan"], ["recipe", "realersgan", "realesrgan"]),
 ]
 
 
@@ -48,6 +49,24 @@ def test_a_slip_is_one_short_line(extra: list[str], words: list[str], capsys: py
     for word in words:
         assert (here if word == "{here}" else word) in said[0]
     assert list(Path().iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("data:\n  init_args:\n    batch_size: [1\n", ["wrong.yaml", "line 4"]),
+        ("modell:\n  lr: 1\n", ["modell", "did you mean model?"]),
+        ("- a\n", ["wrong.yaml", "mapping", "['a']"]),
+        ("hello", ["wrong.yaml", "mapping", "hello"]),
+        ("", ["wrong.yaml", "mapping"]),
+    ],
+)
+def test_a_broken_config_is_one_short_line(text: str, words: list[str], capsys: pytest.CaptureFixture[str]):
+    Path("wrong.yaml").write_text(text)
+    assert main(["fit", "--config", "wrong.yaml"]) == 2
+    (said,) = [line for line in capsys.readouterr().err.splitlines() if "loading" not in line]
+    assert len(said) <= 167
+    assert [word for word in words if word not in said] == []
 
 
 def test_a_slip_in_a_file_is_named_alike(capsys: pytest.CaptureFixture[str]):

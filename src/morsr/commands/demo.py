@@ -156,7 +156,7 @@ def launch(
 
 
 CSS = """
-.gradio-container {max-width: 1200px !important; margin: 0 auto}
+.gradio-container {max-width: 1200px !important; width: 100% !important; margin: 0 auto}
 footer {display: none !important}
 #examples img {height: 72px; width: auto}
 #download .empty {min-height: 0; height: 60px}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import hashlib
 import importlib
 import json
@@ -156,8 +157,9 @@ def preset_names() -> tuple[str, ...]:
 def _imported(path: str) -> Any:
     module, _, name = path.rpartition(".")
     if not module:
-        known = ", ".join(preset_names())
-        raise ConfigError(f"recipe: expected one of {known}, a .yaml or an import path; got {path!r}")
+        near = difflib.get_close_matches(path, preset_names(), 1)
+        guess = f"did you mean {near[0]}?" if near else f"presets are {', '.join(preset_names())}"
+        raise ConfigError(f"recipe: no preset, .yaml or import path {path!r}; {guess}")
     try:
         made = getattr(importlib.import_module(module), name)()
     except (ImportError, AttributeError, TypeError) as error:

@@ -89,9 +89,9 @@ def load_generator(
             `adapters.safetensors`, a training checkpoint `.ckpt`, or the hub id of a saved folder.
         base: folder or hub id of the base model; default the one that the adapters name. One of another name is taken,
             with a warning, where the weights under the adapters are the same.
-        decoder: an AutoencoderTiny that decodes in place of the base's own, see `load_base`; default the one of the
+        decoder: an AutoencoderTiny that decodes instead of the base's own, see `load_base`; default the one of the
             training.
-        prompt: text in place of the prompt whose embedding comes with the adapters; needs the base's text encoder.
+        prompt: text instead of the prompt whose embedding comes with the adapters; needs the base's text encoder.
         estimator: one of your own, or its class path, with the scores that the router knows; or the folder or hub id
             of CLIP's weights, where the adapters were trained with CLIP.
         hub: as for `find_model`.
@@ -146,7 +146,7 @@ def _described(path: Path, extra: Any) -> Mapping[str, Any]:
 
 
 def _with_decoder(path: Path, extra: Mapping[str, Any]) -> Mapping[str, Any]:
-    # Saved in a folder with a decoder of its own; this file may be all that was given of it.
+    # Saved in a folder with its own decoder; this file may be all that was given of it.
     own = extra.get("decoder") == DECODER_FOLDER
     return {**extra, "decoder": path.absolute().parent / DECODER_FOLDER} if own else extra
 

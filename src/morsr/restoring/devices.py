@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import textwrap
 from pathlib import Path
 
 import torch
@@ -35,7 +36,7 @@ def resolve_device(device: str | torch.device) -> torch.device:
         chosen = torch.device(device)
         torch.zeros(1, device=chosen).item()  # the device "meta" holds no values
     except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
-        reason = str(error).splitlines()[0]
+        reason = textwrap.shorten(str(error).partition(". ")[0], 90, placeholder=" …")
         raise ConfigError(f"device {str(device)!r} cannot be used on this machine: {reason}") from error
     return chosen
 

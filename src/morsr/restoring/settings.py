@@ -40,8 +40,9 @@ class Settings:
 
     def __post_init__(self) -> None:
         check_fields(self, least={"scale": 1})
-        if self.scale > 8 or self.color_strength > 1:
-            raise ConfigError(f"scale goes to 8 and color_strength to 1, got {self.scale} and {self.color_strength}")
+        for name, most in (("scale", 8), ("color_strength", 1)):
+            if getattr(self, name) > most:
+                raise ConfigError(f"{name}: expected at most {most}, got {getattr(self, name):g}")
         whole = isinstance(self.tile, int) and not isinstance(self.tile, bool)
         if self.tile not in ("auto", None) and not (whole and self.tile > 0):
             raise ConfigError(f'tile: expected "auto", None or a number of output pixels, got {self.tile!r}')

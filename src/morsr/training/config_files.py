@@ -33,9 +33,12 @@ def read_config(path: str | Path, *, _children: tuple[Path, ...] = ()) -> dict[s
     try:
         config = yaml.safe_load(_text(path))
     except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: cannot be read as a config ({' '.join(str(error).split())})") from error
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or "a character that is not allowed"
+        raise ConfigError(f"{path}{where}: expected valid YAML, got: {problem}") from error
     if not isinstance(config, dict):
-        raise ConfigError(f"{path}: expected a mapping, got {type(config).__name__}")
+        raise ConfigError(f"{path}: expected a config, a mapping of settings, got {str(config)[:40]!r}")
     parents = config.pop("extends", [])
     merged: dict[str, Any] = {}
     for parent in [parents] if isinstance(parents, str) else parents:
@@ -64,10 +67,11 @@ def expand_configs(arguments: Sequence[str]) -> list[str]:
 
 def _expanded(value: str) -> str:
     path = Path(value)
-    # Only a line of its own can be the key; what the parser itself can read is left to it, with its own messages.
-    if not path.is_file() or not re.search(r"^extends:", _text(path), re.MULTILINE):
+    if not path.is_file():
         return value
-    return yaml.safe_dump(read_config(path), sort_keys=False)
+    config = read_config(path)
+    # The key begins a line.
+    return yaml.safe_dump(config, sort_keys=False) if re.search(r"^extends:", _text(path), re.MULTILINE) else value
 
 
 def _text(path: Path) -> str:

@@ -41,7 +41,7 @@ class Base(nn.Module):
         vae: a diffusers autoencoder.
         prompts: embeddings "clean" and "degraded", each (1, T, width), and "clean_pooled" and "degraded_pooled",
             (1, width'), where the family has them.
-        decoder: an AutoencoderTiny for the same latents, which decodes in place of `vae` at a fraction of its work.
+        decoder: an AutoencoderTiny for the same latents, which decodes instead of `vae` at a fraction of its work.
         base_id: what adapters record as their base.
         source: from where `load_base` gets the same base again; None for one that was made by hand.
         prompt: text behind the "clean" embedding, where it is known.
@@ -204,7 +204,7 @@ class Base(nn.Module):
         return float(getattr(self.vae.config, "shift_factor", None) or 0.0)
 
     def use_decoder(self, decoder: nn.Module | None) -> None:
-        """Let another AutoencoderTiny decode in place of `vae`, frozen; None for `vae` itself.
+        """Let another AutoencoderTiny decode instead of `vae`, frozen; None for `vae` itself.
 
         Raises:
             ConfigError: a decoder for other latents.

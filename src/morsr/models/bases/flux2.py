@@ -10,7 +10,7 @@ from morsr.models.bases.base import Condition, dtype_of
 from morsr.models.bases.flow import Flow
 
 GUIDANCE = 4.0
-"""Guidance that a transformer with an embedding for it is told; klein has none."""
+"""Guidance that a transformer with an embedding for it is given; klein has none."""
 
 
 class Flux2(Flow):

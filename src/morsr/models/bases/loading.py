@@ -58,9 +58,9 @@ def load_base(
         source: a preset ("tiny" is in the package; "sd21", "sd-turbo" are hub ids tried in order), a local diffusers
             folder, a hub id (org/name or org/name@revision), a list of folders and ids tried in order, or "random:sd21"
             and the like for random weights in a published model's shapes.
-        decoder: an AutoencoderTiny that decodes in place of the base's own autoencoder: "taesd", a folder, a hub id, a
+        decoder: an AutoencoderTiny that decodes instead of the base's own autoencoder: "taesd", a folder, a hub id, a
             list of them, or "random:taesd". None: the base's own.
-        prompts: texts for "clean" and "degraded" in place of the fixed prompts, which needs the base's text encoder; or
+        prompts: texts for "clean" and "degraded" instead of the fixed prompts, which needs the base's text encoder; or
             both embeddings, which needs none.
         dtype: what the frozen weights are stored as, "float32" (default), "bfloat16" or "float16". What the class keeps
             in float32 stays so.
@@ -104,7 +104,7 @@ def load_base(
 
 
 def load_decoder(source: str | os.PathLike[str] | Sequence[str]) -> nn.Module:
-    """Load an AutoencoderTiny that decodes in place of a base's own autoencoder; see `load_base`."""
+    """Load an AutoencoderTiny that decodes instead of a base's own autoencoder; see `load_base`."""
     if source == "random:taesd":
         from diffusers import AutoencoderTiny
 

@@ -241,7 +241,7 @@ def read_prompts(
     Args:
         folder: of the base.
         name: its hub id, from which the text encoder can be fetched if the folder has none; else anything.
-        texts: texts for "clean" and "degraded" in place of the fixed ones.
+        texts: texts for "clean" and "degraded" instead of the fixed ones.
         family: whose pipeline's text encoders make the embeddings; without a pipeline, one CLIP.
 
     Returns:
