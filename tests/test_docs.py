@@ -128,7 +128,7 @@ def test_the_pages_are_short() -> None:
 
 def test_pages_docstrings_and_messages_are_in_plain_english() -> None:
     translated = re.compile(
-        r"\bof (?:its|their) own\b|stands? beside|in place of|\btold\b(?! apart)|\bgoes on\b|for ever|bit for bit"
+        r"\bof (?:its|their) own\b|stands? beside|in place of|\btold\b(?! apart)|\bgoes on\b|for ever\b|bit for bit"
     )
     texts = {str(path): path.read_text() for path in (*PAGES, *(REPO / "src").rglob("*.py"))}
     texts["notebooks"] = prose_of_notebooks()
