@@ -101,7 +101,7 @@ def _picture(image: Tensor, caption: str) -> str:
 
 def _figure(figure: Any, height: int = 380) -> str:
     figure.update_layout(template="plotly_white", font={"family": "system-ui, sans-serif", "size": 13})
-    figure.update_layout(height=figure.layout.height or height)
+    figure.update_layout(height=figure.layout.height or height, legend={"orientation": "h", "y": -0.2})
     figure.update_layout(margin={"l": 70, "r": 20, "b": 50, "t": figure.layout.margin.t or 20})
     return figure.to_html(full_html=False, include_plotlyjs=False, config={"displaylogo": False, "responsive": True})
 
@@ -182,7 +182,7 @@ def _load(table: RoutingTable) -> str:
     figure = go.Figure(
         go.Heatmap(
             z=next(iter(values.values())), y=names, text=slots, zmin=-2, zmax=2, colorscale="RdBu", reversescale=True,
-            colorbar={"title": "even loads", "thickness": 12},
+            colorbar={"title": "in even loads", "thickness": 10, "orientation": "h", "y": -0.14},
             hovertemplate="%{y}<br>%{text}: %{z:+} even loads<extra></extra>",
         )
     )  # fmt: skip
@@ -231,7 +231,8 @@ def _specialised(table: RoutingTable, missing: list[str]) -> str:
         "Mutual information between the choice of a slot and the kind of degradation, chance subtracted. A slot counts "
         "at a false discovery rate of 1 %."
     )
-    words = f"<p>Of {found.kind.numel()} slots, so many stand for a kind: {html.escape(counts)}.</p>"
+    more = "" if rows else " More images may show some."
+    words = f"<p>Of {found.kind.numel()} slots, so many stand for a kind: {html.escape(counts)}.{more}</p>"
     return _section("What each slot is for", words + listed, lead)
 
 
