@@ -158,14 +158,14 @@ def test_unreadable_files_and_odd_names(
     (photos / "photo1.png").rename(photos / "sub" / "photo0.png")
     odd = os.fsdecode(b"caf\xe9") if sys.platform == "linux" else "odd"
     (photos / "photo2.png").rename(photos / f"{odd}.png")
-    words = ["routing", str(photos), "--out", "report.html", "--example", "sub/photo0", "--table", "t.safetensors"]
+    words = ["routing", str(photos), "--out", "report.html", "--example", "sub/photo0_png", "--table", "t.safetensors"]
     assert main(words) == 1
     page = Path("report.html").read_text()
     assert "1 of 10 images" in page
-    assert re.findall(r"<h2>\w+ image: (.*)</h2>", page) == ["sub/photo0"]
+    assert re.findall(r"<h2>\w+ image: (.*)</h2>", page) == ["sub/photo0_png"]
     assert "broken.png" in capsys.readouterr().err
     names = RoutingTable.load("t.safetensors").names
-    assert {"photo0", "sub/photo0"} <= set(names)
+    assert {"photo0_png", "sub/photo0_png"} <= set(names)
     assert len(set(names)) == 9
     assert all(name.isprintable() for name in names)
 
