@@ -11,7 +11,6 @@ from torch.nn import functional as F
 LUMA = (0.299, 0.587, 0.114)
 """Weights of red, green and blue in the luma of ITU-R BT.601."""
 
-COLOR_METHODS = ("wavelet", "adain", "none")
 WAVELET_LEVELS = 5
 _FLAT = 1e-4  # standard deviation of a channel without structure
 
