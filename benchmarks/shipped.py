@@ -80,8 +80,10 @@ def held_out(folder: Path) -> list[Pair]:
     return pairs
 
 
-def unchanged(restorer: Restorer, pairs: Sequence[Pair]) -> None:
-    """Print how near ×1 leaves the middle 256² of sharp photographs to themselves."""
+def unchanged(restorer: Restorer, pairs: Sequence[Pair], report: BenchmarkReport) -> None:
+    """Print the least gain over bicubic, and how near ×1 leaves the middle 256² of sharp photographs to themselves."""
+    plain, ours = report.values("bicubic", "psnr"), report.values("tiny", "psnr")
+    print(f"least gain over bicubic: {min(ours[stem] - plain[stem] for stem in ours):+.2f} dB")
     for pair in pairs:
         top, left = ((side - 256) // 2 for side in pair.hr.shape[:2])
         image = to_tensor(pair.hr[top : top + 256, left : left + 256])
@@ -117,7 +119,7 @@ def main() -> None:
         for other in [key for key in methods if key not in common]:
             print(f"tiny - {other}: {', '.join(f'{metric} {above(report, other, metric)}' for metric in METRICS)}")
         if name == "held":
-            unchanged(restorer, [pair for pair in pairs if isinstance(pair, Pair)])
+            unchanged(restorer, [pair for pair in pairs if isinstance(pair, Pair)], report)
         if name == "embedded" and options.gallery:
             gallery(report, [pair for pair in pairs if isinstance(pair, Pair)], common, options.gallery)
 
