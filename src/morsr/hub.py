@@ -40,7 +40,7 @@ def fetch(hub_id: str, patterns: Sequence[str], **options: Any) -> Path:
     Raises:
         WeightsError: the hub cannot be reached, breaks off, or has no such repository, and the cache holds none.
     """
-    from huggingface_hub import constants, snapshot_download, try_to_load_from_cache
+    from huggingface_hub import snapshot_download
 
     found = repository_of(hub_id)
     if found is None:
@@ -48,13 +48,19 @@ def fetch(hub_id: str, patterns: Sequence[str], **options: Any) -> Path:
     repository, revision = found
     options = {**options, "revision": options.get("revision") or revision}
     try:
-        plain = [name for name in patterns if "*" not in name]
-        cached = (try_to_load_from_cache(repository, name, revision=options["revision"]) for name in plain)
-        if not constants.HF_HUB_OFFLINE and not any(isinstance(path, str) for path in cached):
-            print(f"morsr: fetching {printable(hub_id)} from {constants.ENDPOINT}", file=sys.stderr, flush=True)
+        if not options.get("local_files_only"):
+            say_fetching(hub_id)
         return Path(snapshot_download(repository, allow_patterns=list(patterns), **options))
     except Exception as error:  # the hub's client, its HTTP library and its transfer library each raise their own
         raise WeightsError(" ".join(str(error).split()) or type(error).__name__) from error
+
+
+def say_fetching(what: str, source: str | None = None) -> None:
+    """Say on standard error what the network is asked for, and by default that it is the hub; never when offline."""
+    from huggingface_hub import constants
+
+    if not constants.HF_HUB_OFFLINE:
+        print(f"morsr: fetching {printable(what)} from {source or constants.ENDPOINT}", file=sys.stderr, flush=True)
 
 
 def half_precision(folder: Path, stem: str) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import signal
@@ -141,6 +142,25 @@ def test_only_the_pages_own_requests_are_answered(headers: dict[bytes, bytes], p
 )
 def test_no_file_is_fetched_by_its_address(body: bytes, answered: bool):
     assert _demo_guard.local_files_only(body) == answered
+
+
+@pytest.mark.parametrize("kind", [b"application/json", b"Application/JSON", b"text/plain; x=multipart/", b""])
+def test_a_file_named_by_an_address_is_refused_whatever_kind_the_body_claims(kind: bytes):
+    sent: list[dict[str, Any]] = []
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": b'{"path": "http://10.0.0.1/"}', "more_body": False}
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message)
+
+    async def app(*rest: Any) -> None:
+        raise AssertionError("the request came through")
+
+    headers = [(b"host", b"localhost"), (b"content-type", kind)]
+    scope = {"type": "http", "method": "POST", "path": "/queue/join", "headers": headers}
+    asyncio.run(_demo_guard.OwnPagesOnly(app, ("localhost",))(scope, receive, send))
+    assert sent[0]["status"] == 403
 
 
 def test_foreign_requests_are_refused_by_the_server(served: str):

@@ -20,7 +20,7 @@ from PIL import Image
 
 from morsr import Restorer
 from morsr.cli import main
-from morsr.errors import InputError
+from morsr.errors import InputError, WeightsError
 from morsr.evaluation.images import read_rgb
 from morsr.imaging import read_rgb as read_for_training
 
@@ -140,9 +140,15 @@ def test_no_checkpoint_runs_code(
 def test_what_is_fetched_is_said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     import huggingface_hub
 
+    from morsr.estimators import build_estimator
     from morsr.hub import fetch
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *args, **options: "folder")
+    monkeypatch.setattr("transformers.AutoTokenizer.from_pretrained", lambda *args, **options: args[5])
     fetch("nobody/nothing", ["model_index.json"])
-    assert f"fetching nobody/nothing from {huggingface_hub.constants.ENDPOINT}" in capsys.readouterr().err
+    with pytest.raises(WeightsError):
+        build_estimator("clip", model="nobody/clip")
+    said = capsys.readouterr().err
+    assert f"fetching nobody/nothing from {huggingface_hub.constants.ENDPOINT}" in said
+    assert f"fetching nobody/clip from {huggingface_hub.constants.ENDPOINT}" in said

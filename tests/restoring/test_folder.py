@@ -12,11 +12,11 @@ import restorer_twins as twins
 import torch
 from PIL import Image
 
-from morsr.errors import ConfigError
+from morsr.errors import ConfigError, InputError
 from morsr.restoring import Restorer, Settings
 from morsr.restoring import folder as folder_module
 from morsr.restoring import restorer as restorer_module
-from morsr.restoring.folder import Job, batches, processes, restore_files
+from morsr.restoring.folder import Job, Outcome, batches, processes, restore_files
 from morsr.restoring.passes import Passes
 
 
@@ -161,3 +161,9 @@ def test_large_files_are_written_by_rows_among_the_others(monkeypatch: pytest.Mo
     assert len(run(restorer, jobs, batch=3, tile=64)) == 1
     assert pixels("out/in/large.png").shape == (160, 160, 3)
     assert pixels("out/in/small.png").shape == (32, 48, 3)
+
+
+def test_a_failed_file_is_named_once_whatever_its_name():
+    job = Job(Path("two\nlines.png"), Path("out.png"))
+    assert str(Outcome(job, InputError("two\\nlines.png: empty"))) == "two\\nlines.png: empty"
+    assert str(Outcome(job, InputError("empty"))) == "two\\nlines.png: empty"

@@ -54,6 +54,9 @@ def test_the_newest_is_chosen_by_run_and_recorded_step(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="passed over"):
         assert newest_checkpoint(runs) == runs[2] / "checkpoints" / "last.ckpt"
     assert newest_checkpoint(runs[:1]) is None
+    assert newest_checkpoint(runs, resumes=True) is None, "files of weights alone"
+    save(runs[2] / "checkpoints" / "whole.ckpt", step=7, optimizer_states=[], loops={})
+    assert newest_checkpoint(runs, resumes=True) == runs[2] / "checkpoints" / "whole.ckpt"
 
 
 def test_what_a_killed_process_left_is_removed_and_what_is_being_written_stays(tmp_path: Path) -> None:

@@ -36,7 +36,8 @@ class OwnPagesOnly:
         if not allowed(dict(scope["headers"]), unquote(scope["path"]), self.hosts):
             await self._refuse(scope, send)
             return
-        if scope.get("method") == "POST" and b"json" in dict(scope["headers"]).get(b"content-type", b""):
+        is_upload = dict(scope["headers"]).get(b"content-type", b"").startswith(b"multipart/")
+        if scope.get("method") == "POST" and not is_upload:
             body, more = b"", True
             while more and len(body) < 10**6:
                 message = await receive()

@@ -85,7 +85,7 @@ def run(
             try:
                 sharp, low, lines[name] = _degraded(path, name, loaded, made, device)
             except InputError as error:
-                failed.append(str(error) if str(path) in str(error) else f"{path}: {error}")
+                failed.append(str(error) if printable(str(path)) in str(error) else f"{path}: {error}")
                 continue
             for folder, image in zip(folders, (low, sharp), strict=False):
                 _save(image, folder / name)

@@ -17,7 +17,7 @@ from torch import Tensor
 from morsr.errors import ConfigError, WeightsError
 from morsr.estimators.base import DegradationEstimator
 from morsr.estimators.views import native_crops
-from morsr.hub import half_precision, repository_of
+from morsr.hub import half_precision, repository_of, say_fetching
 
 CLIP_SOURCE = "openai/clip-vit-base-patch32"
 PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -202,6 +202,8 @@ def _load(source: str, prompts: PromptSet, digest: str | None, local_files_only:
     settings: dict[str, Any] = {"local_files_only": local_files_only or folder.is_dir()}
     on_hub = None if folder.is_dir() else repository_of(source)
     place, settings["revision"] = on_hub or (str(folder), None)
+    if not settings["local_files_only"]:
+        say_fetching(source)
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(place, **settings)
         model = _whole_model(transformers, place, {**settings, "variant": half_precision(folder, "model")})

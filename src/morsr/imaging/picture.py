@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -21,9 +20,6 @@ from torch import Tensor
 from morsr.errors import InputError
 from morsr.functional.color import luma
 from morsr.functional.resample import unit_range
-
-LOSSY_GRAY = 3 / 255
-"""Largest difference between the channels of a gray image that a lossy format stored in colour."""
 
 _NAMES = {"icc_profile": "icc-profile-data", "exif": "exif-data", "xmp": "xmp-data", "dpi": "dpi"}
 
@@ -64,12 +60,6 @@ class Picture:
         """Whether some pixel is not opaque."""
         return self.alpha is not None and bool((to_uint8(self.alpha) < 255).any())
 
-    @cached_property
-    def gray(self) -> bool:
-        """Whether no pixel has a colour; its restored image has none either."""
-        tolerance = 0.0 if self.lossless else LOSSY_GRAY * _white(self.samples)
-        return bool((np.ptp(self.pixels, axis=2) <= tolerance).all())
-
     @property
     def planes(self) -> Tensor:
         """Colours (1, 3, H, W) in their own type; gray is repeated without a copy."""
@@ -94,11 +84,11 @@ class Picture:
         """Restored rows as samples of this picture's own type and channels.
 
         Args:
-            rgb: (1, 3, h, W), clamped to [0, 1]; the result has no colour if the picture has none.
+            rgb: (1, 3, h, W), clamped to [0, 1].
             alpha: (1, 1, h, W) if the picture has alpha.
         """
-        if self.gray:
-            rgb = luma(rgb).expand(-1, self.pixels.shape[2], -1, -1)
+        if self.pixels.shape[2] == 1:
+            rgb = luma(rgb)
         planes = rgb if alpha is None else torch.cat([rgb, alpha], dim=1)
         values = planes[0].permute(1, 2, 0).clamp(0, 1).cpu().numpy()
         if self.samples.dtype.kind != "f":
@@ -130,7 +120,7 @@ def from_samples(samples: NDArray[Any], **about: Any) -> Picture:
         InputError: another shape or type, no pixel, or values out of range.
     """
     shape, dtype = samples.shape, samples.dtype
-    samples = np.ascontiguousarray(samples, dtype.newbyteorder("="))
+    samples = np.require(samples, dtype.newbyteorder("="), "CW")  # as tensors that share its memory must be
     samples = samples[..., None] if samples.ndim == 2 else samples
     if samples.ndim != 3 or samples.shape[2] not in (1, 2, 3, 4) or 0 in shape:
         raise InputError(f"expected shape (H, W) or (H, W, C) with 1 to 4 channels, got {shape}")

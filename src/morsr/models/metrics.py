@@ -26,6 +26,7 @@ from torch import Tensor
 from morsr.errors import ConfigError, InputError, MissingDependencyError, MorsrError, WeightsError, check_images
 from morsr.functional.perceptual import feature_distances
 from morsr.functional.quality import psnr_y, rgb_to_y, ssim_y
+from morsr.hub import say_fetching
 from morsr.models.imagenet import ImageNetFeatures
 
 _PYIQA = "https://huggingface.co/chaofengc/IQA-PyTorch-Weights/resolve/main/"
@@ -242,7 +243,7 @@ def missing_weights(info: MetricInfo) -> list[str]:
     for source in info.weights:
         if "://" not in source:
             if not any(isinstance(try_to_load_from_cache(source, name), str) for name in _TIMM_FILES):
-                missing.append(f"{source} of the Hugging Face hub")
+                missing.append(f"{source} from the Hugging Face hub")
             continue
         folder = "checkpoints" if source.startswith(_TORCHVISION) else "clip" if source == _CLIP_RN50 else "pyiqa"
         path = Path(torch.hub.get_dir()) / folder / source.rpartition("/")[2]
@@ -265,6 +266,8 @@ def _build(info: MetricInfo, device: torch.device, download: bool) -> Metric:
     missing = missing_weights(info)
     if missing and (not download or os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0")):
         raise WeightsError(f"{info.name} needs {', '.join(missing)}; downloads are switched off")
+    for file in missing:
+        say_fetching(*file.split(" from "))
     try:
         with _quiet_and_safe():
             import pyiqa

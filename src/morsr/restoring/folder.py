@@ -41,8 +41,8 @@ class Outcome(NamedTuple):
 
     def __str__(self) -> str:
         """One line that names the file and says why it failed."""
-        text = str(self.error) or type(self.error).__name__
-        return printable(text if str(self.job.source) in text else f"{self.job.source}: {text}")
+        text, name = printable(str(self.error) or type(self.error).__name__), printable(str(self.job.source))
+        return text if name in text else f"{name}: {text}"
 
 
 def folder_jobs(source: Path, target: Path, format: str | None = None) -> list[Job]:

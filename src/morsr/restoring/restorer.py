@@ -23,7 +23,7 @@ from morsr.imaging.files import check_output, read_planes
 from morsr.restoring.devices import free_memory, resolve_device, resolve_dtype
 from morsr.restoring.passes import Found, Passes, Progress, joined
 from morsr.restoring.settings import Settings
-from morsr.restoring.tiles import enlarged_rows, finished_rows, gray_like
+from morsr.restoring.tiles import enlarged_rows, finished_rows
 
 if TYPE_CHECKING:
     from morsr.estimators import DegradationEstimator
@@ -190,9 +190,8 @@ class Restorer:
         routings: list[Any] = []
         for one in image if several else [image]:
             if isinstance(one, Tensor):
-                lr = read_planes(one)
-                rgb, found = self._restore_batch(lr, settings)
-                results.append(gray_like(rgb, lr).to(device=one.device, dtype=one.dtype))
+                rgb, found = self._restore_batch(read_planes(one), settings)
+                results.append(rgb.to(device=one.device, dtype=one.dtype))
             elif isinstance(one, (str, os.PathLike, Image.Image, np.ndarray)):
                 [result], found = self._restore_pictures([read(one)], settings)
                 results.append(result.like(one))

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from morsr.errors import WeightsError
 from morsr.functional.color import ChannelStatistics, adain_apply, luma, wavelet_halo, wavelet_low
-from morsr.functional.resample import bicubic_window
+from morsr.functional.resample import bicubic_window, unit_range
 from morsr.restoring.settings import Settings
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ SINGLE_PASS = 1.5  # an image up to this many automatic tiles a side goes throug
 OVERLAP = 0.25  # share of a tile that overlaps its neighbour
 MEMORY_SHARE = 0.5  # share of the free memory that a pass may be expected to use
 FEATHER = 0.12  # standard deviation of a tile's weights as a share of its side
+PALE = 8.5 / 255  # largest difference between the channels of an image that counts as gray with a tint
 ROW_PIXELS = 1 << 19  # pixels of the rows that are colour-corrected at once; at least 64 rows
 
 
@@ -187,7 +188,7 @@ def enlarged_rows(lr: Tensor, size: tuple[int, int], top: int, end: int) -> Tens
 
 
 def finished_rows(image: Tensor, lr: Tensor, settings: Settings) -> Iterator[Tensor]:
-    """Rows of restored images from the top, with the colours of the input.
+    """Rows of restored images from the top, with the colours of the input; of a pale one with the input's chroma.
 
     Args:
         image: (B, 3, H, W), the networks' output, on the processor.
@@ -203,6 +204,7 @@ def finished_rows(image: Tensor, lr: Tensor, settings: Settings) -> Iterator[Ten
     if settings.color == "adain":
         content = _statistics(image[..., top:end, :] for top, end in parts)
         style = _statistics(enlarged_rows(lr, size, top, end) for top, end in parts)
+    pale = is_pale(lr)
     for top, end in parts:
         rows = image[..., top:end, :]
         if settings.color == "wavelet":
@@ -211,13 +213,18 @@ def finished_rows(image: Tensor, lr: Tensor, settings: Settings) -> Iterator[Ten
             rows = rows + settings.color_strength * low[..., top - first : end - first, :]
         elif settings.color == "adain":
             rows = adain_apply(rows, content, style, strength=settings.color_strength)
-        yield rows.clamp(0, 1)
+        rows = rows.clamp(0, 1)
+        if pale.any():
+            source = enlarged_rows(lr, size, top, end)
+            rows = torch.where(pale, (luma(rows) + (source - luma(source))).clamp(0, 1), rows)
+        yield rows
 
 
-def gray_like(images: Tensor, lr: Tensor) -> Tensor:
-    """Restored images (B, 3, H, W) without colour where the input (B, 3, h, w) has none."""
-    gray = (lr == lr[:, :1]).flatten(1).all(dim=1).to(images.device).view(-1, 1, 1, 1)
-    return torch.where(gray, luma(images), images)
+def is_pale(lr: Tensor) -> Tensor:
+    """Whether images (B, 3, h, w) are gray or almost so, as (B, 1, 1, 1): what tint they have is the input's."""
+    parts = (unit_range(part) for part in lr.split(256, dim=-2))
+    spread = torch.stack([(part.amax(dim=1) - part.amin(dim=1)).flatten(1).amax(dim=1) for part in parts]).amax(dim=0)
+    return (spread <= PALE).view(-1, 1, 1, 1)
 
 
 def _statistics(parts: Iterator[Tensor]) -> ChannelStatistics:

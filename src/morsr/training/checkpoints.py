@@ -17,6 +17,9 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from morsr.errors import TrainingError, WeightsError
 from morsr.files import atomic_path
 
+RESUME = {"optimizer_states", "loops"}
+"""What a checkpoint holds beside its weights if a run can resume from it."""
+
 _PART = ".morsr-*.part.ckpt"  # what `atomic_path` calls the file that it writes
 _ABANDONED = 3600  # seconds without a change after which the process that wrote such a file is gone
 
@@ -102,13 +105,14 @@ def read_checkpoint(path: str | os.PathLike[str], *, map_location: Any = "cpu", 
     return found
 
 
-def newest_checkpoint(runs: Iterable[Path]) -> Path | None:
+def newest_checkpoint(runs: Iterable[Path], *, resumes: bool = False) -> Path | None:
     """The checkpoint with the most steps in the newest run that has a whole one.
 
     Damaged files are passed over with a warning; what killed processes left half-written is removed.
 
     Args:
         runs: folders of runs, the newest first; checkpoints may lie in folders below.
+        resumes: leave out files of weights alone, from which no run can resume.
     """
     for run in runs:
         steps: dict[Path, int] = {}
@@ -118,7 +122,9 @@ def newest_checkpoint(runs: Iterable[Path]) -> Path | None:
                     path.unlink(missing_ok=True)
                 continue
             try:
-                steps[path] = int(read_checkpoint(path, whole=False).get("global_step", 0))
+                found = read_checkpoint(path, whole=False)
+                if not resumes or found.keys() >= RESUME:
+                    steps[path] = int(found.get("global_step", 0))
             except WeightsError as error:
                 warnings.warn(f"passed over: {error}", stacklevel=2)
         for path in sorted(steps, key=lambda path: (steps[path], path.name), reverse=True):

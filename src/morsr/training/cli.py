@@ -40,7 +40,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from morsr.cli_errors import explain
 from morsr.errors import ConfigError, MorsrError, WeightsError, worker_death
 from morsr.training.callbacks.stopping import FinalValidation, StopBetweenSteps
-from morsr.training.checkpoints import AtomicCheckpointIO, newest_checkpoint
+from morsr.training.checkpoints import RESUME, AtomicCheckpointIO, newest_checkpoint
 from morsr.training.config_files import expand_configs
 
 # Lightning's own callbacks have enums as defaults, which the dump of a config could not represent.
@@ -76,19 +76,19 @@ class MorsrCLI(LightningCLI):
 
     def _parse_ckpt_path(self) -> None:
         """Look for the checkpoint; unlike Lightning's, never take settings from it."""
-        config = self.config[self.config["subcommand"]]
+        config, fit = self.config[self.config["subcommand"]], self.config["subcommand"] == "fit"
         path = config.get("ckpt_path")
         if path == "best":
             raise ConfigError("ckpt_path: expected a file or last, got best, which is known within one process only")
         if path == "last":
-            found = newest_checkpoint(_runs(config.trainer))
-            if found is None and self.config["subcommand"] != "fit":
+            found = newest_checkpoint(_runs(config.trainer), resumes=fit)
+            if found is None and not fit:
                 raise WeightsError("ckpt_path: expected a run with a whole checkpoint, found none; name a file")
             rank_zero_info(f"ckpt_path: {found or 'no checkpoint yet, the run starts at step 0'}")
             config["ckpt_path"] = path = None if found is None else str(found)
         if path is not None:
             stored = AtomicCheckpointIO().load_checkpoint(path)
-            if self.config["subcommand"] == "fit" and not {"optimizer_states", "loops"} <= stored.keys():
+            if fit and not stored.keys() >= RESUME:
                 raise WeightsError(
                     f"{path}: holds weights only, so a run cannot resume from it; start a new one by model.start_from"
                 )
@@ -99,6 +99,8 @@ class MorsrCLI(LightningCLI):
             torch.set_num_threads(threads)
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> L.Trainer:
+        if "spawn" in str(config.get("strategy")):
+            raise ConfigError("trainer.strategy: expected ddp or ddp_fork, got ddp_spawn, whose processes need a copy")
         given = config.get("callbacks") or []
         given = _usable(given if isinstance(given, list) else [given], config)
         if config.get("enable_progress_bar") is not False and not any(isinstance(one, ProgressBar) for one in given):
@@ -198,10 +200,11 @@ def _usable(callbacks: list[Callback], config: dict[str, Any]) -> list[Callback]
         if isinstance(one, (LearningRateFinder, BatchSizeFinder)):
             name = type(one).__name__
             raise ConfigError(f"trainer.callbacks: {name} does not work with alternating networks; leave it out")
-        if isinstance(one, ModelCheckpoint) and (one.monitor or "").startswith("val/") and one._every_n_train_steps:
+        is_early = isinstance(one, ModelCheckpoint) and (one._every_n_train_steps or one._train_time_interval)
+        if is_early and "val/" in f"{one.monitor} {one.filename}":
             raise ConfigError(
-                f"ModelCheckpoint: with every_n_train_steps it would save before the validation that gives "
-                f"{one.monitor}; leave every_n_train_steps out to save after each validation"
+                "ModelCheckpoint: with every_n_train_steps or train_time_interval it would save before the validation "
+                "whose value it asks for; leave them out to save after each validation"
             )
     off: list[type] = []
     off += [Checkpoint] if config.get("enable_checkpointing") is False or config.get("fast_dev_run") else []
