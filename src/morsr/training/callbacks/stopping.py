@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM wait for the end of the step, and a run always ends with a validation."""
+"""Ctrl-C and SIGTERM wait for the end of the step, a run always ends with a validation, and an idle one says so."""
 
 from __future__ import annotations
 
@@ -74,6 +74,10 @@ class StopBetweenSteps(Callback):
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._restore()
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if not self.steps:
+            rank_zero_info(f"Nothing left to do at step {trainer.global_step}")
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         self._restore()

@@ -47,7 +47,7 @@ class RunSummary(Callback):
         facts = {"steps": steps, "seconds": round(seconds, 1), "files": files, "validation": self._validations}
         write_text(folder / "summary.json", json.dumps(facts, indent=2) + "\n")
         done = self._first is not None and steps > self._first
-        lines = ["", f"Finished: step {steps} in {seconds:.0f} s" if done else f"Nothing left to do at step {steps}"]
+        lines = ["", f"Finished: step {steps} in {seconds:.0f} s" if done else "This run holds:"]
         width = max(map(len, files), default=0)
         lines += [f"  {name:<{width}}  {path}" for name, path in files.items()]
         if self._validations:
