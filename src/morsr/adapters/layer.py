@@ -65,6 +65,8 @@ class Switch:
 class Ranks(nn.Module):
     """The ranks of one set on one layer: ``lora_A`` (R, ...) and ``lora_B`` (O, R), which starts at zero."""
 
+    constant: Tensor | None
+
     def __init__(self, base: Any, config: MoRConfig, index: int) -> None:
         super().__init__()
         self.index, weight = index, base.weight

@@ -304,7 +304,7 @@ def write(
         InputError: the format cannot hold the picture, or the file cannot be written; an existing file is unchanged.
     """
     samples = picture.samples if canvas is None else canvas.values
-    name = check_output(picture, path, samples.shape[:2], format)
+    name = check_output(picture, path, (samples.shape[0], samples.shape[1]), format)
     if name in _OPAQUE_ONLY:
         samples = samples[..., : 3 if samples.shape[2] > 2 else 1]
     if name not in ("PNG", "TIFF"):
