@@ -1,7 +1,7 @@
 """The two figures of the README: the method as SVG, and one photograph in four conditions with the ranks that run.
 
-    python benchmarks/figures.py method --out docs/method.svg
-    python benchmarks/figures.py strip --out docs/images/routing_strip.png [--model tiny]
+    python benchmarks/figures.py method
+    python benchmarks/figures.py strip [--model tiny]
 
 The strip shows scikit-image's chelsea at a quarter of its size: clean, with noise of σ = 25 levels, blurred by
 σ = 1.5 LR pixels, and as a JPEG of quality 20. Under each LR image: its gates (layers down, routed ranks across), the
@@ -26,6 +26,7 @@ from morsr import Restorer
 from morsr.evaluation.images import to_tensor
 from morsr.functional.quality import psnr_y, quantize_8bit
 
+DOCS = Path(__file__).resolve().parents[1] / "docs"
 INK, BLUE, ORANGE, GRAY, PALE, FROZEN = "#1f2933", "#2563ab", "#d97706", "#9aa5b1", "#e4ecf5", "#f1f3f5"
 SHOWN = {"clean": "clean", "noise": "noisy, σ = 25", "blur": "blurred, σ = 1.5", "JPEG": "JPEG, quality 20"}
 
@@ -128,14 +129,15 @@ def strip(model: str, out: Path) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("figure", choices=("method", "strip"))
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--out", type=Path, help="default: where README and docs look for it")
     parser.add_argument("--model", default="tiny")
     options = parser.parse_args()
+    out = options.out or DOCS / ("method.svg" if options.figure == "method" else "images/routing_strip.png")
     if options.figure == "method":
-        options.out.write_text(method(), encoding="utf-8")
+        out.write_text(method(), encoding="utf-8")
     else:
         with torch.inference_mode():
-            print("\n".join(strip(options.model, options.out)))
+            print("\n".join(strip(options.model, out)))
 
 
 if __name__ == "__main__":
