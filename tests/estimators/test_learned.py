@@ -15,7 +15,7 @@ from morsr.errors import ConfigError, InputError, WeightsError
 from morsr.estimators import build_estimator
 from morsr.estimators.learned import NAMES, DegradationNet, crop_statistics, load_net, save_net
 from morsr.training.estimator import FACTOR_RANGES, LearnedEstimatorTraining, single_factor, single_factor_ranks
-from morsr.training.schedules import learning_rate_factor
+from morsr.training.optim import learning_rate_factor
 
 
 @pytest.fixture

@@ -19,7 +19,6 @@ from morsr.evaluation.routing import RoutingTable
 from morsr.evaluation.score import BICUBIC, Method, bicubic_method, evaluate
 from morsr.evaluation.tables import BenchmarkReport, ImageScore, published_rows
 from morsr.files import write_text
-from morsr.models.batches import first_images
 from morsr.models.metrics import build_metrics
 from morsr.models.scores import score_image
 
@@ -164,15 +163,17 @@ class RoutingDump(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:  # fmt: skip
-        room = self.max_images - sum(len(part) for part in self._parts)
-        repeated = batch.get("repeated", ()) if isinstance(batch, Mapping) else ()  # by another process, the last ones
-        kept = first_images(batch, min(room, repeated.index(True)) if any(repeated) else room, "lr")
         adapters = getattr(getattr(pl_module, "generator", None), "adapters", None)
-        silent = trainer.sanity_checking or trainer.fast_dev_run
-        if silent or kept is None or adapters is None or not adapters.is_routed:
+        if trainer.sanity_checking or trainer.fast_dev_run or adapters is None or not adapters.is_routed:
             return
-        names = [str(stem) for stem in kept.get("stem", ())]
+        room = self.max_images - sum(map(len, self._parts))
+        again = batch.get("repeated") or []  # by another process, the last ones
+        count = min(room, again.index(True) if any(again) else room, len(batch["lr"]))
+        if count < 1:
+            return
+        kept = {name: batch[name][:count] for name in ("lr", "stem", "parameters") if name in batch}
         recipe = getattr(trainer.datamodule, "val_recipe", "realesrgan")
+        names = list(map(str, kept.get("stem", ())))
         self._parts.append(
             RoutingTable.from_images(pl_module, kept["lr"], kept.get("parameters"), recipe=recipe, names=names)
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -195,30 +196,46 @@ def _estimator(path: Path, spec: Any, given: DegradationEstimator | str | None) 
         raise WeightsError(f"{path}: {error}{where}") from error
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a training checkpoint; only tensors and plain values are accepted, nothing in it is executed.
+def read_checkpoint(path: str | os.PathLike[str], *, map_location: Any = "cpu", whole: bool = True) -> dict[str, Any]:
+    """Read a training checkpoint, a local file of tensors and plain values; nothing in it is executed.
+
+    Args:
+        path: the file.
+        map_location: as for `torch.load`.
+        whole: compare every byte with the checksums first; without that, tensors are not read until they are used.
 
     Raises:
-        WeightsError: cut short, not a checkpoint, or not one of morsr's.
+        WeightsError: missing, damaged, cut short, or with objects that would have to be unpickled.
     """
+    if not Path(path).is_file():
+        raise WeightsError(f"{path}: no such checkpoint; expected a local file")
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        if whole:
+            check_sums(path)
+        found = torch.load(path, map_location=map_location, weights_only=True, mmap=not whole)
     except Exception as error:  # a damaged archive surfaces as any of half a dozen kinds
-        raise WeightsError(
-            f"{path}: cannot be read as a checkpoint; it may be cut short ({_first_line(error)})"
-        ) from error
-    if not isinstance(checkpoint, dict) or "morsr" not in checkpoint:
-        raise WeightsError(f"{path}: expected a checkpoint saved by `morsr fit`")
-    return checkpoint
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:100]
+        raise WeightsError(f"{path}: not a whole checkpoint ({reason}); take an earlier one") from error
+    if not isinstance(found, dict) or "state_dict" not in found:
+        raise WeightsError(f"{path}: expected a checkpoint of Lightning, got a file without a state_dict")
+    return found
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:120]
+def check_sums(path: str | os.PathLike[str]) -> None:
+    """Compare every byte of a checkpoint's archive with its checksum.
+
+    Raises:
+        ValueError: some differ.
+    """
+    with zipfile.ZipFile(path) as archive:
+        if (name := archive.testzip()) is not None:
+            raise ValueError(f"{name} is damaged")
 
 
 def _from_checkpoint(path: Path, given: Mapping[str, Any]) -> OneStepGenerator:
     checkpoint = read_checkpoint(path)
-    described = checkpoint["morsr"]
+    if (described := checkpoint.get("morsr")) is None:
+        raise WeightsError(f"{path}: expected a checkpoint saved by `morsr fit`")
     config, extra = MoRConfig.from_dict(described["adapters"]), _described(path, described.get("extra"))
     generator = _build(path, config, extra, given, described.get("prompts"))
     check_base(path, described, generator.base)

@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from morsr.adapters import MoRConfig, read_adapters_header
@@ -27,7 +26,6 @@ _GO_ON = (
 )
 # Where an estimator's weights are read from, not what they are.
 _NO_RESULT = ("text_cache", "local_files_only")
-_SAME = 1e-2  # the embeddings of one text on two machines differ by less, those of two texts by far more
 
 
 class Companions:
@@ -39,7 +37,7 @@ class Companions:
     """
 
     def __init__(self, base: Base, *, decoder: Any, prompts: Mapping[str, str] | None) -> None:
-        self.base, self.decoder, self.prompts = base, decoder, prompts
+        self.base, self.decoder, self.prompts = base, decoder, prompts or None
         self._has_own_prompts = bool(prompts)
 
     def facts(self) -> dict[str, Any]:
@@ -47,59 +45,31 @@ class Companions:
         known = {"decoder": self.decoder, "prompts": self.prompts}
         return {name: value for name, value in known.items() if value is not None}
 
-    def prepare(
-        self, stored: Mapping[str, Tensor], extra: Any, source: str, *, decoder: Any = None
-    ) -> Callable[[], None]:
-        """Read and check what weights bring along, where the config gave none; puts it in when called.
+    def prepare(self, stored: Mapping[str, Tensor], extra: Any, *, decoder: Any = None) -> Callable[[], None]:
+        """Read what weights bring along, where the config gave none; puts it in when called.
 
         Args:
             stored: embeddings of the prompts; files of old versions and imported ones have none.
-            extra: of the header, which may hold their texts.
-            source: for messages.
+            extra: of the header, which may hold their texts: training writes all that its config gave, a saved folder
+                that of "clean".
             decoder: of the training, as `load_decoder` takes it.
 
         Raises:
-            WeightsError: a decoder that cannot be read, or embeddings that another base's text encoder made.
+            WeightsError: a decoder that cannot be read.
         """
         network = load_decoder(decoder).to(self.base.device) if decoder is not None and self.decoder is None else None
-        texts, ours = _texts(extra), self.base.prompts
-        has_prompts = {"clean", "degraded"} <= stored.keys()
-        same = {name: has_prompts and _is_same(stored[name], ours[name], source) for name in ("clean", "degraded")}
-        if self._has_own_prompts and has_prompts and not all(same.values()):
-            rank_zero_warn(
-                f"{source}: trained with the prompts {texts or 'of the base'}; this run uses {self.prompts} by its "
-                "config. Leave model.prompts out to run with those of the training"
-            )
+        extra = extra if isinstance(extra, Mapping) else {}
+        texts = extra.get("prompts") or ({"clean": extra["prompt"]} if extra.get("prompt") is not None else None)
 
         def take() -> None:
             if network is not None:
                 self.base.use_decoder(network)
                 self.decoder = os.fspath(decoder) if isinstance(decoder, Path) else decoder
-            if has_prompts and not self._has_own_prompts:
+            if stored and not self._has_own_prompts:
                 self.base.set_prompts(stored)
-                self.base.prompt = (texts or {}).get("clean") or (self.base.prompt if same["clean"] else None)
-                self.prompts = texts
-                if not all(same.values()):
-                    rank_zero_info(f"prompts: those of {source}")
+                self.base.prompt, self.prompts = (texts or {}).get("clean"), texts
 
         return take
-
-
-def _texts(extra: Any) -> dict[str, str] | None:
-    """Training writes all prompts that its config gave, a saved folder the text of "clean"."""
-    if not isinstance(extra, Mapping):
-        return None
-    text = extra.get("prompt")
-    return extra.get("prompts") or (None if text is None else {"clean": text})
-
-
-def _is_same(stored: Tensor, ours: Tensor, source: str) -> bool:
-    if stored.ndim != 3 or stored.shape[-1] != ours.shape[-1]:
-        raise WeightsError(
-            f"{source}: made for another base: expected prompt embeddings of width {ours.shape[-1]}, got shape "
-            f"{tuple(stored.shape)}; load it on that base"
-        )
-    return stored.shape == ours.shape and torch.allclose(stored.float(), ours.float(), rtol=0, atol=_SAME)
 
 
 def saved_tensors(module: nn.Module, trained: Iterable[nn.Parameter], generator: OneStepGenerator) -> dict[str, Tensor]:

@@ -22,7 +22,7 @@ from morsr.errors import ConfigError
 from morsr.functional.diffusion import add_noise
 from morsr.models.bases import Base, Condition, StableDiffusion, build_base, load_base
 from morsr.training.callbacks.adapters import averaged
-from morsr.training.schedules import ScheduleName, learning_rate_factor, total_steps
+from morsr.training.optim import ScheduleName, learning_rate_factor, total_steps
 
 
 class SeededTraining(L.LightningModule):

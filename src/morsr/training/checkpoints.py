@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import tempfile
 import time
 import warnings
-import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from morsr.errors import TrainingError, WeightsError
 from morsr.files import atomic_path
+from morsr.models.loading import check_sums, read_checkpoint
 
 RESUME = {"optimizer_states", "loops"}
 """What a checkpoint holds beside its weights if a run can resume from it."""
@@ -25,11 +24,7 @@ _ABANDONED = 3600  # seconds without a change after which the process that wrote
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Lightning's checkpoint files, which appear under their name complete or not at all.
-
-    The checksums of its zip archive are compared when a file is read. Nothing is ever unpickled, wherever a checkpoint
-    comes from. Paths such as s3:// are left to Lightning.
-    """
+    """Lightning's checkpoint files, which appear under their name complete or not at all; none is ever unpickled."""
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None
@@ -39,9 +34,6 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         Raises:
             TrainingError: it could not be written; the file of before is untouched.
         """
-        if "://" in os.fspath(path):
-            super().save_checkpoint(checkpoint, path, storage_options)
-            return
         try:
             with atomic_path(path, flush=True) as part:
                 torch.save(
@@ -55,17 +47,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         self, path: str | os.PathLike[str], map_location: Any = "cpu", weights_only: bool | None = True
     ) -> dict[str, Any]:
         """Read one checkpoint; `weights_only` is always True."""
-        if not os.fspath(path).startswith(("http://", "https://")):
-            return read_checkpoint(path, map_location=map_location)
-        with tempfile.TemporaryDirectory() as folder:
-            file = os.path.join(folder, "downloaded.ckpt")
-            try:
-                torch.hub.download_url_to_file(os.fspath(path), file, progress=False)
-                return read_checkpoint(file, map_location=map_location)
-            except WeightsError as error:
-                raise WeightsError(str(error).replace(file, os.fspath(path))) from error
-            except (OSError, ValueError) as error:
-                raise WeightsError(f"{path}: could not be downloaded ({error})") from error
+        return read_checkpoint(path, map_location=map_location)
 
 
 def plain(value: Any) -> Any:
@@ -75,34 +57,6 @@ def plain(value: Any) -> Any:
     if type(value) is dict:
         return {key: plain(item) for key, item in value.items()}
     return type(value)(map(plain, value)) if type(value) in (list, tuple) else value
-
-
-def read_checkpoint(path: str | os.PathLike[str], *, map_location: Any = "cpu", whole: bool = True) -> dict[str, Any]:
-    """Read a checkpoint of tensors and plain values.
-
-    Args:
-        path: a local file, or another that fsspec opens.
-        map_location: as for `torch.load`.
-        whole: compare every byte with the checksums first; without that, tensors are not read until they are used.
-
-    Raises:
-        WeightsError: missing, damaged, cut short, or with objects that would have to be unpickled.
-    """
-    try:
-        if "://" in os.fspath(path):
-            found = TorchCheckpointIO().load_checkpoint(path, map_location, weights_only=True)
-        else:
-            if whole:
-                check_sums(path)
-            found = torch.load(path, map_location=map_location, weights_only=True, mmap=not whole)
-    except FileNotFoundError as error:
-        raise WeightsError(f"{path}: no such checkpoint") from error
-    except Exception as error:
-        reason = str(error).strip().split("\n")[0][:100]
-        raise WeightsError(f"{path}: not a whole checkpoint ({reason}); take an earlier one") from error
-    if not isinstance(found, dict) or "state_dict" not in found:
-        raise WeightsError(f"{path}: expected a checkpoint of Lightning, got a file without a state_dict")
-    return found
 
 
 def newest_checkpoint(runs: Iterable[Path], *, resumes: bool = False) -> Path | None:
@@ -134,14 +88,3 @@ def newest_checkpoint(runs: Iterable[Path], *, resumes: bool = False) -> Path | 
             except Exception as error:
                 warnings.warn(f"passed over: {path}: {error}", stacklevel=2)
     return None
-
-
-def check_sums(path: str | os.PathLike[str]) -> None:
-    """Compare every byte of a checkpoint's archive with its checksum.
-
-    Raises:
-        ValueError: some differ.
-    """
-    with zipfile.ZipFile(path) as archive:
-        if (name := archive.testzip()) is not None:
-            raise ValueError(f"{name} is damaged")

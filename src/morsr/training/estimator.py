@@ -21,7 +21,7 @@ from morsr.functional.corrupt import add_gaussian_noise, jpeg, resize
 from morsr.functional.kernels import reflect_pad
 from morsr.functional.utilization import spearman
 from morsr.training.base_phases import SeededTraining
-from morsr.training.schedules import total_steps
+from morsr.training.optim import total_steps
 
 # One factor alone: blur sigma in LR pixels, noise sigma in levels of 255, JPEG quality.
 FACTOR_RANGES = {"blur": (0.4, 2.0), "noise": (1.0, 30.0), "jpeg": (30.0, 95.0)}

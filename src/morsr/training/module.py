@@ -49,8 +49,7 @@ from morsr.training.adapter_state import (
 )
 from morsr.training.calibration import find_timestep, standardize_router
 from morsr.training.objective import Objective
-from morsr.training.optim import OptimizerSettings, build_networks
-from morsr.training.schedules import ScheduleName, total_steps
+from morsr.training.optim import OptimizerSettings, ScheduleName, build_networks, total_steps
 from morsr.training.step import Network, OneStepPhase
 from morsr.training.strategy import check_trainer, check_turns, check_writer
 
@@ -279,7 +278,6 @@ class OneStepSRModule(L.LightningModule):
             self.generator.adapters.router.train()  # Lightning keeps modes as they are
             if self.adapters.is_routed and self.adapters.noise_at(0.0) > 0 and total_steps(self.trainer) < 1:
                 rank_zero_warn("the router's noise falls over a share of the run, whose length is not known: it is off")
-        self.objective.part = self.trainer.profiler.profile
         scale = getattr(self.trainer.datamodule, "scale", self.generator.one_step.scale)
         self.generator.one_step = replace(self.generator.one_step, scale=scale)
         find_timestep(self.trainer, self.generator, pairs=min(256, self.calibration_images))
@@ -288,7 +286,7 @@ class OneStepSRModule(L.LightningModule):
 
     def _start(self, file: Path) -> None:
         extra = read_adapters_header(file).get("extra")
-        take = self.companions.prepare(read_attached(file), extra, str(file))
+        take = self.companions.prepare(read_attached(file), extra)
         rank_zero_info(start_from_adapters(file, self.generator.base))
         take()
         take_timestep(extra, self.generator)
@@ -362,7 +360,7 @@ class OneStepSRModule(L.LightningModule):
                 f"{file}: trained to run with {other}; take the config that it was trained by, or set model.one_step "
                 "and model.estimator to what it needs"
             )
-        take = self.companions.prepare(read_attached(file), extra, str(file), decoder=decoder_of(file))
+        take = self.companions.prepare(read_attached(file), extra, decoder=decoder_of(file))
         self.adapters = load_adapters(file, base, name="generator").config
         take()
         take_timestep(extra, self.generator)
@@ -398,5 +396,5 @@ class OneStepSRModule(L.LightningModule):
             add_saved_modules(self.generator.base, self.generator.adapters, described.get("saved", ()))
         check_tensors(checkpoint["state_dict"], self._saved_tensors())
         extra, prompts = described.get("extra", {}), described.get("prompts", {})
-        self.companions.prepare(prompts, extra, "the checkpoint", decoder=extra.get("decoder"))()
+        self.companions.prepare(prompts, extra, decoder=extra.get("decoder"))()
         self._restored = described

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -26,8 +25,6 @@ from morsr.models.score_network import ScoreNetwork, Teacher
 
 NETWORK_TERMS = ("vsd", "csd", "gan", "balance")
 """Terms beside those of `RestorationLoss`."""
-
-Part = Callable[[str], AbstractContextManager[Any]]
 
 
 class GeneratorLoss(NamedTuple):
@@ -85,7 +82,6 @@ class Objective:
             self.discriminator = build_discriminator(self.base, losses.gan)
         for term in self.extra.values():
             term.setup(self.base)
-        self.part: Part = lambda name: nullcontext()
 
     def _features(self, images: Tensor) -> list[Tensor]:
         with active_adapters(self.base, None):
@@ -137,18 +133,15 @@ class Objective:
         if adapters is not None and adapters.is_routed and adapters.config.routed_dropout > 0:
             share = draws.timesteps("routed_dropout", 0, 999) / 1000
             keep = (share >= adapters.config.routed_dropout).float()
-        with self.part("generator"):
-            output = self.generator(
-                lr, size=(hr.shape[-2], hr.shape[-1]), score_lr=batch.get("score_lr"), noise=noise, keep=keep
-            )
-        with self.part("reconstruction"):
-            terms = self.restoration(output.sr, hr, step=step)
+        output = self.generator(
+            lr, size=(hr.shape[-2], hr.shape[-1]), score_lr=batch.get("score_lr"), noise=noise, keep=keep
+        )
+        terms = self.restoration(output.sr, hr, step=step)
         total = terms.pop("total")
         for name, compute in self._network_terms(output, draws, batch, step).items():
             factor = self.weights[name].at(step)
             if factor > 0:
-                with self.part(name):
-                    terms[name] = compute()
+                terms[name] = compute()
                 total = total + factor * terms[name]
         return GeneratorLoss(terms, total, output)
 
@@ -185,7 +178,7 @@ class Objective:
             assert self.score is not None
             return self.score.denoising_loss(output.z0, draws)
         assert self.discriminator is not None
-        with torch.no_grad(), active_adapters(self.base, None), self.part("encode_real"):
+        with torch.no_grad(), active_adapters(self.base, None):
             real = self.generator.encode(pad_to_multiple(hr, self.generator.multiple))
             if self.discriminator.sees == "image":
                 # As the autoencoder shows them: its traces are on both sides then, and tell nothing.

@@ -1,18 +1,21 @@
-"""Optimizers of the alternating networks, from one set of settings."""
+"""Optimizers and schedules of the alternating networks, from one set of settings."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
+import lightning as L
 import torch
 
 from morsr.adapters import adapter_parameter_groups
 from morsr.errors import ConfigError
 from morsr.training.objective import Objective
-from morsr.training.schedules import ScheduleName, learning_rate_factor
 from morsr.training.step import Network
+
+ScheduleName = Literal["constant", "cosine"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,3 +85,38 @@ def build_networks(
             course = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         networks.append(Network(name, parameters, optimizer, course))
     return networks
+
+
+def learning_rate_factor(schedule: ScheduleName, *, warmup: int, total: int) -> Callable[[int], float]:
+    """Return the factor on the learning rate as a function of the step.
+
+    Args:
+        schedule: "constant", or "cosine" from 1 to 0 over the steps after the warm-up.
+        warmup: steps of linear rise at the start.
+        total: all steps; only the cosine needs it. A run shorter than its warm-up never leaves it.
+
+    Raises:
+        ConfigError: a cosine without an end.
+
+    >>> factor = learning_rate_factor("cosine", warmup=2, total=10)
+    >>> [round(factor(step), 2) for step in (0, 1, 2, 6, 10)]
+    [0.5, 1.0, 1.0, 0.5, 0.0]
+    """
+    if schedule == "cosine" and total < 1:
+        raise ConfigError(f"a cosine schedule needs a number of steps: set trainer.max_steps (got {total})")
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / warmup
+        if schedule == "constant":
+            return 1.0
+        progress = min((step - warmup) / max(total - warmup, 1), 1.0)
+        return 0.5 * (1 + math.cos(math.pi * progress))
+
+    return factor
+
+
+def total_steps(trainer: L.Trainer) -> int:
+    """Optimizer steps of a run, or -1 where it only ends by the clock or by hand."""
+    steps = trainer.estimated_stepping_batches
+    return -1 if math.isinf(steps) else int(steps)

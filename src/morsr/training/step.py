@@ -165,8 +165,7 @@ class OneStepPhase:
             if router and "balance" in loss.terms:
                 pull = torch.autograd.grad(loss.terms["balance"], router, retain_graph=True, allow_unused=True)
                 pulls.append(_flat(pull, router) * share * balance_factor)
-            with self.objective.part("backward/generator"):
-                self.backward(loss.total * share, part is parts[-1])
+            self.backward(loss.total * share, part is parts[-1])
             terms = {name: value.detach() * share for name, value in loss.terms.items()}
             losses.append((terms, loss.total.detach() * share, _detached(loss.output)))
         terms = {name: torch.stack([part[0][name] for part in losses]).sum() for name in losses[0][0]}
@@ -189,35 +188,28 @@ class OneStepPhase:
         count, values = len(batch["lr"]), []
         for part in parts:
             share = (part.stop - part.start) / count
-            with self.objective.part(network.name):
-                images = {name: batch[name][part] for name in ("lr", "hr")}
-                made = report.output._replace(sr=report.output.sr[part], z0=report.output.z0[part])
-                loss = self.objective.helper_loss(network.name, made, images, draws[part], step=step)
-            with self.objective.part(f"backward/{network.name}"):
-                self.backward(loss * share, part is parts[-1])
+            images = {name: batch[name][part] for name in ("lr", "hr")}
+            made = report.output._replace(sr=report.output.sr[part], z0=report.output.z0[part])
+            loss = self.objective.helper_loss(network.name, made, images, draws[part], step=step)
+            self.backward(loss * share, part is parts[-1])
             values.append(loss.detach() * share)
         report.terms[network.name] = torch.stack(values).sum()
 
     def _finish(self, network: Network, report: StepReport) -> None:
         """Clip and step one network, or leave its step out where the gradient is not finite."""
-        with self.objective.part(f"optimizer/{network.name}"):
-            gradients = [parameter.grad for parameter in network.parameters if parameter.grad is not None]
-            norm = nn.utils.get_total_norm(gradients)
-            report.norms[network.name] = norm
-            # Gradients are the same on all devices by now, so all decide alike.
-            if bool(norm.isfinite()):
-                if self.clip:
-                    nn.utils.clip_grads_with_norm_(network.parameters, self.clip, norm)
-                self.update(network)
-                network.scheduler.step()
-                self.skipped_in_a_row[network.name] = 0
-            else:
-                report.skipped.append(network.name)
-            network.optimizer.zero_grad(set_to_none=True)
-        if network.name in report.skipped:
-            self._count_skip(network.name)
-
-    def _count_skip(self, name: str) -> None:
+        name, gradients = network.name, [one.grad for one in network.parameters if one.grad is not None]
+        report.norms[name] = norm = nn.utils.get_total_norm(gradients)
+        finite = bool(norm.isfinite())  # gradients are the same on all devices by now, so all decide alike
+        if finite:
+            if self.clip:
+                nn.utils.clip_grads_with_norm_(network.parameters, self.clip, norm)
+            self.update(network)
+            network.scheduler.step()
+        network.optimizer.zero_grad(set_to_none=True)
+        if finite:
+            self.skipped_in_a_row[name] = 0
+            return
+        report.skipped.append(name)
         self.skipped_in_a_row[name] += 1
         self.skipped_in_all[name] += 1
         if self.skipped_in_a_row[name] >= self.max_skipped:
