@@ -50,16 +50,6 @@ def test_a_file_becomes_a_file(model: Restorer, capsys: pytest.CaptureFixture[st
     assert model.asked == [("tiny", {**defaults, "compile": False})]  # type: ignore[attr-defined]
 
 
-@pytest.mark.parametrize(
-    ("target", "made"), [("folder/", "folder/photo.jpg"), ("plain", "plain/photo.jpg"), ("there", "there/photo.jpg")]
-)
-def test_a_file_into_a_folder_keeps_its_name(target: str, made: str):
-    photo("photo.jpg")
-    os.mkdir("there")
-    assert main(["upscale", "photo.jpg", target, "--scale", "2"]) == 0
-    assert Image.open(made).size == (24, 18)
-
-
 def test_options_reach_the_restorer(model: Restorer, monkeypatch: pytest.MonkeyPatch):
     seen = {}
     monkeypatch.setattr(model, "restore_file", lambda source, target, **options: seen.update(options))

@@ -7,7 +7,6 @@ from morsr.functional.diffusion import (
     clean_latents,
     epsilon_from_velocity,
     guide,
-    residual_latents,
     scaled_linear_alphas_cumprod,
 )
 
@@ -36,19 +35,6 @@ def test_the_true_noise_gives_back_the_clean_latents(timestep: int, seed: int) -
     alpha_bar = scaled_linear_alphas_cumprod()[timestep]
     noisy = add_noise(latents, noise, alpha_bar)
     torch.testing.assert_close(clean_latents(noisy, noise, alpha_bar), latents, atol=2e-5, rtol=1e-4)
-
-
-def test_noise_per_image_uses_each_images_level() -> None:
-    latents, noise = torch.randn(2, 3, 4, 2, 2)
-    alphas = torch.tensor([0.9, 0.5, 0.1])
-    together = add_noise(latents, noise, alphas)
-    apart = torch.cat([add_noise(latents[i : i + 1], noise[i : i + 1], alphas[i]) for i in range(3)])
-    torch.testing.assert_close(together, apart)
-
-
-def test_residual_step_subtracts_the_prediction() -> None:
-    latents, prediction = torch.randn(2, 1, 4, 2, 2)
-    torch.testing.assert_close(residual_latents(latents, prediction), latents - prediction)
 
 
 def test_velocity_holds_the_noise() -> None:

@@ -127,12 +127,6 @@ class TestEveryFamily:
         apart = torch.cat([twin.restore(one[None]) for one in images()])
         torch.testing.assert_close(together, apart, atol=1e-4, rtol=0)
 
-    def test_images_in_another_order_give_results_in_that_order(self, twin: Twin) -> None:
-        order = torch.tensor([2, 0, 1])
-        expected, gates = twin.restore(images())[order], twin.generator.adapters.routing.gates[:, order]
-        torch.testing.assert_close(twin.restore(images()[order]), expected, atol=1e-4, rtol=0)
-        torch.testing.assert_close(twin.generator.adapters.routing.gates, gates)
-
     def test_merged_weights_give_the_same_image(self, twin: Twin) -> None:
         generator, expected = twin.generator, twin.restore(images(1))
         enlarged = F.interpolate(images(1), size=(16, 16), mode="bicubic").clamp(0, 1)

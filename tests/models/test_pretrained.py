@@ -126,8 +126,9 @@ def test_a_missing_subfolder_is_named(sd_folder: Path, part: str) -> None:
         load_base(sd_folder)
 
 
-@pytest.mark.parametrize("file", [f"unet/{WEIGHTS}", f"vae/{WEIGHTS}", "text_encoder/model.safetensors"])
-@pytest.mark.parametrize("left", [0.5, 0.0])
+@pytest.mark.parametrize(
+    ("file", "left"), [(f"unet/{WEIGHTS}", 0.5), (f"vae/{WEIGHTS}", 0.0), ("text_encoder/model.safetensors", 0.5)]
+)
 def test_weights_cut_short_are_refused(sd_folder: Path, file: str, left: float) -> None:
     path = sd_folder / file
     path.write_bytes(path.read_bytes()[: int(path.stat().st_size * left)])

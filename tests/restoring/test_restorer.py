@@ -19,9 +19,9 @@ from torch.testing import assert_close
 import morsr
 from morsr.errors import ConfigError, InputError, MorsrError, WeightsError
 from morsr.imaging import read, write
-from morsr.restoring import Restorer, Settings, devices, passes
+from morsr.restoring import Restorer, Settings, passes
 from morsr.restoring import restorer as restorer_module
-from morsr.restoring.devices import free_memory, resolve_device, resolve_dtype
+from morsr.restoring.devices import resolve_device, resolve_dtype
 from morsr.restoring.tiles import tile_side, tiling
 
 
@@ -216,15 +216,6 @@ def test_devices_and_dtypes_by_name():
     for other in ("float8", torch.int32):
         with pytest.raises(ConfigError, match="float32, bfloat16, float16"):
             resolve_dtype(other, torch.device("cpu"))
-
-
-def test_free_memory_heeds_the_container_but_not_its_cache_of_files(tmp_path: Path):
-    assert 2**20 < free_memory(torch.device("cpu")) < 2**50
-    for name, value in {"max": "1000", "current": "900", "stat": "anon 200\ninactive_file 400\nactive_file 50"}.items():
-        (tmp_path / f"memory.{name}").write_text(f"{value}\n")
-    assert devices._container_free(tmp_path) == 550
-    (tmp_path / "memory.max").write_text("max\n")
-    assert devices._container_free(tmp_path) > 2**50
 
 
 # Tiles

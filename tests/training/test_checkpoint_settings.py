@@ -20,7 +20,7 @@ from morsr.models.bases import reading
 from morsr.models.bases.base import PROMPTS_FILE
 from morsr.models.generator import OneStepConfig
 from morsr.models.loading import load_generator
-from morsr.training.adapter_state import newest_adapters, runs_otherwise, warn_of_kept
+from morsr.training.adapter_state import newest_adapters, runs_otherwise
 from morsr.training.module import OneStepSRModule
 
 
@@ -138,13 +138,6 @@ def test_optimizer_settings_that_a_resumed_run_does_not_take_are_told(small_base
     assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.0, abs=1e-9)
 
 
-def test_a_checkpoint_without_optimizer_settings_tells_nothing() -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        warn_of_kept({}, {"lr": 1.0})
-        warn_of_kept({"lr": 1.0, "betas": (0.9, 0.99)}, {"lr": 1.0, "betas": [0.9, 0.99], "score.lr": 2.0})
-
-
 @pytest.fixture
 def encoder(monkeypatch: pytest.MonkeyPatch) -> None:
     """A text encoder for the small base, which has none: the letters' codes."""
@@ -221,24 +214,9 @@ def test_settings_of_the_estimator_are_compared(small_base: Path, tmp_path: Path
     told = runs_otherwise(extra({"weights": "mine.safetensors"}), learned)
     assert told == "the estimator 'learned' with weights 'mine.safetensors', not None"
     assert not runs_otherwise({}, learned)
-    clip: Any = SimpleNamespace(estimator=_Clip(), one_step=learned.one_step)
-    for args in ({"model": "here"}, {"model": "here", "text_cache": "a", "local_files_only": True}):
-        assert runs_otherwise(extra({**args, "prompts": "pairs"}, "clip"), clip) == ""
-    told = runs_otherwise(extra({"model": ["b", "c"], "temperature": 2.0}, "clip"), clip)
-    assert told == "the estimator 'clip' with model ['b', 'c'], not 'here', temperature 2.0, not None"
     build(small_base).save_adapters(tmp_path / "a.safetensors")
     header = read_adapters_header(tmp_path / "a.safetensors")
     assert runs_otherwise(header["extra"], build(small_base).generator) == ""
-
-
-class _Clip:
-    """Takes what CLIP's estimator takes, without its weights."""
-
-    def __init__(
-        self, model: Any = "", *, prompts: str = "pairs", temperature: float | None = None, text_cache: Any = None,
-        local_files_only: bool = False,
-    ) -> None:  # fmt: skip
-        self.spec = {"kind": "clip", "args": {"model": Path("here")}}
 
 
 def test_a_damaged_file_of_another_run_is_passed_over(small_base: Path, tmp_path: Path) -> None:

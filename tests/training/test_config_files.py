@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -64,16 +63,6 @@ def test_a_file_that_is_no_text_is_one_line(name: str, what_to_do: str, tmp_path
             read(path)
         assert what_to_do in str(error.value)
         assert "\n" not in str(error.value)
-
-
-def test_a_file_that_may_not_be_read_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*arguments: Any, **options: Any) -> str:
-        raise PermissionError(13, "Permission denied")
-
-    write(tmp_path, one="a: 1\n")
-    monkeypatch.setattr(Path, "read_text", refuse)
-    with pytest.raises(ConfigError, match=r"one\.yaml: expected .*, got Permission denied; check"):
-        expand_configs(["fit", "--config", str(tmp_path / "one.yaml")])
 
 
 def test_only_files_that_extend_are_replaced_on_the_command_line(tmp_path: Path) -> None:

@@ -17,7 +17,6 @@ from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, SingleDevice
 
 from morsr.adapters import adapter_names
 from morsr.errors import ConfigError, TrainingError
-from morsr.training.step import toggled
 from morsr.training.strategy import check_trainer, check_turns
 
 
@@ -65,15 +64,6 @@ def test_each_loss_reaches_its_own_network_alone(module: Any, source: str) -> No
     phase.run(twins.batch(), twins.draws(), step=0)
     for name, size in collected[source].items():
         assert (size > 0) == (name == source), f"{source} gave {name} a gradient of {size}"
-
-
-def test_toggling_gives_every_network_its_own_setting_back(module: Any) -> None:
-    networks = module.build_networks()
-    networks[2].parameters[0].requires_grad_(False)
-    with toggled(networks, networks[0]):
-        assert not any(p.requires_grad for network in networks[1:] for p in network.parameters)
-    assert [p.requires_grad for p in networks[2].parameters] == [False] + [True] * (len(networks[2].parameters) - 1)
-    assert all(p.requires_grad for network in networks[:2] for p in network.parameters)
 
 
 def test_the_base_is_held_once(module: Any) -> None:

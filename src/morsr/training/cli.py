@@ -11,7 +11,7 @@ import re
 import shutil
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from enum import Enum
 from importlib import metadata
 from itertools import count
@@ -71,6 +71,14 @@ class MorsrCLI(LightningCLI):
 
     _claimed: Path | None = None
 
+    def __init__(self, *arguments: Any, subcommand: str, **settings: Any) -> None:
+        self._one = subcommand
+        super().__init__(*arguments, **settings)
+
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
+        """The one that runs: parsers of the others would take most of the time of a start."""
+        return {self._one: super().subcommands()[self._one]}
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves PyTorch's choice")
 
@@ -105,8 +113,12 @@ class MorsrCLI(LightningCLI):
         given = _usable(given if isinstance(given, list) else [given], config)
         if config.get("enable_progress_bar") is not False and not any(isinstance(one, ProgressBar) for one in given):
             given.append(TQDMProgressBar())
-        with _as_config_errors():
+        try:
             trainer = super()._instantiate_trainer({**config, "callbacks": given}, callbacks)
+        except (ValueError, RuntimeError, TypeError, MisconfigurationException) as error:
+            if isinstance(error, MorsrError):
+                raise
+            raise ConfigError(_with_own_setting(error)) from error
         trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         return trainer
 
@@ -165,9 +177,10 @@ def run(arguments: Sequence[str], kind: type[MorsrCLI] = MorsrCLI) -> int:
             L.LightningDataModule,
             subclass_mode_model=True,
             subclass_mode_data=True,
+            subcommand=arguments[0],
             args=expand_configs(arguments),
             trainer_defaults={"callbacks": [FinalValidation(), StopBetweenSteps()], "enable_model_summary": False},
-            parser_kwargs={**quiet, **dict.fromkeys(("fit", "validate", "test", "predict"), quiet)},
+            parser_kwargs={**quiet, arguments[0]: quiet},
             save_config_callback=SaveConfig,
             save_config_kwargs={"overwrite": True},
             seed_everything_default=0,
@@ -211,17 +224,6 @@ def _usable(callbacks: list[Callback], config: dict[str, Any]) -> list[Callback]
     off += [LearningRateMonitor] if config.get("logger") is False else []
     off += [ProgressBar] if config.get("enable_progress_bar") is False else []
     return [one for one in callbacks if not isinstance(one, tuple(off))]
-
-
-@contextlib.contextmanager
-def _as_config_errors() -> Iterator[None]:
-    """What Lightning refuses while it sets itself up, as a ConfigError."""
-    try:
-        yield
-    except MorsrError:
-        raise
-    except (ValueError, RuntimeError, TypeError, MisconfigurationException) as error:
-        raise ConfigError(_with_own_setting(error)) from error
 
 
 def claim_folder(logger: Any) -> Path:
