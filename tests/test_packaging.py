@@ -104,9 +104,9 @@ def test_unpacked_wheel_upscales_away_from_the_checkout(wheel: Path, photo: Path
     away = tmp_path / "away"
     away.mkdir()
     environment = clean_environment(PYTHONPATH=str(site))
-    where = run(sys.executable, "-c", "import morsr; print(morsr.__file__)", cwd=away, env=environment)
+    code = "import sys, morsr.cli; print(morsr.__file__); sys.exit(morsr.cli.main(sys.argv[1:]))"
+    where = run(sys.executable, "-c", code, "upscale", photo, away / "out.png", cwd=away, env=environment)
     assert Path(where.strip()).is_relative_to(site)
-    run(sys.executable, "-m", "morsr", "upscale", photo, away / "out.png", cwd=away, env=environment)
     check_restored(away / "out.png")
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import difflib
-import importlib
 import inspect
 import os
+import pydoc
 import re
 import typing
 from collections.abc import Iterable, Sequence
@@ -99,7 +99,7 @@ def _reason(line: str, keys: list[str], class_path: str, parser: Any) -> str:
             place,
         )
     if found := re.search(r"module '(.+?)' has no attribute '(.+?)'", line):
-        guess = closest(found[2], _attributes(found[1])) or f"define it in {found[1]}"
+        guess = closest(found[2], dir(pydoc.locate(found[1]))) or f"define it in {found[1]}"
         return shortened(f"{_path(keys)}: cannot import {class_path}, {found[1]} has no {found[2]!r}; {guess}")
     if found := re.match(r"Expected an? (.+?)\. Got value: (.*)$", line):
         return _wrong_type(keys, found[1], found[2])
@@ -149,7 +149,7 @@ def _split(kinds: str) -> list[str]:
 
 def _unknown(keys: list[str], name: str, class_path: str) -> str:
     """A setting that a class does not have."""
-    kind = _load(class_path)
+    kind = pydoc.locate(class_path)
     parts = name.split(".")
     depth = next((place for place, part in enumerate(parts) if part not in settings_of(kind, parts[:place])), 0)
     known = list(settings_of(kind, parts[:depth]))
@@ -195,25 +195,10 @@ def class_in(kind: Any) -> type | None:
     return kind if inspect.isclass(kind) and kind.__module__ != "builtins" else None
 
 
-def _load(class_path: str) -> Any:
-    module, _, name = class_path.rpartition(".")
-    try:
-        return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError):
-        return None
-
-
-def _attributes(module: str) -> list[str]:
-    try:
-        return dir(importlib.import_module(module))
-    except ImportError:
-        return []
-
-
 def _names(parser: Any) -> list[str]:
     """Settings that a parser knows, or, without one, those of a run's config."""
     if parser is None:
-        trainer = [f"trainer.{name}" for name in settings_of(_load("lightning.Trainer"))]
+        trainer = [f"trainer.{name}" for name in settings_of(pydoc.locate("lightning.Trainer"))]
         first = ("config", "model", "data", "trainer", "seed_everything", "ckpt_path", "threads", "print_config")
         return [*first, *trainer]
     return [action.dest for action in parser._actions if action.dest]

@@ -104,9 +104,7 @@ def served(tmp_path: Path) -> Iterator[tuple[Path, str]]:
         server.shutdown()
 
 
-@pytest.mark.parametrize(
-    ("command", "remote"), [("fit", True), ("fit", False), ("validate", True), ("test", False), ("predict", True)]
-)
+@pytest.mark.parametrize(("command", "remote"), [("fit", True), ("fit", False), ("test", False)])
 def test_no_checkpoint_runs_code(
     command: str,
     remote: bool,

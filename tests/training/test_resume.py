@@ -96,9 +96,7 @@ def straight(small_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Call
     return made
 
 
-@pytest.mark.parametrize(
-    ("name", "number"), [*((name, signal.SIGTERM) for name in MODULES), ("one_step", signal.SIGINT)]
-)
+@pytest.mark.parametrize(("name", "number"), zip(MODULES, [signal.SIGTERM, signal.SIGINT] * 2, strict=True))
 def test_a_stopped_run_resumes_exactly(
     name: str, number: int, straight: Callable[[str], tuple[Any, Path]], small_base: Path, tmp_path: Path
 ) -> None:

@@ -12,9 +12,10 @@ import platform
 from collections.abc import Iterator
 from importlib import metadata, resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from morsr.commands._common import Dtype
+from morsr.errors import InputError
 from morsr.files import printable
 
 if TYPE_CHECKING:
@@ -23,14 +24,6 @@ if TYPE_CHECKING:
     from morsr.restoring import Restorer
 
 PACKAGES = ("torch", "diffusers", "numpy", "pillow")
-
-
-class Check(NamedTuple):
-    """One comparison: what was looked at, whether it is as it should be, and the figure."""
-
-    name: str
-    good: bool
-    figure: str
 
 
 def run(
@@ -75,17 +68,13 @@ def run(
         print(printable(f"recorded: {record / name}_expected.png"))
         return 0
     data = assets() / f"{name}_expected.json"
-    checks: list[Check] = []
-    if data.is_file():
-        expected = json.loads(data.read_text()) | {"image": read(data.with_suffix(".png")).rgb8}
-        checks += comparisons(found, expected, exact=str(restorer.dtype) == "torch.float32")
-    else:
-        print(printable(f"no expected output is shipped for {model}: only a second run is compared"))
-    same = (measure(restorer)["image"] == found["image"]).mean()
-    checks.append(Check("repeat", bool(same == 1), f"{same:.1%} of the samples are the same in a second run"))
-    for check in checks:
-        print(f"{'ok    ' if check.good else 'DIFFER'}  {check.name:<10} {check.figure}")
-    failed = [check.name for check in checks if not check.good]
+    if not data.is_file():
+        raise InputError(f"{model}: no expected output is shipped for it; give one of the shipped presets")
+    expected = json.loads(data.read_text()) | {"image": read(data.with_suffix(".png")).rgb8}
+    checks = list(comparisons(found, expected, exact=str(restorer.dtype) == "torch.float32"))
+    for what, good, figure in checks:
+        print(f"{'ok    ' if good else 'DIFFER'}  {what:<10} {figure}")
+    failed = [what for what, good, _ in checks if not good]
     if failed:
         # The checks stand in the order of the flow, so the first one that differs is where to look.
         print(f"{len(failed)} of {len(checks)} checks differ; the first in the flow is: {failed[0]}")
@@ -113,8 +102,8 @@ def measure(restorer: Restorer) -> dict[str, Any]:
     }
 
 
-def comparisons(found: dict[str, Any], expected: dict[str, Any], *, exact: bool) -> Iterator[Check]:
-    """Compare with the recorded result, in the order of the flow.
+def comparisons(found: dict[str, Any], expected: dict[str, Any], *, exact: bool) -> Iterator[tuple[str, bool, str]]:
+    """Compare with the recorded result: what was looked at, whether it is as it should be, and the figure.
 
     Args:
         found, expected: see `measure`.
@@ -123,21 +112,17 @@ def comparisons(found: dict[str, Any], expected: dict[str, Any], *, exact: bool)
     import numpy as np
 
     same = found["weights"] == expected["weights"]
-    yield Check("weights", same, "as recorded" if same else "other weights than the recorded ones")
+    yield "weights", same, "as recorded" if same else "other weights than the recorded ones"
     if expected["scores"] is not None:
         scores = found["scores"] or {}
         worst = max(abs(scores.get(name, 2.0) - value) for name, value in expected["scores"].items())
-        yield Check("scores", worst < 2e-3, f"differ by {worst:.1e} at most")
+        yield "scores", worst < 2e-3, f"differ by {worst:.1e} at most"
         ours, wanted = np.array(found["chosen"]), np.array(expected["chosen"])
         share = float((ours == wanted).mean()) if ours.shape == wanted.shape else 0.0
-        yield Check("routing", share > 0.98, f"{share:.1%} of the chosen ranks as recorded")
-    ours, wanted = found["image"].astype(float), expected["image"].astype(float)
-    if ours.shape != wanted.shape:
-        yield Check("output", False, f"size {ours.shape} instead of {wanted.shape}")
-        return
-    mean, worst = np.abs(ours - wanted).mean(), np.abs(ours - wanted).max()
-    figure = f"differs by {mean:.3f}/255 on average, {worst:.0f}/255 at most"
-    yield Check("output", bool(mean < (0.1 if exact else 1.5) and worst <= (4 if exact else 40)), figure)
+        yield "routing", share > 0.98, f"{share:.1%} of the chosen ranks as recorded"
+    error = np.abs(found["image"].astype(float) - expected["image"].astype(float))
+    good = bool(error.mean() < (0.1 if exact else 1.5) and error.max() <= (4 if exact else 40))
+    yield "output", good, f"differs by {error.mean():.3f}/255 on average, {error.max():.0f}/255 at most"
 
 
 def digest(model: nn.Module) -> str:

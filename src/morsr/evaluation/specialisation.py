@@ -102,10 +102,9 @@ def specialise(chosen_ILK: Tensor, kinds: Sequence[str], num_slots: int) -> Spec
 
 def _false_discovery(p_value: Tensor, tested: Tensor) -> Tensor:
     """Benjamini and Hochberg's adjusted p-values among the tested ones; 1 elsewhere."""
+    from scipy.stats import false_discovery_control
+
     adjusted = torch.ones_like(p_value)
-    values, order = p_value[tested].sort(descending=True)
-    ranks = torch.arange(len(values), 0, -1, dtype=values.dtype)
-    found = torch.empty_like(values)
-    found[order] = (values * len(values) / ranks).cummin(0).values if len(values) else values
-    adjusted[tested] = found.clamp(max=1)
+    if tested.any():
+        adjusted[tested] = torch.from_numpy(false_discovery_control(p_value[tested].numpy()))
     return adjusted

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from morsr.adapters import active_adapters
-from morsr.errors import ConfigError
+from morsr.errors import ConfigError, check_fields
 from morsr.functional.adversarial import hinge_discriminator, hinge_generator
 from morsr.functional.precision import without_autocast
 from morsr.models.bases import Base
@@ -44,15 +44,11 @@ class DiscriminatorConfig:
     head: Callable[[int], nn.Module] | None = None
 
     def __post_init__(self) -> None:
-        if self.sees not in ("latents", "image"):
-            raise ConfigError(f'discriminator.sees: expected "latents" or "image", got {self.sees!r}')
+        check_fields(self, least={"width": 1})
         if self.sees == "image" and self.max_timestep != type(self).max_timestep:
             raise ConfigError("discriminator.max_timestep: no effect where sees is image, which is not noised")
-        if self.width < 1 or not 0 <= self.max_timestep <= 999 or self.lr <= 0:
-            raise ConfigError(
-                f"discriminator: expected width >= 1, max_timestep in 0..999, lr > 0, got {self.width}, "
-                f"{self.max_timestep}, {self.lr}"
-            )
+        if self.max_timestep > 999:
+            raise ConfigError(f"discriminator.max_timestep: expected 0 to 999, got {self.max_timestep}")
 
 
 class Discriminator(nn.Module):

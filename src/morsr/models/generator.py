@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from morsr.adapters import InjectionReport, MoRConfig, Router, Routing, inject
 from morsr.adapters.inject import RouterFactory
-from morsr.errors import ConfigError, InputError
+from morsr.errors import ConfigError, InputError, check_fields
 from morsr.estimators import DegradationEstimator, DegradationScores
 from morsr.functional.diffusion import Parametrization, residual_latents
 from morsr.functional.precision import without_autocast
@@ -55,10 +55,9 @@ class OneStepConfig:
     scale: int = 4
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.timestep != "auto" and not 0 <= int(self.timestep) <= 999:
             raise ConfigError(f'timestep: expected 0 to 999 or "auto", got {self.timestep}')
-        if self.parametrization not in ("epsilon", "residual"):
-            raise ConfigError(f"parametrization: expected 'epsilon' or 'residual', got {self.parametrization!r}")
         if self.scale_input and self.parametrization == "residual":
             raise ConfigError("scale_input goes with parametrization 'epsilon' only")
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from morsr.errors import ConfigError, WeightsError
+from morsr.errors import ConfigError, WeightsError, check_fields
 from morsr.functional.perceptual import feature_distance
 from morsr.functional.quality import rgb_to_y
 from morsr.functional.routing import Routing
@@ -49,10 +49,7 @@ class Weight:
     ramp: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("weight", "start", "ramp"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < float("inf"):
-                raise ConfigError(f"loss weights: {name}: expected a number of at least 0, got {value!r}")
+        check_fields(self)
 
     def at(self, step: int | None) -> float:
         """The factor at a generator step; None for long after the start."""
@@ -83,7 +80,6 @@ class Distillation(Weight, ScoreConfig):
     """Weight and settings of a distillation by the frozen teacher; see `ScoreConfig`."""
 
     def __post_init__(self) -> None:
-        Weight.__post_init__(self)
         ScoreConfig.__post_init__(self)
 
 
@@ -94,7 +90,6 @@ class Gan(Weight, DiscriminatorConfig):
     weight: float = 0.1
 
     def __post_init__(self) -> None:
-        Weight.__post_init__(self)
         DiscriminatorConfig.__post_init__(self)
 
 

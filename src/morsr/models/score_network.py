@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from morsr.adapters import MoRConfig, active_adapters, adapter_parameters, inject
-from morsr.errors import ConfigError
+from morsr.errors import ConfigError, check_fields
 from morsr.functional.diffusion import distillation_gradient, distillation_loss, guide
 from morsr.models.bases import Base
 from morsr.models.bases.base import STEPS
@@ -46,10 +46,9 @@ class ScoreConfig:
     lr: float = 5e-5
 
     def __post_init__(self) -> None:
-        if not 0 <= self.low <= self.high <= 999:
+        check_fields(self, least={"rank": 1})
+        if not self.low <= self.high <= 999:
             raise ConfigError(f"score: expected 0 <= low <= high <= 999, got {self.low} and {self.high}")
-        if self.lr <= 0 or self.rank < 1:
-            raise ConfigError(f"score: expected lr > 0 and rank >= 1, got {self.lr} and {self.rank}")
 
 
 class Teacher:
