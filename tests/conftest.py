@@ -6,6 +6,7 @@ import os
 import random
 import sys
 from pathlib import Path
+from typing import Any
 
 REPO = Path(__file__).resolve().parents[1]
 
@@ -65,6 +66,16 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"needs the data folder, and {folder} is none; name it with MORSR_SHARED_DATA")
     return folder.resolve()
+
+
+@pytest.fixture
+def restorer() -> Any:
+    """A restorer over a real generator with random weights and adapters."""
+    import restorer_twins
+
+    from morsr import Restorer
+
+    return Restorer(restorer_twins.small_generator(), device="cpu")
 
 
 @pytest.fixture(scope="session")

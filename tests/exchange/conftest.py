@@ -6,7 +6,6 @@ importer believes of them.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,8 +19,6 @@ from morsr.estimators import build_estimator
 from morsr.models.bases import build_base, load_base, save_network
 from morsr.models.generator import OneStepConfig, OneStepGenerator
 from morsr.restoring import Restorer
-
-sys.path.insert(0, str(Path(__file__).parent))
 
 UNET = {
     "sample_size": 8, "in_channels": 4, "out_channels": 4, "block_out_channels": [8, 16], "layers_per_block": 1,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,8 +11,6 @@ import pytest
 import torch
 
 from morsr.models.bases.architectures import ARCHITECTURES
-
-sys.path.insert(0, str(Path(__file__).parent))
 
 WIDTH = 32
 

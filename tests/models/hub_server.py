@@ -16,7 +16,7 @@ import huggingface_hub.constants
 import pytest
 
 COMMIT = "a" * 40
-REFUSED = {"gated": (403, "GatedRepo"), "private": (401, "RepoNotFound"), "broken": (500, ""), "busy": (429, "")}
+REFUSED = {"gated": (403, "GatedRepo"), "broken": (500, "")}
 REVISIONS = {"main", "v1", COMMIT, "refs/pr/1"}
 
 

@@ -47,7 +47,10 @@ class Twin(NamedTuple):
             return base.predict(z, FAMILIES[self.name].timestep)
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+# sd15 is of the class that sd21's own tests run.
+@pytest.fixture(
+    scope="module", params=[pytest.param(name, marks=[pytest.mark.slow] * (name == "sd15")) for name in FAMILIES]
+)
 def twin(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Twin:
     name = request.param
     folder = write_twin(tmp_path_factory.mktemp("families") / name, name)

@@ -20,6 +20,7 @@ from morsr.training.module import OneStepSRModule
 CONFIGS = sorted((Path(__file__).resolve().parents[2] / "experiments" / "families").glob("mor_*.yaml"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
 def test_a_config_trains_two_steps_on_its_family(config: Path, tmp_path: Path) -> None:
     name = config.stem.removeprefix("mor_").replace("_", "-")

@@ -42,7 +42,10 @@ def test_the_table_has_every_published_shape() -> None:
     assert COUNTS.keys() == ARCHITECTURES.keys() - {"small"}
 
 
-@pytest.mark.parametrize("name", [name for name in COUNTS if name != "sd-turbo"])  # which has sd21's
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=[pytest.mark.slow] * (name not in ("sd21", "sd3", "sana"))) for name in COUNTS],
+)
 def test_a_preset_reaches_its_layers_and_says_what_it_leaves(name: str) -> None:
     base = build(name)
     size, layers, per_rank, left = COUNTS[name]

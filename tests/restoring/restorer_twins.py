@@ -69,32 +69,19 @@ def small_generator(*, adapters: bool = True) -> OneStepGenerator:
 @functools.cache
 def _built(adapters: bool) -> OneStepGenerator:
     torch.manual_seed(0)
-    base = build_base(
-        {
-            "in_channels": 4,
-            "out_channels": 4,
-            "block_out_channels": (16, 16),
-            "layers_per_block": 1,
-            "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
-            "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
-            "attention_head_dim": 8,
-            "cross_attention_dim": 8,
-            "norm_num_groups": 4,
-        },
-        {
-            "encoder_block_out_channels": (8, 8, 8),
-            "decoder_block_out_channels": (8, 8, 8),
-            "num_encoder_blocks": (1, 1, 1),
-            "num_decoder_blocks": (1, 1, 1),
-            "latent_channels": 4,
-        },
-    )
+    unet = {
+        "in_channels": 4, "out_channels": 4, "block_out_channels": (16, 16), "layers_per_block": 1,
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"), "attention_head_dim": 8,
+        "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"), "cross_attention_dim": 8, "norm_num_groups": 4,
+    }  # fmt: skip
+    vae = {
+        "encoder_block_out_channels": (8, 8, 8), "decoder_block_out_channels": (8, 8, 8), "latent_channels": 4,
+        "num_encoder_blocks": (1, 1, 1), "num_decoder_blocks": (1, 1, 1),
+    }  # fmt: skip
     generator = OneStepGenerator(
-        base,
-        MeanEstimator() if adapters else None,
-        adapters=MIXTURE if adapters else None,
+        build_base(unet, vae), MeanEstimator() if adapters else None, adapters=MIXTURE if adapters else None,
         one_step=OneStepConfig(timestep=250, scale_input=True),
-    )
+    )  # fmt: skip
     if adapters:
         generator.adapters.router.standardize(torch.tensor([0.5, 0.25]), torch.tensor([0.05, 0.05]))
         for name, parameter in generator.named_parameters():

@@ -404,9 +404,11 @@ def test_a_model_without_adapters_restores():
 # Files
 
 
-@pytest.mark.parametrize("name", ["out.png", "out.tif"])
-@pytest.mark.parametrize(("channels", "top"), [(1, 255), (3, 255), (4, 255), (3, 65535)])
-@pytest.mark.parametrize("color", ["wavelet", "adain"])
+@pytest.mark.parametrize(
+    ("name", "channels", "top", "color"),
+    [("out.png", 1, 255, "wavelet"), ("out.tif", 3, 255, "adain"), ("out.png", 4, 255, "adain"),
+     ("out.tif", 3, 65535, "wavelet"), ("out.png", 3, 65535, "adain")],
+)  # fmt: skip
 def test_large_files_are_written_by_rows_and_equal_those_made_in_memory(
     name: str, channels: int, top: int, color: str, monkeypatch: pytest.MonkeyPatch
 ):

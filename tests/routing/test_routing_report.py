@@ -26,33 +26,21 @@ from morsr.evaluation.callback import RoutingDump
 from morsr.evaluation.example import examine
 from morsr.evaluation.report import write_report
 from morsr.evaluation.routing import RoutingTable
-from morsr.models.bases import build_base
+from morsr.models.bases import load_base
 from morsr.models.generator import OneStepConfig, OneStepGenerator
 from morsr.restoring.restorer import Restorer
 
 plotly = pytest.importorskip("plotly")
 
-UNET = {
-    "sample_size": 8, "in_channels": 4, "out_channels": 4, "block_out_channels": [8, 16], "layers_per_block": 1,
-    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"], "mid_block_type": "UNetMidBlock2DCrossAttn",
-    "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"], "cross_attention_dim": 8, "attention_head_dim": 2,
-    "norm_num_groups": 4, "use_linear_projection": True,
-}  # fmt: skip
-VAE = {
-    "latent_channels": 4, "encoder_block_out_channels": [8, 8, 8], "decoder_block_out_channels": [8, 8, 8],
-    "num_encoder_blocks": [0, 1, 1], "num_decoder_blocks": [1, 1, 0], "upsampling_scaling_factor": 2,
-}  # fmt: skip
 SETTINGS = MoRConfig(num_ranks=12, num_shared=2, top_k=3, num_zero=2, targets=(r"unet\..*(to_q|to_v|conv1|conv2)",))
 
 
-def made(settings: MoRConfig) -> OneStepGenerator:
+def made(base: Path, settings: MoRConfig) -> OneStepGenerator:
     torch.manual_seed(0)
     generator = OneStepGenerator(
-        build_base(UNET, VAE),
-        build_estimator("frequency"),
-        adapters=settings,
+        load_base(base), build_estimator("frequency"), adapters=settings,
         one_step=OneStepConfig(timestep=1, parametrization="residual"),
-    ).eval()
+    ).eval()  # fmt: skip
     with torch.no_grad():
         for parameter in adapter_parameters(generator.base):
             parameter.add_(0.3 * torch.randn_like(parameter))
@@ -60,8 +48,8 @@ def made(settings: MoRConfig) -> OneStepGenerator:
 
 
 @pytest.fixture(scope="module")
-def generator() -> OneStepGenerator:
-    return made(SETTINGS)
+def generator(small_base: Path) -> OneStepGenerator:
+    return made(small_base, SETTINGS)
 
 
 @pytest.fixture
@@ -170,8 +158,8 @@ def test_unreadable_files_and_odd_names(
     assert all(name.isprintable() for name in names)
 
 
-def test_a_model_without_routing_gets_a_page_of_its_scores(loads: Any, photos: Path) -> None:
-    plain = made(MoRConfig.of_kind("lora", num_ranks=4, targets=("to_q",)))
+def test_a_model_without_routing_gets_a_page_of_its_scores(loads: Any, small_base: Path, photos: Path) -> None:
+    plain = made(small_base, MoRConfig.of_kind("lora", num_ranks=4, targets=("to_q",)))
     with pytest.raises(ConfigError):
         RoutingTable.from_images(plain, torch.rand(1, 3, 16, 16))
     with pytest.raises(ConfigError):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 from pathlib import Path
 
 import pytest
@@ -21,8 +20,6 @@ OPTIONS = [line for block in re.findall(r"```\n(--.*?)```", PAGE, re.DOTALL) for
 def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "mine.py").write_text("\n\n".join(CLASSES[:-1]))
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    sys.modules.pop("mine", None)
     return tmp_path
 
 

@@ -116,18 +116,6 @@ def test_double_precision_is_refused(small_base: Path, tmp_path: Path) -> None:
         fit(build(small_base), tmp_path, 1, precision="64-true")
 
 
-@pytest.mark.parametrize(("gate", "told"), [("renormalize", True), ("softmax", False)])
-def test_a_router_that_only_the_balance_can_train_is_told(
-    gate: str, told: bool, small_base: Path, tmp_path: Path, recwarn: pytest.WarningsRecorder
-) -> None:
-    module = build(small_base, adapters=routed(top_k=1, gate=gate, balance_alpha=0.0, logit_noise=0.0))
-    fit(module, tmp_path, 3)
-    assert any("the balance alone" in str(warning.message) for warning in recwarn) is told
-    module.generator(torch.rand(2, 3, 8, 8)).sr.square().mean().backward()
-    gradient = float(module.generator.adapters.router.weight.grad.abs().max())
-    assert gradient < 1e-7 if told else gradient > 1e-6
-
-
 def test_start_from_tells_of_another_timestep(small_base: Path, tmp_path: Path) -> None:
     start = str(tmp_path / "a.safetensors")
     build(small_base).save_adapters(start)

@@ -260,11 +260,6 @@ class OneStepSRModule(L.LightningModule):
             check_writer(self.trainer)
         if stage == "fit":
             check_trainer(self.trainer)
-            if self.adapters.is_routed and self.adapters.top_k == 1 and self.adapters.gate == "renormalize":
-                rank_zero_warn(
-                    "adapters: with top_k 1 a renormalized gate is 1 whatever the router says, so that the balance "
-                    "alone trains it; gate: softmax lets it learn from the image"
-                )
 
     # What a checkpoint does not hold is read after Lightning has restored it, which is between `setup` and these hooks.
 
@@ -286,17 +281,12 @@ class OneStepSRModule(L.LightningModule):
 
     def _start(self, file: Path) -> None:
         extra = read_adapters_header(file).get("extra")
-        take = self.companions.prepare(read_attached(file), extra)
+        take = self.companions.prepare(read_attached(file), extra, decoder=decoder_of(file))
         rank_zero_info(start_from_adapters(file, self.generator.base))
         take()
         take_timestep(extra, self.generator)
         if other := runs_otherwise(extra, self.generator):
             rank_zero_warn(f"{file} was trained to run with {other}; here it starts elsewhere")
-        if (decoder := decoder_of(file)) is not None and self.companions.decoder is None:
-            rank_zero_warn(
-                f"{file} was trained with the decoder {decoder}, and this run decodes with the base's own; "
-                f"--model.decoder={decoder} takes it along"
-            )
 
     def on_validation_start(self) -> None:
         if self.trainer.state.fn != TrainerFn.FITTING:
