@@ -15,7 +15,7 @@ from types import FrameType
 
 from morsr import __version__
 from morsr.errors import ConfigError, MorsrError
-from morsr.files import printable
+from morsr.files import say
 
 LIGHTNING = {
     "fit": "train what a config describes (resume with --ckpt_path)",
@@ -80,7 +80,7 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 def _failed(message: str, code: int = 2) -> int:
-    print(f"morsr: {printable(message)}", file=sys.stderr)
+    say(f"morsr: {message}")
     return code
 
 
@@ -135,7 +135,7 @@ def _lightning(arguments: list[str]) -> int:
     if print_settings(arguments):
         return 0
     if "--print_config" not in arguments and not any(name in os.environ for name in ("LOCAL_RANK", "SLURM_PROCID")):
-        print(f"morsr {arguments[0]}: loading …", file=sys.stderr, flush=True)
+        say(f"morsr {arguments[0]}: loading …")
     from morsr.training.cli import run
 
     with warnings.catch_warnings():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import signal
 import threading
 import typing
@@ -60,6 +61,23 @@ def check_images(images: Tensor, *, name: str = "images", channels: int | None =
     if not (low >= -1e-4 and high <= 1 + 1e-4):  # written so that NaN fails too
         raise InputError(f"{name}: expected finite values in [0, 1], got {low:.4g} to {high:.4g}")
     return images
+
+
+def class_at(path: str, setting: str) -> Any:
+    """What an import path such as mine.Mine names.
+
+    Args:
+        path: module and name.
+        setting: what the message calls the place where the path was given.
+
+    Raises:
+        ConfigError: it cannot be imported.
+    """
+    module, _, name = path.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(f"{setting}: cannot import {path} ({error}); check its name and its folder") from error
 
 
 def worker_death(error: BaseException) -> TrainingError | None:

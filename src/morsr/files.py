@@ -6,6 +6,7 @@ import contextlib
 import os
 import secrets
 import stat
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -94,6 +95,11 @@ def _system_error(error: Exception) -> OSError:
     """What the system said, out of the text of a library's error: "… (os error 28)"."""
     number = str(error).rpartition("os error ")[2].partition(")")[0]
     return OSError(int(number), os.strerror(int(number))) if number.isdigit() else OSError(str(error))
+
+
+def say(text: str) -> None:
+    """Print one line on the error stream; see `printable`."""
+    print(printable(text), file=sys.stderr, flush=True)
 
 
 def printable(text: str) -> str:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from morsr.errors import WeightsError
-from morsr.files import printable
+from morsr.files import say
 
 PICKLES = (
     "files that end in .bin are pickles, which are never loaded; save them once with diffusers' or transformers' "
@@ -60,7 +59,7 @@ def say_fetching(what: str, source: str | None = None) -> None:
     from huggingface_hub import constants
 
     if not constants.HF_HUB_OFFLINE:
-        print(f"morsr: fetching {printable(what)} from {source or constants.ENDPOINT}", file=sys.stderr, flush=True)
+        say(f"morsr: fetching {what} from {source or constants.ENDPOINT}")
 
 
 def half_precision(folder: Path, stem: str) -> str | None:

@@ -2,29 +2,22 @@
 
 from __future__ import annotations
 
-import importlib
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Literal
 
-from morsr.cli_errors import shortened
-from morsr.errors import ConfigError, InputError
-from morsr.files import printable
+from morsr.errors import InputError, class_at
+from morsr.files import say
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
-
-
-def say(text: str) -> None:
-    """Print one line on the error stream, with control characters of names escaped."""
-    print(printable(text), file=sys.stderr)
 
 
 def report_failures(failed: Iterable[str]) -> int:
     """Print what failed, a line each, and return the exit code of the command."""
     lines = sorted(failed)
-    if lines:
-        print(f"{len(lines)} failed:", *(f"  {printable(line)}" for line in lines), sep="\n", file=sys.stderr)
+    for line in [f"{len(lines)} failed:", *(f"  {line}" for line in lines)] if lines else ():
+        say(line)
     return 1 if lines else 0
 
 
@@ -60,18 +53,8 @@ def classes_from_here() -> None:
         sys.path.append(here)
 
 
-def user_class(path: str, option: str) -> Callable[..., Any]:
-    """A class by its import path, from the current folder too.
-
-    Raises:
-        ConfigError: it cannot be imported.
-    """
-    module, _, name = path.rpartition(".")
-    here = str(Path.cwd())
+def user_class(path: str, setting: str) -> Callable[..., Any]:
+    """A class by its import path, from the current folder too; see `class_at`."""
     classes_from_here()
-    try:
-        found: Callable[..., Any] = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        line = f"{option}: cannot import {path} ({error}) from {here} or installed packages; check the name"
-        raise ConfigError(shortened(line, here)) from error
+    found: Callable[..., Any] = class_at(path, setting)
     return found

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import os
 import shutil
 import warnings
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from morsr.commands._common import existing
-from morsr.errors import MorsrError
+from morsr.errors import MorsrError, class_at
 from morsr.files import printable
 from morsr.hub import repository_of
 
@@ -82,8 +81,7 @@ def _by_class(part: Any, section: str) -> list[str]:
     """What a class's own `missing(**settings)` says."""
     if not isinstance(part, Mapping) or "class_path" not in part:
         return []
-    module, _, name = str(part["class_path"]).rpartition(".")
-    ask = getattr(getattr(importlib.import_module(module), name, None), "missing", lambda **settings: ())
+    ask = getattr(class_at(str(part["class_path"]), section), "missing", lambda **settings: ())
     return [line if ":" in line else f"{section}: {line}" for line in ask(**part.get("init_args") or {})]
 
 

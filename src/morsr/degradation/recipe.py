@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import hashlib
-import importlib
 import json
 import math
 from collections.abc import Mapping
@@ -20,7 +19,7 @@ from torch import Tensor
 from morsr.degradation.keys import uniforms
 from morsr.degradation.parameters import DegradationParameters, FinalParameters
 from morsr.degradation.stages import BlurRecipe, SingleRecipe, StageRecipe, between, check_numbers, choose, second_order
-from morsr.errors import ConfigError, InputError
+from morsr.errors import ConfigError, InputError, class_at
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,15 +154,11 @@ def preset_names() -> tuple[str, ...]:
 
 
 def _imported(path: str) -> Any:
-    module, _, name = path.rpartition(".")
-    if not module:
+    if "." not in path:
         near = difflib.get_close_matches(path, preset_names(), 1)
         guess = f"did you mean {near[0]}?" if near else f"presets are {', '.join(preset_names())}"
         raise ConfigError(f"recipe: no preset, .yaml or import path {path!r}; {guess}")
-    try:
-        made = getattr(importlib.import_module(module), name)()
-    except (ImportError, AttributeError, TypeError) as error:
-        raise ConfigError(f"recipe {path}: cannot be imported ({error})") from error
+    made = class_at(path, "recipe")()
     if not hasattr(made, "sample"):
         raise ConfigError(f"recipe {path}: expected a class with `sample`, such as a subclass of DegradationRecipe")
     return made

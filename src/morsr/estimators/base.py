@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -10,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from morsr.errors import ConfigError, InputError, check_images
+from morsr.errors import ConfigError, InputError, check_images, class_at
 from morsr.functional.precision import keep_float32
 from morsr.functional.resample import unit_range
 from morsr.functional.severity import noisy_or, worst
@@ -152,13 +151,9 @@ def build_estimator(spec: DegradationEstimator | Mapping[str, Any] | str, **sett
 
 
 def _find(path: str) -> type[DegradationEstimator]:
-    module, _, name = path.rpartition(".")
-    if not module:
+    if "." not in path:
         raise ConfigError(f'estimator: expected "clip", "frequency", "learned" or a path like mine.Mine, got {path!r}')
-    try:
-        found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f"estimator {path}: cannot be imported ({error})") from error
+    found: type[DegradationEstimator] = class_at(path, "estimator")
     if not (isinstance(found, type) and issubclass(found, DegradationEstimator)):
         raise ConfigError(f"estimator {path}: expected a subclass of DegradationEstimator")
     return found

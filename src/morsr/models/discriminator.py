@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import pydoc
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -13,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from morsr.adapters import active_adapters
-from morsr.errors import ConfigError, check_fields
+from morsr.errors import ConfigError, check_fields, class_at
 from morsr.functional.adversarial import hinge_discriminator, hinge_generator
 from morsr.functional.precision import without_autocast
 from morsr.models.bases import Base
@@ -70,7 +69,7 @@ class Discriminator(nn.Module):
         self.config = config
         self._base = (base,)  # in a tuple: a submodule would be registered and saved a second time
         # jsonargparse leaves the class of a nested setting as its path.
-        head = pydoc.locate(config.head) if isinstance(config.head, str) else config.head
+        head = class_at(config.head, "losses.gan.head") if isinstance(config.head, str) else config.head
         make: Any = head or functools.partial(_head, width=config.width)
         self.heads = nn.ModuleList(make(channels) for channels in base.feature_widths)
 

@@ -249,17 +249,9 @@ def _detached(output: GeneratorOutput) -> GeneratorOutput:
 
 def _joined(outputs: Sequence[GeneratorOutput]) -> GeneratorOutput:
     """The passes over the parts of a batch as one over the whole."""
-    if len(outputs) == 1:
-        return outputs[0]
-    routings = [output.routing for output in outputs if output.routing is not None]
-    scores = [output.scores for output in outputs if output.scores is not None]
-    return GeneratorOutput(
-        torch.cat([output.sr for output in outputs]),
-        torch.cat([output.z0 for output in outputs]),
-        Routing(*(torch.cat(fields, dim=1) for fields in zip(*routings, strict=True))) if routings else None,
-        DegradationScores(
-            torch.cat([s.scores for s in scores]), torch.cat([s.severity for s in scores]), scores[0].names
-        )
-        if scores
-        else None,
-    )
+    sr, z0, routings, scores = zip(*outputs, strict=True)
+    routing = None if routings[0] is None else Routing(*(torch.cat(f, dim=1) for f in zip(*routings, strict=True)))
+    if scores[0] is not None:
+        values, severities, names = zip(*scores, strict=True)
+        scores = (DegradationScores(torch.cat(values), torch.cat(severities), names[0]),)
+    return GeneratorOutput(torch.cat(sr), torch.cat(z0), routing, scores[0])

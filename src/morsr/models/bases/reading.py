@@ -9,7 +9,6 @@ from __future__ import annotations
 import inspect
 import json
 import os
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,7 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from morsr.errors import ConfigError, WeightsError
-from morsr.files import printable
+from morsr.files import say
 from morsr.hub import PICKLES, fetch, half_patterns, half_precision, repository_of
 from morsr.models.bases.base import PROMPTS_FILE, Base
 
@@ -87,7 +86,7 @@ def first_readable(source: str | os.PathLike[str] | Sequence[str], read: Callabl
                     raise said from error
                 failed.append(str(said) if candidate in str(said) else f"{candidate} ({said})")
         if place < len(candidates):
-            print(f"morsr: no {what} from {printable(failed[-1])}; trying the next", file=sys.stderr, flush=True)
+            say(f"morsr: no {what} from {failed[-1]}; trying the next")
     example = HUB_IDS["taesd" if what == "decoder" else "sd21"]
     raise WeightsError(
         f"no {what} could be loaded; tried {'; '.join(failed) or 'nothing'}. Give {_layout(what)}, "
