@@ -23,11 +23,12 @@ from torch import Tensor
 
 from morsr import Restorer
 from morsr.data import Pair, Photo, embedded_benchmark, paired_folder
-from morsr.evaluation.images import read_rgb, side_by_side, to_tensor, to_uint8
+from morsr.evaluation.images import read_rgb, to_tensor, to_uint8
 from morsr.evaluation.score import Method, bicubic_method, evaluate
 from morsr.evaluation.statistics import bootstrap
 from morsr.evaluation.tables import BenchmarkReport
 from morsr.functional.quality import psnr_y, quantize_8bit
+from morsr.imaging.sheet import side_by_side
 
 METRICS = ("psnr", "ssim", "niqe", "features")
 
@@ -64,7 +65,7 @@ def gallery(report: BenchmarkReport, pairs: Sequence[Pair], methods: dict[str, M
     for number, stem in enumerate(chosen, start=1):
         pair = by_stem[stem]
         line = {name: to_uint8(restore(to_tensor(pair.lr))) for name, restore in methods.items()}
-        sheet = side_by_side([line | {"original": pair.hr}], crop=224, zoom=1, corner_of="original")
+        sheet = side_by_side([line | {"original": pair.hr}], crop=224, zoom=1)
         Image.fromarray(sheet).save(target / f"{number}_{stem}.png")
         print(f"**{stem}**, {gains[stem]:+.2f} dB.\n\n![{stem}](../images/gallery/{number}_{stem}.png)\n")
 

@@ -47,7 +47,8 @@ def test_what_is_there_is_not_missing(tmp_path: Path, monkeypatch: pytest.Monkey
     Path("folder/unet").mkdir(parents=True)
     assert check.missing_base("folder", "model.base"), "a folder without weights"
     Path("folder/unet/weights.safetensors").touch()
-    (tmp_path / "vgg16-397923af.pth").touch()
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "vgg16-397923af.pth").touch()
     for base in ("me/base", "me/base@refs/pr/1", "folder", "tiny", "random:sd21", None, ["none/such", "folder"]):
         assert check.missing_base(base, "model.base") == []
     assert check.missing_vgg(str(tmp_path), "model.loss") == []

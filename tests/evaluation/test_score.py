@@ -26,9 +26,10 @@ from morsr.cli import main
 from morsr.errors import ConfigError, InputError
 from morsr.evaluation import BenchmarkTable, ScoreDump
 from morsr.evaluation.comparison import compare_tables, read_runs
-from morsr.evaluation.images import bicubic, detailed_corner, read_rgb, side_by_side
+from morsr.evaluation.images import bicubic, read_rgb
 from morsr.evaluation.score import bicubic_method, enlarged_size, evaluate, score_folders
 from morsr.evaluation.tables import BenchmarkReport, ImageScore, published_rows, text_table
+from morsr.imaging.sheet import detailed_corner, side_by_side
 from morsr.models.metrics import METRICS
 
 

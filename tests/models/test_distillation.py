@@ -220,9 +220,9 @@ def test_lpips_without_its_weights_says_what_to_do(tmp_path: Path, monkeypatch: 
 
     monkeypatch.setattr("torchvision.models.vgg16", offline)
     before = torch.hub.get_dir()
-    with pytest.raises(WeightsError, match=r"vgg16-397923af\.pth.*no route to host.*loss\.features"):
+    with pytest.raises(WeightsError, match=r"vgg16-397923af\.pth.*no route to host.*losses\.features"):
         build_lpips()
-    with pytest.raises(WeightsError, match="expected vgg16"):
+    with pytest.raises(WeightsError, match="expected checkpoints/vgg16"):
         build_lpips(tmp_path)
     assert torch.hub.get_dir() == before
 

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from morsr.errors import ConfigError, WeightsError
+from morsr.imaging.sheet import GAP, HEADER
 from morsr.training.callbacks import (
     AdapterCheckpoint,
     AdapterEMA,
@@ -239,8 +240,8 @@ def test_pictures_lie_side_by_side_and_adapters_beside_them(tmp_path: Path) -> N
     pictures = sorted(path.name for path in tmp_path.rglob("*.png"))
     assert pictures == ["before_after.png", "step_000012.png"]
     picture = np.asarray(Image.open(next(tmp_path.rglob("before_after.png"))))
-    assert picture.shape == (20 + 3 * 16 + 2 * 4, 3 * 16 + 2 * 4, 3)
-    second = picture[20 + 16 + 4 : 20 + 32 + 4]
+    assert picture.shape == (3 * (16 + HEADER + GAP), 3 * (16 + GAP), 3)
+    second = picture[16 + HEADER + GAP + HEADER :]
     assert second[5, 5, 0] == round(0.37 * 255), "bicubic of a flat image is that image"
     assert second[5, 45, 0] == round(0.57 / 1.2 * 255), "the target stands last"
     assert {path.name for path in tmp_path.rglob("*.safetensors")} == {

@@ -140,11 +140,12 @@ def missing_vgg(folder: str | None, key: str) -> list[str]:
     """The VGG-16 weights that LPIPS needs."""
     import torch
 
-    name = "vgg16-397923af.pth"
-    root = Path(folder).expanduser() if folder else Path(torch.hub.get_dir())
-    if any((place / name).is_file() for place in (root, root / "checkpoints")):
+    from morsr.models.losses import VGG_FILE
+
+    place = Path(folder or torch.hub.get_dir(), "checkpoints").expanduser()
+    if (place / VGG_FILE).is_file():
         return []
-    return [f"{key}.lpips: {name} is not in {root}; put torchvision's VGG-16 weights there, or let fit fetch them"]
+    return [f"{key}.lpips: {VGG_FILE} is not in {place}; put torchvision's VGG-16 weights there, or let fit fetch them"]
 
 
 def missing_adapters(path: Any, key: str) -> list[str]:

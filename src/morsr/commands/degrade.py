@@ -173,8 +173,8 @@ def _degraded(
 def _sheet(sources: Mapping[str, Path], lines: Mapping[str, str], output: Path, scale: int) -> np.ndarray:
     """HR beside LR of some images, the pixels of the LR image enlarged without smoothing."""
     from morsr.data.sources import crop_to_multiple
-    from morsr.evaluation.images import side_by_side
     from morsr.imaging import read_rgb
+    from morsr.imaging.sheet import side_by_side
 
     shown = []
     for name in list(sources)[:: -(-len(sources) // SHEET_IMAGES)]:

@@ -15,10 +15,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from morsr.errors import ConfigError, InputError
-from morsr.evaluation.images import bicubic, read_rgb, side_by_side, to_tensor, to_uint8
+from morsr.evaluation.images import bicubic, read_rgb, to_tensor, to_uint8
 from morsr.evaluation.tables import BenchmarkReport, ImageScore, PublishedRow
 from morsr.files import printable
 from morsr.imaging import list_images
+from morsr.imaging.sheet import side_by_side
 from morsr.models.metrics import MetricSet, build_metrics, metric_info
 from morsr.models.scores import score_image
 

@@ -25,7 +25,7 @@ Features = Callable[[Tensor], Sequence[Tensor]]
 PSNR_FLOOR = 1e-3
 """Added to the mean square error under the logarithm of the PSNR term, or flat crops would outweigh all others."""
 
-_VGG_FILE = "vgg16-397923af.pth"
+VGG_FILE = "vgg16-397923af.pth"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -260,32 +260,29 @@ def build_lpips(folder: str | os.PathLike[str] | None = None) -> nn.Module:
     """LPIPS on VGG-16 as a frozen network: two image batches (and normalize=True for [0, 1]) to one distance each.
 
     Args:
-        folder: holds torchvision's VGG-16 weights, itself or in `checkpoints/`; None takes the cache of torch.hub, to
-            which torchvision downloads them if it can.
+        folder: holds torchvision's VGG-16 weights in `checkpoints/`; None takes the cache of torch.hub, to which
+            torchvision downloads them if it can.
 
     Raises:
         WeightsError: the weights cannot be had; the message says which file goes where.
     """
     from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
 
-    hub = Path(torch.hub.get_dir())
+    hub = torch.hub.get_dir()
     if folder is not None:
-        places = (Path(folder), Path(folder) / "checkpoints")
-        found = next((place for place in places if (place / _VGG_FILE).is_file()), None)
-        if found is None:
-            raise WeightsError(f"{folder}: expected {_VGG_FILE} in it, torchvision's VGG-16 weights for LPIPS")
-        if found.name != "checkpoints":
-            raise WeightsError(f"{folder}: put {_VGG_FILE} into {folder}/checkpoints, where torchvision looks for it")
-        torch.hub.set_dir(str(found.parent))
+        if not Path(folder, "checkpoints", VGG_FILE).is_file():
+            raise WeightsError(
+                f"{folder}: expected checkpoints/{VGG_FILE} in it, torchvision's VGG-16 weights for LPIPS"
+            )
+        torch.hub.set_dir(os.fspath(folder))
     try:
         # The network inside: the metric around it would keep sums, and the graphs of all of them.
         return LearnedPerceptualImagePatchSimilarity(net_type="vgg").net.requires_grad_(False).eval()
     except Exception as error:  # torch.hub raises whatever the network library does
         raise WeightsError(
-            f"LPIPS needs torchvision's VGG-16 weights, {_VGG_FILE}, and they cannot be had ({error}). Put the file "
-            f"into {hub / 'checkpoints'}, name a folder with it as loss.lpips_folder, or go without: loss.lpips: 0 "
-            "(and loss.features: 1.0 for the features of the base model instead)"
+            f"LPIPS needs torchvision's VGG-16 weights, {VGG_FILE}, and they cannot be had ({error}). Put the file "
+            f"into {Path(hub, 'checkpoints')}, or go without: --model.losses.lpips=null --model.losses.features=1"
         ) from error
     finally:
         if folder is not None:  # left alone otherwise: a set folder hides later changes of TORCH_HOME
-            torch.hub.set_dir(str(hub))
+            torch.hub.set_dir(hub)

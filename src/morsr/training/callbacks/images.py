@@ -10,16 +10,14 @@ import lightning as L
 import numpy as np
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from jsonargparse.typing import PositiveInt
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
-from torch import Tensor
 
 from morsr.files import atomic_path
+from morsr.imaging.sheet import side_by_side
 
 COLUMNS = ("LR (bicubic)", "ours", "HR")
-_GAP, _HEADER = 4, 20  # pixels between two pictures, and for the captions
 
 
 class ImageGrid(Callback):
@@ -29,8 +27,8 @@ class ImageGrid(Callback):
 
     Args:
         num_images: the first so many validation images are shown.
-        max_size: longest side of one picture in pixels; larger ones are centre-cropped, never shrunk, because a
-            smaller copy would hide what super-resolution is about.
+        max_size: longest side of one picture in pixels; of larger ones the part with most detail is shown, never a
+            smaller copy, which would hide what super-resolution is about.
 
     Attributes:
         written: files of the run, by what they hold.
@@ -44,7 +42,7 @@ class ImageGrid(Callback):
     ) -> None:
         self.num_images, self.max_size = num_images, max_size
         self.written: dict[str, Path] = {}
-        self._rows: list[Tensor] = []
+        self._rows: list[dict[str, np.ndarray]] = []
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._rows = []
@@ -60,15 +58,16 @@ class ImageGrid(Callback):
             return
         hr, sr = batch["hr"][:count].float(), outputs["sr"][:count].float()
         enlarged = F.interpolate(batch["lr"][:count].float(), size=hr.shape[-2:], mode="bicubic", align_corners=False)
-        triples = torch.stack([enlarged, sr, hr], dim=1).clamp(0, 1).mul(255).round().byte()
-        top, left = (max(0, (length - self.max_size) // 2) for length in hr.shape[-2:])
-        self._rows.extend(triples[..., top : top + self.max_size, left : left + self.max_size].cpu())
+        triples = torch.stack([enlarged, sr, hr], dim=1).clamp(0, 1).mul(255).round().byte().cpu().movedim(2, -1)
+        self._rows += [dict(zip(COLUMNS, triple.numpy(), strict=True)) for triple in triples]
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         folder = run_folder(trainer)
         if self._rows:
             paths = [folder / "images" / f"step_{trainer.global_step:06d}.png", folder / "before_after.png"]
-            show_picture(trainer, compose(self._rows), tag="samples/LR_ours_HR", files=paths)
+            show_picture(
+                trainer, side_by_side(self._rows, crop=self.max_size, zoom=1), tag="samples/LR_ours_HR", files=paths
+            )
             self._rows, self.written = [], {"before and after": paths[-1]}
 
 
@@ -87,17 +86,3 @@ def show_picture(trainer: L.Trainer, picture: np.ndarray, *, tag: str, files: Se
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
             logger.experiment.add_image(tag, picture, global_step=trainer.global_step, dataformats="HWC")
-
-
-def compose(rows: Sequence[Tensor]) -> np.ndarray:
-    """Lay out uint8 rows (columns, 3, H, W), whose sizes may differ, as one captioned picture (H, W, 3)."""
-    from PIL import Image, ImageDraw, ImageFont
-
-    height, width = (max(row.shape[side] for row in rows) + _GAP for side in (-2, -1))
-    cells = [F.pad(row, (0, width - row.shape[-1], 0, height - row.shape[-2]), value=255) for row in rows]
-    sheet = rearrange(torch.stack(cells), "row column channel height width -> (row height) (column width) channel")
-    canvas = Image.fromarray(F.pad(sheet[:-_GAP, :-_GAP], (0, 0, 0, 0, _HEADER, 0), value=255).numpy())
-    draw, font = ImageDraw.Draw(canvas), ImageFont.load_default(size=14)
-    for column, caption in enumerate(COLUMNS):
-        draw.text((column * width + 3, 1), caption, fill="black", font=font)
-    return np.asarray(canvas)
