@@ -121,11 +121,6 @@ class OneStepGenerator(nn.Module):
         return self.base.device
 
     @property
-    def dtype(self) -> torch.dtype:
-        """What the base's weights are stored as."""
-        return next(self.base.denoiser.parameters()).dtype
-
-    @property
     def multiple(self) -> int:
         """Sides of the enlarged image that the networks take as they are; `forward` pads to it by itself."""
         return self.base.multiple
