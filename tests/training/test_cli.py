@@ -208,6 +208,15 @@ def test_what_a_run_refuses_is_one_line_and_leaves_no_folder(
     assert not list(out.glob("mor_tiny/*"))
 
 
+def test_a_prediction_that_nobody_would_get_is_refused(
+    small_base: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = real(arguments("tiny/mor.yaml", small_base, photos, tmp_path / "out"), tmp_path / "out", 1)
+    assert main(["predict", *options[1:], f"--data.predict=[{photos}]"]) == 2
+    assert "prediction writer" in capsys.readouterr().err
+    assert not list((tmp_path / "out").glob("mor_tiny/*"))
+
+
 def test_a_wrong_number_of_slurm_tasks_is_one_line(
     small_base: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

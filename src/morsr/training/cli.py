@@ -23,6 +23,7 @@ import torch
 import yaml
 from jsonargparse import ArgumentError
 from lightning.pytorch.callbacks import (
+    BasePredictionWriter,
     BatchSizeFinder,
     Callback,
     Checkpoint,
@@ -133,6 +134,13 @@ class MorsrCLI(LightningCLI):
             warnings.filterwarnings("ignore", message="Experiment logs directory .* exists and is not empty")
             trainer.loggers = [*trainer.loggers, CSVLogger(first.save_dir, name=first.name, version=first.version)]
         return trainer
+
+    def before_predict(self) -> None:
+        """Refuse a prediction whose results nobody would get."""
+        if not any(isinstance(one, BasePredictionWriter) for one in self.trainer.callbacks):
+            raise ConfigError(
+                "trainer.callbacks: expected a prediction writer, got none; give one, or use morsr upscale"
+            )
 
     def _set_seed(self) -> None:
         try:

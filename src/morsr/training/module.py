@@ -51,7 +51,7 @@ from morsr.training.calibration import find_timestep, standardize_router
 from morsr.training.objective import Objective
 from morsr.training.optim import OptimizerSettings, ScheduleName, build_networks, total_steps
 from morsr.training.step import Network, OneStepPhase
-from morsr.training.strategy import check_trainer, check_turns, check_writer
+from morsr.training.strategy import check_trainer, check_turns
 
 
 class OneStepSRModule(L.LightningModule):
@@ -256,8 +256,6 @@ class OneStepSRModule(L.LightningModule):
 
     def setup(self, stage: str) -> None:
         self._restored = None
-        if stage == "predict":
-            check_writer(self.trainer)
         if stage == "fit":
             check_trainer(self.trainer)
 

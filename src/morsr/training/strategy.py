@@ -1,12 +1,10 @@
-"""What training and prediction ask of a trainer."""
+"""What training asks of a trainer."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.callbacks import BasePredictionWriter
-from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
 from morsr.errors import ConfigError
@@ -46,22 +44,4 @@ def check_turns(trainer: L.Trainer, *, networks: int) -> None:
         raise ConfigError(
             f"trainer.strategy: {networks} networks take turns, and plain ddp would wait for the gradients of those "
             "that rest; set it to ddp_find_unused_parameters_true"
-        )
-
-
-def check_writer(trainer: L.Trainer) -> None:
-    """Refuse a prediction whose results nobody would get.
-
-    Raises:
-        ConfigError: no prediction writer among the callbacks, and nobody who takes what `predict` returns.
-    """
-    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-    if any(isinstance(callback, BasePredictionWriter) for callback in callbacks):
-        return
-    # The command line keeps its config by such a callback, and drops what `predict` returns.
-    from_command_line = any(isinstance(callback, SaveConfigCallback) for callback in callbacks)
-    if from_command_line or not trainer.predict_loop.return_predictions:
-        raise ConfigError(
-            "trainer.callbacks: expected a prediction writer, got none, so nothing would be kept; give one, or "
-            "use morsr upscale"
         )
