@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from morsr.errors import MorsrError
 from morsr.functional.color import wavelet_low
 from morsr.imaging.files import read_planes
 from morsr.restoring import Restorer
@@ -23,10 +22,7 @@ TILE = 256
 
 @pytest.fixture(scope="module")
 def shipped() -> Restorer:
-    try:
-        return Restorer.from_pretrained("tiny", device="cpu")
-    except MorsrError as error:
-        pytest.skip(f"needs the shipped weights: {error}")
+    return Restorer.from_pretrained("tiny", device="cpu")
 
 
 @pytest.fixture(scope="module")
