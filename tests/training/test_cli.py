@@ -114,6 +114,10 @@ def test_a_config_names_known_settings_and_says_what_it_is_for(name: str, known:
     lines = (EXPERIMENTS / name).read_text().splitlines()
     assert [line.partition(": ")[0] for line in lines[:3]] == ["# Purpose", "# Cost", "# Reaches"]
     assert re.search(r"measured|estimated", lines[1])
+    losses = settings["model"]["init_args"].get("losses") or {}
+    if any(losses.get(name) for name in ("lpips", "features", "vsd", "gan", "csd")):  # PSNR likes these runs' start
+        keep = [one for one in settings["trainer"]["callbacks"] if one["class_path"].endswith(".AdapterCheckpoint")]
+        assert [one["init_args"]["monitor"] for one in keep] == [None]
 
 
 def real(options: list[str], out: Path, steps: int) -> list[str]:

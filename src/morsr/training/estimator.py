@@ -12,13 +12,13 @@ import torch.nn.functional as F
 from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt, PositiveInt
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
+from torchvision.transforms.functional import gaussian_blur
 
 from morsr.degradation import DegradationMeasures, DegradationRecipe, true_severity
 from morsr.degradation.severity import measure_ranks
 from morsr.errors import ConfigError, InputError
 from morsr.estimators.learned import NAMES, DegradationNet, crop_statistics, save_net
 from morsr.functional.corrupt import add_gaussian_noise, jpeg, resize
-from morsr.functional.kernels import reflect_pad
 from morsr.functional.utilization import spearman
 from morsr.training.base_phases import SeededTraining
 from morsr.training.optim import total_steps
@@ -51,7 +51,7 @@ def single_factor(hr: Tensor, factor: str, value: float, *, key: int, gray: bool
         raise InputError(f"factor: expected one of {', '.join(FACTORS)}, got {factor!r}")
     height, width = (length // scale for length in hr.shape[-2:])
     if factor == "blur":
-        hr = _gaussian_blur(hr, scale * value)
+        hr = gaussian_blur(hr, 2 * max(1, round(3 * scale * value)) + 1, scale * value)
     lr = resize(hr[..., : height * scale, : width * scale], (height, width), "area")
     if factor == "noise":
         generator = torch.Generator(device=lr.device).manual_seed(key & 0xFFFFFFFF)
@@ -59,16 +59,6 @@ def single_factor(hr: Tensor, factor: str, value: float, *, key: int, gray: bool
     if factor == "jpeg":
         lr = jpeg(lr, torch.tensor([value]))
     return lr.mul(255).round_().clamp_(0, 255).div_(255)
-
-
-def _gaussian_blur(images: Tensor, sigma: float) -> Tensor:
-    radius = max(1, round(3 * sigma))
-    taps = torch.arange(-radius, radius + 1, dtype=images.dtype, device=images.device)
-    kernel = (-0.5 * (taps / sigma).square()).exp()
-    kernel = (kernel / kernel.sum()).expand(images.shape[1], 1, 1, -1)
-    padded = reflect_pad(images, radius)
-    groups = images.shape[1]
-    return F.conv2d(F.conv2d(padded, kernel, groups=groups), kernel.transpose(-2, -1), groups=groups)
 
 
 def with_mean(ranks: Tensor) -> Tensor:
