@@ -224,17 +224,6 @@ def build_metrics(names: Iterable[str], *, device: torch.device | None = None, d
     return found
 
 
-def build_metric(name: str, *, device: torch.device | None = None, download: bool = True) -> Metric:
-    """Build one metric; see `build_metrics`.
-
-    Raises:
-        ConfigError: unknown name.
-        WeightsError: weights are missing or damaged; the message lists the files.
-        MissingDependencyError: the package behind it is not installed.
-    """
-    return _build(metric_info(name), device or torch.device("cpu"), download)
-
-
 def missing_weights(info: MetricInfo) -> list[str]:
     """The files of a metric that lie in no cache: where each is looked for, and where it comes from."""
     from huggingface_hub import try_to_load_from_cache
