@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -37,38 +36,37 @@ def photos(tmp_path: Path) -> Path:
     return folder
 
 
-def arguments(name: str, base: Path, photos: Path, out: Path) -> list[str]:
-    """A config shrunk to one step on small images and the small base."""
+def arguments(name: str, base: Path, photos: Path, out: Path, steps: int = 0) -> list[str]:
+    """A config on small images and the small base: a fast_dev_run, or so many real steps without validation.
+
+    It is given as one text, which is parsed once; every override on a command line costs another pass.
+    """
     settings = read_config(EXPERIMENTS / name)
-    model = settings["model"]["init_args"]
-    options = [
-        "fit", "--config", str(EXPERIMENTS / name), f"--trainer.default_root_dir={out}", "--trainer.fast_dev_run=1",
-        "--trainer.accelerator=cpu", f"--data.train=[{photos}]", f"--data.val=[{photos}]", "--data.batch_size=2",
-        "--data.crop_size=32", "--data.num_workers=0", "--data.val_multiple=16",
-        "--trainer.precision=32-true",
-    ]  # fmt: skip
-    kind = settings["model"]["class_path"]
-    if kind.endswith("LearnedEstimatorTraining"):
-        options += ["--data.crop_size=64"]  # LR images of 16 pixels
-    if kind.endswith("OneStepSRModule"):
-        options += [f"--model.base={base}", "--model.calibration_images=4", "--trainer.strategy=auto"]
-        options += ["--model.adapters.targets=[sd_unet@unet, tiny_vae_encoder@vae]"]
-        if "patch_size" in settings["data"]["init_args"]:
-            options += ["--data.patch_size=16"]  # windows of the small crops that the tests degrade
-        if "start_from" in model:
-            options += ["--model.start_from=null"]  # adapters of another base
-        if model.get("estimator") == "clip":
-            options += ["--model.estimator=frequency"]  # CLIP's weights are not here
-        if model.get("decoder") == "tiny":
-            options += ["--model.decoder=null"]  # and a decoder of another base
-        options += [f"--model.losses={json.dumps(from_the_start(model['losses']))}"]
-        if model.get("accumulate", 1) > 1:
-            options += ["--model.accumulate=2"]
-    elif kind.endswith("DiffusionTraining"):
-        options += [f"--model.base={base}", f"--model.out={out}/base"]
-    elif kind.endswith("AutoencoderTraining"):
-        options += [f"--model.out={out}/base"]
-    return options
+    kind, model = settings["model"]["class_path"].rpartition(".")[2], settings["model"]["init_args"]
+    data, trainer = settings["data"]["init_args"], settings["trainer"]
+    trainer |= {"default_root_dir": str(out), "accelerator": "cpu", "precision": "32-true"}
+    if steps:
+        trainer |= {"max_steps": steps, "limit_val_batches": 0, "val_check_interval": None, "log_every_n_steps": 1}
+        trainer |= {"enable_progress_bar": False}
+        trainer["logger"]["init_args"]["save_dir"] = str(out)
+    else:
+        trainer["fast_dev_run"] = 1
+    data |= {"train": [str(photos)], "val": [str(photos)], "batch_size": 2, "num_workers": 0, "val_multiple": 16}
+    data["crop_size"] = 64 if kind == "LearnedEstimatorTraining" else 32
+    if kind == "OneStepSRModule":
+        trainer["strategy"] = "auto"
+        model |= {"base": str(base), "calibration_images": 4, "losses": from_the_start(model["losses"])}
+        model["adapters"]["targets"] = ["sd_unet@unet", "tiny_vae_encoder@vae"]
+        model["accumulate"] = min(2, model.get("accumulate", 1))
+        if "patch_size" in data:
+            data["patch_size"] = 16  # windows of the small crops that the tests degrade
+        # Adapters and decoders of another base, and CLIP's weights, which are not here.
+        model |= {"start_from": None} if "start_from" in model else {}
+        model |= {"decoder": None} if model.get("decoder") == "tiny" else {}
+        model |= {"estimator": "frequency"} if model.get("estimator") == "clip" else {}
+    elif kind != "LearnedEstimatorTraining":
+        model |= {"out": f"{out}/base"} | ({"base": str(base)} if kind == "DiffusionTraining" else {})
+    return ["fit", "--config", yaml.safe_dump(settings)]
 
 
 def from_the_start(loss: dict[str, Any]) -> dict[str, Any]:
@@ -120,18 +118,9 @@ def test_a_config_names_known_settings_and_says_what_it_is_for(name: str, known:
         assert [one["init_args"]["monitor"] for one in keep] == [None]
 
 
-def real(options: list[str], out: Path, steps: int) -> list[str]:
-    """The same as a real run of so many steps, without validation."""
-    return [
-        *options, "--trainer.fast_dev_run=false", f"--trainer.max_steps={steps}", "--trainer.limit_val_batches=0",
-        "--trainer.val_check_interval=null", "--trainer.log_every_n_steps=1",
-        f"--trainer.logger.init_args.save_dir={out}", "--trainer.enable_progress_bar=false",
-    ]  # fmt: skip
-
-
 def test_a_base_phase_resumes_by_the_command_line_alone(small_base: Path, photos: Path, tmp_path: Path) -> None:
     """Settings come from the config and the command line, never from the checkpoint, and the result is the same."""
-    options = real(arguments("base/tiny_diffusion.yaml", small_base, photos, tmp_path / "out"), tmp_path / "out", 2)
+    options = arguments("base/tiny_diffusion.yaml", small_base, photos, tmp_path / "out", 2)
     options += ["--trainer.callbacks+=lightning.pytorch.callbacks.ModelCheckpoint"]
     options += ["--trainer.callbacks.every_n_train_steps=1"]
     assert main([*options, f"--model.out={tmp_path}/straight"]) == 0
@@ -151,8 +140,7 @@ def test_a_base_phase_resumes_by_the_command_line_alone(small_base: Path, photos
 
 
 def test_settings_of_lightning_work(small_base: Path, photos: Path, tmp_path: Path) -> None:
-    options = real(arguments("tiny/mor.yaml", small_base, photos, tmp_path / "out"), tmp_path / "out", 1)
-    options = [one for one in options if "logger" not in one]
+    options = arguments("tiny/mor.yaml", small_base, photos, tmp_path / "out", 1)
     habits = ["--trainer.enable_progress_bar=true", "--trainer.enable_checkpointing=false", "--trainer.logger=false"]
     assert main([*options, *habits]) == 0
     assert len(list((tmp_path / "out").rglob("adapters.safetensors"))) == 1
@@ -162,7 +150,7 @@ def test_settings_of_lightning_work(small_base: Path, photos: Path, tmp_path: Pa
 def test_a_resume_with_nothing_left_to_do_says_so(
     small_base: Path, photos: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    options = real(arguments("tiny/mor.yaml", small_base, photos, tmp_path / "out"), tmp_path / "out", 1)
+    options = arguments("tiny/mor.yaml", small_base, photos, tmp_path / "out", 1)
     assert main([*options, "--ckpt_path=last"]) == 0  # none yet: from the start
     assert "Nothing left to do" not in caplog.text
     keep = "--trainer.callbacks=[{class_path: morsr.training.callbacks.AdapterCheckpoint}]"  # no closing message
@@ -204,7 +192,7 @@ def test_what_a_run_refuses_is_one_line_and_leaves_no_folder(
     torch.save({"state_dict": {"x": torch.zeros(1000)}, "global_step": 3}, "weights.ckpt")
     Path("half.ckpt").write_bytes(Path("weights.ckpt").read_bytes()[:2000])
     out = tmp_path / "out"
-    code = main([*real(arguments("tiny/mor.yaml", small_base, photos, out), out, 1), *extra])
+    code = main([*arguments("tiny/mor.yaml", small_base, photos, out, 1), *extra])
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("morsr: ")]
     assert code == 2
     assert len(lines) == 1
@@ -215,7 +203,7 @@ def test_what_a_run_refuses_is_one_line_and_leaves_no_folder(
 def test_a_prediction_that_nobody_would_get_is_refused(
     small_base: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    options = real(arguments("tiny/mor.yaml", small_base, photos, tmp_path / "out"), tmp_path / "out", 1)
+    options = arguments("tiny/mor.yaml", small_base, photos, tmp_path / "out", 1)
     assert main(["predict", *options[1:], f"--data.predict=[{photos}]"]) == 2
     assert "prediction writer" in capsys.readouterr().err
     assert not list((tmp_path / "out").glob("mor_tiny/*"))
@@ -227,7 +215,7 @@ def test_a_wrong_number_of_slurm_tasks_is_one_line(
     tasks = {"NTASKS": "4", "NTASKS_PER_NODE": "4", "JOB_NAME": "train", "JOB_ID": "1"}
     for name, value in {**tasks, "PROCID": "0", "LOCALID": "0", "NODEID": "0"}.items():
         monkeypatch.setenv(f"SLURM_{name}", value)
-    options = real(arguments("tiny/mor.yaml", small_base, photos, tmp_path / "out"), tmp_path / "out", 1)
+    options = arguments("tiny/mor.yaml", small_base, photos, tmp_path / "out", 1)
     assert main([*options, "--trainer.devices=2", "--trainer.strategy=ddp_find_unused_parameters_true"]) == 2
     assert len([line for line in capsys.readouterr().err.splitlines() if line.startswith("morsr: ")]) == 1
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import lightning as L
 import torch
+import yaml
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -14,6 +15,7 @@ from morsr.adapters import MoRConfig
 from morsr.models.draws import Draws
 from morsr.models.generator import OneStepConfig
 from morsr.models.losses import Losses
+from morsr.training.config_files import read_config
 from morsr.training.module import OneStepSRModule
 from morsr.training.step import OneStepPhase
 
@@ -97,12 +99,14 @@ def fit(
 
 def run_options(config: str, base: Path | str) -> list[str]:
     """`morsr fit` with a config on dead leaves and the small base, one small crop a step."""
-    return [
-        "fit", "--config", str(EXPERIMENTS / config), f"--model.base={base}", "--model.adapters.targets=[sd_unet@unet]",
-        "--model.calibration_images=2", "--data.train=[]", "--data.val=[]", "--data.test=[]", "--data.dead_leaves=1.0",
-        "--data.batch_size=1", "--data.crop_size=32", "--data.num_workers=0", "--trainer.accelerator=cpu",
-        "--trainer.limit_val_batches=0", "--trainer.val_check_interval=null", "--trainer.enable_progress_bar=false",
-    ]  # fmt: skip
+    settings = read_config(EXPERIMENTS / config)
+    model, data = settings["model"]["init_args"], settings["data"]["init_args"]
+    model |= {"base": str(base), "calibration_images": 2}
+    model["adapters"]["targets"] = ["sd_unet@unet"]
+    data |= {"train": [], "val": [], "test": [], "dead_leaves": 1.0, "batch_size": 1, "crop_size": 32, "num_workers": 0}
+    settings["trainer"] |= {"accelerator": "cpu", "limit_val_batches": 0, "val_check_interval": None}
+    settings["trainer"]["enable_progress_bar"] = False
+    return ["fit", "--config", yaml.safe_dump(settings)]
 
 
 def batch(count: int = 2, first: int = 0) -> dict[str, Any]:
