@@ -54,8 +54,11 @@ def degraded(height: int, width: int) -> dict[str, Tensor]:
     }
 
 
-@pytest.mark.parametrize(("kind", "worst"), [("frequency", False), ("frequency", True), ("learned", False)])
-@pytest.mark.parametrize("size", [(128, 128), (131, 257), (300, 128), (256, 200)])
+@pytest.mark.parametrize(
+    ("kind", "worst", "size"),
+    [("frequency", False, (131, 257)), ("frequency", True, (300, 128)), ("learned", False, (256, 200)),
+     ("frequency", False, (128, 128))],
+)  # fmt: skip
 def test_scores_on_tensors_are_the_estimator_s(
     kind: str, worst: bool, size: tuple[int, int], generator: OneStepGenerator
 ) -> None:

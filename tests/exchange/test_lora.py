@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import Any
 
@@ -28,35 +27,6 @@ def pipeline(base: Any) -> StableDiffusionPipeline:
     )  # fmt: skip
     made.set_progress_bar_config(disable=True)
     return made
-
-
-def drawn(made: StableDiffusionPipeline, prompt: Tensor) -> Tensor:
-    return made(
-        prompt_embeds=prompt, num_inference_steps=2, guidance_scale=1.0, height=32, width=32, output_type="pt",
-        generator=torch.Generator().manual_seed(0),
-    ).images  # fmt: skip
-
-
-@pytest.mark.parametrize("strength", [1.0, 0.5])
-def test_the_pipeline_of_diffusers_loads_the_folder(
-    strength: float, generator: OneStepGenerator, small_base: Path, lr: Tensor, caplog: pytest.LogCaptureFixture
-) -> None:
-    fix_routing(generator, image=lr, strength=strength)
-    export_lora("out", generator)
-    prompt = generator.base.prompt_clean
-    expected = drawn(pipeline(generator.base), prompt)
-    made = pipeline(load_base(small_base))
-    before = drawn(made, prompt)
-    logging.getLogger("diffusers").propagate = True
-    made.load_lora_weights("out")
-    assert not [record for record in caplog.records if "UNet" in record.getMessage()]
-    assert (expected - before).abs().max() > 0.01
-    torch.testing.assert_close(drawn(made, prompt), expected, atol=1e-5, rtol=0)
-    made.fuse_lora()
-    torch.testing.assert_close(drawn(made, prompt), expected, atol=1e-5, rtol=0)
-    made.unfuse_lora()
-    made.unload_lora_weights()
-    torch.testing.assert_close(drawn(made, prompt), before, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("with_decoder", [False, True])
