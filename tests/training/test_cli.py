@@ -22,7 +22,7 @@ from morsr.training.config_files import read_config
 EXPERIMENTS = Path(__file__).resolve().parents[2] / "experiments"
 CONFIGS = sorted(str(path.relative_to(EXPERIMENTS)) for path in EXPERIMENTS.rglob("*.yaml"))
 # One of each kind of run; the others differ from one of them in a few numbers.
-KINDS = ("tiny/mor.yaml", "tiny/pisasr.yaml", "sd21/mor_16gb.yaml", "base/tiny_autoencoder.yaml",
+KINDS = ("tiny/pisasr.yaml", "sd21/mor_16gb.yaml", "base/tiny_autoencoder.yaml",
          "base/tiny_diffusion.yaml", "estimator/learned.yaml")  # fmt: skip
 
 
