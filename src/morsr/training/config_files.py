@@ -67,7 +67,7 @@ def expand_configs(arguments: Sequence[str]) -> list[str]:
 
 def _expanded(value: str) -> str:
     path = Path(value)
-    if not path.is_file():
+    if "\n" in value or not path.is_file():  # what the parser itself can read is left to it, such as a config's text
         return value
     config = read_config(path)
     # The key begins a line.
