@@ -240,10 +240,13 @@ def report_of(model: nn.Module, name: str = "generator") -> InjectionReport:
 
 
 def layers_of_set(model: nn.Module, name: str) -> list[tuple[str, AdaptedLayer, Ranks]]:
-    """Layers that carry a set, in the order of its routing, with their names and ranks."""
-    report = report_of(model, name)
-    layers = report.switch.layers[name]
-    return [(path, layer, layer.ranks(name)) for path, layer in zip(report.layer_names, layers, strict=True)]
+    """Layers of a model, or of a part of it, that carry a set, in the order of its routing, with their ranks.
+
+    They are named as seen from the model that is given.
+    """
+    names = {layer: path for path, layer in adapted_layers(model)}
+    layers = report_of(model, name).switch.layers[name]
+    return [(names[layer], layer, layer.ranks(name)) for layer in layers if layer in names]
 
 
 def saved_modules(model: nn.Module, name: str) -> dict[str, nn.Module]:
