@@ -19,7 +19,7 @@ from torch import Tensor
 from morsr.adapters import read_adapters_header
 from morsr.cli import main
 from morsr.errors import WeightsError
-from morsr.models.bases.architectures import architecture
+from morsr.models.bases.families import published_as
 from morsr.models.exchange.peers import read_osediff, read_pisasr, save_peer
 from morsr.models.loading import load_generator
 from morsr.restoring import Restorer
@@ -34,7 +34,7 @@ def networks(base: Path) -> tuple[UNet2DConditionModel, AutoencoderKL]:
 
 def sd21() -> tuple[UNet2DConditionModel, AutoencoderKL]:
     with torch.device("meta"):
-        shapes = architecture("sd21")
+        _, shapes = published_as("sd21")
         return UNet2DConditionModel(**shapes.network), AutoencoderKL(**shapes.vae)
 
 

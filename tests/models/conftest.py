@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from morsr.models.bases.architectures import ARCHITECTURES
+from morsr.models.bases.families import ARCHITECTURES
 
 WIDTH = 32
 
@@ -49,7 +49,7 @@ def sd_original(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("sd") / "stable-diffusion-2-1-base"
-    shapes = ARCHITECTURES["small"]
+    _, shapes = ARCHITECTURES["small"]
     UNet2DConditionModel(**shapes.network).save_pretrained(folder / "unet")
     AutoencoderKL(**shapes.vae).save_pretrained(folder / "vae")
     PNDMScheduler(

@@ -10,11 +10,19 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from twins import write_twin
 
-from morsr.adapters import MoRConfig, inject
+from morsr.adapters import MoRConfig, active_adapters, inject
 from morsr.errors import ConfigError, WeightsError
 from morsr.functional.adversarial import hinge_discriminator, hinge_generator
-from morsr.functional.diffusion import add_noise, clean_latents, distillation_gradient, distillation_loss, guide
+from morsr.functional.diffusion import (
+    add_noise,
+    clean_latents,
+    distillation_gradient,
+    distillation_loss,
+    guide,
+    scaled_linear_alphas_cumprod,
+)
 from morsr.functional.perceptual import feature_distance
 from morsr.functional.quality import psnr_y
 from morsr.models.bases import Base, load_base
@@ -70,8 +78,6 @@ def test_variational_distillation_follows_its_equation(base: Base) -> None:
         with torch.no_grad():
             return unet(noisy, t, encoder_hidden_states=prompt.expand(2, -1, -1)).sample
 
-    from morsr.adapters import active_adapters
-
     with active_adapters(base, "score"):
         fake = predict(base.prompt_clean)
     with active_adapters(base, None):
@@ -80,6 +86,51 @@ def test_variational_distillation_follows_its_equation(base: Base) -> None:
     fake, real = (clean_latents(noisy, noise, base.alphas_cumprod[t]) for noise in (fake, real))
     expected = distillation_loss(z, distillation_gradient(z, fake, real))
     torch.testing.assert_close(score.variational_loss(z, d), expected)
+
+
+@pytest.mark.parametrize("name", ["sd15", "sd3"])
+def test_target_score_distillation_follows_its_equation(name: str, tmp_path: Path) -> None:
+    """Noise and flow: the generated latents go on by the score network, the HR latents by the teacher."""
+    base = load_base(write_twin(tmp_path / "base", name)).eval()
+    score = ScoreNetwork(
+        base, ScoreConfig(guidance=3.0, low=100, high=600, target=0.3, samples=3, stride=40, later=0.5)
+    )
+    for parameter in score.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    z, hr, d = torch.randn(2, 4, 8, 8, requires_grad=True), torch.randn(2, 4, 8, 8), draws()
+    t, noise = d.timesteps("distillation/t", 100, 600), d.normal("distillation/noise", (4, 8, 8))
+
+    def levels(t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Factors on the latents and on the noise."""
+        if name == "sd3":
+            u = ((t + 1) / 1000).view(-1, 1, 1, 1)
+            return 1 - 3 * u / (1 + 2 * u), 3 * u / (1 + 2 * u)
+        kept = scaled_linear_alphas_cumprod()[t].view(-1, 1, 1, 1)
+        return kept.sqrt(), (1 - kept).sqrt()
+
+    def network(z_t: torch.Tensor, t: torch.Tensor, adapters: str | None) -> torch.Tensor:
+        with torch.no_grad(), active_adapters(base, adapters):
+            clean, degraded = (base.predict(z_t, t, base.condition(side)) for side in ("clean", "degraded"))
+        return clean if adapters else degraded + 3 * (clean - degraded)
+
+    a, b = levels(t)
+    generated, real, gradient = a * z.detach() + b * noise, a * hr + b * noise, torch.zeros(2, 4, 8, 8)
+    for weight in (1, 0.5, 0.5):
+        teacher, own, wanted = network(generated, t, None), network(generated, t, "score"), network(real, t, None)
+        direction = 0.7 * (teacher - own) + 0.3 * (teacher - wanted)
+        seen = generated - b * teacher if name == "sd3" else (generated - b * teacher) / a
+        direction = direction * (b if name == "sd3" else b / a)
+        gradient += weight * direction / (z.detach() - seen).abs().mean((1, 2, 3), keepdim=True)
+        t = t - 40
+        (a_then, b_then), (a, b) = (a, b), levels(t)
+        if name == "sd3":
+            generated, real = generated - (b_then - b) * own, real - (b_then - b) * wanted
+        else:
+            generated, real = (
+                a * (z_t - b_then * noise) / a_then + b * noise for z_t, noise in ((generated, own), (real, wanted))
+            )
+    score.variational_loss(z, d, hr).backward()
+    torch.testing.assert_close(z.grad, 2 * gradient / z.numel(), rtol=1e-3, atol=1e-6)
 
 
 def test_classifier_distillation_vanishes_without_guidance_and_needs_no_score_network(base: Base) -> None:
@@ -252,6 +303,11 @@ def test_lpips_from_a_folder_has_gradient_and_is_zero_for_equals(
     assert sr.grad.abs().sum() > 0
     assert loss(hr, hr)["lpips"].item() == pytest.approx(0, abs=1e-6)
     assert not any(parameter.requires_grad for parameter in loss.parameters())
+
+
+def test_classifier_distillation_has_no_target() -> None:
+    with pytest.raises(ConfigError, match="one sample"):
+        Losses.of(csd={"target": 0.3})
 
 
 def test_features_need_a_network() -> None:

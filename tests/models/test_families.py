@@ -173,11 +173,11 @@ class TestEveryFamily:
 
     def test_two_steps_of_every_loss_move_only_what_they_train(self, twin: Twin) -> None:
         family = FAMILIES[twin.name]
-        guidance = 1.0 if family.distilled else 2.0
+        vsd = {"guidance": 1.0 if family.distilled else 2.0, "target": 0.3, "samples": 2}
         module = OneStepSRModule(
             base=str(twin.folder), adapters=adapters(twin.name), lr=1e-2,
             one_step=OneStepConfig(timestep=family.timestep),
-            losses=Losses.of(l2=1.0, features=1.0, vsd={"weight": 1.0, "guidance": guidance}, gan={"width": 4}),
+            losses=Losses.of(l2=1.0, features=1.0, vsd=vsd, gan={"width": 4}),
         )  # fmt: skip
         module.train()
         base, trained = module.generator.base, module.objective.trained()

@@ -7,7 +7,7 @@ import torch
 
 from morsr.adapters import MoRConfig, adapter_parameters, inject
 from morsr.models.bases import Base, load_base
-from morsr.models.bases.architectures import ARCHITECTURES
+from morsr.models.bases.families import ARCHITECTURES
 
 _UNET_LEFT = {"time_embedding.linear_*", "*.time_emb_proj"}
 _MMDIT_LEFT = {"time_text_embed.*", "context_embedder", "*.norm1.linear", "*.norm1_context.linear", "norm_out.linear"}

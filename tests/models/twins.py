@@ -122,13 +122,13 @@ FAMILIES = {
 }  # fmt: skip
 
 
-def write_twin(folder: Path, name: str) -> Path:
-    """The small twin of a family as a diffusers folder, with its embeddings cached."""
+def write_twin(folder: Path, name: str, **settings: Any) -> Path:
+    """The small twin of a family as a diffusers folder, with its embeddings cached; settings: others of its network."""
     import diffusers
 
     family = FAMILIES[name]
     torch.manual_seed(0)
-    getattr(diffusers, family.network)(**family.settings).save_pretrained(folder / family.part)
+    getattr(diffusers, family.network)(**{**family.settings, **settings}).save_pretrained(folder / family.part)
     vae = getattr(diffusers, family.vae)(**family.vae_settings)
     if hasattr(vae, "bn"):
         vae.bn.running_mean.uniform_(-0.2, 0.2)

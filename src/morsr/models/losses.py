@@ -155,6 +155,9 @@ class Losses:
         gan: hinge loss of a discriminator.
         balance: of the router; without effect for a plain LoRA.
         extra: terms of your own by name.
+
+    Raises:
+        ConfigError: settings of the target score distillation where it does not work.
     """
 
     l1: Weight | None = None
@@ -168,6 +171,10 @@ class Losses:
     gan: Gan | None = None
     balance: Weight | None = field(default_factory=Weight)
     extra: dict[str, LossTerm] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.csd and (self.csd.target or self.csd.samples > 1):
+            raise ConfigError("losses.csd: expected no target and one sample; they are settings of losses.vsd")
 
     @classmethod
     def of(cls, **terms: Any) -> Losses:

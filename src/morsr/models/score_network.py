@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from jsonargparse.typing import ClosedUnitInterval, NonNegativeFloat, PositiveInt
 from torch import Tensor, nn
 
 from morsr.adapters import MoRConfig, active_adapters, adapter_parameters, inject
@@ -31,6 +32,10 @@ class ScoreConfig:
         targets: layers that it adapts; empty for those of the base's family.
         guidance: classifier-free guidance of the teacher, over the base's "degraded" embedding.
         low, high: timesteps of the distillation, both included.
+        target: share of target score matching in `variational_loss`, 0 to 1 (TSD-SR: 0.3).
+        samples: noisy latents per image, each with less noise than the one before (TSD-SR: 4).
+        stride: timesteps from one to the next (TSD-SR: 50).
+        later: weight of each one after the first (TSD-SR: 0.3).
         lr: learning rate of the score network.
 
     Raises:
@@ -43,6 +48,10 @@ class ScoreConfig:
     guidance: float = 7.5
     low: int = 20
     high: int = 979
+    target: ClosedUnitInterval = 0.0
+    samples: PositiveInt = 1
+    stride: PositiveInt = 50
+    later: NonNegativeFloat = 0.3
     lr: float = 5e-5
 
     def __post_init__(self) -> None:
@@ -127,18 +136,38 @@ class ScoreNetwork(Teacher):
         """What the score network trains."""
         return adapter_parameters(self.base, SCORE_SET)
 
-    def variational_loss(self, latents: Tensor, draws: Draws) -> Tensor:
-        """Variational score distillation of generated latents z (B, C, h, w), scaled.
+    def variational_loss(self, latents: Tensor, draws: Draws, hr: Tensor | None = None) -> Tensor:
+        """Variational score distillation of generated latents z, and target score distillation with a `target`.
 
         t ~ U{low..high} per image; the score network and the guided teacher each say what clean latents they see behind
-        the same noise; z moves from the former towards the latter. Neither of them gets a gradient.
+        the same noise; z moves from the former towards the latter. Neither of them gets a gradient. With a `target`,
+        what the teacher predicts for the HR latents under the same noise takes that share of the score network's
+        prediction. With several `samples`, both noisy latents then go on towards less noise, each along the prediction
+        made for it, and the gradients are added up.
+
+        Args:
+            latents: (B, C, h, w), scaled.
+            draws: of these images.
+            hr: latents of the HR images, like `latents`; needed with a `target`.
+
+        Source: OSEDiff (arXiv 2406.08177) section 3.3; for target and samples TSD-SR (arXiv 2411.18263) sections 3.2
+            and 3.3, with OSEDiff's weight of an image in place of σ².
         """
+        config, base, gradient = self.config, self.base, torch.zeros_like(latents, dtype=torch.float32)
         with torch.no_grad():
-            noisy, timesteps = self.noised(latents, draws, "distillation", self.config.low, self.config.high)
-            with active_adapters(self.base, SCORE_SET):
-                fake = self.clean(noisy, self.base.predict(noisy, timesteps), timesteps)
-            real = self.clean(noisy, self.guided(noisy, timesteps), timesteps)
-            gradient = distillation_gradient(latents, fake, real)
+            noisy, t = self.noised(latents, draws, "distillation", config.low, config.high)
+            aim = self.noised(hr, draws, "distillation", config.low, config.high)[0] if hr is not None else None
+            for sample in range(config.samples):
+                with active_adapters(base, SCORE_SET):
+                    fake = base.predict(noisy, t)
+                real, mixed, later = self.guided(noisy, t), fake, (t - config.stride).clamp_min(0)
+                if aim is not None:
+                    wanted = self.guided(aim, t)
+                    mixed = torch.lerp(fake, wanted, config.target)
+                    aim = base.moved(aim, wanted, t, later)
+                seen = (self.clean(noisy, prediction, t) for prediction in (mixed, real))
+                gradient += (config.later if sample else 1) * distillation_gradient(latents, *seen)
+                noisy, t = base.moved(noisy, fake, t, later), later
         return distillation_loss(latents, gradient)
 
     def denoising_loss(self, latents: Tensor, draws: Draws) -> Tensor:

@@ -152,7 +152,10 @@ class Objective:
         adapters, scores, routing = self.generator.adapters, output.scores, output.routing
         terms: dict[str, Callable[[], Tensor]] = {}
         if score is not None:
-            terms["vsd"] = lambda: score.variational_loss(output.z0, draws)
+            aimed = bool(score.config.target)
+            terms["vsd"] = lambda: score.variational_loss(
+                output.z0, draws, self._real_latents(batch["hr"]) if aimed else None
+            )
         if teacher is not None:
             terms["csd"] = lambda: teacher.classifier_loss(output.z0, draws)
         if discriminator is not None:
@@ -166,6 +169,11 @@ class Objective:
             terms |= {name: functools.partial(term, now) for name, term in self.extra.items()}
         return terms
 
+    def _real_latents(self, hr: Tensor) -> Tensor:
+        """Latents of HR images (B, 3, H, W) in [0, 1] by the frozen encoder, without a gradient."""
+        with torch.no_grad(), active_adapters(self.base, None):
+            return self.generator.encode(pad_to_multiple(hr, self.generator.multiple))
+
     def helper_loss(
         self, network: str, output: GeneratorOutput, batch: Mapping[str, Any], draws: Draws, *, step: int
     ) -> Tensor:
@@ -178,10 +186,10 @@ class Objective:
             assert self.score is not None
             return self.score.denoising_loss(output.z0, draws)
         assert self.discriminator is not None
-        with torch.no_grad(), active_adapters(self.base, None):
-            real = self.generator.encode(pad_to_multiple(hr, self.generator.multiple))
-            if self.discriminator.sees == "image":
-                # As the autoencoder shows them: its traces are on both sides then, and tell nothing.
+        real = self._real_latents(hr)
+        if self.discriminator.sees == "image":
+            # As the autoencoder shows them: its traces are on both sides then, and tell nothing.
+            with torch.no_grad(), active_adapters(self.base, None):
                 real = self.generator.decode(real)[..., : hr.shape[-2], : hr.shape[-1]]
         fake = output.z0 if self.discriminator.sees == "latents" else output.sr
         return self.discriminator.loss(fake, real, draws)

@@ -19,6 +19,7 @@ from morsr.adapters import plain_state_dict, switch_of
 from morsr.errors import ConfigError
 from morsr.files import save_tensors, write_text
 from morsr.functional.precision import keep_float32, without_autocast
+from morsr.models.bases.architectures import Architecture
 
 PROMPTS_FILE = "prompt_embeddings.safetensors"
 STEPS = 1000
@@ -67,6 +68,8 @@ class Base(nn.Module):
     """Whether the network takes a pooled text vector too."""
     distilled: bool = False
     """Whether the model takes no guidance; model_index.json may say otherwise than the family."""
+    published: ClassVar[tuple[Architecture, ...]] = ()
+    """Shapes of published models, for `random:NAME`."""
 
     vae: Any  # diffusers sets most of their attributes at run time
     decoder: Any
@@ -172,6 +175,13 @@ class Base(nn.Module):
         prediction = self.predict(z_t, t, condition)
         with without_autocast(z_t.device):
             return self.clean_from(z_t, prediction, t)
+
+    def moved(self, z_t: Tensor, prediction: Tensor, t: Tensor, later: Tensor) -> Tensor:
+        """Noisy latents at other timesteps (B,), along a prediction for z_t: a step of DDIM, for a flow of Euler."""
+        z0 = self.clean_from(z_t, prediction, t)
+        level = self.noised(torch.zeros_like(z0), torch.ones_like(z0), t)
+        noise = (z_t - self.noised(z0, torch.zeros_like(z0), t)) / level
+        return self.noised(z0, noise, later)
 
     @property
     def denoiser(self) -> Any:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from morsr.errors import ConfigError
+from morsr.models.bases.architectures import Architecture
 from morsr.models.bases.base import Base
 from morsr.models.bases.flux1 import Flux1
 from morsr.models.bases.flux2 import Flux2
@@ -21,9 +23,21 @@ FAMILIES: tuple[type[Base], ...] = (
 )  # fmt: skip
 
 
-def family_called(name: str) -> Any:
-    """The family of a class's name."""
-    return next(one for one in FAMILIES if one.__name__ == name)
+ARCHITECTURES: Mapping[str, tuple[type[Base], Architecture]] = {
+    shapes.name: (family, shapes) for family in FAMILIES for shapes in family.published
+}
+"""Family and shapes of every published model by name."""
+
+
+def published_as(name: str) -> tuple[Any, Architecture]:
+    """Family and shapes of a published model.
+
+    Raises:
+        ConfigError: an unknown name.
+    """
+    if name not in ARCHITECTURES:
+        raise ConfigError(f"random base: expected one of {', '.join(ARCHITECTURES)}, got {name!r}")
+    return ARCHITECTURES[name]
 
 
 def family_of(folder: Path) -> Any:

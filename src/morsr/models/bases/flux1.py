@@ -8,9 +8,11 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from morsr.models.bases.architectures import SHIFTED_VAE, Architecture
 from morsr.models.bases.base import Condition
 from morsr.models.bases.flow import Flow
 
+FLUX_VAE: dict[str, Any] = {**SHIFTED_VAE, "scaling_factor": 0.3611, "shift_factor": 0.1159}
 GUIDANCE = 3.5
 """Guidance that the embedding of FLUX.1-dev is given, as its pipeline does; schnell has no such embedding."""
 
@@ -24,6 +26,7 @@ class Flux1(Flow):
     targets = ("flux1@transformer",)
     pooled = True
     distilled = True
+    published = (Architecture("flux1", {"guidance_embeds": True}, FLUX_VAE, 512, 4096, 768, {"shift": 3.158}, True),)
 
     @classmethod
     def embedded(cls, output: Any) -> Condition:

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from einops import rearrange
 from torch import Tensor
 
+from morsr.models.bases.architectures import Architecture
 from morsr.models.bases.base import Condition, dtype_of
 from morsr.models.bases.flow import Flow
 
+_KLEIN: dict[str, Any] = {
+    "num_layers": 5,
+    "num_single_layers": 20,
+    "num_attention_heads": 24,
+    "joint_attention_dim": 7680,
+    "guidance_embeds": False,
+}
 GUIDANCE = 4.0
 """Guidance that a transformer with an embedding for it is given; klein has none."""
 
@@ -21,6 +31,7 @@ class Flux2(Flow):
     pipelines = ("Flux2KleinPipeline", "Flux2Pipeline")
     text_pipeline = "Flux2KleinPipeline"
     targets = ("flux2@transformer",)
+    published = (Architecture("flux2-klein", _KLEIN, {}, 512, 7680, settings={"shift": 3.158}, distilled=True),)
 
     @property
     def latent_channels(self) -> int:

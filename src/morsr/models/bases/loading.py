@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from morsr.errors import ConfigError
-from morsr.models.bases.architectures import TAESD, architecture
+from morsr.models.bases.architectures import TAESD
 from morsr.models.bases.base import Base
-from morsr.models.bases.families import family_called, family_of
+from morsr.models.bases.families import family_of, published_as
 from morsr.models.bases.reading import (
     cached_prompt,
     first_readable,
@@ -131,8 +131,7 @@ def random_base(name: str, *, decoder: bool = False) -> Base:
     """
     import diffusers
 
-    shapes = architecture(name)
-    family = family_called(shapes.family)
+    family, shapes = published_as(name)
     network = getattr(diffusers, family.network_class)(**shapes.network)
     vae = getattr(diffusers, family.autoencoder)(**shapes.vae)
     small = load_decoder("random:taesd") if decoder else None

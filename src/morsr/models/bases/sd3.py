@@ -2,10 +2,27 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
+from morsr.models.bases.architectures import SHIFTED_VAE, Architecture
 from morsr.models.bases.base import Condition
 from morsr.models.bases.flow import Flow
+
+_SD3: dict[str, Any] = {
+    "sample_size": 128,
+    "num_layers": 24,
+    "num_attention_heads": 24,
+    "caption_projection_dim": 1536,
+    "pos_embed_max_size": 192,
+}
+_SD35: dict[str, Any] = {
+    **_SD3,
+    "pos_embed_max_size": 384,
+    "dual_attention_layers": tuple(range(13)),
+    "qk_norm": "rms_norm",
+}
 
 
 class StableDiffusion3(Flow):
@@ -16,6 +33,10 @@ class StableDiffusion3(Flow):
     text_pipeline = "StableDiffusion3Pipeline"
     targets = ("sd3@transformer",)
     pooled = True
+    published = (
+        Architecture("sd3", _SD3, SHIFTED_VAE, 333, 4096, 2048, {"shift": 3.0}),
+        Architecture("sd35-medium", _SD35, SHIFTED_VAE, 333, 4096, 2048, {"shift": 3.0}),
+    )
 
     def tokens_shape(self, z_t: Tensor) -> tuple[int, int]:
         patch = self.transformer.config.patch_size

@@ -9,8 +9,23 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from morsr.errors import ConfigError
+from morsr.models.bases.architectures import SD_VAE, Architecture
 from morsr.models.bases.base import Condition, dtype_of
 from morsr.models.bases.stable_diffusion import StableDiffusion, check_kind
+
+_SDXL_UNET: dict[str, Any] = {
+    "sample_size": 128,
+    "attention_head_dim": [5, 10, 20],
+    "block_out_channels": [320, 640, 1280],
+    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+    "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+    "transformer_layers_per_block": [1, 2, 10],
+    "cross_attention_dim": 2048,
+    "use_linear_projection": True,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 256,
+    "projection_class_embeddings_input_dim": 2816,
+}
 
 
 class StableDiffusionXL(StableDiffusion):
@@ -20,6 +35,9 @@ class StableDiffusionXL(StableDiffusion):
     text_pipeline = "StableDiffusionXLPipeline"
     parametrizations = ("epsilon",)
     pooled = True
+    published: ClassVar[tuple[Architecture, ...]] = (
+        Architecture("sdxl", _SDXL_UNET, {**SD_VAE, "scaling_factor": 0.13025}, 77, 2048, 1280),
+    )
 
     @classmethod
     def check_unet(cls, folder: Path, config: Mapping[str, Any]) -> None:

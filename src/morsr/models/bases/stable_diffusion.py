@@ -11,9 +11,39 @@ from torch import Tensor, nn
 
 from morsr.errors import ConfigError
 from morsr.functional.diffusion import add_noise, clean_latents, epsilon_from_velocity, scaled_linear_alphas_cumprod
+from morsr.models.bases.architectures import SD_VAE, Architecture
 from morsr.models.bases.base import STEPS, Base, Condition, at_timesteps, dtype_of
 from morsr.models.bases.reading import check_parts, read_autoencoder, read_json, read_network
 from morsr.models.precision import to_float32
+
+_SD15_UNET: dict[str, Any] = {"sample_size": 64, "attention_head_dim": 8, "cross_attention_dim": 768}
+_SD21_UNET: dict[str, Any] = {
+    "sample_size": 64,
+    "attention_head_dim": [5, 10, 20, 20],
+    "block_out_channels": [320, 640, 1280, 1280],
+    "cross_attention_dim": 1024,
+    "use_linear_projection": True,
+}
+_SMALL_UNET: dict[str, Any] = {
+    "sample_size": 16,
+    "attention_head_dim": 8,
+    "block_out_channels": [32, 64],
+    "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
+    "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"],
+    "cross_attention_dim": 32,
+    "norm_num_groups": 8,
+    "layers_per_block": 1,
+    "use_linear_projection": True,
+}
+_SMALL_VAE: dict[str, Any] = {
+    "block_out_channels": [16, 32],
+    "down_block_types": ["DownEncoderBlock2D"] * 2,
+    "up_block_types": ["UpDecoderBlock2D"] * 2,
+    "layers_per_block": 1,
+    "norm_num_groups": 8,
+    "latent_channels": 4,
+    "scaling_factor": 0.18215,
+}
 
 
 class StableDiffusion(Base):
@@ -38,6 +68,13 @@ class StableDiffusion(Base):
     pipelines: ClassVar[tuple[str, ...]] = ("StableDiffusionPipeline",)
     targets = ("sd_unet@unet",)
     parametrizations: ClassVar[tuple[str, ...]] = ("epsilon", "residual")
+    # SD-Turbo is SD 2.1 distilled: its networks have the same shapes. "small" is for tests.
+    published: ClassVar[tuple[Architecture, ...]] = (
+        Architecture("sd15", _SD15_UNET, SD_VAE, 77, 768),
+        Architecture("sd21", _SD21_UNET, SD_VAE, 77, 1024),
+        Architecture("sd-turbo", _SD21_UNET, SD_VAE, 77, 1024),
+        Architecture("small", _SMALL_UNET, _SMALL_VAE, 7, 32),
+    )
 
     unet: Any
     alphas_cumprod: Tensor

@@ -7,8 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from morsr.models.bases.architectures import Architecture
 from morsr.models.bases.base import Condition
 from morsr.models.bases.flow import Flow
+from morsr.models.bases.flux1 import FLUX_VAE
 
 
 class ZImage(Flow):
@@ -18,6 +20,7 @@ class ZImage(Flow):
     pipelines = ("ZImagePipeline",)
     text_pipeline = "ZImagePipeline"
     targets = ("z_image@transformer",)
+    published = (Architecture("z-image", {}, FLUX_VAE, 512, 2560, settings={"shift": 3.0}),)
     last_layer = "all_final_layer.2-1.linear"
 
     @classmethod
