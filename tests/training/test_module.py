@@ -20,6 +20,7 @@ from morsr.adapters import MoRConfig, read_adapters_header
 from morsr.errors import ConfigError, WeightsError
 from morsr.models.generator import OneStepConfig
 from morsr.models.loading import find_adapters, load_generator
+from morsr.models.losses import Losses
 from morsr.training.adapter_state import newest_adapters
 from morsr.training.callbacks import AdapterEMA
 from morsr.training.module import OneStepSRModule
@@ -37,6 +38,8 @@ def test_the_constructor_only_stores_and_networks_are_read_on_the_cpu(small_base
     assert not list(module.parameters())
     with pytest.raises(WeightsError, match="/nowhere"):
         module.configure_model()
+    with pytest.raises(WeightsError, match="LPIPS"):  # said before a base is read
+        OneStepSRModule(base="/nowhere", losses=Losses.of(lpips={"folder": str(small_base)})).configure_model()
     module = OneStepSRModule(base=str(small_base), weights="/nowhere")
     for _ in range(2):  # without its weights it must not be used either
         with pytest.raises(WeightsError):

@@ -35,7 +35,7 @@ from morsr.models.bases import Base, load_base
 from morsr.models.draws import Draws
 from morsr.models.generator import GeneratorOutput, OneStepConfig, OneStepGenerator
 from morsr.models.loading import decoder_of, find_adapters, shipped_adapters
-from morsr.models.losses import Losses
+from morsr.models.losses import Losses, build_lpips
 from morsr.models.scores import ScoreMeans
 from morsr.training.adapter_state import (
     Companions,
@@ -166,14 +166,16 @@ class OneStepSRModule(L.LightningModule):
         parts = self.parts
         # On the CPU, where the start is the same for every device; the strategy moves the module later.
         with torch.device("cpu"):
+            # The base last, which takes longest: what else is missing is said before it is read.
+            estimator, losses = build_estimator(parts["estimator"], **parts["estimator_args"]), parts["losses"]
+            if losses and losses.lpips:
+                build_lpips(losses.lpips.folder)
             base = parts["base"] if isinstance(parts["base"], Base) else load_base(parts["base"], **self.base_settings)
             generator = OneStepGenerator(
-                base,
-                build_estimator(parts["estimator"], **parts["estimator_args"]),
-                adapters=self.adapters, router=parts["router"], one_step=self.one_step,
+                base, estimator, adapters=self.adapters, router=parts["router"], one_step=self.one_step,
                 checkpointing=parts["checkpointing"],
             )  # fmt: skip
-            self.objective = Objective(generator, parts["losses"])
+            self.objective = Objective(generator, losses)
         self.companions = Companions(base, decoder=self.base_settings["decoder"], prompts=self.base_settings["prompts"])
         # Registered here, so that they move with the module and are saved with it.
         self.generator = generator
