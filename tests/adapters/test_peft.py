@@ -1,15 +1,13 @@
-"""peft as the oracle: an even gate is a plain LoRA, so is one image's routing, and a LoRA becomes shared ranks."""
+"""peft as the oracle: an even gate is a plain LoRA, and so is one image's routing."""
 
 from __future__ import annotations
-
-import json
 
 import pytest
 import torch
 
 from morsr.adapters import Routing, layers_of_set
-from morsr.errors import ConfigError, InputError, WeightsError
-from morsr.models.exchange.lora import export_peft, import_lora, lora_state_dict
+from morsr.errors import ConfigError, InputError
+from morsr.models.exchange.lora import export_peft, lora_state_dict
 
 peft = pytest.importorskip("peft")
 
@@ -47,52 +45,6 @@ def test_the_routing_of_one_image_loads_in_peft(toy, images, scores, tmp_path, s
     export_peft(tmp_path, model)
     with torch.no_grad():
         torch.testing.assert_close(_peft_twin(toy, tmp_path)(images), model(images), rtol=1e-4, atol=1e-5)
-
-
-def test_a_lora_of_peft_becomes_shared_ranks(toy, images, scores, tmp_path):
-    torch.manual_seed(0)
-    config = peft.LoraConfig(r=4, lora_alpha=8, target_modules=["conv_in", "to_q"], init_lora_weights=False)
-    twin = peft.get_peft_model(toy.Toy().eval(), config).eval()
-    twin.save_pretrained(tmp_path)
-    torch.manual_seed(0)
-    plain = toy.Toy().eval()
-    import_lora(tmp_path, plain)
-    grown = toy.Toy().eval()
-    grown.load_state_dict(dict(toy.Toy().state_dict().items()))
-    torch.manual_seed(0)
-    grown = toy.Toy().eval()
-    report = import_lora(tmp_path, grown, config=toy.small(num_shared=4, scale=0.5), condition_dim=toy.SCORES)
-    report.route(scores)
-    with torch.no_grad():
-        expected = twin(images)
-        torch.testing.assert_close(plain(images), expected, rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(grown(images), expected, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("change", "error"),
-    [
-        (lambda c: c.update(use_dora=True), WeightsError),
-        (lambda c: c.update(init_lora_weights="pissa"), WeightsError),
-        (lambda c: c.update(rank_pattern={"to_q": 2}), WeightsError),
-        (lambda c: c.pop("r"), WeightsError),
-        (None, WeightsError),
-    ],
-)
-def test_what_cannot_be_imported(toy, tmp_path, change, error):
-    model, _report = toy.make(toy.small("lora", targets=("conv_in", "to_q")))
-    export_peft(tmp_path, model)
-    file = tmp_path / "adapter_config.json"
-    if change is None:
-        (tmp_path / "adapter_model.safetensors").write_bytes(b"no tensors")
-    else:
-        settings = json.loads(file.read_text())
-        change(settings)
-        file.write_text(json.dumps(settings))
-    bare = toy.Toy()
-    with pytest.raises(error):
-        import_lora(tmp_path, bare)
-    assert all(p.requires_grad for p in bare.parameters())
 
 
 def test_what_cannot_be_exported(toy, scores):
