@@ -2,6 +2,7 @@
 
     python benchmarks/memory.py [--bases sd21 sd3 flux2-klein] [--size 512]
     python benchmarks/memory.py --run sd3 --size 256     # its network once at true size on this processor
+    python benchmarks/memory.py --step sd21 --size 256   # one training step with every loss
 
 Estimates. Counted are what autograd keeps of one image's pass through encoder, network, decoder, LPIPS and the
 discriminator's features, as bfloat16 mixed precision and fused attention store it, the frozen weights in bfloat16, and
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import resource
 import time
+from collections.abc import Callable
 from typing import Any
 from unittest import mock
 
@@ -25,6 +27,10 @@ from torch.overrides import TorchFunctionMode
 
 from morsr.adapters import MoRConfig, adapter_parameters, inject
 from morsr.models.bases import Base, load_base
+from morsr.models.draws import Draws
+from morsr.models.losses import Losses
+from morsr.training.module import OneStepSRModule
+from morsr.training.step import OneStepPhase
 
 CARDS = (16, 24, 48, 80)
 PARTS = (16, 8, 4, 2, 1)
@@ -143,8 +149,17 @@ def activations(base: Base, size: int, *, recomputed: bool) -> int:
     return ledger.kept + ledger.block
 
 
+def measured(call: Callable[[], Any]) -> dict[str, float]:
+    """Time of a call, and the most memory that the process has held."""
+    before = time.process_time()
+    taken = seconds(call)
+    worked = time.process_time() - before
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    return {"seconds": taken, "processor seconds": worked, "peak GiB": peak}
+
+
 def run(name: str, size: int) -> dict[str, Any]:
-    """Forward and backward pass of a network at true size with checkpointing; time and peak memory.
+    """Forward and backward pass of a network at true size with checkpointing.
 
     The weights are stored in bfloat16; the arithmetic is float32 (`widened`).
     """
@@ -162,19 +177,31 @@ def run(name: str, size: int) -> dict[str, Any]:
 
     names = ("linear", "conv2d", "scaled_dot_product_attention")
     with mock.patch.multiple(F, **{one: widened(getattr(F, one)) for one in names}):
-        before = time.process_time()
-        taken = seconds(once)
-        worked = time.process_time() - before
+        row = measured(once)
     moved = sum(one.grad is not None for one in adapter_parameters(base))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    return {
-        "base": name,
-        "size": size,
-        "seconds": taken,
-        "processor seconds": worked,
-        "peak GiB": peak,
-        "tensors with a gradient": moved,
-    }
+    return {"base": name, "size": size, **row, "tensors with a gradient": moved}
+
+
+def step(name: str, size: int) -> dict[str, Any]:
+    """One training step with every loss and all three networks, batch 1, float32; VGG-16 has random weights too."""
+    base, vgg = load_base(f"random:{name}"), torchvision.models.vgg16(weights=None)
+    with mock.patch("torchvision.models.vgg16", return_value=vgg):
+        module = OneStepSRModule(
+            base=base, adapters=MoRConfig(targets=(*base.targets, "sd_vae_encoder@vae")),
+            losses=Losses.of(l2=1.0, lpips=2.0, vsd=1.0, gan=0.1),
+        ).train()  # fmt: skip
+        module.configure_model()
+    router = module.generator.adapters.router
+    router.standardize(torch.zeros(router.num_scores), torch.ones(router.num_scores), torch.linspace(0, 1, 9))
+    phase = OneStepPhase(
+        module.objective, module.build_networks(), backward=lambda loss, average: loss.backward(),
+        update=lambda network: network.optimizer.step(), **module.step_settings,
+    )  # fmt: skip
+    batch = {"lr": torch.rand(1, 3, size // 4, size // 4), "hr": torch.rand(1, 3, size, size)}
+    draws = Draws.of_step(seed=0, step=0, first=0, count=1, device=torch.device("cpu"))
+    kept: list[Any] = []
+    row = measured(lambda: kept.append(phase.run(batch, draws, step=0)))
+    return {"base": name, "size": size, **row, "losses": " ".join(kept[0].terms), "moved": " ".join(kept[0].norms)}
 
 
 def main() -> None:
@@ -183,9 +210,10 @@ def main() -> None:
     parser.add_argument("--bases", nargs="+", default=["sd21", "sdxl", "sd3", "flux2-klein"])
     parser.add_argument("--size", type=int, default=512)
     parser.add_argument("--run", metavar="NAME")
+    parser.add_argument("--step", metavar="NAME")
     options = parser.parse_args()
-    if options.run:
-        print_table([run(options.run, options.size)])
+    if options.run or options.step:
+        print_table([run(options.run, options.size) if options.run else step(options.step, options.size)])
         return
     rows = []
     for name in options.bases:
