@@ -62,7 +62,7 @@ def qwen(kind: str, layers: int) -> tuple[Any, Any]:
     tokenizer.chat_template = "{% for one in messages %}{{ one['content'] }}{% endfor %}"
     config = transformers.Qwen3Config(
         vocab_size=len(vocabulary), hidden_size=8, intermediate_size=8, num_hidden_layers=layers,
-        num_attention_heads=2, num_key_value_heads=1, head_dim=4,
+        num_attention_heads=2, num_key_value_heads=1, head_dim=4, initializer_range=0.5,
     )  # fmt: skip
     return getattr(transformers, kind)(config), tokenizer
 
@@ -120,9 +120,10 @@ def _any_prompts(name: str) -> dict[str, torch.Tensor]:
 
 
 def scheduler(name: str) -> Any:
+    """One whose single step starts at the last timestep."""
     import diffusers
 
-    kind, settings = FAMILIES[name].scheduler
+    kind, settings = FAMILIES["sd3" if name == "sana" else name].scheduler
     if name == "sdxl":
         kind, settings = "DDIMScheduler", {**settings, "timestep_spacing": "trailing", "clip_sample": False}
     return getattr(diffusers, kind)(**settings)
@@ -143,8 +144,8 @@ def test_a_text_steers_the_step_as_in_the_familys_pipeline(told: tuple[str, Path
     with torch.no_grad():
         ours = (base.decode(base.clean(z, 999)) / 2 + 0.5).clamp(0, 1)
         other = (base.decode(base.clean(z, 999, base.condition("degraded"))) / 2 + 0.5).clamp(0, 1)
-    torch.testing.assert_close(ours, shown, atol=1e-3, rtol=0)
-    assert (other - shown).abs().max() > 2e-3
+    torch.testing.assert_close(ours, shown, atol=5e-4, rtol=0)
+    assert (other - shown).abs().max() > 1e-3
 
 
 def test_embeddings_are_cached_and_then_no_encoder_is_needed(told: tuple[str, Path, Any], tmp_path: Path) -> None:
