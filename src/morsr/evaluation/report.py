@@ -179,10 +179,11 @@ def _load(table: RoutingTable) -> str:
             maps[f"{by}: {name}, over the mean"] = (load - loads.mean(0)) * table.num_slots
     values = {name: _rounded(load.gather(1, order)[rows], 2) for name, load in maps.items()}
     slots = [[f"expert {s}" if s < table.num_real else f"zero {s - table.num_real}" for s in order[r]] for r in rows]
+    scale = {"title": {"text": "in even loads", "side": "top"}, "thickness": 10, "orientation": "h", "y": -0.17}
     figure = go.Figure(
         go.Heatmap(
             z=next(iter(values.values())), y=names, text=slots, zmin=-2, zmax=2, colorscale="RdBu", reversescale=True,
-            colorbar={"title": "in even loads", "thickness": 10, "orientation": "h", "y": -0.14},
+            colorbar=scale,
             hovertemplate="%{y}<br>%{text}: %{z:+} even loads<extra></extra>",
         )
     )  # fmt: skip
@@ -190,7 +191,7 @@ def _load(table: RoutingTable) -> str:
     starts = [row for row, name in enumerate(names) if row == 0 or block_of(name) != block_of(names[row - 1])]
     figure.update_yaxes(autorange="reversed", tickvals=[names[r] for r in starts], automargin=True)
     figure.update_yaxes(ticktext=[f"{block_of(names[r])} " for r in starts])
-    figure.update_xaxes(showticklabels=False, title="slots by kind; zero slots on the right")
+    figure.update_xaxes(showticklabels=False, title="slots by kind | zero slots")
     figure.update_layout(
         updatemenus=[{"buttons": buttons, "x": 0, "xanchor": "left", "y": 1.0, "yanchor": "bottom", "pad": {"b": 6}}],
         height=max(360, min(900, 14 * len(names))), margin={"t": 60},
