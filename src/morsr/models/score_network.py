@@ -151,7 +151,7 @@ class ScoreNetwork(Teacher):
             hr: latents of the HR images, like `latents`; needed with a `target`.
 
         Source: OSEDiff (arXiv 2406.08177) section 3.3; for target and samples TSD-SR (arXiv 2411.18263) sections 3.2
-            and 3.3, with OSEDiff's weight of an image in place of σ².
+            and 3.3, with OSEDiff's weight of an image, not σ².
         """
         config, base, gradient = self.config, self.base, torch.zeros_like(latents, dtype=torch.float32)
         with torch.no_grad():
