@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,9 +52,32 @@ _LARGEST_SIDE = {"JPEG": 65500, "WEBP": 16383, "GIF": 65535}
 _OPAQUE_ONLY = ("JPEG", "BMP")
 _XMP_ROTATION = rb"""(tiff:Orientation\s*(?:=\s*["']|>)\s*)[2-8]"""
 
-_T = TypeVar("_T")
+_P, _T = ParamSpec("_P"), TypeVar("_T")
 
 
+def _in_one_line(read: Callable[Concatenate[Any, _P], _T]) -> Callable[Concatenate[Any, _P], _T]:
+    """Turn whatever a reader raises into one line that names the image."""
+
+    @functools.wraps(read)
+    def named(source: Any, *args: _P.args, **options: _P.kwargs) -> _T:
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                return read(source, *args, **options)
+        except Exception as error:  # decoders of damaged files raise anything from struct.error to SyntaxError
+            is_path = isinstance(source, (str, os.PathLike))
+            name = printable(os.fspath(source)) if is_path else f"the {type(source).__name__}"
+            text = printable(" ".join(str(error).split()))[:200]
+            if isinstance(error, MemoryError):
+                text = "memory ran out while it was read"
+            elif not isinstance(error, MorsrError) and getattr(error, "errno", None) is None:
+                text = f"cannot be read ({text or type(error).__name__})"
+            raise InputError(text if name in text else f"{name}: {text}") from error
+
+    return named
+
+
+@_in_one_line
 def read(source: Any) -> Picture:
     """Read one still picture, turned upright.
 
@@ -66,12 +89,12 @@ def read(source: Any) -> Picture:
         InputError: anything else; damaged, animated or multi-page images, values out of range. One line says what.
     """
     if isinstance(source, np.ndarray):
-        return _named("the array", lambda: from_samples(source))
+        return from_samples(source)
     if isinstance(source, Image.Image):
-        return _named("the PIL image", lambda: _from_opened(source))
+        return _from_opened(source)
     if isinstance(source, (str, os.PathLike)):
-        return _named(source, lambda: _decoded(_content(source)))
-    raise InputError(f"expected a path, PIL image or numpy array, got {type(source).__name__}")
+        return _decoded(_content(source))
+    raise InputError("expected a path, PIL image or numpy array")
 
 
 def read_planes(image: Any) -> Tensor:
@@ -85,6 +108,7 @@ def read_planes(image: Any) -> Tensor:
     return check_images(image).detach().float().clamp(0, 1)
 
 
+@_in_one_line
 def read_rgb(path: str | os.PathLike[str]) -> NDArray[np.uint8]:
     """The colours of an image file, uint8 (H, W, 3), by Pillow alone, which is safe in forked worker processes.
 
@@ -93,53 +117,32 @@ def read_rgb(path: str | os.PathLike[str]) -> NDArray[np.uint8]:
     Raises:
         InputError: as `read`.
     """
-    return _named(path, lambda: _by_pillow(_content(path)).rgb8)
+    return _by_pillow(_content(path)).rgb8
 
 
+@_in_one_line
 def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
     """Height and width of an image file as it will be seen, from its header alone; InputError if it is none."""
-
-    def found() -> tuple[int, int]:
-        check_regular(path)
-        with open(path, "rb") as file:
-            format = _format(head := file.read(HEADER_BYTES))
-        if format == "BMP":
-            return Image.open(BytesIO(head), formats=["BMP"]).size[::-1]
-        image = _load(format, head if format in ("JPEG", "GIF") else os.fspath(path))
-        return (image.width, image.height) if _value(image, "orientation", 1) > 4 else (image.height, image.width)
-
-    return _named(path, found)
+    check_regular(path)
+    with open(path, "rb") as file:
+        format = _format(head := file.read(HEADER_BYTES))
+    if format == "BMP":
+        return Image.open(BytesIO(head), formats=["BMP"]).size[::-1]
+    image = _load(format, head if format in ("JPEG", "GIF") else os.fspath(path))
+    return (image.width, image.height) if _value(image, "orientation", 1) > 4 else (image.height, image.width)
 
 
+@_in_one_line
 def thumbnail(path: str | os.PathLike[str], side: int) -> Image.Image:
     """An image file of any size, reduced to at most `side` pixels a side, over gray; InputError if it is damaged."""
-
-    def found() -> Image.Image:
-        with open(path, "rb") as file:
-            format = _format(file.read(16))
-        if format == "BMP":
-            small = Image.fromarray(read(path).rgb8)
-            small.thumbnail((side, side))
-            return small
-        image = _vips().Image.thumbnail(os.fspath(path), side, size="down", fail_on="warning").colourspace("srgb")
-        return Image.fromarray((image.flatten(background=128) if image.hasalpha() else image).numpy())
-
-    return _named(path, found)
-
-
-def _named(name: str | os.PathLike[str], work: Callable[[], _T]) -> _T:
-    """Run `work` and turn whatever it raises into one line that names the image."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return work()
-    except Exception as error:  # decoders of damaged files raise anything from struct.error to SyntaxError
-        name, text = printable(os.fspath(name)), printable(" ".join(str(error).split()))[:200]
-        if isinstance(error, MemoryError):
-            text = "memory ran out while it was read"
-        elif not isinstance(error, MorsrError) and getattr(error, "errno", None) is None:
-            text = f"cannot be read ({text or type(error).__name__})"
-        raise InputError(text if name in text else f"{name}: {text}") from error
+    with open(path, "rb") as file:
+        format = _format(file.read(16))
+    if format == "BMP":
+        small = Image.fromarray(read(path).rgb8)
+        small.thumbnail((side, side))
+        return small
+    image = _vips().Image.thumbnail(os.fspath(path), side, size="down", fail_on="warning").colourspace("srgb")
+    return Image.fromarray((image.flatten(background=128) if image.hasalpha() else image).numpy())
 
 
 def _content(path: str | os.PathLike[str]) -> bytes:
