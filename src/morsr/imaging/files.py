@@ -52,7 +52,8 @@ _LARGEST_SIDE = {"JPEG": 65500, "WEBP": 16383, "GIF": 65535}
 _OPAQUE_ONLY = ("JPEG", "BMP")
 _XMP_ROTATION = rb"""(tiff:Orientation\s*(?:=\s*["']|>)\s*)[2-8]"""
 
-_P, _T = ParamSpec("_P"), TypeVar("_T")
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 
 
 def _in_one_line(read: Callable[Concatenate[Any, _P], _T]) -> Callable[Concatenate[Any, _P], _T]:

@@ -120,7 +120,7 @@ def from_samples(samples: NDArray[Any], **about: Any) -> Picture:
         InputError: another shape or type, no pixel, or values out of range.
     """
     shape, dtype = samples.shape, samples.dtype
-    samples = np.require(samples, dtype.newbyteorder("="), "CW")  # as tensors that share its memory must be
+    samples = np.require(samples, dtype.newbyteorder("="), ["C", "W"])  # as tensors that share its memory must be
     samples = samples[..., None] if samples.ndim == 2 else samples
     if samples.ndim != 3 or samples.shape[2] not in (1, 2, 3, 4) or 0 in shape:
         raise InputError(f"expected shape (H, W) or (H, W, C) with 1 to 4 channels, got {shape}")
