@@ -274,7 +274,7 @@ def write_examples(folder: Path) -> list[Path]:
     noisy = Image.fromarray((np.asarray(photo) + noise).clip(0, 255).astype(np.uint8))
     made = {"noisy.png": noisy, "blurred.png": photo.filter(ImageFilter.GaussianBlur(1.5)), "compressed.jpg": photo}
     for name, image in made.items():
-        image.save(folder / name, **({"quality": 20} if name.endswith("jpg") else {}))
+        image.save(folder / name, quality=20)  # of the JPEG; PNG has none
     return [folder / name for name in made]
 
 
