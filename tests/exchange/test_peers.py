@@ -21,6 +21,7 @@ from morsr.cli import main
 from morsr.errors import WeightsError
 from morsr.models.bases.families import published_as
 from morsr.models.exchange.peers import read_osediff, read_pisasr, save_peer
+from morsr.models.generator import OneStepConfig
 from morsr.models.loading import load_generator
 from morsr.restoring import Restorer
 
@@ -151,7 +152,7 @@ def test_true_shapes_of_osediff(tmp_path: Path, capsys: pytest.CaptureFixture[st
     published.write(tmp_path / "osediff.pkl", content)
     assert main(["import", "osediff", "osediff.pkl", "osediff.safetensors"]) == 0
     header = read_adapters_header("osediff.safetensors")
-    assert header["extra"]["one_step"] == {"timestep": 999, "parametrization": "epsilon", "scale_input": False}
+    assert header["extra"]["one_step"] == OneStepConfig(timestep=999, parametrization="epsilon").to_dict()
     assert header["extra"]["base"] == "sd21"
     assert len(header["layers"]) == 258 + 32
     assert header["saved"] == ["unet.conv_in"]
@@ -164,7 +165,7 @@ def test_true_shapes_of_pisasr(tmp_path: Path) -> None:
     published.write(tmp_path / "pisa_sr.pkl", content)
     assert main(["import", "pisasr", "pisa_sr.pkl", "pisa.safetensors"]) == 0
     header = read_adapters_header("pisa.safetensors")
-    assert header["extra"]["one_step"] == {"timestep": 1, "parametrization": "residual", "scale_input": False}
+    assert header["extra"]["one_step"] == OneStepConfig(timestep=1, parametrization="residual").to_dict()
     assert (header["config"].num_shared, header["config"].num_ranks, len(header["layers"])) == (4, 8, 258)
 
 
