@@ -199,6 +199,7 @@ def test_the_commands_of_a_page_run(page: Path) -> None:
             continue
         if words[0] in LIGHTNING and "--config" in words:
             words += TWO_STEPS.split()
-        if words[0] in ("upscale", "degrade") and Path(words[2]).is_dir():
-            shutil.rmtree(words[2])
+        if words[0] in ("upscale", "degrade"):  # their outputs are new
+            for output in filter(Path.is_dir, map(Path, words[2:])):
+                shutil.rmtree(output)
         assert main(words) == 0, text
