@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import re
 import subprocess
@@ -100,24 +99,14 @@ def test_wheel_metadata(wheel: Path, pyproject: dict):
 
 
 def test_unpacked_wheel_upscales_away_from_the_checkout(wheel: Path, photo: Path, tmp_path: Path):
-    site = tmp_path / "site"
+    site, away = tmp_path / "site", tmp_path / "away"
     zipfile.ZipFile(wheel).extractall(site)
-
-    def upscale() -> None:
-        """In a copy of this process, which has loaded torch, and which forgets the checkout."""
-        for name in [name for name in sys.modules if name.partition(".")[0] == "morsr"]:
-            del sys.modules[name]
-        sys.path.insert(0, str(site))
-        import morsr.cli
-
-        code = morsr.cli.main(["upscale", str(photo), "out.png"])
-        os._exit(code if Path(morsr.cli.__file__).is_relative_to(site) else 99)
-
-    process = multiprocessing.get_context("fork").Process(target=upscale)
-    process.start()
-    process.join(240)
-    assert process.exitcode == 0
-    check_restored(Path("out.png"))
+    away.mkdir()
+    program = "import morsr.cli as cli; print(cli.__file__); raise SystemExit(cli.main())"
+    environment = clean_environment(PYTHONPATH=str(site))
+    said = run(sys.executable, "-c", program, "upscale", photo, away / "out.png", cwd=away, env=environment)
+    assert said.startswith(str(site))
+    check_restored(away / "out.png")
 
 
 @pytest.mark.slow

@@ -90,12 +90,12 @@ def smaller(png: str) -> dict[str, str]:
     if len(png) < 200_000:
         return {"image/png": png}
     buffer = io.BytesIO()
-    Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB").save(buffer, "JPEG", quality=90)
+    Image.open(io.BytesIO(base64.b64decode(png)), formats=["PNG"]).convert("RGB").save(buffer, "JPEG", quality=90)
     return {"image/jpeg": base64.b64encode(buffer.getvalue()).decode()}
 
 
 def tidy(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """Keep of the outputs what a reader wants: pictures and printed text, without times, warnings and objects' names."""
+    """Keep of the outputs what a reader wants: pictures and text, without times, warnings and objects' names."""
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)
         kept = []

@@ -71,13 +71,16 @@ def class_at(path: str, setting: str) -> Any:
         setting: what the message calls the place where the path was given.
 
     Raises:
-        ConfigError: it cannot be imported.
+        ConfigError: it cannot be imported, or is neither a class nor a function.
     """
     module, _, name = path.rpartition(".")
     try:
-        return getattr(importlib.import_module(module), name)
+        found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError(f"{setting}: cannot import {path} ({error}); check its name and its folder") from error
+    if not callable(found):
+        raise ConfigError(f"{setting}: expected a class, got {path}, which is {found!r}")
+    return found
 
 
 def worker_death(error: BaseException) -> TrainingError | None:

@@ -269,7 +269,8 @@ def write_examples(folder: Path) -> list[Path]:
     import numpy as np
     from PIL import Image, ImageFilter
 
-    photo = Image.open(sample("sample:chelsea")).convert("RGB").resize((225, 150), Image.Resampling.BOX)
+    photo = Image.open(sample("sample:chelsea"), formats=["PNG"]).convert("RGB")
+    photo = photo.resize((225, 150), Image.Resampling.BOX)
     noise = np.random.default_rng(0).normal(0, 20, (150, 225, 3))
     noisy = Image.fromarray((np.asarray(photo) + noise).clip(0, 255).astype(np.uint8))
     made = {"noisy.png": noisy, "blurred.png": photo.filter(ImageFilter.GaussianBlur(1.5)), "compressed.jpg": photo}
