@@ -228,3 +228,14 @@ def test_a_printed_config_holds_enums_as_words_and_no_optimizer(capsys: pytest.C
     printed = yaml.safe_load(capsys.readouterr().out)
     assert printed["trainer"]["callbacks"][-1]["init_args"]["interval"] == "step"
     assert not {"optimizer", "lr_scheduler"} & set(printed)
+
+
+def test_null_removes_a_loss_term_on_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
+    config = str(EXPERIMENTS / "sd21/mor.yaml")
+    with pytest.raises(SystemExit) as stop:
+        main(["fit", "--config", config, "--model.losses.gan=null", "--model.losses.vsd.start=7", "--print_config"])
+    assert stop.value.code == 0
+    losses = yaml.safe_load(capsys.readouterr().out)["model"]["init_args"]["losses"]
+    assert losses["gan"] is None
+    assert losses["vsd"]["start"] == 7
+    assert losses["lpips"] is not None

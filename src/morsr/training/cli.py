@@ -21,7 +21,7 @@ from typing import Any
 import lightning as L
 import torch
 import yaml
-from jsonargparse import ArgumentError
+from jsonargparse import ArgumentError, get_loader, set_loader
 from lightning.pytorch.callbacks import (
     BasePredictionWriter,
     BatchSizeFinder,
@@ -46,6 +46,10 @@ from morsr.training.config_files import expand_configs
 
 # Lightning's own callbacks have enums as defaults, which the dump of a config could not represent.
 yaml.SafeDumper.add_multi_representer(Enum, lambda dumper, choice: dumper.represent_data(choice.value))
+
+# jsonargparse hands on a null inside a module's settings as this word: --model.losses.gan=null.
+_load_yaml = get_loader("yaml")
+set_loader("yaml", lambda text: None if text == "None" else _load_yaml(text), exceptions=(yaml.YAMLError,))
 
 _PACKAGES = ("morsr", "torch", "lightning", "diffusers", "transformers", "torchvision", "numpy", "safetensors")
 # What Lightning makes of a run before it begins.
