@@ -142,6 +142,7 @@ def _lightning(arguments: list[str]) -> int:
         # These come from how we call Lightning or from small machines, and ask for nothing that a user could improve.
         warnings.filterwarnings("ignore", message=".*LightningCLI's args parameter.*")
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        warnings.filterwarnings("ignore", message="\\s*Dump of a value that does not round-trip")  # tuples as lists
         warnings.filterwarnings("ignore", message=".*GPU available but not used.*")
         # The frozen networks stay in evaluation mode on purpose.
         warnings.filterwarnings("ignore", message=".*module\\(s\\) in eval mode at the start of training.*")

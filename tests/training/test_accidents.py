@@ -76,7 +76,7 @@ def options(base: Path, folder: Path, *, workers: int, callbacks: list[dict[str,
                    "save_on_exception": True, "filename": "at-{step}", "auto_insert_metric_name": False}  # fmt: skip
     keep = {"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": checkpoints}
     return [
-        *run_options("tiny/mor_full.yaml", base), "--model.losses={vsd: {}, gan: {}}", "--model.warmup=0",
+        *run_options("tiny/mor_full.yaml", base), "--model.warmup=0",
         f"--data.num_workers={workers}", "--data.samples_per_epoch=100", "--trainer.max_steps=8",
         "--trainer.logger=false", f"--trainer.callbacks={json.dumps([*callbacks, keep])}",
         f"--trainer.default_root_dir={folder}",
