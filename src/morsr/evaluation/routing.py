@@ -181,20 +181,17 @@ class RoutingTable:
 
     def typical(self) -> dict[str, int]:
         """For each kind, the place of the image that shows it most clearly: its rank over the mean of other ranks."""
-        if self.labels:
-            severity = self.severity.tolist()
-            return {kind: max(self._members(kind), key=severity.__getitem__) for kind in sorted(set(self.labels))}
         names, places = self._places()
-        if len(names) < 2:
+        if self.labels:
+            clarity = self.severity.tolist()
+        elif len(names) < 2:
             return {}
-        excess = places - (places.sum(1, keepdim=True) - places) / (len(names) - 1)
-        present = sorted(set(self.kinds()))
-        return {
-            kind: max(self._members(kind), key=excess[:, names.index(kind)].tolist().__getitem__) for kind in present
-        }
-
-    def _members(self, kind: str) -> list[int]:
-        return [index for index, other in enumerate(self.kinds()) if other == kind]
+        else:
+            others = (places.sum(1, keepdim=True) - places) / (len(names) - 1)
+            clarity = (places - others).amax(1).tolist()
+        kinds = self.kinds()
+        members = {kind: [index for index, one in enumerate(kinds) if one == kind] for kind in sorted(set(kinds))}
+        return {kind: max(indices, key=clarity.__getitem__) for kind, indices in members.items()}
 
     def _places(self) -> tuple[list[str], Tensor]:
         """Kinds whose severities vary, and the rank (I, G) of each image among all by each of them."""
@@ -277,18 +274,16 @@ class RoutingTable:
             raise ConfigError("this table holds scores only: the model has no routing to plot")
         from matplotlib.figure import Figure
 
-        rows, names = flow_order(self.layer_names), [self.layer_names[row] for row in flow_order(self.layer_names)]
+        rows = flow_order(self.layer_names)
+        names, order = [self.layer_names[row] for row in rows], self.slot_order()
         groups, loads = self.heatmap(by)
-        panels = {"all images": self.loads()[None] * self.num_slots - 1}
-        panels |= {
-            name: (load - loads.mean(0))[None] * self.num_slots for name, load in zip(groups, loads, strict=True)
-        }
-        order = self.slot_order()[None]
+        panels = {"all images": self.loads() * self.num_slots - 1}
+        panels |= dict(zip(groups, (loads - loads.mean(0)) * self.num_slots, strict=True))
         figure = Figure(figsize=(2.4 * len(panels) + 2, max(3.5, min(9, len(names) / 9))), layout="constrained")
         axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
         for axis, (name, values) in zip(axes, panels.items(), strict=True):
             shown = axis.imshow(
-                values.gather(2, order)[0][rows], aspect="auto", cmap="RdBu_r", vmin=-2, vmax=2, interpolation="nearest"
+                values.gather(1, order)[rows], aspect="auto", cmap="RdBu_r", vmin=-2, vmax=2, interpolation="nearest"
             )
             axis.axvline(self.num_real - 0.5, color="black", linewidth=0.8)
             axis.set(title=name, xlabel="slots")

@@ -208,6 +208,7 @@ class RestorationLoss(nn.Module):
     Args:
         losses: weights by term; others than these are left to the caller.
         feature_network: gives the features (level → (B, C, h, w)) of images in [0, 1]; needed with `features`.
+        lpips: the network of `build_lpips`, where it is built already.
 
     Raises:
         ConfigError: `features` without a network.
@@ -216,13 +217,15 @@ class RestorationLoss(nn.Module):
     Source: OSEDiff (arXiv 2406.08177) eq. 7 (L2, LPIPS); for the PSNR term HINet (arXiv 2105.06086) section 3.2.
     """
 
-    def __init__(self, losses: Losses, *, feature_network: Features | None = None) -> None:
+    def __init__(
+        self, losses: Losses, *, feature_network: Features | None = None, lpips: nn.Module | None = None
+    ) -> None:
         super().__init__()
         names = ("l1", "l2", "charbonnier", "psnr", "lpips", "features")
         self.weights = {name: getattr(losses, name) or Weight(weight=0) for name in names}
         if self.weights["features"] and feature_network is None:
             raise ConfigError("loss 'features': expected a feature_network to take them from")
-        self.lpips = build_lpips(losses.lpips.folder) if losses.lpips else None
+        self.lpips = build_lpips(losses.lpips.folder) if losses.lpips and lpips is None else lpips
         self._feature_network = feature_network
 
     def forward(self, sr: Tensor, hr: Tensor, *, step: int | None = None) -> dict[str, Tensor]:
@@ -288,7 +291,8 @@ def build_lpips(folder: str | os.PathLike[str] | None = None) -> nn.Module:
     except Exception as error:  # torch.hub raises whatever the network library does
         raise WeightsError(
             f"LPIPS needs torchvision's VGG-16 weights, {VGG_FILE}, and they cannot be had ({error}). Put the file "
-            f"into {Path(hub, 'checkpoints')}, or go without: --model.losses.lpips=null --model.losses.features=1"
+            f"into {Path(hub, 'checkpoints')}, or go without: --model.losses.lpips=null "
+            "--model.losses.features.weight=1"
         ) from error
     finally:
         if folder is not None:  # left alone otherwise: a set folder hides later changes of TORCH_HOME

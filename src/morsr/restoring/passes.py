@@ -84,7 +84,7 @@ class Passes:
             try:
                 canvas = Canvas((len(lr), 3, *size), folder=folder)
                 with self.alone():
-                    return canvas, self._tiles(lr.to(self.device), canvas, plan, settings, progress)
+                    return canvas, self._tiles(lr.to(self.device), canvas, plan, shrink, settings, progress)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
@@ -101,11 +101,11 @@ class Passes:
                 raise InputError(f"memory ran out even with tiles of {plan.side} pixels; free some, or lower the batch")
             warnings.warn(f"memory ran out at {plan.side} pixels a side; trying tiles of {side}", stacklevel=3)
 
-    def _tiles(self, lr: Tensor, canvas: Canvas, plan: Tiling, settings: Settings, progress: Progress | None) -> Found:
-        shrink, windows = settings.shrink(self.generator.one_step.scale), plan.windows
-        height, width = settings.output_size(*lr.shape[-2:])
-        size = (height * shrink, width * shrink)
-        by_tile = settings.routing == "tile"
+    def _tiles(
+        self, lr: Tensor, canvas: Canvas, plan: Tiling, shrink: int, settings: Settings, progress: Progress | None
+    ) -> Found:
+        height, width = canvas.tensor.shape[-2:]
+        size, windows, by_tile = (height * shrink, width * shrink), plan.windows, settings.routing == "tile"
         with self._routed(lr, settings) as routing, self._merged(len(lr), len(windows), settings):
             found: list[Any] = []
             for done, window in enumerate(windows):

@@ -168,14 +168,13 @@ class OneStepSRModule(L.LightningModule):
         with torch.device("cpu"):
             # The base last, which takes longest: what else is missing is said before it is read.
             estimator, losses = build_estimator(parts["estimator"], **parts["estimator_args"]), parts["losses"]
-            if losses and losses.lpips:
-                build_lpips(losses.lpips.folder)
+            lpips = build_lpips(losses.lpips.folder) if losses and losses.lpips else None
             base = parts["base"] if isinstance(parts["base"], Base) else load_base(parts["base"], **self.base_settings)
             generator = OneStepGenerator(
                 base, estimator, adapters=self.adapters, router=parts["router"], one_step=self.one_step,
                 checkpointing=parts["checkpointing"],
             )  # fmt: skip
-            self.objective = Objective(generator, losses)
+            self.objective = Objective(generator, losses, lpips=lpips)
         self.companions = Companions(base, decoder=self.base_settings["decoder"], prompts=self.base_settings["prompts"])
         # Registered here, so that they move with the module and are saved with it.
         self.generator = generator

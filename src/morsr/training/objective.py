@@ -54,18 +54,21 @@ class Objective:
     Args:
         generator: the one-step generator; score network and discriminator share its base.
         losses: the terms; None: l2 and the balance.
+        lpips: see `RestorationLoss`.
 
     Raises:
         ConfigError: no term with a weight.
     """
 
-    def __init__(self, generator: OneStepGenerator, losses: Losses | None = None) -> None:
+    def __init__(
+        self, generator: OneStepGenerator, losses: Losses | None = None, *, lpips: nn.Module | None = None
+    ) -> None:
         self.generator, self.base = generator, generator.base
         losses = losses or Losses()
         self.extra = dict(losses.extra)
         self.weights = {name: getattr(losses, name) or Weight(weight=0) for name in NETWORK_TERMS}
         self.weights |= {name: term.schedule for name, term in self.extra.items()}
-        self.restoration = RestorationLoss(losses, feature_network=self._features)
+        self.restoration = RestorationLoss(losses, feature_network=self._features, lpips=lpips)
         image_terms = any(self.restoration.weights.values())
         if not image_terms and not any(self.weights[name] for name in self.weights if name != "balance"):
             raise ConfigError("losses: expected at least one term with a weight above 0, got none")
