@@ -30,8 +30,6 @@ from morsr.models.bases import load_base
 from morsr.models.generator import OneStepConfig, OneStepGenerator
 from morsr.restoring.restorer import Restorer
 
-plotly = pytest.importorskip("plotly")
-
 SETTINGS = MoRConfig(num_ranks=12, num_shared=2, top_k=3, num_zero=2, targets=(r"unet\..*(to_q|to_v|conv1|conv2)",))
 
 
@@ -109,8 +107,8 @@ def test_the_page_of_a_folder(loads: Any, generator: OneStepGenerator, photos: P
     words = f"routing {photos} --out report.html --degrade realesrgan --table table.safetensors"
     assert main(words.split()) == 0
     page = Path("report.html").read_text()
-    assert 4_000_000 < len(page) < 15_000_000
-    assert not re.search(r"<script src|http-equiv|\{\{(title|body|plotly|version)\}\}", page)
+    assert len(page) < 5_000_000
+    assert not re.search(r"<script|http|\{\{", page)
     for word in (
         "Load of every slot",
         "gate mass",

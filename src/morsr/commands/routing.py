@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from jsonargparse.typing import PositiveInt
 
 from morsr.commands._common import classes_from_here, existing, output_file, say
-from morsr.errors import ConfigError, InputError, MissingDependencyError
+from morsr.errors import ConfigError, InputError
 from morsr.files import printable
 
 if TYPE_CHECKING:
@@ -57,10 +57,6 @@ def run(
     Raises:
         MorsrError: nothing to route, a wrong setting, or a model that cannot be loaded, before anything is written.
     """
-    import importlib.util
-
-    if importlib.util.find_spec("plotly") is None:
-        raise MissingDependencyError("morsr routing needs plotly: pip install 'morsr[report]'")
     existing(input)
     output_file(out, "--out", ".html", ".htm")
     if table is not None:

@@ -4,26 +4,27 @@ from __future__ import annotations
 
 import base64
 import html
-import importlib.metadata
 import io
 import math
-import re
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import torch
+from matplotlib.figure import Figure
 from torch import Tensor
 
-from morsr.errors import InputError, MissingDependencyError
+from morsr.errors import InputError
 from morsr.evaluation.example import Example, centre
+from morsr.evaluation.images import to_uint8
 from morsr.evaluation.routing import SEVERITY_NAMES, RoutingTable
 from morsr.evaluation.specialisation import Specialisation
 from morsr.files import write_text
-from morsr.functional.layer_names import block_of, flow_order
+from morsr.functional.layer_names import flow_order
 from morsr.functional.routing import slot_load
 from morsr.functional.utilization import collapsed_layers, dead_experts, load_entropy, load_spread, spearman
+from morsr.imaging.loads import pixels_of
 
 COLOURS = {"light": "#5ec962", "medium": "#21918c", "severe": "#440154"}
 
@@ -46,14 +47,7 @@ def write_report(
         kinds: by kind of degradation, an LR image (3, h, w) in [0, 1] that shows it.
         title: heading.
         notes: further lines for the list of what the page cannot show.
-
-    Raises:
-        MissingDependencyError: plotly is not installed.
     """
-    try:
-        from plotly.offline import get_plotlyjs
-    except ImportError as error:
-        raise MissingDependencyError("the report needs plotly: pip install 'morsr[report]'") from error
     missing = list(notes)
     parts = [_overview(table), _kinds(table, kinds or {})]
     if table.is_routed:
@@ -66,13 +60,7 @@ def write_report(
     rows = "".join(f"<li>{html.escape(note)}</li>" for note in missing)
     parts.insert(1, _section("What this page cannot show", f"<ul>{rows}</ul>") if missing else "")
     page = files("morsr.evaluation").joinpath("report.html").read_text(encoding="utf-8")
-    filled = {
-        "title": html.escape(title),
-        "plotly": get_plotlyjs(),
-        "body": "\n".join(filter(None, parts)),
-        "version": importlib.metadata.version("plotly"),
-    }
-    page = re.sub(r"\{\{(\w+)\}\}", lambda place: filled[place[1]], page)
+    page = page.replace("{{title}}", html.escape(title)).replace("{{body}}", "\n".join(filter(None, parts)))
     write_text(path, page)
     return Path(path)
 
@@ -88,27 +76,18 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return f"<table>{f'<tr>{cells}</tr>' if any(head) else ''}{''.join(lines)}</table>"
 
 
-def _picture(image: Tensor, caption: str) -> str:
-    """A figure with an image (3, H, W) in [0, 1] as a PNG inside the page."""
+def _picture(pixels: np.ndarray, caption: str = "") -> str:
+    """A figure with an image (H, W, 3) uint8 as a PNG inside the page."""
     from PIL import Image
 
     buffer = io.BytesIO()
-    pixels = (image.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).cpu().contiguous().numpy()
     Image.fromarray(pixels).save(buffer, format="PNG", optimize=True)
     source = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
     return f'<figure><img src="{source}" alt=""><figcaption>{html.escape(caption)}</figcaption></figure>'
 
 
-def _figure(figure: Any, height: int = 380) -> str:
-    figure.update_layout(template="plotly_white", font={"family": "system-ui, sans-serif", "size": 13})
-    figure.update_layout(height=figure.layout.height or height, legend={"orientation": "h", "y": -0.2})
-    figure.update_layout(margin={"l": 70, "r": 20, "b": 50, "t": figure.layout.margin.t or 20})
-    return figure.to_html(full_html=False, include_plotlyjs=False, config={"displaylogo": False, "responsive": True})
-
-
-def _rounded(values: Tensor, digits: int = 3) -> list[Any]:
-    """Numbers for a page, which every digit makes longer."""
-    return values.double().round(decimals=digits).tolist()
+def _plot(figure: Figure) -> str:
+    return f'<div class="plot">{_picture(pixels_of(figure))}</div>'
 
 
 def _overview(table: RoutingTable) -> str:
@@ -145,7 +124,7 @@ def _kinds(table: RoutingTable, shown: Mapping[str, Tensor]) -> str:
         return ""
     names = {kind: table.names[row] for kind, row in table.typical().items()}
     captions = {kind: f"{kind}: {names[kind]}; {table.kinds().count(kind)} of {len(table)} images" for kind in shown}
-    thumbnails = [_picture(centre(image, 96), captions[kind]) for kind, image in shown.items()]
+    thumbnails = [_picture(to_uint8(centre(image[None], 96)), captions[kind]) for kind, image in shown.items()]
     lead = "LR images, the middle: for each kind the image that shows it most clearly. An image counts for one kind."
     return _section("What the kinds look like", f'<div class="thumbnails">{"".join(thumbnails)}</div>', lead)
 
@@ -168,41 +147,12 @@ def _collapse(table: RoutingTable) -> str:
 
 
 def _load(table: RoutingTable) -> str:
-    import plotly.graph_objects as go
-
-    order, rows = table.slot_order(), flow_order(table.layer_names)
-    names = [table.layer_names[row] for row in rows]
-    maps = {"all images, over the even load": table.loads() * table.num_slots - 1}
-    for by in ("kind", "severity") if len(table) > 1 else ():
-        groups, loads = table.heatmap(by)  # type: ignore[arg-type]
-        for name, load in zip(groups, loads, strict=True) if len(groups) > 1 else ():
-            maps[f"{by}: {name}, over the mean"] = (load - loads.mean(0)) * table.num_slots
-    values = {name: _rounded(load.gather(1, order)[rows], 2) for name, load in maps.items()}
-    slots = [[f"expert {s}" if s < table.num_real else f"zero {s - table.num_real}" for s in order[r]] for r in rows]
-    scale = {"title": {"text": "in even loads", "side": "top"}, "thickness": 10, "orientation": "h", "y": -0.17}
-    figure = go.Figure(
-        go.Heatmap(
-            z=next(iter(values.values())), y=names, text=slots, zmin=-2, zmax=2, colorscale="RdBu", reversescale=True,
-            colorbar=scale,
-            hovertemplate="%{y}<br>%{text}: %{z:+} even loads<extra></extra>",
-        )
-    )  # fmt: skip
-    buttons = [{"label": name, "method": "restyle", "args": [{"z": [value]}]} for name, value in values.items()]
-    starts = [row for row, name in enumerate(names) if row == 0 or block_of(name) != block_of(names[row - 1])]
-    figure.update_yaxes(autorange="reversed", tickvals=[names[r] for r in starts], automargin=True)
-    figure.update_yaxes(ticktext=[f"{block_of(names[r])} " for r in starts])
-    figure.update_xaxes(showticklabels=False, title="slots by kind | zero slots")
-    figure.update_layout(
-        updatemenus=[{"buttons": buttons, "x": 0, "xanchor": "left", "y": 1.0, "yanchor": "bottom", "pad": {"b": 6}}],
-        height=max(360, min(900, 14 * len(names))), margin={"t": 60},
-    )  # fmt: skip
-    if table.num_zero:
-        figure.add_vline(x=table.num_real - 0.5, line={"color": "black", "width": 1})
     lead = (
-        "Each row is a layer. Red: chosen more often than the even load, or, for a kind or a severity, more often than "
-        "on the mean of the kinds or severities. Blue: less often. Choose above the picture."
+        "Each row is a layer, its slots sorted by the kind that they answer to. Red: chosen more often than the even "
+        "load, or, for a kind or a severity, than on the mean of the kinds or severities. Blue: less often."
     )
-    return _section("Load of every slot", _figure(figure), lead)
+    figures = [table.plot("kind"), table.plot("severity")] if len(table) > 1 else [table.plot()]
+    return _section("Load of every slot", "".join(map(_plot, figures)), lead)
 
 
 def _specialised(table: RoutingTable, missing: list[str]) -> str:
@@ -241,76 +191,55 @@ def _zero(table: RoutingTable, missing: list[str]) -> str:
     if not table.num_zero:
         missing.append("Zero slots: this adapter has none.")
         return ""
-    import plotly.graph_objects as go
-
     share, kinds = table.zero_share().mean(1), table.kinds()
-    figure = go.Figure()
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    axis = figure.subplots()
     for kind in sorted(set(kinds)):
         mine = torch.tensor([other == kind for other in kinds])
-        names = [name for name, keep in zip(table.names, mine.tolist(), strict=True) if keep]
-        figure.add_scatter(
-            x=_rounded(table.severity[mine]), y=_rounded(share[mine]), text=names, mode="markers", name=kind,
-            marker={"size": 7, "opacity": 0.6},
-            hovertemplate="%{text}<br>severity %{x}, zero share %{y}<extra></extra>",
-        )  # fmt: skip
-    even = table.num_zero / table.num_slots
-    figure.add_hline(y=even, line={"color": "gray", "dash": "dash"}, annotation_text="even load")
-    figure.update_layout(xaxis_title="severity", yaxis_title="share of zero slots", yaxis_rangemode="tozero")
+        axis.scatter(table.severity[mine], share[mine], s=14, alpha=0.6, label=kind)
+    axis.axhline(table.num_zero / table.num_slots, color="gray", linestyle="--", label="even load")
+    axis.set(xlabel="severity", ylabel="share of zero slots", ylim=(0, None))
+    axis.legend()
     correlation = spearman(table.severity, share)
     if math.isnan(correlation):
         missing.append("Zero share against severity: expected at least three images that differ in both.")
-    return _section("Zero slots against severity", _figure(figure), f"Spearman's rank correlation {correlation:+.2f}.")
+    return _section("Zero slots against severity", _plot(figure), f"Spearman's rank correlation {correlation:+.2f}.")
 
 
 def _ranks(table: RoutingTable) -> str:
-    import plotly.graph_objects as go
-
     order, groups = flow_order(table.layer_names), table.severity_groups()
     numbers = {"active ranks": table.active_ranks(), "gate mass": table.gate_mass()}
     numbers["effective experts"] = table.effective_ranks()
     if len(table.update):
-        numbers["routed over shared update"] = table.update
-    figure, lines = go.Figure(), []
-    for what, values in numbers.items():
+        numbers["routed / shared update"] = table.update
+    figure = Figure(figsize=(9, 1.8 * len(numbers)), layout="constrained")
+    axes = figure.subplots(len(numbers), sharex=True)
+    for axis, (what, values) in zip(axes, numbers.items(), strict=True):
         for name in SEVERITY_NAMES:
             mine = torch.tensor([group == name for group in groups])
             if mine.any():
-                lines.append(what)
-                figure.add_scatter(
-                    x=[table.layer_names[row] for row in order], y=_rounded(values[mine][:, order].mean(0)),
-                    name=f"{name} ({int(mine.sum())})", line={"color": COLOURS[name]}, visible=what == "active ranks",
-                    hovertemplate="%{x}<br>%{y}<extra></extra>",
-                )  # fmt: skip
-    buttons = [
-        {"label": what, "method": "restyle", "args": [{"visible": [line == what for line in lines]}]}
-        for what in numbers
-    ]
-    menu = {"buttons": buttons, "x": 0, "xanchor": "left", "y": 1.0, "yanchor": "bottom", "pad": {"b": 6}}
-    figure.update_layout(updatemenus=[menu], margin={"t": 60}, yaxis_rangemode="tozero")
-    figure.update_xaxes(showticklabels=False, title="layers, input to output")
+                axis.plot(values[mine][:, order].mean(0), color=COLOURS[name], label=f"{name} ({int(mine.sum())})")
+        axis.set(ylabel=what, ylim=(0, None))
+    axes[-1].set_xlabel("layers, input to output")
+    axes[0].legend()
     lead = (
         "Means over the images of each third of severity. Active ranks count shared ranks and chosen experts; gate "
         "mass is the sum of the experts' gates; effective experts share that mass (exp of its entropy)."
     )
-    return _section("Ranks along the network", _figure(figure), lead)
+    return _section("Ranks along the network", _plot(figure), lead)
 
 
 def _scores(table: RoutingTable) -> str:
-    import plotly.graph_objects as go
-
-    figure = go.Figure()
-    for name, values in [("severity", table.severity), *zip(table.score_names, table.scores.unbind(1), strict=True)]:
-        figure.add_box(
-            y=_rounded(values), name=name, boxpoints="all" if len(table) <= 400 else "outliers", jitter=0.4, pointpos=0,
-            marker={"size": 3, "opacity": 0.5}, line={"color": COLOURS["medium"]}, text=list(table.names),
-            hovertemplate="%{text}<br>%{y}<extra></extra>",
-        )  # fmt: skip
-    figure.update_layout(yaxis={"range": [0, 1], "title": "score"}, showlegend=False)
+    figure = Figure(figsize=(9, 3.2), layout="constrained")
+    axis = figure.subplots()
+    axis.boxplot(torch.cat([table.severity[:, None], table.scores], dim=1))
+    axis.set_xticks(range(1, len(table.score_names) + 2), ["severity", *table.score_names])
+    axis.set(ylabel="score", ylim=(0, 1))
     lead = (
         "What the estimator says of every image; 1 is worst. The router sees the scores and nothing else: where they "
         "hardly vary, it cannot tell images apart."
     )
-    return _section("Degradation scores of the images", _figure(figure), lead)
+    return _section("Degradation scores of the images", _plot(figure), lead)
 
 
 def _example(example: Example, table: RoutingTable) -> str:
@@ -322,12 +251,13 @@ def _example(example: Example, table: RoutingTable) -> str:
     ]
     if len(routing.update):
         words.append(f"The routed update has {routing.update.nanmean():.2f} times the size of the shared one.")
-    pictures = [_picture(example.enlarged, "input, bicubic"), _picture(example.restored, "restored")]
+    images = {"input, bicubic": example.enlarged, "restored": example.restored}
     for changed in example.without[:1]:
-        gain = 1 / max((changed.image - example.restored).abs().max().item(), 1 / 255)
-        difference = (0.5 + 0.5 * gain * (changed.image - example.restored)).clamp(0, 1)
-        pictures.append(_picture(changed.image, f"without {changed.name}"))
-        pictures.append(_picture(difference, f"the difference, {gain:.0f} times"))
+        difference = changed.image - example.restored
+        gain = 1 / max(difference.abs().max().item(), 1 / 255)
+        images |= {f"without {changed.name}": changed.image}
+        images |= {f"the difference, {gain:.0f} times": 0.5 + 0.5 * gain * difference}
+    pictures = [_picture(to_uint8(image[None]), caption) for caption, image in images.items()]
     rows = [(changed.name, str(changed.count), f"{changed.difference:.2f}") for changed in example.without]
     body = f'<div class="pictures">{"".join(pictures)}</div>'
     if rows:

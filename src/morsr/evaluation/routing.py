@@ -23,10 +23,10 @@ from morsr.degradation.severity import true_severity
 from morsr.errors import ConfigError, InputError, MissingDependencyError
 from morsr.evaluation.specialisation import Specialisation, specialise
 from morsr.files import save_tensors
-from morsr.functional.layer_names import block_of, flow_order
 from morsr.functional.routing import effective_ranks, gate_mass, slot_load
 from morsr.functional.utilization import load_share, mid_ranks, zero_share
 from morsr.imaging.files import read_planes
+from morsr.imaging.loads import load_figure
 from morsr.models.routed import routed_update
 
 FORMAT = "morsr-routing-1"
@@ -272,25 +272,14 @@ class RoutingTable:
         """
         if not self.is_routed:
             raise ConfigError("this table holds scores only: the model has no routing to plot")
-        from matplotlib.figure import Figure
-
-        rows = flow_order(self.layer_names)
-        names, order = [self.layer_names[row] for row in rows], self.slot_order()
+        order, panels = self.slot_order(), {"all images": self.loads() * self.num_slots - 1}
         groups, loads = self.heatmap(by)
-        panels = {"all images": self.loads() * self.num_slots - 1}
-        panels |= dict(zip(groups, (loads - loads.mean(0)) * self.num_slots, strict=True))
-        figure = Figure(figsize=(2.4 * len(panels) + 2, max(3.5, min(9, len(names) / 9))), layout="constrained")
-        axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
-        for axis, (name, values) in zip(axes, panels.items(), strict=True):
-            shown = axis.imshow(
-                values.gather(1, order)[rows], aspect="auto", cmap="RdBu_r", vmin=-2, vmax=2, interpolation="nearest"
-            )
-            axis.axvline(self.num_real - 0.5, color="black", linewidth=0.8)
-            axis.set(title=name, xlabel="slots")
-        starts = [row for row, layer in enumerate(names) if row == 0 or block_of(layer) != block_of(names[row - 1])]
-        axes[0].set_yticks(starts, [block_of(names[row]) for row in starts], fontsize=7)
-        figure.colorbar(shown, ax=axes, label="in even loads: over 1 | over the mean of the groups")
-        return figure
+        if len(groups) > 1:
+            panels |= dict(zip(groups, (loads - loads.mean(0)) * self.num_slots, strict=True))
+        return load_figure(
+            {name: values.gather(1, order) for name, values in panels.items()}, self.layer_names, self.num_zero,
+            label="in even loads: over 1 | over the mean of the groups",
+        )  # fmt: skip
 
     def specialisation(self) -> Specialisation:
         """Which slots are chosen for which kind of degradation.

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-import numpy as np
 import torch
 import torch.nn.functional as F
 from jsonargparse.typing import NonNegativeInt, PositiveInt
@@ -16,19 +14,12 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
-from morsr.functional.layer_names import flow_order
 from morsr.functional.routing import effective_ranks, gate_mass, slot_load
-from morsr.functional.utilization import (
-    collapsed_layers,
-    dead_experts,
-    load_share,
-    load_spread,
-    zero_share,
-)
+from morsr.functional.utilization import collapsed_layers, dead_experts, load_share, load_spread, zero_share
+from morsr.imaging.loads import load_figure, pixels_of
 from morsr.training.callbacks.images import run_folder, show_picture
 
 BINS = 5  # of severity, each 0.2 wide
-_LABELS = 48  # layers whose names fit beside the picture
 
 
 class ExpertUtilization(Callback):
@@ -100,10 +91,11 @@ class ExpertUtilization(Callback):
         if (last and step > self._drawn) or (every and step // every > self._drawn // every):
             self._drawn = step
             if trainer.is_global_zero and not trainer.fast_dev_run:
-                picture = load_picture(
-                    self.load, self._report.layer_names, self._report.config.num_zero, title=f"step {step}"
-                )
-                show_picture(trainer, picture, tag="routing/load_picture", files=[self._file])
+                figure = load_figure(
+                    {f"step {step}": self.load}, self._report.layer_names, self._report.config.num_zero,
+                    label="load over the even load", middle=1.0,
+                )  # fmt: skip
+                show_picture(trainer, pixels_of(figure), tag="routing/load_picture", files=[self._file])
                 self.written["load of the ranks"] = self._file
 
     def _evaluate(self, sums: dict[str, Tensor], step: int) -> dict[str, float]:
@@ -171,41 +163,3 @@ def batch_sums(routing: Any, scores: Any, num_zero: int) -> dict[str, Tensor]:
         "scores": values.sum(0),
         "squares": values.square().sum(0),
     }
-
-
-def load_picture(load_LN: Tensor, names: Sequence[str], num_zero: int, *, title: str) -> np.ndarray:
-    """Draw the load of every slot by layer, in the order in which an image passes the layers.
-
-    Args:
-        load_LN: load of each slot over the even load (L, N), real slots first, then zero slots.
-        names: of the layers.
-        num_zero: how many of the last slots are zero slots.
-        title: of the picture.
-
-    Returns:
-        uint8 image (H, W, 3).
-    """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    order = flow_order(names)
-    layers, slots = load_LN.shape
-    # A Figure without pyplot: no window system is touched and a user's own backend stays as it is.
-    figure = Figure(figsize=(12, min(5 + 0.11 * layers, 13)), layout="constrained")
-    canvas = FigureCanvasAgg(figure)
-    heat: Any = figure.add_subplot()
-    image = heat.imshow(
-        np.log2(load_LN.double().cpu().numpy()[order].clip(0.25, 4)), aspect="auto", cmap="RdBu_r", vmin=-2, vmax=2,
-        interpolation="nearest", extent=(0, slots, layers, 0),
-    )  # fmt: skip
-    heat.set_title(f"Load of each slot over the even load, {title}")
-    heat.set_xlabel(f"slot ({slots - num_zero} routed" + (f", then {num_zero} zero slots)" if num_zero else ")"))
-    heat.set_xticks(range(0, slots + 1, max(1, slots // 10)))
-    if num_zero:
-        heat.axvline(slots - num_zero, color="black", linewidth=1)
-    shown = range(0, layers, -(-layers // _LABELS))
-    heat.set_yticks([row + 0.5 for row in shown], [names[order[row]] for row in shown], fontsize=7)
-    scale = figure.colorbar(image, ax=heat, shrink=0.5, extend="both")
-    scale.set_ticks([-2, -1, 0, 1, 2], labels=["≤ 1/4", "1/2", "1 (even)", "2", "≥ 4"])
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[..., :3].copy()

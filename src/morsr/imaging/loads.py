@@ -1,0 +1,55 @@
+"""Heat maps of how often slots are chosen, layers in the order in which an image passes them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from torch import Tensor
+
+from morsr.functional.layer_names import block_of, flow_order
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def load_figure(
+    panels: Mapping[str, Tensor], layers: Sequence[str], num_zero: int, *, label: str, middle: float = 0.0
+) -> Figure:
+    """Draw maps of layers by slots beside one another, on one diverging scale.
+
+    Args:
+        panels: title to values (L, N), in even loads; zero slots last.
+        layers: names of the L layers.
+        num_zero: how many of the last slots are zero slots.
+        label: of the scale.
+        middle: value of the scale's white middle.
+    """
+    from matplotlib.figure import Figure
+
+    order = flow_order(layers)
+    blocks = [block_of(layers[row]) for row in order]
+    starts = [row for row, block in enumerate(blocks) if row == 0 or block != blocks[row - 1]]
+    # Without pyplot no window system is touched, and a user's own backend stays as it is.
+    figure = Figure(figsize=(2.4 * len(panels) + 2.5, max(3.5, min(9, len(layers) / 9))), layout="constrained")
+    axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    for axis, (title, values) in zip(axes, panels.items(), strict=True):
+        slots = values.shape[1]
+        shown = axis.imshow(
+            values.cpu()[order], aspect="auto", cmap="RdBu_r", vmin=middle - 2, vmax=middle + 2, interpolation="nearest"
+        )
+        axis.axvline(slots - num_zero - 0.5, color="black", linewidth=0.8)
+        axis.set(title=title, xlabel=f"{slots - num_zero} routed | {num_zero} zero slots", xticks=[])
+    axes[0].set_yticks(starts, [blocks[row] for row in starts], fontsize=7)
+    figure.colorbar(shown, ax=axes, label=label, extend="both")
+    return figure
+
+
+def pixels_of(figure: Figure) -> np.ndarray:
+    """A drawn figure as uint8 (H, W, 3)."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
