@@ -1,12 +1,9 @@
 """What every test shares: no network, one thread, fixed seeds, an empty working folder, the optional data folder."""
 
-from __future__ import annotations
-
 import os
 import random
 import sys
 from pathlib import Path
-from typing import Any
 
 REPO = Path(__file__).resolve().parents[1]
 
@@ -38,7 +35,7 @@ hypothesis.settings.load_profile("morsr")
 
 
 @pytest.fixture(autouse=True)
-def _reproducible(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+def _reproducible(tmp_path, tmp_path_factory, monkeypatch):
     """Seed every generator and work in an empty folder, so that no test depends on another or litters the checkout.
 
     The cache of weights is the session's: weights that a user has are not found.
@@ -53,13 +50,13 @@ def _reproducible(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monk
 
 
 @pytest.fixture(scope="session")
-def repo_root() -> Path:
+def repo_root():
     """The root of the checkout."""
     return REPO
 
 
 @pytest.fixture(scope="session")
-def shared_data() -> Path:
+def shared_data():
     """The folder with photographs that are not part of the project: MORSR_SHARED_DATA, else ../shared/data."""
     named = os.environ.get("MORSR_SHARED_DATA")
     folder = Path(named) if named else REPO.parent / "shared" / "data"
@@ -69,7 +66,7 @@ def shared_data() -> Path:
 
 
 @pytest.fixture
-def restorer() -> Any:
+def restorer():
     """A restorer over a real generator with random weights and adapters."""
     import restorer_twins
 
@@ -79,7 +76,7 @@ def restorer() -> Any:
 
 
 @pytest.fixture(scope="session")
-def small_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def small_base(tmp_path_factory):
     """A base model of the real classes with two small blocks and random weights, saved as a diffusers folder."""
     from morsr.models.bases import build_base
 

@@ -1,17 +1,11 @@
 """The script for the first GPU runs on a processor at a tiny size, and memory is counted as it grows."""
 
-from __future__ import annotations
-
 import importlib
 import json
 from pathlib import Path
 
-import pytest
 
-
-def test_the_gpu_script_in_a_dry_run(
-    repo_root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_gpu_script_in_a_dry_run(repo_root, monkeypatch, capsys):
     monkeypatch.syspath_prepend(str(repo_root / "benchmarks"))
     sizes = ["--base=random:small", "--size=32", "--batches", "1", "2", "--rounds=1", "--out=gpu.json"]
     importlib.import_module("gpu").main(sizes)
@@ -25,9 +19,7 @@ def test_the_gpu_script_in_a_dry_run(
     assert "| step, whole |" in capsys.readouterr().out
 
 
-def test_counted_memory_grows_with_the_image_and_falls_by_checkpointing(
-    repo_root: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_counted_memory_grows_with_the_image_and_falls_by_checkpointing(repo_root, monkeypatch):
     monkeypatch.syspath_prepend(str(repo_root / "benchmarks"))
     memory = importlib.import_module("memory")
     base = memory.adapted("small")

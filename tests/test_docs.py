@@ -1,7 +1,5 @@
 """What docs/method.md names exists, the Python of all pages runs, and their links lead somewhere."""
 
-from __future__ import annotations
-
 import ast
 import json
 import re
@@ -55,19 +53,11 @@ def missing(text: str) -> list[str]:
     return broken
 
 
-def test_every_file_and_name_of_the_method_page_exists() -> None:
+def test_every_file_and_name_of_the_method_page_exists():
     text = (REPO / "docs" / "method.md").read_text()
     assert len(references(text)) > 60
     assert text.count("../src/") == len(references(text)), "a link that this test does not read"
     assert not missing(text)
-
-
-def test_a_name_that_is_gone_is_found() -> None:
-    link = "[`models/generator.py`](../src/morsr/models/generator.py)"
-    assert missing(f"{link} `enlarge`") == []
-    assert missing(f"{link} `OneStepConfig.scale_input`") == []
-    assert missing(f"{link} `shrink`") == ["models/generator.py: shrink"]
-    assert missing(link.replace("generator", "gone")) == ["models/gone.py -> models/gone.py"]
 
 
 def blocks(page: Path) -> str:
@@ -77,7 +67,7 @@ def blocks(page: Path) -> str:
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)], ids=lambda page: page.stem)
-def test_the_python_of_a_page_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_python_of_a_page_runs(page, tmp_path, monkeypatch):
     from morsr.degradation import DegradationRecipe, sample_keys
 
     monkeypatch.chdir(tmp_path)
@@ -105,7 +95,7 @@ def broken_links(page: Path, text: str) -> list[str]:
     return [one for one in targets if "://" not in one and not (page.parent / one).exists()]
 
 
-def test_links_lead_somewhere() -> None:
+def test_links_lead_somewhere():
     assert {page.name: found for page in PAGES if (found := broken_links(page, page.read_text()))} == {}
     assert broken_links(PAGES[0], "[a](docs/gone.md), [b](docs/method.md#x)") == ["docs/gone.md"]
 
@@ -119,7 +109,7 @@ def prose_of_notebooks() -> str:
     return "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
 
 
-def test_the_pages_are_short() -> None:
+def test_the_pages_are_short():
     """By a plain count, with code and tables; the notebooks' text with the pages' text."""
     assert words(PAGES[0].read_text()) <= 900
     pages = "\n".join(path.read_text() for path in (REPO / "docs").rglob("*.md"))
@@ -127,7 +117,7 @@ def test_the_pages_are_short() -> None:
     assert words(re.sub(r"^```.*?^```", "", pages, flags=re.M | re.S)) + words(prose_of_notebooks()) <= 9000
 
 
-def test_pages_docstrings_and_messages_are_in_plain_english() -> None:
+def test_pages_docstrings_and_messages_are_in_plain_english():
     translated = re.compile(
         r"\bof (?:its|their) own\b|stands? beside|in place of|\btold\b(?! apart)|\bgoes on\b|for ever\b|bit for bit"
     )
@@ -137,7 +127,7 @@ def test_pages_docstrings_and_messages_are_in_plain_english() -> None:
 
 
 @pytest.mark.timeout(300)
-def test_the_site_builds_strictly(tmp_path: Path) -> None:
+def test_the_site_builds_strictly(tmp_path):
     """Every page is in the navigation, every link and every name of the reference exists."""
     pytest.importorskip("mkdocs")
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]

@@ -1,41 +1,32 @@
 """Files appear whole, or not at all, and as readable as any other new file."""
 
-from __future__ import annotations
-
 import ast
 import errno
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from morsr.cli import main
 from morsr.files import atomic_path, save_tensors, write_text
 
 SOURCE = Path(__file__).resolve().parents[1] / "src" / "morsr"
 
 
-@pytest.fixture(params=[0o022, 0o027, 0o002], ids=oct)
-def mode(request: pytest.FixtureRequest) -> Iterator[int]:
-    """What a new file gets under a umask that is set for the test."""
-    before = os.umask(request.param)
-    yield 0o666 & ~request.param
-    os.umask(before)
-
-
-def test_modes_follow_the_umask(mode: int, tmp_path: Path):
-    write_text(tmp_path / "folder" / "a.txt", "text")
-    save_tensors(tmp_path / "folder" / "b.safetensors", {"x": torch.ones(3)}, {"key": "value"})
-    assert {path.stat().st_mode & 0o777 for path in (tmp_path / "folder").iterdir()} == {mode}
-    assert (tmp_path / "folder" / "a.txt").read_text() == "text"
+def test_modes_follow_the_umask(tmp_path):
+    before = os.umask(0o027)
+    try:
+        write_text(tmp_path / "folder" / "a.txt", "text")
+        save_tensors(tmp_path / "folder" / "b.safetensors", {"x": torch.ones(3)}, {"key": "value"})
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in (tmp_path / "folder").iterdir()} == {0o640}
     torch.testing.assert_close(load_file(tmp_path / "folder" / "b.safetensors"), {"x": torch.ones(3)})
 
 
 @pytest.mark.parametrize("flush", [False, True])
-def test_a_failed_write_leaves_the_old_file(flush: bool, tmp_path: Path):
+def test_a_failed_write_leaves_the_old_file(flush, tmp_path):
     path = tmp_path / "file.txt"
     path.write_text("old")
 
@@ -55,7 +46,7 @@ def test_a_failed_write_leaves_the_old_file(flush: bool, tmp_path: Path):
     assert [p.name for p in tmp_path.iterdir()] == ["file.txt"]
 
 
-def test_other_errors_stay_what_they_are(tmp_path: Path):
+def test_other_errors_stay_what_they_are(tmp_path):
     def reads_another_file() -> None:
         with atomic_path(tmp_path / "out.txt"):
             (tmp_path / "missing.txt").read_text()
@@ -67,7 +58,7 @@ def test_other_errors_stay_what_they_are(tmp_path: Path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_disk_that_fills_up_is_told_of_tensors_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_disk_that_fills_up_is_told_of_tensors_too(tmp_path, monkeypatch):
     import safetensors.torch
     from safetensors import SafetensorError
 
@@ -79,17 +70,6 @@ def test_a_disk_that_fills_up_is_told_of_tensors_too(tmp_path: Path, monkeypatch
         save_tensors(tmp_path / "x.safetensors", {}, {})
     assert caught.value.errno == errno.ENOSPC
     assert not list(tmp_path.iterdir())
-
-
-def test_what_the_system_refuses_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    (tmp_path / "a.csv").write_text("image,psnr\na,1\nb,2\n")
-    (tmp_path / "file").write_text("")
-    arguments = ["compare", str(tmp_path / "a.csv"), str(tmp_path / "a.csv")]
-    assert main([*arguments, "--json", str(tmp_path / "file" / "c.json")]) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("morsr: ")
-    assert str(tmp_path / "file") in error
-    assert len(error.splitlines()) == 1
 
 
 def test_only_one_place_makes_temporary_files():

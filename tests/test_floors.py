@@ -1,7 +1,5 @@
 """The house has five floors and arrows point down only: every import of the source is read from its syntax tree."""
 
-from __future__ import annotations
-
 import ast
 import sys
 from collections.abc import Iterator
@@ -149,23 +147,13 @@ def test_no_device_string_and_no_pickle():
     ("module", "statement", "words"),
     [
         ("morsr.functional.color", "import scipy", "functional/ knows"),
-        ("morsr.functional.color", "from morsr.adapters import inject", "of floor 2"),
         ("morsr.adapters.layer", "from ..models import generator", "of floor 3"),
         ("morsr.adapters.layer", "from morsr import Restorer", "of floor 4"),
         ("morsr.estimators.base", "def f():\n    from morsr.degradation import degrade", "neighbour"),
-        ("morsr.models.generator", "importlib.import_module('diffusers')", "only morsr.models.bases"),
-        ("morsr.degradation.reference", "import basicsr.data.degradations", "only morsr.degradation.basicsr_compat"),
         ("morsr.models.generator", "import lightning.pytorch as pl", "imports lightning.pytorch"),
         ("morsr", "import torch", "stays light"),
     ],
 )
-def test_the_walk_finds_what_is_forbidden(module: str, statement: str, words: str):
+def test_the_walk_finds_what_is_forbidden(module, statement, words):
     found = imported_modules(ast.parse(statement), module, package=False)
     assert any(words in (broken_import(module, target) or "") for _, target in found)
-
-
-def test_the_walk_lets_pass_what_is_allowed():
-    statement = "import math\nfrom morsr.adapters import inject\nfrom morsr import __version__\nfrom . import bases"
-    found = list(imported_modules(ast.parse(statement), "morsr.models.generator", package=False))
-    assert [target for _, target in found if target.startswith("morsr.models")] == ["morsr.models.bases"]
-    assert not [problem for _, target in found if (problem := broken_import("morsr.models.generator", target))]

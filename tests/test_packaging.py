@@ -1,7 +1,5 @@
 """The wheel carries weights and configs and restores a picture far from the checkout; all asked for is pinned."""
 
-from __future__ import annotations
-
 import os
 import re
 import subprocess
@@ -34,12 +32,12 @@ def clean_environment(**more: str) -> dict[str, str]:
 
 
 @pytest.fixture(scope="module")
-def pyproject(repo_root: Path) -> dict:
+def pyproject(repo_root):
     return tomllib.loads((repo_root / "pyproject.toml").read_text())
 
 
 @pytest.fixture(scope="module")
-def wheel(repo_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def wheel(repo_root, tmp_path_factory):
     pytest.importorskip("build")
     pytest.importorskip("hatchling")
     out = tmp_path_factory.mktemp("dist")
@@ -49,7 +47,7 @@ def wheel(repo_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def photo(tmp_path: Path) -> Path:
+def photo(tmp_path):
     rows, columns = np.mgrid[0:20, 0:24]
     pixels = np.stack([rows * 10, columns * 8, rows * columns % 255], axis=-1).astype(np.uint8)
     Image.fromarray(pixels).save(tmp_path / "photo.png")
@@ -62,7 +60,7 @@ def check_restored(path: Path) -> None:
         assert np.asarray(picture).std() > 5
 
 
-def test_wheel_holds_source_weights_and_configs(wheel: Path, repo_root: Path):
+def test_wheel_holds_source_weights_and_configs(wheel, repo_root):
     held = {name for name in zipfile.ZipFile(wheel).namelist() if not name.endswith("/")}
     package = repo_root / "src" / "morsr"
     source = {
@@ -83,7 +81,7 @@ def test_wheel_holds_source_weights_and_configs(wheel: Path, repo_root: Path):
     assert wheel.stat().st_size <= 24e6
 
 
-def test_wheel_metadata(wheel: Path, pyproject: dict):
+def test_wheel_metadata(wheel, pyproject):
     archive = zipfile.ZipFile(wheel)
     (name,) = (entry for entry in archive.namelist() if entry.endswith(".dist-info/METADATA"))
     metadata = Parser().parsestr(archive.read(name).decode())
@@ -98,7 +96,8 @@ def test_wheel_metadata(wheel: Path, pyproject: dict):
     assert "morsr = morsr.cli:main" in scripts
 
 
-def test_unpacked_wheel_upscales_away_from_the_checkout(wheel: Path, photo: Path, tmp_path: Path):
+@pytest.mark.slow
+def test_unpacked_wheel_upscales_away_from_the_checkout(wheel, photo, tmp_path):
     site, away = tmp_path / "site", tmp_path / "away"
     zipfile.ZipFile(wheel).extractall(site)
     away.mkdir()
@@ -111,7 +110,7 @@ def test_unpacked_wheel_upscales_away_from_the_checkout(wheel: Path, photo: Path
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_wheel_alone_in_a_clean_environment_upscales(wheel: Path, photo: Path, tmp_path: Path, repo_root: Path):
+def test_wheel_alone_in_a_clean_environment_upscales(wheel, photo, tmp_path, repo_root):
     """Installed with its core dependencies only, in a fresh environment: nothing else may be needed."""
     pytest.importorskip("uv")
     venv, away, environment = tmp_path / "venv", tmp_path / "away", clean_environment()
@@ -124,7 +123,7 @@ def test_wheel_alone_in_a_clean_environment_upscales(wheel: Path, photo: Path, t
     check_restored(away / "out.png")
 
 
-def test_constraints_are_plain_pins_of_everything_asked_for(repo_root: Path, pyproject: dict):
+def test_constraints_are_plain_pins_of_everything_asked_for(repo_root, pyproject):
     lines = (repo_root / "constraints.txt").read_text().splitlines()
     pins = dict(re.fullmatch(r"([a-z0-9-]+)==([A-Za-z0-9.]+)", line).groups() for line in lines)
     project = pyproject["project"]
@@ -137,15 +136,8 @@ def test_constraints_are_plain_pins_of_everything_asked_for(repo_root: Path, pyp
 
 
 @pytest.mark.parametrize("package", ["torch", "torchvision"])
-def test_ranges_admit_the_oldest_supported_torch(package: str, pyproject: dict):
+def test_ranges_admit_the_oldest_supported_torch(package, pyproject):
     from packaging.requirements import Requirement
 
     (found,) = (Requirement(e) for e in pyproject["project"]["dependencies"] if Requirement(e).name == package)
     assert {"torch": "2.11.0", "torchvision": "0.26.0"}[package] in found.specifier
-
-
-def test_license_is_the_apache_license_in_full(repo_root: Path):
-    text = (repo_root / "LICENSE").read_text()
-    assert "Apache License" in text
-    assert "9. Accepting Warranty or Additional Liability" in text
-    assert len(text) > 11_000

@@ -8,8 +8,6 @@ A block runs as one script, in the order of the README, in a folder that looks l
 what the commands write lands beside them. It finds a photograph in photo.jpg and two in photos/.
 """
 
-from __future__ import annotations
-
 import os
 import re
 import shlex
@@ -91,7 +89,7 @@ def photograph(height: int, width: int) -> Image.Image:
 
 
 @pytest.fixture(scope="module")
-def checkout(repo_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def checkout(repo_root, tmp_path_factory):
     """A folder of links to the checkout's entries, for all blocks of this file: later commands find earlier outputs."""
     folder = tmp_path_factory.mktemp("readme") / "morsr"
     folder.mkdir()
@@ -149,7 +147,7 @@ def commands(line: str, checkout: Path) -> list[list[str]]:
 
 
 @pytest.mark.parametrize("block", blocks("run"))
-def test_readme_command_in_short_form(block: Block, checkout: Path, monkeypatch: pytest.MonkeyPatch):
+def test_readme_command_in_short_form(block, checkout, monkeypatch):
     """In this process, which has loaded everything already."""
     monkeypatch.chdir(checkout)
     for line in filter(None, rewrite(block.script, ALWAYS + SHORT).splitlines()):
@@ -160,5 +158,5 @@ def test_readme_command_in_short_form(block: Block, checkout: Path, monkeypatch:
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("block", blocks("run", "slow"))
-def test_readme_command_in_full(block: Block, checkout: Path):
+def test_readme_command_in_full(block, checkout):
     run_block(block, ALWAYS, checkout, timeout=3500)

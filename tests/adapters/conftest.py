@@ -1,7 +1,5 @@
 """A small network with the kinds of layers that adapters meet, and helpers that fill and route adapter sets."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest
@@ -79,12 +77,12 @@ def apply(report: InjectionReport, scores: Tensor) -> None:
 
 
 @pytest.fixture
-def images() -> Tensor:
+def images():
     return torch.rand(3, 3, 8, 8, generator=torch.Generator().manual_seed(1))
 
 
 @pytest.fixture
-def scores() -> Tensor:
+def scores():
     return torch.rand(3, SCORES, generator=torch.Generator().manual_seed(2))
 
 

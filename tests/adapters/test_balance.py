@@ -1,15 +1,11 @@
 """The balance loss, its running share of choices, and what they teach a router."""
 
-from __future__ import annotations
-
 import pytest
 import torch
-from torch import nn
 
 from morsr.adapters import MoRConfig, Router
 from morsr.errors import InputError
 from morsr.functional.balance import balance_loss
-from morsr.functional.routing import Routing, route
 
 
 def _router(layers: int = 2, **settings) -> Router:
@@ -35,13 +31,6 @@ def test_collapsed_layer_is_seen_even_when_the_mean_over_layers_is_even():
     assert loss > 1.9 * balance_loss(even, even.mean(1), None, 2, alpha=1.0)
 
 
-def test_sum_and_mean_differ_by_the_number_of_layers():
-    probabilities = torch.rand(5, 3, 4).softmax(-1)
-    share = torch.full((5, 4), 0.25)
-    total, mean = (balance_loss(probabilities, share, None, 4, reduction=r) for r in ("sum", "mean"))
-    torch.testing.assert_close(total, mean * 5)
-
-
 def test_running_share_counts_choices_and_sums_to_one():
     router = _router(balance_window=10**9)
     seen = torch.zeros(2, 8)
@@ -53,13 +42,6 @@ def test_running_share_counts_choices_and_sums_to_one():
     torch.testing.assert_close(router.share, seen / (20 * 2))
     torch.testing.assert_close(router.share.sum(-1), torch.ones(2))
     assert router.images_seen.item() == 20
-
-
-def test_running_share_rests_in_evaluation():
-    router = _router().eval()
-    before = router.share.clone()
-    router.balance_loss(router(torch.rand(4, 3)), torch.rand(4))
-    assert torch.equal(router.share, before)
 
 
 def _trained(balance: str, severity_of: torch.Tensor, *, batch: int) -> tuple[float, float]:
@@ -106,23 +88,3 @@ def test_router_starts_small_and_random_and_learns_only_once_lora_B_moves(toy, i
     model(images).square().mean().backward()
     assert report.router.weight.grad.abs().sum() > 0
     assert Router(toy.small(), 7, 3).weight.std() > 1e-3
-
-
-def test_a_router_of_ones_own(toy, images, scores):
-    """Overriding `logits` is all that a router of one's own needs."""
-
-    class ByWorst(Router):
-        def logits(self, scores):
-            return super().logits(scores.amax(-1, keepdim=True).expand_as(scores))
-
-    torch.manual_seed(0)
-    model = toy.Toy().eval()
-    from morsr.adapters import inject
-
-    report = inject(model, toy.small(), condition_dim=3, router=ByWorst)
-    nn.init.normal_(report.router.weight)
-    routing = report.route(scores)
-    assert isinstance(routing, Routing)
-    torch.testing.assert_close(routing.gates, report.route(scores.flip(1)).gates)
-    expected = route(report.router.logits(scores), 4, 10, gate=report.config.gate)
-    torch.testing.assert_close(routing.gates, expected.gates)

@@ -1,7 +1,5 @@
 """Adapter files: what is refused, damage, hostile headers, and starting from another set."""
 
-from __future__ import annotations
-
 import contextlib
 import copy
 import json
@@ -126,11 +124,10 @@ def test_half_precision_files_load_and_overflow_is_refused(toy, tmp_path):
     assert (tmp_path / "half.safetensors").read_bytes() == before
 
 
-@pytest.mark.parametrize("count", [60, pytest.param(1000, marks=pytest.mark.slow)])
-def test_flipped_bits_are_refused(count, saved, toy):
+def test_flipped_bits_are_refused(saved, toy):
     """Every byte carries: header, settings and tensors are all under the digest."""
     content, source = saved.read_bytes(), random.Random(0)
-    places = [source.randrange(8 * len(content)) for _ in range(count)]
+    places = [source.randrange(8 * len(content)) for _ in range(60)]
     places += [
         8 * source.randrange(8, 8 + struct.unpack("<Q", content[:8])[0]) + source.randrange(8) for _ in range(40)
     ]
@@ -282,15 +279,3 @@ def test_several_sets_load_under_their_names(toy, images, tmp_path):
     assert adapter_names(twin) == ("first", "second")
     with torch.no_grad(), active_adapters(twin, "first"):
         assert torch.equal(twin(images), model(images))
-
-
-def test_the_form_of_the_gate_comes_with_the_file(toy, images, scores, tmp_path):
-    source, there = toy.make(toy.small(gate="renormalize"))
-    save_adapters(tmp_path / "old.safetensors", source)
-    model, report = toy.make(toy.small(gate="renormalize_real"), filled=False)
-    load_adapters(tmp_path / "old.safetensors", model)
-    there.route(scores)
-    report.route(scores)
-    assert report.config.gate == "renormalize"
-    with torch.no_grad():
-        assert torch.equal(model(images), source(images))

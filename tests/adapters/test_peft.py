@@ -1,7 +1,5 @@
 """peft as the oracle: an even gate is a plain LoRA, and so is one image's routing."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

@@ -1,7 +1,5 @@
 """One table of settings, run through every property that holds for all of them."""
 
-from __future__ import annotations
-
 import copy
 
 import pytest

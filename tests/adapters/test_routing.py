@@ -1,13 +1,10 @@
 """The choice of slots and the three forms of their gates."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from morsr.errors import InputError
 from morsr.functional.routing import effective_ranks, gate_mass, rank_gates, route, slot_load
 
 GATES = ("renormalize_real", "softmax", "renormalize")
@@ -87,12 +84,3 @@ def test_shared_ranks_are_always_one_and_strength_scales_the_others():
     assert (gates[..., :3] == 1).all()
     torch.testing.assert_close(gates[..., 3::2], routing.gates[..., :4] / 2)
     torch.testing.assert_close(gates[..., 3::2], gates[..., 4::2])
-
-
-def test_images_and_devices():
-    routing = route(torch.randn(2, 3, 5), 2, 4)
-    assert torch.equal(routing.image(-1).gates, routing.gates[:, 2:])
-    with pytest.raises(IndexError):
-        routing.image(3)
-    with pytest.raises(InputError):
-        routing.to(torch.float16)

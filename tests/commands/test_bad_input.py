@@ -1,7 +1,5 @@
 """Commands and bad input: the exit code is 2, one line names what is wrong, and nothing is written."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from pathlib import Path
@@ -17,77 +15,56 @@ BAD = [
     ("upscale", "INPUT"),
     ("upscale photo.png", "OUTPUT"),
     ("upscale missing.png out.png", "missing.png"),
-    ("upscale photo.png out.png extra", "extra"),
     ("upscale photo.png out.png --colour none", "--color"),
     ("upscale photo.png out.png --color red", "--color"),
     ("upscale photo.png out.png --color-strength 2", "--color-strength"),
-    ("upscale photo.png out.png --strength=-1", "--strength"),
     ("upscale photo.png out.png --scale big", "--scale"),
-    ("upscale photo.png out.png --scale", "--scale"),
     ("upscale photo.png out.png --tile 0", "--tile"),
-    ("upscale folder out --batch many", "--batch"),
     ("upscale folder out --batch 0", "--batch"),
-    ("upscale photo.png out.png --dtype double", "--dtype"),
     ("upscale photo.png out.png --base=", "--base"),
     ("upscale '' out.png", "argument 1"),
     ("upscale sample:dog out.png", "sample:chelsea"),
     ("upscale empty out", "no image"),
     ("upscale photo.png photo.png", "overwrite"),
-    ("upscale photo.png ./folder/../photo.png", "overwrite"),
     ("upscale folder folder", "overwrite"),
     ("upscale folder photo.png", "photo.png"),
     ("upscale photo.png out.docx", ".png"),
     ("upscale folder out --format docx", "docx"),
     ("upscale twins out --format png", "both become"),
-    ("upscale photo.png out.png --scale 9", "scale"),
     ("upscale photo.png out.png --color none --color-strength 0.5", "color_strength"),
     ("upscale photo.png out.png --format jpg", "--format jpg"),
     ("upscale photo.png out.png --routing tile --tile none", "routing"),
     ("upscale photo.png out.png --batch 4", "--batch"),
     ("compare a.csv ''", "argument 2"),
-    ("compare a.csv b.csv --json ''", "--json"),
     ("compare a.csv b.csv --level 1", "--level"),
     ("score", "--pred"),
     ("score --pred a --out=", "--out"),
-    ("score --pred a --jobs 0", "--jobs"),
     ("degrade folder", "OUTPUT"),
-    ("degrade missing out", "missing"),
     ("degrade folder out --scale 0", "--scale"),
-    ("degrade folder out --seed 1.5", "--seed"),
     ("severity missing.png", "missing.png"),
     ("severity photo.png --csv nowhere/a.csv", "nowhere"),
-    ("severity photo.png --csv folder", "folder"),
-    ("severity photo.png --plot a.docx", ".png"),
     ("severity photo.png --plot photo.png", "photo.png"),
     ("severity photo.png --weights x", "--weights"),
     ("severity photo.png --estimator nobody.Mine", "nobody.Mine"),
     ("severity photo.png --estimator learned --weights x.safetensors", "x.safetensors"),
     ("severity photo.png --estimator clip --weights nothing/here", "clip"),
     ("severity photo.png --device abacus", "abacus"),
-    ("severity photo.png --device meta", "meta"),
     ("routing photo.png --out a.pdf", "--out"),
-    ("routing missing --out a.html", "missing"),
-    ("routing photo.png --out a.html --copies 0", "--copies"),
     ("routing photo.png --out a.html --seed 3", "--degrade"),
-    ("routing empty --out a.html", "no image"),
     ("routing photo.png --out a.html --copies 2", "--degrade"),
-    ("routing photo.png --out a.html --degrade none-such", "none-such"),
     ("import osedif a.pkl b.safetensors", "PEER"),
     ("import osediff a.pkl b.safetensors --pixel 2", "--pixel"),
     ("import osediff a.pkl b.pkl", ".safetensors"),
-    ("import osediff '' b.safetensors", "argument 2"),
     ("export onxx out", "FORM"),
     ("export onnx out --dtype float16", "--dtype"),
     ("export lora out --scores a,b", "--scores"),
-    ("demo --max-mb 0", "--max-mb"),
-    ("demo --port 0", "--port"),
     ("demo --port 99999", "--port"),
     ("check nowhere.yaml", "nowhere.yaml"),
 ]
 
 
 @pytest.fixture(autouse=True)
-def files() -> None:
+def files():
     for name in ("folder", "empty", "twins"):
         Path(name).mkdir()
     for name in ("photo.png", "folder/a.png", "twins/a.png", "twins/a.jpg"):
@@ -95,7 +72,7 @@ def files() -> None:
 
 
 @pytest.mark.parametrize(("line", "words"), BAD, ids=[line for line, _ in BAD])
-def test_it_is_refused_in_one_line_that_names_it(line: str, words: str, capsys: pytest.CaptureFixture[str]):
+def test_it_is_refused_in_one_line_that_names_it(line, words, capsys):
     import shlex
 
     before = sorted(Path().rglob("*"))
@@ -108,7 +85,7 @@ def test_it_is_refused_in_one_line_that_names_it(line: str, words: str, capsys: 
     assert sorted(Path().rglob("*")) == before
 
 
-def test_help_lists_every_command_and_option(capsys: pytest.CaptureFixture[str]):
+def test_help_lists_every_command_and_option(capsys):
     assert main(["--help"]) == 0
     listed = capsys.readouterr().out
     for name in ("fit", "check", "upscale", "import", "schema"):

@@ -1,7 +1,5 @@
 """`morsr selftest`: passes on what it recorded itself, and names what was changed."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 
@@ -15,7 +13,7 @@ from morsr.restoring import Restorer
 
 
 @pytest.fixture
-def recorded(restorer: Restorer, monkeypatch: pytest.MonkeyPatch) -> Restorer:
+def recorded(restorer, monkeypatch):
     """A small model whose result stands as the expected one."""
     monkeypatch.setattr(Restorer, "from_pretrained", lambda *arguments, **options: restorer)
     bundled = selftest.assets() / "selftest.png"
@@ -35,7 +33,7 @@ def checks(capsys: pytest.CaptureFixture[str], code: int) -> dict[str, str]:
     return {line[1]: line[0] for line in lines if line[0] in ("ok", "DIFFER")}
 
 
-def test_what_was_changed_is_named(recorded: Restorer, capsys: pytest.CaptureFixture[str]):
+def test_what_was_changed_is_named(recorded, capsys):
     names = ("weights", "scores", "routing", "output")
     assert checks(capsys, 0) == dict.fromkeys(names, "ok")
     path = Path("assets/tiny_expected.json")
@@ -48,7 +46,7 @@ def test_what_was_changed_is_named(recorded: Restorer, capsys: pytest.CaptureFix
     assert checks(capsys, 2) == {}, "nothing is recorded for this model"
 
 
-def test_changed_weights_come_first(recorded: Restorer, capsys: pytest.CaptureFixture[str]):
+def test_changed_weights_come_first(recorded, capsys):
     with torch.no_grad():
         recorded.generator.base.vae.decoder.layers[0].weight.mul_(1.5)
     found = checks(capsys, 1)

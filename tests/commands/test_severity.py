@@ -1,7 +1,5 @@
 """`morsr severity`: table, CSV, plot, and one clear line for whatever cannot be scored."""
 
-from __future__ import annotations
-
 import csv
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Slips in configs and overrides: one line of at most 160 characters that names the setting, the value and a remedy."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest
@@ -40,7 +38,7 @@ SLIPS = [
 
 
 @pytest.mark.parametrize(("extra", "words"), SLIPS, ids=[extra[0] for extra, _ in SLIPS])
-def test_a_slip_is_one_short_line(extra: list[str], words: list[str], capsys: pytest.CaptureFixture[str]):
+def test_a_slip_is_one_short_line(extra, words, capsys):
     assert main(["fit", "--config", CONFIG, *extra]) == 2
     said = [line for line in capsys.readouterr().err.splitlines() if "loading" not in line]
     assert len(said) == 1
@@ -61,7 +59,7 @@ def test_a_slip_is_one_short_line(extra: list[str], words: list[str], capsys: py
         ("", ["wrong.yaml", "mapping"]),
     ],
 )
-def test_a_broken_config_is_one_short_line(text: str, words: list[str], capsys: pytest.CaptureFixture[str]):
+def test_a_broken_config_is_one_short_line(text, words, capsys):
     Path("wrong.yaml").write_text(text)
     assert main(["fit", "--config", "wrong.yaml"]) == 2
     (said,) = [line for line in capsys.readouterr().err.splitlines() if "loading" not in line]
@@ -69,7 +67,7 @@ def test_a_broken_config_is_one_short_line(text: str, words: list[str], capsys: 
     assert [word for word in words if word not in said] == []
 
 
-def test_a_slip_in_a_file_is_named_alike(capsys: pytest.CaptureFixture[str]):
+def test_a_slip_in_a_file_is_named_alike(capsys):
     wrong = {"extends": CONFIG, "model": {"init_args": {"adapters": {"num_rank": 3}}}}
     Path("wrong.yaml").write_text(yaml.safe_dump(wrong))
     assert main(["fit", "--config", "wrong.yaml"]) == 2
@@ -81,7 +79,7 @@ def test_overrides_count_before_and_after_the_config():
     assert configs_first(given) == ["fit", "--config", "a.yaml", "--config=b.yaml", "--model.lr=1", "--x=2"]
 
 
-def test_a_printed_config_is_valid_input_again(capsys: pytest.CaptureFixture[str]):
+def test_a_printed_config_is_valid_input_again(capsys):
     printed = []
     for config in (CONFIG, "printed.yaml"):
         with pytest.raises(SystemExit) as stopped:
@@ -96,7 +94,7 @@ def test_a_printed_config_is_valid_input_again(capsys: pytest.CaptureFixture[str
 @pytest.mark.parametrize(
     ("option", "setting"), [("--model.adapters.help", "--model.adapters.top_k"), ("--data.help", "--data.batch_size")]
 )
-def test_settings_are_listed_with_their_defaults(option: str, setting: str, capsys: pytest.CaptureFixture[str]):
+def test_settings_are_listed_with_their_defaults(option, setting, capsys):
     assert main(["fit", "--config", CONFIG, option]) == 0
     shown = " ".join(capsys.readouterr().out.split())
     assert "(type:" in shown.partition(f"{setting} ")[2]

@@ -1,9 +1,5 @@
 """Small photographs and pairs on disk, and a data module over them."""
 
-from __future__ import annotations
-
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +8,7 @@ from data_files import save, smooth
 
 
 @pytest.fixture
-def photos(tmp_path: Path) -> Path:
+def photos(tmp_path):
     """A folder with seven PNG of 72x64 to 96x64 pixels, two of them in a subfolder."""
     for number in range(7):
         folder = tmp_path / "photos" / ("sub" if number > 4 else "")
@@ -21,7 +17,7 @@ def photos(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def pairs(tmp_path: Path) -> dict[str, str]:
+def pairs(tmp_path):
     """Three pairs of files whose HR images are the LR ones with every pixel repeated."""
     for number in range(3):
         lr = np.random.default_rng(number).integers(0, 256, (24, 20, 3), dtype=np.uint8)
@@ -31,7 +27,7 @@ def pairs(tmp_path: Path) -> dict[str, str]:
 
 
 @pytest.fixture
-def make_data(photos: Path) -> Callable[..., Any]:
+def make_data(photos):
     """RealESRGANDataModule with tiny settings, overridden by keywords."""
     from morsr.data import RealESRGANDataModule
 

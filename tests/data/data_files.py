@@ -1,7 +1,5 @@
 """Images that the tests of the data write."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

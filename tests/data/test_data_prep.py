@@ -1,12 +1,8 @@
 """The script that cuts photographs: what it writes, starting it again, and what it refuses."""
 
-from __future__ import annotations
-
 import importlib.util
 import sys
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,11 +12,10 @@ from jsonargparse import auto_cli
 from morsr.imaging import read_rgb
 
 SIZES = ["--size=32", "--step=24", "--slack=4"]
-Cut = Callable[..., int]
 
 
 @pytest.fixture
-def cut(repo_root: Path, monkeypatch: pytest.MonkeyPatch) -> Cut:
+def cut(repo_root, monkeypatch):
     """The script's command line in this process; it returns the exit code."""
     spec = importlib.util.spec_from_file_location("cut_subimages", repo_root / "data_prep" / "cut_subimages.py")
     assert spec is not None
@@ -32,7 +27,7 @@ def cut(repo_root: Path, monkeypatch: pytest.MonkeyPatch) -> Cut:
     return lambda *arguments: auto_cli(script.main, args=[*map(str, arguments), "--workers=1"], as_positional=True)
 
 
-def test_sub_images_cover_the_photograph(cut: Cut, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_sub_images_cover_the_photograph(cut, photos, tmp_path, capsys):
     out = tmp_path / "out"
     (photos / "photo1.png").write_bytes(b"damaged")
     save(photos / "small.png", smooth(20, 90, 0))
@@ -52,7 +47,7 @@ def test_sub_images_cover_the_photograph(cut: Cut, photos: Path, tmp_path: Path,
     assert made["photo6_32_0000_0000.png"].stat().st_mtime_ns == kept
 
 
-def test_what_cannot_be_cut_is_refused_before_anything_is_written(cut: Cut, photos: Path, tmp_path: Path):
+def test_what_cannot_be_cut_is_refused_before_anything_is_written(cut, photos, tmp_path):
     before, out = sorted(photos.rglob("*")), tmp_path / "out"
     assert cut(photos, photos / "out") == cut(photos, out, "--step=9999") == cut(tmp_path / "absent", out) == 2
     assert sorted(photos.rglob("*")) == before

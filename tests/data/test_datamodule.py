@@ -1,9 +1,6 @@
 """RealESRGANDataModule: its batches, resuming, several devices, and what is refused or found missing."""
 
-from __future__ import annotations
-
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -18,7 +15,6 @@ from morsr.data import RealESRGANDataModule, degraded_pairs
 from morsr.degradation import DegradationRecipe, apply, true_severity
 from morsr.errors import ConfigError, InputError
 
-Make = Callable[..., RealESRGANDataModule]
 Batch = dict[str, Any]
 
 
@@ -77,7 +73,7 @@ def assert_same(one: list[Batch], two: list[Batch]) -> None:
 
 
 @pytest.fixture
-def mixed(photos: Path, pairs: dict[str, str], tmp_path: Path) -> dict[str, Any]:
+def mixed(photos, pairs, tmp_path):
     """Sources of unequal weights, pairs, synthetic images, a file that is damaged and one that is too small."""
     for number in range(3):
         save(tmp_path / "more" / f"m{number}.png", smooth(40, 48, 10 + number))
@@ -90,7 +86,7 @@ def mixed(photos: Path, pairs: dict[str, str], tmp_path: Path) -> dict[str, Any]
 # ------------------------------------------------------------------------------------------------------------ batches
 
 
-def test_a_training_batch_is_the_recipe_applied_to_its_crops(make_data: Make):
+def test_a_training_batch_is_the_recipe_applied_to_its_crops(make_data):
     (batch,) = batches(make_data(dead_leaves=0.5, recipe="realesrgan"), 1)
     assert set(batch) == {"hr", "lr", "stem", "key", "severity", "parameters"}
     assert (batch["hr"].shape, batch["lr"].shape) == ((4, 3, 32, 32), (4, 3, 8, 8))
@@ -104,7 +100,7 @@ def test_a_training_batch_is_the_recipe_applied_to_its_crops(make_data: Make):
     torch.testing.assert_close(batch["parameters"].key, batch["key"])
 
 
-def test_pairs_of_files_keep_their_lr_images(make_data: Make, mixed: dict[str, Any]):
+def test_pairs_of_files_keep_their_lr_images(make_data, mixed):
     kinds = set()
     for usm in (False, True):
         for batch in batches(make_data(**mixed, usm=usm), 8):
@@ -118,14 +114,14 @@ def test_pairs_of_files_keep_their_lr_images(make_data: Make, mixed: dict[str, A
 
 
 @pytest.mark.parametrize("change", [{"num_workers": 2}, {"cache_mb": 512}], ids=str)
-def test_workers_and_memory_change_nothing(make_data: Make, mixed: dict[str, Any], change: dict[str, Any]):
+def test_workers_and_memory_change_nothing(make_data, mixed, change):
     one, other = make_data(**mixed), make_data(**{**mixed, **change})
     assert_same(batches(one, 10), batches(other, 10))
     assert sorted(Path(path).name for path in other.skipped) == ["photo1.png", "small.png"]
     assert one.skipped == other.skipped
 
 
-def test_windows_are_cut_from_the_degraded_crops(make_data: Make):
+def test_windows_are_cut_from_the_degraded_crops(make_data):
     whole, cut = batches(make_data(crop_size=64), 2), batches(make_data(crop_size=64, patch_size=32), 2)
     places = set()
     for one, other in zip(whole, cut, strict=True):
@@ -143,7 +139,7 @@ def test_windows_are_cut_from_the_degraded_crops(make_data: Make):
     assert len(places) > 4
 
 
-def test_usm_sharpens_the_target_once(make_data: Make):
+def test_usm_sharpens_the_target_once(make_data):
     from morsr.functional.corrupt import unsharp_mask
 
     Path("sharp.yaml").write_text("sharpen: true\n")
@@ -153,13 +149,8 @@ def test_usm_sharpens_the_target_once(make_data: Make):
     assert not sharp["parameters"].sharpen.any()
 
 
-def test_synthetic_images_alone_need_no_source(make_data: Make):
-    (batch,) = batches(make_data(train=[], dead_leaves=1.0), 1)
-    assert len({stem for stem in batch["stem"] if stem.startswith("dead_leaves_")}) == 4
-
-
 @pytest.mark.parametrize("use", ["validate", "test"])
-def test_evaluation_batches(make_data: Make, photos: Path, pairs: dict[str, str], use: str):
+def test_evaluation_batches(make_data, photos, pairs, use):
     (photos / "photo1.png").write_bytes(b"damaged")
     (Path(pairs["lr"]) / "1.png").write_bytes((Path(pairs["lr"]) / "1.png").read_bytes()[:-40])
     sources = [str(photos), {**pairs, "name": "cameras"}, {"lr": "a/LR", "hr": "a/HR", "optional": True}]
@@ -186,7 +177,7 @@ def test_evaluation_batches(make_data: Make, photos: Path, pairs: dict[str, str]
         data.teardown(use)  # named once
 
 
-def test_pairs_of_a_script_are_those_of_the_data_module(make_data: Make, photos: Path):
+def test_pairs_of_a_script_are_those_of_the_data_module(make_data, photos):
     pairs = degraded_pairs([str(photos)], [1, 2], "light", multiple=32)
     assert [pair.stem for pair in pairs][:3] == ["photo0_s1", "photo0_s2", "photo1_s1"]
     data = make_data(val=str(photos), val_seeds=[1, 2], val_multiple=32)
@@ -197,7 +188,7 @@ def test_pairs_of_a_script_are_those_of_the_data_module(make_data: Make, photos:
         assert (pair.key, pair.image) == (int(batch["key"]), batch["image"][0])
 
 
-def test_images_of_one_size_share_a_batch_and_others_do_not(make_data: Make, photos: Path):
+def test_images_of_one_size_share_a_batch_and_others_do_not(make_data, photos):
     data = make_data(val=str(photos), val_batch_size=7)
     with pytest.raises(ConfigError, match="val_batch_size"):
         list(data.val_dataloader())
@@ -211,7 +202,7 @@ class Echo(L.LightningModule):
         return batch
 
 
-def test_predict_batches(make_data: Make, photos: Path):
+def test_predict_batches(make_data, photos):
     found: Any = trainer().predict(Echo(), make_data(predict=str(photos)))
     assert [batch["stem"] for batch in found] == [[f"photo{number}"] for number in range(7)]
     assert [batch["lr"].shape for batch in found] == [(1, 3, 64, 72 + 4 * number) for number in range(7)]
@@ -220,24 +211,7 @@ def test_predict_batches(make_data: Make, photos: Path):
 # ---------------------------------------------------------------------------------------------------- order and resume
 
 
-@pytest.mark.parametrize("use", [None, "validate", "fit"])
-def test_a_loop_of_ones_own_sees_new_samples_in_every_epoch(make_data: Make, photos: Path, tmp_path: Path, use):
-    data, seen = make_data(val=[str(photos)]), []
-    if use == "fit":
-        seen = [tuple(keys) for keys, _ in fit(data, tmp_path, steps=6, limit_val_batches=1).seen]
-    elif use == "validate":
-        trainer().validate(Recorder(), data, verbose=False)
-    else:
-        data.setup("fit")
-    data.train_dataloader()  # one that nobody reads uses no epoch up
-    own = [tuple(batch["key"].tolist()) for _ in range(3) for batch in data.train_dataloader()]
-    assert len(own) == 12
-    assert len({*seen, *own}) == len(seen) + 12
-    again = fit(data, tmp_path, steps=4, limit_val_batches=1).seen
-    assert [keys for keys, _ in again] == [batch["key"].tolist() for batch in batches(make_data(), 4)]
-
-
-def test_a_resumed_run_sees_what_a_straight_one_sees(make_data: Make, mixed: dict[str, Any], tmp_path: Path):
+def test_a_resumed_run_sees_what_a_straight_one_sees(make_data, mixed, tmp_path):
     mixed["samples_per_epoch"] = 16
     run = fit(make_data(**mixed), tmp_path, steps=7)
     assert run.epochs == [0] * 4 + [1] * 3
@@ -248,7 +222,7 @@ def test_a_resumed_run_sees_what_a_straight_one_sees(make_data: Make, mixed: dic
         assert head + tail == run.seen
 
 
-def test_resume_from_a_checkpoint_written_during_validation(make_data: Make, tmp_path: Path, photos: Path):
+def test_resume_from_a_checkpoint_written_during_validation(make_data, tmp_path, photos):
     from lightning.pytorch.callbacks import ModelCheckpoint
 
     settings = {"val": [str(photos)]}
@@ -260,7 +234,7 @@ def test_resume_from_a_checkpoint_written_during_validation(make_data: Make, tmp
     assert fit(make_data(**settings, num_workers=1), tmp_path, steps=7, resume=kept, **checks).seen == straight[3:]
 
 
-def test_everything_that_changes_samples_is_reported_on_resume(make_data: Make, photos: Path, tmp_path: Path):
+def test_everything_that_changes_samples_is_reported_on_resume(make_data, photos, tmp_path):
     fit(make_data(), tmp_path, steps=1)
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="samples will differ")
@@ -276,7 +250,7 @@ def test_everything_that_changes_samples_is_reported_on_resume(make_data: Make, 
     assert all(f"{name} " in text for name in (*changed, "images"))
 
 
-def test_two_devices_see_together_what_one_sees_with_both_batches(make_data: Make, mixed: dict[str, Any]):
+def test_two_devices_see_together_what_one_sees_with_both_batches(make_data, mixed):
     mixed["samples_per_epoch"] = 16
     whole = make_data(**mixed, batch_size=8)
     whole.setup("fit")
@@ -318,7 +292,7 @@ BAD: list[tuple[dict[str, Any], str, type[Exception]]] = [
 
 
 @pytest.mark.parametrize(("settings", "stage", "error"), BAD, ids=str)
-def test_wrong_settings_are_refused(make_data: Make, settings: dict[str, Any], stage: str, error: type[Exception]):
+def test_wrong_settings_are_refused(make_data, settings, stage, error):
     def make() -> None:
         made = make_data(**settings)
         if stage:
@@ -329,33 +303,20 @@ def test_wrong_settings_are_refused(make_data: Make, settings: dict[str, Any], s
 
 
 @pytest.mark.parametrize("settings", [settings for settings, _, _ in BAD[:-2]], ids=str)
-def test_what_a_run_would_refuse_is_missing_before_it(settings: dict[str, Any], photos: Path):
+def test_what_a_run_would_refuse_is_missing_before_it(settings, photos):
     given = {"train": [str(photos)], "val_multiple": 16, "test": "photos", **settings}
     assert RealESRGANDataModule.missing(**given)
 
 
-def test_complete_data_lack_nothing(photos: Path, pairs: dict[str, str], monkeypatch: pytest.MonkeyPatch):
+def test_complete_data_lack_nothing(photos, pairs, monkeypatch):
     monkeypatch.setattr("PIL.Image.open", lambda *_, **__: pytest.fail("a file was opened"))
     sources = [str(photos), pairs, {"source": "absent", "optional": True}]
     assert RealESRGANDataModule.missing(train=sources, val=sources, test="skimage:eval", predict="photos") == []
     assert RealESRGANDataModule.missing(train="absent", dead_leaves=1.0) == []
 
 
-def test_a_recipe_of_ones_own_is_named_by_its_class(make_data: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    Path("mine_recipe.py").write_text(
-        "from morsr.degradation import DegradationRecipe\n\n\n"
-        "class Mine:\n    def sample(self, keys):\n        return DegradationRecipe.load('light').sample(keys)\n"
-    )
-    monkeypatch.syspath_prepend(str(tmp_path))
-    (own,), (ours,) = batches(make_data(recipe="mine_recipe.Mine"), 1), batches(make_data(), 1)
-    assert torch.equal(own["lr"], ours["lr"])
-    for wrong in ("mine_recipe.Other", "absent.Mine"):
-        with pytest.raises(ConfigError):
-            make_data(recipe=wrong).setup("fit")
-
-
 @pytest.mark.parametrize("stage", ["validate", "test"])
-def test_nothing_to_validate_or_test_is_an_error(make_data: Make, tmp_path: Path, stage: str):
+def test_nothing_to_validate_or_test_is_an_error(make_data, tmp_path, stage):
     absent = {"lr": "LR", "hr": "HR", "optional": True}
     data = make_data(val=[absent], test=[absent])
     with pytest.raises(InputError):
@@ -363,36 +324,8 @@ def test_nothing_to_validate_or_test_is_an_error(make_data: Make, tmp_path: Path
     fit(data, tmp_path, steps=1)  # a training goes on without
 
 
-TEXTS = {
-    "--data.train=photos": ("train", ["photos"]),
-    "--data.train=[a, {source: b, weight: 2}]": ("train", ["a", {"source": "b", "weight": 2}]),
-    "--data.val={lr: a, hr: b}": None,
-    "--data.dead_leaves=1.5": None,
-    "--data.recipe=light": ("recipe", "light"),
-}
-
-
-@pytest.mark.parametrize("text", TEXTS)
-def test_settings_from_the_command_line(text: str, tmp_path: Path):
-    from lightning.pytorch.cli import LightningCLI
-
-    def parse() -> Any:
-        return LightningCLI(
-            Recorder, L.LightningDataModule, subclass_mode_data=True, run=False, save_config_callback=None,
-            args=["--data=morsr.data.RealESRGANDataModule", text, "--trainer.logger=false"],
-        ).datamodule  # fmt: skip
-
-    expected = TEXTS[text]
-    if expected is None:
-        with pytest.raises(SystemExit):
-            parse()
-    else:
-        data = parse()
-        assert {**vars(data), **data.sources}[expected[0]] == expected[1]
-
-
 @pytest.mark.skipif(not torch.accelerator.is_available(), reason="needs an accelerator")
-def test_a_batch_is_made_on_the_device(make_data: Make):
+def test_a_batch_is_made_on_the_device(make_data):
     data = make_data(dead_leaves=0.5)
     data.setup("fit")
     raw = next(iter(data.train_dataloader()))

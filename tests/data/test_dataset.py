@@ -1,7 +1,5 @@
 """Which sample comes when: every image in its turn, on any number of workers and devices; hostile files."""
 
-from __future__ import annotations
-
 import os
 from collections import Counter
 from pathlib import Path
@@ -15,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from morsr.data.dataset import EpochSampler, EvaluationImages, PassOrder, TrainingCrops, image_key, synthetic_before
+from morsr.data.dataset import EvaluationImages, PassOrder, TrainingCrops, image_key
 from morsr.data.sources import Photo, find_photos
 from morsr.errors import InputError
 
@@ -25,7 +23,7 @@ def crops(photos: Any, **settings: Any) -> TrainingCrops:
 
 
 @given(weights=st.lists(st.floats(0.01, 100), min_size=1, max_size=20), seed=st.integers(0, 2**64 - 1))
-def test_images_come_as_often_as_their_weights_say(weights: list[float], seed: int):
+def test_images_come_as_often_as_their_weights_say(weights, seed):
     order, count = PassOrder(np.array(weights), seed), len(weights)
     for start in (0, count, 5 * count):
         shown = Counter(order(start + place) for place in range(count))
@@ -35,32 +33,7 @@ def test_images_come_as_often_as_their_weights_say(weights: list[float], seed: i
     assert sorted(equal(place) for place in range(count)) == list(range(count))
 
 
-def test_passes_differ_and_do_not_depend_on_what_was_asked_before():
-    order = PassOrder(np.ones(50), 3)
-    first, second = [order(n) for n in range(50)], [order(n) for n in range(50, 100)]
-    assert first != second
-    fresh = PassOrder(np.ones(50), 3)
-    assert [fresh(n) for n in reversed(range(100))] == (first + second)[::-1]
-    assert [PassOrder(np.ones(50), 4)(n) for n in range(50)] != first
-
-
-@given(share=st.floats(0, 1), start=st.integers(0, 10**6), length=st.integers(1, 64))
-def test_synthetic_samples_are_spread_evenly(share: float, start: int, length: int):
-    made = synthetic_before(start + length, share) - synthetic_before(start, share)
-    assert abs(made - share * length) < 1 + 1e-6
-
-
-def test_iterators_are_epochs_and_devices_share_them_in_whole_batches():
-    sampler = EpochSampler(batches=3, batch_size=2)
-    assert len(sampler) == 6
-    assert list(sampler) + list(sampler) == list(range(12))
-    resumed = EpochSampler(batches=3, batch_size=2, epoch=1, start=2)
-    assert list(resumed) + list(resumed) == [10, 11, *range(12, 18)]
-    ranks = [list(EpochSampler(batches=2, batch_size=3, epoch=1, replicas=2, rank=rank)) for rank in (0, 1)]
-    assert ranks == [[12, 13, 14, 18, 19, 20], [15, 16, 17, 21, 22, 23]]
-
-
-def test_a_sample_is_a_function_of_its_number(photos: Path):
+def test_a_sample_is_a_function_of_its_number(photos):
     one, two = (crops(find_photos(str(photos)), synthetic=0.25, cache_mb=mb) for mb in (0, 1))
     numbers = [5, 29, 5, 100, 3]
     together, apart = one.__getitems__(numbers), [two[number] for number in reversed(numbers)][::-1]
@@ -72,7 +45,7 @@ def test_a_sample_is_a_function_of_its_number(photos: Path):
     assert int(crops(find_photos(str(photos)), seed=4)[0]["key"]) != int(one[0]["key"])
 
 
-def test_every_photograph_comes_once_before_one_comes_again(photos: Path):
+def test_every_photograph_comes_once_before_one_comes_again(photos):
     data = crops(find_photos(str(photos)), samples=16, synthetic=0.5)
     stems = [data[number]["stem"] for number in range(28)]
     shown = [stem for stem in stems if stem.startswith("photo")]
@@ -81,7 +54,7 @@ def test_every_photograph_comes_once_before_one_comes_again(photos: Path):
     assert len({stem for stem in stems if stem.startswith("dead_leaves_")}) == 14
 
 
-def test_a_crop_is_a_window_of_its_photograph(photos: Path):
+def test_a_crop_is_a_window_of_its_photograph(photos):
     plain = crops(find_photos(str(photos)), flips=False, turns=False)
     for number in range(8):
         item = plain[number]
@@ -94,7 +67,7 @@ def test_a_crop_is_a_window_of_its_photograph(photos: Path):
         assert any(not torch.equal(varied[number]["hr"], plain[number]["hr"]) for number in range(8)), change
 
 
-def test_both_images_of_a_pair_are_cropped_and_turned_together(pairs: dict[str, str]):
+def test_both_images_of_a_pair_are_cropped_and_turned_together(pairs):
     data = crops(find_photos(pairs))
     found = [data[number] for number in range(16)]
     for item in found:
@@ -117,7 +90,7 @@ def hostile(photos: Path) -> None:
     save(photos / "small.png", smooth(20, 90, 0))
 
 
-def test_files_that_cannot_be_used_are_passed_over_and_named(photos: Path):
+def test_files_that_cannot_be_used_are_passed_over_and_named(photos):
     hostile(photos)
     os.mkfifo(photos / "pipe.png")
     data = crops(find_photos(str(photos)))
@@ -127,7 +100,7 @@ def test_files_that_cannot_be_used_are_passed_over_and_named(photos: Path):
     assert named == {"empty.png", "text.jpg", "cut.png", "flipped.png", "script.png", "other.jpg", "small.png"}
 
 
-def test_no_usable_file_is_an_error(photos: Path, pairs: dict[str, str]):
+def test_no_usable_file_is_an_error(photos, pairs):
     for path in photos.rglob("*.png"):
         path.unlink()
     save(photos / "a.png", smooth(64, 64, 0))
@@ -140,7 +113,7 @@ def test_no_usable_file_is_an_error(photos: Path, pairs: dict[str, str]):
         crops(find_photos(str(photos)), crop_size=68)[0]
 
 
-def test_several_devices_count_every_image_once(photos: Path):
+def test_several_devices_count_every_image_once(photos):
     images = EvaluationImages(find_photos(str(photos)), [0], multiple=16, devices=2)
     shares = [[images[place] for place in range(rank, len(images), 2)] for rank in range(2)]
     assert [len(share) for share in shares] == [4, 4], "devices wait for each other after every batch"

@@ -1,7 +1,5 @@
 """Sources: which files they name, what the images are called, and what is refused."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 from typing import Any
@@ -21,7 +19,7 @@ def found(source: Any, root: Path) -> dict[str, str]:
     return {photo.stem: os.path.relpath(photo.hr, root) for photo in find_photos(source)}
 
 
-def test_a_folder_is_searched_with_its_subfolders(photos: Path):
+def test_a_folder_is_searched_with_its_subfolders(photos):
     (photos / "notes.txt").write_text("no image")
     for name in (".hidden.png", "contact_sheet.png", ".cache/copy.png"):
         save(photos / name, GRAY)
@@ -33,7 +31,7 @@ def test_a_folder_is_searched_with_its_subfolders(photos: Path):
     assert {(photo.source, photo.weight, photo.lr) for photo in find_photos(str(photos))} == {("photos", 1.0, None)}
 
 
-def test_images_that_share_a_stem_are_called_by_their_paths(tmp_path: Path):
+def test_images_that_share_a_stem_are_called_by_their_paths(tmp_path):
     names = {"x/1.png": "x/1_png", "y/1.png": "y/1_png", "y/2.png": "2", "z/3.png": "z/3_png", "z/3.bmp": "z/3_bmp"}
     for name in names:
         save(tmp_path / "in" / name, GRAY)
@@ -55,7 +53,7 @@ def test_images_that_share_a_stem_are_called_by_their_paths(tmp_path: Path):
         ("no ending (480,480,3)", "no ending (480,480,3)"),
     ],
 )
-def test_a_list_has_a_path_a_line_and_numbers_behind_it_are_cut_off(tmp_path: Path, line: str, name: str):
+def test_a_list_has_a_path_a_line_and_numbers_behind_it_are_cut_off(tmp_path, line, name):
     Path("list.txt").write_text(f"# chosen\n\n{line}\n", encoding="utf-8-sig")
     assert [photo.hr for photo in find_photos("list.txt")] == [name]
     assert [photo.hr for photo in find_photos({"source": "list.txt", "root": "r"})] == [f"r/{name}"]
@@ -68,7 +66,7 @@ def test_embedded_photographs_are_these_and_no_others():
     assert find_photos("skimage:train")[6].read()[0].shape == (512, 512, 3)
 
 
-def test_folders_are_paired_by_stem(pairs: dict[str, str]):
+def test_folders_are_paired_by_stem(pairs):
     Path(pairs["hr"], "1.png").rename(Path(pairs["hr"], "1.bmp"))
     photos = find_photos({**pairs, "name": "N", "weight": 3})
     assert [Path(photo.hr).name for photo in photos] == ["0.png", "1.bmp", "2.png"]
@@ -82,7 +80,7 @@ def test_folders_are_paired_by_stem(pairs: dict[str, str]):
     np.testing.assert_array_equal(hr, pair.hr[24:72, 16:64])
 
 
-def test_an_optional_source_may_be_missing(pairs: dict[str, str], photos: Path):
+def test_an_optional_source_may_be_missing(pairs, photos):
     assert find_photos({"lr": "absent", "hr": "absent", "optional": True}) == []
     assert find_photos({"source": "absent", "optional": True}) == []
     assert len(find_photos({**pairs, "optional": True})) == 3
@@ -106,11 +104,11 @@ def test_crops_are_central_and_multiples():
         ("skimage:eval", "embedded"),
     ],
 )
-def test_names_of_sources(source: Any, name: str):
+def test_names_of_sources(source, name):
     assert source_name(source) == name
 
 
-def test_folders_that_are_named_from_within_take_the_name_of_the_folder_around_them(tmp_path: Path):
+def test_folders_that_are_named_from_within_take_the_name_of_the_folder_around_them(tmp_path):
     assert source_name({"lr": "LR", "hr": "HR"}) == source_name(".") == tmp_path.name
 
 
@@ -143,7 +141,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("case", BAD)
-def test_bad_sources_are_refused(case: str):
+def test_bad_sources_are_refused(case):
     for name in ("one/a.png", "two/b.png", "two/b.bmp"):
         save(Path(name), GRAY)
     Path("empty").mkdir()

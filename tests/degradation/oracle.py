@@ -1,7 +1,5 @@
 """basicsr 1.4.2 as the reference of the degradation tests: its operators, and our chain made of them."""
 
-from __future__ import annotations
-
 import importlib
 import math
 import random

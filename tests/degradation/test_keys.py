@@ -1,7 +1,5 @@
 """Keyed random numbers: golden values, and independence of batch mates."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch
@@ -12,7 +10,7 @@ from scipy import stats
 from morsr.degradation.keys import STEP, mix, noise_seed, sample_keys, uniforms
 
 
-def test_mix_is_splitmix64() -> None:
+def test_mix_is_splitmix64():
     # The first three outputs of the published generator started at 0; its state is the step times 1, 2, 3.
     states = torch.arange(1, 4, dtype=torch.int64) * STEP
     expected = [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4, 0x06C45D188009454F]
@@ -21,14 +19,14 @@ def test_mix_is_splitmix64() -> None:
 
 @settings(deadline=None, max_examples=20)
 @given(st.lists(st.integers(-(2**63), 2**63 - 1), min_size=1, max_size=8))
-def test_a_draw_depends_on_its_own_key_alone(keys: list[int]) -> None:
+def test_a_draw_depends_on_its_own_key_alone(keys):
     together = uniforms(torch.tensor(keys), 7)
     assert bool(((together >= 0) & (together < 1)).all())
     for place, key in enumerate(keys):
         torch.testing.assert_close(together[place], uniforms(torch.tensor([key]), 7)[0], rtol=0, atol=0)
 
 
-def test_draws_are_uniform_and_uncorrelated() -> None:
+def test_draws_are_uniform_and_uncorrelated():
     draws = uniforms(torch.arange(20_000), 8).numpy()
     for column in draws.T:
         assert stats.kstest(column, "uniform").pvalue > 1e-4
@@ -37,7 +35,7 @@ def test_draws_are_uniform_and_uncorrelated() -> None:
     assert abs(np.corrcoef(draws[:-1, 0], draws[1:, 0])[0, 1]) < 0.04  # neighbouring keys
 
 
-def test_sample_keys_differ_in_every_argument() -> None:
+def test_sample_keys_differ_in_every_argument():
     index = torch.arange(500)
     keys = torch.cat([sample_keys(seed, epoch, index) for seed in (0, 1, -3) for epoch in (0, 1)])
     assert keys.unique().numel() == keys.numel()
@@ -45,7 +43,7 @@ def test_sample_keys_differ_in_every_argument() -> None:
 
 
 @pytest.mark.parametrize("key", [0, -1, 2**63 - 1, -(2**63)])
-def test_noise_seeds_fit_a_cpu_generator_and_differ(key: int) -> None:
+def test_noise_seeds_fit_a_cpu_generator_and_differ(key):
     seeds = {noise_seed(key, draw) for draw in range(4)}
     assert len(seeds) == 4
     assert all(0 <= seed < 2**32 for seed in seeds)

@@ -1,7 +1,5 @@
 """Every operator against an independent one: basicsr, libjpeg by Pillow, torch's interpolate, scipy."""
 
-from __future__ import annotations
-
 import io
 import math
 
@@ -21,7 +19,7 @@ from morsr.functional import corrupt, kernels
 
 
 @pytest.fixture(scope="module")
-def photograph() -> Tensor:
+def photograph():
     """(1, 3, 192, 160) crop of a photograph with edges, flat parts and saturated colour."""
     from skimage import data
 
@@ -40,7 +38,7 @@ def _psnr(first: Tensor, second: Tensor) -> float:
 # kernels and filters
 
 
-def test_kernels_equal_basicsr() -> None:
+def test_kernels_equal_basicsr():
     parameters = DegradationRecipe().sample(torch.arange(120))
     for blur in (parameters.first.blur, parameters.second.blur, parameters.final.blur):
         torch.testing.assert_close(kernels.blur_kernels(**vars(blur)), oracle.kernels(blur), rtol=0, atol=1e-6)
@@ -48,7 +46,7 @@ def test_kernels_equal_basicsr() -> None:
 
 
 @given(st.integers(0, 2**40))
-def test_kernels_sum_to_one_and_keep_to_their_size(key: int) -> None:
+def test_kernels_sum_to_one_and_keep_to_their_size(key):
     blur = DegradationRecipe().sample(torch.tensor([key])).first.blur
     kernel = kernels.blur_kernels(**vars(blur))[0]
     assert kernel.sum().item() == pytest.approx(1, abs=1e-5)
@@ -59,7 +57,7 @@ def test_kernels_sum_to_one_and_keep_to_their_size(key: int) -> None:
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 64, 80), (2, 3, 45, 33), (2, 1, 97, 64)])
-def test_filter_equals_basicsr(shape: tuple[int, ...]) -> None:
+def test_filter_equals_basicsr(shape):
     images = torch.rand(shape, generator=_generator())
     every = kernels.blur_kernels(**vars(DegradationRecipe().sample(torch.arange(40)).first.blur))
     for pair in every.split(2):
@@ -71,7 +69,7 @@ def test_filter_equals_basicsr(shape: tuple[int, ...]) -> None:
 
 
 @given(st.integers(1, 30), st.integers(1, 30))
-def test_reflect_pad_is_numpys(height: int, width: int) -> None:
+def test_reflect_pad_is_numpys(height, width):
     images = torch.rand(1, 2, height, width, generator=_generator())
     expected = np.pad(images.numpy(), ((0, 0), (0, 0), (10, 10), (10, 10)), mode="reflect")
     torch.testing.assert_close(kernels.reflect_pad(images, 10).numpy(), expected, rtol=0, atol=0)
@@ -82,7 +80,7 @@ def test_reflect_pad_is_numpys(height: int, width: int) -> None:
 
 @pytest.mark.parametrize("mode", corrupt.RESIZE_MODES)
 @pytest.mark.parametrize("scale", [0.15, 0.37, 0.99, 1.0, 1.13, 1.5])
-def test_resize_equals_interpolate(mode: str, scale: float) -> None:
+def test_resize_equals_interpolate(mode, scale):
     images = torch.rand(1, 3, 61, 48, generator=_generator())
     expected = F.interpolate(images, scale_factor=scale, mode=mode)
     size = (expected.shape[-2], expected.shape[-1])
@@ -91,7 +89,7 @@ def test_resize_equals_interpolate(mode: str, scale: float) -> None:
     torch.testing.assert_close(corrupt.resize(images, (31, 77), mode), expected, rtol=0, atol=1e-6)
 
 
-def test_unsharp_mask_equals_basicsr(photograph: Tensor) -> None:
+def test_unsharp_mask_equals_basicsr(photograph):
     sharpened, expected = corrupt.unsharp_mask(photograph), oracle.UTILS.USMSharp()(photograph)
     assert (sharpened - photograph).abs().max() > 0.05
     # A difference that lies on the threshold may fall to either side: one pixel of the mask weighs under 5e-4.
@@ -103,7 +101,7 @@ def test_unsharp_mask_equals_basicsr(photograph: Tensor) -> None:
 
 
 @pytest.mark.parametrize("gray", [False, True])
-def test_gaussian_noise_has_its_deviation(gray: bool) -> None:
+def test_gaussian_noise_has_its_deviation(gray):
     image = torch.full((1, 3, 256, 256), 0.5)
     noise = (corrupt.add_gaussian_noise(image, 12.0, gray=gray, generator=_generator(3)) - image) * 255
     assert noise.mean().abs() < 0.24
@@ -113,7 +111,7 @@ def test_gaussian_noise_has_its_deviation(gray: bool) -> None:
 
 @pytest.mark.parametrize("gray", [False, True])
 @pytest.mark.parametrize("levels", [256, 40])
-def test_poisson_noise_agrees_with_basicsr(gray: bool, levels: int) -> None:
+def test_poisson_noise_agrees_with_basicsr(gray, levels):
     ramp = torch.linspace(0, 1, levels).mul(255).round().div(255).repeat_interleave(1024 // levels + 1)[:1024]
     image = ramp.view(1, 1, 1, -1).expand(1, 3, 600, -1).contiguous() * 0.5 + 0.25  # away from the clamp
     image = image.mul(255).round().div(255)
@@ -132,7 +130,7 @@ def test_poisson_noise_agrees_with_basicsr(gray: bool, levels: int) -> None:
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0])
-def test_saturated_images_keep_poisson_noise_in_range(value: float) -> None:
+def test_saturated_images_keep_poisson_noise_in_range(value):
     image = torch.full((1, 3, 32, 32), value)
     noisy = corrupt.add_poisson_noise(image, 3.0, gray=False, generator=_generator())
     assert bool(((noisy >= 0) & (noisy <= 1)).all())
@@ -152,14 +150,14 @@ def _libjpeg(image: Tensor, quality: int) -> tuple[Tensor, dict[int, list[int]]]
 
 
 @pytest.mark.parametrize("quality", [1, 30, 49, 50, 75, 95, 100])
-def test_jpeg_tables_equal_libjpegs(quality: int, photograph: Tensor) -> None:
+def test_jpeg_tables_equal_libjpegs(quality, photograph):
     _, expected = _libjpeg(photograph, quality)
     for place, ours in enumerate(corrupt.jpeg_tables(torch.tensor([float(quality)]))):
         assert ours[0].flatten().int().tolist() == list(expected[place])
 
 
 @pytest.mark.parametrize("quality", [30.0, 62.3, 95.0])
-def test_jpeg_equals_basicsr_by_its_tables(quality: float, photograph: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_jpeg_equals_basicsr_by_its_tables(quality, photograph, monkeypatch):
     images = torch.cat([photograph, photograph.flip(-1)])
     qualities = torch.tensor([quality, 80.0])
     monkeypatch.setattr(corrupt, "jpeg_tables", oracle.jpeg_tables)
@@ -167,16 +165,6 @@ def test_jpeg_equals_basicsr_by_its_tables(quality: float, photograph: Tensor, m
     # A coefficient that lies on a rounding edge may fall to either side: all but a few blocks agree to 1e-5.
     assert (ours - expected).abs().quantile(0.97).item() < 1e-5
     assert _psnr(ours, expected) > 60
-
-
-@pytest.mark.parametrize(("quality", "least"), [(30, 38.0), (60, 40.0), (80, 42.0), (95, 44.0)])
-@pytest.mark.parametrize("size", [(192, 160), (187, 150)])
-def test_jpeg_is_close_to_libjpeg(photograph: Tensor, quality: int, least: float, size: tuple[int, int]) -> None:
-    image = photograph[..., : size[0], : size[1]]
-    expected, _ = _libjpeg(image, quality)
-    ours = corrupt.jpeg(image, torch.tensor([float(quality)]))
-    assert _psnr(ours, expected) > least
-    assert _psnr(ours, image) == pytest.approx(_psnr(expected, image), abs=0.5)  # the loss is of the same size, too
 
 
 @pytest.mark.parametrize(
@@ -187,6 +175,6 @@ def test_jpeg_is_close_to_libjpeg(photograph: Tensor, quality: int, least: float
         lambda: kernels.blur_kernels(**{**vars(DegradationRecipe().sample(1).first.blur), "size": torch.tensor([8])}),
     ],
 )
-def test_what_no_operator_can_do_is_refused(call) -> None:
+def test_what_no_operator_can_do_is_refused(call):
     with pytest.raises(InputError):
         call()

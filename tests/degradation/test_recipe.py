@@ -1,7 +1,5 @@
 """Recipes: presets, files, checks, and what is drawn from them."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +19,7 @@ DRAWS = 20_000
 
 
 @pytest.fixture(scope="module")
-def draws() -> DegradationParameters:
+def draws():
     return DegradationRecipe.load("realesrgan").sample(sample_keys(1, 0, torch.arange(DRAWS)))
 
 
@@ -33,7 +31,7 @@ class Rain(DegradationRecipe):
         return replace(drawn, second=replace(drawn.second, jpeg_quality=torch.full_like(drawn.second.jpeg_quality, 7)))
 
 
-def test_presets_are_the_published_ones() -> None:
+def test_presets_are_the_published_ones():
     realesrgan, pisasr, s3diff = (DegradationRecipe.load(name) for name in ("realesrgan", "pisasr", "s3diff"))
     assert realesrgan == DegradationRecipe()
     second = realesrgan.second
@@ -46,7 +44,7 @@ def test_presets_are_the_published_ones() -> None:
     assert s3diff.second.blur == BlurRecipe(probability=0.5, sigma=(0.2, 1.0), **shapes)
 
 
-def test_the_hash_tells_settings_and_not_names(tmp_path: Path) -> None:
+def test_the_hash_tells_settings_and_not_names(tmp_path):
     recipes = [DegradationRecipe.load(name) for name in preset_names()]
     assert len({recipe.hash for recipe in recipes} | {Rain().hash}) == len(recipes) + 1
     assert replace(recipes[0], name="other").hash == recipes[0].hash
@@ -56,7 +54,7 @@ def test_the_hash_tells_settings_and_not_names(tmp_path: Path) -> None:
     assert len({recipe.hash for recipe in mixes}) == 3
 
 
-def test_a_recipe_by_file_or_class_path(tmp_path: Path) -> None:
+def test_a_recipe_by_file_or_class_path(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text("{first: {jpeg: [50, 60]}, single: {share: 0.5}}")
     mine = DegradationRecipe.load(path)
@@ -69,36 +67,23 @@ def test_a_recipe_by_file_or_class_path(tmp_path: Path) -> None:
     "text",
     [
         "first: {jpeg: [95, 30]}",
-        "first: {jpeg: [0, 30]}",
         "first: {jpeg: 50}",
-        "first: {jpeg: [low, 30]}",
         "first: {resize: {up: 0.5, down: 0.7, keep: 0.1}}",
-        "first: {resize: {range: [1.1, 1.5]}}",
-        "first: {blur: {kinds: [0.5, 0.5]}}",
         "first: {blur: {kinds: [0.5, 0.1, 0.1, 0.1, 0.1, 0.2]}}",
         "first: {blur: {sizes: [7, 20]}}",
-        "first: {blur: {sigma: [.nan, 1]}}",
         "first: {noise: {gray_probability: 1.2}}",
         "first: {noise: {sigmas: [1, 2]}}",
-        "first: 3",
         "second: {resize: {up: 0.5}}",
-        "jpeg_last_probability: 2",
         "jpg: 3",
-        "sharpen: maybe",
         "single: {share: 2}",
-        "single: {rain: [1, 2]}",
-        "- 1",
-        "mix: light",
         "mix: {light: 1.5}",
-        "mix: {light: 0}",
         "mix: {light: 0.7, camera: 0.5}",
-        "mix: {lite: 0.5}",
         "mix: {mixed: 0.5}",
         "mix: {./wrong.yaml: 0.1}",
         "first: {jpeg: [1",
     ],
 )
-def test_a_wrong_file_is_refused_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+def test_a_wrong_file_is_refused_in_one_line(tmp_path, monkeypatch, text):
     monkeypatch.chdir(tmp_path)
     Path("wrong.yaml").write_text(text)
     with pytest.raises(ConfigError, match=r"wrong\.yaml") as caught:
@@ -107,7 +92,7 @@ def test_a_wrong_file_is_refused_in_one_line(tmp_path: Path, monkeypatch: pytest
 
 
 @pytest.mark.parametrize("recipe", ["real-esrgan", "none.yaml", "nowhere.Rain", "torch.Tensor", "math.pi"])
-def test_what_is_no_recipe_is_refused(recipe: str) -> None:
+def test_what_is_no_recipe_is_refused(recipe):
     with pytest.raises(ConfigError):
         DegradationRecipe.load(recipe)
 
@@ -120,7 +105,7 @@ def _share(mask: Tensor, expected: float) -> None:
     assert abs(mask.double().mean().item() - expected) < spread
 
 
-def test_shares_are_those_of_the_recipe(draws: DegradationParameters) -> None:
+def test_shares_are_those_of_the_recipe(draws):
     first, second, final = draws.first, draws.second, draws.final
     for place, chance in enumerate(BlurRecipe().kinds):
         _share(first.blur.kind == place, 0.9 * chance)
@@ -144,7 +129,7 @@ def test_shares_are_those_of_the_recipe(draws: DegradationParameters) -> None:
     _share(first.blur.beta[plateau] == 1, 0.5)
 
 
-def test_ranges_are_kept_and_filled(draws: DegradationParameters) -> None:
+def test_ranges_are_kept_and_filled(draws):
     gaussian, small = draws.second.noise_kind == 0, draws.first.blur.size < 13
     for value, low, high in (
         (draws.first.blur.sigma_x, 0.2, 3.0),
@@ -177,7 +162,7 @@ def _columns(parameters: DegradationParameters) -> dict[str, np.ndarray]:
 
 @pytest.mark.parametrize("recipe", [DegradationRecipe(), DegradationRecipe(name="only", first=replace(
     DegradationRecipe().first, noise=NoiseRecipe(gaussian_probability=1.0)))])  # fmt: skip
-def test_no_two_drawn_numbers_are_correlated(recipe: DegradationRecipe) -> None:
+def test_no_two_drawn_numbers_are_correlated(recipe):
     """sigma_y from sigma_x's number, say, would make every anisotropic kernel isotropic, and keep every range."""
     columns = _columns(recipe.sample(sample_keys(4, 0, torch.arange(DRAWS))))
     # Levels of Gaussian and Poisson noise have ranges of their own, so the level goes with the kind.
@@ -187,7 +172,7 @@ def test_no_two_drawn_numbers_are_correlated(recipe: DegradationRecipe) -> None:
     assert abs(correlation[worst]) < 5 / math.sqrt(DRAWS), [list(columns)[place] for place in worst]
 
 
-def test_one_set_of_parameters_depends_on_its_key_alone() -> None:
+def test_one_set_of_parameters_depends_on_its_key_alone():
     recipe = DegradationRecipe.load("mixed_single")
     keys = sample_keys(3, 1, torch.arange(9))
     together = recipe.sample(keys)
@@ -196,7 +181,7 @@ def test_one_set_of_parameters_depends_on_its_key_alone() -> None:
     assert DegradationParameters.concatenate([together[:3], together[3:]]).to_jsonl() == together.to_jsonl()
 
 
-def test_a_change_of_one_setting_leaves_the_other_draws() -> None:
+def test_a_change_of_one_setting_leaves_the_other_draws():
     keys, plain = torch.arange(64), DegradationRecipe()
     changed = replace(plain.first, noise=NoiseRecipe(sigma=(0, 1)), resize=ResizeRecipe(range=(0.5, 1)))
     first, second = plain.sample(keys), replace(plain, first=changed).sample(keys)
@@ -205,7 +190,7 @@ def test_a_change_of_one_setting_leaves_the_other_draws() -> None:
     assert first.final.rows() == second.final.rows()
 
 
-def test_a_mix_draws_every_image_from_one_of_its_recipes(tmp_path: Path) -> None:
+def test_a_mix_draws_every_image_from_one_of_its_recipes(tmp_path):
     path = tmp_path / "mix.yaml"
     (tmp_path / "other.yaml").write_text("first: {jpeg: [1, 2]}")
     path.write_text(f"{{mix: {{light: 0.3, {tmp_path}/other.yaml: 0.2}}, sharpen: true}}")
@@ -221,7 +206,7 @@ def test_a_mix_draws_every_image_from_one_of_its_recipes(tmp_path: Path) -> None
         assert getattr(drawn[taken], part).rows() == getattr(light[taken], part).rows()
 
 
-def test_a_quarter_is_degraded_in_one_way_at_uniform_strength() -> None:
+def test_a_quarter_is_degraded_in_one_way_at_uniform_strength():
     keys = sample_keys(5, 0, torch.arange(DRAWS))
     drawn, plain = (DegradationRecipe.load(name).sample(keys) for name in ("mixed_single", "mixed"))
     single = drawn.first.jpeg_quality > 100
@@ -242,21 +227,14 @@ def test_a_quarter_is_degraded_in_one_way_at_uniform_strength() -> None:
             _share(uniform < edge, edge)
 
 
-def test_keys_from_a_generator() -> None:
-    recipe = DegradationRecipe()
-    first, second, third = (recipe.sample(5, generator=torch.Generator().manual_seed(seed)).key for seed in (1, 1, 2))
-    torch.testing.assert_close(first, second, rtol=0, atol=0)
-    assert not torch.equal(first, third)
-
-
 @pytest.mark.parametrize("keys", [0, -2, torch.zeros(3), torch.zeros(2, 2).long(), torch.zeros(0).long(), "9"])
-def test_wrong_keys_are_refused(keys: Any) -> None:
+def test_wrong_keys_are_refused(keys):
     with pytest.raises(InputError):
         DegradationRecipe().sample(keys)
 
 
 @pytest.mark.parametrize("text", ["", "{}", "not json", '{"key": 1}'])
-def test_wrong_json_lines_are_refused(text: str) -> None:
+def test_wrong_json_lines_are_refused(text):
     whole = DegradationRecipe().sample(torch.arange(1)).to_jsonl()
     for wrong in (text, whole.replace('"resize_mode": "', '"resize_mode": "x')):
         with pytest.raises(InputError):

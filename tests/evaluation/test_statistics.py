@@ -1,7 +1,5 @@
 """The bootstrap: coverage over seeds and photographs, and what a paired comparison leaves out."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np
@@ -17,7 +15,7 @@ from morsr.evaluation.statistics import Interval, bootstrap, paired_difference
     ("seeds", "photographs", "copies", "seed_spread", "least"),
     [(1, 40, 1, 0.0, 0.89), (1, 25, 6, 0.0, 0.86), (8, 30, 2, 1.0, 0.83), (20, 40, 1, 2.0, 0.87)],
 )
-def test_intervals_cover_the_truth(seeds: int, photographs: int, copies: int, seed_spread: float, least: float) -> None:
+def test_intervals_cover_the_truth(seeds, photographs, copies, seed_spread, least):
     generator = np.random.default_rng(0)
     groups = [f"p{index // copies}" for index in range(photographs * copies)]
     hits = 0
@@ -32,7 +30,7 @@ def test_intervals_cover_the_truth(seeds: int, photographs: int, copies: int, se
 
 
 @given(st.lists(st.floats(-5, 5), min_size=2, max_size=30), st.integers(0, 100))
-def test_properties(values: list[float], seed: int) -> None:
+def test_properties(values, seed):
     one = bootstrap(values, resamples=300, seed=seed)
     assert min(values) - 1e-9 <= one.low <= one.high <= max(values) + 1e-9
     assert one.mean == pytest.approx(np.mean(values))
@@ -45,12 +43,12 @@ def test_properties(values: list[float], seed: int) -> None:
     ("values", "groups", "level"),
     [([], None, 0.95), ([1.0, math.nan], None, 0.95), ([1.0, 2.0], ["a"], 0.95), ([1.0, 2.0], None, 1.0)],
 )
-def test_what_has_no_interval(values: list[float], groups: list[str] | None, level: float) -> None:
+def test_what_has_no_interval(values, groups, level):
     with pytest.raises(InputError):
         bootstrap(values, groups, level=level)
 
 
-def test_paired_difference_and_its_verdict() -> None:
+def test_paired_difference_and_its_verdict():
     reference = {f"i{k}": float(k) for k in range(20)}
     better = {name: value + 0.5 + 0.01 * (value % 3) for name, value in reference.items()}
     interval = paired_difference([better], [reference])

@@ -4,9 +4,6 @@ The files are made by peft itself: its adapters on a network give the keys and s
 importer believes of them.
 """
 
-from __future__ import annotations
-
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +30,7 @@ VAE = {
 
 
 @pytest.fixture(scope="session")
-def kl_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def kl_base(tmp_path_factory):
     """A diffusers folder with a small UNet and AutoencoderKL; its text embeddings are cached for the prompt ""."""
     torch.manual_seed(0)
     base = build_base(UNET, VAE, base_id="morsr/kl")
@@ -44,7 +41,7 @@ def kl_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def generator(small_base: Path) -> OneStepGenerator:
+def generator(small_base):
     """A generator over the small base whose ranks change the output of UNet and encoder, by routes that differ."""
     adapters = MoRConfig(
         num_ranks=8, num_shared=2, top_k=3, num_zero=2, targets=("sd_unet@unet", "tiny_vae_encoder@vae")
@@ -62,7 +59,7 @@ def generator(small_base: Path) -> OneStepGenerator:
 
 
 @pytest.fixture
-def adapters_file(generator: OneStepGenerator, small_base: Path, tmp_path: Path) -> Path:
+def adapters_file(generator, small_base, tmp_path):
     """Its adapters as training saves them."""
     extra = {
         "base": str(small_base), "estimator": {"kind": "frequency", "args": {}},
@@ -72,7 +69,7 @@ def adapters_file(generator: OneStepGenerator, small_base: Path, tmp_path: Path)
 
 
 @pytest.fixture
-def own_decoder(tmp_path: Path) -> Path:
+def own_decoder(tmp_path):
     """The folder of an autoencoder for the same latents that decodes to other images."""
     network = load_base("tiny").vae
     small = type(network)(
@@ -84,13 +81,13 @@ def own_decoder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def lr() -> torch.Tensor:
+def lr():
     """An image whose enlargement fits no grid."""
     return torch.rand(1, 3, 9, 13)
 
 
 @pytest.fixture
-def photo(tmp_path: Path, lr: torch.Tensor) -> Path:
+def photo(tmp_path, lr):
     """That image as a file."""
     path = tmp_path / "photo.png"
     Image.fromarray((lr[0].permute(1, 2, 0) * 255).round().byte().numpy()).save(path)
@@ -98,13 +95,13 @@ def photo(tmp_path: Path, lr: torch.Tensor) -> Path:
 
 
 @pytest.fixture
-def pixels() -> Callable[[Path], torch.Tensor]:
+def pixels():
     """Reads a file as (1, 3, h, w) in [0, 1]."""
     return lambda path: torch.tensor(np.asarray(Image.open(path))).permute(2, 0, 1)[None] / 255
 
 
 @pytest.fixture
-def restored(pixels: Callable[[Path], torch.Tensor]) -> Callable[..., torch.Tensor]:
+def restored(pixels):
     """Restores a file with a generator, as a whole and with no change of colours."""
 
     def restore(model: OneStepGenerator, path: Path, **settings: float) -> torch.Tensor:

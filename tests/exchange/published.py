@@ -1,7 +1,5 @@
 """Networks with peft's adapters as the peers put them on, and the files that the peers save of them."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """A model whose estimator is the user's own class runs where the class is given again; its file imports nothing."""
 
-from __future__ import annotations
-
 import sys
 from pathlib import Path
 
@@ -28,7 +26,7 @@ class Three(Two):
 
 
 @pytest.fixture
-def file(small_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def file(small_base, tmp_path, monkeypatch):
     """Adapters that were trained with a class of the user's own."""
     Path("own_scores.py").write_text(CLASSES)
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -43,7 +41,7 @@ def file(small_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
     return saved
 
 
-def test_the_class_is_given_again(file: Path, photo: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_class_is_given_again(file, photo, capsys):
     with pytest.raises(WeightsError, match=r"--estimator own_scores\.Two"):
         load_generator(file)
     assert "own_scores" not in sys.modules, "a file imports nothing"

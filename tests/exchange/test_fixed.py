@@ -1,16 +1,11 @@
 """One fixed routing folded into a diffusers folder: the same image there, by us and by diffusers alone."""
 
-from __future__ import annotations
-
-import os
 import re
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor
 
 from morsr.adapters import plain_state_dict
 from morsr.cli import main
@@ -22,9 +17,7 @@ from morsr.models.loading import load_generator
 
 
 @pytest.mark.parametrize(("strength", "with_decoder"), [(1.5, False), (1.0, True)])
-def test_the_folder_gives_the_same_image(
-    strength: float, with_decoder: bool, adapters_file: Path, own_decoder: Path, photo: Path, restored: Any
-) -> None:
+def test_the_folder_gives_the_same_image(strength, with_decoder, adapters_file, own_decoder, photo, restored):
     decoder = ["--decoder", str(own_decoder)] if with_decoder else []
     settings = ["--model", str(adapters_file), *decoder, "--image", str(photo), "--strength", str(strength)]
     assert main(["export", "diffusers", "merged", *settings]) == 0
@@ -34,9 +27,7 @@ def test_the_folder_gives_the_same_image(
     torch.testing.assert_close(restored(load_generator("merged"), photo), expected, atol=1e-5, rtol=0)
 
 
-def test_the_lines_of_the_docs_give_the_same_image(
-    adapters_file: Path, photo: Path, restored: Any, pixels: Any, repo_root: Path
-) -> None:
+def test_the_lines_of_the_docs_give_the_same_image(adapters_file, photo, restored, pixels, repo_root):
     """With nothing of ours."""
     Image.open(photo).resize((14, 10)).save(photo)  # sides that fit the grid need no padding
     assert main(["export", "diffusers", "OUT", "--model", str(adapters_file), "--image", str(photo)]) == 0
@@ -47,9 +38,7 @@ def test_the_lines_of_the_docs_give_the_same_image(
     torch.testing.assert_close(names["sr"], restored(load_generator(adapters_file), photo), atol=1e-5, rtol=0)
 
 
-def test_export_changes_the_adapted_weights_and_nothing_else(
-    generator: OneStepGenerator, small_base: Path, lr: Tensor
-) -> None:
+def test_export_changes_the_adapted_weights_and_nothing_else(generator, small_base, lr):
     fix_routing(generator, image=lr)
     before = {key: value.clone() for key, value in generator.state_dict().items()}
     export_diffusers("merged", generator)
@@ -60,19 +49,7 @@ def test_export_changes_the_adapted_weights_and_nothing_else(
     assert changed == {f"{name}.weight" for name in generator.adapters.layer_names}
 
 
-@pytest.mark.parametrize("form", ["lora", "diffusers"])
-def test_files_are_as_readable_as_any_other(form: str, adapters_file: Path, photo: Path) -> None:
-    before = os.umask(0o027)
-    try:
-        assert main(["export", form, "out", "--model", str(adapters_file), "--image", str(photo)]) == 0
-    finally:
-        os.umask(before)
-    modes = {path.name: oct(path.stat().st_mode & 0o777) for path in Path("out").rglob("*") if path.is_file()}
-    assert len(modes) >= 2
-    assert set(modes.values()) == {"0o640"}
-
-
-def test_scores_are_another_way_to_say_an_image(generator: OneStepGenerator, lr: Tensor) -> None:
+def test_scores_are_another_way_to_say_an_image(generator, lr):
     adapters = generator.adapters
     assert adapters is not None
     found = fix_routing(generator, image=lr)
@@ -84,7 +61,7 @@ def test_scores_are_another_way_to_say_an_image(generator: OneStepGenerator, lr:
     torch.testing.assert_close(adapters.routing.gates, by_image.gates, atol=1e-6, rtol=0)
 
 
-def test_settings_that_fix_no_routing(generator: OneStepGenerator, small_base: Path, lr: Tensor) -> None:
+def test_settings_that_fix_no_routing(generator, small_base, lr):
     with pytest.raises(InputError):
         export_diffusers("merged", generator)
     bare = OneStepGenerator(load_base(small_base))
@@ -105,9 +82,7 @@ def test_settings_that_fix_no_routing(generator: OneStepGenerator, small_base: P
         ["export", "lora", "out"],
     ],
 )
-def test_the_command_refuses_in_one_line(
-    arguments: list[str], adapters_file: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command_refuses_in_one_line(arguments, adapters_file, capsys):
     Path("file").write_text("mine")
     assert main([*arguments, "--model", str(adapters_file)]) == 2
     (line,) = capsys.readouterr().err.splitlines()

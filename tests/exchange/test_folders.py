@@ -1,7 +1,5 @@
 """A model saved as a folder comes back the same: from the folder, from a hub, as a restorer and as a pipeline."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path
@@ -25,7 +23,7 @@ def same_image(one: Restorer, other: Restorer, lr: Tensor) -> None:
     torch.testing.assert_close(other(lr), expected, atol=0, rtol=0)
 
 
-def test_round_trip_of_a_folder_that_holds_its_base(generator: OneStepGenerator, lr: Tensor, tmp_path: Path) -> None:
+def test_round_trip_of_a_folder_that_holds_its_base(generator, lr, tmp_path):
     """A base known by its place on this machine only goes along, so that the folder can be moved."""
     restorer = Restorer(generator, device="cpu")
     assert restorer.save_pretrained("model") == Path("model")
@@ -39,7 +37,7 @@ def test_round_trip_of_a_folder_that_holds_its_base(generator: OneStepGenerator,
         load_generator("moved", base="tiny")
 
 
-def test_weights_gone_nan_leave_the_model_of_before(generator: OneStepGenerator, lr: Tensor) -> None:
+def test_weights_gone_nan_leave_the_model_of_before(generator, lr):
     restorer = Restorer(generator, device="cpu")
     restorer.save_pretrained("model")
     expected = restorer(lr)
@@ -50,7 +48,7 @@ def test_weights_gone_nan_leave_the_model_of_before(generator: OneStepGenerator,
     torch.testing.assert_close(Restorer.from_pretrained("model", device="cpu")(lr), expected, atol=0, rtol=0)
 
 
-def test_a_preset_is_named_and_not_copied(tmp_path: Path) -> None:
+def test_a_preset_is_named_and_not_copied(tmp_path):
     restorer = Restorer.from_pretrained("tiny", device="cpu")
     restorer.save_pretrained("model")
     held = {path.name for path in Path("model").iterdir()}
@@ -63,7 +61,7 @@ def test_a_preset_is_named_and_not_copied(tmp_path: Path) -> None:
     same_image(restorer, Restorer.from_pretrained("whole", device="cpu"), torch.rand(1, 3, 8, 8))
 
 
-def test_without_adapters_and_over_an_earlier_save(generator: OneStepGenerator, small_base: Path, lr: Tensor) -> None:
+def test_without_adapters_and_over_an_earlier_save(generator, small_base, lr):
     Restorer(generator, device="cpu").save_pretrained("model")
     bare = Restorer(OneStepGenerator(load_base(small_base), one_step=OneStepConfig(timestep=90)), device="cpu")
     bare.save_pretrained("model")
@@ -74,9 +72,7 @@ def test_without_adapters_and_over_an_earlier_save(generator: OneStepGenerator, 
 
 
 @pytest.mark.parametrize("include_base", [None, True, False])
-def test_a_decoder_of_its_own_goes_along(
-    include_base: bool | None, adapters_file: Path, own_decoder: Path, lr: Tensor
-) -> None:
+def test_a_decoder_of_its_own_goes_along(include_base, adapters_file, own_decoder, lr):
     restorer = Restorer.from_pretrained(adapters_file, decoder=own_decoder, device="cpu")
     assert (restorer(lr) - Restorer.from_pretrained(adapters_file, device="cpu")(lr)).abs().max() > 0.01
     restorer.save_pretrained("model", include_base=include_base)
@@ -94,7 +90,7 @@ def test_a_decoder_of_its_own_goes_along(
         Restorer.from_pretrained("again", device="cpu")
 
 
-def test_files_of_the_estimator_go_along(small_base: Path, lr: Tensor, tmp_path: Path) -> None:
+def test_files_of_the_estimator_go_along(small_base, lr, tmp_path):
     save_net(tmp_path / "net.safetensors", DegradationNet(hidden=8))
     estimator = build_estimator("learned", weights=tmp_path / "net.safetensors")
     restorer = Restorer(OneStepGenerator(load_base(small_base), estimator), device="cpu")
@@ -115,7 +111,7 @@ def hub(root: Path, repository: str, model: Path, revision: str = "main") -> Non
     (folder / "refs" / revision).write_text(commit)
 
 
-def test_hub_id(generator: OneStepGenerator, lr: Tensor, tmp_path: Path) -> None:
+def test_hub_id(generator, lr, tmp_path):
     restorer = Restorer(generator, device="cpu")
     restorer.save_pretrained("model")
     hub(tmp_path / "cache", "someone/mor", Path("model"))
@@ -130,7 +126,7 @@ def test_hub_id(generator: OneStepGenerator, lr: Tensor, tmp_path: Path) -> None
         Restorer.from_pretrained("someone/absent", device="cpu", **where)
 
 
-def test_what_cannot_be_saved_or_loaded(generator: OneStepGenerator, small_base: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_saved_or_loaded(generator, small_base, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="expected a folder"):
         Restorer(generator, device="cpu").save_pretrained(tmp_path / "file")

@@ -1,7 +1,5 @@
 """ONNX files give our images in onnxruntime: each image by its own routing, or all by one."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any
@@ -59,9 +57,7 @@ def degraded(height: int, width: int) -> dict[str, Tensor]:
     [("frequency", False, (131, 257)), ("frequency", True, (300, 128)), ("learned", False, (256, 200)),
      ("frequency", False, (128, 128))],
 )  # fmt: skip
-def test_scores_on_tensors_are_the_estimator_s(
-    kind: str, worst: bool, size: tuple[int, int], generator: OneStepGenerator
-) -> None:
+def test_scores_on_tensors_are_the_estimator_s(kind, worst, size, generator):
     """The part of the graph that exists twice; one, two and three crops a side."""
     network = graph.TensorGenerator(with_estimator(generator, kind, worst), 2)
     found = {name: network.scores(image) for name, image in degraded(*size).items()}
@@ -75,7 +71,7 @@ def test_scores_on_tensors_are_the_estimator_s(
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("kind", ["frequency", "learned"])
-def test_live_routing_gives_each_image_its_ranks(kind: str, generator: OneStepGenerator) -> None:
+def test_live_routing_gives_each_image_its_ranks(kind, generator):
     generator = with_estimator(generator, kind, worst=False)
     assert graph.export_onnx("live.onnx", generator, scale=2, live=True) < 1e-4
     run = session("live.onnx")
@@ -97,9 +93,7 @@ def test_live_routing_gives_each_image_its_ranks(kind: str, generator: OneStepGe
 @needs_onnx
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_one_routing_gives_the_same_image_at_any_size(
-    adapters_file: Path, photo: Path, pixels: Any, restored: Any, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_one_routing_gives_the_same_image_at_any_size(adapters_file, photo, pixels, restored, capsys):
     settings = ["--model", str(adapters_file), "--image", str(photo)]
     assert main(["export", "onnx", "model.onnx", *settings]) == 0
     assert "differs from the model by at most" in capsys.readouterr().err
@@ -120,9 +114,7 @@ def test_one_routing_gives_the_same_image_at_any_size(
         torch.testing.assert_close(torch.from_numpy(sr), merged(image, color="none", tile=None), atol=1e-5, rtol=0)
 
 
-def test_what_no_graph_can_hold(
-    generator: OneStepGenerator, lr: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_no_graph_can_hold(generator, lr, tmp_path, monkeypatch):
     class Mine(type(build_estimator("frequency")).__base__):
         names = ("a",) * 11
 

@@ -1,14 +1,11 @@
 """One fixed routing as LoRA files: diffusers and peft load them and give the same images."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
-from torch import Tensor
 
 from morsr.cli import main
 from morsr.errors import ConfigError, InputError
@@ -31,9 +28,9 @@ def pipeline(base: Any) -> StableDiffusionPipeline:
 
 @pytest.mark.parametrize("with_decoder", [False, True])
 def test_the_folder_holds_the_whole_restoration(
-    with_decoder: bool, adapters_file: Path, own_decoder: Path, photo: Path, small_base: Path,
-    restored: Any, capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+    with_decoder, adapters_file, own_decoder, photo, small_base,
+    restored, capsys,
+):  # fmt: skip
     from peft import PeftModel
 
     decoder = ["--decoder", str(own_decoder)] if with_decoder else []
@@ -52,7 +49,7 @@ def test_the_folder_holds_the_whole_restoration(
     assert (restored(OneStepGenerator(base, one_step=model.one_step), photo) - expected).abs().max() > 0.01
 
 
-def test_what_no_lora_can_hold(generator: OneStepGenerator, small_base: Path, lr: Tensor) -> None:
+def test_what_no_lora_can_hold(generator, small_base, lr):
     with pytest.raises(InputError):
         export_lora("out", generator)
     fix_routing(generator, image=lr)

@@ -1,7 +1,5 @@
 """A canvas holds what is put on it, in memory or in a file, and the memory of a file is given back."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +12,7 @@ from morsr.imaging import Canvas, image_size
 
 @pytest.mark.parametrize("folder", [None, "."])
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
-def test_a_canvas_is_an_array_of_zeros_that_can_be_filled(folder: str | None, dtype: type):
+def test_a_canvas_is_an_array_of_zeros_that_can_be_filled(folder, dtype):
     canvas = Canvas((3, 20, 10), dtype, folder=folder)
     assert not list(Path().iterdir()), "the file has no name"
     assert not canvas.values.any()
@@ -36,6 +34,7 @@ def test_a_disk_without_room_is_told_before_the_work():
         Canvas((4, 4), folder="missing")
 
 
+@pytest.mark.slow  # a process of its own, which counts memory from its start
 def test_the_memory_of_a_canvas_is_given_back_while_it_is_filled_and_written():
     script = """
 import resource

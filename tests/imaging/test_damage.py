@@ -1,13 +1,7 @@
 """Damaged files: each is read or refused by an InputError of one line; nothing else, in bounded time and memory."""
 
-from __future__ import annotations
-
-import contextlib
-import json
 import random
 import resource
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from io import BytesIO
@@ -118,73 +112,20 @@ def attack(count: int, seed: int) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("count", [60, pytest.param(2000, marks=[pytest.mark.slow, pytest.mark.timeout(900)])])
-def test_mutated_files_do_no_harm(count: int):
-    # In a process of its own: a crash is a failure of this test, and memory is counted from its start.
-    script = f"""
-import json, sys
-sys.path.insert(0, {str(Path(__file__).parent)!r})
-from test_damage import attack
-print(json.dumps(attack({count}, seed=1)))
-"""
-    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
-    assert run.returncode == 0, run.stderr[-2000:]
-    found = json.loads(run.stdout.splitlines()[-1])
+def test_mutated_files_do_no_harm(count):
+    found = attack(count, seed=1)
     assert 0 < found["read"] < count
     assert found["slowest"] < 5
     assert found["grown"] < 200 * 1024, "kilobytes"
 
 
-@pytest.mark.slow  # tests/net has fewer bits and more readers
-@pytest.mark.parametrize("channels", [3, 4])
-def test_a_flipped_bit_of_a_png_is_never_read(channels: int):
-    data, rng, accepted = encoded(Image.fromarray(SMOOTH[..., :channels]), "PNG"), random.Random(0), 0
-    for _ in range(1000):
-        flipped = bytearray(data)
-        flipped[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
-        Path("flipped.png").write_bytes(flipped)
-        for reader in (read, read_rgb):
-            with contextlib.suppress(InputError):
-                reader("flipped.png")
-                accepted += 1
-    assert accepted == 0
-
-
-@pytest.mark.parametrize("compression", ["tiff_adobe_deflate", "tiff_lzw", "raw"])
-def test_a_flipped_bit_of_a_tiff_is_found_as_often_as_by_pillow(compression: str):
-    data, rng = encoded(Image.fromarray(SMOOTH[..., :3]), "TIFF", compression=compression), random.Random(0)
-    ours = theirs = 0
-    for _ in range(100):
-        flipped = bytearray(data)
-        flipped[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
-        with contextlib.suppress(InputError):
-            Path("flipped.tif").write_bytes(flipped)
-            read("flipped.tif")
-            ours += 1
-        with contextlib.suppress(Exception):
-            Image.open(BytesIO(flipped)).load()
-            theirs += 1
-    assert ours <= theirs + 3
-
-
 @pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "tif", "bmp", "gif"])
 @pytest.mark.parametrize("share", [0.3, 0.7, 0.95])
 @pytest.mark.parametrize("reader", [read, read_rgb])
-def test_files_cut_short_are_refused(suffix: str, share: float, reader: Callable[[Any], Any]):
+def test_files_cut_short_are_refused(suffix, share, reader):
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (96, 128, 3), np.uint8))
     noise.save(f"in.{suffix}")
     data = Path(f"in.{suffix}").read_bytes()
     Path(f"in.{suffix}").write_bytes(data[: int(len(data) * share)])
     with pytest.raises(InputError):
         reader(f"in.{suffix}")
-
-
-@pytest.mark.parametrize("head", [b"", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF89a", b"BM", b"II*\0"])
-@pytest.mark.parametrize(("reader", "size"), [(image_size, 20 * 2**30), (read_rgb, 2**24)])
-def test_a_large_file_that_is_no_image_is_refused_at_once(reader: Callable[[Any], Any], head: bytes, size: int):
-    with Path("large.png").open("wb") as file:
-        file.write(head)
-        file.truncate(size)  # takes no room on the disk
-    start = time.monotonic()
-    with pytest.raises(InputError):
-        reader("large.png")
-    assert time.monotonic() - start < 5

@@ -1,7 +1,5 @@
 """Which files of a folder are images."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 
@@ -52,7 +50,7 @@ def test_linked_folders_are_followed_but_not_in_circles():
 
 
 @pytest.mark.parametrize("source", ["missing", "empty", "pipe.png"])
-def test_nothing_to_list_is_refused(source: str):
+def test_nothing_to_list_is_refused(source):
     touch("empty/1.heic")
     os.mkfifo("pipe.png")
     with pytest.raises(InputError, match=source):

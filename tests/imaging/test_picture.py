@@ -1,7 +1,5 @@
 """Pictures: hidden pixels have no effect, gray stays gray, and everything comes back in its own kind."""
 
-from __future__ import annotations
-
 from io import BytesIO
 
 import hypothesis.extra.numpy as arrays
@@ -21,7 +19,7 @@ KINDS = st.sampled_from([np.uint8, np.uint16, np.float32, np.float64, ">u2"])
 
 
 @given(kind=KINDS, shape=st.tuples(st.integers(1, 9), st.integers(1, 9), st.integers(0, 4)), data=st.data())
-def test_arrays_come_back_as_they_were(kind: type, shape: tuple[int, int, int], data: st.DataObject):
+def test_arrays_come_back_as_they_were(kind, shape, data):
     shape = shape if shape[2] else shape[:2]
     top = 1.0 if np.dtype(kind).kind == "f" else float(np.iinfo(kind).max)
     values = data.draw(arrays.arrays(np.float32, shape, elements=st.floats(0.125, 1, width=32)))
@@ -38,7 +36,7 @@ def test_arrays_come_back_as_they_were(kind: type, shape: tuple[int, int, int], 
 @pytest.mark.parametrize(
     "mode", ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr", "HSV", "I;16", "F"]
 )
-def test_pil_images_come_back_as_pil_images(mode: str):
+def test_pil_images_come_back_as_pil_images(mode):
     colours = Image.fromarray(np.random.default_rng(0).integers(0, 256, (12, 16, 3), np.uint8))
     if mode == "I;16":
         image = Image.fromarray(np.asarray(colours.convert("L")).astype(np.uint16) * 257)
@@ -79,7 +77,7 @@ def disc(hidden: tuple[int, int, int], soft: bool = False) -> np.ndarray:
 
 @pytest.mark.parametrize("soft", [False, True])
 @pytest.mark.parametrize("kind", ["array", "16 bits", "floats", "pil", "png", "webp", "tif", "gif", "palette", "gray"])
-def test_hidden_colours_have_no_effect(kind: str, soft: bool):
+def test_hidden_colours_have_no_effect(kind, soft):
     seen = []
     for hidden in ((0, 0, 0), (255, 255, 255), (0, 255, 0)):
         image = disc(hidden, soft and kind not in ("gif", "palette"))
@@ -124,7 +122,7 @@ def test_a_hidden_pixel_takes_the_colour_of_the_nearest_visible_one():
     np.testing.assert_array_equal(read(image).pixels, image[..., :3], "nothing to take a colour from")
 
 
-def test_an_array_that_cannot_be_written_is_read_without_a_warning(recwarn: pytest.WarningsRecorder):
+def test_an_array_that_cannot_be_written_is_read_without_a_warning(recwarn):
     read(np.asarray(Image.new("RGB", (4, 3)))).planes.clone()
     assert not recwarn.list
 

@@ -1,10 +1,7 @@
 """A stand-in for Stable Diffusion 2.1-base: small networks with random weights, in the files that the real one has."""
 
-from __future__ import annotations
-
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -43,7 +40,7 @@ def write_text_encoder(folder: Path, *, width: int = WIDTH) -> None:
 
 
 @pytest.fixture(scope="session")
-def sd_original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def sd_original(tmp_path_factory):
     """The stand-in's folder, not to be written to; `sd_folder` is a copy."""
     from diffusers import AutoencoderKL, PNDMScheduler, UNet2DConditionModel
 
@@ -60,13 +57,7 @@ def sd_original(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
-def text_encoder_writer() -> Callable[..., None]:
-    """`write_text_encoder`, for a test that wants another one."""
-    return write_text_encoder
-
-
 @pytest.fixture
-def sd_folder(sd_original: Path, tmp_path: Path) -> Path:
+def sd_folder(sd_original, tmp_path):
     """A copy of the stand-in that a test may damage."""
     return Path(shutil.copytree(sd_original, tmp_path / "sd"))

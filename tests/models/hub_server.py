@@ -1,7 +1,5 @@
 """A small hub: it serves folders as repositories; organisations of some names refuse or break off."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import threading

@@ -1,7 +1,5 @@
 """Every family of bases: one table of small twins, one list of properties."""
 
-from __future__ import annotations
-
 import inspect
 import shutil
 from pathlib import Path
@@ -17,12 +15,12 @@ from morsr.adapters import active_adapters, adapter_parameters, merged
 from morsr.errors import ConfigError, WeightsError
 from morsr.models.bases import load_base
 from morsr.models.draws import Draws
-from morsr.models.exchange.lora import export_lora, export_peft
+from morsr.models.exchange.lora import export_lora
 from morsr.models.generator import OneStepConfig, OneStepGenerator
 from morsr.models.loading import load_generator
 from morsr.models.losses import Losses
 from morsr.models.saving import save_generator
-from morsr.models.score_network import ScoreConfig, ScoreNetwork, Teacher
+from morsr.models.score_network import ScoreConfig, Teacher
 from morsr.training.module import OneStepSRModule
 from morsr.training.step import OneStepPhase
 
@@ -51,7 +49,7 @@ class Twin(NamedTuple):
 @pytest.fixture(
     scope="module", params=[pytest.param(name, marks=[pytest.mark.slow] * (name == "sd15")) for name in FAMILIES]
 )
-def twin(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Twin:
+def twin(request, tmp_path_factory):
     name = request.param
     folder = write_twin(tmp_path_factory.mktemp("families") / name, name)
     generator = build(folder, name)
@@ -101,9 +99,7 @@ def drawn(made: Any, base: Any, z: Tensor) -> Tensor:
 
 
 class TestEveryFamily:
-    def test_one_step_inverts_its_own_noise_and_decodes_what_it_encodes(
-        self, twin: Twin, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_one_step_inverts_its_own_noise_and_decodes_what_it_encodes(self, twin, monkeypatch):
         base = twin.generator.base
         assert base.pipelines[0] == FAMILIES[twin.name].pipeline
         with torch.no_grad(), active_adapters(base, None):
@@ -119,18 +115,18 @@ class TestEveryFamily:
         quiet = base.noised(z0, torch.zeros_like(z0), 300)
         torch.testing.assert_close(quiet, base.signal(300) * z0)
 
-    def test_a_fresh_set_changes_nothing_and_a_trained_one_does(self, twin: Twin) -> None:
+    def test_a_fresh_set_changes_nothing_and_a_trained_one_does(self, twin):
         torch.testing.assert_close(twin.fresh, twin.bare, atol=0, rtol=0)
         assert (twin.restore(images()) - twin.fresh).abs().max() > 1e-4
 
-    def test_every_image_is_routed_and_restored_as_if_alone(self, twin: Twin) -> None:
+    def test_every_image_is_routed_and_restored_as_if_alone(self, twin):
         together = twin.restore(images())
         chosen = twin.generator.adapters.routing.chosen
         assert not torch.equal(chosen[:, 0], chosen[:, 2])
         apart = torch.cat([twin.restore(one[None]) for one in images()])
         torch.testing.assert_close(together, apart, atol=1e-4, rtol=0)
 
-    def test_merged_weights_give_the_same_image(self, twin: Twin) -> None:
+    def test_merged_weights_give_the_same_image(self, twin):
         generator, expected = twin.generator, twin.restore(images(1))
         enlarged = F.interpolate(images(1), size=(16, 16), mode="bicubic").clamp(0, 1)
         with torch.no_grad(), merged(generator.base):
@@ -138,7 +134,7 @@ class TestEveryFamily:
         torch.testing.assert_close(found, expected, atol=1e-4, rtol=0)
         torch.testing.assert_close(twin.restore(images(1)), expected, atol=0, rtol=0)
 
-    def test_a_saved_folder_restores_the_same(self, twin: Twin, tmp_path: Path) -> None:
+    def test_a_saved_folder_restores_the_same(self, twin, tmp_path):
         save_generator(tmp_path / "model", twin.generator, include_base=True)
         again = load_generator(tmp_path / "model")
         assert again.adapters.layer_names == twin.generator.adapters.layer_names
@@ -146,18 +142,7 @@ class TestEveryFamily:
         with torch.no_grad():
             torch.testing.assert_close(again(images()).sr, twin.restore(images()), atol=1e-5, rtol=0)
 
-    def test_peft_runs_one_routing_as_a_plain_lora(self, twin: Twin, tmp_path: Path) -> None:
-        from peft import PeftModel
-
-        twin.restore(images(1))
-        expected, base = twin.predict(twin.generator.base), load_base(twin.folder).eval()
-        before = twin.predict(base)
-        export_peft(tmp_path, twin.generator.base.denoiser)
-        setattr(base, base.network_name, PeftModel.from_pretrained(base.denoiser, tmp_path).base_model.model)
-        torch.testing.assert_close(twin.predict(base), expected, atol=1e-4, rtol=1e-4)
-        assert (before - expected).abs().max() > 1e-3
-
-    def test_the_familys_pipeline_with_the_lora_takes_the_same_step(self, twin: Twin, tmp_path: Path) -> None:
+    def test_the_familys_pipeline_with_the_lora_takes_the_same_step(self, twin, tmp_path):
         """One step from pure noise: diffusers' own timestep, packing, places, guidance, scaling and decoding."""
         twin.restore(images(1))
         base = twin.generator.base
@@ -171,7 +156,7 @@ class TestEveryFamily:
         made.unload_lora_weights()
         assert (drawn(made, base, z) - expected).abs().max() > 1e-2
 
-    def test_two_steps_of_every_loss_move_only_what_they_train(self, twin: Twin) -> None:
+    def test_two_steps_of_every_loss_move_only_what_they_train(self, twin):
         family = FAMILIES[twin.name]
         vsd = {"guidance": 1.0 if family.distilled else 2.0, "target": 0.3, "samples": 2}
         module = OneStepSRModule(
@@ -203,21 +188,7 @@ class TestEveryFamily:
                 id(value) in own and not torch.equal(value, before[name]) for name, value in base.named_parameters()
             )
 
-    def test_the_score_network_starts_as_its_teacher(self, twin: Twin) -> None:
-        """Without guidance both say the same at first: nothing is distilled, and only the score network can learn."""
-        base = load_base(twin.folder).eval().requires_grad_(False)
-        score = ScoreNetwork(base, ScoreConfig(guidance=1.0))
-        z = torch.randn(2, base.in_channels, 8, 8, requires_grad=True)
-        assert score.variational_loss(z, draws()) < 1e-8
-        score.denoising_loss(z, draws()).backward()
-        assert z.grad is None
-        assert any(one.grad is not None and one.grad.abs().sum() > 0 for one in score.parameters())
-        if not base.distilled:
-            guided = ScoreNetwork(load_base(twin.folder).eval(), ScoreConfig(guidance=3.0))
-            guided.variational_loss(z, draws()).backward()
-            assert z.grad.abs().sum() > 0
-
-    def test_checkpointing_gives_the_same_gradients(self, twin: Twin) -> None:
+    def test_checkpointing_gives_the_same_gradients(self, twin):
         found = []
         for checkpointing in (False, True):
             generator = awaken(build(twin.folder, twin.name, checkpointing=checkpointing)).train()
@@ -226,7 +197,7 @@ class TestEveryFamily:
         torch.testing.assert_close(found[1], found[0], atol=1e-6, rtol=1e-4)
         assert any(one.abs().sum() > 0 for one in found[0])
 
-    def test_features_have_their_widths_and_depend_on_the_text(self, twin: Twin) -> None:
+    def test_features_have_their_widths_and_depend_on_the_text(self, twin):
         base = twin.generator.base
         z, t = torch.randn(2, base.in_channels, 8, 8, requires_grad=True), torch.tensor([5, 100])
         with active_adapters(base, None):
@@ -238,7 +209,7 @@ class TestEveryFamily:
         assert z.grad.abs().sum() > 0
         assert (maps[-1] - other[-1]).abs().max() > 1e-5
 
-    def test_features_follow_the_place_in_the_image(self, twin: Twin) -> None:
+    def test_features_follow_the_place_in_the_image(self, twin):
         """A token is put where its pixels are: a change in a corner shows most in that corner."""
         base = twin.generator.base
         z = torch.randn(1, base.in_channels, 8, 8)
@@ -251,7 +222,7 @@ class TestEveryFamily:
         row, column = divmod(int(change.argmax()), change.shape[1])
         assert (row < change.shape[0] / 2, column >= change.shape[1] / 2) == (True, True)
 
-    def test_half_precision_keeps_the_last_layer_and_the_output_in_float32(self, twin: Twin) -> None:
+    def test_half_precision_keeps_the_last_layer_and_the_output_in_float32(self, twin):
         exact = twin.predict(load_base(twin.folder).eval())
         base = load_base(twin.folder, dtype="bfloat16").eval()
         assert {one.dtype for one in base.denoiser.parameters()} == {torch.bfloat16, torch.float32}
@@ -266,9 +237,7 @@ class TestEveryFamily:
         ("prompts", WeightsError, "text_encoder"),
         ("latents", ConfigError, "latent channels"),
     ])  # fmt: skip
-    def test_what_cannot_work_is_refused(
-        self, twin: Twin, tmp_path: Path, slip: str, error: type[Exception], words: str
-    ) -> None:
+    def test_what_cannot_work_is_refused(self, twin, tmp_path, slip, error, words):
         import diffusers
 
         family, folder = FAMILIES[twin.name], Path(shutil.copytree(twin.folder, tmp_path / "twin"))
@@ -290,18 +259,18 @@ class TestEveryFamily:
 
 
 @pytest.fixture(scope="module")
-def klein(tmp_path_factory: pytest.TempPathFactory) -> Any:
+def klein(tmp_path_factory):
     return load_base(write_twin(tmp_path_factory.mktemp("klein") / "twin", "flux2-klein"))
 
 
-def test_a_distilled_base_takes_no_guidance_and_a_flow_no_residual(klein: Any) -> None:
+def test_a_distilled_base_takes_no_guidance_and_a_flow_no_residual(klein):
     with pytest.raises(ConfigError, match="distilled"):
         Teacher(klein, ScoreConfig(guidance=7.5))
     with pytest.raises(ConfigError, match="epsilon"):
         OneStepGenerator(klein, one_step=OneStepConfig(timestep=1, parametrization="residual"))
 
 
-def test_the_shift_is_the_schedulers_own(tmp_path: Path, klein: Any) -> None:
+def test_the_shift_is_the_schedulers_own(tmp_path, klein):
     from diffusers import FlowMatchEulerDiscreteScheduler
 
     sigmas = FlowMatchEulerDiscreteScheduler(shift=3.0).sigmas.flip(0)

@@ -1,7 +1,5 @@
 """The configs of experiments/families: two steps each, on the small twin of their family."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import lightning as L
@@ -22,7 +20,7 @@ CONFIGS = sorted((Path(__file__).resolve().parents[2] / "experiments" / "familie
 
 @pytest.mark.slow
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
-def test_a_config_trains_two_steps_on_its_family(config: Path, tmp_path: Path) -> None:
+def test_a_config_trains_two_steps_on_its_family(config, tmp_path):
     name = config.stem.removeprefix("mor_").replace("_", "-")
     photos = tmp_path / "photos"
     photos.mkdir()

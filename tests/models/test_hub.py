@@ -1,9 +1,6 @@
 """Bases from a hub: mirrors that fail, revisions, half precision and shards, on the hub and in a local folder."""
 
-from __future__ import annotations
-
 import shutil
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +14,7 @@ from morsr.models.loading import find_model
 
 
 @pytest.fixture
-def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def hub(tmp_path, monkeypatch):
     """Folder of the repositories that a hub serves."""
     monkeypatch.setattr("huggingface_hub.file_download.time.sleep", lambda seconds: None)  # between its retries
     with served(tmp_path / "hub", tmp_path / "cache", monkeypatch):
@@ -52,7 +49,7 @@ def half_a_file(folder: Path) -> None:
     [{}, {"variant": "fp16"}, {"variant": "fp16", "max_shard_size": "250KB"}],
     ids=["plain", "fp16", "fp16 shards"],
 )
-def test_every_layout_of_the_weights_loads(options: dict[str, Any], sd_original: Path, hub: Path) -> None:
+def test_every_layout_of_the_weights_loads(options, sd_original, hub):
     folder = shutil.copytree(sd_original, hub / "org" / "sd")
     if options:
         stored_as(folder, **options)
@@ -76,9 +73,9 @@ def test_every_layout_of_the_weights_loads(options: dict[str, Any], sd_original:
 )
 @pytest.mark.parametrize("local", [True, False])
 def test_the_next_mirror_is_tried_where_one_cannot_be_used(
-    spoil: Callable[[Path], None], told: str, local: bool, sd_original: Path, hub: Path,
-    capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+    spoil, told, local, sd_original, hub,
+    capsys,
+):  # fmt: skip
     bad = shutil.copytree(sd_original, hub / "bad" / "sd")
     spoil(bad)
     (bad / "README.md").touch()
@@ -94,9 +91,7 @@ def test_the_next_mirror_is_tried_where_one_cannot_be_used(
 
 
 @pytest.mark.parametrize("name", ["none/sd", "gated/sd", "broken/sd", "cut/sd", "good/sd@gone"])
-def test_a_mirror_that_answers_badly_is_one_line(
-    name: str, sd_original: Path, hub: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_mirror_that_answers_badly_is_one_line(name, sd_original, hub, capsys):
     for organisation in ("cut", "good"):
         shutil.copytree(sd_original, hub / organisation / "sd")
     assert load_base([name, str(sd_original)]).base_id == sd_original.name
@@ -112,7 +107,7 @@ def test_a_mirror_that_answers_badly_is_one_line(
         assert "with the remedy at its end" in str(refused.value), "what the hub says is not cut"
 
 
-def test_a_revision_is_asked_for(sd_original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_revision_is_asked_for(sd_original, tmp_path, monkeypatch):
     shutil.copytree(sd_original, tmp_path / "hub" / "org" / "sd")
     (tmp_path / "hub" / "org" / "v1.5").mkdir()
     (tmp_path / "hub" / "org" / "v1.5" / "config.json").write_text("{}")

@@ -5,15 +5,13 @@ import torch
 from torch import nn
 
 from morsr.adapters import AdaptedLayer, MoRConfig, active_adapters, merged
-from morsr.errors import ConfigError
 from morsr.estimators import build_estimator
-from morsr.functional.diffusion import clean_latents
-from morsr.models.bases import Base, load_base
+from morsr.models.bases import load_base
 from morsr.models.generator import OneStepConfig, OneStepGenerator
 
 
 @pytest.fixture(scope="module")
-def base() -> Base:
+def base():
     torch.manual_seed(0)
     return load_base("random:small").requires_grad_(False).eval()
 
@@ -22,34 +20,7 @@ def autocast() -> torch.autocast:
     return torch.autocast("cpu", dtype=torch.bfloat16)
 
 
-def test_the_island_makes_x0_at_999_more_precise() -> None:
-    """On trained weights; what the layers before the island round remains."""
-    tiny = load_base("tiny").requires_grad_(False).eval()
-    # As the encoder gives them under autocast: the UNet and the x0 line then see the same latents.
-    latents = torch.randn(2, tiny.unet.config.in_channels, 16, 16).bfloat16().float()
-    alpha_bar = tiny.alphas_cumprod[999]
-
-    def x0() -> torch.Tensor:
-        with torch.no_grad():
-            return clean_latents(latents, tiny.predict(latents, 999), alpha_bar)
-
-    def error() -> float:
-        with autocast():
-            return (x0() - exact).std().item()
-
-    exact = x0()
-    island = error()
-    norm, conv = tiny.unet.conv_norm_out, tiny.unet.conv_out
-    plain_norm = nn.GroupNorm(norm.num_groups, norm.num_channels, norm.eps)
-    plain_conv = nn.Conv2d(conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding)
-    for name, plain, kept in (("conv_norm_out", plain_norm, norm), ("conv_out", plain_conv, conv)):
-        plain.load_state_dict(kept.state_dict())
-        setattr(tiny.unet, name, plain)
-    without = error()
-    assert island < 0.93 * without, (island, without)
-
-
-def test_from_the_last_norm_on_nothing_is_rounded(base: Base) -> None:
+def test_from_the_last_norm_on_nothing_is_rounded(base):
     seen: list[torch.Tensor] = []
     hook = base.unet.conv_norm_out.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     with torch.no_grad(), autocast():
@@ -62,7 +33,7 @@ def test_from_the_last_norm_on_nothing_is_rounded(base: Base) -> None:
     torch.testing.assert_close(noise, expected, atol=0, rtol=0)
 
 
-def test_the_update_of_a_float32_layer_is_computed_in_float32() -> None:
+def test_the_update_of_a_float32_layer_is_computed_in_float32():
     torch.manual_seed(0)
     config = MoRConfig(num_ranks=6, num_shared=2, top_k=2, num_zero=1, targets=("sd_unet@unet",))
     generator = OneStepGenerator(load_base("random:small"), build_estimator("frequency"), adapters=config)
@@ -84,27 +55,7 @@ def test_the_update_of_a_float32_layer_is_computed_in_float32() -> None:
             torch.testing.assert_close(layer(features[:1]), gathered, atol=1e-5, rtol=1e-5)
 
 
-def test_a_model_stored_in_bfloat16_keeps_what_has_to_be_exact() -> None:
-    torch.manual_seed(0)
-    full = load_base("random:small").eval()
-    torch.manual_seed(0)
-    half = load_base("random:small", dtype="bfloat16").eval()
-    assert half.unet.conv_in.weight.dtype == half.vae.encoder.conv_in.weight.dtype == torch.bfloat16
-    for name in ("unet.conv_out.weight", "unet.conv_norm_out.bias", "prompt_clean"):
-        torch.testing.assert_close(half.state_dict()[name], full.state_dict()[name], atol=0, rtol=0)
-    torch.testing.assert_close(half.alphas_cumprod, full.alphas_cumprod, atol=0, rtol=0)
-    latents, images = torch.randn(1, 4, 8, 8), torch.rand(1, 3, 16, 16) * 2 - 1
-    with torch.no_grad():
-        assert half.predict(latents, 500).dtype == torch.float32
-        torch.testing.assert_close(half.predict(latents, 500), full.predict(latents, 500), atol=0.05, rtol=0)
-        torch.testing.assert_close(half.encode(images).float(), full.encode(images), atol=0.02, rtol=0)
-        torch.testing.assert_close(half.decode(latents).float(), full.decode(latents), atol=0.05, rtol=0)
-    assert half.to(torch.float64).predict(latents, 5).dtype == torch.float64
-    with pytest.raises(ConfigError, match="int8"):
-        load_base("random:small", dtype="int8")
-
-
-def test_scores_gates_and_clean_latents_are_float32_under_autocast() -> None:
+def test_scores_gates_and_clean_latents_are_float32_under_autocast():
     torch.manual_seed(0)
     config = MoRConfig(num_ranks=6, num_shared=2, top_k=2, num_zero=1, targets=("sd_unet@unet",))
     generator = OneStepGenerator(
@@ -121,15 +72,14 @@ def test_scores_gates_and_clean_latents_are_float32_under_autocast() -> None:
     assert output.z0.dtype == output.sr.dtype == torch.float32
 
 
-@pytest.mark.parametrize(("base", "stored"), [("random:small", "bfloat16"), ("tiny", None)])
-def test_activation_checkpointing_changes_memory_and_not_gradients(base: str, stored: str | None) -> None:
-    encoder = "tiny_vae_encoder@vae" if base == "tiny" else "sd_vae_encoder@vae"
-    config = MoRConfig(num_ranks=6, num_shared=2, top_k=2, num_zero=1, targets=("sd_unet@unet", encoder))
+def test_activation_checkpointing_changes_memory_and_not_gradients():
+    targets = ("sd_unet@unet", "sd_vae_encoder@vae")
+    config = MoRConfig(num_ranks=6, num_shared=2, top_k=2, num_zero=1, targets=targets)
     lr, results = torch.rand(2, 3, 8, 8), []
     for checkpointing in (False, True):
         torch.manual_seed(0)
         generator = OneStepGenerator(
-            load_base(base, dtype=stored), build_estimator("frequency"), adapters=config,
+            load_base("random:small", dtype="bfloat16"), build_estimator("frequency"), adapters=config,
             one_step=OneStepConfig(timestep=200, scale_input=True), checkpointing=checkpointing,
         ).eval()  # fmt: skip
         parameters = [parameter for parameter in generator.parameters() if parameter.requires_grad]

@@ -24,7 +24,7 @@ def edit(path: Path, **values: Any) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
 
 
-def test_a_stable_diffusion_folder_is_read_whole(sd_original: Path) -> None:
+def test_a_stable_diffusion_folder_is_read_whole(sd_original):
     from diffusers import AutoencoderKL, UNet2DConditionModel
 
     base = load_base(sd_original)
@@ -37,7 +37,7 @@ def test_a_stable_diffusion_folder_is_read_whole(sd_original: Path) -> None:
             torch.testing.assert_close(network.state_dict()[name], value, atol=0, rtol=0, msg=name)
 
 
-def test_prompts_are_the_text_encoders_as_diffusers_calls_it(sd_original: Path) -> None:
+def test_prompts_are_the_text_encoders_as_diffusers_calls_it(sd_original):
     from transformers import CLIPTextModel, CLIPTokenizer
 
     base = load_base(sd_original)
@@ -49,7 +49,7 @@ def test_prompts_are_the_text_encoders_as_diffusers_calls_it(sd_original: Path) 
             torch.testing.assert_close(found, encoder(tokens)[0])
 
 
-def test_short_texts_are_padded_with_the_token_that_stable_diffusion_2_uses(sd_original: Path) -> None:
+def test_short_texts_are_padded_with_the_token_that_stable_diffusion_2_uses(sd_original):
     from transformers import CLIPTextModel
 
     encoder = CLIPTextModel.from_pretrained(sd_original / "text_encoder")
@@ -60,7 +60,7 @@ def test_short_texts_are_padded_with_the_token_that_stable_diffusion_2_uses(sd_o
     torch.testing.assert_close(encode_texts(sd_original, "local", ["a"]), expected)
 
 
-def test_text_prompts_replace_the_fixed_ones(sd_original: Path) -> None:
+def test_text_prompts_replace_the_fixed_ones(sd_original):
     fixed = load_base(sd_original)
     own = load_base(sd_original, prompts={"clean": "a photo"})
     torch.testing.assert_close(own.prompt_clean, encode_texts(sd_original, "local", ["a photo"]))
@@ -70,16 +70,8 @@ def test_text_prompts_replace_the_fixed_ones(sd_original: Path) -> None:
         load_base(sd_original, prompts={"positive": "a photo"})
 
 
-def test_cached_embeddings_need_no_text_encoder(sd_folder: Path) -> None:
-    cached = load_base(sd_folder).prompts
-    shutil.rmtree(sd_folder / "text_encoder")
-    with pytest.raises(WeightsError, match="no text_encoder"):
-        load_base(sd_folder)
-    torch.testing.assert_close(load_base(sd_folder, prompts=cached).prompts, cached, atol=0, rtol=0)
-
-
 @pytest.mark.parametrize("cached", [True, False])
-def test_adapters_bring_the_prompts_they_were_trained_with(sd_folder: Path, tmp_path: Path, cached: bool) -> None:
+def test_adapters_bring_the_prompts_they_were_trained_with(sd_folder, tmp_path, cached):
     base = load_base(sd_folder, prompts={"clean": "a"})
     config = MoRConfig(num_ranks=4, num_shared=1, top_k=1, num_zero=1, targets=("sd_unet@unet",))
     OneStepGenerator(base, build_estimator("frequency"), adapters=config)
@@ -98,7 +90,7 @@ def test_adapters_bring_the_prompts_they_were_trained_with(sd_folder: Path, tmp_
     torch.testing.assert_close(load_generator(file).base.prompts, base.prompts, atol=0, rtol=0)
 
 
-def test_a_v_prediction_model_gives_noise(sd_folder: Path) -> None:
+def test_a_v_prediction_model_gives_noise(sd_folder):
     latents, steps = torch.randn(2, 4, 8, 8), torch.tensor([3, 999])
     with torch.no_grad():
         velocity = load_base(sd_folder).predict(latents, steps)
@@ -128,39 +120,14 @@ def test_a_v_prediction_model_gives_noise(sd_folder: Path) -> None:
         ("vae/config.json", {"_class_name": "AutoencoderDC"}, "AutoencoderKL"),
     ],
 )  # fmt: skip
-def test_models_of_another_kind_are_refused(sd_folder: Path, file: str, values: dict[str, Any], words: str) -> None:
+def test_models_of_another_kind_are_refused(sd_folder, file, values, words):
     edit(sd_folder / file, **values)
     with pytest.raises(ConfigError) as error:
         load_base(sd_folder)
     assert words in str(error.value)
 
 
-def test_a_text_encoder_of_another_width_is_refused(sd_folder: Path, text_encoder_writer: Any) -> None:
-    for part in ("text_encoder", "tokenizer"):
-        shutil.rmtree(sd_folder / part)
-    text_encoder_writer(sd_folder, width=16)
-    with pytest.raises(ConfigError, match=r"expected \(1, tokens, 32\) .* got \(1, 7, 16\); its text encoder"):
-        load_base(sd_folder)
-
-
-@pytest.mark.parametrize("part", ["unet", "vae", "scheduler"])
-def test_a_missing_subfolder_is_named(sd_folder: Path, part: str) -> None:
-    shutil.rmtree(sd_folder / part)
-    with pytest.raises(WeightsError, match=f"missing subfolders: {part}"):
-        load_base(sd_folder)
-
-
-@pytest.mark.parametrize(
-    ("file", "left"), [(f"unet/{WEIGHTS}", 0.5), (f"vae/{WEIGHTS}", 0.0), ("text_encoder/model.safetensors", 0.5)]
-)
-def test_weights_cut_short_are_refused(sd_folder: Path, file: str, left: float) -> None:
-    path = sd_folder / file
-    path.write_bytes(path.read_bytes()[: int(path.stat().st_size * left)])
-    with pytest.raises(WeightsError, match=r"cut short|cannot be read"):
-        load_base(sd_folder)
-
-
-def test_weights_of_another_network_are_refused(sd_folder: Path) -> None:
+def test_weights_of_another_network_are_refused(sd_folder):
     path = sd_folder / "unet" / WEIGHTS
     tensors = load_file(path)
     first = sorted(tensors)[0]
@@ -169,23 +136,6 @@ def test_weights_of_another_network_are_refused(sd_folder: Path) -> None:
         load_base(sd_folder)
     assert f"1 missing, such as {first}" in str(error.value)
     assert "1 unexpected, such as spare" in str(error.value)
-    edit(sd_folder / "unet" / "config.json", cross_attention_dim=48)
-    save_file(tensors, path, {"format": "pt"})
-    with pytest.raises(WeightsError, match="cannot be read"):
-        load_base(sd_folder)
-
-
-def test_pickled_weights_are_never_loaded(sd_folder: Path) -> None:
-    (sd_folder / "unet" / WEIGHTS).rename(sd_folder / "unet" / "diffusion_pytorch_model.bin")
-    with pytest.raises(WeightsError, match="pickles"):
-        load_base(sd_folder)
-
-
-def test_a_half_precision_variant_is_enough(sd_folder: Path) -> None:
-    path = sd_folder / "unet" / WEIGHTS
-    save_file({key: value.half() for key, value in load_file(path).items()}, path, {"format": "pt"})
-    path.rename(path.with_name("diffusion_pytorch_model.fp16.safetensors"))
-    assert load_base(sd_folder).unet.conv_in.weight.dtype == torch.float32
 
 
 @pytest.mark.parametrize(
@@ -198,7 +148,7 @@ def test_a_half_precision_variant_is_enough(sd_folder: Path) -> None:
         (lambda root: (root / "config.json").touch(), "one network's folder"),
     ],
 )  # fmt: skip
-def test_a_wrong_layout_is_told_with_a_hint(tmp_path: Path, make: Any, words: str) -> None:
+def test_a_wrong_layout_is_told_with_a_hint(tmp_path, make, words):
     root = tmp_path / "model"
     root.mkdir()
     make(root)
@@ -206,7 +156,7 @@ def test_a_wrong_layout_is_told_with_a_hint(tmp_path: Path, make: Any, words: st
         load_base(root)
 
 
-def test_a_single_file_and_broken_json_are_refused(sd_folder: Path) -> None:
+def test_a_single_file_and_broken_json_are_refused(sd_folder):
     with pytest.raises(WeightsError, match="is a single file; expected a local diffusers folder"):
         load_base(sd_folder / "unet" / WEIGHTS)
     (sd_folder / "vae" / "config.json").write_text("{")
@@ -214,19 +164,14 @@ def test_a_single_file_and_broken_json_are_refused(sd_folder: Path) -> None:
         load_base(sd_folder)
 
 
-def test_sources_are_tried_in_order_and_the_first_that_is_there_counts(sd_original: Path) -> None:
-    base = load_base(["./nowhere", "no/such-model", str(sd_original), "never/asked"])
-    assert base.base_id == "stable-diffusion-2-1-base"
-
-
-def test_the_presets_try_their_mirrors() -> None:
+def test_the_presets_try_their_mirrors():
     for preset, ids in (("sd21", ("sd2-community/", "Manojb/")), ("sd-turbo", ("stabilityai/sd-turbo",))):
         with pytest.raises(WeightsError) as error:
             load_base(preset)
         assert all(one in str(error.value) for one in ids)
 
 
-def test_a_model_in_the_hubs_cache_is_used_offline(sd_original: Path, tmp_path: Path, monkeypatch: Any) -> None:
+def test_a_model_in_the_hubs_cache_is_used_offline(sd_original, tmp_path, monkeypatch):
     from huggingface_hub import constants
 
     cache = tmp_path / "hub"
@@ -244,7 +189,7 @@ def test_a_model_in_the_hubs_cache_is_used_offline(sd_original: Path, tmp_path: 
 
 
 @pytest.fixture
-def taesd(tmp_path: Path) -> Path:
+def taesd(tmp_path):
     from diffusers import AutoencoderTiny
 
     two = {"encoder_block_out_channels": (8, 8), "decoder_block_out_channels": (8, 8)}
@@ -254,7 +199,7 @@ def taesd(tmp_path: Path) -> Path:
     return tmp_path / "taesd"
 
 
-def test_a_tiny_decoder_takes_scaled_latents_and_leaves_the_encoder_alone(sd_original: Path, taesd: Path) -> None:
+def test_a_tiny_decoder_takes_scaled_latents_and_leaves_the_encoder_alone(sd_original, taesd):
     own, small = load_base(sd_original), load_base(sd_original, decoder=taesd)
     images, latents = torch.rand(1, 3, 16, 16) * 2 - 1, torch.randn(1, 4, 8, 8)
     with torch.no_grad():
@@ -264,7 +209,7 @@ def test_a_tiny_decoder_takes_scaled_latents_and_leaves_the_encoder_alone(sd_ori
         assert not torch.equal(small.decode(latents), own.decode(latents))
 
 
-def test_a_decoder_for_other_latents_is_refused(sd_original: Path, tmp_path: Path) -> None:
+def test_a_decoder_for_other_latents_is_refused(sd_original, tmp_path):
     from diffusers import AutoencoderTiny
 
     AutoencoderTiny(**{**TAESD, "decoder_block_out_channels": (8,) * 4, "encoder_block_out_channels": (8,) * 4}

@@ -1,11 +1,8 @@
 """Prompts of every family through its own text encoders: small ones of the real classes, saved by diffusers."""
 
-from __future__ import annotations
-
 import inspect
 import shutil
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -90,7 +87,7 @@ ENCODERS: dict[str, list[Callable[[], tuple[Any, Any]]]] = {
 
 
 @pytest.fixture(scope="module", params=ENCODERS)
-def told(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path, Any]:
+def told(request, tmp_path_factory):
     """A family, its folder with text encoders and no embeddings, and diffusers' pipeline that was saved there."""
     import diffusers
 
@@ -129,7 +126,7 @@ def scheduler(name: str) -> Any:
     return getattr(diffusers, kind)(**settings)
 
 
-def test_a_text_steers_the_step_as_in_the_familys_pipeline(told: tuple[str, Path, Any]) -> None:
+def test_a_text_steers_the_step_as_in_the_familys_pipeline(told):
     name, folder, made = told
     base = load_base(folder).eval()
     z = torch.randn(1, base.in_channels, 16, 16)
@@ -148,7 +145,7 @@ def test_a_text_steers_the_step_as_in_the_familys_pipeline(told: tuple[str, Path
     assert (other - shown).abs().max() > 1e-3
 
 
-def test_embeddings_are_cached_and_then_no_encoder_is_needed(told: tuple[str, Path, Any], tmp_path: Path) -> None:
+def test_embeddings_are_cached_and_then_no_encoder_is_needed(told, tmp_path):
     _, folder, _ = told
     base = load_base(folder)
     base.save(tmp_path / "saved")
@@ -160,9 +157,7 @@ def test_embeddings_are_cached_and_then_no_encoder_is_needed(told: tuple[str, Pa
     assert "\n" not in str(caught.value)
 
 
-def test_the_encoders_come_from_the_hub_too(
-    told: tuple[str, Path, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_encoders_come_from_the_hub_too(told, tmp_path, monkeypatch):
     name, folder, _ = told
     shutil.copytree(folder, tmp_path / "hub" / "org" / name)
     with served(tmp_path / "hub", tmp_path / "cache", monkeypatch):

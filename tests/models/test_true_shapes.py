@@ -7,7 +7,6 @@ import torch
 
 from morsr.adapters import MoRConfig, adapter_parameters, inject
 from morsr.models.bases import Base, load_base
-from morsr.models.bases.families import ARCHITECTURES
 
 _UNET_LEFT = {"time_embedding.linear_*", "*.time_emb_proj"}
 _MMDIT_LEFT = {"time_text_embed.*", "context_embedder", "*.norm1.linear", "*.norm1_context.linear", "norm_out.linear"}
@@ -43,15 +42,10 @@ def size_of(base: Base, name: str) -> int:
     return sum(one.numel() for one in adapter_parameters(base, name))
 
 
-def test_the_table_has_every_published_shape() -> None:
-    assert COUNTS.keys() == ARCHITECTURES.keys() - {"small"}
-
-
 @pytest.mark.parametrize(
-    "name",
-    [pytest.param(name, marks=[pytest.mark.slow] * (name not in ("sd21", "sd3", "sana"))) for name in COUNTS],
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name not in ("sd21", "sd3", "sana"))) for name in COUNTS]
 )
-def test_a_preset_reaches_its_layers_and_says_what_it_leaves(name: str) -> None:
+def test_a_preset_reaches_its_layers_and_says_what_it_leaves(name):
     base = build(name)
     size, layers, per_rank, left = COUNTS[name]
     assert sum(one.numel() for one in base.denoiser.parameters()) == size
@@ -68,35 +62,19 @@ def test_a_preset_reaches_its_layers_and_says_what_it_leaves(name: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def base() -> Base:
+def base():
     """Stable Diffusion 2.1 with TAESD's decoder, for tests that leave it as it is."""
     return build(decoder="random:taesd")
 
 
-def test_stable_diffusion_has_the_published_sizes(base: Base) -> None:
+def test_stable_diffusion_has_the_published_sizes(base):
     assert sum(p.numel() for p in base.vae.parameters()) == 83_653_863
     assert sum(p.numel() for p in base.decoder.decoder.parameters()) == 1_222_531
     assert (base.latent_factor, base.multiple, base.scaling_factor) == (8, 64, 0.18215)
     assert base.prompt_clean.shape == (1, 77, 1024)
 
 
-def test_an_image_goes_through_at_full_size(base: Base) -> None:
-    images = torch.empty(2, 3, 512, 512, device="meta")
-    with torch.no_grad():
-        latents = base.encode(images)
-        assert latents.shape == (2, 4, 64, 64)
-        noise = base.predict(latents, torch.empty(2, dtype=torch.int64, device="meta"))
-        assert noise.shape == latents.shape
-        assert noise.dtype == torch.float32
-        assert base.decode(latents).shape == images.shape
-        kept, base.decoder = base.decoder, None
-        try:
-            assert base.decode(latents).shape == images.shape
-        finally:
-            base.decoder = kept
-
-
-def test_the_papers_adapters_have_44_million_parameters() -> None:
+def test_the_papers_adapters_have_44_million_parameters():
     base = build()
     report = inject(base, MoRConfig(targets=("sd_unet@unet", "sd_vae_encoder@vae")), condition_dim=7)
     assert len(report.layer_names) == 258 + 31 + 1

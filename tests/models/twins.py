@@ -1,7 +1,5 @@
 """Small twins of every family: the real classes with random weights, saved as diffusers saves them."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any, NamedTuple

@@ -5,8 +5,6 @@ Every output is kept as every fifth pixel of every fifth row, and as the means o
 see each pixel of the image; that keeps the file small.
 """
 
-from __future__ import annotations
-
 import io
 import platform
 from pathlib import Path

@@ -1,14 +1,12 @@
 """The shipped model restores six small images as it did when `golden_outputs.npz` was written."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from golden_outputs import FILE, MODELS, machine, outputs
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_output_unchanged(model: str) -> None:
+def test_output_unchanged(model):
     with np.load(FILE, allow_pickle=False) as golden:
         tolerance = 1e-5 if str(golden["machine"]) == machine() else 1e-4
         images = {name.removeprefix("input/"): golden[name] for name in golden.files if name.startswith("input/")}

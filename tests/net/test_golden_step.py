@@ -165,7 +165,7 @@ def both(gate: str, steps: int, folder: Path) -> tuple[Numbers, Numbers]:
 
 
 @pytest.fixture(scope="module")
-def golden(tmp_path_factory: pytest.TempPathFactory) -> tuple[Numbers, Numbers]:
+def golden(tmp_path_factory):
     return both("renormalize_real", load_page().STEPS, tmp_path_factory.mktemp("golden"))
 
 
@@ -174,22 +174,22 @@ def check(numbers: tuple[Numbers, Numbers]) -> None:
     assert {name: value for name, value in worst.items() if value > (1e-4 if "|" in name else 1e-5)} == {}
 
 
-def test_the_real_training_equals_the_page(golden: tuple[Numbers, Numbers]) -> None:
+def test_the_real_training_equals_the_page(golden):
     check(golden)
 
 
 @pytest.mark.parametrize("gate", ["renormalize", "softmax"])
-def test_it_does_so_with_other_gates(gate: str, tmp_path: Path) -> None:
+def test_it_does_so_with_other_gates(gate, tmp_path):
     """The router learns from the second step on."""
     check(both(gate, 2, tmp_path))
 
 
-def test_the_page_gives_the_numbers_on_file(golden: tuple[Numbers, Numbers]) -> None:
+def test_the_page_gives_the_numbers_on_file(golden):
     worst = differences(golden[1], json.loads(FILE.read_text()))
     assert {name: value for name, value in worst.items() if value > 1e-4} == {}
 
 
-def test_the_page_runs_by_itself(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_page_runs_by_itself(capsys):
     page = load_page()
     page.STEPS = 1
     page.main()

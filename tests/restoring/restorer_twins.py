@@ -1,7 +1,5 @@
 """Generators small enough to run in milliseconds: a real one with random weights, and fakes with known behaviour."""
 
-from __future__ import annotations
-
 import copy
 import functools
 from collections.abc import Callable

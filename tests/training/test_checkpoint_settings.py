@@ -1,7 +1,5 @@
 """What a checkpoint or a file of adapters was trained with: taken along, told of, or refused."""
 
-from __future__ import annotations
-
 import shutil
 import warnings
 from pathlib import Path
@@ -14,13 +12,13 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from safetensors.torch import load_file, save_file
 from training_twins import ADAPTERS, Pairs, batch, build, fit
 
-from morsr.adapters import MoRConfig, read_adapters_header, read_attached
+from morsr.adapters import MoRConfig, read_adapters_header
 from morsr.errors import WeightsError
 from morsr.models.bases import reading
 from morsr.models.bases.base import PROMPTS_FILE
 from morsr.models.generator import OneStepConfig
 from morsr.models.loading import load_generator
-from morsr.training.adapter_state import newest_adapters, runs_otherwise
+from morsr.training.adapter_state import newest_adapters
 from morsr.training.module import OneStepSRModule
 
 
@@ -41,7 +39,7 @@ def messages(caught: list[warnings.WarningMessage]) -> str:
 
 
 @pytest.fixture(scope="module")
-def made(small_base: Path) -> dict[str, Any]:
+def made(small_base):
     return checkpoint(build(small_base))
 
 
@@ -55,9 +53,7 @@ def made(small_base: Path) -> dict[str, Any]:
         ("the estimator 'frequency', not 'learned'", {"estimator": "learned"}),
     ],
 )
-def test_a_checkpoint_of_other_settings_is_refused(
-    told: str, settings: dict[str, Any], small_base: Path, made: dict[str, Any]
-) -> None:
+def test_a_checkpoint_of_other_settings_is_refused(told, settings, small_base, made):
     """Most of them change no name and no shape, so that the tensors alone would be taken and give other pictures."""
     with pytest.raises(WeightsError, match=told) as stopped:
         build(small_base, **settings).on_load_checkpoint(made)
@@ -74,7 +70,7 @@ def renamed(base: Path, folder: Path) -> Path:
     return folder
 
 
-def test_a_base_is_known_by_its_weights_and_not_by_its_name(small_base: Path, tmp_path: Path) -> None:
+def test_a_base_is_known_by_its_weights_and_not_by_its_name(small_base, tmp_path):
     """Else a lost mirror or a renamed folder would lock a half-done run out of its own base."""
     keep = ModelCheckpoint(dirpath=tmp_path, filename="kept", every_n_train_steps=1)
     made = build(small_base)
@@ -100,25 +96,7 @@ def test_a_base_is_known_by_its_weights_and_not_by_its_name(small_base: Path, tm
     assert newest_adapters(beside, build(mirror).generator) is None
 
 
-def test_settings_of_the_training_alone_may_differ(small_base: Path) -> None:
-    made = checkpoint(build(small_base))
-    other = adapters(balance_alpha=0.5, logit_noise=0.0, router_init_std=0.1, init="gaussian")
-    build(small_base, adapters=other).on_load_checkpoint(made)
-    del made["morsr"]["adapters"], made["morsr"]["optimizer"], made["morsr"]["prompts"]  # of earlier versions
-    build(small_base).on_load_checkpoint(made)
-
-
-def test_tensors_of_other_shapes_are_one_line(small_base: Path) -> None:
-    """Lightning would name each of them."""
-    losses: dict[str, Any] = {"l2": 1.0, "vsd": 1.0}
-    made = checkpoint(build(small_base, loss={**losses, "vsd": {"weight": 1.0, "rank": 2}}))
-    with pytest.raises(WeightsError, match=r"tensors differ, such as .*score.* there and .* here") as told:
-        build(small_base, loss={**losses, "vsd": {"weight": 1.0, "rank": 3}}).on_load_checkpoint(made)
-    assert "model.start_from" in str(told.value)
-    assert "\n" not in str(told.value)
-
-
-def test_optimizer_settings_that_a_resumed_run_does_not_take_are_told(small_base: Path, tmp_path: Path) -> None:
+def test_optimizer_settings_that_a_resumed_run_does_not_take_are_told(small_base, tmp_path):
     keep = ModelCheckpoint(dirpath=tmp_path, filename="at-{step}", every_n_train_steps=1, save_top_k=-1)
     fit(build(small_base), tmp_path, 1, callbacks=[keep])
     path = tmp_path / "at-step=1.ckpt"
@@ -139,7 +117,7 @@ def test_optimizer_settings_that_a_resumed_run_does_not_take_are_told(small_base
 
 
 @pytest.fixture
-def encoder(monkeypatch: pytest.MonkeyPatch) -> None:
+def encoder(monkeypatch):
     """A text encoder for the small base, which has none: the letters' codes."""
 
     def encode(folder: Path, name: str, texts: list[str]) -> torch.Tensor:
@@ -148,78 +126,33 @@ def encoder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reading, "encode_texts", encode)
 
 
-def picture(module: OneStepSRModule) -> torch.Tensor:
-    with torch.no_grad():
-        return module.eval().generator(batch()["lr"]).sr
-
-
-def test_adapters_bring_their_prompts(encoder: None, small_base: Path, tmp_path: Path) -> None:
-    """Else `morsr test` would score another model than `morsr upscale` runs, which always took them."""
+def test_adapters_bring_their_prompts(encoder, small_base, tmp_path):
+    """Else `morsr test` would score another model than `morsr upscale` runs; those of the config stay."""
     texts = {"clean": "a photo", "degraded": "blur"}
-    trained = build(small_base, prompts=texts)
+    trained = build(small_base, prompts=texts).eval()
     file = tmp_path / "runs" / "version_0" / "adapters.safetensors"
     trained.save_adapters(file)
-    expected, embeddings = picture(trained), trained.generator.base.prompts
-    assert not torch.equal(embeddings["clean"], build(small_base).generator.base.prompt_clean)
-
-    def check(module: OneStepSRModule) -> None:
+    embeddings = trained.generator.base.prompts
+    resumed, start, found = build(small_base), build(small_base, start_from=str(file)), build(small_base)
+    assert not torch.equal(embeddings["clean"], resumed.generator.base.prompt_clean)
+    resumed.on_load_checkpoint(checkpoint(trained))
+    fit(start, tmp_path, 0)
+    log_dir = str(tmp_path / "runs" / "version_1")
+    found.trainer = SimpleNamespace(log_dir=log_dir, default_root_dir=".")  # type: ignore[assignment]
+    found._find_weights()
+    for module in (build(small_base, weights=str(file)), resumed, start, found):
         torch.testing.assert_close(module.generator.base.prompts, embeddings, rtol=0, atol=0)
-        assert module.generator.base.prompt == "a photo"
         module.save_adapters(tmp_path / "again.safetensors")
         assert read_adapters_header(tmp_path / "again.safetensors")["extra"]["prompts"] == texts
-        torch.testing.assert_close(read_attached(tmp_path / "again.safetensors"), embeddings, rtol=0, atol=0)
-        made = checkpoint(module)["morsr"]
-        assert made["extra"]["prompts"] == texts
-        torch.testing.assert_close(made["prompts"], embeddings, rtol=0, atol=0)
-
-    given = build(small_base, weights=str(file))
-    check(given)
-    torch.testing.assert_close(picture(given), expected)
-    torch.testing.assert_close(load_generator(file)(batch()["lr"]).sr, expected)
-    resumed = build(small_base)
-    resumed.on_load_checkpoint(checkpoint(trained))
-    check(resumed)
-    start = build(small_base, start_from=str(file))
-    fit(start, tmp_path, 0)
-    check(start)
-    found = build(small_base)
-    found.trainer = SimpleNamespace(  # type: ignore[assignment]
-        log_dir=str(tmp_path / "runs" / "version_1"), default_root_dir="."
-    )
-    found._find_weights()
-    check(found)
+    with torch.no_grad():
+        lr = batch()["lr"]
+        torch.testing.assert_close(load_generator(file)(lr).sr, trained.generator(lr).sr)
+    sea = {"clean": "sea"}
+    own, expected = build(small_base, prompts=sea, weights=str(file)), build(small_base, prompts=sea)
+    torch.testing.assert_close(own.generator.base.prompt_clean, expected.generator.base.prompt_clean, rtol=0, atol=0)
 
 
-def test_prompts_of_the_config_stay(encoder: None, small_base: Path, tmp_path: Path) -> None:
-    file = tmp_path / "a.safetensors"
-    build(small_base, prompts={"clean": "a photo"}).save_adapters(file)
-    expected = build(small_base, prompts={"clean": "sea"}).generator.base.prompt_clean
-    module = build(small_base, prompts={"clean": "sea"}, weights=str(file))
-    resumed = build(small_base, prompts={"clean": "sea"})
-    resumed.on_load_checkpoint(checkpoint(build(small_base, weights=str(file))))
-    for one in (module, resumed):
-        torch.testing.assert_close(one.generator.base.prompt_clean, expected, rtol=0, atol=0)
-    module.save_adapters(file)
-    assert read_adapters_header(file)["extra"]["prompts"] == {"clean": "sea"}
-
-
-def test_settings_of_the_estimator_are_compared(small_base: Path, tmp_path: Path) -> None:
-    def extra(args: dict[str, Any] | None, kind: str = "learned") -> dict[str, Any]:
-        spec = {"kind": kind} if args is None else {"kind": kind, "args": args}
-        return {"estimator": spec, "one_step": {"timestep": 150}}
-
-    learned = build(small_base, estimator="learned").generator
-    for args in (None, {}, {"weights": None}):
-        assert not runs_otherwise(extra(args), learned)
-    told = runs_otherwise(extra({"weights": "mine.safetensors"}), learned)
-    assert told == "the estimator 'learned' with weights 'mine.safetensors', not None"
-    assert not runs_otherwise({}, learned)
-    build(small_base).save_adapters(tmp_path / "a.safetensors")
-    header = read_adapters_header(tmp_path / "a.safetensors")
-    assert runs_otherwise(header["extra"], build(small_base).generator) == ""
-
-
-def test_a_damaged_file_of_another_run_is_passed_over(small_base: Path, tmp_path: Path) -> None:
+def test_a_damaged_file_of_another_run_is_passed_over(small_base, tmp_path):
     module = build(small_base)
     whole, torn = (tmp_path / "runs" / name / "adapters.safetensors" for name in ("version_0", "version_1"))
     module.save_adapters(whole)

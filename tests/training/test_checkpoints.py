@@ -1,7 +1,5 @@
 """Checkpoint files: whole or refused, never unpickled, and found again after an accident."""
 
-from __future__ import annotations
-
 import os
 import random
 import threading
@@ -23,13 +21,12 @@ def save(path: Path, step: int = 0, **more: Any) -> Path:
     return path
 
 
-@pytest.mark.parametrize("flips", [200, pytest.param(2000, marks=pytest.mark.slow)])
-def test_a_flipped_bit_is_refused_or_changes_nothing(flips: int, tmp_path: Path) -> None:
+def test_a_flipped_bit_is_refused_or_changes_nothing(tmp_path):
     """Bits without a checksum hold no value: dates, paddings and names of the archive."""
     path = save(tmp_path / "whole.ckpt", step=5)
     whole, expected = path.read_bytes(), read_checkpoint(path)
     draw, refused = random.Random(0), 0
-    for place in [draw.randrange(len(whole)) for _ in range(flips)]:
+    for place in [draw.randrange(len(whole)) for _ in range(200)]:
         damaged = bytearray(whole)
         damaged[place] ^= 1 << draw.randrange(8)
         path.write_bytes(damaged)
@@ -37,10 +34,10 @@ def test_a_flipped_bit_is_refused_or_changes_nothing(flips: int, tmp_path: Path)
             torch.testing.assert_close(read_checkpoint(path), expected, rtol=0, atol=0)
         except WeightsError:
             refused += 1
-    assert refused > flips / 4
+    assert refused > 50
 
 
-def test_the_newest_is_chosen_by_run_and_recorded_step(tmp_path: Path) -> None:
+def test_the_newest_is_chosen_by_run_and_recorded_step(tmp_path):
     runs = [tmp_path / f"version_{number}" for number in (2, 1, 0)]
     save(runs[1] / "checkpoints" / "z.ckpt", step=3)
     best = save(runs[1] / "checkpoints" / "step-4-val" / "psnr=20.ckpt", step=9)  # {val/psnr} in a file's name
@@ -59,7 +56,7 @@ def test_the_newest_is_chosen_by_run_and_recorded_step(tmp_path: Path) -> None:
     assert newest_checkpoint(runs, resumes=True) == runs[2] / "checkpoints" / "whole.ckpt"
 
 
-def test_what_a_killed_process_left_is_removed_and_what_is_being_written_stays(tmp_path: Path) -> None:
+def test_what_a_killed_process_left_is_removed_and_what_is_being_written_stays(tmp_path):
     whole = save(tmp_path / "last.ckpt", step=3)
     left, writing = tmp_path / ".morsr-00.part.ckpt", tmp_path / ".morsr-11.part.ckpt"
     for path in (left, writing):
@@ -70,7 +67,7 @@ def test_what_a_killed_process_left_is_removed_and_what_is_being_written_stays(t
     assert writing.exists()
 
 
-def test_runs_started_together_get_folders_of_their_own(tmp_path: Path) -> None:
+def test_runs_started_together_get_folders_of_their_own(tmp_path):
     start, found = threading.Barrier(8), []
 
     def claim() -> None:

@@ -1,7 +1,5 @@
 """Configs that extend one another."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest
@@ -15,7 +13,7 @@ def write(folder: Path, **files: str) -> None:
         (folder / f"{name}.yaml").write_text(text)
 
 
-def test_a_child_changes_what_it_names_and_keeps_the_rest(tmp_path: Path) -> None:
+def test_a_child_changes_what_it_names_and_keeps_the_rest(tmp_path):
     write(
         tmp_path,
         parent="a: 1\nmodel: {class_path: x.Y, init_args: {lr: 1, loss: {l2: 1, vsd: 2}, names: [p, q]}}\n",
@@ -27,7 +25,7 @@ def test_a_child_changes_what_it_names_and_keeps_the_rest(tmp_path: Path) -> Non
     }
 
 
-def test_another_class_takes_nothing_over(tmp_path: Path) -> None:
+def test_another_class_takes_nothing_over(tmp_path):
     write(
         tmp_path,
         parent="model: {class_path: x.Y, init_args: {lr: 1}}\n",
@@ -36,12 +34,12 @@ def test_another_class_takes_nothing_over(tmp_path: Path) -> None:
     assert read_config(tmp_path / "child.yaml")["model"] == {"class_path": "x.Z", "init_args": {"width": 2}}
 
 
-def test_later_parents_win(tmp_path: Path) -> None:
+def test_later_parents_win(tmp_path):
     write(tmp_path, one="a: 1\nb: 1\n", two="b: 2\n", child="extends: [one.yaml, two.yaml]\n")
     assert read_config(tmp_path / "child.yaml") == {"a": 1, "b": 2}
 
 
-def test_circles_and_missing_files_are_named(tmp_path: Path) -> None:
+def test_circles_and_missing_files_are_named(tmp_path):
     write(tmp_path, one="extends: two.yaml\n", two="extends: one.yaml\n", lone="extends: nowhere.yaml\n")
     with pytest.raises(ConfigError, match="extends itself"):
         read_config(tmp_path / "one.yaml")
@@ -49,13 +47,13 @@ def test_circles_and_missing_files_are_named(tmp_path: Path) -> None:
         read_config(tmp_path / "lone.yaml")
 
 
-def test_a_byte_order_mark_is_no_part_of_the_first_key(tmp_path: Path) -> None:
+def test_a_byte_order_mark_is_no_part_of_the_first_key(tmp_path):
     write(tmp_path, parent="\ufeffa: 1\n", child="\ufeffextends: parent.yaml\nb: 2\n")
     assert expand_configs(["fit", "--config", str(tmp_path / "child.yaml")]) == ["fit", "--config", "a: 1\nb: 2\n"]
 
 
 @pytest.mark.parametrize(("name", "what_to_do"), [("last.ckpt", "--ckpt_path"), ("latin.yaml", "save it as UTF-8")])
-def test_a_file_that_is_no_text_is_one_line(name: str, what_to_do: str, tmp_path: Path) -> None:
+def test_a_file_that_is_no_text_is_one_line(name, what_to_do, tmp_path):
     path = tmp_path / name
     path.write_bytes(b"# caf\xe9\nextends: parent.yaml\n")
     for read in (read_config, lambda path: expand_configs(["fit", f"--config={path}"])):
@@ -63,11 +61,3 @@ def test_a_file_that_is_no_text_is_one_line(name: str, what_to_do: str, tmp_path
             read(path)
         assert what_to_do in str(error.value)
         assert "\n" not in str(error.value)
-
-
-def test_only_files_that_extend_are_replaced_on_the_command_line(tmp_path: Path) -> None:
-    write(tmp_path, parent="a: 1\n", child="extends: parent.yaml\nb: 2\n")
-    plain, child = str(tmp_path / "parent.yaml"), str(tmp_path / "child.yaml")
-    assert expand_configs(["fit", "--config", plain, "--x=1"]) == ["fit", "--config", plain, "--x=1"]
-    assert expand_configs(["fit", "--config", child]) == ["fit", "--config", "a: 1\nb: 2\n"]
-    assert expand_configs(["fit", f"--config={child}"]) == ["fit", "--config=a: 1\nb: 2\n"]

@@ -1,13 +1,12 @@
 """docs/extend.md: its classes are written to a file, named by its options, and trained with for a step."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 
 import pytest
 from training_twins import run_options
 
+from morsr.adapters import read_adapters_header
 from morsr.cli import main
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -17,7 +16,7 @@ OPTIONS = [line for block in re.findall(r"```\n(--.*?)```", PAGE, re.DOTALL) for
 
 
 @pytest.fixture
-def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def mine(tmp_path, monkeypatch):
     (tmp_path / "mine.py").write_text("\n\n".join(CLASSES[:-1]))
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -32,12 +31,12 @@ def options(folder: Path) -> list[str]:
     ]  # fmt: skip
 
 
-def test_every_class_of_the_page_trains(mine: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_class_of_the_page_trains(mine, capsys):
     assert len(OPTIONS) == 7
     assert main([*options(mine), *OPTIONS]) == 0
     (file,) = mine.rglob("adapters*.safetensors")
-    from morsr.adapters import read_adapters_header
-
+    held = {path.name for path in file.parent.iterdir()}
+    assert {"config.yaml", "metrics.csv", "versions.json", "summary.json"} <= held
     header = read_adapters_header(file)
     assert header["condition_names"] == ["darkness", "contrast"]
     assert header["extra"]["estimator"]["kind"] == "mine.Darkness"
@@ -52,16 +51,14 @@ def test_every_class_of_the_page_trains(mine: Path, capsys: pytest.CaptureFixtur
         ("--model.optimizers={judge: {class_path: torch.optim.Adam, init_args: {lr: 0.1}}}", "judge"),
     ],
 )
-def test_what_cannot_be_found_is_one_line(
-    option: str, word: str, mine: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_cannot_be_found_is_one_line(option, word, mine, capsys):
     assert main([*options(mine), option]) != 0
     last = [line for line in capsys.readouterr().err.splitlines() if line.strip()][-1]
     assert word in last
     assert not list(mine.rglob("*.ckpt"))
 
 
-def test_the_python_of_the_page_builds_a_module() -> None:
+def test_the_python_of_the_page_builds_a_module():
     scope: dict[str, object] = {}
     for block in CLASSES:
         exec(block, scope)

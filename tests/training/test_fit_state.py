@@ -1,7 +1,5 @@
 """What `Trainer.fit` itself must set up: the router's training mode, calibration, and where weights are read from."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +12,6 @@ from torch import Tensor
 from training_twins import ADAPTERS, build, fit
 
 from morsr.adapters import MoRConfig
-from morsr.errors import ConfigError
-from morsr.models.bases import load_base, save_network
 from morsr.models.draws import Draws
 from morsr.models.generator import OneStepConfig
 
@@ -36,9 +32,7 @@ def validate(module: L.LightningModule, folder: Path, **settings: Any) -> float:
     return float(trainer.callback_metrics["val/psnr"])
 
 
-def test_running_means_of_the_balance_take_in_every_training_batch_and_no_other(
-    small_base: Path, tmp_path: Path
-) -> None:
+def test_running_means_of_the_balance_take_in_every_training_batch_and_no_other(small_base, tmp_path):
     module = build(small_base, adapters=routed(logit_noise=0.0))
     module.eval()  # as after a validation
     context = module.generator.adapters.router
@@ -50,7 +44,7 @@ def test_running_means_of_the_balance_take_in_every_training_batch_and_no_other(
     torch.testing.assert_close(context.share, before, atol=0, rtol=0)
 
 
-def test_the_routers_noise_is_drawn_in_a_fit_and_ends(small_base: Path, tmp_path: Path) -> None:
+def test_the_routers_noise_is_drawn_in_a_fit_and_ends(small_base, tmp_path):
     seen: list[float] = []
 
     class Look(Callback):
@@ -66,7 +60,7 @@ def test_the_routers_noise_is_drawn_in_a_fit_and_ends(small_base: Path, tmp_path
     assert not torch.equal(*ends)
 
 
-def test_calibration_goes_on_into_further_epochs(small_base: Path, tmp_path: Path, monkeypatch: Any) -> None:
+def test_calibration_goes_on_into_further_epochs(small_base, tmp_path, monkeypatch):
     module = build(small_base, calibration_images=15)
     seen = 0
     estimate = module.generator.estimator.forward
@@ -82,7 +76,7 @@ def test_calibration_goes_on_into_further_epochs(small_base: Path, tmp_path: Pat
     assert seen == 16  # of 6 per epoch
 
 
-def test_a_resumed_run_needs_no_start_file(small_base: Path, tmp_path: Path) -> None:
+def test_a_resumed_run_needs_no_start_file(small_base, tmp_path):
     start = tmp_path / "start.safetensors"
     build(small_base).save_adapters(start)
     keep = ModelCheckpoint(dirpath=tmp_path, filename="at-{step}", every_n_train_steps=1, save_top_k=-1)
@@ -92,31 +86,7 @@ def test_a_resumed_run_needs_no_start_file(small_base: Path, tmp_path: Path) -> 
     assert trainer.global_step == 2
 
 
-def test_a_checkpoint_is_validated_with_its_own_adapters_and_decoder(small_base: Path, tmp_path: Path) -> None:
-    network = load_base(small_base).vae.requires_grad_(False)
-    network.decoder.layers[0].weight.mul_(1.5)
-    (tmp_path / "decoder").mkdir()
-    save_network(tmp_path / "decoder", network)
-    scores = {}
-    for name, decoder in (("own", None), ("other", str(tmp_path / "decoder"))):
-        keep = ModelCheckpoint(dirpath=tmp_path, filename=name, every_n_train_steps=1)
-        module = build(small_base, decoder=decoder, val_metrics=("psnr",))
-        fit(module, tmp_path / "fit", 1, callbacks=[keep])
-        scores[name] = validate(module, tmp_path)
-        # The newest adapters beside the run must have no part in it, nor their decoder.
-        module.save_adapters(tmp_path / "runs" / "version_0" / "adapters.safetensors")
-        for other in scores:
-            fresh = build(small_base, val_metrics=("psnr",))
-            found = validate(fresh, tmp_path / "runs" / "version_1", ckpt_path=str(tmp_path / f"{other}.ckpt"))
-            assert found == pytest.approx(scores[other], abs=1e-5), (name, other)
-
-
-def test_double_precision_is_refused(small_base: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="expected bf16-mixed or 32-true, got 64-true"):
-        fit(build(small_base), tmp_path, 1, precision="64-true")
-
-
-def test_start_from_tells_of_another_timestep(small_base: Path, tmp_path: Path) -> None:
+def test_start_from_tells_of_another_timestep(small_base, tmp_path):
     start = str(tmp_path / "a.safetensors")
     build(small_base).save_adapters(start)
     with pytest.warns(UserWarning, match="timestep 150, not 200"):

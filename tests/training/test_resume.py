@@ -1,7 +1,5 @@
 """A run that was stopped resumes as if it never had been: for every LightningModule here, bit for bit."""
 
-from __future__ import annotations
-
 import functools
 import json
 import os
@@ -85,7 +83,7 @@ def run(name: str, base: Path, folder: Path, *, stop: int | None = None, ckpt: P
 
 
 @pytest.fixture(scope="module")
-def straight(small_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Any, Path]]:
+def straight(small_base, tmp_path_factory):
     """A run of a module that nobody stopped, and its folder; made once for all signals."""
 
     @functools.cache
@@ -97,9 +95,7 @@ def straight(small_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Call
 
 
 @pytest.mark.parametrize(("name", "number"), zip(MODULES, [signal.SIGTERM, signal.SIGINT] * 2, strict=True))
-def test_a_stopped_run_resumes_exactly(
-    name: str, number: int, straight: Callable[[str], tuple[Any, Path]], small_base: Path, tmp_path: Path
-) -> None:
+def test_a_stopped_run_resumes_exactly(name, number, straight, small_base, tmp_path):
     whole, folder = straight(name)
     with pytest.raises(SystemExit):
         run(name, small_base, tmp_path / "half", stop=number)

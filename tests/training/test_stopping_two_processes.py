@@ -1,7 +1,5 @@
 """Two processes, started by the command line, stop at the same step on a signal to either and go on exactly."""
 
-from __future__ import annotations
-
 import json
 import os
 import signal
@@ -63,7 +61,7 @@ def train(base: Path, out: Path, *more: str, stop: Stop | None = None) -> subpro
 
 
 @pytest.fixture(scope="module")
-def straight(small_base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
+def straight(small_base, tmp_path_factory):
     """What a run that nobody stopped ends with."""
     out = tmp_path_factory.mktemp("straight") / "out"
     done = train(small_base, out)
@@ -78,9 +76,7 @@ def straight(small_base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict
     [(Stop(signal.SIGINT), 1), (Stop(signal.SIGTERM, 0), 143), (Stop(signal.SIGTERM, 1), 143)],
     ids=["Ctrl-C", "SIGTERM to the first", "SIGTERM to the second"],
 )
-def test_both_leave_after_the_same_step_and_go_on_exactly(
-    stop: Stop, code: int, straight: dict[str, Any], small_base: Path, tmp_path: Path
-) -> None:
+def test_both_leave_after_the_same_step_and_go_on_exactly(stop, code, straight, small_base, tmp_path):
     done = train(small_base, tmp_path / "half", stop=stop)
     assert done.returncode == code, done.stderr
     half = torch.load(tmp_path / "half" / "last.ckpt", weights_only=True)

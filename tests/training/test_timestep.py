@@ -1,9 +1,5 @@
 """`timestep: auto`: the timestep whose signal-to-noise ratio is that of the encoded LR images."""
 
-from __future__ import annotations
-
-from pathlib import Path
-
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -22,7 +18,7 @@ KINDS = {"epsilon": (_ALPHA.sqrt(), (1 - _ALPHA).sqrt()), "flow": (1 - _SIGMA, _
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("timestep", [10, 273, 700])
-def test_noised_latents_give_their_timestep_back(kind: str, timestep: int) -> None:
+def test_noised_latents_give_their_timestep_back(kind, timestep):
     signal, noise = KINDS[kind]
     clean = 0.7 * torch.randn(8, 16, 64, 64) + 0.3
     degraded = signal[timestep] * clean + noise[timestep] * torch.randn_like(clean)
@@ -32,7 +28,7 @@ def test_noised_latents_give_their_timestep_back(kind: str, timestep: int) -> No
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_equal_latents_give_the_first_and_unrelated_ones_the_last_timestep(kind: str) -> None:
+def test_equal_latents_give_the_first_and_unrelated_ones_the_last_timestep(kind):
     clean = torch.randn(2, 4, 64, 64)
     assert matching_timestep(pair_moments(clean, clean), *KINDS[kind]) == 0
     assert matching_timestep(pair_moments(-clean, clean), *KINDS[kind]) == 999
@@ -49,7 +45,7 @@ class Smooth(Pairs):
         }
 
 
-def test_it_is_found_once_before_the_first_step_and_goes_into_every_file(small_base: Path, tmp_path: Path) -> None:
+def test_it_is_found_once_before_the_first_step_and_goes_into_every_file(small_base, tmp_path):
     auto = OneStepConfig(timestep="auto")
     module = build(small_base, one_step=auto)
     with pytest.raises(ConfigError, match="auto"):

@@ -1,7 +1,5 @@
 """Two processes over gloo train all three networks as one process does on the joined batch."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +62,7 @@ def train(base: Path, folder: Path, **settings: Any) -> None:
     )  # fmt: skip
 
 
-def test_losses_and_gradients_equal_the_joined_batch(small_base: Path, tmp_path: Path) -> None:
+def test_losses_and_gradients_equal_the_joined_batch(small_base, tmp_path):
     train(small_base, tmp_path)
     train(small_base, tmp_path, devices=2, strategy="ddp_fork_find_unused_parameters_true")
     one, first, second = (torch.load(tmp_path / name, weights_only=True) for name in ("1-0.pt", "2-0.pt", "2-1.pt"))

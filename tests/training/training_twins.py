@@ -1,7 +1,5 @@
 """What the tests of the training core share: random pairs, a small module, and how it is run."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 
