@@ -20,7 +20,6 @@ FLOORS = {
 }  # fmt: skip
 # On the top floor the command line is made of its commands; on all others neighbours stay apart.
 NEIGHBOURS = {
-    ("files", "errors"),
     ("hub", "errors"),
     ("hub", "files"),
     ("cli", "commands"),

@@ -11,6 +11,8 @@ import typing
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from jsonargparse import ArgumentParser
+
 LONGEST = 160  # characters of a line
 
 _WORDS = {
@@ -157,34 +159,21 @@ def _unknown(keys: list[str], name: str, class_path: str) -> str:
     return shortened(f"{_path(keys)}: unknown setting; {guess}")
 
 
-def settings_of(kind: Any, inside: Sequence[str] = ()) -> dict[str, inspect.Parameter]:
-    """The settings of a class by name, with their defaults, base classes' included.
+def settings_of(kind: Any, inside: Sequence[str] = ()) -> dict[str, Any]:
+    """Types of the settings of a class by name, base classes' included.
 
     Args:
         kind: a class, or a union that holds one.
         inside: names of settings to go down by, each to the class that its type names.
     """
     kind = class_in(kind)
-    found: dict[str, inspect.Parameter] = {}
     if kind is None:
-        return found
-    hints: dict[str, Any] = {}
-    for base in reversed(kind.__mro__):
-        if base is object or "__init__" not in vars(base):
-            continue
-        for parameter in list(inspect.signature(base.__init__).parameters.values())[1:]:
-            if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-                found[parameter.name] = parameter
-        try:
-            hints |= typing.get_type_hints(base.__init__)
-        except (NameError, TypeError):
-            continue
-    found = {
-        name: parameter.replace(annotation=hints.get(name, parameter.annotation)) for name, parameter in found.items()
-    }
-    if not inside:
-        return found
-    return settings_of(found[inside[0]].annotation, inside[1:]) if inside[0] in found else {}
+        return {}
+    parser = ArgumentParser(add_help=False)
+    parser.add_class_arguments(kind, fail_untyped=False)
+    types = {action.dest: getattr(action, "_typehint", Any) for action in parser._actions}
+    found = {name: kind for name, kind in types.items() if not name.endswith(".help")}
+    return settings_of(found.get(inside[0]), inside[1:]) if inside else found
 
 
 def class_in(kind: Any) -> type | None:
@@ -199,7 +188,7 @@ def _names(parser: Any) -> list[str]:
     """Settings that a parser knows, or, without one, those of a run's config."""
     if parser is None:
         trainer = [f"trainer.{name}" for name in settings_of(pydoc.locate("lightning.Trainer"))]
-        first = ("config", "model", "data", "trainer", "seed_everything", "ckpt_path", "threads", "print_config")
+        first = ("config", "model", "data", "trainer", "seed_everything", "ckpt_path", "print_config")
         return [*first, *trainer]
     return [action.dest for action in parser._actions if action.dest]
 

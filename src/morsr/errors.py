@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import os
 import signal
+import sys
 import threading
 import typing
 from collections.abc import Mapping
@@ -64,7 +66,7 @@ def check_images(images: Tensor, *, name: str = "images", channels: int | None =
 
 
 def class_at(path: str, setting: str) -> Any:
-    """What an import path such as mine.Mine names.
+    """What an import path such as mine.Mine names, in the current folder too.
 
     Args:
         path: module and name.
@@ -73,6 +75,8 @@ def class_at(path: str, setting: str) -> Any:
     Raises:
         ConfigError: it cannot be imported, or is neither a class nor a function.
     """
+    if (here := os.getcwd()) not in sys.path:
+        sys.path.append(here)
     module, _, name = path.rpartition(".")
     try:
         found = getattr(importlib.import_module(module), name)

@@ -11,15 +11,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from morsr.errors import InputError
-
 if TYPE_CHECKING:
     from torch import Tensor
-
-
-def user_path(text: str) -> Path:
-    """A path as a user types it, with ~ for the home folder, which shells leave alone behind `--option=`."""
-    return Path(text).expanduser()
 
 
 @contextlib.contextmanager
@@ -57,22 +50,6 @@ def atomic_path(path: str | os.PathLike[str], *, flush: bool = False) -> Iterato
         part.unlink(missing_ok=True)
 
 
-def output_folder(path: str | os.PathLike[str]) -> Path:
-    """Make a folder, with those above it, and see that files can be made in it.
-
-    Raises:
-        InputError: it cannot be made or written.
-    """
-    folder = Path(path)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{folder}: cannot be made ({error.strerror}); choose another folder") from error
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise InputError(f"{folder}: cannot be written; choose another folder")
-    return folder
-
-
 def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Write a text file in UTF-8; see `atomic_path`."""
     with atomic_path(path) as part:
@@ -88,13 +65,7 @@ def save_tensors(path: str | os.PathLike[str], tensors: dict[str, Tensor], metad
         try:
             save_file(tensors, part, metadata=dict(metadata))
         except SafetensorError as error:
-            raise _system_error(error) from error
-
-
-def _system_error(error: Exception) -> OSError:
-    """What the system said, out of the text of a library's error: "… (os error 28)"."""
-    number = str(error).rpartition("os error ")[2].partition(")")[0]
-    return OSError(int(number), os.strerror(int(number))) if number.isdigit() else OSError(str(error))
+            raise OSError(f"{path}: {error}") from error
 
 
 def say(text: str) -> None:

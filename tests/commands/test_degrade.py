@@ -88,7 +88,7 @@ def test_what_cannot_be_read_is_named_and_the_rest_is_made(capsys):
         ("photos/a.png lr --hr photos", InputError),
         ("twins lr", InputError),  # two images of one stem
         ("named lr", InputError),  # an output called as the overview
-        ("photos file/lr", InputError),
+        ("photos file/lr", NotADirectoryError),
         ("photos full", InputError),  # outputs that exist
     ],
 )

@@ -20,8 +20,8 @@ def recorded(restorer, monkeypatch):
     Path("assets").mkdir()
     Path("assets/selftest.png").write_bytes(bundled.read_bytes())
     monkeypatch.setattr(selftest, "assets", lambda: Path("assets"))
-    assert main(["selftest", "--record", "assets", "--save", "look.png"]) == 0
-    assert Image.open("look.png").size == (384, 256)
+    assert main(["selftest", "--record", "assets"]) == 0
+    assert Image.open("assets/tiny_expected.png").size == (384, 256)
     return restorer
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from morsr.errors import InputError, class_at
+from morsr.errors import InputError
 from morsr.files import say
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
@@ -45,16 +44,3 @@ def output_file(path: Path, option: str, *suffixes: str) -> Path:
     if not path.parent.is_dir():
         raise InputError(f"{option}: the folder {path.parent} does not exist; make it first")
     return path
-
-
-def classes_from_here() -> None:
-    """Let class paths name modules of the current folder."""
-    if (here := str(Path.cwd())) not in sys.path:
-        sys.path.append(here)
-
-
-def user_class(path: str, setting: str) -> Callable[..., Any]:
-    """A class by its import path, from the current folder too; see `class_at`."""
-    classes_from_here()
-    found: Callable[..., Any] = class_at(path, setting)
-    return found

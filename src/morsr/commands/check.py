@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from morsr.cli_errors import configs_first
 from morsr.commands._common import existing
 from morsr.errors import MorsrError, class_at
 from morsr.files import printable
@@ -57,7 +58,7 @@ def parsed(arguments: Sequence[str]) -> dict[str, Any]:
             raise Stop
 
     with contextlib.suppress(Stop):
-        fit(["fit", *arguments], ParsingCLI)
+        fit(configs_first(["fit", *arguments]), ParsingCLI)
     return found
 
 

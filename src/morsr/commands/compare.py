@@ -2,23 +2,10 @@
 
 from __future__ import annotations
 
-from json import dumps as dump_json
 from pathlib import Path
 
-from jsonargparse.typing import OpenUnitInterval
 
-from morsr.files import write_text
-
-
-def run(
-    a: Path,
-    b: Path,
-    *,
-    method_a: str | None = None,
-    method_b: str | None = None,
-    level: OpenUnitInterval = 0.95,
-    json: Path | None = None,
-) -> int:
+def run(a: Path, b: Path, *, method_a: str | None = None, method_b: str | None = None) -> int:
     """Compare two tables of scores per image, with paired bootstrap intervals.
 
     Args:
@@ -26,16 +13,11 @@ def run(
         b: the same of run B; may be the same file
         method_a: which row of A, when it has several
         method_b: which row of B, when it has several
-        level: coverage of the intervals
-        json: write the comparison into this file too
 
     Raises:
         MorsrError: not such tables, nothing in common, or a method to choose.
     """
     from morsr.evaluation.comparison import compare_tables
 
-    result = compare_tables(a, b, method_a=method_a, method_b=method_b, level=level)
-    if json is not None:
-        write_text(json, dump_json(result.to_dict(), indent=1, ensure_ascii=False) + "\n")
-    print(result.to_text(), end="")
+    print(compare_tables(a, b, method_a=method_a, method_b=method_b).to_text(), end="")
     return 0

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from jsonargparse.typing import PositiveInt
 
 from morsr.commands._common import existing, report_failures, say
-from morsr.errors import InputError, MorsrError
-from morsr.files import atomic_path, output_folder, printable, write_text
+from morsr.errors import InputError
+from morsr.files import printable, write_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -58,6 +58,7 @@ def run(
 
     from morsr.degradation import DegradationRecipe
     from morsr.degradation.keys import check_seed
+    from morsr.imaging import read, write
     from morsr.imaging.listing import CONTACT_SHEET, unread_images
     from morsr.restoring.devices import resolve_device
 
@@ -73,7 +74,7 @@ def run(
             if there := [name for name in sources if (folder / name).exists()]:
                 raise InputError(f"{folder / there[0]}: exists; choose an empty folder, or --overwrite")
     for folder in folders:
-        output_folder(folder)
+        folder.mkdir(parents=True, exist_ok=True)
     if lines:
         say(f"{len(lines)} of {len(sources)} images are degraded already and are kept")
     failed: list[str] = []
@@ -88,12 +89,12 @@ def run(
                 failed.append(str(error) if printable(str(path)) in str(error) else f"{path}: {error}")
                 continue
             for folder, image in zip(folders, (low, sharp), strict=False):
-                _save(image, folder / name)
+                write(read(image), folder / name)
             file.write(lines[name])
             file.flush()
     if lines:
         shown = {name: path for name, path in sources.items() if name in lines}
-        _save(_sheet(shown, lines, output, scale), output / CONTACT_SHEET)
+        write(read(_sheet(shown, lines, output, scale)), output / CONTACT_SHEET)
     else:
         (output / PARAMETERS).unlink()
     say(f"{len(lines)} of {len(sources)} images degraded into {output}")
@@ -185,13 +186,3 @@ def _sheet(sources: Mapping[str, Path], lines: Mapping[str, str], output: Path, 
         low = read_rgb(output / name).repeat(scale, axis=0).repeat(scale, axis=1)
         shown.append({printable(name): crop_to_multiple(read_rgb(sources[name]), scale), caption: low})
     return side_by_side(shown, crop=SHEET_SIDE, zoom=1)
-
-
-def _save(image: np.ndarray, path: Path) -> None:
-    from PIL import Image
-
-    try:
-        with atomic_path(path) as part:
-            Image.fromarray(image).save(part)
-    except OSError as error:
-        raise MorsrError(f"{path}: cannot be written ({error})") from error

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from jsonargparse.typing import PositiveInt, restricted_number_type
 
-from morsr.commands._common import Dtype, classes_from_here
+from morsr.commands._common import Dtype
 from morsr.commands._demo_guard import OwnPagesOnly
 from morsr.commands.upscale import sample
 from morsr.errors import ConfigError, InputError, MissingDependencyError, MorsrError
@@ -61,7 +61,7 @@ def run(
     device: str = "auto",
     dtype: Dtype = "auto",
     host: str = "127.0.0.1",
-    port: Port | None = None,  # type: ignore[valid-type]
+    port: Port | None = None,
     max_mb: PositiveInt = 20,
     open: bool = False,
 ) -> int:
@@ -90,7 +90,6 @@ def run(
 
     from morsr.restoring import Restorer
 
-    classes_from_here()
     restorer = Restorer.from_pretrained(
         model, base=base, decoder=decoder, prompt=prompt, estimator=estimator, device=device, dtype=dtype
     )

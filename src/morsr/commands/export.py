@@ -7,7 +7,7 @@ from typing import Literal
 
 from jsonargparse.typing import NonNegativeFloat, PositiveInt
 
-from morsr.commands._common import classes_from_here, say
+from morsr.commands._common import say
 from morsr.errors import ConfigError, InputError
 
 
@@ -60,7 +60,6 @@ def run(
     if form == "onnx" and output.is_dir():
         raise InputError(f"{output}: expected a file to export into, this is a folder")
     numbers = _numbers(scores)
-    classes_from_here()
     generator = load_generator(model, base=base, decoder=decoder, prompt=prompt, estimator=estimator)
     adapters = generator.adapters
     live = form == "onnx" and image is None and numbers is None

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from jsonargparse.typing import PositiveInt
 
-from morsr.commands._common import classes_from_here, existing, output_file, say
+from morsr.commands._common import existing, output_file, say
 from morsr.errors import ConfigError, InputError
 from morsr.files import printable
 
@@ -31,14 +31,13 @@ def run(
     degrade: str | None = None,
     copies: PositiveInt = 1,
     seed: int | None = None,
-    example: str | None = None,
     device: str = "auto",
 ) -> int:
     """Write one HTML page, which works offline, on the ranks that are active for each image.
 
     Images are routed with the degradation estimator and the router, which takes no UNet. The page shows the load of
     every slot, what each slot is for, zero slots against severity, active ranks along the network, and a light, a
-    medium and a severe image with groups of ranks switched off. Returns 1 if some files could not be read.
+    medium and a severe image with their routed ranks switched off. Returns 1 if some files could not be read.
 
     Args:
         input: image, folder of images, or a table that --table or a run wrote
@@ -50,8 +49,6 @@ def run(
         degrade: the images are sharp: degrade them by this recipe first, so that the true degradations are known
         copies: with --degrade: degradations per image
         seed: with --degrade: seed of the degradations (default: 0)
-        example: image shown in depth: its stem, or its path in the folder where stems repeat; or none (default: a
-            light, a medium and a severe one)
         device: auto, cpu, cuda, cuda:1, mps, …
 
     Raises:
@@ -63,8 +60,8 @@ def run(
         output_file(table, "--table", ".safetensors")
     if degrade is None and (seed is not None or copies > 1):
         raise ConfigError("--seed and --copies go with --degrade: an image as it is has one routing")
-    if input.suffix == ".safetensors" and (degrade or table or example):
-        raise ConfigError("a table holds no images: --degrade, --table and --example go with images")
+    if input.suffix == ".safetensors" and (degrade or table):
+        raise ConfigError("a table holds no images: --degrade and --table go with images")
 
     from morsr.data.sources import distinct_names
     from morsr.degradation import DegradationRecipe
@@ -72,6 +69,7 @@ def run(
     from morsr.evaluation.report import write_report
     from morsr.evaluation.routing import RoutingTable
     from morsr.imaging import list_images
+    from morsr.imaging.files import read_planes
 
     check_seed(seed or 0)
     recipe = DegradationRecipe.load(degrade) if degrade else None
@@ -84,20 +82,15 @@ def run(
 
     paths = list_images(input)
     names = [printable(name) for name in distinct_names(dict.fromkeys(map(str, paths), input)).values()]
-    classes_from_here()
     restorer = Restorer.from_pretrained(model, base=base, estimator=estimator, device=device, dtype="float32")
     parts, failed, pictures = _route(restorer, paths, names, recipe, copies, seed or 0)
     if not parts:
         raise InputError(f"{input}: none of the {len(paths)} images can be read; the first: {failed[0]}")
     routed = RoutingTable.concatenate(parts)
-    wanted = None if example is None else printable(example)
-    if routed.is_routed and wanted not in (None, "none", *routed.names):
-        alike = [name for name in routed.names if str(wanted) in name] or routed.names
-        raise InputError(f"--example: no image is called {wanted!r}; there are {', '.join(alike[:5])} …")
     if table is not None:
         routed.save(table)
-    examples = _examples(restorer, routed, pictures, wanted)
-    kinds = {kind: _lr(pictures[row])[0] for kind, row in routed.typical().items()} if wanted != "none" else {}
+    examples = _examples(restorer, routed, pictures)
+    kinds = {kind: read_planes(pictures[row])[0] for kind, row in routed.typical().items()}
     notes = [printable(f"{len(failed)} of {len(paths)} images could not be read: {failed[0]}")] if failed else []
     title = printable(f"Which ranks run: {model} on {input.name}")
     write_report(routed, out, examples=examples, kinds=kinds, notes=notes, title=title)
@@ -125,7 +118,7 @@ def _route(
         try:
             image = read_planes(path)
             if recipe is None:
-                parts.append(RoutingTable.from_images(restorer, image, names=[name], scores_only=True))
+                parts.append(RoutingTable.from_images(restorer, image, names=[name]))
                 pictures.append(path)
                 continue
             hr = _hr_crop(image, path)
@@ -136,7 +129,7 @@ def _route(
         drawn = recipe.sample(sample_keys(seed, 0, numbers))
         copied = [f"{name}-{copy}" if copies > 1 else name for copy in range(copies)]
         lr = apply(hr.expand(copies, -1, -1, -1), drawn)
-        parts.append(RoutingTable.from_images(restorer, lr, drawn, recipe=recipe, names=copied, scores_only=True))
+        parts.append(RoutingTable.from_images(restorer, lr, drawn, recipe=recipe, names=copied))
         pictures += lr.split(1)
     return parts, failed, pictures
 
@@ -152,29 +145,16 @@ def _hr_crop(image: Tensor, path: Path, *, side: int = 512) -> Tensor:
     return image[..., top : top + height, left : left + width]
 
 
-def _examples(restorer: Restorer, table: RoutingTable, pictures: list[Any], wanted: str | None) -> list[Example]:
-    """The wanted image, or a light, a medium and a severe one."""
+def _examples(restorer: Restorer, table: RoutingTable, pictures: list[Any]) -> list[Example]:
+    """A light, a medium and a severe image in depth."""
     from morsr.evaluation.example import examine
-
-    if wanted == "none" or not table.is_routed:
-        return []
-    order = table.severity.argsort().tolist()
-    rows = [order[0], order[len(order) // 2], order[-1]] if wanted is None else [table.names.index(wanted)]
-    try:
-        specialisation = table.specialisation()
-    except InputError:
-        specialisation = None  # the page says why
-    return [
-        examine(
-            restorer.generator, _lr(pictures[row]).to(restorer.device), name=table.names[row],
-            specialisation=specialisation,
-        )
-        for row in dict.fromkeys(rows)
-    ]  # fmt: skip
-
-
-def _lr(picture: Any) -> Tensor:
-    """An LR image (1, 3, h, w) of a path or tensor."""
     from morsr.imaging.files import read_planes
 
-    return read_planes(picture)
+    if not table.is_routed:
+        return []
+    order = table.severity.argsort().tolist()
+    rows = [order[0], order[len(order) // 2], order[-1]]
+    return [
+        examine(restorer.generator, read_planes(pictures[row]).to(restorer.device), name=table.names[row])
+        for row in dict.fromkeys(rows)
+    ]

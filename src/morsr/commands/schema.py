@@ -32,7 +32,6 @@ def run() -> int:
         "seed_everything": {"type": ["integer", "boolean"]},
         "extends": {"type": ["string", "array"], "description": "a config, or several, that this one changes"},
         "ckpt_path": {"type": ["string", "null"], "description": "checkpoint to resume from; last for the newest"},
-        "threads": {"type": "integer"},
         "return_predictions": {"type": "boolean"},
         "trainer": _object(L.Trainer),
         "model": _one_of(L.LightningModule, morsr.training),
@@ -72,7 +71,7 @@ def _object(kind: Any) -> dict[str, Any]:
     """The settings of a class."""
     found: dict[str, Any] = {"type": "object", "additionalProperties": False}
     found["description"] = (inspect.getdoc(kind) or "").partition("\n")[0]
-    found["properties"] = {name: _schema(parameter.annotation) for name, parameter in settings_of(kind).items()}
+    found["properties"] = {name: _schema(one) for name, one in settings_of(kind).items()}
     return found
 
 
@@ -85,7 +84,7 @@ def _schema(kind: Any) -> dict[str, Any]:
         return {"enum": list(members)}
     if origin in (typing.Union, types.UnionType):
         return {"anyOf": [_schema(one) for one in members]}
-    if not inspect.isclass(origin or kind) or kind in (Any, inspect.Parameter.empty, object):
+    if not inspect.isclass(origin or kind) or kind in (Any, object):
         return {}
     for plain, name in _PLAIN.items():
         if kind is plain or (origin is None and issubclass(kind, plain) and plain is not types.NoneType):

@@ -18,14 +18,12 @@ def run(
     metrics: str = "psnr,ssim,niqe",
     out: Path = Path("scores"),
     published: str | None = None,
-    crop: bool = False,
     skip_problems: bool = False,
     jobs: PositiveInt | None = None,
     accelerator: bool = False,
-    no_download: bool = False,
     list_metrics: bool = False,
 ) -> int:
-    """Score folders of restored images and write CSV, JSON and Markdown.
+    """Score folders of restored images and write CSV and Markdown.
 
     Args:
         pred: restored images: folders or single files, as PATH or NAME=PATH; NAME is the row's
@@ -34,11 +32,9 @@ def run(
         metrics: names with commas
         out: folder for the tables
         published: data set, such as realsr, whose published rows are printed beside
-        crop: crop pairs of different sizes to the common top left part
         skip_problems: score the rest when files cannot be scored
         jobs: images at once (default: one per core)
         accelerator: run learned metrics on the accelerator, if any
-        no_download: never fetch weights of metrics
         list_metrics: print the metrics and what they need, and stop
 
     Raises:
@@ -62,12 +58,12 @@ def run(
 
     report = score_folders(
         named_paths(pred), gt, lr, [name for name in metrics.split(",") if name.strip()],
-        out=out, jobs=jobs or torch.get_num_threads(), crop=crop, skip_problems=skip_problems,
+        out=out, jobs=jobs or torch.get_num_threads(), skip_problems=skip_problems,
         device=torch.accelerator.current_accelerator() if accelerator else None,
-        download=not no_download, published=published_rows(published) if published else (),
+        published=published_rows(published) if published else (),
     )  # fmt: skip
     print(report.to_text())
-    print(printable(f"Written to {out}: scores.csv, scores.json, scores.md"))
+    print(printable(f"Written to {out}: scores.csv, scores.md"))
     return 0
 
 

@@ -32,7 +32,6 @@ def run(
     base: str | None = None,
     device: str = "auto",
     dtype: Dtype = "auto",
-    save: Path | None = None,
     record: Path | None = None,
 ) -> int:
     """Restore a bundled image and compare with the expected output, step by step; 1 if a check fails.
@@ -42,8 +41,7 @@ def run(
         base: folder or hub id of the base model, if the adapters do not bring it
         device: auto, cpu, cuda, cuda:1, mps, …
         dtype: precision
-        save: write the restored image into this PNG, to look at
-        record: write this machine's result as the expected one, into this folder
+        record: folder to write this machine's image and figures into, as a release does; nothing is compared
 
     Raises:
         MorsrError: a model that cannot be loaded.
@@ -58,9 +56,6 @@ def run(
     print(f"model {printable(model)}, {restorer.device}, {str(restorer.dtype).removeprefix('torch.')}")
     found = measure(restorer)
     name = Path(model).name
-    if save is not None:
-        write(read(found["image"]), save)
-        print(printable(f"restored image: {save}"))
     if record is not None:
         write(read(found["image"]), record / f"{name}_expected.png")
         facts = {key: value for key, value in found.items() if key != "image"}

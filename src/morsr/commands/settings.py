@@ -8,8 +8,10 @@ from typing import Any
 from jsonargparse import ArgumentParser
 
 from morsr.cli_errors import class_in, closest, settings_of
-from morsr.commands._common import user_class
-from morsr.errors import ConfigError
+from morsr.commands.check import parsed
+from morsr.errors import ConfigError, class_at
+
+DEFAULTS = {"model": "morsr.training.module.OneStepSRModule", "data": "morsr.data.RealESRGANDataModule"}
 
 
 def print_settings(arguments: Sequence[str]) -> bool:
@@ -22,13 +24,13 @@ def print_settings(arguments: Sequence[str]) -> bool:
     section, *inside = asked[2:].removesuffix(".help").split(".")
     if section not in ("model", "data"):
         return False  # none, or Lightning's own
-    kind = _class_of(section, arguments)
+    kind = _class_of(section, [one for one in arguments[1:] if one != asked])
     for place, name in enumerate(inside):
         known = settings_of(kind)
         if name not in known:
             where = ".".join([section, *inside[: place + 1]])
             raise ConfigError(f"{where}: unknown setting; {closest(name, known) or f'see --{section}.help'}")
-        kind = class_in(known[name].annotation)
+        kind = class_in(known[name])
         if kind is None:
             raise ConfigError(f"{asked}: {known[name]} has no settings; see --{section}.help")
     parser = ArgumentParser(prog="morsr fit", usage="morsr fit --config FILE [options]", add_help=False)
@@ -38,16 +40,6 @@ def print_settings(arguments: Sequence[str]) -> bool:
 
 
 def _class_of(section: str, arguments: Sequence[str]) -> Any:
-    """The class that the last `--config` names for a section, or the command line; else the default one."""
-    from morsr.training.config_files import read_config
-
-    named = {"model": "morsr.training.module.OneStepSRModule", "data": "morsr.data.RealESRGANDataModule"}[section]
-    for place, argument in enumerate(arguments):
-        option, equals, value = argument.partition("=")
-        value = value if equals else "".join(arguments[place + 1 : place + 2])
-        if option in ("--config", "-c"):
-            given = read_config(value).get(section)
-            named = given.get("class_path", named) if isinstance(given, dict) else named
-        elif option == f"--{section}":
-            named = value
-    return user_class(named, f"--{section}")
+    """The class that a run with these arguments has in a section; without a config, morsr's own."""
+    given = parsed(arguments) if any(one.startswith(("-c", "--config")) for one in arguments) else {}
+    return class_at(given.get(section, {}).get("class_path", DEFAULTS[section]), f"--{section}")

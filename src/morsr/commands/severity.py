@@ -1,4 +1,4 @@
-"""`morsr severity`: degradation scores of images as a table, a CSV file and a plot."""
+"""`morsr severity`: degradation scores of images as a table and a CSV file."""
 
 from __future__ import annotations
 
@@ -7,11 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from morsr.commands._common import existing, output_file, say, user_class
+from morsr.commands._common import existing, output_file, say
 from morsr.errors import ConfigError, InputError
 from morsr.files import atomic_path, printable
-
-_SHOWN = 40  # rows of the plot, at most
 
 
 def run(
@@ -21,7 +19,6 @@ def run(
     weights: str | None = None,
     prompts: str | None = None,
     csv: Path | None = None,
-    plot: Path | None = None,
     device: str = "auto",
 ) -> int:
     """Score how degraded images are, from 0 (clean) to 1 (worst); nothing is restored.
@@ -34,7 +31,6 @@ def run(
         weights: learned: a .safetensors of your own; clip: local folder or hub id
         prompts: clip: a shipped prompt set (pairs, ensemble) or a YAML file
         csv: write one line per image
-        plot: write a picture of the scores (.png, .svg or .pdf)
         device: auto, cpu, cuda, cuda:1, mps, …
 
     Raises:
@@ -43,16 +39,11 @@ def run(
     """
     existing(input)
     if csv is not None:
-        output_file(csv, "--csv")
-    if plot is not None:
-        output_file(plot, "--plot", ".png", ".svg", ".pdf")
+        output_file(csv, "--csv", ".csv")
 
     from morsr.data.sources import find_images
 
     paths = find_images(input) if input.is_dir() else [str(input)]
-    for option, path in (("--csv", csv), ("--plot", plot)):
-        if path is not None and path.resolve() in {Path(one).resolve() for one in paths}:
-            raise InputError(f"{option} {path}: would overwrite an input")
     scorer, where = _estimator(estimator, weights, prompts, device)
     names, rows, failed = (*scorer.names, "severity"), [], 0
     for place in paths:
@@ -70,14 +61,10 @@ def run(
         raise InputError(f"{input}: none of its {len(paths)} images can be read")
 
     rows.sort(key=lambda row: -row[1][-1])
+    print(_table(names, rows))
     if csv is not None:
         _write_csv(csv, names, rows)
-    if plot is not None:
-        _plot(plot, names, rows)
-    print(_table(names, rows))
-    for path in (csv, plot):
-        if path is not None:
-            print(printable(str(path)))
+        print(printable(str(csv)))
     return 1 if failed else 0
 
 
@@ -97,9 +84,8 @@ def _estimator(name: str, weights: str | None, prompts: str | None, device: str)
         if value is not None and value not in known.values():
             raise ConfigError(f"--{option} has no effect on the estimator {name!r}")
     settings = {key: value for key, value in known.items() if value is not None}
-    built = user_class(name, "--estimator")() if "." in name else build_estimator(name, **settings)
     where = resolve_device(device)
-    return built.to(where), where
+    return build_estimator(name, **settings).to(where), where
 
 
 def _score(estimator: Any, path: str, device: Any) -> list[float]:
@@ -115,21 +101,3 @@ def _table(names: Sequence[str], rows: Sequence[tuple[str, list[float]]]) -> str
     means = [sum(column) / len(rows) for column in zip(*(values for _, values in rows), strict=True)]
     shown = [*rows, ("mean", means)] if len(rows) > 1 else rows
     return text_table(["image", *names], [[image, *(f"{value:.3f}" for value in values)] for image, values in shown])
-
-
-def _plot(path: Path, names: Sequence[str], rows: Sequence[tuple[str, list[float]]]) -> None:
-    from matplotlib.figure import Figure
-
-    # evenly spaced rows of the sorted table stand for all of them
-    step = max(1, -(-len(rows) // _SHOWN))
-    shown = rows[::step]
-    figure = Figure(figsize=(2.5 + 0.55 * len(names), 1.8 + 0.22 * len(shown)), layout="constrained")
-    axes = figure.add_subplot()
-    image = axes.imshow([values for _, values in shown], vmin=0, vmax=1, cmap="magma_r", aspect="auto")
-    axes.set_xticks(range(len(names)), names, rotation=60, ha="right")
-    axes.set_yticks(range(len(shown)), [name for name, _ in shown], fontsize=7)
-    title = "Degradation scores, most severe first"
-    axes.set_title(title if step == 1 else f"{title} (every {step}th of {len(rows)} images)", fontsize=10)
-    figure.colorbar(image, ax=axes, label="score (0 clean, 1 worst)")
-    with atomic_path(path) as part:
-        figure.savefig(part, dpi=150)

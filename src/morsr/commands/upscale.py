@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from jsonargparse.typing import ClosedUnitInterval, NonNegativeFloat, PositiveInt
 
-from morsr.commands._common import Dtype, classes_from_here, existing, report_failures, say
+from morsr.commands._common import Dtype, existing, report_failures, say
 from morsr.errors import ConfigError, InputError
 
 if TYPE_CHECKING:
@@ -108,7 +108,6 @@ def run(
 
     from morsr.restoring import Restorer
 
-    classes_from_here()
     restorer = Restorer.from_pretrained(
         model, base=base, decoder=decoder, prompt=prompt, estimator=estimator, device=device, dtype=dtype,
         compile=compile,

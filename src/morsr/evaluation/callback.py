@@ -26,28 +26,19 @@ from morsr.models.scores import score_image
 class BenchmarkTable(L.Callback):
     """Scores the module over the test pairs beside bicubic and the base without adapters.
 
-    One table per test set: printed, and written as CSV, JSON and Markdown with side-by-side crops. Every output is
+    One table per test set: printed, and written as CSV and Markdown with side-by-side crops. Every output is
     rounded to 8 bits before it is scored; differences come with paired bootstrap intervals over photographs.
 
     Args:
         metrics: names known to `morsr score`.
         out: folder; default `benchmark/` in the run's folder.
-        reference: the row that differences are taken to.
-        pictures: images on the side-by-side sheet.
 
     Raises:
         ConfigError: more than one device, on which the rows could not be timed or paired.
     """
 
-    def __init__(
-        self,
-        *,
-        metrics: Sequence[str] = ("psnr", "ssim", "niqe"),
-        out: str | None = None,
-        reference: str = BICUBIC,
-        pictures: PositiveInt = 4,  # type: ignore[valid-type]
-    ) -> None:
-        self.metrics, self.out, self.reference, self.pictures = tuple(metrics), out, reference, pictures
+    def __init__(self, *, metrics: Sequence[str] = ("psnr", "ssim", "niqe"), out: str | None = None) -> None:
+        self.metrics, self.out = tuple(metrics), out
         self.reports: dict[str, BenchmarkReport] = {}
         self._pairs: dict[str, list[SimpleNamespace]] = {}
 
@@ -76,10 +67,7 @@ class BenchmarkTable(L.Callback):
                 published = published_rows(name)
             except ConfigError:
                 published = ()
-            report = evaluate(
-                methods, pairs, self.metrics, out=folder / name,
-                reference=self.reference, published=published, pictures=self.pictures,
-            )  # fmt: skip
+            report = evaluate(methods, pairs, self.metrics, out=folder / name, published=published)
             self.reports[name] = report
             rank_zero_info(f"\n{name}: {report.to_text()}\nall scores and pictures: {folder / name}\n")
         self._pairs = {}
@@ -152,7 +140,7 @@ class RoutingDump(L.Callback):
         max_images: the first so many images of each validation, per process.
     """
 
-    def __init__(self, *, max_images: PositiveInt = 1000) -> None:  # type: ignore[valid-type]
+    def __init__(self, *, max_images: PositiveInt = 1000) -> None:
         self.max_images = max_images
         self._parts: list[RoutingTable] = []
 

@@ -49,30 +49,16 @@ class Comparison:
         first = self.rows[0][3]
         photographs = f" of {first.count} photographs" if first.count < self.images else ""
         seeds = f", {self.seeds} seeds" if self.seeds > 1 else ""
-        head = ["metric", "A", "B", "B - A", f"{first.level:.0%} interval", "B is"]
+        head = ["metric", "A", "B", "B - A", "95 % interval", "B is"]
         text = f"A: {printable(self.name_a)}\nB: {printable(self.name_b)}\n{self.images} images{photographs}{seeds}\n\n"
         text += text_table(head, lines) + "\n"
         if self.unmatched:
             text += f"\nin one only, left out ({len(self.unmatched)}): {printable(', '.join(self.unmatched))}\n"
         return text
 
-    def to_dict(self) -> dict[str, Any]:
-        """The comparison as plain data."""
-        metrics = {
-            info.name: {"a": a, "b": b, **vars(value), "verdict": verdict_of(info, value)}
-            for info, a, b, value in self.rows
-        }
-        facts = {"seeds": self.seeds, "images": self.images, "unmatched": list(self.unmatched)}
-        return {"a": self.name_a, "b": self.name_b, **facts, "metrics": metrics}
-
 
 def compare_tables(
-    a: str | Path,
-    b: str | Path,
-    *,
-    method_a: str | None = None,
-    method_b: str | None = None,
-    level: float = 0.95,
+    a: str | Path, b: str | Path, *, method_a: str | None = None, method_b: str | None = None
 ) -> Comparison:
     """Compare two tables of scores per image, or two folders of runs.
 
@@ -81,7 +67,6 @@ def compare_tables(
             or a folder with a run per seed, each with `scores/step_*.csv`, of which the last counts. Runs of equal
             folder names are paired: they have seen the same samples. The same file may be given twice.
         method_a, method_b: which method of each; None takes the only one beside "bicubic".
-        level: coverage of the intervals.
 
     Raises:
         InputError: no such table, or no seed, image or metric in common.
@@ -105,9 +90,7 @@ def compare_tables(
         if shared:
             common |= shared
             mean_a, mean_b = (mean_of(pair[side][i] for pair in values for i in shared) for side in (0, 1))
-            interval = paired_difference(
-                [pair[1] for pair in values], [pair[0] for pair in values], groups, level=level
-            )
+            interval = paired_difference([pair[1] for pair in values], [pair[0] for pair in values], groups)
             rows.append((info, mean_a, mean_b, interval))
     if not rows:
         known = [", ".join(info.name for info in report.metrics) for report in pairs[0]]
@@ -172,9 +155,11 @@ def read_table(path: Path) -> BenchmarkReport:
 
 def verdict_of(info: MetricInfo, value: Interval) -> str:
     """ "better", "worse", "not distinguishable"; "higher" or "lower" where the direction is not known."""
-    if info.kind == "other" and value.excludes_zero:
+    if not value.excludes_zero:
+        return "not distinguishable"
+    if info.kind == "other":
         return "higher" if value.mean > 0 else "lower"
-    return value.verdict(lower_is_better=info.lower_is_better)
+    return "better" if (value.mean < 0) == info.lower_is_better else "worse"
 
 
 def _method(table: BenchmarkReport, wanted: str | None, path: str | Path, option: str) -> str:

@@ -1,4 +1,4 @@
-"""One image in depth: its scores, the ranks that are active for it, and what changes without them."""
+"""One image in depth: its scores, the ranks that are active for it, and what changes without the routed ones."""
 
 from __future__ import annotations
 
@@ -9,26 +9,7 @@ from torch import Tensor
 
 from morsr.errors import ConfigError, InputError, check_images
 from morsr.evaluation.routing import RoutingTable
-from morsr.evaluation.specialisation import Specialisation
-from morsr.functional.routing import Routing
 from morsr.models.generator import OneStepGenerator, enlarge, pad_to_multiple
-
-
-@dataclass(frozen=True)
-class WithoutRanks:
-    """The image restored with some ranks switched off.
-
-    Attributes:
-        name: which ranks.
-        count: how many of the image's active ranks were switched off, over all layers.
-        image: (3, H, W) in [0, 1].
-        difference: root mean square change against the full result, in 8-bit steps.
-    """
-
-    name: str
-    count: int
-    image: Tensor
-    difference: float
 
 
 @dataclass(frozen=True)
@@ -38,15 +19,14 @@ class Example:
     Attributes:
         name: of the image.
         routing: a table of this image alone.
-        enlarged, restored: (3, H, W) in [0, 1]: bicubic, and with all its ranks.
-        without: the image with groups of ranks switched off.
+        enlarged, restored, shared: (3, H, W) in [0, 1]: bicubic, with all its ranks, by the shared ranks alone.
     """
 
     name: str
     routing: RoutingTable
     enlarged: Tensor
     restored: Tensor
-    without: tuple[WithoutRanks, ...]
+    shared: Tensor
 
     @property
     def scores(self) -> dict[str, float]:
@@ -58,18 +38,17 @@ class Example:
         """In [0, 1]."""
         return self.routing.severity[0].item()
 
+    @property
+    def change(self) -> float:
+        """Root mean square change by the routed ranks, in 8-bit steps."""
+        return (self.restored - self.shared).square().mean().sqrt().item() * 255
+
 
 @torch.no_grad()
 def examine(
-    generator: OneStepGenerator,
-    lr: Tensor,
-    *,
-    name: str = "image",
-    scale: float = 4.0,
-    specialisation: Specialisation | None = None,
-    max_side: int = 96,
+    generator: OneStepGenerator, lr: Tensor, *, name: str = "image", scale: float = 4.0, max_side: int = 96
 ) -> Example:
-    """Restore one image with and without groups of its ranks.
+    """Restore one image with and without its routed ranks.
 
     Args:
         generator: with routed adapters, in evaluation mode.
@@ -77,7 +56,6 @@ def examine(
             and routing come from the whole.
         name: of the image.
         scale: enlargement.
-        specialisation: of many images; with it the slots of each kind of degradation are switched off as a group.
         max_side: longest side of the crop, in LR pixels.
 
     Raises:
@@ -89,42 +67,23 @@ def examine(
         raise ConfigError("this model has no routing: there are no ranks to switch off")
     if len(check_images(lr, name="lr")) != 1:
         raise InputError(f"lr: expected one image, got {len(lr)}")
-    before = adapters.routing
     crop = centre(lr, max_side)
-    size = (round(crop.shape[-2] * scale), round(crop.shape[-1] * scale))
-    enlarged = enlarge(crop, size)
-    padded = pad_to_multiple(enlarged, generator.multiple)
-
-    def restore(chosen: Routing) -> Tensor:
-        adapters.route(chosen)
-        return generator.decode(generator.denoise(generator.encode(padded)))[0, :, : size[0], : size[1]].clamp(0, 1)
-
+    height, width = (round(side * scale) for side in crop.shape[-2:])
+    enlarged = enlarge(crop, (height, width))
+    before = adapters.routing
+    images = []
     try:
         generator.route(lr)
         routing = adapters.routing
         assert routing is not None
-        restored = restore(routing)
-        without = []
-        chosen = routing.gates[:, 0] > 0
-        chosen[:, adapters.config.num_experts :] = False
-        for label, off in _groups(chosen, specialisation):
-            image = restore(routing._replace(gates=routing.gates.masked_fill(off[:, None], 0)))
-            difference = (image - restored).square().mean().sqrt().item() * 255
-            without.append(WithoutRanks(label, int((off & chosen).sum()), image.cpu(), difference))
+        for chosen in (routing, routing._replace(gates=torch.zeros_like(routing.gates))):
+            adapters.route(chosen)
+            latents = generator.encode(pad_to_multiple(enlarged, generator.multiple))
+            image = generator.decode(generator.denoise(latents))
+            images.append(image[0, :, :height, :width].clamp(0, 1).cpu())
     finally:
         adapters.route(before)
-    table = RoutingTable.from_images(generator, lr, names=[name])
-    return Example(name, table, enlarged[0].cpu(), restored.cpu(), tuple(without))
-
-
-def _groups(chosen_LN: Tensor, specialisation: Specialisation | None) -> list[tuple[str, Tensor]]:
-    """Named masks (L, N) of slots to switch off; kinds that no chosen slot stands for are left out."""
-    groups = [("all routed ranks", torch.ones_like(chosen_LN))]
-    if specialisation is not None:
-        for index, kind in enumerate(specialisation.kinds):
-            mask = ((specialisation.kind == index) & specialisation.significant()).to(chosen_LN.device)
-            groups.append((f"the ranks for {kind}", mask))
-    return [(label, mask) for label, mask in groups if (mask & chosen_LN).any()]
+    return Example(name, RoutingTable.from_images(generator, lr, names=[name]), enlarged[0].cpu(), *images)
 
 
 def centre(images: Tensor, side: int) -> Tensor:

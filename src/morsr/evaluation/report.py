@@ -156,7 +156,7 @@ def _load(table: RoutingTable) -> str:
 
 
 def _specialised(table: RoutingTable, missing: list[str]) -> str:
-    if not table.kinds_are_known:
+    if not table.truth:
         missing.append(
             "The true degradations: kinds below are read from the estimator's scores, so a slot that looks specialised "
             "follows the estimator, which is all that the router sees."
@@ -251,17 +251,16 @@ def _example(example: Example, table: RoutingTable) -> str:
     ]
     if len(routing.update):
         words.append(f"The routed update has {routing.update.nanmean():.2f} times the size of the shared one.")
-    images = {"input, bicubic": example.enlarged, "restored": example.restored}
-    for changed in example.without[:1]:
-        difference = changed.image - example.restored
-        gain = 1 / max(difference.abs().max().item(), 1 / 255)
-        images |= {f"without {changed.name}": changed.image}
-        images |= {f"the difference, {gain:.0f} times": 0.5 + 0.5 * gain * difference}
-    pictures = [_picture(to_uint8(image[None]), caption) for caption, image in images.items()]
-    rows = [(changed.name, str(changed.count), f"{changed.difference:.2f}") for changed in example.without]
-    body = f'<div class="pictures">{"".join(pictures)}</div>'
-    if rows:
-        body += _table(("switched off", "ranks, all layers", "change of 255, root mean square"), rows)
+    difference = example.shared - example.restored
+    gain = 1 / max(difference.abs().max().item(), 1 / 255)
+    images = {
+        "input, bicubic": example.enlarged,
+        "restored": example.restored,
+        "by the shared ranks alone": example.shared,
+        f"the difference, {gain:.0f} times": 0.5 + 0.5 * gain * difference,
+    }
+    pictures = "".join(_picture(to_uint8(image[None]), caption) for caption, image in images.items())
     groups = dict(zip(table.names, table.severity_groups(), strict=True))
     title = f"{groups.get(example.name, 'one').capitalize()} image: {html.escape(example.name)}"
-    return _section(title, body, html.escape(" ".join(words)))
+    words.append(f"The routed ranks change it by {example.change:.2f} of 255 (root mean square).")
+    return _section(title, f'<div class="pictures">{pictures}</div>', html.escape(" ".join(words)))

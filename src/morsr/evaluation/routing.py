@@ -20,7 +20,7 @@ from torch import Tensor
 from morsr.degradation.parameters import DegradationParameters
 from morsr.degradation.recipe import DegradationRecipe
 from morsr.degradation.severity import true_severity
-from morsr.errors import ConfigError, InputError, MissingDependencyError
+from morsr.errors import ConfigError, InputError
 from morsr.evaluation.specialisation import Specialisation, specialise
 from morsr.files import save_tensors
 from morsr.functional.routing import effective_ranks, gate_mass, slot_load
@@ -31,7 +31,7 @@ from morsr.models.routed import routed_update
 
 FORMAT = "morsr-routing-1"
 SEVERITY_NAMES = ("light", "medium", "severe")
-_TUPLES = ("names", "layer_names", "score_names", "labels")
+_TUPLES = ("names", "layer_names", "score_names")
 _NUMBERS = ("num_slots", "num_zero", "num_shared", "expert_rank")
 
 
@@ -50,7 +50,6 @@ class RoutingTable:
         num_slots, num_zero, num_shared, expert_rank: of the adapter.
         update: (I, L) size of the routed update over that of the shared ranks; empty where it is not known.
         truth: known severities per image by kind of degradation, each (I,); empty where nothing is known.
-        labels: a known kind per image; empty where nothing is known.
 
     A model that routes nothing has no layers here: L = K = N = 0, and only scores and severities.
     """
@@ -68,7 +67,6 @@ class RoutingTable:
     expert_rank: int = 1
     update: Tensor = field(default_factory=lambda: torch.empty(0, 0))
     truth: Mapping[str, Tensor] = field(default_factory=dict)
-    labels: tuple[str, ...] = ()
 
     @classmethod
     @torch.no_grad()
@@ -79,10 +77,8 @@ class RoutingTable:
         parameters: Any = None,
         *,
         recipe: DegradationRecipe | str = "realesrgan",
-        labels: Sequence[str] = (),
         names: Sequence[str] = (),
         batch_size: int = 16,
-        scores_only: bool = False,
     ) -> RoutingTable:
         """Route images with the estimator and the router alone.
 
@@ -93,23 +89,20 @@ class RoutingTable:
             parameters: what is known of the degradations: DegradationParameters, or severities (I,) in [0, 1] by kind
                 (a mapping, or what `true_severity` gives); None where nothing is known.
             recipe: the recipe that DegradationParameters were drawn from.
-            labels: kind of degradation per image, where it is known outright; used before `parameters`.
             names: names of the images; by default paths keep their stems and others are numbered.
             batch_size: images of a tensor that are scored together.
-            scores_only: accept a model that routes nothing (a plain LoRA), for its degradation scores alone.
 
         Raises:
-            ConfigError: the model routes nothing, or has no estimator either.
-            InputError: no image, an unreadable one, or parameters, labels or names of another length.
+            ConfigError: the model has no estimator.
+            InputError: no image, an unreadable one, or parameters or names of another length.
         """
         generator = getattr(model, "generator", model)
         adapters = generator.adapters if generator.adapters is not None and generator.adapters.is_routed else None
-        if generator.estimator is None or not (adapters or scores_only):
-            raise ConfigError("this model has no routing: a base model or a plain LoRA runs all its ranks every time")
+        if generator.estimator is None:
+            raise ConfigError("this model has no estimator and no routing: it runs all its ranks every time")
         count = len(images)
-        if not count or any(values and len(values) != count for values in (labels, names)):
-            got = f"{count} images, {len(names)} names and {len(labels)} labels"
-            raise InputError(f"routing: expected at least one image and one label and name for each, got {got}")
+        if not count or (names and len(names) != count):
+            raise InputError(f"routing: expected images and a name for each, got {count} and {len(names)} names")
         truth = _true_severities(parameters, recipe, count)
         tensors = images.split(batch_size) if isinstance(images, Tensor) else map(_planes, images)
         device = next(generator.parameters(), torch.empty(0)).device
@@ -141,7 +134,6 @@ class RoutingTable:
             gates=torch.cat(gates).cpu() if gates else nothing,
             update=torch.cat(updates).cpu() if updates else torch.empty(0, 0),
             truth=truth,
-            labels=tuple(labels),
             **{name: getattr(config, name) if config else int(name == "expert_rank") for name in _NUMBERS},
         )
 
@@ -163,32 +155,21 @@ class RoutingTable:
         """Slots that each image chooses in each layer."""
         return self.chosen.shape[2]
 
-    @property
-    def kinds_are_known(self) -> bool:
-        """Whether `kinds` comes from known degradations and not from the estimator's scores."""
-        return bool(self.labels or self.truth)
-
     def kinds(self) -> tuple[str, ...]:
-        """One kind of degradation per image.
+        """One kind of degradation per image: the known severity, else the score, that is highest among all images.
 
-        The labels where they are given; else the known severity that is highest among all images of the table, by rank,
-        so that a scale that runs higher than others does not win every time; else the same of the scores.
+        By rank, so that a scale that runs higher than others does not win every time.
         """
-        if self.labels:
-            return self.labels
         names, places = self._places()
         return tuple(names[index] for index in places.argmax(1).tolist()) if names else ("all alike",) * len(self)
 
     def typical(self) -> dict[str, int]:
         """For each kind, the place of the image that shows it most clearly: its rank over the mean of other ranks."""
         names, places = self._places()
-        if self.labels:
-            clarity = self.severity.tolist()
-        elif len(names) < 2:
+        if len(names) < 2:
             return {}
-        else:
-            others = (places.sum(1, keepdim=True) - places) / (len(names) - 1)
-            clarity = (places - others).amax(1).tolist()
+        others = (places.sum(1, keepdim=True) - places) / (len(names) - 1)
+        clarity = (places - others).amax(1).tolist()
         kinds = self.kinds()
         members = {kind: [index for index, one in enumerate(kinds) if one == kind] for kind in sorted(set(kinds))}
         return {kind: max(indices, key=clarity.__getitem__) for kind, indices in members.items()}
@@ -225,11 +206,8 @@ class RoutingTable:
         chosen = self.chosen if images is None else self.chosen[images]
         return load_share(slot_load(chosen.transpose(0, 1), self.num_slots))
 
-    def heatmap(self, by: Literal["kind", "severity"] | None = None) -> tuple[tuple[str, ...], Tensor]:
+    def heatmap(self, by: Literal["kind", "severity"]) -> tuple[tuple[str, ...], Tensor]:
         """Loads of groups of images.
-
-        Args:
-            by: how to group the images; None puts all into one group.
 
         Returns:
             Names of the G groups and their loads (G, L, N).
@@ -237,10 +215,8 @@ class RoutingTable:
         Raises:
             InputError: another grouping.
         """
-        if by is None:
-            return ("all images",), self.loads()[None]
         if by not in ("kind", "severity"):
-            raise InputError(f'by: expected None, "kind" or "severity", got {by!r}')
+            raise InputError(f'by: expected "kind" or "severity", got {by!r}')
         groups = self.kinds() if by == "kind" else self.severity_groups()
         names = tuple(sorted(set(groups), key=SEVERITY_NAMES.index if by == "severity" else None))
         members = [torch.tensor([group == name for group in groups]) for name in names]
@@ -290,15 +266,9 @@ class RoutingTable:
         return specialise(self.chosen, self.kinds(), self.num_slots)
 
     def to_dataframe(self) -> Any:
-        """One row per image, layer and chosen slot: image, layer, slot, is_zero, gate, severity, kind, scores, truth.
+        """One row per image, layer and chosen slot, with gate, severity, kind, scores and truth; needs pandas."""
+        import pandas
 
-        Raises:
-            MissingDependencyError: pandas is not installed.
-        """
-        try:
-            import pandas
-        except ImportError as error:
-            raise MissingDependencyError("to_dataframe needs pandas: pip install 'morsr[report]'") from error
         images, layers, places = self.chosen.shape
         row = torch.arange(images).repeat_interleave(layers * places).numpy()
         layer = torch.arange(layers).repeat_interleave(places).repeat(images).numpy()
@@ -367,7 +337,6 @@ class RoutingTable:
             **{name: getattr(parts[0], name) for name in same},
             **{name: torch.cat([getattr(part, name) for part in parts]) for name in tensors},  # type: ignore[arg-type]
             names=tuple(name for part in parts for name in part.names),
-            labels=tuple(label for part in parts for label in part.labels) if all(p.labels for p in parts) else (),
             truth={name: torch.cat([part.truth[name] for part in parts]) for name in known},
         )
 

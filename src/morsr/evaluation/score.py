@@ -24,6 +24,7 @@ from morsr.models.metrics import MetricSet, build_metrics, metric_info
 from morsr.models.scores import score_image
 
 BICUBIC = "bicubic"
+PICTURES = 4  # photographs on the side-by-side sheet
 Method = Callable[[Tensor], Tensor]
 
 
@@ -34,12 +35,9 @@ def evaluate(
     metrics: Sequence[str] = ("psnr", "ssim", "niqe"),
     *,
     out: str | Path | None = None,
-    progress: bool = True,
-    reference: str | None = None,
     published: Sequence[PublishedRow] = (),
-    pictures: int = 4,
 ) -> BenchmarkReport:
-    """Score methods over pairs.
+    """Score methods over pairs; differences are taken to "bicubic" where it is there, else to the first method.
 
     Args:
         methods: name to method, in table order. A method gets the LR image as (1, 3, h, w) in [0, 1] on the CPU and
@@ -47,24 +45,21 @@ def evaluate(
         pairs: things with `stem`, `lr` and `hr`, both (H, W, 3) uint8, and perhaps `group`, the photograph; or things
             with a `load()` that reads one.
         metrics: names, see `morsr.models.metrics`.
-        out: folder for scores.csv, scores.json, scores.md and side_by_side.png; None writes nothing.
-        progress: show a progress bar.
-        reference: the row that differences are taken to; None is "bicubic" when there, else the first method.
+        out: folder for scores.csv, scores.md and side_by_side.png; None writes nothing.
         published: rows of papers to print beside.
-        pictures: images on the side-by-side sheet, one of each photograph.
 
     Raises:
-        ConfigError: no methods, an unknown reference, or unknown metrics.
+        ConfigError: no methods, or unknown metrics.
         InputError: no pairs, two pairs of one name, or an output of another size or that is not finite.
     """
-    reference = reference or (BICUBIC if BICUBIC in methods else next(iter(methods), ""))
-    if reference not in methods:
-        raise ConfigError(f"evaluate: expected {reference or 'at least one'} among the methods, got {list(methods)}")
+    if not methods:
+        raise ConfigError("evaluate: expected at least one method, got none")
+    reference = BICUBIC if BICUBIC in methods else next(iter(methods))
     built = build_metrics(metrics)
     rows: list[ImageScore] = []
     problems: list[str] = []
     sheet: dict[str, dict[str, np.ndarray]] = {}
-    for item in tqdm(pairs, desc="evaluate", unit="image", disable=not progress):
+    for item in tqdm(pairs, desc="evaluate", unit="image", disable=None):
         pair = item.load() if hasattr(item, "load") else item
         if rows and pair.stem in {row.image for row in rows}:
             raise InputError(f"evaluate: expected one name per pair, got {pair.stem!r} twice")
@@ -84,7 +79,7 @@ def evaluate(
             scores, failed = score_image(built.metrics, to_tensor(line[method]), truth)
             problems += [f"{method} on {pair.stem}: {text}" for text in failed]
             rows.append(ImageScore(pair.stem, method, scores, seconds, group))
-        if len(sheet) < pictures:
+        if len(sheet) < PICTURES:
             line.pop(BICUBIC, None)  # it is the first picture already
             sheet.setdefault(group or pair.stem, {**line, "HR": pair.hr})
     if not rows:
@@ -125,11 +120,8 @@ def score_folders(
     *,
     out: str | Path | None = None,
     jobs: int = 1,
-    crop: bool = False,
     skip_problems: bool = False,
-    progress: bool = True,
     device: torch.device | None = None,
-    download: bool = True,
     published: Sequence[PublishedRow] = (),
 ) -> BenchmarkReport:
     """Score folders (or single files) of restored images.
@@ -140,13 +132,10 @@ def score_folders(
             none are computed.
         lr: inputs of the same paths; adds the bicubic row.
         metrics: names, see `morsr.models.metrics`.
-        out: folder for scores.csv, scores.json and scores.md.
+        out: folder for scores.csv and scores.md.
         jobs: images that are scored at once.
-        crop: crop the images of a pair to their common top left part where sizes differ.
         skip_problems: score the rest when some files cannot be paired or read; the report lists them.
-        progress: show a progress bar.
         device: where learned metrics run; None is the CPU.
-        download: whether missing weights of metrics may be fetched.
         published: rows of papers to print beside.
 
     Raises:
@@ -161,13 +150,13 @@ def score_folders(
     infos = {info.name: info for info in map(metric_info, metrics)}
     absent = {name: "needs references (--gt)" for name, info in infos.items() if hr is None and info.kind == "full"}
     names = [name for name in infos if name not in absent]
-    built = build_metrics(names, device=device, download=download) if names or not absent else MetricSet({}, absent)
+    built = build_metrics(names, device=device) if names or not absent else MetricSet({}, absent)
     absent |= built.absent
     if not built.metrics:
         raise InputError("score: no metric can be computed: " + "; ".join(f"{n} {why}" for n, why in absent.items()))
 
     # Every file is decoded before the first is scored: hours of metrics are not to end at a damaged one.
-    checked = _mapped(lambda job: _problems(job, crop), images, jobs, "check", progress)
+    checked = _mapped(_problems, images, jobs, "check")
     problems += [f"{job.stem}: {text}" for job, text in zip(images, checked, strict=True) if text]
     if problems and not skip_problems:
         more = [f"and {len(problems) - 12} more"] if len(problems) > 12 else []
@@ -182,10 +171,10 @@ def score_folders(
     def score(job: _Job) -> dict[str, tuple[dict[str, float], list[str]]]:
         return {
             method: score_image(built.metrics, to_tensor(sr), None if truth is None else to_tensor(truth))
-            for method, sr, truth in _decoded(job, crop)
+            for method, sr, truth in _decoded(job)
         }
 
-    scored = _mapped(score, images, jobs if device is None else 1, "score", progress)
+    scored = _mapped(score, images, jobs if device is None else 1, "score")
     methods = [*([BICUBIC] if lr is not None else []), *outputs]
     rows = []
     for method in methods:
@@ -231,28 +220,24 @@ def _paired(outputs: Mapping[str, Path], hr: Path | None, lr: Path | None) -> tu
     return jobs, problems
 
 
-def _problems(job: _Job, crop: bool) -> str:
+def _problems(job: _Job) -> str:
     """Why an image cannot be scored, or an empty text."""
     try:
-        for method, image, truth in _decoded(job, crop):
+        for method, image, truth in _decoded(job):
             if truth is not None and image.shape != truth.shape:
                 (height, width), (high, wide) = truth.shape[:2], image.shape[:2]
-                return f"{method}: expected {width}x{height} px as the reference, got {wide}x{high} (--crop)"
+                return f"{method}: expected {width}x{height} px as the reference, got {wide}x{high}"
     except InputError as error:
         return str(error)
     return ""
 
 
-def _decoded(job: _Job, crop: bool) -> Iterator[tuple[str, np.ndarray, np.ndarray | None]]:
+def _decoded(job: _Job) -> Iterator[tuple[str, np.ndarray, np.ndarray | None]]:
     """(method, output, reference) of one job."""
     outputs = {method: read_rgb(path) for method, path in job.outputs.items()}
     truth = None if job.hr is None else read_rgb(job.hr)
     for method, image in outputs.items():
-        if truth is not None and crop:
-            height, width = (min(sides) for sides in zip(image.shape[:2], truth.shape[:2], strict=True))
-            yield method, image[:height, :width], truth[:height, :width]
-        else:
-            yield method, image, truth
+        yield method, image, truth
     if job.lr is not None:
         lr = read_rgb(job.lr)
         height, width = (next(iter(outputs.values())) if truth is None else truth).shape[:2]
@@ -285,13 +270,13 @@ def enlarged_size(lr: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]
     return size
 
 
-def _mapped(work: Callable[[_Job], Any], images: Sequence[_Job], jobs: int, what: str, progress: bool) -> list[Any]:
+def _mapped(work: Callable[[_Job], Any], images: Sequence[_Job], jobs: int, what: str) -> list[Any]:
     """Work on images in threads, one core each; torch, OpenCV and the decoders let other threads run."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1 if jobs > 1 else threads)
     try:
         with ThreadPoolExecutor(jobs) as pool:
-            done = tqdm(pool.map(work, images), desc=what, unit="image", total=len(images), disable=not progress)
+            done = tqdm(pool.map(work, images), desc=what, unit="image", total=len(images), disable=None)
             return list(done)
     finally:
         torch.set_num_threads(threads)

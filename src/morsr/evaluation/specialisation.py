@@ -42,16 +42,10 @@ class Specialisation:
         """Which slots (L, N) stand for a kind, at a false discovery rate."""
         return self.q_value < rate
 
-    def top(self, count: int = 20, *, kind: str | None = None, rate: float = 0.01) -> list[tuple[int, int]]:
-        """(layer, slot) of the most informative significant slots, of one kind or of all.
-
-        Raises:
-            InputError: an unknown kind.
-        """
-        allowed = self.significant(rate)
+    def top(self, count: int = 20, *, kind: str | None = None) -> list[tuple[int, int]]:
+        """(layer, slot) of the most informative significant slots, of one kind or of all."""
+        allowed = self.significant()
         if kind is not None:
-            if kind not in self.kinds:
-                raise InputError(f"kind: expected one of {', '.join(self.kinds)}, got {kind!r}")
             allowed &= self.kind == self.kinds.index(kind)
         order = self.information.masked_fill(~allowed, -1).flatten().argsort(descending=True)
         kept = order[: min(count, int(allowed.sum()))]

@@ -19,20 +19,18 @@ _AT_ONCE = 500  # resamples in memory
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean with its bootstrap interval.
+    """A mean with its 95 % bootstrap interval.
 
     Attributes:
         mean: mean of the values.
         low, high: ends of the interval.
         count: number of photographs that were resampled.
-        level: coverage, in (0, 1).
     """
 
     mean: float
     low: float
     high: float
     count: int
-    level: float = 0.95
 
     @property
     def excludes_zero(self) -> bool:
@@ -44,23 +42,12 @@ class Interval:
         visible = max(abs(self.low), abs(self.high)) >= VISIBLE
         return self.count > 1 and visible and (self.low > 0 or self.high < 0)
 
-    def verdict(self, *, lower_is_better: bool) -> str:
-        """ "better", "worse", or "not distinguishable"."""
-        if not self.excludes_zero:
-            return "not distinguishable"
-        return "better" if (self.mean < 0) == lower_is_better else "worse"
-
     def __str__(self) -> str:
         return f"{self.mean:+.4f} [{self.low:+.4f}, {self.high:+.4f}]"
 
 
 def bootstrap(
-    values: np.ndarray | Sequence[float],
-    groups: Sequence[str] | None = None,
-    *,
-    level: float = 0.95,
-    resamples: int = 10_000,
-    seed: int = 0,
+    values: np.ndarray | Sequence[float], groups: Sequence[str] | None = None, *, resamples: int = 10_000, seed: int = 0
 ) -> Interval:
     """Mean of a sample, its interval over photographs and, where there are several, over seeds.
 
@@ -70,12 +57,11 @@ def bootstrap(
     Args:
         values: (N,) finite numbers, for a paired comparison the differences per image, or (S, N), one row per seed.
         groups: the photograph of each image; images of one photograph are resampled together. None: each is its own.
-        level: coverage.
         resamples: number of bootstrap samples.
         seed: of the resampling; equal seeds give equal intervals.
 
     Raises:
-        InputError: no values, values that are not finite, groups of another length, or a level outside (0, 1).
+        InputError: no values, values that are not finite, or groups of another length.
 
     Source: Owen, "The pigeonhole bootstrap", Annals of Applied Statistics 1(2), 2007.
     """
@@ -83,8 +69,6 @@ def bootstrap(
     seeds, images = values.shape
     if values.size == 0 or not np.isfinite(values).all() or (groups is not None and len(groups) != images):
         raise InputError(f"bootstrap: expected finite values with one group per image, got shape {values.shape}")
-    if not 0 < level < 1:
-        raise InputError(f"bootstrap: expected a level in (0, 1), got {level}")
     labels = np.arange(images) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
     sizes = np.bincount(labels).astype(np.float64)
     sums = np.stack([np.bincount(labels, weights=row) for row in values])
@@ -95,16 +79,14 @@ def bootstrap(
         rows = generator.multinomial(seeds, np.full(seeds, 1 / seeds), size=count) / seeds
         drawn = generator.multinomial(len(sizes), np.full(len(sizes), 1 / len(sizes)), size=count)
         means.append(((rows @ sums) * drawn).sum(1) / (drawn @ sizes))
-    low, high = np.quantile(np.concatenate(means), [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(values.mean()), float(low), float(high), len(sizes), level)
+    low, high = np.quantile(np.concatenate(means), [0.025, 0.975])
+    return Interval(float(values.mean()), float(low), float(high), len(sizes))
 
 
 def paired_difference(
     scores: Sequence[Mapping[str, float]],
     reference: Sequence[Mapping[str, float]],
     groups: Mapping[str, str] | None = None,
-    *,
-    level: float = 0.95,
 ) -> Interval:
     """Mean of `scores - reference` over the images that all of them have, with its interval.
 
@@ -112,7 +94,6 @@ def paired_difference(
         scores: image to score, one mapping per seed.
         reference: the same of the run that is compared with, seed by seed.
         groups: image to photograph; an image without one is its own.
-        level: coverage.
 
     Raises:
         InputError: no image with finite scores in common.
@@ -126,15 +107,10 @@ def paired_difference(
     if not images:
         raise InputError("paired comparison: no image has a score on both sides")
     values = np.array([[one[name] - other[name] for name in images] for one, other in pairs])
-    return bootstrap(values, [(groups or {}).get(name, name) for name in images], level=level)
+    return bootstrap(values, [(groups or {}).get(name, name) for name in images])
 
 
 def mean_of(values: Iterable[float]) -> float:
     """Mean of the values that are finite; NaN where none is."""
     known = [value for value in values if math.isfinite(value)]
     return math.fsum(known) / len(known) if known else math.nan
-
-
-def finite(value: float) -> float | None:
-    """A value as JSON has it: None where it is not finite."""
-    return value if math.isfinite(value) else None

@@ -1,4 +1,4 @@
-"""Scores of images as a table: means and paired differences for the terminal, CSV and JSON for everything else."""
+"""Scores of images as a table: means and paired differences for readers, CSV for everything else."""
 
 from __future__ import annotations
 
@@ -11,10 +11,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
 from morsr.errors import ConfigError, InputError
-from morsr.evaluation.statistics import Interval, finite, mean_of, paired_difference
+from morsr.evaluation.statistics import Interval, mean_of, paired_difference
 from morsr.files import printable, write_text
 from morsr.models.metrics import MetricInfo
 
@@ -146,38 +145,9 @@ class BenchmarkReport:
         writer.writerow(["image", "method", *names, "seconds", "group"])
         for row in self.rows:
             numbers = [*(row.scores.get(name, math.nan) for name in names), row.seconds]
-            cells = ["" if finite(number) is None else f"{number:.6f}" for number in numbers]
+            cells = [f"{number:.6f}" if math.isfinite(number) else "" for number in numbers]
             writer.writerow([row.image, row.method, *cells, row.group or ""])
         return stream.getvalue()
-
-    def to_dict(self) -> dict[str, Any]:
-        """The report as plain data (NaN as None)."""
-        summary: dict[str, Any] = {}
-        for method in self.methods:
-            means = {info.name: finite(self.mean(method, info.name)) for info in self.metrics}
-            summary[method] = {"mean": means, "seconds": finite(self.seconds(method))}
-            if self.reference and method != self.reference:
-                found = {info.name: self._difference(method, info.name) for info in self.metrics}
-                summary[method][f"difference to {self.reference}"] = {
-                    name: vars(value) for name, value in found.items() if value is not None
-                }
-        return {
-            "protocol": PROTOCOL,
-            "images": len(self.images),
-            "metrics": {info.name: {**vars(info), "options": dict(info.options)} for info in self.metrics},
-            "absent": dict(self.absent),
-            "problems": list(self.problems),
-            "summary": summary,
-            "published": [vars(row) for row in self.published],
-            "per_image": [
-                {
-                    **vars(row),
-                    "seconds": finite(row.seconds),
-                    "scores": {name: finite(value) for name, value in row.scores.items()},
-                }
-                for row in self.rows
-            ],
-        }
 
     def to_text(self, *, markdown: bool = False) -> str:
         """One table, a line per metric and method: mean, and difference to the reference with its 95 % interval."""
@@ -203,17 +173,10 @@ class BenchmarkReport:
         counted = f"{len(self.images)} images" + (f" of {photographs} photographs" if photographs else "")
         return "\n".join([f"{counted}, {PROTOCOL}\n", shown, *([""] if notes else []), *notes]) + "\n"
 
-    def save(self, folder: str | Path) -> dict[str, Path]:
-        """Write scores.csv, scores.json and scores.md into a folder, which is made; returns their paths."""
-        texts = {
-            "csv": self.to_csv(),
-            "json": json.dumps(self.to_dict(), indent=1, ensure_ascii=False, allow_nan=False) + "\n",
-            "md": self.to_text(markdown=True),
-        }
-        paths = {suffix: Path(folder) / f"scores.{suffix}" for suffix in texts}
-        for suffix, text in texts.items():
-            write_text(paths[suffix], text)
-        return paths
+    def save(self, folder: str | Path) -> None:
+        """Write scores.csv and scores.md into a folder, which is made."""
+        write_text(Path(folder) / "scores.csv", self.to_csv())
+        write_text(Path(folder) / "scores.md", self.to_text(markdown=True))
 
     def _difference(self, method: str, metric: str) -> Interval | None:
         try:

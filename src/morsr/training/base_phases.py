@@ -41,9 +41,9 @@ class SeededTraining(L.LightningModule):
     def __init__(
         self,
         *,
-        lr: PositiveFloat = 1e-3,  # type: ignore[valid-type]
-        weight_decay: NonNegativeFloat = 0.0,  # type: ignore[valid-type]
-        warmup: NonNegativeInt = 0,  # type: ignore[valid-type]
+        lr: PositiveFloat = 1e-3,
+        weight_decay: NonNegativeFloat = 0.0,
+        warmup: NonNegativeInt = 0,
         schedule: ScheduleName = "cosine",
         seed: int = 0,
     ) -> None:
@@ -59,11 +59,6 @@ class SeededTraining(L.LightningModule):
     def write(self) -> None:
         """Write the result of the training."""
         raise NotImplementedError
-
-    def averaged_parameters(self) -> dict[str, nn.Parameter]:
-        """What `AdapterEMA` averages: all that is trained."""
-        inside = {id(parameter) for group in self.trained() for parameter in group["params"]}
-        return {name: value for name, value in self.named_parameters() if id(value) in inside}
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         self._draw_anew(f"train {self.current_epoch} {batch_idx}")
@@ -158,7 +153,7 @@ class AutoencoderTraining(BasePhase):
         out: str,
         base_id: str = "custom",
         edge_weight: float = 1.0,
-        enlarged_share: ClosedUnitInterval = 0.5,  # type: ignore[valid-type]
+        enlarged_share: ClosedUnitInterval = 0.5,
         latent_noise: float = 0.05,
         latent_penalty: float = 1e-3,
         **settings: Any,
@@ -219,8 +214,8 @@ class DiffusionTraining(BasePhase):
         *,
         base: str,
         out: str,
-        dropout: ClosedUnitInterval = 0.1,  # type: ignore[valid-type]
-        low_noise_share: ClosedUnitInterval = 0.5,  # type: ignore[valid-type]
+        dropout: ClosedUnitInterval = 0.1,
+        low_noise_share: ClosedUnitInterval = 0.5,
         **settings: Any,
     ) -> None:
         super().__init__(out=out, **settings)

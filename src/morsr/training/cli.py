@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
 import yaml
 from jsonargparse import ArgumentError, get_loader, set_loader
 from lightning.pytorch.callbacks import (
@@ -33,13 +32,13 @@ from lightning.pytorch.callbacks import (
     ProgressBar,
     TQDMProgressBar,
 )  # fmt: skip
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.cli import LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from morsr.cli_errors import explain
-from morsr.errors import ConfigError, MorsrError, WeightsError, worker_death
+from morsr.errors import ConfigError, MorsrError, WeightsError
 from morsr.training.callbacks.stopping import FinalValidation, StopBetweenSteps
 from morsr.training.checkpoints import RESUME, AtomicCheckpointIO, newest_checkpoint
 from morsr.training.config_files import expand_configs
@@ -84,9 +83,6 @@ class MorsrCLI(LightningCLI):
         """The one that runs: parsers of the others would take most of the time of a start."""
         return {self._one: super().subcommands()[self._one]}
 
-    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 leaves PyTorch's choice")
-
     def _parse_ckpt_path(self) -> None:
         """Look for the checkpoint; unlike Lightning's, never take settings from it."""
         config, fit = self.config[self.config["subcommand"]], self.config["subcommand"] == "fit"
@@ -105,11 +101,6 @@ class MorsrCLI(LightningCLI):
                 raise WeightsError(
                     f"{path}: holds weights only, so a run cannot resume from it; start a new one by model.start_from"
                 )
-
-    def before_instantiate_classes(self) -> None:
-        threads = self.config[self.subcommand].threads
-        if threads > 0:
-            torch.set_num_threads(threads)
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> L.Trainer:
         if "spawn" in str(config.get("strategy")):
@@ -200,11 +191,6 @@ def run(arguments: Sequence[str], kind: type[MorsrCLI] = MorsrCLI) -> int:
         )
     except MisconfigurationException as error:
         raise ConfigError(_with_own_setting(error)) from error
-    except RuntimeError as error:
-        died = worker_death(error)
-        if died is None:
-            raise
-        raise died from error
     except (ArgumentError, ValueError) as error:
         cause = _deliberate_cause(error)
         if cause is not None:

@@ -103,12 +103,12 @@ class LearnedEstimatorTraining(SeededTraining):
         self,
         *,
         out: str = "runs/estimator/estimator.safetensors",
-        hidden: PositiveInt = 512,  # type: ignore[valid-type]
-        dropout: ClosedUnitInterval = 0.3,  # type: ignore[valid-type]
+        hidden: PositiveInt = 512,
+        dropout: ClosedUnitInterval = 0.3,
         recipe: str = "realesrgan",
-        single_share: ClosedUnitInterval = 0.3,  # type: ignore[valid-type]
-        replay: NonNegativeInt = 31,  # type: ignore[valid-type]
-        pool: PositiveInt = 20_000,  # type: ignore[valid-type]
+        single_share: ClosedUnitInterval = 0.3,
+        replay: NonNegativeInt = 31,
+        pool: PositiveInt = 20_000,
         fill: float = 0.0,
         **settings: Any,
     ) -> None:

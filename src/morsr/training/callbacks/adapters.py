@@ -33,12 +33,7 @@ class AdapterEMA(Callback):
             0 for none.
     """
 
-    def __init__(
-        self,
-        *,
-        decay: OpenUnitInterval = 0.999,  # type: ignore[valid-type]
-        warmup: NonNegativeInt = 10,  # type: ignore[valid-type]
-    ) -> None:
+    def __init__(self, *, decay: OpenUnitInterval = 0.999, warmup: NonNegativeInt = 10) -> None:
         self.decay, self.warmup = decay, warmup
         self._average: dict[str, Tensor] = {}
         self._updates = 0
@@ -47,10 +42,12 @@ class AdapterEMA(Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._step = trainer.global_step
-        if not self._average:  # the start is part of the average
-            self._average = {name: value.detach().clone() for name, value in _trained(pl_module).items()}
-            self._updates = 1
-        self._matched(pl_module)
+        # The start is part of the average; that of a checkpoint comes on the host.
+        self._average = {
+            name: self._average.get(name, value.detach().clone()).to(value.device)
+            for name, value in _trained(pl_module).items()
+        }
+        self._updates = max(self._updates, 1)
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *rest: Any) -> None:
         if trainer.global_step > self._step:
@@ -59,14 +56,6 @@ class AdapterEMA(Callback):
             decay = min(self.decay, (1 + n) / (self.warmup + n)) if self.warmup else self.decay
             get_ema_multi_avg_fn(decay)(list(self._average.values()), list(_trained(pl_module).values()), n)
             self._updates += 1
-
-    def _matched(self, pl_module: L.LightningModule) -> dict[str, nn.Parameter]:
-        """The trained parameters, with the average in their order and on their device."""
-        trained = _trained(pl_module)
-        if {name: value.shape for name, value in self._average.items()} != {n: v.shape for n, v in trained.items()}:
-            raise WeightsError("AdapterEMA: the checkpoint's average is of other adapters; use the config that made it")
-        self._average = {name: self._average[name].to(value.device) for name, value in trained.items()}
-        return trained
 
     @contextmanager
     def averaged(self, pl_module: L.LightningModule) -> Iterator[None]:
@@ -81,7 +70,7 @@ class AdapterEMA(Callback):
     @torch.no_grad()
     def _swap(self, pl_module: L.LightningModule, wanted: bool) -> None:
         if wanted != self._is_swapped and self._average:
-            for name, theirs in self._matched(pl_module).items():
+            for name, theirs in _trained(pl_module).items():
                 kept = theirs.clone()
                 theirs.copy_(self._average[name])
                 self._average[name].copy_(kept)
@@ -124,7 +113,7 @@ def _trained(pl_module: L.LightningModule) -> dict[str, nn.Parameter]:
 
 
 class AdapterCheckpoint(Callback):
-    """Keeps `<filename>.safetensors`, the newest adapters, and `<filename>-best.safetensors` in the run's folder.
+    """Keeps `adapters.safetensors`, the newest, and `adapters-best.safetensors` in the run's folder.
 
     Files are written atomically. Where `AdapterEMA` runs, the average is what is written. A run stopped by Ctrl-C or
     SIGTERM leaves its newest adapters too.
@@ -132,9 +121,7 @@ class AdapterCheckpoint(Callback):
     Args:
         monitor: name of the logged value that decides which adapters are best; None keeps the newest only.
         mode: "max" where higher is better, else "min".
-        keep_every: steps after which `<filename>-step-N.safetensors` is kept, to choose from by eye; None keeps none.
-        filename: stem of both files.
-        folder: where they go; by default the run's folder.
+        keep_every: steps after which `adapters-step-N.safetensors` is kept, to choose from by eye; None keeps none.
 
     Attributes:
         written: files of the run, by what they hold.
@@ -148,19 +135,16 @@ class AdapterCheckpoint(Callback):
         *,
         monitor: str | None = "val/psnr",
         mode: Literal["max", "min"] = "max",
-        keep_every: PositiveInt | None = None,  # type: ignore[valid-type]
-        filename: str = "adapters",
-        folder: str | None = None,
+        keep_every: PositiveInt | None = None,
     ) -> None:
-        self.monitor, self.mode, self.filename, self.folder = monitor, mode, filename, folder
-        self.keep_every = keep_every
+        self.monitor, self.mode, self.keep_every = monitor, mode, keep_every
         self.best_score: float | None = None
         self.written: dict[str, Path] = {}
         self._target = Path()
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         # Here, where all processes are: at an exception some of them may be elsewhere.
-        self._target = Path(self.folder) if self.folder is not None else run_folder(trainer)
+        self._target = run_folder(trainer)
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *rest: Any) -> None:
         step = trainer.global_step
@@ -202,7 +186,7 @@ class AdapterCheckpoint(Callback):
             self.written["adapters, best"] = Path(state_dict["best_path"])
 
     def _save(self, trainer: L.Trainer, pl_module: Any, name: str, ending: str = "") -> None:
-        path = self._target / f"{self.filename}{ending}.safetensors"
+        path = self._target / f"adapters{ending}.safetensors"
         if trainer.is_global_zero:
             with averaged(trainer, pl_module), atomic_path(path) as part:
                 pl_module.save_adapters(part)

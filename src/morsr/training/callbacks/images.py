@@ -34,12 +34,7 @@ class ImageGrid(Callback):
         written: files of the run, by what they hold.
     """
 
-    def __init__(
-        self,
-        *,
-        num_images: PositiveInt = 4,  # type: ignore[valid-type]
-        max_size: PositiveInt = 512,  # type: ignore[valid-type]
-    ) -> None:
+    def __init__(self, *, num_images: PositiveInt = 4, max_size: PositiveInt = 512) -> None:
         self.num_images, self.max_size = num_images, max_size
         self.written: dict[str, Path] = {}
         self._rows: list[dict[str, np.ndarray]] = []

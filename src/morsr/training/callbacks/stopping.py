@@ -12,8 +12,6 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from morsr.errors import told_of_deaths
-
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _SAME = 1.0  # seconds: launchers pass the terminal's Ctrl-C on to processes that have got it already
 
@@ -81,7 +79,6 @@ class StopBetweenSteps(Callback):
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         self._restore()
-        told_of_deaths()
         if self.steps and not self._within:
             return
         for callback in trainer.checkpoint_callbacks:  # Lightning calls them after all others

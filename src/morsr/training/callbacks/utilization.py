@@ -38,12 +38,7 @@ class ExpertUtilization(Callback):
         written: files of the run, by what they hold.
     """
 
-    def __init__(
-        self,
-        *,
-        every_n_steps: PositiveInt = 50,  # type: ignore[valid-type]
-        heatmap_every_n_steps: NonNegativeInt = 500,  # type: ignore[valid-type]
-    ) -> None:
+    def __init__(self, *, every_n_steps: PositiveInt = 50, heatmap_every_n_steps: NonNegativeInt = 500) -> None:
         self.every_n_steps, self.heatmap_every_n_steps = every_n_steps, heatmap_every_n_steps
         self.load = torch.empty(0)
         self.written: dict[str, Path] = {}
