@@ -1,6 +1,5 @@
 """Files appear whole, or not at all, and as readable as any other new file."""
 
-import ast
 import errno
 import os
 from pathlib import Path
@@ -44,26 +43,3 @@ def test_a_failed_write_leaves_the_old_file(flush, tmp_path):
         part.write_text("new")
     assert path.read_text() == "new"
     assert [p.name for p in tmp_path.iterdir()] == ["file.txt"]
-
-
-def test_other_errors_stay_what_they_are(tmp_path):
-    def reads_another_file() -> None:
-        with atomic_path(tmp_path / "out.txt"):
-            (tmp_path / "missing.txt").read_text()
-
-    with pytest.raises(FileNotFoundError, match=r"missing\.txt"):
-        reads_another_file()
-    with pytest.raises(IsADirectoryError, match=f"'{tmp_path}'"):
-        write_text(tmp_path, "a folder")
-    assert not list(tmp_path.iterdir())
-
-
-def test_only_one_place_makes_temporary_files():
-    """Files of `mkstemp` and of safetensors' own `save_file` are private to the user who made them."""
-    found = set()
-    for path in set(SOURCE.rglob("*.py")) - {SOURCE / "files.py"}:
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, (ast.Attribute, ast.alias)):
-                name = node.attr if isinstance(node, ast.Attribute) else node.name
-                found |= {(path, name)} if name in {"mkstemp", "NamedTemporaryFile", "save_file"} else set()
-    assert not found

@@ -1,6 +1,9 @@
 """Every shell line of README and pages is accepted by its own program; what a processor does in seconds is run.
 
-Lines are those of shell blocks, of indented blocks and of inline code. The README's blocks run in test_readme.
+Lines are those of shell blocks, of indented blocks and of inline code. The README's blocks are preceded by a comment:
+    <!-- test: run -->    in short form in `make test`, in full in `make test-all`
+    <!-- test: slow -->   in full only
+    <!-- test: skip -->   is only shown: it needs a download or another machine
 """
 
 import argparse
@@ -11,10 +14,10 @@ import re
 import runpy
 import shlex
 import shutil
+import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jsonargparse
 import pytest
@@ -22,38 +25,57 @@ from PIL import Image
 from skimage import data
 
 from morsr.cli import COMMANDS, LIGHTNING, main
+from morsr.models.loading import find_adapters
 from morsr.training.cli import MorsrCLI
 
 REPO = Path(__file__).resolve().parents[1]
+README = REPO / "README.md"
 PAGES = [
-    *(REPO / name for name in ("README.md", "CONTRIBUTING.md", "benchmarks/RESULTS.md")),
+    *(README, REPO / "CONTRIBUTING.md", REPO / "benchmarks/RESULTS.md"),
     *sorted((REPO / "docs").glob("*.md")),
     *sorted((REPO / "docs/results").glob("*.md")),
     *sorted((REPO / "src/morsr/weights").glob("*/README.md")),
 ]
-PROGRAMS = ("morsr", "make", "python", "pytest", "pip", "torchrun", "srun", "tensorboard", "source")
-PROGRAM = rf"(?:{'|'.join(PROGRAMS)})\b"
-LINES = re.compile(
+PROGRAM = r"(?:morsr|make|python|torchrun|srun)\b"
+BLOCKS = re.compile(
     rf"^```(?:sh|bash|shell|console)\n(.*?)^```|^```.*?^```|^ {{4}}({PROGRAM}[^\n]*)|`({PROGRAM} [^`]+)`", re.M | re.S
 )
-MAKEFILE = (REPO / "Makefile").read_text()
 
 
-class Line(NamedTuple):
-    page: Path
-    text: str
+def lines_of(text: str) -> list[str]:
+    """The lines of a shell block without comments, continued ones joined."""
+    bare = (re.sub(r"(^|\s+)#.*$", "", line).strip() for line in text.replace("\\\n", " ").splitlines())
+    return [line for line in bare if re.match(PROGRAM, line)]
 
 
-def shell_lines(page: Path) -> Iterator[Line]:
-    for block, indented, inline in LINES.findall(page.read_text()):
-        text = (block or indented or " ".join(inline.split())).replace("\\\n", " ")
-        for one in text.splitlines():
-            bare = re.sub(r"(^|\s+)#.*$", "", one).strip()
-            if bare:
-                yield Line(page, bare)
+LINES = {
+    page: [
+        line
+        for block, indented, inline in BLOCKS.findall(page.read_text())
+        for line in lines_of(block or indented or " ".join(inline.split()))
+    ]
+    for page in PAGES
+}
 
 
-ALL = [line for page in PAGES for line in shell_lines(page)]
+def readme(*modes: str) -> list[str]:
+    """The lines of the README's blocks that are marked so."""
+    marked = re.findall(rf"^<!-- test: (?:{'|'.join(modes)}) -->\n```bash\n(.*?)^```", README.read_text(), re.M | re.S)
+    return [line for block in marked for line in lines_of(block)]
+
+
+def commands(line: str) -> list[list[str]]:
+    """The arguments of every `morsr` that a line runs; `make` itself says which those are."""
+    program, *words = shlex.split(line)
+    if program in ("torchrun", "srun") and "morsr" in words:
+        program, words = "morsr", words[words.index("morsr") + 1 :]
+    if program != "make":
+        return [words] if program == "morsr" else []
+    variables = re.findall(r"^([A-Z_]+) \?=", (REPO / "Makefile").read_text(), re.M)
+    assert {word.partition("=")[0] for word in words if "=" in word} <= set(variables)
+    dry = ["make", "--dry-run", "PY=python", "STAMP=LICENSE", *words]  # STAMP: no makefile, which make would remake
+    said = subprocess.run(dry, cwd=REPO, capture_output=True, text=True, check=True, timeout=60).stdout
+    return [shlex.split(one)[3:] for one in said.splitlines() if one.startswith("python -m morsr ")]
 
 
 class Parsed(Exception):
@@ -64,84 +86,47 @@ def accepted(*_: Any) -> None:
     raise Parsed
 
 
-def check_morsr(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def check_morsr(words: list[str], patches: pytest.MonkeyPatch) -> None:
     name, *rest = words
-    if "--help" in rest or "--data.help" in rest:
-        assert name in (*COMMANDS, *LIGHTNING)
-    elif name in LIGHTNING and rest:
-        monkeypatch.setattr(MorsrCLI, "before_instantiate_classes", accepted)
+    assert name in (*COMMANDS, *LIGHTNING)
+    if not rest or "--help" in rest or "--data.help" in rest or "X.yaml" in rest:
+        return
+    if name in LIGHTNING:
+        patches.setattr(MorsrCLI, "before_instantiate_classes", accepted)
         with pytest.raises(Parsed):
             main(words)
-    elif name in COMMANDS and rest:
-        module = importlib.import_module(
-            f"morsr.commands.{name}_" if keyword.iskeyword(name) else f"morsr.commands.{name}"
-        )
-        monkeypatch.setattr(module, "run", functools.wraps(module.run)(lambda *_, **__: 0))
-        assert main(words) == 0
     else:
-        assert name in (*COMMANDS, *LIGHTNING)
+        module = importlib.import_module(f"morsr.commands.{name}{'_' * keyword.iskeyword(name)}")
+        patches.setattr(module, "run", functools.wraps(module.run)(lambda *_, **__: 0))
+        assert main(words) == 0
 
 
-def check_make(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    given = dict(word.split("=", 1) for word in words if "=" in word)
-    targets = [word for word in words if "=" not in word]
-    assert targets
-    assert set(targets) <= set(re.findall(r"^([a-z-]+):", MAKEFILE, re.M))
-    assert set(given) <= set(re.findall(r"^([A-Z_]+) \?=", MAKEFILE, re.M))
-    config = given.get("CONFIG", "experiments/tiny/mor.yaml")
-    assert config == "X.yaml" or (REPO / config).is_file()
-    if "ARGS" in given:
-        check_morsr(["fit", "--config", config, *shlex.split(given["ARGS"])], monkeypatch)
-
-
-def check_python(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def check_python(words: list[str], patches: pytest.MonkeyPatch) -> None:
     script = REPO / words[0]
     assert script.is_file()
     if len(words) == 1:  # the text only names it
         return
     for parser in (argparse.ArgumentParser, jsonargparse.ArgumentParser):
         parse = parser.parse_args
-        monkeypatch.setattr(parser, "parse_args", lambda *given, parse=parse, **named: accepted(parse(*given, **named)))
-    monkeypatch.setattr(sys, "argv", words)
-    monkeypatch.syspath_prepend(str(script.parent))
+        patches.setattr(parser, "parse_args", lambda *given, parse=parse, **named: accepted(parse(*given, **named)))
+    patches.setattr(sys, "argv", words)
+    patches.syspath_prepend(str(script.parent))
     with pytest.raises(Parsed):
         runpy.run_path(str(script), run_name="__main__")
 
 
-def check(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    program, *words = shlex.split(text)
-    if program in ("torchrun", "srun") and "morsr" in words:
-        program, words = "morsr", words[words.index("morsr") + 1 :]
-    if program == "morsr":
-        check_morsr(words, monkeypatch)
-    elif program == "make":
-        check_make(words, monkeypatch)
-    elif program == "python":
-        check_python(words, monkeypatch)
-    elif program == "pytest":
-        assert all((REPO / word).exists() for word in words if word.startswith("tests"))
-    elif program == "pip":
-        extras = re.findall(r"^(\w+) = \[", (REPO / "pyproject.toml").read_text(), re.M)
-        assert set(re.findall(r"\[(\w+)\]", text)) <= set(extras)
-    else:
-        assert program in PROGRAMS
-
-
-def test_the_pages_have_their_lines():
-    assert len(ALL) > 60
-    assert {line.page.name for line in ALL} >= {"README.md", "training.md", "upscale.md", "RESULTS.md"}
-
-
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize(
-    "page", [page for page in PAGES if any(line.page == page for line in ALL)], ids=lambda page: page.stem
-)
+@pytest.mark.parametrize("page", [page for page in PAGES if LINES[page]], ids=lambda page: page.stem)
 def test_every_line_is_accepted_by_its_program(page, monkeypatch):
     Path("experiments").symlink_to(REPO / "experiments")
-    for line in sorted({line.text for line in ALL if line.page == page}):
+    for line in sorted(set(LINES[page])):
         with monkeypatch.context() as patches:
             try:
-                check(line, patches)
+                for words in commands(line):
+                    if "ARGS=" in line or not line.startswith("make "):  # else it is a config as it is
+                        check_morsr(words, patches)
+                if line.startswith("python "):
+                    check_python(shlex.split(line)[1:], patches)
             except (AssertionError, Exception, pytest.fail.Exception) as error:
                 raise AssertionError(f"{page.name}: {line}") from error
 
@@ -150,39 +135,56 @@ def test_every_line_is_accepted_by_its_program(page, monkeypatch):
 NOT_RUN = re.compile(
     r"osediff|pisa|a/scores|--method-a|runs/ablation|estimator/learned|sd21|FOLDER_OR|demo|--help|--list"
 )
-RUN = {
-    page: [line.text for line in ALL if line.page == page and re.match(r"morsr [a-z]+ ", line.text)]
-    for page in PAGES
-    if page.parent == REPO / "docs"
-}
+PAGES_RUN = {page: LINES[page] for page in PAGES if page.parent == REPO / "docs" and "morsr " in str(LINES[page])}
 TWO_STEPS = "--trainer.max_steps=2 --trainer.limit_val_batches=1 --data.batch_size=2 --model.calibration_images=4"
+
+
+def prepare() -> None:
+    """What the lines find in their working folder: photographs, configs and a run."""
+    Path("experiments").symlink_to(REPO / "experiments")
+    photo = Image.fromarray(data.chelsea()[60:188, 100:228])
+    for folder, side in {"hr": 128, "lr": 32, "outputs": 128, "photos": 96, "FOLDER": 128}.items():
+        Path(folder).mkdir()
+        for name in "ab":
+            photo.resize((side, side)).save(Path(folder, f"{name}.png"))
+    for name in ("photo.jpg", "photo.png"):
+        photo.resize((48, 48)).save(name)
+    Path("runs/mor_tiny/version_0").mkdir(parents=True)
+    for copy in ("adapters.safetensors", "runs/mor_tiny/version_0/adapters.safetensors"):
+        shutil.copy(find_adapters("tiny"), copy)
+
+
+def run(words: list[str], *more: str) -> None:
+    """Run one command; those that train or test take further options."""
+    if words[0] in ("upscale", "degrade"):  # their outputs are new
+        for output in filter(Path.is_dir, map(Path, words[2:])):
+            shutil.rmtree(output)
+    assert main([*words, *more] if "--config" in words else words) == 0, words
+
+
+def test_the_readmes_lines_in_short_form():
+    prepare()
+    lines = readme("run")
+    assert {"make train", "morsr upscale sample:chelsea out.png"} <= set(lines)
+    for line in lines:
+        for words in commands(line.replace("sample:chelsea", "photo.jpg")):
+            run(words, *TWO_STEPS.split(), "--data.crop_size=64", "--data.val_crop=64", "--data.num_workers=0")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_the_readmes_lines_in_full():
+    prepare()
+    for line in readme("run", "slow"):
+        for words in commands(line):
+            run(words)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("page", [page for page, lines in RUN.items() if lines], ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", PAGES_RUN, ids=lambda page: page.stem)
 def test_the_commands_of_a_page_run(page):
-    from morsr.models.loading import find_adapters
-
-    Path("experiments").symlink_to(REPO / "experiments")
-    photo = Image.fromarray(data.chelsea()[60:188, 100:228])
-    folders = {"hr": 128, "lr": 32, "outputs": 128, "photos": 96, "FOLDER": 128}
-    for folder, side in folders.items():
-        Path(folder).mkdir()
-        for name in "ab":
-            photo.resize((side, side)).save(Path(folder, f"{name}.png"))
-    photo.resize((48, 48)).save("photo.jpg")
-    photo.resize((48, 48)).save("photo.png")
-    Path("runs/mor_tiny/version_0").mkdir(parents=True)
-    for copy in ("adapters.safetensors", "runs/mor_tiny/version_0/adapters.safetensors"):
-        shutil.copy(find_adapters("tiny"), copy)
-    for text in RUN[page]:
-        words = shlex.split(text)[1:]
-        if NOT_RUN.search(text):
-            continue
-        if words[0] in LIGHTNING and "--config" in words:
-            words += TWO_STEPS.split()
-        if words[0] in ("upscale", "degrade"):  # their outputs are new
-            for output in filter(Path.is_dir, map(Path, words[2:])):
-                shutil.rmtree(output)
-        assert main(words) == 0, text
+    prepare()
+    for line in PAGES_RUN[page]:
+        if line.startswith("morsr ") and not NOT_RUN.search(line) and len(line.split()) > 2:
+            run(shlex.split(line)[1:], *TWO_STEPS.split())

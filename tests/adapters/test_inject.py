@@ -176,17 +176,6 @@ def test_a_part_can_be_merged_while_the_rest_is_masked(toy, images, scores):
             torch.testing.assert_close(model(images[:1]), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_a_failed_merge_leaves_the_weights(toy, scores):
-    model, report = toy.make()
-    before = plain_state_dict(model)
-    report.route(scores[:1])
-    del model.head[0].sets["generator"].lora_B
-    with pytest.raises(AttributeError), merged(model):
-        pass
-    assert all(torch.equal(value, before[key]) for key, value in plain_state_dict(model).items())
-    assert model.conv_in.merged is None
-
-
 def test_modules_to_save_are_seen_by_their_set_alone(toy, images, scores):
     model, report = toy.make(modules_to_save=("conv_in", "norm"), filled=False)
     assert report.saved == ("conv_in", "norm")

@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 from PIL import Image
 
 from morsr.cli import main
@@ -44,11 +43,3 @@ def test_what_was_changed_is_named(recorded, capsys):
     assert checks(capsys, 1) == {**dict.fromkeys(names, "ok"), **changed}
     path.unlink()
     assert checks(capsys, 2) == {}, "nothing is recorded for this model"
-
-
-def test_changed_weights_come_first(recorded, capsys):
-    with torch.no_grad():
-        recorded.generator.base.vae.decoder.layers[0].weight.mul_(1.5)
-    found = checks(capsys, 1)
-    assert found["weights"] == found["output"] == "DIFFER"
-    assert found["routing"] == "ok"

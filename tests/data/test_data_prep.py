@@ -45,12 +45,3 @@ def test_sub_images_cover_the_photograph(cut, photos, tmp_path, capsys):
     assert cut(photos, out, *SIZES) == 1
     assert made["photo6_32_0032_0064.png"].is_file()
     assert made["photo6_32_0000_0000.png"].stat().st_mtime_ns == kept
-
-
-def test_what_cannot_be_cut_is_refused_before_anything_is_written(cut, photos, tmp_path):
-    before, out = sorted(photos.rglob("*")), tmp_path / "out"
-    assert cut(photos, photos / "out") == cut(photos, out, "--step=9999") == cut(tmp_path / "absent", out) == 2
-    assert sorted(photos.rglob("*")) == before
-    save(photos / "photo0.bmp", smooth(64, 64, 0))
-    assert cut(photos, out, *SIZES) == 2
-    assert not out.exists()

@@ -83,9 +83,6 @@ def mixed(photos, pairs, tmp_path):
     return {"train": train, "dead_leaves": 0.25, "cache_mb": 0, "samples_per_epoch": 32}
 
 
-# ------------------------------------------------------------------------------------------------------------ batches
-
-
 def test_a_training_batch_is_the_recipe_applied_to_its_crops(make_data):
     (batch,) = batches(make_data(dead_leaves=0.5, recipe="realesrgan"), 1)
     assert set(batch) == {"hr", "lr", "stem", "key", "severity", "parameters"}
@@ -208,9 +205,6 @@ def test_predict_batches(make_data, photos):
     assert [batch["lr"].shape for batch in found] == [(1, 3, 64, 72 + 4 * number) for number in range(7)]
 
 
-# ---------------------------------------------------------------------------------------------------- order and resume
-
-
 def test_a_resumed_run_sees_what_a_straight_one_sees(make_data, mixed, tmp_path):
     mixed["samples_per_epoch"] = 16
     run = fit(make_data(**mixed), tmp_path, steps=7)
@@ -273,14 +267,9 @@ def test_two_devices_see_together_what_one_sees_with_both_batches(make_data, mix
 BAD: list[tuple[dict[str, Any], str, type[Exception]]] = [
     ({"train": []}, "", ConfigError),
     ({"patch_size": 34}, "", ConfigError),
-    ({"crop_size": 64, "patch_size": 128}, "", ConfigError),
     ({"crop_size": 30}, "", ConfigError),
-    ({"crop_size": 8}, "", ConfigError),
     ({"val_seeds": [1, 1]}, "", ConfigError),
-    ({"test_seeds": []}, "", ConfigError),
-    ({"val_crop": 8}, "", ConfigError),
     ({"recipe": "unheard"}, "fit", ConfigError),
-    ({"recipe": "unheard.yaml"}, "fit", ConfigError),
     ({"train": "absent"}, "fit", InputError),
     ({"train": [{"lr": "a", "hr": "b", "optional": True}]}, "fit", InputError),
     ({"val": ["absent"]}, "fit", InputError),

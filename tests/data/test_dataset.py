@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 import torch
 from data_files import save, smooth
 from hypothesis import given
@@ -14,8 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from morsr.data.dataset import EvaluationImages, PassOrder, TrainingCrops, image_key
-from morsr.data.sources import Photo, find_photos
-from morsr.errors import InputError
+from morsr.data.sources import find_photos
 
 
 def crops(photos: Any, **settings: Any) -> TrainingCrops:
@@ -98,19 +96,6 @@ def test_files_that_cannot_be_used_are_passed_over_and_named(photos):
     assert {item["stem"] for item in items} == {f"photo{number}" for number in range(7)}
     named = {Path(path).name for item in items for path in item["skipped"]}
     assert named == {"empty.png", "text.jpg", "cut.png", "flipped.png", "script.png", "other.jpg", "small.png"}
-
-
-def test_no_usable_file_is_an_error(photos, pairs):
-    for path in photos.rglob("*.png"):
-        path.unlink()
-    save(photos / "a.png", smooth(64, 64, 0))
-    hostile_only = [Photo(str(n), str(photos / "missing.png")) for n in range(3)]
-    wrong = [photo._replace(lr=photo.hr) for photo in find_photos(pairs)]
-    for unusable in (hostile_only, wrong):
-        with pytest.raises(InputError):
-            crops(unusable)[0]
-    with pytest.raises(InputError):
-        crops(find_photos(str(photos)), crop_size=68)[0]
 
 
 def test_several_devices_count_every_image_once(photos):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from morsr.degradation import DegradationParameters, DegradationRecipe, preset_names, sample_keys
-from morsr.degradation.stages import BlurRecipe, NoiseRecipe, ResizeRecipe, SingleRecipe
+from morsr.degradation.stages import BlurRecipe, NoiseRecipe, SingleRecipe
 from morsr.errors import ConfigError, InputError
 from morsr.functional.kernels import NONE, SINC
 
@@ -97,9 +97,6 @@ def test_what_is_no_recipe_is_refused(recipe):
         DegradationRecipe.load(recipe)
 
 
-# what is drawn
-
-
 def _share(mask: Tensor, expected: float) -> None:
     spread = 5 * math.sqrt(max(expected * (1 - expected), 1e-4) / mask.numel())
     assert abs(mask.double().mean().item() - expected) < spread
@@ -179,15 +176,6 @@ def test_one_set_of_parameters_depends_on_its_key_alone():
     assert together[4].to_jsonl() == recipe.sample(keys[4:5]).to_jsonl() == together[-5].to_jsonl()
     assert together[torch.tensor([6, 2])].to_jsonl() == recipe.sample(keys[[6, 2]]).to_jsonl()
     assert DegradationParameters.concatenate([together[:3], together[3:]]).to_jsonl() == together.to_jsonl()
-
-
-def test_a_change_of_one_setting_leaves_the_other_draws():
-    keys, plain = torch.arange(64), DegradationRecipe()
-    changed = replace(plain.first, noise=NoiseRecipe(sigma=(0, 1)), resize=ResizeRecipe(range=(0.5, 1)))
-    first, second = plain.sample(keys), replace(plain, first=changed).sample(keys)
-    torch.testing.assert_close(first.first.blur.sigma_x, second.first.blur.sigma_x, rtol=0, atol=0)
-    assert first.second.rows() == second.second.rows()
-    assert first.final.rows() == second.final.rows()
 
 
 def test_a_mix_draws_every_image_from_one_of_its_recipes(tmp_path):

@@ -77,13 +77,6 @@ def test_a_worse_parameter_never_lowers_its_rank(which, changes):
     assert bool((ranks[-1] > ranks[0]).any())
 
 
-def test_a_light_recipe_is_light_beside_another_and_even_within_itself():
-    light = DegradationRecipe.load("light")
-    parameters = light.sample(torch.arange(500))
-    assert true_severity(parameters, light).noise.mean().item() == pytest.approx(0.5, abs=0.05)
-    assert true_severity(parameters).combined.mean() < 0.4 < true_severity(parameters, light).combined.mean()
-
-
 def test_known_widths():
     pixel = 0.0904  # the box of one LR pixel less that of an HR pixel, at half response
     still = {"second__blur__kind": 7, "final__blur__kind": 7, "first__blur__size": 21}

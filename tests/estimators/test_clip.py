@@ -136,16 +136,9 @@ def test_adapters_move_to_a_machine_whose_clip_lies_elsewhere(clip_folder, small
     assert "digest" in runs_otherwise(extra, moved)
 
 
-@pytest.mark.parametrize("damage", ["cut", "half precision"])
-def test_weights_of_a_folder(damage, clip_folder, tmp_path):
-    folder = shutil.copytree(clip_folder, tmp_path / "clip")
-    path, images = folder / "model.safetensors", torch.rand(1, 3, SIZE, SIZE)
-    if damage == "cut":
-        path.write_bytes(path.read_bytes()[:1000])
-        with pytest.raises(WeightsError, match="no CLIP weights"):
-            build_estimator("clip", model=folder)
-        return
-    path.unlink()
+def test_half_precision_weights_of_a_folder(clip_folder, tmp_path):
+    folder, images = shutil.copytree(clip_folder, tmp_path / "clip"), torch.rand(1, 3, SIZE, SIZE)
+    (folder / "model.safetensors").unlink()
     transformers.CLIPModel.from_pretrained(clip_folder).half().save_pretrained(folder, variant="fp16")
     scores = build_estimator("clip", model=folder)(images).scores
     torch.testing.assert_close(scores, build_estimator("clip", model=clip_folder)(images).scores, atol=0.02, rtol=0.02)
@@ -157,17 +150,6 @@ def test_a_pickle_is_never_read(clip_folder, tmp_path):
     torch.save(transformers.CLIPModel.from_pretrained(clip_folder).state_dict(), folder / "pytorch_model.bin")
     with pytest.raises(WeightsError, match=r"model\.safetensors"):
         build_estimator("clip", model=folder)
-
-
-def test_noise_in_a_large_image_is_seen_at_native_resolution(clip_folder):
-    generator = torch.Generator().manual_seed(0)
-    flat = torch.full((1, 3, 32 * 8, 32 * 8), 0.5)
-    noisy = (flat + 0.3 * (torch.rand(flat.shape, generator=generator) - 0.5)).clamp(0, 1)
-    estimator = build_estimator("clip", model=clip_folder)
-    small = [torch.nn.functional.interpolate(image, size=(SIZE, SIZE), mode="area") for image in (flat, noisy)]
-    whole = (estimator.cosines(small[0]) - estimator.cosines(small[1])).abs().max()
-    both = (estimator.cosines(flat) - estimator.cosines(noisy)).abs().max()
-    assert both > 2 * whole
 
 
 def test_ensembles_and_own_prompts(clip_folder, tmp_path):

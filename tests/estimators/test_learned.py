@@ -1,18 +1,15 @@
 """The learned estimator: its file, its face, its training."""
 
-from types import SimpleNamespace
-
 import pytest
 import torch
 from safetensors import safe_open
 from scipy import stats
 
 from morsr.degradation import DegradationRecipe, apply, sample_keys
-from morsr.errors import ConfigError, InputError, WeightsError
+from morsr.errors import InputError, WeightsError
 from morsr.estimators import build_estimator
 from morsr.estimators.learned import DegradationNet, crop_statistics, load_net, save_net
 from morsr.training.estimator import FACTOR_RANGES, LearnedEstimatorTraining, single_factor
-from morsr.training.optim import learning_rate_factor
 
 
 @pytest.fixture
@@ -119,27 +116,6 @@ def test_training_step_learns_and_replays():
     assert sum(losses[-5:]) < 0.6 * sum(losses[:5])
     assert len(module._seen) == 16
     assert not bool((module.net.deviation == 1).all())
-
-
-def test_the_pool_is_filled_before_anything_is_learned(monkeypatch):
-    module = LearnedEstimatorTraining(hidden=16, replay=2, fill=0.25, warmup=20, schedule="cosine")
-    module.log = lambda *args, **kwargs: None
-    steps = [0]
-    monkeypatch.setattr(LearnedEstimatorTraining, "global_step", property(lambda _: steps[0]))
-    module.trainer = SimpleNamespace(estimated_stepping_batches=40)
-    schedule = module.configure_optimizers()["lr_scheduler"]["scheduler"].lr_lambdas[0]
-    plain = learning_rate_factor("cosine", warmup=20, total=30)
-    assert [schedule(step) for step in (0, 9, 10, 11, 25, 40)] == [plain(step) for step in (0, 0, 0, 1, 15, 30)]
-    batch = recipe_batch(8)
-    steps[0] = 9
-    assert module.training_step(dict(batch), 0) is None
-    assert int(module.standardized) == 0
-    steps[0] = 10
-    assert module.training_step(dict(batch), 1).isfinite()
-    assert int(module.standardized) == len(module._seen) == 16
-    for wrong in ({"fill": 1.0}, {"fill": -0.1}, {"fill": 0.5, "replay": 0}):
-        with pytest.raises(ConfigError, match="fill"):
-            LearnedEstimatorTraining(**wrong)
 
 
 def test_mixed_batches_hold_single_factors_with_their_ranks():

@@ -127,11 +127,8 @@ def test_what_cannot_be_scored_is_named_and_nothing_is_written(folders, kind):
 @pytest.mark.parametrize(
     ("options", "error"),
     [
-        ({"outputs": {}}, ConfigError),
-        ({"hr": "nowhere"}, InputError),
         ({"hr": "empty"}, InputError),
         ({"metrics": ["psnrr"]}, ConfigError),
-        ({"metrics": []}, ConfigError),
         ({"outputs": {"bicubic": "good"}, "lr": "lr"}, ConfigError),
         ({"hr": None, "metrics": ["psnr"]}, InputError),
         ({"metrics": ["lpips"]}, InputError),
@@ -219,9 +216,6 @@ def test_published_rows_are_the_papers():
         published_rows("urban100")
 
 
-# --- morsr compare
-
-
 def test_compare_command(folders, capsys):
     for name in ("good", "bad"):
         quiet(folders, outputs={name: folders / name}, lr=folders / "lr", out=name)
@@ -269,13 +263,10 @@ def test_the_last_scores_of_all_seeds_are_paired(capsys):
     ("text", "error"),
     [
         ("", InputError),
-        ("name,psnr\na,1\n", InputError),
         ("image,psnr\na.png,1\na.png,2\n", InputError),
         ("image,psnr\nAverage,1\n", InputError),
         ("image,ssim\na,1\n", InputError),
         ("image,psnr\nz,1\n", InputError),
-        ("image,psnr,psnr_y\na,1,1\n", InputError),
-        ("image,psnr\na,many\n", InputError),
         ("image,method,psnr\na,x,1\na,y,2\n", ConfigError),
         (None, InputError),
     ],
@@ -302,9 +293,6 @@ def test_tables_of_others():
     assert compare_tables("ours.csv", "ours.csv", method_a="m", method_b="n").rows[0][3].mean == -2
     with pytest.raises(ConfigError):
         compare_tables("theirs.csv", "ours.csv", method_b="z")
-
-
-# --- callbacks
 
 
 class Cheat(L.LightningModule):

@@ -4,8 +4,6 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from morsr.errors import InputError
 from morsr.evaluation.comparison import verdict_of
@@ -29,16 +27,6 @@ def test_intervals_cover_the_truth(seeds, photographs, copies, seed_spread, leas
         assert found.count == photographs
         hits += found.low <= 0.5 <= found.high
     assert least <= hits / 200 <= 0.99
-
-
-@given(st.lists(st.floats(-5, 5), min_size=2, max_size=30), st.integers(0, 100))
-def test_properties(values, seed):
-    one = bootstrap(values, resamples=300, seed=seed)
-    assert min(values) - 1e-9 <= one.low <= one.high <= max(values) + 1e-9
-    assert one.mean == pytest.approx(np.mean(values))
-    assert one == bootstrap(values, resamples=300, seed=seed)
-    moved = bootstrap(np.array(values) + 10, resamples=300, seed=seed)
-    assert (moved.mean, moved.low, moved.high) == pytest.approx((one.mean + 10, one.low + 10, one.high + 10))
 
 
 @pytest.mark.parametrize(("values", "groups"), [([], None), ([1.0, math.nan], None), ([1.0, 2.0], ["a"])])

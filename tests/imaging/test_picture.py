@@ -11,9 +11,7 @@ from hypothesis import given
 from PIL import Image
 from torch.testing import assert_close
 
-from morsr.errors import InputError
 from morsr.imaging import read, read_rgb
-from morsr.imaging.files import read_planes
 
 KINDS = st.sampled_from([np.uint8, np.uint16, np.float32, np.float64, ">u2"])
 
@@ -120,16 +118,3 @@ def test_a_hidden_pixel_takes_the_colour_of_the_nearest_visible_one():
         assert (filled[y, x] == colours).all(axis=-1).any()
     image[..., 3] = 0
     np.testing.assert_array_equal(read(image).pixels, image[..., :3], "nothing to take a colour from")
-
-
-def test_an_array_that_cannot_be_written_is_read_without_a_warning(recwarn):
-    read(np.asarray(Image.new("RGB", (4, 3)))).planes.clone()
-    assert not recwarn.list
-
-
-def test_tensors_are_checked():
-    batch = torch.rand(2, 3, 5, 6)
-    assert_close(read_planes(batch.double()), batch)
-    for bad in (torch.rand(3, 5, 6), torch.rand(1, 4, 5, 6), 2 + torch.rand(1, 3, 4, 4), torch.zeros(1, 3, 0, 4)):
-        with pytest.raises(InputError):
-            read_planes(bad)

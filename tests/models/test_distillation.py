@@ -12,7 +12,6 @@ from morsr.errors import ConfigError, WeightsError
 from morsr.functional.adversarial import hinge_discriminator, hinge_generator
 from morsr.functional.diffusion import distillation_gradient, distillation_loss, scaled_linear_alphas_cumprod
 from morsr.functional.perceptual import feature_distance
-from morsr.functional.quality import psnr_y
 from morsr.models.bases import load_base
 from morsr.models.discriminator import DiscriminatorConfig, build_discriminator
 from morsr.models.draws import Draws
@@ -195,11 +194,13 @@ def noisy_pair() -> tuple[torch.Tensor, torch.Tensor]:
     return (hr + 0.3 * torch.randn(hr.shape, generator=generator)).clamp(0, 1), hr
 
 
-def test_psnr_term_is_minus_the_metric_where_errors_are_large():
+def test_pixel_terms_are_their_formulas():
     sr, hr = noisy_pair()
-    term = RestorationLoss(Losses.of(l2=0.0, psnr=1.0))(sr, hr)["psnr"]
-    # The floor of 1e-3 takes under 0.3 dB off to images this bad.
-    torch.testing.assert_close(term, -psnr_y(sr, hr).mean().float(), atol=0.3, rtol=0)
+    error, terms = sr - hr, RestorationLoss(Losses.of(l1=0.5, l2=2.0, charbonnier=1.0))(sr, hr)
+    expected = {"l1": error.abs().mean(), "l2": 4 * error.square().mean(),
+                "charbonnier": (error.square() + 1e-6).sqrt().mean()}  # fmt: skip
+    total = 0.5 * expected["l1"] + 2 * expected["l2"] + expected["charbonnier"]
+    torch.testing.assert_close(terms, {**expected, "total": total})
 
 
 def test_psnr_term_counts_every_image_alike_and_spares_perfect_ones():

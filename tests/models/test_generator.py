@@ -1,3 +1,5 @@
+"""The generator, the arithmetic of its step, and the shipped base."""
+
 from pathlib import Path
 
 import pytest
@@ -6,8 +8,11 @@ import torch
 from morsr.adapters import MoRConfig, active_adapters
 from morsr.errors import ConfigError, InputError
 from morsr.estimators import build_estimator
-from morsr.models.bases import load_base
+from morsr.functional.diffusion import add_noise, epsilon_from_velocity, scaled_linear_alphas_cumprod
+from morsr.models.bases import SHIPPED_BASES, load_base, package_weights
 from morsr.models.generator import OneStepConfig, OneStepGenerator, enlarge
+from morsr.models.loading import load_generator
+from morsr.models.saving import is_portable
 
 ADAPTERS = MoRConfig(
     num_ranks=6, num_shared=2, top_k=2, num_zero=1, targets=("sd_unet@unet", "tiny_vae_encoder@vae"), scale=1.0
@@ -63,3 +68,44 @@ def test_settings_that_cannot_work_are_refused(settings, word):
 def test_an_empty_output_is_refused(small_base):
     with pytest.raises(InputError, match="larger scale"):
         build(small_base)(torch.rand(1, 3, 4, 4), scale=0.1)
+
+
+def test_schedule_has_the_published_end():
+    alphas = scaled_linear_alphas_cumprod()
+    torch.testing.assert_close(alphas[999], torch.tensor(0.00466010), atol=1e-8, rtol=0)
+    # the gain on the latents and on the noise that OSEDiff's step has at t = 999
+    torch.testing.assert_close(1 / alphas[999].sqrt(), torch.tensor(14.6488), atol=2e-4, rtol=0)
+    torch.testing.assert_close(((1 - alphas[999]) / alphas[999]).sqrt(), torch.tensor(14.6146), atol=2e-4, rtol=0)
+    assert (alphas.diff() < 0).all()
+
+
+def test_schedule_agrees_with_diffusers():
+    from diffusers import DDPMScheduler
+
+    scheduler = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
+    torch.testing.assert_close(scaled_linear_alphas_cumprod(), scheduler.alphas_cumprod, atol=1e-6, rtol=1e-5)
+
+
+def test_velocity_holds_the_noise():
+    latents, noise = torch.randn(2, 1, 4, 2, 2)
+    alpha_bar = 0.3
+    velocity = alpha_bar**0.5 * noise - (1 - alpha_bar) ** 0.5 * latents
+    recovered = epsilon_from_velocity(add_noise(latents, noise, alpha_bar), velocity, alpha_bar)
+    torch.testing.assert_close(recovered, noise, atol=1e-5, rtol=1e-5)
+
+
+def test_every_shipped_base_is_known_by_its_folder():
+    root = package_weights("tiny").parent
+    assert sorted(SHIPPED_BASES) == sorted(folder.parent.name for folder in root.glob("*/unet"))
+    for name in SHIPPED_BASES:
+        base = load_base(name)
+        assert (base.source, base.base_id, base.latent_factor) == (name, f"morsr/{name}", 4)
+        assert is_portable(name)
+
+
+def test_shipped_models_are_small():
+    root = package_weights("tiny").parent
+    assert sum(file.stat().st_size for file in root.rglob("*") if file.is_file()) <= 12.5e6
+    for folder in root.glob("*/adapters.safetensors"):
+        generator = load_generator(folder.parent.name)
+        assert sum(parameter.numel() for parameter in generator.parameters()) <= 6e6

@@ -185,9 +185,6 @@ def test_a_model_in_the_hubs_cache_is_used_offline(sd_original, tmp_path, monkey
     assert base.prompt_clean.shape == (1, 7, 32)
 
 
-# -- the small decoder --------------------------------------------------------------------------------------------
-
-
 @pytest.fixture
 def taesd(tmp_path):
     from diffusers import AutoencoderTiny

@@ -178,7 +178,7 @@ def test_the_real_training_equals_the_page(golden):
     check(golden)
 
 
-@pytest.mark.parametrize("gate", ["renormalize", "softmax"])
+@pytest.mark.parametrize("gate", ["softmax", pytest.param("renormalize", marks=pytest.mark.slow)])
 def test_it_does_so_with_other_gates(gate, tmp_path):
     """The router learns from the second step on."""
     check(both(gate, 2, tmp_path))

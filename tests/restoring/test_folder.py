@@ -53,9 +53,6 @@ def test_processes_of_torchrun_and_srun(variables, expected, monkeypatch):
     assert processes() == expected
 
 
-# Batches
-
-
 def test_equal_sizes_go_together(monkeypatch):
     jobs = [photo(f"in/{index}.png", size) for index, size in enumerate([(12, 8), (8, 12)] * 3)]
     exif = Image.Exif()
@@ -80,9 +77,6 @@ def test_a_batch_gives_what_single_images_give(restorer, monkeypatch):
     for job in jobs:
         restorer.restore_file(job.source, "alone.png")
         assert np.abs(pixels(job.target) - pixels("alone.png")).max() <= 1
-
-
-# Failures
 
 
 def test_what_fails_is_said_and_the_rest_of_its_batch_goes_on(monkeypatch):

@@ -39,9 +39,6 @@ def uneven() -> Tensor:
     return images
 
 
-# Sizes and kinds
-
-
 @settings(max_examples=30)
 @given(
     height=st.integers(1, 40),
@@ -76,15 +73,6 @@ def test_one_pass_equals_the_generator(restorer, size):
     with torch.no_grad():
         expected = restorer.generator(images).sr.clamp(0, 1)
     assert_close(restorer(images, tile=None, color="none"), expected, atol=1e-5, rtol=0)
-
-
-@pytest.mark.parametrize("mode", ["L", "LA", "RGB", "RGBA"])
-def test_pil_images_come_back_larger_in_their_mode(mode):
-    image = Image.radial_gradient("L").resize((30, 20)).convert(mode)
-    restored = twins.fake()(image, scale=2.5)
-    assert (restored.mode, restored.size) == (mode, (75, 50))
-    expected = np.asarray(image.convert("RGB").resize((75, 50), Image.Resampling.BILINEAR), int)
-    assert np.abs(np.asarray(restored.convert("RGB"), int) - expected).mean() < 6
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
@@ -137,44 +125,14 @@ def test_a_pale_image_gets_no_tint(kind, red, monkeypatch):
         assert (levels - red).abs().max() <= (2 if kind == "JPEG" else 1)
 
 
-def test_a_batch_has_pale_images_and_others():
-    images = torch.rand(2, 3, 12, 12)
-    images[0] = images[0, :1]
-    made = twins.fake(lambda part: part * torch.tensor([1.0, 0.8, 0.9]).view(3, 1, 1))(images, color="none")
-    spread = (made.amax(dim=1) - made.amin(dim=1)).flatten(1).amax(dim=1)
-    assert spread[0] == 0
-    assert spread[1] > 0.1
-
-
-def test_hidden_pixels_have_no_effect():
-    """What lies under transparent pixels steers neither the visible edge nor the routing."""
-    made = []
-    for hidden in (0, 255):
-        array = np.full((12, 12, 4), hidden, np.uint8)
-        array[3:9, 3:9] = (200, 30, 40, 255)
-        array[..., 3] = 0
-        array[3:9, 3:9, 3] = 255
-        made.append(twins.fake(twins.smoothing)(array))
-    np.testing.assert_array_equal(*made)
-
-
-# Settings
-
-
 @pytest.mark.parametrize(
     ("wrong", "error"),
     [
         ({"scale": 0.5}, ConfigError),
         ({"scale": float("nan")}, ConfigError),
-        ({"scale": "4"}, ConfigError),
-        ({"scale": True}, ConfigError),
-        ({"strength": "a"}, ConfigError),
         ({"strength": -1}, ConfigError),
-        ({"strength": float("inf")}, ConfigError),
         ({"strength": 0.5}, ConfigError),  # no routed adapters
         ({"tile": 0}, ConfigError),
-        ({"tile": "big"}, ConfigError),
-        ({"tile": True}, ConfigError),
         ({"color": "histogram"}, ConfigError),
         ({"color_strength": 2}, ConfigError),
         ({"color": "none", "color_strength": 0.5}, ConfigError),
@@ -214,9 +172,6 @@ def test_devices_and_dtypes_by_name():
             resolve_dtype(other, torch.device("cpu"))
 
 
-# Tiles
-
-
 @pytest.mark.parametrize(("height", "width"), [(128, 512), (16, 512), (512, 16), (300, 40)])
 def test_a_tile_size_is_honoured_on_any_proportions(height, width):
     restorer = twins.fake()
@@ -244,9 +199,6 @@ def test_tiles_show_no_seam_and_have_the_colours_of_the_whole():
     for color in ("wavelet", "adain"):
         whole, tiled = (restorer(images, tile=tile, color=color) for tile in (None, 128))
         assert_close(whole.mean(dim=(-2, -1)), tiled.mean(dim=(-2, -1)), atol=1e-4, rtol=0)
-
-
-# The two nets
 
 
 @pytest.mark.parametrize(
@@ -333,9 +285,6 @@ def test_an_output_larger_than_the_memory_is_refused_before_the_work(monkeypatch
     assert not restorer.generator.sizes
 
 
-# Routing
-
-
 def test_strength_scales_the_gates_and_leaves_the_model_as_it_was(restorer):
     images, before = torch.rand(1, 3, 16, 16), weights(restorer)
     plain, none = restorer(images), restorer(images, strength=0.0)
@@ -387,9 +336,6 @@ def test_a_model_without_adapters_restores():
     restored, routing = restorer(torch.rand(1, 3, 16, 16), return_routing=True)
     assert (routing, restored.shape) == (None, (1, 3, 64, 64))
     assert "no adapters" in repr(restorer)
-
-
-# Files
 
 
 @pytest.mark.parametrize(
@@ -456,9 +402,6 @@ def test_every_odd_image_is_restored(shared_data):
         assert after.notes.get("icc-profile-data") == before.notes.get("icc-profile-data")
         shown = 1.0 if after.alpha_plane is None else after.alpha_plane  # what is hidden is filled when it is read
         assert ((after.rgb - bicubic(before.rgb, 1.5)) * shown).abs().mean() < 0.01
-
-
-# Models
 
 
 def test_a_model_by_name():

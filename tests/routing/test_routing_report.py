@@ -122,15 +122,6 @@ def test_the_page_of_a_folder(loads, generator, photos):
     assert "no image was restored" in Path("again.html").read_text()
 
 
-def test_a_single_image_says_what_cannot_be_shown(loads, generator, photos):
-    loads(generator)
-    assert main(["routing", str(photos / "photo3.png"), "--out", "one.html"]) == 0
-    page = Path("one.html").read_text()
-    assert "The true degradations" in page
-    assert "at least 8 images" in page
-    assert "Load of every slot" in page
-
-
 def test_unreadable_files_and_odd_names(loads, generator, photos, capsys):
     loads(generator)
     (photos / "broken.png").write_bytes(b"no picture")

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from morsr.errors import ConfigError, InputError
+from morsr.errors import InputError
 from morsr.evaluation.routing import RoutingTable
 from morsr.functional.routing import route
 
@@ -107,14 +107,6 @@ def test_without_a_relation_nothing_is_found():
     # Uncorrected, chance alone would show as 2 / (2 * 384 * log 2) = 0.0038 bits.
     assert abs(found.information[:, : SLOTS - ZERO].mean().item()) < 0.0019
     assert (found.information[:, SLOTS - ZERO :] == 0).all(), "zero slots are always chosen here"
-
-
-def test_kinds_without_truth_and_of_unequal_scales():
-    images, _ = painted()
-    blind = RoutingTable.from_images(Generator(), images)
-    assert blind.kinds() == tuple(KINDS[index % 3] for index in range(len(images)))
-    truth = {"blur": torch.tensor([0.9, 0.95, 0.92, 0.91]), "noise": torch.tensor([0.1, 0.05, 0.2, 0.3])}
-    assert RoutingTable.from_images(Generator(), images[:4], truth).kinds() == ("noise", "blur", "blur", "noise")
 
 
 def test_counts_masses_and_groups_agree_with_the_choices(table):
@@ -219,14 +211,3 @@ def test_dataframe_has_a_row_per_choice():
 def test_bad_input(images, options):
     with pytest.raises(InputError):
         RoutingTable.from_images(Generator(), images, **options)
-
-
-def test_what_a_table_cannot_say(table):
-    with pytest.raises(InputError):
-        table.heatmap("colour")  # type: ignore[arg-type]
-    with pytest.raises(InputError):
-        RoutingTable.from_images(Generator(), painted(6)[0]).specialisation()
-    scores = RoutingTable.from_images(Generator(is_routed=False), painted(6)[0])
-    assert not scores.is_routed
-    with pytest.raises(ConfigError):
-        scores.plot()

@@ -55,8 +55,6 @@ class Generator(nn.Module):
         logits = torch.randn(LAYERS, len(severity), SLOTS)
         if self.kind == "collapsed":
             logits += 100 * (torch.arange(SLOTS) < TOP_K)
-        elif self.kind == "by process":
-            logits += 100 * ((torch.arange(SLOTS) // TOP_K) == torch.distributed.get_rank())
         elif self.kind == "severe":  # light images take both zero slots, severe ones none
             logits[..., SLOTS - ZERO :] = torch.where(severity < 0.5, 50.0, -50.0)[:, None]
         chosen = logits.topk(TOP_K, -1).indices

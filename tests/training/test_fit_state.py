@@ -4,7 +4,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import pytest
 import torch
 import training_twins as twins
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
@@ -13,7 +12,6 @@ from training_twins import ADAPTERS, build, fit
 
 from morsr.adapters import MoRConfig
 from morsr.models.draws import Draws
-from morsr.models.generator import OneStepConfig
 
 
 def routed(**settings: Any) -> MoRConfig:
@@ -84,13 +82,6 @@ def test_a_resumed_run_needs_no_start_file(small_base, tmp_path):
     start.unlink()
     trainer = fit(build(small_base, start_from=str(start)), tmp_path / "on", 2, ckpt=tmp_path / "at-step=1.ckpt")
     assert trainer.global_step == 2
-
-
-def test_start_from_tells_of_another_timestep(small_base, tmp_path):
-    start = str(tmp_path / "a.safetensors")
-    build(small_base).save_adapters(start)
-    with pytest.warns(UserWarning, match="timestep 150, not 200"):
-        fit(build(small_base, one_step=OneStepConfig(timestep=200), start_from=start), tmp_path, 1)
 
 
 def test_shared_ranks_alone_restore_a_share_of_the_images(small_base):

@@ -15,7 +15,7 @@ from training_twins import run_options
 
 from morsr.training.cli import MorsrCLI, run
 
-STEPS = 8
+STEPS = 5
 RUNS = "runs/mor_tiny"
 
 

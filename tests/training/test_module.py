@@ -36,10 +36,6 @@ def test_the_constructor_only_stores_and_networks_are_read_on_the_cpu(small_base
         module.configure_model()
     with pytest.raises(WeightsError, match="LPIPS"):  # said before a base is read
         OneStepSRModule(base="/nowhere", losses=Losses.of(lpips={"folder": str(small_base)})).configure_model()
-    module = OneStepSRModule(base=str(small_base), weights="/nowhere")
-    for _ in range(2):  # without its weights it must not be used either
-        with pytest.raises(WeightsError):
-            module(torch.rand(1, 3, 8, 8))
     module = OneStepSRModule(base=str(small_base))
     with torch.device("meta"):  # as Lightning does it with the device of the run
         module.configure_model()
