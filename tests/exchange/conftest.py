@@ -10,34 +10,23 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from twins import write_twin
 
 from morsr.adapters import MoRConfig, adapter_parameters, save_adapters
 from morsr.estimators import build_estimator
-from morsr.models.bases import build_base, load_base, save_network
+from morsr.models.bases import load_base, save_network
 from morsr.models.generator import OneStepConfig, OneStepGenerator
 from morsr.restoring import Restorer
-
-UNET = {
-    "sample_size": 8, "in_channels": 4, "out_channels": 4, "block_out_channels": [8, 16], "layers_per_block": 1,
-    "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"], "mid_block_type": "UNetMidBlock2DCrossAttn",
-    "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"], "cross_attention_dim": 8, "attention_head_dim": 4,
-    "norm_num_groups": 4, "use_linear_projection": True,
-}  # fmt: skip
-VAE = {
-    "block_out_channels": [8, 8], "down_block_types": ["DownEncoderBlock2D"] * 2, "layers_per_block": 1,
-    "up_block_types": ["UpDecoderBlock2D"] * 2, "latent_channels": 4, "norm_num_groups": 4,
-}  # fmt: skip
 
 
 @pytest.fixture(scope="session")
 def kl_base(tmp_path_factory):
     """A diffusers folder with a small UNet and AutoencoderKL; its text embeddings are cached for the prompt ""."""
-    torch.manual_seed(0)
-    base = build_base(UNET, VAE, base_id="morsr/kl")
-    base.prompt = ""
-    folder = tmp_path_factory.mktemp("bases") / "kl"
-    base.save(folder)
-    return folder
+    folder = tmp_path_factory.mktemp("bases")
+    base = load_base(write_twin(folder / "sd15", "sd15"))
+    base.prompt, base.base_id = "", "morsr/kl"
+    base.save(folder / "kl")
+    return folder / "kl"
 
 
 @pytest.fixture

@@ -8,7 +8,8 @@ from torch.testing import assert_close
 
 from morsr.functional.color import ChannelStatistics, adain_apply, wavelet_halo, wavelet_low
 from morsr.functional.resample import bicubic_window
-from morsr.restoring.tiles import tiling
+from morsr.restoring import Settings
+from morsr.restoring.tiles import finished_rows, tiling
 
 
 @st.composite
@@ -90,3 +91,13 @@ def test_adain_of_a_flat_image_moves_its_mean_only():
     flat, reference = torch.full((1, 3, 8, 8), 0.5), torch.rand(1, 3, 8, 8)
     moved = adain_apply(flat, channel_statistics(flat), style := channel_statistics(reference))
     assert_close(moved, style.mean.expand(1, 3, 8, 8))
+
+
+@given(height=st.integers(1, 600), color=st.sampled_from(["wavelet", "adain"]), strength=st.floats(0, 1))
+def test_rows_have_the_colours_of_the_whole_image(height: int, color: str, strength: float):
+    lr, image = torch.rand(1, 3, height, 20), torch.rand(1, 3, height, 20)
+    expected = image + strength * wavelet_low(lr - image)
+    if color == "adain":
+        expected = adain_apply(image, channel_statistics(image), channel_statistics(lr), strength=strength)
+    rows = finished_rows(image, lr, Settings(color=color, color_strength=strength))
+    assert_close(torch.cat(list(rows), dim=-2), expected.clamp(0, 1), atol=1e-5, rtol=0)
