@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import inspect
 import os
@@ -13,11 +14,14 @@ from typing import Any
 
 from jsonargparse import ArgumentParser
 
+from morsr.errors import ConfigError
+
 LONGEST = 160  # characters of a line
 
 _WORDS = {
     "int": "a whole number", "float": "a number", "bool": "true or false", "str": "text", "list": "a list, [A, B]",
-    "Sequence": "a list, [A, B]", "Iterable": "a list, [A, B]", "dict": "a mapping, {KEY: VALUE}", "NoneType": "null",
+    "Sequence": "a list, [A, B]", "Iterable": "a list, [A, B]",
+    "tuple": "a list, [A, B]", "dict": "a mapping, {KEY: VALUE}", "NoneType": "null",
     "PositiveInt": "a whole number from 1", "NonNegativeInt": "a whole number from 0", "Path": "a path",
     "PositiveFloat": "a number above 0", "NonNegativeFloat": "a number from 0",
     "ClosedUnitInterval": "a number from 0 to 1", "OpenUnitInterval": "a number between 0 and 1",
@@ -26,7 +30,11 @@ _WORDS = {
 
 
 def configs_first(arguments: Sequence[str]) -> list[str]:
-    """Move `--config FILE` before the overrides, which count wherever they stand; the subcommand stays first."""
+    """Move `--config FILE` before the overrides, which count wherever they stand; the subcommand stays first.
+
+    Raises:
+        ConfigError: a setting without a value.
+    """
     first, rest = list(arguments[:1]), list(arguments[1:])
     others: list[str] = []
     while rest:
@@ -34,6 +42,8 @@ def configs_first(arguments: Sequence[str]) -> list[str]:
         if argument in ("--config", "-c") and rest:
             first += [argument, rest.pop(0)]
         else:
+            if re.fullmatch(r"--[\w.]+\.(?!help)\w+", argument) and (not rest or rest[0].startswith("--")):
+                raise ConfigError(f"{argument[2:]}: expected a value, got none; give {argument}=VALUE")
             (first if argument.startswith("--config=") else others).append(argument)
     return first + others
 
@@ -77,6 +87,8 @@ def _reason(line: str, keys: list[str], class_path: str, parser: Any) -> str:
         dashes, name = found[1], found[2]
         known, section = _names(parser), name.partition(".")[0]
         guess = closest(name if "." not in name or section in known else section, known) if dashes else ""
+        if dashes != "--" and "." in name and section in known:
+            return shortened(f"{dashes}{name}: unknown argument; did you mean --{name}?")
         plain = dashes + (name if "." in name or parser is None else name.replace("_", "-"))
         guess = guess.replace("mean ", "mean --")
         guess = guess if "." in guess or parser is None else guess.replace("_", "-")
@@ -95,11 +107,9 @@ def _reason(line: str, keys: list[str], class_path: str, parser: Any) -> str:
     if found := re.search(r"Import path (\S+) does not correspond to a subclass of (\w+)", line):
         return shortened(f"{_path(keys)}: expected a class of {found[2]}, got {found[1]}; give a subclass of it")
     if found := re.search(r"No module named '(.+?)'", line):
-        place = os.getcwd()
-        return shortened(
-            f"{_path(keys)}: cannot import {class_path or found[1]}, no module {found[1]!r} in {place} or installed",
-            place,
-        )
+        place, given = os.getcwd(), re.search(r"Got value: (\S+)$", line)
+        name = given[1] if given else class_path or found[1]
+        return shortened(f"{_path(keys)}: cannot import {name}, no module {found[1]!r} in {place} or installed", place)
     if found := re.search(r"module '(.+?)' has no attribute '(.+?)'", line):
         guess = closest(found[2], dir(pydoc.locate(found[1]))) or f"define it in {found[1]}"
         return shortened(f"{_path(keys)}: cannot import {class_path}, {found[1]} has no {found[2]!r}; {guess}")
@@ -109,7 +119,7 @@ def _reason(line: str, keys: list[str], class_path: str, parser: Any) -> str:
         value = re.sub(r".*literal.*: '|could not convert .*: '|'$", "", found[2])
         return _wrong_type(keys, found[1], value)
     if found := re.match(r"argument (-\S+): expected one argument", line):
-        return shortened(f"{_option(found[1].rpartition('/')[2][2:])}: expected a value, got none; give one")
+        return shortened(f"{found[1].rpartition('/')[2][2:]}: expected a value, got none; give one")
     if found := re.match(r"the following arguments are required: (.*)", line):
         if "model" in found[1].split("."):
             return "model, data: missing; give a config, --config FILE"
@@ -123,7 +133,10 @@ def _wrong_type(keys: list[str], kinds: str, value: str) -> str:
     words = list(dict.fromkeys(word for kind in _split(kinds) for word in _words(kind)))
     if len(words) > 1 and "null" in words:
         words.remove("null")
-    expected = " or ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
+    like = ""
+    if len(words) > 8:
+        like, words = "one like ", difflib.get_close_matches(value, words, 3, 0)
+    expected = like + " or ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
     return shortened(f"{_path(keys)}: expected {expected}, got {value!r}", value)
 
 
@@ -132,9 +145,10 @@ def _words(kind: str) -> list[str]:
     kind = kind.strip().removeprefix("typing.")
     if kind.startswith("Literal["):
         return kind.removeprefix("Literal[").removesuffix("]").replace("'", "").split(", ")
-    name = re.sub(r"^<class '|'>$", "", kind)
-    name = name.partition("[")[0].rsplit(".", 1)[-1]
-    return [_WORDS.get(name, f"a class of {name}")]
+    path = re.sub(r"^<class '|'>$", "", kind).partition("[")[0]
+    name = path.rpartition(".")[2]
+    is_settings = dataclasses.is_dataclass(pydoc.locate(path))
+    return [_WORDS.get(name, f"settings of {name}, {{KEY: VALUE}}" if is_settings else f"the import path of a {name}")]
 
 
 def _split(kinds: str) -> list[str]:
@@ -194,12 +208,7 @@ def _names(parser: Any) -> list[str]:
 
 
 def _path(keys: Sequence[str]) -> str:
-    return _option(".".join(key for key in keys if key != "init_args"))
-
-
-def _option(name: str) -> str:
-    """A setting as it is written: options of commands with dashes, settings of configs with their path."""
-    return name if "." in name else name.replace("_", "-")
+    return ".".join(key for key in keys if key != "init_args")
 
 
 def shortened(line: str, value: str = "") -> str:

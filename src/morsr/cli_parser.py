@@ -112,11 +112,11 @@ def _normalized(arguments: Sequence[str], hints: dict[str, Any]) -> list[str]:
 def _as_option(line: str, function: Callable[..., Any]) -> str:
     """A parser's line with the name of an option or argument as it is written."""
     name, colon, rest = line.partition(":")
-    parameter = inspect.signature(function).parameters.get(name.replace("-", "_"))
+    parameter = inspect.signature(function).parameters.get(name)
     if parameter is None:
         return line
     positional = parameter.default is parameter.empty and parameter.kind is not parameter.KEYWORD_ONLY
-    return f"{name.upper() if positional else f'--{name}'}{colon}{rest}"
+    return f"{name.upper() if positional else '--' + name.replace('_', '-')}{colon}{rest}"
 
 
 def _is_number(text: str) -> bool:

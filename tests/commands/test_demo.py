@@ -143,6 +143,15 @@ def test_a_job_that_its_visitor_has_left_ends_and_the_next_one_runs(handlers, mo
     assert Path(handlers["restore"](image, "model", 1.0, 1.0, "none", gone, lambda done: None)[1]).is_file()
 
 
+def test_a_job_that_takes_too_long_is_ended(handlers: dict[str, Any], monkeypatch: pytest.MonkeyPatch):
+    image, who = str(photo("photo.png")), SimpleNamespace(session_hash="slow")
+    handlers["restore"](image, "model", 1.0, 1.0, "none", who, lambda done: None)
+    monkeypatch.setattr(demo.time, "monotonic", iter([0.0, demo.MAX_SECONDS + 1.0]).__next__)
+    with pytest.raises(Exception, match=f"more than {demo.MAX_SECONDS} s"):
+        handlers["restore"](image, "model", 1.0, 1.0, "none", who, lambda done: None)
+    assert not list(Path("results").iterdir())
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 0)])
 def test_a_stopped_demo_leaves_nothing_behind(number, code, tmp_path):

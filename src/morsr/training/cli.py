@@ -102,6 +102,22 @@ class MorsrCLI(LightningCLI):
                     f"{path}: holds weights only, so a run cannot resume from it; start a new one by model.start_from"
                 )
 
+    def instantiate_classes(self) -> None:
+        try:
+            super().instantiate_classes()
+        except ValueError as error:
+            cause = _deliberate_cause(error)
+            if cause is None:
+                raise
+            raise type(cause)(self._with_path(str(cause))) from error
+
+    def _with_path(self, message: str) -> str:
+        """A message that begins with a setting's name, with its place in the config where there is one such place."""
+        name = message.partition(":")[0]
+        named = {key: value for key, value in self.config[self.subcommand].items() if key.endswith(f".{name}")}
+        places = [key for key, value in named.items() if len(named) == 1 or f"got {value!r}" in message]
+        return f"{places[0].replace('.init_args', '').removesuffix(name)}{message}" if len(places) == 1 else message
+
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> L.Trainer:
         if "spawn" in str(config.get("strategy")):
             raise ConfigError("trainer.strategy: expected ddp or ddp_fork, got ddp_spawn, whose processes need a copy")
@@ -114,7 +130,11 @@ class MorsrCLI(LightningCLI):
         except (ValueError, RuntimeError, TypeError, MisconfigurationException) as error:
             if isinstance(error, MorsrError):
                 raise
-            raise ConfigError(_with_own_setting(error)) from error
+            said = _with_own_setting(error)
+            for name in re.findall(r"`(\w+)`", said)[:1]:
+                if str(config.get(name)) not in said:
+                    said = f"{said.rstrip('.')}, got {config.get(name)!r}"
+            raise ConfigError(said) from error
         trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         return trainer
 
@@ -263,7 +283,7 @@ def _with_own_setting(error: Exception) -> str:
     own = {
         "gradient_clip_val": "model.clip instead of trainer.gradient_clip_val",
         "accumulate_grad_batches": "model.accumulate instead of trainer.accumulate_grad_batches",
-        r"(--|option ')(optimizer|lr_scheduler)\b": "model.lr, model.weight_decay and model.schedule for AdamW",
+        r"(--|option ')(optimizer|lr_scheduler)\b": "model.optimizers, or model.lr and model.schedule of AdamW",
     }
     message, full = explain(error), " ".join(str(error).split())
     instead = [f"set {mine}" for pattern, mine in own.items() if re.search(pattern, full)]
