@@ -53,11 +53,11 @@ def test_options_reach_the_restorer(model, monkeypatch):
     monkeypatch.setattr(model, "restore_file", lambda source, target, **options: seen.update(options))
     monkeypatch.setattr(Settings, "check_model", lambda self, generator: None)
     photo("photo.png")
-    settings = {"scale": 1.5, "tile": 256, "color": "adain", "color_strength": 0.5, "strength": 0.7, "routing": "tile"}
+    settings = {"scale": 1.5, "tile": 256, "color": "adain", "color_strength": 0.5, "strength": 0.7}
     options = [f"--{name.replace('_', '-')}={value}" for name, value in {**settings, "format": "webp"}.items()]
     assert main(["upscale", "photo.png", "out", *options, "--model", "m", "--base", "b", "--compile"]) == 0
     seen.pop("progress")
-    assert seen == {**settings, "format": "webp"}
+    assert seen == {**settings, "routing": None, "format": "webp"}
     name, given = model.asked[0]  # type: ignore[attr-defined]
     assert (name, given["base"], given["compile"]) == ("m", "b", True)
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from data_files import save, smooth
 
-from morsr.data import RealESRGANDataModule, degraded_pairs
+from morsr.data import RealESRGANDataModule, embedded_benchmark
 from morsr.degradation import DegradationRecipe, apply, true_severity
 from morsr.errors import ConfigError, InputError
 
@@ -99,14 +99,13 @@ def test_a_training_batch_is_the_recipe_applied_to_its_crops(make_data):
 
 def test_pairs_of_files_keep_their_lr_images(make_data, mixed):
     kinds = set()
-    for usm in (False, True):
-        for batch in batches(make_data(**mixed, usm=usm), 8):
-            real = [len(stem) == 1 for stem in batch["stem"]]
-            assert ("parameters" in batch) == (not any(real))
-            assert batch["severity"].isnan().tolist() == real
-            for is_pair, hr, lr in zip(real, batch["hr"], batch["lr"], strict=True):
-                assert torch.equal(hr, lr.repeat_interleave(4, 1).repeat_interleave(4, 2)) == is_pair
-            kinds |= {stem[0] for stem in batch["stem"]}
+    for batch in batches(make_data(**mixed), 8):
+        real = [len(stem) == 1 for stem in batch["stem"]]
+        assert ("parameters" in batch) == (not any(real))
+        assert batch["severity"].isnan().tolist() == real
+        for is_pair, hr, lr in zip(real, batch["hr"], batch["lr"], strict=True):
+            assert torch.equal(hr, lr.repeat_interleave(4, 1).repeat_interleave(4, 2)) == is_pair
+        kinds |= {stem[0] for stem in batch["stem"]}
     assert {"p", "m", "d"} < kinds, "every source takes part"
 
 
@@ -134,16 +133,6 @@ def test_windows_are_cut_from_the_degraded_crops(make_data):
             assert len(found) == 1
             places.update(found)
     assert len(places) > 4
-
-
-def test_usm_sharpens_the_target_once(make_data):
-    from morsr.functional.corrupt import unsharp_mask
-
-    Path("sharp.yaml").write_text("sharpen: true\n")
-    plain, sharp = (batches(make_data(recipe="sharp.yaml", usm=usm), 1)[0] for usm in (False, True))
-    torch.testing.assert_close(sharp["hr"], unsharp_mask(plain["hr"]))
-    assert plain["parameters"].sharpen.all()
-    assert not sharp["parameters"].sharpen.any()
 
 
 @pytest.mark.parametrize("use", ["validate", "test"])
@@ -175,7 +164,7 @@ def test_evaluation_batches(make_data, photos, pairs, use):
 
 
 def test_pairs_of_a_script_are_those_of_the_data_module(make_data, photos):
-    pairs = degraded_pairs([str(photos)], [1, 2], "light", multiple=32)
+    pairs = embedded_benchmark([1, 2], "light", sources=[str(photos)], multiple=32)
     assert [pair.stem for pair in pairs][:3] == ["photo0_s1", "photo0_s2", "photo1_s1"]
     data = make_data(val=str(photos), val_seeds=[1, 2], val_multiple=32)
     data.setup("validate")
@@ -235,7 +224,7 @@ def test_everything_that_changes_samples_is_reported_on_resume(make_data, photos
         fit(make_data(), tmp_path, steps=2, resume=tmp_path / "end.ckpt")
     (photos / "photo0.png").rename(photos / "other.png")
     changed = {
-        "dead_leaves": 0.25, "patch_size": 16, "usm": True, "flips": False, "turns": False,
+        "dead_leaves": 0.25, "patch_size": 16, "flips": False, "turns": False,
         "recipe": "camera", "batch_size": 8, "seed": 1,
     }  # fmt: skip
     with pytest.warns(UserWarning, match="samples will differ") as caught:

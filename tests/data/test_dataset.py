@@ -34,7 +34,7 @@ def test_images_come_as_often_as_their_weights_say(weights, seed):
 def test_a_sample_is_a_function_of_its_number(photos):
     one, two = (crops(find_photos(str(photos)), synthetic=0.25, cache_mb=mb) for mb in (0, 1))
     numbers = [5, 29, 5, 100, 3]
-    together, apart = one.__getitems__(numbers), [two[number] for number in reversed(numbers)][::-1]
+    together, apart = [one[number] for number in numbers], [two[number] for number in reversed(numbers)][::-1]
     for first, second in zip(together, apart, strict=True):
         assert (first["stem"], first["kind"]) == (second["stem"], second["kind"])
         for name in ("hr", "lr", "key"):

@@ -185,6 +185,6 @@ def test_prompts_that_cannot_be_used(tmp_path, text):
 
 def test_missing_weights_say_what_would_do(tmp_path):
     with pytest.raises(WeightsError, match=r"clip-vit-base-patch32.*frequency"):
-        build_estimator("clip", model=tmp_path, local_files_only=True)
+        build_estimator("clip", model=tmp_path)
     with pytest.raises(ConfigError, match="temperature"):
         build_estimator("clip", model=tmp_path, temperature=-1.0)

@@ -1,5 +1,6 @@
 """Peers' files become adapters: every key accounted for, true shapes, and the same image as peft's own forward."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -96,9 +97,8 @@ def test_pisasr_gives_the_images_that_peft_gives(kl_base, tmp_path):
     assert (both - alone).abs().max() > 0.01
     torch.testing.assert_close(restored(path, kl_base, lr), both, atol=1e-4, rtol=0)
     torch.testing.assert_close(restored(path, kl_base, lr, strength=0.0), alone, atol=1e-4, rtol=0)
-    scaled = peft({**dict.fromkeys(pixel, 0.8), **dict.fromkeys(semantic, 0.75)})
-    folded = save_peer(tmp_path / "f.safetensors", read_pisasr(file, pixel=0.8, semantic=1.5), base=kl_base)
-    torch.testing.assert_close(restored(folded, kl_base, lr, strength=0.5), scaled, atol=1e-4, rtol=0)
+    half = peft({**dict.fromkeys(pixel, 1.0), **dict.fromkeys(semantic, 0.5)})
+    torch.testing.assert_close(restored(path, kl_base, lr, strength=0.5), half, atol=1e-4, rtol=0)
 
 
 @pytest.mark.slow
@@ -147,25 +147,23 @@ FIRST = "down_blocks.0.resnets.0.conv1.lora_A.default_encoder.weight"
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("change", "name"),
     [
-        (without("rank_vae"), r"1 missing: rank_vae"),
-        (without(FIRST, "state_dict_unet"), rf"state_dict_unet .*1 missing: {FIRST}"),
-        (setting("conv_out.weight", torch.zeros(1), "state_dict_unet"), r"1 unknown: conv_out\.weight"),
-        (
-            setting("post_quant_conv.x", torch.zeros(1), "state_dict_vae"),
-            r"state_dict_vae .*unknown: post_quant_conv\.x",
-        ),
-        (setting(FIRST, torch.zeros(5, 8, 3, 3), "state_dict_unet"), rf"{FIRST} has shape \(5, 8, 3, 3\), .*rank 4"),
-        (setting(FIRST, torch.full((4, 8, 3, 3), torch.nan), "state_dict_unet"), f"{FIRST} holds NaN"),
-        (setting("unet_lora_others_modules", "mid"), "unet_lora_others_modules: expected a list"),
+        (without("rank_vae"), "rank_vae"),
+        (without(FIRST, "state_dict_unet"), FIRST),
+        (setting("conv_out.weight", torch.zeros(1), "state_dict_unet"), "conv_out.weight"),
+        (setting(FIRST, torch.zeros(5, 8, 3, 3), "state_dict_unet"), FIRST),
+        (setting(FIRST, torch.zeros(4, 9, 3, 3), "state_dict_unet"), "conv1"),
+        (setting(FIRST, torch.full((4, 8, 3, 3), torch.nan), "state_dict_unet"), "state_dict_unet"),
+        (setting("conv_in.base_layer.weight", torch.zeros(8, 5, 3, 3), "state_dict_unet"), "unet.conv_in.weight"),
+        (setting("unet_lora_others_modules", "mid"), "unet_lora_others_modules"),
     ],
 )
-def test_files_of_another_layout_are_refused(change, message, kl_base, tmp_path):
+def test_files_of_another_layout_are_refused(change, name, kl_base, tmp_path):
     content = published.osediff(*networks(kl_base))
     change(content)
     file = published.write(tmp_path / "osediff.pkl", content)
-    with pytest.raises(WeightsError, match=message):
+    with pytest.raises(WeightsError, match=re.escape(name)):
         save_peer(tmp_path / "o.safetensors", read_osediff(file), base=kl_base)
     assert not (tmp_path / "o.safetensors").exists()
 
@@ -173,23 +171,20 @@ def test_files_of_another_layout_are_refused(change, message, kl_base, tmp_path)
 def test_files_that_are_something_else(kl_base, tmp_path):
     unet, _ = networks(kl_base)
     other = published.write(tmp_path / "pisa_sr.pkl", published.pisasr(unet))
-    with pytest.raises(WeightsError, match=r"missing: rank_unet, .*unknown: lora_rank_unet_pix"):
+    with pytest.raises(WeightsError, match="rank_unet"):
         read_osediff(other)
-    with pytest.raises(WeightsError, match="the base 'sd21'"):
+    with pytest.raises(WeightsError, match="another base"):
         save_peer(tmp_path / "p.safetensors", read_pisasr(other))
-    for name, content in (("photo.png", b"\x89PNG\r\n"), ("empty.pkl", b"")):
-        (tmp_path / name).write_bytes(content)
-        with pytest.raises(WeightsError, match=rf"{name}: expected the published .pkl; this is no file written by"):
-            read_osediff(tmp_path / name)
-    (tmp_path / "cut.pkl").write_bytes(other.read_bytes()[:5000])
-    with pytest.raises(WeightsError, match="cannot be read as tensors and plain values"):
-        read_pisasr(tmp_path / "cut.pkl")
     executed = tmp_path / "executed"
-    (tmp_path / "bad.pkl").write_bytes(b"\x80\x02cposix\nsystem\n(S'touch " + str(executed).encode() + b"'\ntR.")
-    with pytest.raises(WeightsError, match="cannot be read as tensors and plain values"):
-        read_pisasr(tmp_path / "bad.pkl")
+    pickled = b"\x80\x02cposix\nsystem\n(S'touch " + str(executed).encode() + b"'\ntR."
+    for name, damaged in (
+        ("photo.png", b"\x89PNG\r\n"), ("empty.pkl", b""), ("cut.pkl", other.read_bytes()[:5000]), ("bad.pkl", pickled),
+    ):  # fmt: skip
+        (tmp_path / name).write_bytes(damaged)
+        with pytest.raises(WeightsError, match=name):
+            read_pisasr(tmp_path / name)
     assert not executed.exists()
-    with pytest.raises(WeightsError, match="no such file"):
+    with pytest.raises(WeightsError, match=r"absent\.pkl"):
         read_pisasr(tmp_path / "absent.pkl")
 
 

@@ -307,18 +307,6 @@ def test_all_tiles_of_an_image_share_one_routing_merged_or_not(restorer, monkeyp
     assert_close(restorer(images, tile=64), merged, atol=1e-4, rtol=0)
 
 
-def test_routing_by_tile_differs_between_tiles(restorer):
-    images = uneven()
-    by_tile, routings = restorer(images, tile=64, routing="tile", return_routing=True)
-    assert len(routings) == len(tiling((64, 256), 64, 16).windows) > 4
-    assert not torch.equal(routings[0].chosen, routings[-1].chosen)
-    left = restorer(images[..., :16], tile=None, return_routing=True)[1]
-    assert_close(routings[0].gates, left.gates)
-    assert (by_tile - restorer(images, tile=64)).abs().max() > 1e-4
-    _, both = restorer(torch.cat([images, images.flip(-1)]), tile=64, routing="tile", return_routing=True)
-    assert_close(both[0].image(0).gates, routings[0].gates)
-
-
 def test_a_routing_can_be_given(restorer):
     dark, bright = torch.rand(1, 3, 16, 16) * 0.2, torch.rand(1, 3, 16, 16)
     alone, own = restorer(bright, return_routing=True)

@@ -171,13 +171,7 @@ def load_adapters(
             )  # fmt: skip
         except ConfigError as error:
             raise WeightsError(f"{path}: does not fit this model: {error}") from error
-    with torch.no_grad():
-        for layer_name, _, ranks in layers_of_set(model, name):
-            ranks.lora_A.copy_(tensors[f"layers.{layer_name}.lora_A"])
-            ranks.lora_B.copy_(tensors[f"layers.{layer_name}.lora_B"])
-        for key, value in report.router.state_dict().items():
-            value.copy_(tensors[f"router.{key}"])
-        _copy_saved(model, name, tensors)
+    _fill(model, name, tensors)
     report.score_names = tuple(header["condition_names"])
     report.route(None)
     return report
@@ -204,28 +198,33 @@ def start_from_adapters(path: str | os.PathLike[str], model: nn.Module) -> str:
             f"{path}: expected the settings of this run, or a plain LoRA of at most {report.config.num_shared} ranks, "
             f"got {rank} ranks with {config.num_slots} slots"
         )
-    layers = {layer_name: ranks for layer_name, _, ranks in layers_of_set(model, report.name)}
-    taken = [layer["name"] for layer in header["layers"] if layer["name"] in layers]
+    layers = set(report.layer_names)
+    taken = layers & {layer["name"] for layer in header["layers"]}
     if not taken:
         raise WeightsError(f"{path}: none of its layers is adapted here")
-    factor = config.scale / report.config.scale
-    with torch.no_grad():
-        for layer_name in taken:
-            layers[layer_name].lora_A[:rank].copy_(tensors[f"layers.{layer_name}.lora_A"])
-            layers[layer_name].lora_B[:, :rank].copy_(tensors[f"layers.{layer_name}.lora_B"] * factor)
-        if same and set(taken) == set(layers):
-            for key, value in report.router.state_dict().items():
-                value.copy_(tensors[f"router.{key}"])
-        add_saved_modules(model, report, header["saved"])
-        _copy_saved(model, report.name, tensors)
+    add_saved_modules(model, report, header["saved"])
+    if not same or taken != layers:
+        tensors = {key: value for key, value in tensors.items() if not key.startswith("router.")}
+    _fill(model, report.name, tensors, rank, config.scale / report.config.scale)
     return f"started from {path}: {rank} ranks in {len(taken)} of {len(layers)} layers"
 
 
-def _copy_saved(model: nn.Module, name: str, tensors: Mapping[str, Tensor]) -> None:
+@torch.no_grad()
+def _fill(
+    model: nn.Module, name: str, tensors: Mapping[str, Tensor], rank: int | None = None, factor: float = 1.0
+) -> None:
+    """Copy tensors of a file into the first ranks, the router and the saved modules of a set, where there are any."""
+    places: dict[str, Tensor] = {}
+    for layer, _, ranks in layers_of_set(model, name):
+        places[f"layers.{layer}.lora_A"] = ranks.lora_A[:rank]
+        places[f"layers.{layer}.lora_B"] = ranks.lora_B[:, :rank]
+    places |= {f"router.{key}": value for key, value in report_of(model, name).router.state_dict().items()}
     for one, module in saved_modules(model, name).items():
-        for key, value in module.state_dict().items():
-            if f"saved.{one}:{key}" in tensors:
-                value.copy_(tensors[f"saved.{one}:{key}"])
+        places |= {f"saved.{one}:{key}": value for key, value in module.state_dict().items()}
+    for key, place in places.items():
+        if key in tensors:
+            is_up = key.startswith("layers.") and key.endswith(".lora_B")
+            place.copy_(tensors[key] * factor if is_up else tensors[key])
 
 
 def _open(path: str | os.PathLike[str], read: Callable[[Any, dict[str, Any], dict[str, str]], Any]) -> Any:
@@ -258,33 +257,31 @@ def _checked(header: dict[str, Any], version: int) -> dict[str, Any]:
     settings = {key: value for key, value in dict(header["config"]).items() if key not in _UNKNOWN_TO_03}
     settings.setdefault("gate", "renormalize")  # files of 0.1 say so anyway
     layers = [{"name": e["name"], "shape": [*e["shape"]], "print": [*e["print"]]} for e in header["layers"]]
-    strings = [header["name"], header["base_id"], *header["condition_names"], *(layer["name"] for layer in layers)]
-    saved = list(header.get("saved", ()))
-    if version < FORMAT_VERSION:
-        saved = list(header.get("whole", {}))  # parameters; `upgraded` finds their modules
-    attached = list(header.get("attached", ()))
-    extra = header.get("extra") or {}
-    if not all(isinstance(text, str) for text in [*strings, *saved, *attached]) or not isinstance(extra, dict):
-        raise TypeError("expected names as text")
-    numbers = [header["condition_dim"], *(side for layer in layers for side in layer["shape"])]
-    if not all(isinstance(number, int) and 0 <= number < 2**31 for number in numbers) or not layers:
-        raise TypeError("expected whole numbers of at least 0, and at least one layer")
-    if any(len(e["print"]) not in (0, 2) or not all(isinstance(v, float) for v in e["print"]) for e in layers):
-        raise TypeError("expected samples of weights as numbers")
-    if len({layer["name"] for layer in layers}) < len(layers):
-        raise ValueError("a layer is named twice")
-    return {
+    names = [layer["name"] for layer in layers]
+    found = {
         "config": MoRConfig.from_dict(settings),
         "name": header["name"],
         "base_id": header["base_id"],
         "condition_dim": header["condition_dim"],
         "condition_names": list(header["condition_names"]),
         "layers": layers,
-        "saved": saved,
-        "attached": attached,
-        "extra": extra,
+        # Files of 0.1 name parameters; `upgraded` finds their modules.
+        "saved": list(header.get("saved", ()) if version >= FORMAT_VERSION else header.get("whole", {})),
+        "attached": list(header.get("attached", ())),
+        "extra": header.get("extra") or {},
         "format_version": version,
     }
+    strings = [found["name"], found["base_id"], *found["condition_names"], *names, *found["saved"], *found["attached"]]
+    if not all(isinstance(text, str) for text in strings) or not isinstance(found["extra"], dict):
+        raise TypeError("expected names as text")
+    numbers = [found["condition_dim"], *(side for layer in layers for side in layer["shape"])]
+    if not all(isinstance(number, int) and 0 <= number < 2**31 for number in numbers) or not layers:
+        raise TypeError("expected whole numbers of at least 0, and at least one layer")
+    if any(len(e["print"]) not in (0, 2) or not all(isinstance(v, float) for v in e["print"]) for e in layers):
+        raise TypeError("expected samples of weights as numbers")
+    if len(set(names)) < len(names):
+        raise ValueError("a layer is named twice")
+    return found
 
 
 def _read_all(file: Any, header: dict[str, Any], metadata: dict[str, str]) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -285,18 +285,16 @@ def adapter_parameter_groups(
 
     The router's gradient comes through the small gates of a few slots, so it needs a higher rate.
     """
+    ranks = [p for _, _, one in layers_of_set(model, name) for p in one.parameters()]
+    router = list(report_of(model, name).router.parameters())
+    saved = [p for module in saved_modules(model, name).values() for p in module.parameters()]
     groups = [
-        ("ranks", [p for _, _, ranks in layers_of_set(model, name) for p in ranks.parameters()], 1.0),
-        ("router", list(report_of(model, name).router.parameters()), router_lr_scale),
-        ("saved", [p for module in saved_modules(model, name).values() for p in module.parameters()], saved_lr_scale),
+        {"params": ranks, "lr": lr, "name": "ranks"},
+        {"params": router, "lr": lr * router_lr_scale, "name": "router"},
+        # weights that were pretrained without ranks have no reason to shrink
+        {"params": saved, "lr": lr * saved_lr_scale, "name": "saved", "weight_decay": 0.0},
     ]
-    found: list[dict[str, Any]] = [
-        {"params": params, "lr": lr * factor, "name": label} for label, params, factor in groups if params
-    ]
-    for group in found:
-        if group["name"] == "saved":
-            group["weight_decay"] = 0.0  # weights that were pretrained without ranks have no reason to shrink
-    return found
+    return [group for group in groups if group["params"]]
 
 
 def plain_state_dict(model: nn.Module, *, name: str | None = None) -> dict[str, Tensor]:

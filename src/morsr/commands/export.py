@@ -23,7 +23,6 @@ def run(
     image: Path | None = None,
     scores: str | None = None,
     strength: NonNegativeFloat = 1.0,
-    dtype: Literal["float32", "float16", "bfloat16"] | None = None,
     scale: PositiveInt | None = None,
 ) -> int:
     """Fix the routing of one image, or of given degradation scores, and write the model with it.
@@ -41,20 +40,16 @@ def run(
         image: the image whose routing is fixed
         scores: degradation scores instead of an image, each in [0, 1], with commas between them
         strength: factor on the routed ranks
-        dtype: of the stored weights, diffusers
         scale: whole enlargement, 1 to 8, onnx (default: 4)
 
     Raises:
         MorsrError: a setting without effect, a model that cannot be loaded, or a form that cannot hold it.
     """
-    import torch
-
     from morsr.models.exchange import fixed, graph, lora
     from morsr.models.loading import load_generator
 
-    for option, value, forms in (("--dtype", dtype, "diffusers"), ("--scale", scale, "onnx")):
-        if value is not None and form != forms:
-            raise ConfigError(f"{option} goes with {forms}, got {form}")
+    if scale is not None and form != "onnx":
+        raise ConfigError(f"--scale goes with onnx, got {form}")
     if form != "onnx" and output.is_file():
         raise InputError(f"{output}: expected a folder to export into, this is a file")
     if form == "onnx" and output.is_dir():
@@ -76,7 +71,7 @@ def run(
         if "vae" in written:
             say(f"diffusers loads no LoRA into a VAE: its ranks need peft.PeftModel and {written['vae']}")
     elif form == "diffusers":
-        say(str(fixed.export_diffusers(output, generator, dtype=getattr(torch, dtype) if dtype else None)))
+        say(str(fixed.export_diffusers(output, generator)))
     else:
         difference = graph.export_onnx(output, generator, scale=scale or 4, live=live)
         say(f"{output}: differs from the model by at most {difference:.1e} in onnxruntime")

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 from morsr.commands._common import say
-from morsr.errors import ConfigError, InputError
+from morsr.errors import InputError
 
 
 def run(
@@ -16,8 +16,6 @@ def run(
     *,
     base: str = "sd21",
     prompt: str = "",
-    pixel: float = 1.0,
-    semantic: float = 1.0,
 ) -> int:
     """Turn the published .pkl of OSEDiff or PiSA-SR into an adapters file for the restorer.
 
@@ -30,8 +28,6 @@ def run(
         output: adapters file to write, .safetensors
         base: base to name in the file: a folder or hub id, whose weights are then sampled (sd21 stays unread)
         prompt: text that steers every image; the base must have its text encoder
-        pixel: factor on the pixel LoRA, pisasr
-        semantic: factor on the semantic LoRA, pisasr
 
     Raises:
         InputError: an output that is no .safetensors.
@@ -41,15 +37,11 @@ def run(
 
     if output.suffix != ".safetensors":
         raise InputError(f"{output}: expected a name that ends in .safetensors")
-    if peer == "osediff":
-        if (pixel, semantic) != (1.0, 1.0):
-            raise ConfigError("--pixel and --semantic go with pisasr: OSEDiff has one LoRA")
-        read = read_osediff(file)
-    else:
-        read = read_pisasr(file, pixel=pixel, semantic=semantic)
+    read = read_osediff(file) if peer == "osediff" else read_pisasr(file)
     save_peer(output, read, base=base, prompt=prompt)
-    for kind, lora in [("shared", lora) for lora in read.shared] + ([("routed", read.routed)] if read.routed else []):
-        say(f"{lora.rank} {kind} ranks on {len(lora.down)} layers")
+    for kind, lora in (("shared", read.shared), ("routed", read.routed)):
+        if lora is not None:
+            say(f"{lora.rank} {kind} ranks on {len(lora.down)} layers")
     for name, value in read.whole.items():
         say(f"{name} {tuple(value.shape)}, trained whole")
     say(f"{output}: t = {read.one_step.timestep}, {read.one_step.parametrization}; base {base}")

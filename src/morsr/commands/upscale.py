@@ -32,7 +32,6 @@ def run(
     color: Literal["wavelet", "adain", "none"] = "wavelet",
     color_strength: ClosedUnitInterval = 1.0,
     strength: NonNegativeFloat = 1.0,
-    routing: Literal["image", "tile"] = "image",
     device: str = "auto",
     dtype: Dtype = "auto",
     format: str | None = None,
@@ -57,7 +56,6 @@ def run(
         color: colour correction
         color_strength: 0 to 1
         strength: factor on the routed ranks
-        routing: one routing per image or per tile
         device: auto, cpu, cuda, cuda:1, mps, …
         dtype: precision
         format: output format for all files: png, jpg, webp, tif, gif or bmp
@@ -78,7 +76,7 @@ def run(
 
     settings = Settings(
         scale=scale, tile=None if tile == "none" else tile, color=color, color_strength=color_strength,
-        strength=strength, routing=routing,
+        strength=strength,
     )  # fmt: skip
     target = Path(output).expanduser()
     source = sample(str(input)) if str(input).startswith("sample:") else existing(input)

@@ -9,7 +9,6 @@ _PUBLIC = {
     "Pair": "sources",
     "Photo": "sources",
     "RealESRGANDataModule": "datamodule",
-    "degraded_pairs": "pairs",
     "embedded_benchmark": "pairs",
     "find_photos": "sources",
     "paired_folder": "sources",

@@ -23,7 +23,7 @@ from morsr.degradation import DegradationRecipe
 from morsr.errors import ConfigError, InputError, MorsrError
 
 # What a sample depends on, beside the recipe and the list of images.
-_SETTINGS = ("seed", "batch_size", "crop_size", "patch_size", "usm", "flips", "turns", "scale",
+_SETTINGS = ("seed", "batch_size", "crop_size", "patch_size", "flips", "turns", "scale",
              "dead_leaves", "samples_per_epoch")  # fmt: skip
 
 
@@ -59,7 +59,6 @@ class RealESRGANDataModule(L.LightningDataModule):
             degradation scores are taken from the whole crop, as they are from a whole image later. None: all of it.
         samples_per_epoch: None takes the number of photographs, but at least 100 batches.
         flips, turns: random mirroring; random turns by 90 degrees.
-        usm: sharpen the HR photographs first, as Real-ESRGAN does; they are then the target too.
         val_seeds, test_seeds: seeds of the degradations; every photograph is degraded once per seed.
         val_crop: sides of validation images are cropped to at most this many HR pixels.
         val_multiple: sides of degraded validation and test HR images are cropped to multiples of this.
@@ -90,7 +89,6 @@ class RealESRGANDataModule(L.LightningDataModule):
         samples_per_epoch: PositiveInt | None = None,
         flips: bool = True,
         turns: bool = True,
-        usm: bool = False,
         val_seeds: Sequence[int] = (0,),
         test_seeds: Sequence[int] = (0, 1, 2, 3, 4),
         val_crop: PositiveInt | None = None,
@@ -110,7 +108,7 @@ class RealESRGANDataModule(L.LightningDataModule):
         self.recipe, self.val_recipe = recipe, recipe if val_recipe is None else val_recipe
         self.dead_leaves = dead_leaves
         self.batch_size, self.crop_size, self.patch_size = batch_size, crop_size, patch_size
-        self.samples_per_epoch, self.flips, self.turns, self.usm = samples_per_epoch, flips, turns, usm
+        self.samples_per_epoch, self.flips, self.turns = samples_per_epoch, flips, turns
         self.val_crop, self.val_multiple, self.val_batch_size = val_crop, val_multiple, val_batch_size
         self.num_workers, self.cache_mb, self.seed, self.scale = num_workers, cache_mb, seed, scale
         self._check_settings()
@@ -310,7 +308,7 @@ class RealESRGANDataModule(L.LightningDataModule):
         side, room = 0, None
         if self.patch_size is not None:
             side, room = self.patch_size // self.scale, (self.crop_size - self.patch_size) // self.scale
-        return Degrading(self.recipe, self.val_recipe, scale=self.scale, usm=self.usm, room=room, side=side)
+        return Degrading(self.recipe, self.val_recipe, scale=self.scale, room=room, side=side)
 
     # ------------------------------------------------------------------------------------------ bad files and resume
 

@@ -127,12 +127,7 @@ class TrainingCrops(Dataset):
         return self.samples
 
     def __getitem__(self, number: int) -> dict[str, Any]:
-        return self.__getitems__([number])[0]
-
-    def __getitems__(self, numbers: Sequence[int]) -> list[dict[str, Any]]:
-        return [self._item(*divmod(number, self.samples)) for number in numbers]
-
-    def _item(self, epoch: int, place: int) -> dict[str, Any]:
+        epoch, place = divmod(number, self.samples)
         [key] = sample_keys(self.seed, epoch, torch.tensor([place]))
         item: dict[str, Any] = {"key": key, "skipped": {}}
         before = synthetic_before(place, self.synthetic)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,7 +10,6 @@ from torch import Tensor
 from morsr.data.dead_leaves import dead_leaves
 from morsr.degradation import DegradationRecipe, apply, true_severity
 from morsr.degradation.keys import mix, uniforms
-from morsr.functional.corrupt import unsharp_mask
 
 
 class Degrading:
@@ -22,13 +20,9 @@ class Degrading:
         side: of a window, in LR pixels.
     """
 
-    def __init__(
-        self, recipe: Any, val_recipe: Any, *, scale: int, usm: bool, room: int | None = None, side: int = 0
-    ) -> None:
-        train, evaluate = (DegradationRecipe.load(one) for one in (recipe, val_recipe))
-        # sharpened targets need no second sharpening within the degradation
-        self.recipe = replace(train, sharpen=False) if usm and isinstance(train, DegradationRecipe) else train
-        self.val_recipe, self.scale, self.usm, self.room, self.side = evaluate, scale, usm, room, side
+    def __init__(self, recipe: Any, val_recipe: Any, *, scale: int, room: int | None = None, side: int = 0) -> None:
+        self.recipe, self.val_recipe = DegradationRecipe.load(recipe), DegradationRecipe.load(val_recipe)
+        self.scale, self.room, self.side = scale, room, side
         self._once: dict[tuple[str, str], Tensor] = {}
 
     def draw(self, batch: dict[str, Any]) -> dict[str, Any]:
@@ -83,8 +77,6 @@ class Degrading:
         if leaves:
             hr[leaves] = dead_leaves(batch["key"][leaves], hr.shape[-1])
         if made := sorted([*leaves, *_places(batch, "photo")]):
-            if self.usm:
-                hr[made] = unsharp_mask(hr[made])
             batch["lr"][made] = apply(hr[made], batch["parameters"][made], scale=self.scale)
 
 

@@ -10,35 +10,27 @@ import torch
 from morsr.data.dataset import image_key, to_tensor
 from morsr.data.sources import Pair, Source, find_photos
 from morsr.degradation import DegradationRecipe, apply
-from morsr.errors import InputError
 
 
-def embedded_benchmark(seeds: Iterable[int] = range(5), recipe: Any = "realesrgan") -> list[Pair]:
+def embedded_benchmark(
+    seeds: Iterable[int] = range(5),
+    recipe: Any = "realesrgan",
+    *,
+    sources: Sequence[Source] = ("skimage:eval",),
+    multiple: int = 16,
+) -> list[Pair]:
     """The benchmark that needs no data: scikit-image's four held-out photographs, degraded with fixed seeds.
 
-    Ordered by photograph, then seed, with stems such as `coffee_s3`; arguments as for `degraded_pairs`.
-    """
-    return degraded_pairs(["skimage:eval"], seeds, recipe, multiple=16)
-
-
-def degraded_pairs(
-    sources: Sequence[Source], seeds: Iterable[int] = (0,), recipe: Any = "realesrgan", *, multiple: int = 64
-) -> list[Pair]:
-    """Degrade the photographs of sources on the CPU.
+    Ordered by photograph, then seed, with stems such as `coffee_s3`.
 
     Args:
-        sources: lists of HR images.
-        seeds: one pair per image and seed.
+        seeds: one pair per photograph and seed.
         recipe: see `DegradationRecipe.load`.
+        sources: lists of other HR photographs.
         multiple: HR sides are cropped to multiples of this.
-
-    Raises:
-        InputError: an image that cannot be used, or a pair of files.
     """
     recipe, seeds, made = DegradationRecipe.load(recipe), list(seeds), []
     for photo in [photo for source in sources for photo in find_photos(source)]:
-        if photo.lr is not None:
-            raise InputError(f"{photo.hr}: expected photographs, which are degraded here, got pairs of files")
         hr, _ = photo.read(multiple=multiple)
         for seed in seeds:
             key = image_key(photo.stem, seed)

@@ -104,7 +104,7 @@ class Photo(NamedTuple):
         """Both images of a pair of files, whole."""
         hr, lr = self.read()
         if lr is None:
-            raise InputError(f"{self.hr}: expected a pair of files; degraded_pairs makes LR images")
+            raise InputError(f"{self.hr}: expected a pair of files, which this photograph is not")
         return Pair(self.stem, hr, lr, self.stem)
 
 

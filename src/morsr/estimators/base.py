@@ -138,8 +138,8 @@ def build_estimator(spec: DegradationEstimator | Mapping[str, Any] | str, **sett
         kind = spec.get("kind")
         if kind not in _KINDS:
             raise ConfigError(f"this model needs the estimator {kind!r}: give it, as in --estimator {kind}")
-        settings = {**spec.get("args", {}), **settings}
-        settings.pop("text_cache", None)  # files of 0.1 may name a cache of CLIP's texts
+        stored = spec.get("args", {})  # files of 0.1 may say where CLIP's weights and texts were looked for
+        settings = {key: stored[key] for key in stored if key not in ("text_cache", "local_files_only")} | settings
     else:
         kind = spec
     chosen = _find(_KINDS.get(kind, kind))

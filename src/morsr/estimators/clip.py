@@ -51,7 +51,6 @@ class ClipEstimator(DegradationEstimator):
             side are an ensemble: their unit embeddings are averaged and normalised again.
         temperature: tau; None takes CLIP's learned logit scale (about 100).
         digest: of the weights that a router was trained with; other weights are refused.
-        local_files_only: never ask the hub.
         worst: see `DegradationEstimator`.
 
     Raises:
@@ -73,7 +72,6 @@ class ClipEstimator(DegradationEstimator):
         prompts: str | Path | Mapping[str, Any] = "pairs",
         temperature: float | None = None,
         digest: str | None = None,
-        local_files_only: bool = False,
         worst: bool = False,
     ) -> None:
         if temperature is not None and not (0 < temperature < float("inf")):
@@ -81,7 +79,7 @@ class ClipEstimator(DegradationEstimator):
         self_described = prompts if isinstance(prompts, str) and prompts in prompt_set_names() else _content(prompts)
         chosen = load_prompts(self_described)
         super().__init__(chosen.names, worst=worst)
-        whole, embeddings = _load(str(model), chosen, digest, local_files_only)
+        whole, embeddings = _load(str(model), chosen, digest)
         self.vision, self.projection = whole.vision_model, whole.visual_projection
         self.requires_grad_(False)
         given = {} if temperature is None else {"temperature": temperature}
@@ -134,26 +132,23 @@ def load_prompts(source: str | Path | Mapping[str, Any] = "pairs") -> PromptSet:
     Raises:
         ConfigError: no such set or file, or not of that form.
     """
-    content, sides = _content(source), ("positive", "negative")
+    content = _content(source)
     try:
         pairs, templates = content["dimensions"], _texts(content.get("templates", "{}"))
         fits = bool(pairs) and {"dimensions", "templates"}.issuperset(content)
-        fits = fits and all(set(pair) == set(sides) for pair in pairs.values())
         if not fits or any(template.count("{}") != 1 for template in templates):
             raise ValueError
-        positive, negative = (
-            tuple(
-                tuple(one.format(text) for one in templates for text in _texts(pair[side])) for pair in pairs.values()
-            )
-            for side in sides
-        )
+        sides: dict[str, list[tuple[str, ...]]] = {"positive": [], "negative": []}
+        for pair in pairs.values():
+            for side, texts in {**dict.fromkeys(sides), **pair}.items():
+                sides[side].append(tuple(one.format(text) for one in templates for text in _texts(texts)))
     except (AttributeError, LookupError, TypeError, ValueError) as error:
         where = "" if isinstance(source, Mapping) else f" {source}"
         raise ConfigError(
             f"prompts{where}: expected `dimensions` with texts for `positive` and `negative` each, and at most "
             "`templates` with one {} each"
         ) from error
-    return PromptSet(tuple(map(str, pairs)), positive, negative)
+    return PromptSet(tuple(map(str, pairs)), tuple(sides["positive"]), tuple(sides["negative"]))
 
 
 def _content(source: str | Path | Mapping[str, Any]) -> Any:
@@ -194,22 +189,29 @@ def _hub_id(source: str) -> str:
     return stored if repository_of(stored) is not None else folder.name
 
 
-def _load(source: str, prompts: PromptSet, digest: str | None, local_files_only: bool) -> tuple[Any, Tensor]:
+def _load(source: str, prompts: PromptSet, digest: str | None) -> tuple[Any, Tensor]:
     """A CLIPModel in evaluation mode, and the unit text embeddings (D, 2, E)."""
     import transformers
 
     folder = Path(source).expanduser()
-    settings: dict[str, Any] = {"local_files_only": local_files_only or folder.is_dir()}
-    on_hub = None if folder.is_dir() else repository_of(source)
-    place, settings["revision"] = on_hub or (str(folder), None)
-    if not settings["local_files_only"]:
+    place, revision = (None if folder.is_dir() else repository_of(source)) or (str(folder), None)
+    if not folder.is_dir():
         say_fetching(source)
+    verbosity = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(place, **settings)
-        model = _whole_model(transformers, place, {**settings, "variant": half_precision(folder, "model")})
+        tokenizer = transformers.AutoTokenizer.from_pretrained(place, revision=revision)
+        # never a pickle: .bin files are not read
+        model, report = transformers.CLIPModel.from_pretrained(
+            place, revision=revision, variant=half_precision(folder, "model"), output_loading_info=True,
+            use_safetensors=True, dtype=torch.float32,
+        )  # fmt: skip
+        # by itself transformers fills what is missing with random numbers
+        if lacking := [str(key) for name in ("missing_keys", "mismatched_keys") for key in report.get(name, ())]:
+            raise ValueError(f"its weights lack or misfit {len(lacking)} tensors, {min(lacking)} first")
         if digest not in (None, weights_digest(model)):
             raise ValueError("other weights than the router was trained with")
-        return model, _embed(model, tokenizer, prompts)
+        return model, _embed(model.eval(), tokenizer, prompts)
     except Exception as error:  # transformers, safetensors, tokenizers and the hub's client each raise their own
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise WeightsError(
@@ -217,23 +219,8 @@ def _load(source: str, prompts: PromptSet, digest: str | None, local_files_only:
             f'tokenizer\'s files, or a hub id such as {CLIP_SOURCE}; or choose the estimator "learned" or "frequency", '
             "which need no download"
         ) from error
-
-
-def _whole_model(transformers: Any, source: str, settings: dict[str, Any]) -> Any:
-    """All weights of a model, or none: by itself transformers fills what is missing with random numbers."""
-    verbosity = transformers.logging.get_verbosity()
-    transformers.logging.set_verbosity_error()
-    try:
-        # never a pickle: .bin files are not read
-        model, report = transformers.CLIPModel.from_pretrained(
-            source, output_loading_info=True, use_safetensors=True, dtype=torch.float32, **settings
-        )
     finally:
         transformers.logging.set_verbosity(verbosity)
-    lacking = sorted(str(key) for name in ("missing_keys", "mismatched_keys") for key in report.get(name, ()))
-    if lacking:
-        raise ValueError(f"its weights lack or misfit {len(lacking)} tensors of the configuration, {lacking[0]} first")
-    return model.eval()
 
 
 @torch.no_grad()

@@ -20,8 +20,6 @@ from morsr.files import save_tensors
 NAMES = ("blur", "noise", "jpeg", "resize", "overall")
 FORMAT = 1
 _MARK = "morsr.degradation_net"
-
-
 LIMIT = 8.0
 """Standardised statistics are clipped to this many standard deviations."""
 
@@ -92,23 +90,17 @@ def load_net(path: str | Path) -> DegradationNet:
     try:
         with safe_open(str(path), framework="pt") as file:
             metadata = file.metadata() or {}
-            keys = file.keys()  # the handle itself cannot be iterated over
-            state = {key: file.get_tensor(key).float() for key in keys}
-    except (OSError, SafetensorError) as error:
-        raise WeightsError(
-            f"estimator weights {path}: cannot be read ({error}); train them with experiments/estimator/learned.yaml, "
-            'or choose estimator "frequency", which needs none'
-        ) from error
-    if metadata.get("kind") != _MARK or metadata.get("format") != str(FORMAT):
-        raise WeightsError(
-            f"estimator weights {path}: expected {_MARK} of format {FORMAT}, got {metadata or 'no metadata'}"
-        )
-    try:
-        settings = json.loads(metadata["settings"])
+            state = {key: file.get_tensor(key).float() for key in file.keys()}  # noqa: SIM118
+        if (metadata.get("kind"), metadata.get("format")) != (_MARK, str(FORMAT)):
+            raise ValueError(f"expected {_MARK} of format {FORMAT}, got {metadata or 'no metadata'}")
+        settings = json.loads(metadata["settings"])  # older files have others too
         net = DegradationNet(hidden=settings["hidden"], dropout=settings["dropout"])
         net.load_state_dict(state)
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise WeightsError(f"estimator weights {path}: do not fit their own settings ({error})") from error
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise WeightsError(
+            f"estimator weights {path}: cannot be used ({error}); train them with experiments/estimator/learned.yaml, "
+            'or choose estimator "frequency", which needs none'
+        ) from error
     return net.requires_grad_(False).eval()
 
 

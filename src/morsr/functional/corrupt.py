@@ -95,10 +95,9 @@ def add_poisson_noise(image: Tensor, scale: float, *, gray: bool, generator: tor
     in the image rounded up to a power of two; the deviation from that mean, divided by v, is scaled and added.
 
     Args:
-        image: (1, 3, H, W) float32.
+        image, generator: as for `add_gaussian_noise`.
         scale: factor on the noise.
         gray: count the photons of the gray image, and give every channel the same noise.
-        generator: source of the noise, on the image's device.
 
     Source: basicsr/data/degradations.py, add_poisson_noise_pt. Counts are drawn by the alias method (Walker 1977): 256
         levels have 256 distributions, and a table look-up is far cheaper than a rejection sampler per pixel.

@@ -69,14 +69,13 @@ def ssim_y(sr: Tensor, hr: Tensor) -> Tensor:
     contrast-structure term clamped at 0, mean over the map.
 
     Args:
-        sr: restored images (B, 3, H, W), RGB in [0, 1], both sides at least 11 px.
-        hr: reference images of the same shape.
+        sr, hr: as for `psnr_y`, both sides at least 11 px.
 
     Returns:
         (B,) float64, range [0, 1]. Higher is better.
 
     Raises:
-        InputError: shapes differ, a side is under 11 px, or values are not finite images in [0, 1].
+        InputError: as `psnr_y`, and a side under 11 px.
 
     Source: Wang et al., "Image quality assessment: from error visibility to structural similarity", IEEE TIP 2004,
         equation 13; in pyiqa `ssim` with `test_y_channel=True, color_space="ycbcr"`.

@@ -79,9 +79,9 @@ def zero_share(chosen_LBK: Tensor, num_real: int) -> Tensor:
 
 def mid_ranks(values: Tensor) -> Tensor:
     """Ranks (I,) of a vector from 1 to I in float64; equal values share the mean of their ranks."""
-    _, inverse, counts = values.unique(return_inverse=True, return_counts=True)
-    last = counts.cumsum(0).double()
-    return (last - (counts.double() - 1) / 2)[inverse]
+    ordered = values.sort().values
+    below, up_to = (torch.searchsorted(ordered, values.contiguous(), right=right) for right in (False, True))
+    return (below + up_to + 1).double() / 2
 
 
 def spearman(first: Tensor, second: Tensor) -> float:

@@ -181,7 +181,7 @@ def _decoded(data: bytes) -> Picture:
         notes.pop("icc-profile-data", None)
     if _value(image, "orientation", 1) > 1:
         image = image.copy_memory().autorot()
-    lossless = format != "JPEG" and (format != "WEBP" or _is_lossless_webp(data))
+    lossless = format != "JPEG" and (format != "WEBP" or b"VP8L" in data)  # the name of a lossless part
     return from_samples(image.numpy(), format=format, lossless=lossless, notes=notes)
 
 
@@ -224,16 +224,6 @@ def _check_png(data: bytes) -> None:
             return
         at = end + 4
     raise InputError("damaged or cut short (a checksum does not match)")
-
-
-def _is_lossless_webp(data: bytes) -> bool:
-    at = 12
-    while at + 8 <= len(data):
-        name, length = struct.unpack_from("<4sI", data, at)
-        if name in (b"VP8 ", b"VP8L"):
-            return bool(name == b"VP8L")
-        at += 8 + length + length % 2
-    return False
 
 
 @functools.cache

@@ -53,11 +53,7 @@ class DiscriminatorConfig:
 class Discriminator(nn.Module):
     """One small head per level of the base's features; each judges every place of its level.
 
-    The network runs without adapters, in the state it was pretrained to. Only the heads are trained and owned here.
-
-    Args:
-        base: shared with the generator; not owned.
-        config: widths and noise.
+    The generator's base runs without adapters, in the state it was pretrained to. Only the heads are trained and owned.
 
     Source: hinge loss of Geometric GAN (arXiv 1705.02894); diffusion features as in LADD (arXiv 2403.12015).
     """
@@ -78,32 +74,24 @@ class Discriminator(nn.Module):
         dtype = next(self.heads.parameters()).dtype
         return [head(level.to(dtype)) for head, level in zip(self.heads, features, strict=True)]
 
-    def judge(self, latents: Tensor, draws: Draws, name: str) -> list[Tensor]:
-        """Verdicts on latents (B, C, h, w), noised to a small random timestep first."""
+    def _features(self, latents: Tensor, draws: Draws, *names: str) -> list[Tensor]:
+        """Features of latents, noised to a small random timestep each first; a name of draws for every len(draws)."""
         base = self._base[0]
-        timesteps = draws.timesteps(f"{name}/t", 0, self.config.max_timestep)
-        noise = draws.normal(f"{name}/noise", tuple(latents.shape[1:]))
-        noisy = base.noised(latents, noise, timesteps)
+        timesteps = torch.cat([draws.timesteps(f"{name}/t", 0, self.config.max_timestep) for name in names])
+        noise = torch.cat([draws.normal(f"{name}/noise", tuple(latents.shape[1:])) for name in names])
         with active_adapters(base, None):
-            features = base.features(noisy, timesteps)
-        return self(features)
+            return base.features(base.noised(latents, noise, timesteps), timesteps)
 
     def generator_loss(self, latents: Tensor, draws: Draws) -> Tensor:
         """What the generator minimises: −D. The caller sees to it that the heads take no gradient (`toggled`)."""
-        return hinge_generator(self.judge(latents, draws, "adversarial"))
+        return hinge_generator(self(self._features(latents, draws, "adversarial")))
 
     def loss(self, fake: Tensor, real: Tensor, draws: Draws) -> Tensor:
         """What the heads minimise, for generated and real latents; both are detached here."""
         # One pass over both halves; the base runs without gradient, so only the heads' activations are kept.
-        both = torch.cat([fake.detach(), real.detach()])
-        base = self._base[0]
-        timesteps = torch.cat([draws.timesteps(f"{side}/t", 0, self.config.max_timestep) for side in ("fake", "real")])
-        noise = torch.cat([draws.normal(f"{side}/noise", tuple(fake.shape[1:])) for side in ("fake", "real")])
-        with torch.no_grad(), active_adapters(base, None):
-            noisy = base.noised(both, noise, timesteps)
-            features = base.features(noisy, timesteps)
-        verdicts = self(features)
-        count = len(fake)
+        with torch.no_grad():
+            features = self._features(torch.cat([fake, real]), draws, "fake", "real")
+        verdicts, count = self(features), len(fake)
         return hinge_discriminator([v[count:] for v in verdicts], [v[:count] for v in verdicts])
 
 
@@ -112,9 +100,6 @@ class ImageDiscriminator(nn.Module):
 
     The convolutions are divided by their largest singular value, found anew in each pass, so that there is no state
     beside the weights.
-
-    Args:
-        config: width.
 
     Source: PatchGAN (arXiv 1611.07004), spectral normalisation (arXiv 1802.05957), several sizes as in pix2pixHD
     (arXiv 1711.11585).

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import Tensor, nn
 
-from morsr.adapters import AdaptedLayer
 from morsr.models.bases import Base
 
 
@@ -21,7 +18,7 @@ def encoder_features(base: Base, images: Tensor) -> list[Tensor]:
         One tensor (B, C, h, w) per level, the finest first.
     """
     encoder = base.vae.encoder
-    convolutions = _convolutions(encoder)
+    convolutions = [layer for layer in encoder.modules() if isinstance(layer, nn.Conv2d)]
     watched = [layer for layer in convolutions if max(layer.stride) > 1]
     watched += [convolutions[-1]] if convolutions[-1] not in watched else []
     found: list[Tensor] = []
@@ -31,16 +28,4 @@ def encoder_features(base: Base, images: Tensor) -> list[Tensor]:
     finally:
         for hook in hooks:
             hook.remove()
-    return found
-
-
-def _convolutions(module: nn.Module) -> list[Any]:
-    """The convolutions of a network in the order they are registered, adapted ones as their wrappers."""
-    found: list[Any] = []
-    for child in module.children():
-        inner = child.base_layer if isinstance(child, AdaptedLayer) else child
-        if isinstance(inner, nn.Conv2d):
-            found.append(child)
-        elif not isinstance(child, AdaptedLayer):
-            found += _convolutions(child)
     return found

@@ -15,7 +15,7 @@ from morsr.errors import ConfigError, InputError, check_fields
 from morsr.estimators import DegradationEstimator, DegradationScores
 from morsr.functional.diffusion import Parametrization, residual_latents
 from morsr.functional.precision import without_autocast
-from morsr.models.bases import Base, Condition
+from morsr.models.bases import Base
 
 
 class GeneratorOutput(NamedTuple):
@@ -150,7 +150,7 @@ class OneStepGenerator(nn.Module):
         """Encode images (B, 3, H, W) in [0, 1] to latents; sides must be multiples of the latent factor."""
         return self.base.encode(images * 2 - 1)
 
-    def denoise(self, latents: Tensor, condition: Condition | None = None) -> Tensor:
+    def denoise(self, latents: Tensor) -> Tensor:
         """The one call of the network: latents of the enlarged LR image to clean latents (B, C, h, w), float32."""
         t = self.one_step.timestep
         if t == "auto":
@@ -160,8 +160,8 @@ class OneStepGenerator(nn.Module):
         if self.one_step.scale_input:
             latents = latents * self.base.signal(t).to(latents.dtype)
         if self.one_step.parametrization == "epsilon":
-            return self.base.clean(latents, t, condition)
-        prediction = self.base.predict(latents, t, condition)
+            return self.base.clean(latents, t)
+        prediction = self.base.predict(latents, t)
         with without_autocast(latents.device):
             return residual_latents(latents, prediction)
 
@@ -175,7 +175,6 @@ class OneStepGenerator(nn.Module):
         *,
         scale: float = 4.0,
         size: tuple[int, int] | None = None,
-        condition: Condition | None = None,
         score_lr: Tensor | None = None,
         noise: Tensor | None = None,
         keep: Tensor | None = None,
@@ -186,7 +185,6 @@ class OneStepGenerator(nn.Module):
             lr: (B, 3, h, w) in [0, 1].
             scale: enlargement along each axis.
             size: exact output size (H, W) in pixels; overrides scale.
-            condition: text embeddings instead of the fixed ones, see `Base.condition`.
             score_lr: images (B, 3, h', w') in [0, 1] that the degradation scores are taken from, where `lr` are but
                 parts of them: a patch of a few pixels says little about blur or noise.
             noise, keep: for the router in training, see `InjectionReport.route`.
@@ -198,7 +196,7 @@ class OneStepGenerator(nn.Module):
         if min(height, width) < 1:
             raise InputError(f"the output would be {height}x{width} pixels; give a larger scale or size")
         scores = self.route(lr if score_lr is None else score_lr, noise=noise, keep=keep)
-        z0 = self.denoise(self.encode(pad_to_multiple(enlarge(lr, (height, width)), self.multiple)), condition)
+        z0 = self.denoise(self.encode(pad_to_multiple(enlarge(lr, (height, width)), self.multiple)))
         sr = self.decode(z0)[..., :height, :width]
         return GeneratorOutput(sr, z0, self.adapters.routing if self.adapters is not None else None, scores)
 

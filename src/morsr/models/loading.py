@@ -85,21 +85,7 @@ def load_generator(
 ) -> OneStepGenerator:
     """Load a generator with its base, estimator and adapters, in evaluation mode, on the CPU in float32.
 
-    Args:
-        name_or_path: a shipped preset ("tiny"), an adapters `.safetensors`, a saved folder, a folder with
-            `adapters.safetensors`, a training checkpoint `.ckpt`, or the hub id of a saved folder.
-        base: folder or hub id of the base model; default the one that the adapters name. One of another name is taken,
-            with a warning, where the weights under the adapters are the same.
-        decoder: an AutoencoderTiny that decodes instead of the base's own, see `load_base`; default the one of the
-            training.
-        prompt: text instead of the prompt whose embedding comes with the adapters; needs the base's text encoder.
-        estimator: one of your own, or its class path, with the scores that the router knows; or the folder or hub id
-            of CLIP's weights, where the adapters were trained with CLIP.
-        hub: as for `find_model`.
-
-    Raises:
-        WeightsError: a file that is missing, damaged, or made for another base or CLIP.
-        ConfigError: an estimator that cannot be made, or with other scores than the router takes.
+    Arguments and errors are those of `morsr.restoring.Restorer.from_pretrained`.
     """
     path = find_model(name_or_path, **hub)
     prompts = None if prompt is None else {"clean": prompt}
@@ -118,17 +104,11 @@ def load_generator(
     cached = read_attached(path)
     generator = _build(path, None, extra, given, cached)
     generator.adapters = load_adapters(path, generator.base, name="generator")
-    _check_scores(generator)
-    return generator.eval()
-
-
-def _check_scores(generator: OneStepGenerator) -> None:
-    if generator.estimator is None or generator.adapters is None or not generator.adapters.config.is_routed:
-        return
-    expected, found = generator.adapters.router.num_scores, generator.estimator.dim
-    if found != expected:
+    expected, found = generator.adapters.router.num_scores, generator.estimator.dim if generator.estimator else 0
+    if generator.adapters.is_routed and found != expected:
         kind = type(generator.estimator).__name__
         raise ConfigError(f"estimator: the model's router takes {expected} scores, {kind} gives {found}")
+    return generator.eval()
 
 
 def decoder_of(path: Path) -> Any:
@@ -200,8 +180,7 @@ def read_checkpoint(path: str | os.PathLike[str], *, map_location: Any = "cpu", 
     """Read a training checkpoint, a local file of tensors and plain values; nothing in it is executed.
 
     Args:
-        path: the file.
-        map_location: as for `torch.load`.
+        path, map_location: as for `torch.load`.
         whole: compare every byte with the checksums first; without that, tensors are not read until they are used.
 
     Raises:
@@ -222,11 +201,7 @@ def read_checkpoint(path: str | os.PathLike[str], *, map_location: Any = "cpu", 
 
 
 def check_sums(path: str | os.PathLike[str]) -> None:
-    """Compare every byte of a checkpoint's archive with its checksum.
-
-    Raises:
-        ValueError: some differ.
-    """
+    """Raise ValueError where a byte of a checkpoint's archive does not fit its checksum."""
     with zipfile.ZipFile(path) as archive:
         if (name := archive.testzip()) is not None:
             raise ValueError(f"{name} is damaged")

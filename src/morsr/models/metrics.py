@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -146,14 +146,9 @@ class Metric:
 
     @torch.no_grad()
     def __call__(self, sr: Tensor, hr: Tensor | None = None) -> Tensor:
-        """Score a batch.
+        """Score images (B, 3, H, W) in [0, 1], against references if need be: (B,) float64 on the CPU.
 
-        Args:
-            sr: restored images (B, 3, H, W) in [0, 1].
-            hr: references of the same shape; ignored by metrics without reference.
-
-        Returns:
-            (B,) float64 on the CPU; NaN where a metric has no value.
+        A score is NaN where a metric has no value.
 
         Raises:
             InputError: values that are not images in [0, 1], a missing reference, two sizes, or too small an image.
@@ -168,8 +163,7 @@ class Metric:
         return self.function(*images).detach().double().cpu().reshape(-1)
 
 
-@dataclass(frozen=True)
-class MetricSet:
+class MetricSet(NamedTuple):
     """The metrics that could be built, in the order asked for, and why the others could not."""
 
     metrics: dict[str, Metric]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -37,33 +38,20 @@ class Float32GroupNorm(_Float32, nn.GroupNorm):
     """GroupNorm in float32; takes any precision and gives float32."""
 
 
-def to_float32(layer: nn.Module) -> nn.Module:
-    """Return a float32 twin of a convolution, linear layer or group norm; other modules as they are.
+_KINDS: dict[type[nn.Module], type[nn.Module]] = {
+    nn.Conv2d: Float32Conv2d,
+    nn.Linear: Float32Linear,
+    nn.GroupNorm: Float32GroupNorm,
+}
 
-    It holds the same weights; those that are stored in half precision become float32, of the values that they have.
+
+def to_float32(layer: Any) -> None:
+    """Let a convolution, linear layer or group norm run in float32 from now on; other modules stay as they are.
+
+    Weights in half precision become float32, of the values that they have.
     """
-    twin: nn.Module
-    if type(layer) is nn.Conv2d:
-        twin = Float32Conv2d(
-            layer.in_channels,
-            layer.out_channels,
-            layer.kernel_size,  # type: ignore[arg-type]
-            layer.stride,  # type: ignore[arg-type]
-            layer.padding,  # type: ignore[arg-type]
-            layer.dilation,  # type: ignore[arg-type]
-            layer.groups,
-            layer.bias is not None,
-            layer.padding_mode,
-            device="meta",
-        )
-    elif type(layer) is nn.Linear:
-        twin = Float32Linear(layer.in_features, layer.out_features, layer.bias is not None, device="meta")
-    elif type(layer) is nn.GroupNorm:
-        twin = Float32GroupNorm(layer.num_groups, layer.num_channels, layer.eps, layer.affine, device="meta")
-    else:
-        return layer
-    for name, parameter in layer.named_parameters():
-        if parameter.dtype in (torch.float16, torch.bfloat16):
-            parameter = nn.Parameter(parameter.detach().float(), requires_grad=parameter.requires_grad)
-        setattr(twin, name, parameter)
-    return twin.train(layer.training)
+    if type(layer) in _KINDS:
+        layer.__class__ = _KINDS[type(layer)]
+        for parameter in layer.parameters():
+            if parameter.dtype in (torch.float16, torch.bfloat16):
+                parameter.data = parameter.data.float()

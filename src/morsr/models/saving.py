@@ -9,8 +9,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from morsr import __version__
 from morsr.adapters import save_adapters
 from morsr.errors import ConfigError, InputError, WeightsError
@@ -52,21 +50,10 @@ def save_generator(
     generator: OneStepGenerator,
     *,
     include_base: bool | None = None,
-    dtype: torch.dtype | None = None,
 ) -> Path:
     """Write a generator as a folder that `load_generator` reads: config.json, adapters, and the base where it must be.
 
-    Args:
-        folder: made if it is not there; files of an earlier save are replaced.
-        generator: with adapters or without.
-        include_base: put the base's weights into the folder; by default only where its place on this machine is all
-            that is known of it, not for a preset or a hub id. A decoder beside the base's own always goes in.
-        dtype: what ranks and base weights are stored as; their own by default.
-
-    Raises:
-        InputError: the folder is a file.
-        ConfigError: `include_base=False` with a base that nothing else could load again.
-        WeightsError: weights that hold NaN or infinity; what was in the folder stays.
+    Arguments and errors are those of `morsr.restoring.Restorer.save_pretrained`.
     """
     folder = Path(folder).expanduser()
     if folder.is_file():
@@ -85,10 +72,10 @@ def save_generator(
         "estimator": None if estimator is None else _with_files(estimator.spec, folder),
         "one_step": generator.one_step.to_dict(),
         "prompt": base.prompt,
-        **save_decoder(folder, base, dtype=dtype),
+        **save_decoder(folder, base),
     }
     if include_base:
-        base.save(folder / "base", dtype=dtype)
+        base.save(folder / "base")
     if generator.adapters is not None:
         save_adapters(
             folder / ADAPTERS_FILE,
@@ -97,7 +84,6 @@ def save_generator(
             base_id=base.base_id,
             extra={**description, "base": source or "base", "estimator": estimator and estimator.spec},
             attached=base.prompts,
-            dtype=dtype,
         )
     else:
         (folder / ADAPTERS_FILE).unlink(missing_ok=True)
@@ -117,11 +103,11 @@ def _check_finite(generator: OneStepGenerator, *, whole: bool) -> None:
         raise WeightsError(f"the model is not saved: {', '.join(broken[:4])} hold NaN or infinity")
 
 
-def save_decoder(folder: Path, base: Base, *, dtype: torch.dtype | None = None) -> dict[str, str]:
+def save_decoder(folder: Path, base: Base) -> dict[str, str]:
     """Write a decoder beside the base's own, if there is one; returns what the description says of it."""
     if base.decoder is None:
         return {}
-    save_network(folder / DECODER_FOLDER, base.decoder, dtype=dtype)
+    save_network(folder / DECODER_FOLDER, base.decoder)
     return {"decoder": DECODER_FOLDER}
 
 

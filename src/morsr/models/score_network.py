@@ -61,12 +61,7 @@ class ScoreConfig:
 
 
 class Teacher:
-    """The frozen network as the judge of generated latents.
-
-    Args:
-        base: shared with the generator; not owned.
-        config: guidance and timesteps.
-    """
+    """The frozen network of the generator's base, which is not owned, as the judge of generated latents."""
 
     def __init__(self, base: Base, config: ScoreConfig) -> None:
         if base.distilled and config.guidance != 1:
@@ -77,11 +72,7 @@ class Teacher:
         self.base, self.config = base, config
 
     def classifier_loss(self, latents: Tensor, draws: Draws) -> Tensor:
-        """Classifier score distillation: the guided teacher against its own negative side; needs no score network.
-
-        Args:
-            latents: generated z (B, C, h, w), scaled.
-            draws: of these images.
+        """Classifier score distillation of generated z (B, C, h, w): the guided teacher against its own negative side.
 
         Source: PiSA-SR (arXiv 2412.03017), section on the semantic-level adapters.
         """
@@ -89,7 +80,7 @@ class Teacher:
             noisy, timesteps = self.noised(latents, draws, "distillation", self.config.low, self.config.high)
             conditional, unconditional = self._both_sides(noisy, timesteps)
             guided = guide(conditional, unconditional, self.config.guidance)
-            real, fake = (self.clean(noisy, noise, timesteps) for noise in (guided, unconditional))
+            real, fake = (self.base.clean_from(noisy, noise, timesteps) for noise in (guided, unconditional))
             gradient = distillation_gradient(latents, fake, real)
         return distillation_loss(latents, gradient)
 
@@ -98,10 +89,6 @@ class Teacher:
         timesteps = draws.timesteps(f"{name}/t", low, high)
         noise = draws.normal(f"{name}/noise", tuple(latents.shape[1:]))
         return self.base.noised(latents, noise, timesteps), timesteps
-
-    def clean(self, noisy: Tensor, prediction: Tensor, timesteps: Tensor) -> Tensor:
-        """Clean latents behind noised ones, in float32."""
-        return self.base.clean_from(noisy, prediction, timesteps)
 
     def guided(self, noisy: Tensor, timesteps: Tensor) -> Tensor:
         """The teacher's prediction with guidance, in float32."""
@@ -118,9 +105,7 @@ class Teacher:
 class ScoreNetwork(Teacher):
     """The teacher, and beside it an adapter set that learns the distribution of the generated latents.
 
-    Args:
-        base: shared with the generator; the set is injected here, and nothing is copied.
-        config: rank, guidance, timesteps.
+    The set is injected into the generator's base here, and nothing is copied.
 
     Source: OSEDiff (arXiv 2406.08177) section 3.3; ProlificDreamer (arXiv 2305.16213) for the distillation.
     """
@@ -146,9 +131,8 @@ class ScoreNetwork(Teacher):
         made for it, and the gradients are added up.
 
         Args:
-            latents: (B, C, h, w), scaled.
+            latents, hr: generated and HR latents (B, C, h, w), scaled; the latter are needed with a `target`.
             draws: of these images.
-            hr: latents of the HR images, like `latents`; needed with a `target`.
 
         Source: OSEDiff (arXiv 2406.08177) section 3.3; for target and samples TSD-SR (arXiv 2411.18263) sections 3.2
             and 3.3, with OSEDiff's weight of an image, not σ².
@@ -165,7 +149,7 @@ class ScoreNetwork(Teacher):
                     wanted = self.guided(aim, t)
                     mixed = torch.lerp(fake, wanted, config.target)
                     aim = base.moved(aim, wanted, t, later)
-                seen = (self.clean(noisy, prediction, t) for prediction in (mixed, real))
+                seen = (base.clean_from(noisy, prediction, t) for prediction in (mixed, real))
                 gradient += (config.later if sample else 1) * distillation_gradient(latents, *seen)
                 noisy, t = base.moved(noisy, fake, t, later), later
         return distillation_loss(latents, gradient)

@@ -77,12 +77,6 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in OUT_OF_MEMORY)
 
 
-def release_memory(device: torch.device) -> None:
-    """Hand back what an accelerator's allocator keeps for reuse."""
-    if device.type != "cpu":
-        torch.accelerator.empty_cache()
-
-
 def _system_free() -> int:
     try:
         lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())

@@ -123,27 +123,15 @@ def restore_files(
         ConfigError: a batch below 1, or settings that the model cannot follow.
     """
     settings.check_model(restorer.generator)
-    waiting = iter(batches(restorer, jobs, settings, batch))
+    groups = batches(restorer, jobs, settings, batch)
     with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
-        reading: deque[tuple[list[Job], list[Future[Any]]]] = deque()
         writing: deque[tuple[Job, Future[Any]]] = deque()
-
-        def read_next() -> None:
-            if (following := next(waiting, None)) is not None:
-                reading.append(
-                    (following, [reader.submit(_attempt, _read, job, settings, format) for job in following])
-                )
-
-        for _ in range(AHEAD):
-            read_next()
-        while reading:
-            together, pictures = reading.popleft()
+        for together, pictures in _read_ahead(reader, groups, settings, format):
             for job, result in _restored(restorer, together, [one.result() for one in pictures], settings, format):
                 if result is None or isinstance(result, Exception):
                     yield Outcome(job, result)
                 else:
                     writing.append((job, writer.submit(_attempt, write, result, job.target, format=format)))
-            read_next()
             while len(writing) > AHEAD * len(together):
                 job, written = writing.popleft()
                 yield Outcome(job, written.result())
@@ -186,6 +174,18 @@ def _attempt(work: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
         raise
 
 
+def _read_ahead(
+    reader: ThreadPoolExecutor, groups: Sequence[list[Job]], settings: Settings, format: str | None
+) -> Iterator[tuple[list[Job], list[Future[Any]]]]:
+    """Groups of files with their pictures to come; the next ones are read while one is worked on."""
+    reading: deque[tuple[list[Job], list[Future[Any]]]] = deque()
+    for group in groups:
+        reading.append((group, [reader.submit(_attempt, _read, job, settings, format) for job in group]))
+        if len(reading) == AHEAD:
+            yield reading.popleft()
+    yield from reading
+
+
 def _read(job: Job, settings: Settings, format: str | None) -> Picture | None:
     """A file's picture, or None where it is too large to be held and is read at its turn."""
     if is_streamed(settings.output_size(*image_size(job.source))):
@@ -213,7 +213,7 @@ def _restored(
         return done
     results = _attempt(restorer.restore_pictures, [picture for _, picture in good], settings)
     if not isinstance(results, Exception):
-        return done + list(zip([job for job, _ in good], results, strict=True))
+        return done + list(zip([job for job, _ in good], results[0], strict=True))
     if len(good) == 1:
         return [*done, (good[0][0], results)]
     for job, picture in good:  # one picture of the batch is the cause, and only that one is to fail

@@ -20,15 +20,14 @@ from morsr.adapters.inject import switch_of
 from morsr.errors import InputError
 from morsr.functional.resample import bicubic_window
 from morsr.imaging import Canvas
-from morsr.restoring.devices import free_memory, is_out_of_memory, release_memory
+from morsr.restoring.devices import free_memory, is_out_of_memory
 from morsr.restoring.settings import Settings
-from morsr.restoring.tiles import Tiling, affordable_pixels, run_pass, source_part, tile_side, tiling
+from morsr.restoring.tiles import Tiling, affordable_pixels, run_pass, tile_side, tiling
 
 if TYPE_CHECKING:
     from morsr.models.generator import OneStepGenerator
 
 Progress = Callable[[int, int], None]
-Found = Routing | list[Routing] | None
 
 SMALL_NETWORK = 100_000_000  # parameters of a UNet below which a merge costs less than the ranks of a single pass
 RELEASE_EVERY = 8  # tiles after which the memory of a canvas in a file is given back
@@ -53,14 +52,18 @@ class Passes:
 
     def images_at_once(self, size: tuple[int, int], settings: Settings) -> int:
         """How many images of an output size go through the networks together; a processor gains nothing from more."""
-        if self.device.type == "cpu" or settings.routing == "tile":
+        if self.device.type == "cpu":
             return 1
-        free, shrink = free_memory(self.device), settings.shrink(self.generator.one_step.scale)
-        size = (size[0] * shrink, size[1] * shrink)
-        plan = tiling(
-            size, tile_side(self.generator, size, settings.tile, free), math.lcm(self.generator.multiple, shrink)
-        )
-        return max(1, affordable_pixels(self.generator, free) // plan.pixels) if len(plan.windows) == 1 else 1
+        plan, _ = self._plan(size, settings)
+        fitting = affordable_pixels(self.generator, free_memory(self.device)) // plan.pixels
+        return max(1, fitting) if len(plan.windows) == 1 else 1
+
+    def _plan(self, size: tuple[int, int], settings: Settings, side: int | None = None) -> tuple[Tiling, int]:
+        """The tiles of an output size, of this many pixels a side if that is given, and `Settings.shrink`."""
+        shrink = settings.shrink(self.generator.one_step.scale)
+        fine = (size[0] * shrink, size[1] * shrink)
+        side = side or tile_side(self.generator, fine, settings.tile, free_memory(self.device))
+        return tiling(fine, side, math.lcm(self.generator.multiple, shrink)), shrink
 
     def restore(
         self,
@@ -69,18 +72,16 @@ class Passes:
         *,
         folder: Path | None = None,
         progress: Progress | None = None,
-    ) -> tuple[Canvas, Found]:
+    ) -> tuple[Canvas, Routing | None]:
         """What the networks make of images (B, 3, h, w), with smaller tiles when memory runs out, and the routing.
 
         Args:
             lr: floats in [0, 1], or uint8 or uint16 as fractions of their largest value.
             folder: of the canvas's file; None keeps the canvas in memory.
         """
-        size, shrink = settings.output_size(*lr.shape[-2:]), settings.shrink(self.generator.one_step.scale)
-        fine = (size[0] * shrink, size[1] * shrink)
-        side = tile_side(self.generator, fine, settings.tile, free_memory(self.device))
+        size, side = settings.output_size(*lr.shape[-2:]), None
         while True:
-            plan = tiling(fine, side, math.lcm(self.generator.multiple, shrink))
+            plan, shrink = self._plan(size, settings, side)
             try:
                 canvas = Canvas((len(lr), 3, *size), folder=folder)
                 with self.alone():
@@ -89,7 +90,8 @@ class Passes:
                 if not is_out_of_memory(error):
                     raise
             # The failed pass's tensors live as long as its exception does, so memory is handed back only here.
-            release_memory(self.device)
+            if self.device.type != "cpu":
+                torch.accelerator.empty_cache()
             if len(lr) > 1:
                 warnings.warn(f"memory ran out with {len(lr)} images at once; trying them one by one", stacklevel=3)
                 parts = [self.restore(image, settings) for image in lr.split(1)]
@@ -103,14 +105,11 @@ class Passes:
 
     def _tiles(
         self, lr: Tensor, canvas: Canvas, plan: Tiling, shrink: int, settings: Settings, progress: Progress | None
-    ) -> Found:
+    ) -> Routing | None:
         height, width = canvas.tensor.shape[-2:]
-        size, windows, by_tile = (height * shrink, width * shrink), plan.windows, settings.routing == "tile"
-        with self._routed(lr, settings) as routing, self._merged(len(lr), len(windows), settings):
-            found: list[Any] = []
+        size, windows = (height * shrink, width * shrink), plan.windows
+        with self._routed(lr, settings) as routing, self._merged(len(lr), len(windows)):
             for done, window in enumerate(windows):
-                if by_tile:
-                    found.append(self._route(source_part(lr, window, size), settings))
                 place = {"top": window.top, "left": window.left, "height": window.height, "width": window.width}
                 enlarged = bicubic_window(lr, size, **place).clamp(0, 1)
                 window.add(canvas.tensor, run_pass(self.generator, enlarged, self.dtype), shrink)
@@ -118,7 +117,7 @@ class Passes:
                     canvas.release()
                 if progress is not None:
                     progress(done + 1, len(windows))
-        return found if by_tile else routing
+        return routing
 
     @contextlib.contextmanager
     def _routed(self, lr: Tensor, settings: Settings) -> Iterator[Routing | None]:
@@ -129,25 +128,21 @@ class Passes:
             return
         before, adapters.strength = adapters.strength, settings.strength
         try:
-            yield self._route(lr, settings) if settings.routing != "tile" else None
+            if settings.routing is not None:
+                yield adapters.route(joined([settings.routing.to(self.device)] * len(lr)))
+            else:
+                self.generator.route(lr)
+                yield adapters.routing
         finally:
             adapters.route(None)
             adapters.strength = before
 
-    def _route(self, lr: Tensor, settings: Settings) -> Routing | None:
-        adapters = self.generator.adapters
-        assert adapters is not None, "Settings.check_model refuses a routing without routed adapters"
-        if isinstance(settings.routing, Routing):
-            return adapters.route(joined([settings.routing.to(self.device)] * len(lr)))
-        self.generator.route(lr)
-        return adapters.routing
-
     @contextlib.contextmanager
-    def _merged(self, batch: int, passes: int, settings: Settings) -> Iterator[None]:
+    def _merged(self, batch: int, passes: int) -> Iterator[None]:
         """Ranks in the weights where one image's passes repay it; decided once per image and network."""
         base, switch = self.generator.base, switch_of(self.generator)
         with contextlib.ExitStack() as stack:
-            if switch is not None and switch.active is not None and batch == 1 and settings.routing != "tile":
+            if switch is not None and switch.active is not None and batch == 1:
                 small = sum(weight.numel() for weight in base.denoiser.parameters()) < SMALL_NETWORK
                 # The VAE encoder has few weights and many pixels; a large UNet repays its merge over several tiles.
                 for network in (base.vae, base.denoiser):
@@ -166,10 +161,8 @@ class Passes:
             return _LOCKS.setdefault(self.generator, threading.RLock())
 
 
-def joined(found: Sequence[Any]) -> Any:
-    """Routings (L, B, …) of several batches as one; of lists of routings, one list."""
+def joined(found: Sequence[Any]) -> Routing | None:
+    """Routings (L, B, …) of several batches as one; None for those of a model without routing."""
     if found[0] is None or len(found) == 1:
         return found[0]
-    if isinstance(found[0], list):
-        return [joined(tile) for tile in zip(*found, strict=True)]
     return Routing(*(torch.cat(parts, dim=1) for parts in zip(*found, strict=True)))

@@ -21,7 +21,7 @@ from morsr.errors import InputError
 from morsr.imaging import Canvas, Picture, read, write
 from morsr.imaging.files import check_output, read_planes
 from morsr.restoring.devices import free_memory, resolve_device, resolve_dtype
-from morsr.restoring.passes import Found, Passes, Progress, joined
+from morsr.restoring.passes import Passes, Progress, joined
 from morsr.restoring.settings import Settings
 from morsr.restoring.tiles import enlarged_rows, finished_rows
 
@@ -109,8 +109,9 @@ class Restorer:
         """Write the model as a folder for `from_pretrained`, here or uploaded to the hub.
 
         Args:
-            folder: made if it is not there.
-            include_base: put the base's weights in; default only where no preset or hub id names it.
+            folder: made if it is not there; files of an earlier save are replaced.
+            include_base: put the base's weights in; default only where no preset or hub id names it. A decoder beside
+                the base's own always goes in.
 
         Raises:
             InputError, ConfigError: a folder that is a file, or parts that cannot be described.
@@ -159,7 +160,7 @@ class Restorer:
         tile: int | Literal["auto"] | None = "auto",
         color: Literal["wavelet", "adain", "none"] = "wavelet",
         color_strength: float = 1.0,
-        routing: Literal["image", "tile"] | Routing = "image",
+        routing: Routing | None = None,
         return_routing: bool = False,
     ) -> Any:
         """Restore an image, a list of images, or a batch of equal size as a tensor.
@@ -168,8 +169,8 @@ class Restorer:
             image: path, PIL image, numpy array (H, W) or (H, W, C) of uint8, uint16 or floats in [0, 1], tensor
                 (B, 3, H, W) of floats in [0, 1], or a list of these. Alpha is enlarged beside the colours.
             scale, strength, tile, color, color_strength, routing: see `Settings`.
-            return_routing: return (image, Routing) instead, with one routing per image of a batch; for routing="tile"
-                a list with such a Routing per tile, in rows from the top. For a list of images a list of each.
+            return_routing: return (image, Routing) instead, with one routing per image of a batch; for a list of images
+                a list of each.
 
         Returns:
             The image in the kind, mode and depth in which it came; of a path a PIL image, or for 16-bit colours, which
@@ -193,7 +194,7 @@ class Restorer:
                 rgb, found = self._restore_batch(read_planes(one), settings)
                 results.append(rgb.to(device=one.device, dtype=one.dtype))
             elif isinstance(one, (str, os.PathLike, Image.Image, np.ndarray)):
-                [result], found = self._restore_pictures([read(one)], settings)
+                [result], found = self.restore_pictures([read(one)], settings)
                 results.append(result.like(one))
             else:
                 raise TypeError(f"image: expected a path, PIL image, array, tensor or a list, got {type(one).__name__}")
@@ -237,7 +238,7 @@ class Restorer:
             except OSError as error:
                 raise InputError(f"{target}: cannot be written ({error.strerror or error})") from error
         else:
-            [picture], _ = self._restore_pictures([picture], checked, progress)
+            [picture], _ = self.restore_pictures([picture], checked, progress)
         write(picture, target, canvas=samples, format=format)
 
     def _restore_rows(self, picture: Picture, settings: Settings, folder: Path, progress: Progress | None) -> Canvas:
@@ -256,20 +257,10 @@ class Restorer:
         return samples
 
     @torch.no_grad()
-    def restore_pictures(self, pictures: Sequence[Picture], settings: Settings) -> list[Picture]:
-        """Restore pictures of one size in one batch, each with its own routing.
-
-        Raises:
-            InputError, ConfigError, WeightsError: as for the call.
-        """
-        settings.check_model(self.generator)
-        if len({picture.size for picture in pictures}) != 1:
-            raise InputError(f"a batch takes pictures of one size, got {sorted({p.size for p in pictures})}")
-        return self._restore_pictures(pictures, settings)[0]
-
-    def _restore_pictures(
+    def restore_pictures(
         self, pictures: Sequence[Picture], settings: Settings, progress: Progress | None = None
-    ) -> tuple[list[Picture], Found]:
+    ) -> tuple[list[Picture], Routing | None]:
+        """Restore pictures of one size in one batch, each with its own routing, by settings that fit the model."""
         rgb, found = self._restore_batch(torch.cat([picture.rgb for picture in pictures]), settings, progress)
         size, results = settings.output_size(*pictures[0].size), []
         for picture, restored in zip(pictures, rgb.split(1), strict=True):
@@ -278,7 +269,9 @@ class Restorer:
             results.append(picture.restored(restored, alpha))
         return results, found
 
-    def _restore_batch(self, lr: Tensor, settings: Settings, progress: Progress | None = None) -> tuple[Tensor, Found]:
+    def _restore_batch(
+        self, lr: Tensor, settings: Settings, progress: Progress | None = None
+    ) -> tuple[Tensor, Routing | None]:
         """Restore images (B, 3, h, w), as many at once as the memory is expected to hold, to (B, 3, H, W) in [0, 1]."""
         size = settings.output_size(*lr.shape[-2:])
         needed, free = OUTPUT_BYTES * size[0] * size[1] * len(lr), free_memory(torch.device("cpu"))

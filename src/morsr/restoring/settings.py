@@ -24,8 +24,8 @@ class Settings:
             memory; None for a single pass. Should memory run out, smaller tiles are used.
         color: "wavelet", "adain" or "none": how the input's colours are put back.
         color_strength: 0 to 1.
-        routing: "image", one routing from the whole image for all of its tiles; "tile", each tile scored by itself; or
-            a Routing to use for every image, such as that of a film's first frame.
+        routing: of one image, to use for every image, such as that of a film's first frame. Default: each image is
+            scored as a whole, and all of its tiles share its routing.
 
     Raises:
         ConfigError: a setting of the wrong type, out of range, or without effect.
@@ -36,7 +36,7 @@ class Settings:
     tile: int | Literal["auto"] | None = "auto"
     color: Literal["wavelet", "adain", "none"] = "wavelet"
     color_strength: float = 1.0
-    routing: Literal["image", "tile"] | Routing = "image"
+    routing: Routing | None = None
 
     def __post_init__(self) -> None:
         check_fields(self, least={"scale": 1})
@@ -46,15 +46,12 @@ class Settings:
         whole = isinstance(self.tile, int) and not isinstance(self.tile, bool)
         if self.tile not in ("auto", None) and not (whole and self.tile > 0):
             raise ConfigError(f'tile: expected "auto", None or a number of output pixels, got {self.tile!r}')
-        if isinstance(self.routing, Routing):
-            if self.routing.batch != 1:
-                raise ConfigError(f"routing: expected one image's, got {self.routing.batch}; use routing.image(0)")
-        elif self.routing not in ("image", "tile"):
-            raise ConfigError(f'routing: expected "image", "tile" or a Routing, got {self.routing!r}')
+        if self.routing is not None and (not isinstance(self.routing, Routing) or self.routing.batch != 1):
+            raise ConfigError(
+                f"routing: expected one image's Routing, got {type(self.routing).__name__}; see .image(0)"
+            )
         if self.color == "none" and self.color_strength != 1:
             raise ConfigError('color_strength has no effect with color="none"')
-        if self.routing == "tile" and self.tile is None:
-            raise ConfigError('routing="tile" has no effect with tile=None: a single pass has one routing')
 
     def check_model(self, generator: OneStepGenerator) -> None:
         """Check that a model can do what is asked.
@@ -63,7 +60,7 @@ class Settings:
             ConfigError: settings of the routing without routed adapters.
         """
         routed = generator.adapters is not None and generator.adapters.is_routed
-        if not routed and (self.strength != 1 or self.routing != "image"):
+        if not routed and (self.strength != 1 or self.routing is not None):
             raise ConfigError("strength and routing need a model with routed adapters; this one has none")
 
     def shrink(self, trained: float) -> int:

@@ -120,14 +120,7 @@ def tiling(size: tuple[int, int], side: int, multiple: int) -> Tiling:
 
 
 def tile_side(generator: OneStepGenerator, size: tuple[int, int], tile: int | str | None, free: int) -> int:
-    """Side of the tiles in output pixels.
-
-    Args:
-        generator: gives the grid and the cost of a pixel.
-        size: height and width of the enlarged image.
-        tile: see `Settings`.
-        free: bytes of memory for a pass.
-    """
+    """Side of the tiles of an enlarged image (height, width) in pixels; `tile` as in `Settings`, `free` in bytes."""
     if isinstance(tile, int):
         return tile
     if tile is None:
@@ -153,11 +146,8 @@ def run_pass(generator: OneStepGenerator, enlarged: Tensor, dtype: torch.dtype) 
 
     Args:
         generator: with a routing.
-        enlarged: (B, 3, h, w) in [0, 1], sides on the grid.
+        enlarged: (B, 3, h, w) in [0, 1], sides on the grid; so is the result, in float32, not clamped.
         dtype: precision of the networks.
-
-    Returns:
-        (B, 3, h, w) float32, finite, not clamped.
 
     Raises:
         WeightsError: NaN or infinity even in float32.
@@ -168,18 +158,6 @@ def run_pass(generator: OneStepGenerator, enlarged: Tensor, dtype: torch.dtype) 
         if bool(torch.isfinite(result).all()):
             return result
     raise WeightsError("the networks give NaN or infinity for this image even in float32; the weights may be damaged")
-
-
-def source_part(lr: Tensor, window: Window, size: tuple[int, int]) -> Tensor:
-    """The part of the LR image that a tile shows."""
-    slices = []
-    for start, length, small, large in (
-        (window.top, window.height, lr.shape[-2], size[0]),
-        (window.left, window.width, lr.shape[-1], size[1]),
-    ):
-        first = min(small - 1, start * small // large)
-        slices.append(slice(first, max(first + 1, math.ceil(min(start + length, large) * small / large))))
-    return lr[..., slices[0], slices[1]]
 
 
 def enlarged_rows(lr: Tensor, size: tuple[int, int], top: int, end: int) -> Tensor:

@@ -275,26 +275,22 @@ class Base(nn.Module):
         raw = latents / float(decoder.config.scaling_factor) + float(getattr(decoder.config, "shift_factor", None) or 0)
         return decoder.decode(raw.to(dtype_of(decoder))).sample
 
-    def set_checkpointing(self, on: bool = True) -> None:
+    def set_checkpointing(self) -> None:
         """Recompute activations in the backward pass instead of keeping them; gradients are the same.
 
         A network whose class cannot recompute (AutoencoderDC) keeps them.
         To be called after adapters are injected: a recomputed layer then works under the routing and the set of its
         first run, whatever has run on the same weights since.
         """
-        switch = switch_of(self) if on else None
+        switch = switch_of(self)
         for network in filter(None, (self.denoiser, self.vae, self.decoder)):
-            if on and network._supports_gradient_checkpointing:
+            if network._supports_gradient_checkpointing:
                 network.enable_gradient_checkpointing(*[switch.checkpoint] if switch else [])
-            elif not on:
-                network.disable_gradient_checkpointing()
         if type(self.vae.encoder).__name__ == "EncoderTiny":
             # It leaves the shift of its input to [0, 1] out where it recomputes (diffusers 0.42, vae.py).
             self.vae.encoder.gradient_checkpointing = False
 
-    def save(
-        self, folder: str | os.PathLike[str], *, dtype: torch.dtype | None = None, name: str | None = None
-    ) -> None:
+    def save(self, folder: str | os.PathLike[str], *, name: str | None = None) -> None:
         """Write the base as a diffusers folder with the prompt embeddings beside it.
 
         Adapters are left out; while `merged` is open the weights are the merged ones. A decoder
@@ -302,12 +298,11 @@ class Base(nn.Module):
 
         Args:
             folder: made if it is not there.
-            dtype: what floating-point weights are stored as; default their own.
             name: adapter set whose modules_to_save replace the originals.
         """
         target = Path(folder)
-        save_network(target / "vae", self.vae, dtype=dtype, name=name)
-        save_network(target / self.network_name, self.denoiser, dtype=dtype, name=name)
+        save_network(target / "vae", self.vae, name=name)
+        save_network(target / self.network_name, self.denoiser, name=name)
         self.scheduler().save_config(target / "scheduler")
         index = {"_class_name": self.pipelines[0], "is_distilled": self.distilled}
         write_text(target / "model_index.json", json.dumps(index, indent=2) + "\n")
@@ -337,7 +332,7 @@ def at_timesteps(z_t: Tensor, t: Tensor | int) -> Tensor:
     return torch.as_tensor(t, device=z_t.device).expand(len(z_t))
 
 
-def save_network(folder: Path, network: Any, *, dtype: torch.dtype | None = None, name: str | None = None) -> None:
+def save_network(folder: Path, network: Any, *, name: str | None = None) -> None:
     """Write one of diffusers' networks as a folder, without its adapters; `name`: see `Base.save`."""
     network.save_config(folder)
     path = folder / "config.json"
@@ -346,5 +341,5 @@ def save_network(folder: Path, network: Any, *, dtype: torch.dtype | None = None
     config = {key: value for key, value in json.loads(path.read_text()).items() if key in known or key[0] == "_"}
     write_text(path, json.dumps(config, indent=2) + "\n")
     plain = plain_state_dict(network, name=name)
-    state = {key: value.detach().to("cpu", dtype).contiguous() for key, value in plain.items()}
+    state = {key: value.detach().cpu().contiguous() for key, value in plain.items()}
     save_tensors(folder / "diffusion_pytorch_model.safetensors", state, {"format": "pt"})

@@ -37,8 +37,7 @@ class Flow(Base):
 
     def __init__(self, transformer: nn.Module, vae: nn.Module, *, shift: float = 1.0, **common: Any) -> None:
         super().__init__(transformer, vae, **common)
-        last = to_float32(self.transformer.get_submodule(self.last_layer))
-        self.transformer.set_submodule(self.last_layer, last)
+        to_float32(self.transformer.get_submodule(self.last_layer))
         self.shift = shift
         u = torch.arange(1, STEPS + 1, dtype=torch.float64) / STEPS
         self.register_buffer("sigmas", (shift * u / (1 + (shift - 1) * u)).float(), persistent=False)

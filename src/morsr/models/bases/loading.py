@@ -16,12 +16,11 @@ from morsr.models.bases.architectures import TAESD
 from morsr.models.bases.base import Base
 from morsr.models.bases.families import family_of, published_as
 from morsr.models.bases.reading import (
-    cached_prompt,
     first_readable,
-    read_base_id,
     read_decoder,
     read_index,
     read_prompts,
+    saved_notes,
 )
 from morsr.models.bases.stable_diffusion import StableDiffusion
 
@@ -32,17 +31,8 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 
 
 def package_weights(name: str) -> Path:
-    """Return the folder of a preset shipped in the package, such as "tiny".
-
-    Raises:
-        ConfigError: no such preset.
-    """
-    root = Path(str(resources.files("morsr"))) / "weights"
-    folder = root / name
-    if not folder.is_dir():
-        shipped = sorted(path.name for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
-        raise ConfigError(f"no shipped weights are called {name!r}; shipped: {', '.join(shipped) or 'none'}")
-    return folder
+    """The folder of a preset shipped in the package, such as "tiny"."""
+    return Path(str(resources.files("morsr"))) / "weights" / name
 
 
 def load_base(
@@ -71,13 +61,10 @@ def load_base(
     """
     storage = _resolve_dtype(dtype)
     origin = os.fspath(source) if isinstance(source, (str, os.PathLike)) else None
-    if isinstance(source, (str, os.PathLike)):
-        name = os.fspath(source)
-        if name.startswith("random:"):
-            base = random_base(name.removeprefix("random:"), decoder=decoder is not None)
-            return base.to(storage) if storage is not None else base
-        if name in SHIPPED_BASES:
-            source = package_weights(name)
+    if origin is not None and origin.startswith("random:"):
+        return random_base(origin.removeprefix("random:"), decoder=decoder is not None).to(storage)
+    if origin in SHIPPED_BASES:
+        source = package_weights(origin)
     small = load_decoder(decoder) if decoder is not None else None
 
     def read(folder: Path, name: str) -> Base:
@@ -87,20 +74,20 @@ def load_base(
         cached = {"clean", "degraded"} <= embeddings.keys()
         if not cached or not all(isinstance(one, Tensor) for one in embeddings.values()):
             embeddings = read_prompts(folder, name, embeddings, family=family)
-        text = (prompts or {}).get("clean", cached_prompt(folder))
+        notes = saved_notes(folder)
+        text = (prompts or {}).get("clean", notes.get("prompt"))
         found = family(
             **parts,
             prompts=embeddings,
             decoder=small,
-            base_id=read_base_id(folder, name),
+            base_id=notes.get("base_id", name),
             source=origin or name,
             prompt=text if isinstance(text, str) else None,
         )
         found.distilled = bool(index.get("is_distilled", family.distilled))
         return found
 
-    base = first_readable(source, read, "base model")
-    return base.to(storage) if storage is not None else base
+    return first_readable(source, read, "base model").to(storage)
 
 
 def load_decoder(source: str | os.PathLike[str] | Sequence[str]) -> nn.Module:
@@ -112,9 +99,9 @@ def load_decoder(source: str | os.PathLike[str] | Sequence[str]) -> nn.Module:
     return first_readable(source, lambda folder, _: read_decoder(folder), "decoder")
 
 
-def _resolve_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
-    chosen = _DTYPES.get(dtype) if isinstance(dtype, str) else dtype
-    if dtype is not None and chosen not in _DTYPES.values():
+def _resolve_dtype(dtype: str | torch.dtype | None) -> torch.dtype:
+    chosen = _DTYPES.get(dtype) if isinstance(dtype, str) else dtype or torch.float32
+    if chosen is None or chosen not in _DTYPES.values():
         raise ConfigError(f"dtype of the base: expected one of {', '.join(_DTYPES)}, got {dtype!r}")
     return chosen
 
@@ -158,8 +145,7 @@ def build_base(
         unet: settings of UNet2DConditionModel.
         vae: settings of AutoencoderTiny, or of AutoencoderKL when it has "block_out_channels".
         tokens: length of the two prompt embeddings, which are random too.
-        decoder: see `Base`.
-        base_id: what adapters trained on it record as their base.
+        decoder, base_id: see `Base`.
     """
     from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
 

@@ -205,21 +205,15 @@ def read_network(name: str, folder: Path) -> Any:
     """
     import diffusers
 
-    kind = getattr(diffusers, name)
-    options: dict[str, Any] = {"use_safetensors": True, "torch_dtype": torch.float32, "output_loading_info": True}
     if not any(folder.glob(f"{_WEIGHTS}*safetensors*")):
         raise WeightsError(f"{folder}: there is no {_WEIGHTS}.safetensors; {PICKLES}")
-    options["variant"] = half_precision(folder, _WEIGHTS)
     try:
-        network, found = kind.from_pretrained(folder, **options)
-    except Exception as error:
-        if type(error).__name__ == "SafetensorError" or "safetensors" in str(error).lower():
-            raise WeightsError(
-                f"{folder}: its weights file is cut short or not safetensors ({_line(error, folder)})"
-            ) from error
-        if isinstance(error, (OSError, ValueError, RuntimeError, TypeError)):
-            raise WeightsError(f"{folder}: its weights cannot be read ({_line(error, folder)})") from error
-        raise
+        network, found = getattr(diffusers, name).from_pretrained(
+            folder, variant=half_precision(folder, _WEIGHTS), torch_dtype=torch.float32, use_safetensors=True,
+            output_loading_info=True,
+        )  # fmt: skip
+    except (SafetensorError, OSError, ValueError, RuntimeError, TypeError) as error:
+        raise WeightsError(f"{folder}: its weights are cut short or cannot be read ({_line(error, folder)})") from error
     wrong = [f"{len(found[name])} {name.split('_')[0]}, such as {sorted(found[name])[0]}"
              for name in ("missing_keys", "unexpected_keys") if found[name]]  # fmt: skip
     if wrong:
@@ -248,10 +242,9 @@ def read_prompts(
         pipeline has them.
     """
     texts = dict(texts or {})
-    unknown = sorted(set(texts) - {"clean", "degraded"})
-    if unknown:
+    if unknown := sorted(set(texts) - {"clean", "degraded"}):
         raise ConfigError(f"prompts: expected texts for 'clean' and 'degraded', got {', '.join(unknown)}")
-    if texts.get("clean") is not None and texts["clean"] == cached_prompt(folder):
+    if texts.get("clean") is not None and texts["clean"] == saved_notes(folder).get("prompt"):
         del texts["clean"]
     cached = folder / PROMPTS_FILE
     prompts: dict[str, Tensor] = {}
@@ -269,22 +262,13 @@ def read_prompts(
     return prompts
 
 
-def cached_prompt(folder: Path) -> str | None:
-    """The text behind the "clean" embedding that is cached in a base's folder, where the file says so."""
+def saved_notes(folder: Path) -> dict[str, str]:
+    """What a saved base says of itself: its base_id, and the prompt behind the "clean" embedding if it is known."""
     try:
         with safe_open(folder / PROMPTS_FILE, "pt") as file:
-            return (file.metadata() or {}).get("prompt")
+            return file.metadata() or {}
     except (OSError, SafetensorError):
-        return None
-
-
-def read_base_id(folder: Path, name: str) -> str:
-    """The id that a saved base carries; else the hub id, or the folder's name."""
-    marker = folder / PROMPTS_FILE
-    if marker.is_file():
-        with safe_open(marker, "pt") as file:
-            return (file.metadata() or {}).get("base_id", name)
-    return name
+        return {}
 
 
 def encode_texts(folder: Path, name: str, texts: Sequence[str]) -> Tensor:
@@ -330,10 +314,8 @@ def encode_by_pipeline(folder: Path, name: str, texts: Mapping[str, str], family
         halves = {half_precision(part, "model") for part in folder.glob("text_encoder*")}
         half = "fp16" if "fp16" in halves else None
         pipe = kind.from_pretrained(folder, **absent, torch_dtype=torch.float32, use_safetensors=True, variant=half)
-        options: dict[str, Any] = {"prompt_2": None, "prompt_3": None, "do_classifier_free_guidance": False}
-        options = {
-            key: value for key, value in options.items() if key in inspect.signature(pipe.encode_prompt).parameters
-        }
+        known = inspect.signature(pipe.encode_prompt).parameters
+        options = {key: None for key in ("prompt_2", "prompt_3", "do_classifier_free_guidance") if key in known}
         for side, text in texts.items():
             with torch.no_grad():
                 tokens, pooled = family.embedded(pipe.encode_prompt(prompt=text, **options))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -58,9 +58,6 @@ class StableDiffusion(Base):
         betas: first and last β of the schedule over 1000 steps, default Stable Diffusion's.
         prediction_type: what the UNet predicts, "epsilon" or "v_prediction".
         common: as for `Base`.
-
-    Raises:
-        ConfigError: an unknown prediction type; see `Base`.
     """
 
     network_name = "unet"
@@ -85,15 +82,12 @@ class StableDiffusion(Base):
         vae: nn.Module,
         *,
         betas: tuple[float, float] = (0.00085, 0.012),
-        prediction_type: str = "epsilon",
+        prediction_type: Literal["epsilon", "v_prediction"] = "epsilon",
         **common: Any,
     ) -> None:
         super().__init__(unet, vae, **common)
-        if prediction_type not in ("epsilon", "v_prediction"):
-            raise ConfigError(f"prediction type: expected 'epsilon' or 'v_prediction', got {prediction_type!r}")
         for name in ("conv_norm_out", "conv_out"):
-            if getattr(unet, name, None) is not None:
-                setattr(unet, name, to_float32(getattr(unet, name)))
+            to_float32(getattr(unet, name, None))
         self.prediction_type, self.betas = prediction_type, betas
         alphas = scaled_linear_alphas_cumprod(STEPS, beta_start=betas[0], beta_end=betas[1])
         self.register_buffer("alphas_cumprod", alphas, persistent=False)
@@ -199,21 +193,25 @@ def check_kind(folder: Path, config: Mapping[str, Any]) -> None:
         raise ConfigError(f"{folder}: its UNet takes {inputs} channels and gives {outputs}, as for inpainting")
 
 
-def read_schedule(path: Path) -> tuple[tuple[float, float], str]:
+_SCHEDULE: dict[str, tuple[Any, ...]] = {
+    "beta_schedule": ("scaled_linear",),
+    "trained_betas": (None,),
+    "rescale_betas_zero_snr": (False, None),  # no signal is left at t = 999; one step cannot start there
+    "num_train_timesteps": (STEPS, None),
+    "prediction_type": ("epsilon", "v_prediction", None),
+}
+"""What the settings of a schedule may be, the expected value first."""
+
+
+def read_schedule(path: Path) -> tuple[tuple[float, float], Any]:
     """First and last β and the prediction type; the scheduler's class does not matter, for only one step is made."""
     config = read_json(path)
-    kind, betas = config.get("_class_name", "a scheduler without a class"), config.get("beta_schedule", "none")
-    if betas != "scaled_linear" or config.get("trained_betas"):
-        raise ConfigError(
-            f"{path}: expected the scaled_linear noise schedule of Stable Diffusion, got {kind} with beta_schedule "
-            f"{betas!r}{' and trained_betas' if config.get('trained_betas') else ''}"
-        )
-    if config.get("rescale_betas_zero_snr"):
-        raise ConfigError(f"{path}: rescale_betas_zero_snr leaves no signal at t = 999; one step cannot start there")
-    prediction_type = config.get("prediction_type", "epsilon")
-    if prediction_type not in ("epsilon", "v_prediction"):
-        raise ConfigError(f"{path}: prediction type: expected 'epsilon' or 'v_prediction', got {prediction_type!r}")
-    steps = config.get("num_train_timesteps", 1000)
-    if steps != 1000:
-        raise ConfigError(f"{path}: num_train_timesteps: expected 1000, got {steps}")
-    return (config.get("beta_start", 0.0001), config.get("beta_end", 0.02)), prediction_type
+    for name, allowed in _SCHEDULE.items():
+        if (value := config.get(name)) not in allowed:
+            said = " or ".join(map(repr, filter(None, allowed))) or "none"
+            raise ConfigError(
+                f"{path}: the noise schedule of Stable Diffusion has {name} {said}; {config.get('_class_name')} has "
+                f"{value!r}"
+            )
+    betas = config.get("beta_start", 0.0001), config.get("beta_end", 0.02)
+    return betas, config.get("prediction_type") or "epsilon"

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from morsr.adapters import merged
-from morsr.errors import ConfigError, InputError
+from morsr.errors import ConfigError
 from morsr.imaging.files import read_planes
 from morsr.models.generator import OneStepGenerator
 from morsr.models.saving import save_decoder, write_description
@@ -27,7 +27,7 @@ def fix_routing(
 
     Args:
         generator: its adapters keep the routing.
-        image: what the restorer takes; scored by the model's own estimator.
+        image: what `read_planes` takes; scored by the model's own estimator.
         scores: one number in [0, 1] per score of the estimator, in its order; instead of an image.
         strength: factor on the gates of the routed ranks.
 
@@ -56,34 +56,25 @@ def fix_routing(
     return dict(zip(names, scores, strict=True))
 
 
-def export_diffusers(
-    folder: str | os.PathLike[str], generator: OneStepGenerator, *, dtype: torch.dtype | None = None
-) -> Path:
+def export_diffusers(folder: str | os.PathLike[str], generator: OneStepGenerator) -> Path:
     """Write the present routing, folded into the weights, as a diffusers folder with `vae/`, `unet/`, `scheduler/`.
 
     Diffusers loads each part by itself, from `decoder/` a decoder that replaces the autoencoder's own;
     `Restorer.from_pretrained` loads the folder as a model without adapters.
 
-    Args:
-        folder: made if it is not there.
-        generator: with its routing set.
-        dtype: what the weights are stored as; unchanged by default.
-
     Raises:
-        InputError: no routing is set, or the folder is a file.
+        InputError: no routing is set.
     """
     folder, adapters = Path(folder).expanduser(), generator.adapters
-    if folder.is_file():
-        raise InputError(f"{folder}: expected a folder to export into, this is a file")
     name = adapters.name if adapters is not None else None
     with merged(generator.base, name) if adapters is not None else contextlib.nullcontext():
-        generator.base.save(folder, dtype=dtype, name=name)
+        generator.base.save(folder, name=name)
     description = {
         "base": ".",
         "estimator": None,
         "one_step": generator.one_step.to_dict(),
         "prompt": generator.base.prompt,
-        **save_decoder(folder, generator.base, dtype=dtype),
+        **save_decoder(folder, generator.base),
     }
     write_description(folder, description, adapted=False)
     return folder

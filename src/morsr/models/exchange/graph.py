@@ -5,13 +5,11 @@ Everything is written on tensors and without branches, because an image's size i
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import json
 import os
 import tempfile
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -24,6 +22,7 @@ from morsr.estimators.frequency import FrequencyEstimator
 from morsr.estimators.learned import LearnedEstimator, crop_statistics
 from morsr.estimators.statistics import image_statistics, luma_chroma
 from morsr.estimators.views import CROP, GRID
+from morsr.files import output_folder
 from morsr.functional.resample import edge_index
 from morsr.functional.severity import worst
 from morsr.models.exchange.fixed import export_diffusers
@@ -156,7 +155,7 @@ def export_onnx(
         raise ConfigError(f"scale: expected a whole number from 1 to 8 for ONNX, got {scale}")
     path = Path(path).expanduser()
     if path.is_dir():
-        raise InputError(f"{path}: expected a file to export into, this is a folder")
+        raise InputError(f"{path}: expected a file, this is a folder")
     adapters = generator.adapters
     live = live and adapters is not None and adapters.is_routed
     described = {"scale": int(scale), "color": "none", "routing": "live" if live else "fixed"}
@@ -180,11 +179,15 @@ def export_onnx(
     assert program is not None
     program.model.metadata_props["morsr"] = json.dumps(described)
     size = sum(parameter.nbytes for parameter in network.parameters())
-    with _beside(path) as folder:
+    with tempfile.TemporaryDirectory(prefix=".morsr-", dir=output_folder(path.parent)) as beside:
         # Under its final name already, by which the file refers to its weights.
-        program.save(str(folder / path.name), external_data=size > ONE_FILE_BYTES)
-        outputs = _run_onnx(folder / path.name, images)
-        for file in sorted(folder.iterdir(), reverse=True):  # the weights first
+        made = Path(beside) / path.name
+        try:
+            program.save(str(made), external_data=size > ONE_FILE_BYTES)
+        except OSError as error:
+            raise InputError(f"{path}: cannot be written ({error.strerror or error})") from error
+        outputs = _run_onnx(made, images)
+        for file in sorted(made.parent.iterdir(), reverse=True):  # the weights first
             file.replace(path.parent / file.name)
     return max((output - wanted).abs().max().item() for output, wanted in zip(outputs, expected, strict=True))
 
@@ -196,21 +199,6 @@ def _test_images(sizes: tuple[tuple[int, int], ...]) -> list[Tensor]:
         small = torch.rand(1, 3, -(-height // coarse), -(-width // coarse), generator=draw)
         images.append(F.interpolate(small, (height, width), mode="bicubic").clamp(0, 1))
     return images
-
-
-@contextlib.contextmanager
-def _beside(path: Path) -> Iterator[Path]:
-    """A temporary folder on the file system of `path`.
-
-    Raises:
-        InputError: nothing can be written there, or the disk is full.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".morsr-", dir=path.parent) as folder:
-            yield Path(folder)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror or error})") from error
 
 
 def _run_onnx(path: Path, images: list[Tensor]) -> list[Tensor]:

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -33,13 +32,10 @@ ESTIMATOR: Mapping[str, Any] = {"kind": "frequency", "args": {}}
 _GROUPS = ("encoder", "decoder", "others")
 
 
-@dataclass(frozen=True)
-class PeerLora:
+class PeerLora(NamedTuple):
     """One LoRA of a peer's file.
 
-    Attributes:
-        rank: ranks per layer.
-        down, up: by our layer names, (R, ...) and (R, O); peft's factor and the guidance factor are in `up`.
+    rank: per layer. down, up: by our layer names, (R, ...) and (R, O); peft's factor is in `up`.
     """
 
     rank: int
@@ -47,21 +43,17 @@ class PeerLora:
     up: dict[str, Tensor]
 
 
-@dataclass(frozen=True)
-class PeerModel:
+class PeerModel(NamedTuple):
     """What a peer's file becomes.
 
-    Attributes:
-        shared: LoRAs that always work; layers may differ, missing ones get zeros.
-        routed: a LoRA whose gates are one for every image, so that `strength` scales it; or None.
-        whole: parameters of the base that were trained whole, by our names.
-        one_step: the timestep and parametrization it was trained with.
+    shared: a LoRA that always works. routed: one whose gates are one for every image, so that `strength` scales it, or
+    None. whole: parameters of the base that were trained whole, by our names. one_step: what it was trained with.
     """
 
-    shared: Sequence[PeerLora]
+    shared: PeerLora
     routed: PeerLora | None
-    whole: dict[str, Tensor] = field(default_factory=dict)
-    one_step: OneStepConfig = field(default_factory=OneStepConfig)
+    whole: dict[str, Tensor]
+    one_step: OneStepConfig
 
 
 def read_osediff(path: str | os.PathLike[str]) -> PeerModel:
@@ -76,66 +68,49 @@ def read_osediff(path: str | os.PathLike[str]) -> PeerModel:
     content = _read(
         path, {"rank_unet", "rank_vae", "state_dict_unet", "state_dict_vae", "vae_lora_encoder_modules", *lists}
     )
-    unet, vae = _tensors(path, content, "state_dict_unet"), _tensors(path, content, "state_dict_vae")
-    adapters = {adapter: _layers(path, content, key) for key, adapter in lists.items()}
+    adapters = {adapter: content[key] for key, adapter in lists.items()}
     # peft wraps conv_in, which is adapted too; a file whose LoRA leaves it out has the plain name.
     inner = "conv_in.base_layer." if "conv_in" in adapters["default_encoder"] else "conv_in."
     whole = {f"{inner}{key}": f"unet.conv_in.{key}" for key in ("weight", "bias")}
-    rank = _rank(path, content, "rank_unet")
-    encoder = {"default_encoder": _layers(path, content, "vae_lora_encoder_modules")}
-    on_unet = _take_lora(path, "state_dict_unet", unet, adapters, rank, prefix="unet.", others=set(whole))
-    on_vae = _take_lora(path, "state_dict_vae", vae, encoder, _rank(path, content, "rank_vae"), prefix="vae.")
+    rank, state = content["rank_unet"], content["state_dict_unet"]
+    unet = _take_lora(path, state, adapters, rank, prefix="unet.", others=set(whole))
+    encoder = {"default_encoder": content["vae_lora_encoder_modules"]}
+    vae = _take_lora(path, content["state_dict_vae"], encoder, rank, prefix="vae.")
     return PeerModel(
-        shared=[_join(on_unet, on_vae)],
+        shared=PeerLora(rank, {**unet.down, **vae.down}, {**unet.up, **vae.up}),
         routed=None,
-        whole={ours: unet[theirs].float() for theirs, ours in whole.items()},
+        whole={ours: state[theirs].float() for theirs, ours in whole.items()},
         one_step=OneStepConfig(timestep=999, parametrization="epsilon"),
     )
 
 
-def read_pisasr(path: str | os.PathLike[str], *, pixel: float = 1.0, semantic: float = 1.0) -> PeerModel:
+def read_pisasr(path: str | os.PathLike[str]) -> PeerModel:
     """Read PiSA-SR's `.pkl`: a pixel and a semantic LoRA on the UNet.
 
     The pixel ranks become shared ranks, the semantic ones ranks whose gates are always one: `strength` of the
-    restorer scales them further. Factors act on the weights. At pixel = 1 that is PiSA-SR's own result for semantic
-    factors 0 and 1; between and beyond it mixes two predictions of the UNet instead, which needs two passes.
-
-    Args:
-        pixel: factor on the pixel LoRA.
-        semantic: factor on the semantic LoRA.
+    restorer scales them. At 0 and 1 that is PiSA-SR's own result for its semantic factor; between and beyond it mixes
+    two predictions of the UNet instead, which needs two passes.
 
     Raises:
         WeightsError: not such a file; the message names the keys that are missing or unknown.
-        ConfigError: a factor that is not finite.
 
     Source: csslc/PiSA-SR, pisasr.py (PiSASR.save_model, PiSASR_eval).
     """
-    for name, factor in (("pixel", pixel), ("semantic", semantic)):
-        if not abs(factor) < float("inf"):
-            raise ConfigError(f"{name}: expected a finite factor, got {factor}")
     lists = {
         f"unet_lora_{group}_modules_{kind}": f"default_{group}_{kind}" for kind in ("pix", "sem") for group in _GROUPS
     }
     content = _read(path, {"lora_rank_unet_pix", "lora_rank_unet_sem", "state_dict_unet", *lists})
-    state = _tensors(path, content, "state_dict_unet")
-    loras, wanted = {}, {}
-    for kind in ("pix", "sem"):
-        rank = _rank(path, content, f"lora_rank_unet_{kind}")
-        adapters = {adapter: _layers(path, content, key) for key, adapter in lists.items() if adapter.endswith(kind)}
-        loras[kind] = (adapters, rank)
-        wanted[kind] = set(_lora_keys(adapters))
-    found = {
-        kind: _take_lora(
-            path, "state_dict_unet", state, adapters, rank, prefix="unet.",
-            others=wanted["sem" if kind == "pix" else "pix"], factor=pixel if kind == "pix" else semantic,
-        )
-        for kind, (adapters, rank) in loras.items()
-    }  # fmt: skip
-    return PeerModel(
-        shared=[found["pix"]],
-        routed=found["sem"],
-        one_step=OneStepConfig(timestep=1, parametrization="residual"),
-    )
+    adapters = {
+        kind: {adapter: content[key] for key, adapter in lists.items() if adapter.endswith(kind)}
+        for kind in ("pix", "sem")
+    }
+    found = {}
+    for kind, other in (("pix", "sem"), ("sem", "pix")):
+        found[kind] = _take_lora(
+            path, content["state_dict_unet"], adapters[kind], content[f"lora_rank_unet_{kind}"],
+            prefix="unet.", others=set(_lora_keys(adapters[other])),
+        )  # fmt: skip
+    return PeerModel(found["pix"], found["sem"], {}, OneStepConfig(timestep=1, parametrization="residual"))
 
 
 def save_peer(
@@ -159,37 +134,40 @@ def save_peer(
         WeightsError: layers or shapes that the base does not have, or a base that cannot be loaded.
     """
     loaded = _sd21() if os.fspath(base) == "sd21" else load_base(base)
-    routed = peer.routed
-    layers = list(dict.fromkeys(name for lora in [*peer.shared, *([routed] if routed else [])] for name in lora.down))
-    _check_shapes(loaded, peer, layers)
-    shared_ranks = sum(lora.rank for lora in peer.shared)
+    parts = [peer.shared, *([peer.routed] if peer.routed else [])]
+    routed_ranks = peer.routed.rank if peer.routed else 0
     estimator = build_estimator(ESTIMATOR)
     config = MoRConfig(
-        num_ranks=shared_ranks + (routed.rank if routed else 0),
-        num_shared=shared_ranks,
-        top_k=routed.rank if routed else 0,
+        num_ranks=peer.shared.rank + routed_ranks,
+        num_shared=peer.shared.rank,
+        top_k=routed_ranks,
         num_zero=0,
-        targets=tuple(re.escape(name) for name in layers),
+        targets=tuple(dict.fromkeys(re.escape(name) for part in parts for name in part.down)),
         balance="plain",
     )
-    names = estimator.names if routed else ()
-    report = inject(loaded, config, condition_dim=len(names), score_names=names)
+    names = estimator.names if peer.routed else ()
+    try:
+        report = inject(loaded, config, condition_dim=len(names), score_names=names)
+    except ConfigError as error:
+        raise WeightsError(f"the file was made for another base than {os.fspath(base)!r}: {error}") from error
     # Tensors of the meta device become real ones: equal logits, so that every rank's gate is one.
     router = report.router.to_empty(device=torch.device("cpu"))
     with torch.no_grad():
         for tensor in (*router.parameters(), *router.buffers()):
             tensor.zero_()
-        if routed:
+        if peer.routed:
             router.std.fill_(1)
             router.share.fill_(1 / config.num_slots)
-    parts = [*peer.shared, *([routed] if routed else [])]
-    for name, _, ranks in layers_of_set(loaded, "generator"):
-        ranks.lora_A = _stacked(parts, name, "down", ranks.lora_A)
-        ranks.lora_B = nn.Parameter(_stacked(parts, name, "up", ranks.lora_B.t()).t().contiguous())
+    for name, layer, ranks in layers_of_set(loaded, "generator"):
+        downs, ups = zip(*(_ranks_on(part, name, tuple(layer.weight.shape)) for part in parts), strict=True)
+        ranks.lora_A = nn.Parameter(torch.cat(downs))
+        ranks.lora_B = nn.Parameter(torch.cat(ups).t().contiguous())
     add_saved_modules(loaded, report, list(dict.fromkeys(name.rpartition(".")[0] for name in peer.whole)))
     for name, module in saved_modules(loaded, "generator").items():
-        for key in dict(module.named_parameters()):
-            setattr(module, key, nn.Parameter(peer.whole[f"{name}.{key}"]))
+        for key, value in dict(module.named_parameters()).items():
+            whole = peer.whole[f"{name}.{key}"]
+            _check_shape(f"{name}.{key}", tuple(whole.shape), tuple(value.shape))
+            setattr(module, key, nn.Parameter(whole))
     extra = {
         "base": os.fspath(base),
         "estimator": dict(ESTIMATOR),
@@ -206,83 +184,51 @@ def _sd21() -> Base:
         return random_base("sd21")
 
 
-def _stacked(parts: Sequence[PeerLora], name: str, kind: str, like: Tensor) -> nn.Parameter:
-    """The ranks of all parts on one layer; zeros where a part leaves the layer alone."""
-    rows = [
-        getattr(part, kind)[name] if name in part.down else torch.zeros(part.rank, *like.shape[1:]) for part in parts
-    ]
-    return nn.Parameter(torch.cat(rows))
+def _ranks_on(part: PeerLora, name: str, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """A LoRA's ranks on a layer of this weight; zeros where it leaves the layer alone."""
+    if name not in part.down:
+        return torch.zeros(part.rank, *shape[1:]), torch.zeros(part.rank, shape[0])
+    down, up = part.down[name], part.up[name]
+    _check_shape(name, (up.shape[1], *down.shape[1:]), shape)
+    return down, up
 
 
-def _join(first: PeerLora, second: PeerLora) -> PeerLora:
-    """LoRAs on different layers as one; the shorter is filled up with ranks of zeros."""
-    rank = max(first.rank, second.rank)
-
-    def filled(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {
-            name: torch.cat([value, value.new_zeros(rank - len(value), *value.shape[1:])])
-            for name, value in tensors.items()
-        }
-
-    return PeerLora(rank, filled({**first.down, **second.down}), filled({**first.up, **second.up}))
+def _check_shape(name: str, got: tuple[int, ...], expected: tuple[int, ...]) -> None:
+    if got != expected:
+        raise WeightsError(f"{name}: the base has shape {expected}, the file {got}; it was made for another base")
 
 
 def _read(path: str | os.PathLike[str], wanted: set[str]) -> dict[str, Any]:
-    path = Path(path)
-    if not path.is_file():
-        raise WeightsError(f"{path}: no such file")
+    """The content of a published file: exactly the wanted keys, each of its kind."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged archive surfaces as any of half a dozen kinds
-        with open(path, "rb") as file:
-            start = file.read(2)
-        if start != b"PK" and start[:1] != b"\x80":  # a zip archive, or the pickle of older versions
-            raise WeightsError(f"{path}: expected the published .pkl; this is no file written by torch.save") from error
         reason = (str(error).splitlines() or [type(error).__name__])[0].split(". ")[0]
-        raise WeightsError(f"{path}: cannot be read as tensors and plain values ({reason})") from error
+        raise WeightsError(f"{path}: not a published .pkl of tensors and plain values ({reason})") from error
     if not isinstance(content, dict):
         raise WeightsError(f"{path}: expected a dictionary, got {type(content).__name__}")
-    _check_keys(path, "", wanted, set(content))
+    _check_keys(path, wanted, set(content))
+    if wrong := sorted(key for key, value in content.items() if not _is_of_its_kind(key, value)):
+        raise WeightsError(f"{path}: {wrong[0]}: expected ranks, lists of layer names, or finite tensors by name")
     return content
 
 
-def _check_keys(path: str | os.PathLike[str], where: str, wanted: set[str], found: set[str]) -> None:
+def _is_of_its_kind(key: str, value: Any) -> bool:
+    if key.startswith("state_dict"):
+        return isinstance(value, Mapping) and all(
+            isinstance(one, Tensor) and bool(one.isfinite().all()) for one in value.values()
+        )
+    if "modules" in key:
+        return isinstance(value, list) and all(isinstance(name, str) for name in value)
+    return isinstance(value, int) and value > 0
+
+
+def _check_keys(path: str | os.PathLike[str], wanted: set[str], found: set[str]) -> None:
     missing, unknown = sorted(wanted - found), sorted(map(str, found - wanted))
     if missing or unknown:
-        parts = [
-            f"{len(keys)} {what}: {_some(keys)}" for keys, what in ((missing, "missing"), (unknown, "unknown")) if keys
-        ]
-        raise WeightsError(
-            f"{path}: keys{where and f' of {where}'} differ from the published layout; {'; '.join(parts)}"
-        )
-
-
-def _some(names: Sequence[str], most: int = 8) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
-
-
-def _tensors(path: str | os.PathLike[str], content: Mapping[str, Any], key: str) -> dict[str, Tensor]:
-    state = content[key]
-    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise WeightsError(f"{path}: {key}: expected a dictionary of tensors")
-    for name, value in state.items():
-        if not value.isfinite().all():
-            raise WeightsError(f"{path}: {key}: {name} holds NaN or infinity")
-    return dict(state)
-
-
-def _layers(path: str | os.PathLike[str], content: Mapping[str, Any], key: str) -> list[str]:
-    names = content[key]
-    if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
-        raise WeightsError(f"{path}: {key}: expected a list of layer names, got {type(names).__name__}")
-    return list(dict.fromkeys(names))  # OSEDiff lists a layer once per pattern that it matched
-
-
-def _rank(path: str | os.PathLike[str], content: Mapping[str, Any], key: str) -> int:
-    rank = content[key]
-    if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
-        raise WeightsError(f"{path}: {key}: expected a whole number of at least 1, got {rank!r}")
-    return rank
+        said = [f"{len(keys)} {what}, such as {', '.join(keys[:4])}"
+                for keys, what in ((missing, "missing"), (unknown, "unknown")) if keys]  # fmt: skip
+        raise WeightsError(f"{path}: keys differ from the published layout: {'; '.join(said)}")
 
 
 def _lora_keys(adapters: Mapping[str, Sequence[str]]) -> dict[str, tuple[str, str]]:
@@ -290,58 +236,31 @@ def _lora_keys(adapters: Mapping[str, Sequence[str]]) -> dict[str, tuple[str, st
     return {
         f"{layer}.lora_{part}.{adapter}.weight": (layer, part)
         for adapter, layers in adapters.items()
-        for layer in layers
+        for layer in layers  # OSEDiff lists a layer once per pattern that it matched
         for part in "AB"
     }
 
 
 def _take_lora(
     path: str | os.PathLike[str],
-    where: str,
     state: Mapping[str, Tensor],
     adapters: Mapping[str, Sequence[str]],
     rank: int,
     *,
     prefix: str,
-    others: set[str] = frozenset(),  # type: ignore[assignment]
-    factor: float = 1.0,
+    others: Set[str] = frozenset(),
 ) -> PeerLora:
     """The LoRA of some adapters of a state, which must hold its keys, the other ones named, and nothing else."""
-    keys = _lora_keys(adapters)
-    _check_keys(path, where, {*keys, *others}, set(state))
-    twice = sorted({layer for layer, _ in keys.values() if sum(layer in layers for layers in adapters.values()) > 1})
-    if twice:
-        raise WeightsError(f"{path}: layers that stand in two lists: {_some(twice)}")
-    down, up = {}, {}
+    keys, down, up = _lora_keys(adapters), {}, {}
+    _check_keys(path, {*keys, *others}, set(state))
     for key, (layer, part) in keys.items():
         value = state[key].float()
-        ranks = value.shape[0 if part == "A" else 1] if value.ndim in (2, 4) else None
-        if ranks != rank:
-            raise WeightsError(f"{path}: {where}: {key} has shape {tuple(value.shape)}, expected rank {rank}")
+        if value.ndim not in (2, 4) or value.shape["AB".index(part)] != rank:
+            raise WeightsError(f"{path}: {key} has shape {tuple(value.shape)}, expected rank {rank}")
         if part == "A":
             down[f"{prefix}{layer}"] = value
         else:
-            up[f"{prefix}{layer}"] = value.flatten(1).t() * (factor * PEFT_DEFAULT_ALPHA / rank)
+            up[f"{prefix}{layer}"] = value.flatten(1).t() * (PEFT_DEFAULT_ALPHA / rank)
+    if 2 * len(down) < len(keys):
+        raise WeightsError(f"{path}: a layer stands in two lists")
     return PeerLora(rank, down, up)
-
-
-def _check_shapes(base: Base, peer: PeerModel, layers: Sequence[str]) -> None:
-    modules = dict(base.named_modules())
-    unknown = [name for name in layers if not isinstance(modules.get(name), (nn.Linear, nn.Conv2d))]
-    unknown += [name for name in peer.whole if name.rpartition(".")[0] not in modules]
-    if unknown:
-        raise WeightsError(
-            f"the base {base.source or 'sd21'!r} has no layers {_some(unknown)}; was the file made for another?"
-        )
-    odd = []
-    for lora in [*peer.shared, *([peer.routed] if peer.routed else [])]:
-        for name, down in lora.down.items():
-            shape = (lora.up[name].shape[1], *down.shape[1:])
-            if shape != tuple(modules[name].weight.shape):
-                odd.append(f"{name} {shape}, not {tuple(modules[name].weight.shape)}")
-    for name, value in peer.whole.items():
-        shape = tuple(base.get_parameter(name).shape)
-        if tuple(value.shape) != shape:
-            odd.append(f"{name} {tuple(value.shape)}, not {shape}")
-    if odd:
-        raise WeightsError(f"shapes that differ from those of the base {base.source or 'sd21'!r}: {_some(odd, 4)}")
