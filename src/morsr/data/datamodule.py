@@ -44,7 +44,7 @@ class RealESRGANDataModule(L.LightningDataModule):
     | `set`, `image` | B names of sources and of photographs | validation, test |
     | `repeated` | B bools: another device counts this image | validation, test |
 
-    Sources are explained in morsr/data/sources.py and docs/data.md.
+    Sources are explained in docs/data.md.
 
     Args:
         train: sources of HR photographs and of pairs; may be empty if dead_leaves is 1.

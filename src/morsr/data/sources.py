@@ -1,16 +1,6 @@
 """Where images come from: folders, lists, pairs of folders, and the photographs that scikit-image brings.
 
-A source, as a config writes it under `train`, `val` or `test`:
-
-| written as | what it is |
-|---|---|
-| `photos/` | a folder, searched with its subfolders |
-| `list.txt` | one path a line, relative to the list |
-| `skimage:train`, `skimage:eval` | scikit-image's photographs, for training and held out |
-| `{source: S, weight: 2, root: DIR, name: N}` | these, with images drawn twice as often; paths are relative to DIR |
-| `{lr: DIR, hr: DIR, weight: 2, name: N}` | pairs of files with equal stems |
-
-`name` is what tables call the source. With `optional: true` a source whose folder is missing is left out.
+A source is what a config writes under `train`, `val` or `test`; docs/data.md lists the forms.
 """
 
 from __future__ import annotations

@@ -22,8 +22,3 @@ def feature_distances(first: Sequence[Tensor], second: Sequence[Tensor]) -> Tens
     pairs = zip(first, second, strict=True)
     units = [[F.normalize(level.float(), dim=1, eps=1e-6) for level in pair] for pair in pairs]
     return torch.stack([(one - other).square().sum(1).mean((1, 2)) for one, other in units]).mean(0)
-
-
-def feature_distance(first: Sequence[Tensor], second: Sequence[Tensor]) -> Tensor:
-    """`feature_distances`, averaged over the images."""
-    return feature_distances(first, second).mean()

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,19 +52,18 @@ _LARGEST_SIDE = {"JPEG": 65500, "WEBP": 16383, "GIF": 65535}
 _OPAQUE_ONLY = ("JPEG", "BMP")
 _XMP_ROTATION = rb"""(tiff:Orientation\s*(?:=\s*["']|>)\s*)[2-8]"""
 
-_P = ParamSpec("_P")
-_T = TypeVar("_T")
+_Reader = TypeVar("_Reader", bound=Callable[..., Any])
 
 
-def _in_one_line(read: Callable[Concatenate[Any, _P], _T]) -> Callable[Concatenate[Any, _P], _T]:
+def _in_one_line(reader: _Reader) -> _Reader:
     """Turn whatever a reader raises into one line that names the image."""
 
-    @functools.wraps(read)
-    def named(source: Any, *args: _P.args, **options: _P.kwargs) -> _T:
+    @functools.wraps(reader)
+    def named(source: Any, *args: Any) -> Any:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                return read(source, *args, **options)
+                return reader(source, *args)
         except Exception as error:  # decoders of damaged files raise anything from struct.error to SyntaxError
             is_path = isinstance(source, (str, os.PathLike))
             name = printable(os.fspath(source)) if is_path else f"the {type(source).__name__}"
@@ -75,7 +74,7 @@ def _in_one_line(read: Callable[Concatenate[Any, _P], _T]) -> Callable[Concatena
                 text = f"cannot be read ({text or type(error).__name__})"
             raise InputError(text if name in text else f"{name}: {text}") from error
 
-    return named
+    return named  # type: ignore[return-value]
 
 
 @_in_one_line

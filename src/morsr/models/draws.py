@@ -6,6 +6,7 @@ so there is no generator's state to save.
 
 from __future__ import annotations
 
+import math
 import zlib
 
 import torch
@@ -49,9 +50,6 @@ class Draws:
 
     def normal(self, name: str, shape: tuple[int, ...]) -> Tensor:
         """Standard normal numbers (B, *shape), float32, by the inverse of the distribution function."""
-        count = 1
-        for side in shape:
-            count *= side
         # Half of the last bit is added, because 0 would give minus infinity.
-        uniform = uniforms(self._stream(name), count).mul_(2).add_(2.0**-53 - 1)
+        uniform = uniforms(self._stream(name), math.prod(shape)).mul_(2).add_(2.0**-53 - 1)
         return (uniform.erfinv_() * 2**0.5).float().view(-1, *shape)

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from morsr.errors import ConfigError, WeightsError, check_fields
-from morsr.functional.perceptual import feature_distance
+from morsr.functional.perceptual import feature_distances
 from morsr.functional.quality import rgb_to_y
 from morsr.functional.routing import Routing
 from morsr.models.discriminator import DiscriminatorConfig
@@ -76,21 +76,15 @@ class Lpips(Weight):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Distillation(Weight, ScoreConfig):
+class Distillation(ScoreConfig, Weight):
     """Weight and settings of a distillation by the frozen teacher; see `ScoreConfig`."""
-
-    def __post_init__(self) -> None:
-        ScoreConfig.__post_init__(self)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Gan(Weight, DiscriminatorConfig):
+class Gan(DiscriminatorConfig, Weight):
     """Weight of the adversarial loss and settings of its discriminator; see `DiscriminatorConfig`."""
 
     weight: float = 0.1
-
-    def __post_init__(self) -> None:
-        DiscriminatorConfig.__post_init__(self)
 
 
 class TrainingStep(NamedTuple):
@@ -263,7 +257,7 @@ class RestorationLoss(nn.Module):
         assert self._feature_network is not None
         with torch.no_grad():
             target = self._feature_network(hr)
-        return feature_distance(self._feature_network(sr), target)
+        return feature_distances(self._feature_network(sr), target).mean()
 
 
 def build_lpips(folder: str | os.PathLike[str] | None = None) -> nn.Module:
