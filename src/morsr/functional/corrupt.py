@@ -41,17 +41,15 @@ _CHROMA_CORNER = ((17, 18, 24, 47), (18, 21, 26, 66), (24, 26, 56, 99), (47, 66,
 @contextmanager
 def full_precision() -> Iterator[None]:
     """Matrix products in true float32 inside, whatever the global settings say (TF32 would move JPEG coefficients)."""
-    changed: list[tuple[Any, str, Any]] = []
-    for owner in (torch.backends.cuda.matmul, getattr(torch.backends.mkldnn, "matmul", None)):
-        name, value = ("fp32_precision", "ieee") if hasattr(owner, "fp32_precision") else ("allow_tf32", False)
-        if owner is not None and hasattr(owner, name) and getattr(owner, name) != value:
-            changed.append((owner, name, getattr(owner, name)))
-            setattr(owner, name, value)
+    backends: list[Any] = [torch.backends.cuda.matmul, torch.backends.mkldnn.matmul]
+    before = [backend.fp32_precision for backend in backends]
     try:
+        for backend in backends:
+            backend.fp32_precision = "ieee"
         yield
     finally:
-        for owner, name, value in changed:
-            setattr(owner, name, value)
+        for backend, precision in zip(backends, before, strict=True):
+            backend.fp32_precision = precision
 
 
 def resize(images: Tensor, size: tuple[int, int], mode: str, *, scale: float | None = None) -> Tensor:
@@ -177,19 +175,13 @@ def jpeg_tables(quality: Tensor) -> tuple[Tensor, Tensor]:
     low, high = (float(value) for value in quality.aminmax())
     if not (low >= 1 and high <= 100):
         raise InputError(f"JPEG quality: expected 1 to 100, got {low:g} to {high:g}")
-    made = [_whole_tables(round(value)) for value in quality.double().tolist()]
-    luma, chroma = (torch.stack(every).to(quality.device) for every in zip(*made, strict=True))
+    whole = quality.double().round().view(-1, 1, 1)
+    percent = torch.where(whole < 50, (5000 / whole).floor(), 200 - 2 * whole)
+    luma = whole.new_tensor(LUMA_TABLE)
+    chroma = torch.full_like(luma, 99)
+    chroma[:4, :4] = whole.new_tensor(_CHROMA_CORNER)
+    luma, chroma = (((table * percent + 50) / 100).floor().clamp(1, 255).float() for table in (luma, chroma))
     return luma, chroma
-
-
-@functools.lru_cache(maxsize=128)
-def _whole_tables(quality: int) -> tuple[Tensor, Tensor]:
-    percent = 5000 // quality if quality < 50 else 200 - 2 * quality
-    chroma = np.full((8, 8), 99)
-    chroma[:4, :4] = _CHROMA_CORNER
-    made = [np.clip((table * percent + 50) // 100, 1, 255) for table in (np.array(LUMA_TABLE), chroma)]
-    with torch.inference_mode(False):
-        return torch.tensor(made[0], dtype=torch.float32), torch.tensor(made[1], dtype=torch.float32)
 
 
 def jpeg(images: Tensor, quality: Tensor) -> Tensor:

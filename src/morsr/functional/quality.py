@@ -53,12 +53,7 @@ def psnr_y(sr: Tensor, hr: Tensor) -> Tensor:
     80.0
     """
     _check_pair(sr, hr, "psnr_y")
-    # Luma is affine, so the difference of the lumas is the weighted difference of the channels: half the work.
-    # float32 holds differences of 8-bit levels to 1e-7, which is 1e-6 dB; the mean is taken in float64.
-    dtype = torch.promote_types(sr.dtype, torch.float32)
-    difference = sr.to(dtype) - hr.to(dtype)
-    luma = sum(difference[:, channel] * (weight / 255) for channel, weight in enumerate(_LUMA_WEIGHTS))
-    error = torch.as_tensor(luma).double().square().mean(dim=(1, 2))
+    error = (rgb_to_y(sr.double()) - rgb_to_y(hr.double())).square().mean(dim=(1, 2, 3))
     return -10 * torch.log10(error + _PSNR_FLOOR)
 
 

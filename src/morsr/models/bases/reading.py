@@ -107,16 +107,21 @@ def _folder_of(candidate: str, files: Sequence[str], what: str) -> tuple[Path, s
         raise _NotThereError(f"is a single file; expected {_layout(what)}")
     if repository_of(candidate) is None:
         raise _NotThereError("no such folder")
+    parts = ["", "vae/"] if what == "decoder" else ["unet/", "transformer/", "vae/"]
     try:
-        folder = fetch(candidate, files)
-        parts = ["", "vae/"] if what == "decoder" else ["unet/", "transformer/", "vae/"]
-        lacking = [part for part in parts if (folder / part / "config.json").is_file()
-                   and not any((folder / part).glob(f"{_WEIGHTS}*safetensors*"))]  # fmt: skip
-        if lacking:
-            fetch(candidate, [pattern for part in lacking for pattern in half_patterns(part, _WEIGHTS)])
+        return _fetched(candidate, files, parts, _WEIGHTS), candidate
     except WeightsError as error:
         raise _NotThereError(str(error)) from error
-    return folder, candidate
+
+
+def _fetched(name: str, files: Sequence[str], parts: Sequence[str], stem: str) -> Path:
+    """The local copy of a repository; networks in these parts that have no other weights come in half precision."""
+    folder = fetch(name, files)
+    lacking = [part for part in parts if (folder / part / "config.json").is_file()
+               and not any((folder / part).glob(f"{stem}*safetensors*"))]  # fmt: skip
+    if lacking:
+        fetch(name, [pattern for part in lacking for pattern in half_patterns(part, stem)])
+    return folder
 
 
 def _layout(what: str) -> str:
@@ -328,10 +333,7 @@ def encode_by_pipeline(folder: Path, name: str, texts: Mapping[str, str], family
 def _with_encoder(folder: Path, name: str, files: Sequence[str]) -> Path:
     """The folder with a base's text encoder: its own, or fetched by its hub id."""
     if not (folder / "text_encoder" / "config.json").is_file() and repository_of(name) is not None:
-        folder = fetch(name, files)
-        lacking = [part.name for part in folder.glob("text_encoder*") if not any(part.glob("model*safetensors*"))]
-        if lacking:
-            fetch(name, [pattern for part in lacking for pattern in half_patterns(f"{part}/", "model")])
+        folder = _fetched(name, files, ["text_encoder/", "text_encoder_2/", "text_encoder_3/"], "model")
     missing = [part for part in ("text_encoder", "tokenizer") if not (folder / part).is_dir()]
     if missing:
         raise WeightsError(
