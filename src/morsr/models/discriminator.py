@@ -74,7 +74,7 @@ class Discriminator(nn.Module):
         dtype = next(self.heads.parameters()).dtype
         return [head(level.to(dtype)) for head, level in zip(self.heads, features, strict=True)]
 
-    def _features(self, latents: Tensor, draws: Draws, *names: str) -> list[Tensor]:
+    def features(self, latents: Tensor, draws: Draws, *names: str) -> list[Tensor]:
         """Features of latents, noised to a small random timestep each first; a name of draws for every len(draws)."""
         base = self._base[0]
         timesteps = torch.cat([draws.timesteps(f"{name}/t", 0, self.config.max_timestep) for name in names])
@@ -84,13 +84,13 @@ class Discriminator(nn.Module):
 
     def generator_loss(self, latents: Tensor, draws: Draws) -> Tensor:
         """What the generator minimises: −D. The caller sees to it that the heads take no gradient (`toggled`)."""
-        return hinge_generator(self(self._features(latents, draws, "adversarial")))
+        return hinge_generator(self(self.features(latents, draws, "adversarial")))
 
     def loss(self, fake: Tensor, real: Tensor, draws: Draws) -> Tensor:
         """What the heads minimise, for generated and real latents; both are detached here."""
         # One pass over both halves; the base runs without gradient, so only the heads' activations are kept.
         with torch.no_grad():
-            features = self._features(torch.cat([fake, real]), draws, "fake", "real")
+            features = self.features(torch.cat([fake, real]), draws, "fake", "real")
         verdicts, count = self(features), len(fake)
         return hinge_discriminator([v[count:] for v in verdicts], [v[:count] for v in verdicts])
 
