@@ -10,7 +10,7 @@ from PIL import Image
 
 from morsr.cli_parser import call
 from morsr.commands import degrade as command
-from morsr.degradation import DegradationParameters, apply
+from morsr.degradation import DegradationRecipe, apply
 from morsr.errors import ConfigError, InputError
 
 
@@ -35,11 +35,10 @@ def photos():
 
 def test_a_folder_with_parameters_that_replay():
     assert run("photos lr --seed 3 --hr hr") == 0
-    text = Path("lr/parameters.jsonl").read_text()
-    rows = [json.loads(line) for line in text.splitlines()]
+    rows = [json.loads(line) for line in Path("lr/parameters.jsonl").read_text().splitlines()]
     assert [row["file"] for row in rows] == ["a.png", "gray.png", "more/b.png"]
     assert all(0 <= row["severity"]["combined"] <= 1 and row["seed"] == 3 for row in rows)
-    parameters = DegradationParameters.from_jsonl(text)
+    parameters = DegradationRecipe.load("realesrgan").sample(torch.tensor([row["key"] for row in rows]))
     for place, row in enumerate(rows):
         sharp, made = pixels(f"hr/{row['file']}"), pixels(f"lr/{row['file']}")
         assert sharp.shape[:2] == (4 * made.shape[0], 4 * made.shape[1])

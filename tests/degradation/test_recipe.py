@@ -219,11 +219,3 @@ def test_a_quarter_is_degraded_in_one_way_at_uniform_strength():
 def test_wrong_keys_are_refused(keys):
     with pytest.raises(InputError):
         DegradationRecipe().sample(keys)
-
-
-@pytest.mark.parametrize("text", ["", "{}", "not json", '{"key": 1}'])
-def test_wrong_json_lines_are_refused(text):
-    whole = DegradationRecipe().sample(torch.arange(1)).to_jsonl()
-    for wrong in (text, whole.replace('"resize_mode": "', '"resize_mode": "x')):
-        with pytest.raises(InputError):
-            DegradationParameters.from_jsonl(wrong)

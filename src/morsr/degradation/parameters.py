@@ -5,22 +5,19 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Self, get_type_hints
+from typing import Any, Self
 
 import torch
 from torch import Tensor
 
-from morsr.errors import InputError
 from morsr.functional.corrupt import RESIZE_MODES
 from morsr.functional.kernels import KERNEL_KINDS
 
 NOISE_KINDS = ("gaussian", "poisson")
 NO_JPEG = 101.0
 """A JPEG quality above 100 stands for no compression."""
-# Numbers that stand for names in tensors, and the fields that are not float32.
+# Numbers that stand for names in tensors.
 _NAMES = {"kind": KERNEL_KINDS, "resize_mode": RESIZE_MODES, "noise_kind": NOISE_KINDS}
-_DTYPES = {"key": torch.int64, "size": torch.int64, "sharpen": torch.bool, "noise_gray": torch.bool,
-           "jpeg_last": torch.bool, **dict.fromkeys(_NAMES, torch.int64)}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -56,18 +53,6 @@ class _Group:
             plain: list[Any] = value.rows() if isinstance(value, _Group) else value.tolist()
             columns[field.name] = [names[number] for number in plain] if names else plain
         return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-
-    @classmethod
-    def _read(cls, rows: list[dict[str, Any]]) -> Self:
-        made: dict[str, Any] = {}
-        for name, kind in get_type_hints(cls).items():
-            values = [row[name] for row in rows]
-            if issubclass(kind, _Group):
-                made[name] = kind._read(values)
-            else:
-                numbers = [_NAMES[name].index(value) for value in values] if name in _NAMES else values
-                made[name] = torch.tensor(numbers, dtype=_DTYPES.get(name, torch.float32))
-        return cls(**made)
 
 
 @dataclass(frozen=True)
@@ -126,24 +111,12 @@ class DegradationParameters(_Group):
     final: FinalParameters
 
     def to_jsonl(self, *, extra: Sequence[dict[str, Any]] | None = None) -> str:
-        """One JSON object per line and image; `extra` adds entries (a file name, say) to each of them."""
+        """One JSON object per line and image; `extra` adds entries (a file name, say) to each of them.
+
+        The recipe draws the same parameters again from the key of a line.
+        """
         rows = zip(extra or [{}] * len(self), self.rows(), strict=True)
         return "".join(json.dumps({**more, **row}) + "\n" for more, row in rows)
-
-    @classmethod
-    def from_jsonl(cls, text: str) -> DegradationParameters:
-        """Read what `to_jsonl` wrote; other entries are skipped.
-
-        Raises:
-            InputError: no line, a line that is not JSON, or one that lacks an entry.
-        """
-        try:
-            rows = [json.loads(line) for line in text.splitlines() if line.strip()]
-            if rows:
-                return cls._read(rows)
-            raise ValueError("no line")
-        except (KeyError, TypeError, ValueError) as error:
-            raise InputError(f"parameters: expected lines as to_jsonl writes them, got an error: {error!r}") from error
 
     @classmethod
     def concatenate(cls, parts: Iterable[DegradationParameters]) -> DegradationParameters:
