@@ -8,8 +8,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from morsr.errors import ConfigError
-
 CUBIC_A = -0.75
 """The free parameter of the cubic kernel, as in PyTorch's and OpenCV's bicubic."""
 
@@ -29,8 +27,6 @@ def cubic_taps(index: Tensor, in_size: int, out_size: int) -> tuple[Tensor, Tens
 
     Source: Keys 1981, with pixel centres at half-integers.
     """
-    if out_size < in_size:
-        raise ConfigError(f"enlargement: expected at least {in_size} output pixels, got {out_size}")
     # In float64, because float32 positions are off by 1e-3 of a pixel in images 10,000 pixels wide.
     position = (index.double() + 0.5) * (in_size / out_size) - 0.5
     base = position.floor()

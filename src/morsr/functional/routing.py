@@ -41,9 +41,7 @@ class Routing(NamedTuple):
 
     def image(self, index: int) -> Routing:
         """Routing of one image, as a batch of one."""
-        if not -self.batch <= index < self.batch:
-            raise IndexError(f"routing holds {self.batch} images, asked for {index}")
-        index %= self.batch
+        index = range(self.batch)[index]
         return Routing(*(field[:, index : index + 1] for field in self))
 
     def detach(self) -> Routing:
