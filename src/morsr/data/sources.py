@@ -100,8 +100,6 @@ class Photo(NamedTuple):
 
 def find_images(folder: str | Path) -> list[str]:
     """Paths of all images in a folder and its subfolders, sorted as texts; see `morsr.imaging.list_images`."""
-    if not Path(folder).is_dir():
-        raise InputError(f"{folder}: expected a folder of images, and there is none")
     return sorted(map(str, list_images(folder)))
 
 

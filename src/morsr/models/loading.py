@@ -226,11 +226,11 @@ def _from_checkpoint(path: Path, given: Mapping[str, Any]) -> OneStepGenerator:
     # A run that averaged its weights was validated with the average, which is also what its adapters files hold.
     average = checkpoint.get("callbacks", {}).get("AdapterEMA", {}).get("average", {})
     state |= {key: value for key, value in average.items() if key in state}
+    trained = {name for name, parameter in generator.named_parameters() if parameter.requires_grad}
     try:
         missing, unexpected = generator.load_state_dict(state, strict=False)
     except RuntimeError as error:
         raise WeightsError(f"{path}: its tensors have other shapes than the adapters that it describes") from error
-    frozen = {name for name, parameter in generator.named_parameters() if not parameter.requires_grad}
-    if unexpected or any(key not in frozen for key in missing if key in dict(generator.named_parameters())):
+    if unexpected or trained.intersection(missing):
         raise WeightsError(f"{path}: its tensors do not fit the adapters that it describes")
     return generator.eval()

@@ -22,7 +22,6 @@ from morsr.estimators.frequency import FrequencyEstimator
 from morsr.estimators.learned import LearnedEstimator, crop_statistics
 from morsr.estimators.statistics import image_statistics, luma_chroma
 from morsr.estimators.views import CROP, GRID
-from morsr.files import output_folder
 from morsr.functional.resample import edge_index
 from morsr.functional.severity import worst
 from morsr.models.exchange.fixed import export_diffusers
@@ -145,7 +144,7 @@ def export_onnx(
 
     Raises:
         ConfigError: another scale, or live routing by an estimator other than frequency and learned.
-        InputError: no routing is set and none is live, or a path that is a folder.
+        InputError: no routing is set and none is live, or a path that cannot be written.
         MissingDependencyError: onnx, onnxruntime or onnxscript are not installed.
     """
     missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
@@ -153,10 +152,7 @@ def export_onnx(
         raise MissingDependencyError(f"{', '.join(missing)} not installed; pip install 'morsr[onnx]'")
     if isinstance(scale, bool) or scale != int(scale) or not 1 <= scale <= 8:
         raise ConfigError(f"scale: expected a whole number from 1 to 8 for ONNX, got {scale}")
-    path = Path(path).expanduser()
-    if path.is_dir():
-        raise InputError(f"{path}: expected a file, this is a folder")
-    adapters = generator.adapters
+    path, adapters = Path(path).expanduser(), generator.adapters
     live = live and adapters is not None and adapters.is_routed
     described = {"scale": int(scale), "color": "none", "routing": "live" if live else "fixed"}
     described |= {} if adapters is None else {"strength": adapters.strength}
@@ -179,16 +175,17 @@ def export_onnx(
     assert program is not None
     program.model.metadata_props["morsr"] = json.dumps(described)
     size = sum(parameter.nbytes for parameter in network.parameters())
-    with tempfile.TemporaryDirectory(prefix=".morsr-", dir=output_folder(path.parent)) as beside:
-        # Under its final name already, by which the file refers to its weights.
-        made = Path(beside) / path.name
-        try:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".morsr-", dir=path.parent) as beside:
+            # Under its final name already, by which the file refers to its weights.
+            made = Path(beside) / path.name
             program.save(str(made), external_data=size > ONE_FILE_BYTES)
-        except OSError as error:
-            raise InputError(f"{path}: cannot be written ({error.strerror or error})") from error
-        outputs = _run_onnx(made, images)
-        for file in sorted(made.parent.iterdir(), reverse=True):  # the weights first
-            file.replace(path.parent / file.name)
+            outputs = _run_onnx(made, images)
+            for file in sorted(made.parent.iterdir(), reverse=True):  # the weights first
+                file.replace(path.parent / file.name)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror or error})") from error
     return max((output - wanted).abs().max().item() for output, wanted in zip(outputs, expected, strict=True))
 
 
