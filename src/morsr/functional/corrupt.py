@@ -41,15 +41,16 @@ _CHROMA_CORNER = ((17, 18, 24, 47), (18, 21, 26, 66), (24, 26, 56, 99), (47, 66,
 @contextmanager
 def full_precision() -> Iterator[None]:
     """Matrix products in true float32 inside, whatever the global settings say (TF32 would move JPEG coefficients)."""
-    backends: list[Any] = [torch.backends.cuda.matmul, torch.backends.mkldnn.matmul]
-    before = [backend.fp32_precision for backend in backends]
+    found: Any = torch.backends
+    products = found.cuda.matmul, found.mkldnn.matmul
+    before = [one.fp32_precision for one in products]
     try:
-        for backend in backends:
-            backend.fp32_precision = "ieee"
+        for one in products:
+            one.fp32_precision = "ieee"
         yield
     finally:
-        for backend, precision in zip(backends, before, strict=True):
-            backend.fp32_precision = precision
+        for one, precision in zip(products, before, strict=True):
+            one.fp32_precision = precision
 
 
 def resize(images: Tensor, size: tuple[int, int], mode: str, *, scale: float | None = None) -> Tensor:
