@@ -14,9 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from morsr.adapters import (
-    active_adapters,
     adapter_names,
-    inject,
     layers_of_set,
     load_adapters,
     read_adapters_header,
@@ -245,14 +243,3 @@ def test_start_from_what_does_not_fit_changes_nothing(saved, toy, tmp_path):
         with pytest.raises(WeightsError):
             start_from_adapters(path, model)
         assert all(not ranks.lora_B.any() for _, _, ranks in layers_of_set(model, "generator"))
-
-
-def test_several_sets_load_under_their_names(toy, images, tmp_path):
-    model, _ = toy.make(toy.small("lora"))
-    save_adapters(tmp_path / "one.safetensors", model)
-    twin = _bare(toy)
-    load_adapters(tmp_path / "one.safetensors", twin, name="first")
-    inject(twin, toy.small("lora"), name="second")
-    assert adapter_names(twin) == ("first", "second")
-    with torch.no_grad(), active_adapters(twin, "first"):
-        assert torch.equal(twin(images), model(images))

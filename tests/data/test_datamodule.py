@@ -293,15 +293,6 @@ def test_complete_data_lack_nothing(photos, pairs, monkeypatch):
     assert RealESRGANDataModule.missing(train="absent", dead_leaves=1.0) == []
 
 
-@pytest.mark.parametrize("stage", ["validate", "test"])
-def test_nothing_to_validate_or_test_is_an_error(make_data, tmp_path, stage):
-    absent = {"lr": "LR", "hr": "HR", "optional": True}
-    data = make_data(val=[absent], test=[absent])
-    with pytest.raises(InputError):
-        getattr(trainer(), stage)(Recorder(), data, verbose=False)
-    fit(data, tmp_path, steps=1)  # a training goes on without
-
-
 @pytest.mark.skipif(not torch.accelerator.is_available(), reason="needs an accelerator")
 def test_a_batch_is_made_on_the_device(make_data):
     data = make_data(dead_leaves=0.5)

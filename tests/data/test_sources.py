@@ -77,13 +77,6 @@ def test_folders_are_paired_by_stem(pairs):
     np.testing.assert_array_equal(hr, pair.hr[24:72, 16:64])
 
 
-def test_an_optional_source_may_be_missing(pairs, photos):
-    assert find_photos({"lr": "absent", "hr": "absent", "optional": True}) == []
-    assert find_photos({"source": "absent", "optional": True}) == []
-    assert len(find_photos({**pairs, "optional": True})) == 3
-    check_names([str(photos), {"source": "absent/photos", "optional": True}])
-
-
 def test_crops_are_central_and_multiples():
     image = np.arange(30 * 50 * 3).reshape(30, 50, 3)
     np.testing.assert_array_equal(crop_to_multiple(image, 16), image[7:23, 1:49])

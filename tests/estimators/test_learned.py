@@ -116,15 +116,3 @@ def test_training_step_learns_and_replays():
     assert sum(losses[-5:]) < 0.6 * sum(losses[:5])
     assert len(module._seen) == 16
     assert not bool((module.net.deviation == 1).all())
-
-
-def test_mixed_batches_hold_single_factors_with_their_ranks():
-    module = LearnedEstimatorTraining(hidden=16, single_share=0.5)
-    batch = recipe_batch(6)
-    lr, targets = module.mixed(batch)
-    assert not torch.equal(lr[:3], batch["lr"][:3])
-    torch.testing.assert_close(lr[3:], batch["lr"][3:], atol=0, rtol=0)
-    torch.testing.assert_close(targets[3:], module.targets(batch)[3:])
-    assert (targets[:3, :3] > 0.05).sum(dim=1).max() <= 1
-    with pytest.raises(InputError, match="known parameters"):
-        module.targets({"lr": lr})

@@ -19,7 +19,6 @@ from morsr.errors import ConfigError, InputError, MorsrError, WeightsError
 from morsr.imaging import read, write
 from morsr.restoring import Restorer, Settings, passes
 from morsr.restoring import restorer as restorer_module
-from morsr.restoring.devices import resolve_device, resolve_dtype
 from morsr.restoring.tiles import tiling
 
 
@@ -158,18 +157,6 @@ def test_settings_that_cannot_work_are_refused_before_anything_is_done(wrong, er
 def test_bad_images_are_refused(bad):
     with pytest.raises(InputError if isinstance(bad, (Tensor, str)) else TypeError):
         twins.fake()(bad)
-
-
-def test_devices_and_dtypes_by_name():
-    assert resolve_device("cpu") == torch.device("cpu")
-    for wrong in ("cuda:77", "toaster", None, "meta"):
-        with pytest.raises(ConfigError, match="cannot be used"):
-            resolve_device(wrong)
-    assert resolve_dtype("auto", torch.device("cpu")) is torch.float32
-    assert resolve_dtype("bfloat16", torch.device("cpu")) is torch.bfloat16
-    for other in ("float8", torch.int32):
-        with pytest.raises(ConfigError, match="float32, bfloat16, float16"):
-            resolve_dtype(other, torch.device("cpu"))
 
 
 @pytest.mark.parametrize(("height", "width"), [(128, 512), (16, 512), (512, 16), (300, 40)])

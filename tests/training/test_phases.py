@@ -89,11 +89,6 @@ def test_parts_of_a_batch_add_up_to_its_gradient(small_base):
     assert three.output.routing.chosen.shape == one.output.routing.chosen.shape
 
 
-def test_too_small_a_batch_for_its_parts_is_named(module):
-    with pytest.raises(ConfigError, match="accumulate=3"):
-        twins.plain_phase(module, accumulate=3).run(twins.batch(2), twins.draws(2), step=0)
-
-
 def test_terms_wait_for_their_start_and_their_networks_rest(small_base):
     loss = {"l2": 1.0, "vsd": {"weight": 2.0, "start": 1}, "gan": {"weight": 1.0, "start": 2, "ramp": 2}}
     module = twins.build(small_base, loss=loss)
