@@ -86,17 +86,18 @@ def test_a_disk_that_fills_up_leaves_the_checkpoint_before(small_base, tmp_path,
 
 
 def test_adapters_that_have_gone_nan_leave_the_file_before(small_base, tmp_path, capsys):
-    keep = {"class_path": "morsr.training.callbacks.AdapterCheckpoint", "init_args": {"folder": str(tmp_path / "kept")}}
-    callbacks = [{"class_path": "test_accidents.Poison"}, keep]
-    (tmp_path / "kept").mkdir()
-    file = tmp_path / "kept" / "adapters.safetensors"
+    callbacks = [
+        {"class_path": "test_accidents.Poison"},
+        {"class_path": "morsr.training.callbacks.AdapterCheckpoint"},
+    ]
+    file = tmp_path / "adapters.safetensors"
     file.write_bytes(b"of an earlier run")
     steps = ["--trainer.max_steps=2"]
     assert main([*options(small_base, tmp_path, workers=0, callbacks=callbacks), *steps]) == 2
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("morsr: ")]
     assert len(lines) == 1
     assert "hold NaN or infinity" in lines[0]
-    assert [path.name for path in file.parent.iterdir()] == ["adapters.safetensors"]
+    assert [path.name for path in tmp_path.glob("*.safetensors")] == ["adapters.safetensors"]
     assert file.read_bytes() == b"of an earlier run"
 
 
