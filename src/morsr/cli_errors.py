@@ -89,21 +89,16 @@ def _reason(line: str, keys: list[str], class_path: str, parser: Any) -> str:
         guess = closest(name if "." not in name or section in known else section, known) if dashes else ""
         if dashes != "--" and "." in name and section in known:
             return shortened(f"{dashes}{name}: unknown argument; did you mean --{name}?")
-        plain = dashes + (name if "." in name or parser is None else name.replace("_", "-"))
-        guess = guess.replace("mean ", "mean --")
-        guess = guess if "." in guess or parser is None else guess.replace("_", "-")
-        return shortened(f"{plain}: unknown {'option' if dashes else 'argument'}; {guess or 'see --help'}")
+        guess = guess.replace("mean ", "mean --") or "see --help"
+        return shortened(f"{dashes}{name}: unknown {'option' if dashes else 'argument'}; {guess}")
     if found := re.search(r"Group '(.+?)' does not accept option '(.+?)'", line):
         return _unknown([*keys, *found[1].split("."), found[2]], f"{found[1]}.{found[2]}", class_path)
-    if found := re.search(r"Option '(.+?)' is not accepted", line):
+    if found := re.search(r"Option '(.+?)' is not accepted|Subcommand '\w+' does not accept option '(.+?)'", line):
+        name = found[1] or found[2]
         if class_path:
-            return _unknown([*keys, found[1]], found[1], class_path)
-        name = found[1].partition(".")[0]
-        guess = closest(name, {known.partition(".")[0] for known in _names(parser)})
-        return shortened(f"{found[1]}: unknown setting; {guess or 'see --help'}")
-    if found := re.search(r"Subcommand '\w+' does not accept option '(.+?)'", line):
-        guess = closest(found[1].partition(".")[0], ("model", "data", "trainer", *_names(parser)))
-        return shortened(f"{found[1]}: unknown setting; {guess or 'see --help'}")
+            return _unknown([*keys, name], name, class_path)
+        guess = closest(name.partition(".")[0], {known.partition(".")[0] for known in _names(parser)})
+        return shortened(f"{name}: unknown setting; {guess or 'see --help'}")
     if found := re.search(r"Import path (\S+) does not correspond to a subclass of (\w+)", line):
         return shortened(f"{_path(keys)}: expected a class of {found[2]}, got {found[1]}; give a subclass of it")
     if found := re.search(r"No module named '(.+?)'", line):
@@ -118,7 +113,7 @@ def _reason(line: str, keys: list[str], class_path: str, parser: Any) -> str:
     if found := re.match(r"Not of type (\w+): (.*?)(?: does not conform.*)?$", line):
         value = re.sub(r".*literal.*: '|could not convert .*: '|'$", "", found[2])
         return _wrong_type(keys, found[1], value)
-    if found := re.match(r"argument (-\S+): expected one argument", line):
+    if found := re.match(r"argument (-\S+): expected (?:one|at least one) argument", line):
         return shortened(f"{found[1].rpartition('/')[2][2:]}: expected a value, got none; give one")
     if found := re.match(r"the following arguments are required: (.*)", line):
         if "model" in found[1].split("."):
@@ -204,7 +199,7 @@ def _names(parser: Any) -> list[str]:
         trainer = [f"trainer.{name}" for name in settings_of(pydoc.locate("lightning.Trainer"))]
         first = ("config", "model", "data", "trainer", "seed_everything", "ckpt_path", "print_config")
         return [*first, *trainer]
-    return [action.dest for action in parser._actions if action.dest]
+    return [action.dest.replace("_", "-") for action in parser._actions]
 
 
 def _path(keys: Sequence[str]) -> str:

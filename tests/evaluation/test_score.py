@@ -71,7 +71,7 @@ def table_of(text: str, metric: str) -> dict[str, list[str]]:
 
 def test_score_command_writes_and_prints_one_table(folders, capsys):
     words = f"--pred {folders}/good worse={folders}/bad --gt {folders}/gt --lr {folders}/lr --published RealSR"
-    assert main(["score", *words.split(), "--metrics", "psnr,ssim,lpips", "--out", "out", "--jobs", "1"]) == 0
+    assert main(["score", *words.split(), "--metrics", "psnr,ssim,lpips", "--out", "out"]) == 0
     printed = capsys.readouterr().out
     lines = rows_of(Path("out/scores.csv"))
     assert [line["method"] for line in lines] == ["bicubic"] * 5 + ["good"] * 5 + ["worse"] * 5

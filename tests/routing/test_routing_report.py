@@ -3,7 +3,6 @@
 import os
 import re
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,6 @@ from morsr.errors import ConfigError
 from morsr.estimators import build_estimator
 from morsr.evaluation.callback import RoutingDump
 from morsr.evaluation.example import examine
-from morsr.evaluation.report import write_report
 from morsr.evaluation.routing import RoutingTable
 from morsr.models.bases import load_base
 from morsr.models.generator import OneStepConfig, OneStepGenerator
@@ -182,16 +180,3 @@ def test_validation_writes_its_routings(generator, tmp_path):
     assert table.names == ("i0", "i1", "i2", "i3")
     torch.testing.assert_close(table.truth["noise"], true_severity(drawn[:4], "light").noise)
     torch.testing.assert_close(table.chosen, RoutingTable.from_images(generator, images[:4]).chosen)
-
-
-def test_a_collapsed_router_is_named_on_the_page(generator):
-    table = RoutingTable.from_images(generator, torch.rand(60, 3, 16, 16))
-    layers = table.chosen.shape[1]
-    drawn = [torch.randperm(SETTINGS.num_slots)[: SETTINGS.top_k] for _ in range(60 * layers)]
-    even = replace(table, chosen=torch.stack(drawn).view_as(table.chosen))
-    chosen = even.chosen.clone()
-    chosen[:, 1] = torch.arange(SETTINGS.top_k)
-    pages = [write_report(replace(even, chosen=c), "page.html").read_text() for c in (even.chosen, chosen)]
-    assert "have collapsed" not in pages[0]
-    assert f"In 1 of {layers} layers" in pages[1]
-    assert f"<td>{even.layer_names[1]}</td>" in pages[1]

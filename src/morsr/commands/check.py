@@ -21,11 +21,11 @@ def run(config: Path, *, overrides: list[str] | None = None) -> int:
     """Say what a run of this config lacks: base, estimator, losses' and metrics' weights, data, disk.
 
     Files are looked for, none is loaded or downloaded. Prints a line for each thing that is missing and returns 1, or
-    one line and 0 when the run is ready.
+    one line and 0 when the run is ready. Overrides follow the config, as for morsr fit: --data.train=[photos].
 
     Args:
         config: of a run, as for morsr fit
-        overrides: as for morsr fit, such as --data.train=[photos]
+        overrides: options of morsr fit
 
     Raises:
         ConfigError: a config or an override that the run would refuse.

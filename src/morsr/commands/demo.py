@@ -61,7 +61,7 @@ def run(
     device: str = "auto",
     dtype: Dtype = "auto",
     host: str = "127.0.0.1",
-    port: Port | None = None,
+    port: Port | None = None,  # type: ignore[valid-type]
     max_mb: PositiveInt = 20,
     open: bool = False,
 ) -> int:
@@ -280,8 +280,7 @@ def write_examples(folder: Path) -> list[Path]:
 
 def is_routed(restorer: Restorer) -> bool:
     """Whether a model has routed adapters."""
-    adapters = restorer.generator.adapters
-    return adapters is not None and adapters.config.is_routed
+    return restorer.generator.adapters is not None and restorer.generator.adapters.is_routed
 
 
 def check_output_size(source: Path, scale: float) -> None:
@@ -303,13 +302,7 @@ def check_output_size(source: Path, scale: float) -> None:
 def restore_upload(
     restorer: Restorer, source: Path, settings: dict[str, Any], folder: Path, progress: Any = None
 ) -> tuple[tuple[Image.Image, Image.Image], str, dict[str, float] | None, Figure | None]:
-    """Restore an uploaded file.
-
-    Args:
-        source: the file.
-        settings: see `Restorer.restore_file`.
-        folder: where the full file goes.
-        progress: called with (tiles done, tiles in all).
+    """Restore an uploaded file into a folder by the settings of `Restorer.restore_file`.
 
     Returns:
         Previews of the bicubic and the restored image, the path of the full file, the scores by name, and the plot of

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from jsonargparse.typing import PositiveInt
-
 from morsr.errors import ConfigError
 from morsr.files import printable
 
@@ -19,7 +17,6 @@ def run(
     out: Path = Path("scores"),
     published: str | None = None,
     skip_problems: bool = False,
-    jobs: PositiveInt | None = None,
     accelerator: bool = False,
     list_metrics: bool = False,
 ) -> int:
@@ -33,7 +30,6 @@ def run(
         out: folder for the tables
         published: data set, such as realsr, whose published rows are printed beside
         skip_problems: score the rest when files cannot be scored
-        jobs: images at once (default: one per core)
         accelerator: run learned metrics on the accelerator, if any
         list_metrics: print the metrics and what they need, and stop
 
@@ -58,7 +54,7 @@ def run(
 
     report = score_folders(
         named_paths(pred), gt, lr, [name for name in metrics.split(",") if name.strip()],
-        out=out, jobs=jobs or torch.get_num_threads(), skip_problems=skip_problems,
+        out=out, skip_problems=skip_problems,
         device=torch.accelerator.current_accelerator() if accelerator else None,
         published=published_rows(published) if published else (),
     )  # fmt: skip

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from morsr.commands._common import existing, output_file, say
-from morsr.errors import ConfigError, InputError
+from morsr.errors import InputError
 from morsr.files import atomic_path, printable
 
 
@@ -79,11 +79,8 @@ def _estimator(name: str, weights: str | None, prompts: str | None, device: str)
     from morsr.estimators import build_estimator
     from morsr.restoring.devices import resolve_device
 
-    known = {"learned": {"weights": weights}, "clip": {"model": weights, "prompts": prompts}}.get(name, {})
-    for option, value in (("weights", weights), ("prompts", prompts)):
-        if value is not None and value not in known.values():
-            raise ConfigError(f"--{option} has no effect on the estimator {name!r}")
-    settings = {key: value for key, value in known.items() if value is not None}
+    settings = {"model" if name == "clip" else "weights": weights, "prompts": prompts}
+    settings = {key: value for key, value in settings.items() if value is not None}
     where = resolve_device(device)
     return build_estimator(name, **settings).to(where), where
 

@@ -22,8 +22,7 @@ from morsr.evaluation.routing import SEVERITY_NAMES, RoutingTable
 from morsr.evaluation.specialisation import Specialisation
 from morsr.files import write_text
 from morsr.functional.layer_names import flow_order
-from morsr.functional.routing import slot_load
-from morsr.functional.utilization import collapsed_layers, dead_experts, load_entropy, load_spread, spearman
+from morsr.functional.utilization import dead_experts, load_entropy, spearman
 from morsr.imaging.loads import pixels_of
 
 COLOURS = {"light": "#5ec962", "medium": "#21918c", "severe": "#440154"}
@@ -51,7 +50,7 @@ def write_report(
     missing = list(notes)
     parts = [_overview(table), _kinds(table, kinds or {})]
     if table.is_routed:
-        parts += [_collapse(table), _load(table), _specialised(table, missing), _zero(table, missing), _ranks(table)]
+        parts += [_load(table), _specialised(table, missing), _zero(table, missing), _ranks(table)]
     else:
         missing.append("Everything about ranks: this model has no routing, its ranks are all active for every image.")
     parts += [_scores(table), *(_example(example, table) for example in examples)]
@@ -127,23 +126,6 @@ def _kinds(table: RoutingTable, shown: Mapping[str, Tensor]) -> str:
     thumbnails = [_picture(to_uint8(centre(image[None], 96)), captions[kind]) for kind, image in shown.items()]
     lead = "LR images, the middle: for each kind the image that shows it most clearly. An image counts for one kind."
     return _section("What the kinds look like", f'<div class="thumbnails">{"".join(thumbnails)}</div>', lead)
-
-
-def _collapse(table: RoutingTable) -> str:
-    """A warning that names the layers whose router has collapsed, or nothing."""
-    counts = slot_load(table.chosen.transpose(0, 1), table.num_slots)
-    collapsed = collapsed_layers(counts, table.top_k, table.num_zero)
-    if not collapsed:
-        return ""
-    load = table.loads()
-    spread = load_spread(load, table.top_k)
-    dead = dead_experts(load, table.num_zero).double().mean(1)
-    rows = [(table.layer_names[row], f"{dead[row]:.0%}", f"{spread[row]:.2f}") for row in collapsed[:20]]
-    lead = (
-        f"In {len(collapsed)} of {len(load)} layers more than half of the experts are dead, or nearly all images take "
-        "the same slots. A larger balance weight, more router noise or a lower router learning rate helps."
-    )
-    return _section("Warning: experts have collapsed", _table(("layer", "dead experts", "load spread"), rows), lead)
 
 
 def _load(table: RoutingTable) -> str:

@@ -119,7 +119,6 @@ def score_folders(
     metrics: Sequence[str] = ("psnr", "ssim", "niqe"),
     *,
     out: str | Path | None = None,
-    jobs: int = 1,
     skip_problems: bool = False,
     device: torch.device | None = None,
     published: Sequence[PublishedRow] = (),
@@ -133,7 +132,6 @@ def score_folders(
         lr: inputs of the same paths; adds the bicubic row.
         metrics: names, see `morsr.models.metrics`.
         out: folder for scores.csv and scores.md.
-        jobs: images that are scored at once.
         skip_problems: score the rest when some files cannot be paired or read; the report lists them.
         device: where learned metrics run; None is the CPU.
         published: rows of papers to print beside.
@@ -156,7 +154,7 @@ def score_folders(
         raise InputError("score: no metric can be computed: " + "; ".join(f"{n} {why}" for n, why in absent.items()))
 
     # Every file is decoded before the first is scored: hours of metrics are not to end at a damaged one.
-    checked = _mapped(_problems, images, jobs, "check")
+    checked = _mapped(_problems, images, "check")
     problems += [f"{job.stem}: {text}" for job, text in zip(images, checked, strict=True) if text]
     if problems and not skip_problems:
         more = [f"and {len(problems) - 12} more"] if len(problems) > 12 else []
@@ -174,7 +172,7 @@ def score_folders(
             for method, sr, truth in _decoded(job)
         }
 
-    scored = _mapped(score, images, jobs if device is None else 1, "score")
+    scored = _mapped(score, images, "score", at_once=device is None)
     methods = [*([BICUBIC] if lr is not None else []), *outputs]
     rows = []
     for method in methods:
@@ -270,12 +268,12 @@ def enlarged_size(lr: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]
     return size
 
 
-def _mapped(work: Callable[[_Job], Any], images: Sequence[_Job], jobs: int, what: str) -> list[Any]:
+def _mapped(work: Callable[[_Job], Any], images: Sequence[_Job], what: str, *, at_once: bool = True) -> list[Any]:
     """Work on images in threads, one core each; torch, OpenCV and the decoders let other threads run."""
     threads = torch.get_num_threads()
-    torch.set_num_threads(1 if jobs > 1 else threads)
+    torch.set_num_threads(1 if at_once else threads)
     try:
-        with ThreadPoolExecutor(jobs) as pool:
+        with ThreadPoolExecutor(threads if at_once else 1) as pool:
             done = tqdm(pool.map(work, images), desc=what, unit="image", total=len(images), disable=None)
             return list(done)
     finally:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from morsr.adapters import MoRConfig, read_adapters_header
 from morsr.adapters.base_check import check_base
-from morsr.errors import ConfigError, WeightsError
+from morsr.errors import WeightsError
 from morsr.models.bases import Base, load_decoder
 from morsr.models.generator import OneStepGenerator
 
@@ -100,10 +100,7 @@ def check_settings(described: Mapping[str, Any], generator: OneStepGenerator) ->
         raise WeightsError(f"{error}{_GO_ON}") from error
     other = runs_otherwise(described.get("extra"), generator)
     if "adapters" in described and generator.adapters is not None:
-        try:
-            theirs = MoRConfig.from_dict(described["adapters"]).computing()
-        except (ConfigError, TypeError) as error:
-            raise WeightsError(f"the checkpoint's adapter settings cannot be read ({error}); update morsr") from error
+        theirs = MoRConfig.from_dict(described["adapters"]).computing()
         other = _differences("adapters", theirs, generator.adapters.config.computing()) or other
     if other:
         raise WeightsError(f"the checkpoint was trained to run with {other}{_GO_ON}")

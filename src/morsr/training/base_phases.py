@@ -110,15 +110,7 @@ class BasePhase(SeededTraining):
 
 
 def some_enlarged(images: Tensor, share: float) -> Tensor:
-    """Shrink and enlarge some images four times, like those that a one-step generator encodes.
-
-    Args:
-        images: (B, 3, H, W) in [0, 1], sides of a multiple of 4.
-        share: chance of each image.
-
-    Returns:
-        The images.
-    """
+    """Images (B, 3, H, W), a share of them shrunk and enlarged four times, as a one-step generator encodes them."""
     small = F.interpolate(images, scale_factor=0.25, mode="area")
     enlarged = F.interpolate(small, size=images.shape[-2:], mode="bicubic").clamp(0, 1)
     chosen = torch.rand(len(images), device=images.device) < share

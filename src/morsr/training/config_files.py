@@ -77,14 +77,9 @@ def _expanded(value: str) -> str:
 def _text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")  # some editors begin a file with a byte order mark
-    except UnicodeDecodeError as error:
-        found = f"byte 0x{error.object[error.start]:02x} at {error.start}"
-        what_to_do = "give a checkpoint as --ckpt_path" if path.suffix == ".ckpt" else "save it as UTF-8"
-        raise ConfigError(f"{path}: expected a YAML config in UTF-8, got {found}; {what_to_do}") from error
-    except OSError as error:
-        raise ConfigError(
-            f"{path}: expected a config that can be read, got {error.strerror or error}; check its name and rights"
-        ) from error
+    except (UnicodeDecodeError, OSError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(f"{path}: expected a YAML config in UTF-8, got: {reason}") from error
 
 
 def _joined(parent: dict[str, Any], child: dict[str, Any]) -> dict[str, Any]:

@@ -35,10 +35,9 @@ def single_factor(hr: Tensor, factor: str, value: float, *, key: int, gray: bool
 
     Args:
         hr: (1, 3, H, W) float32 in [0, 1].
-        factor: "clean", "blur" (before shrinking), "noise" or "jpeg" (after it).
+        factor: one of FACTORS: "clean", "blur" (before shrinking), "noise" or "jpeg" (after it).
         value: sigma in LR pixels, sigma in levels of 255, or quality; "clean" reads none.
-        key: seed of the noise field.
-        gray: the same noise in all channels.
+        key: seed of the noise, which is the same in all channels if `gray`.
         scale: HR pixels per LR pixel.
 
     Returns:

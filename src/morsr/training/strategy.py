@@ -30,11 +30,7 @@ def check_trainer(trainer: L.Trainer) -> None:
 
 
 def check_turns(trainer: L.Trainer, *, networks: int) -> None:
-    """Refuse DDP that waits for the gradients of networks that rest.
-
-    Args:
-        trainer: of the run.
-        networks: how many networks alternate.
+    """Refuse DDP that waits for the gradients of those of the alternating networks that rest.
 
     Raises:
         ConfigError: with the strategy that works.
