@@ -117,7 +117,7 @@ class Bench:
             return
         lr, _ = self.images(1)
         plain = [seconds(lambda: self.restore(self.adapted, lr)) for _ in range(self.options.rounds + 1)][1:]
-        for network in self.adapted.networks:
+        for network in self.adapted.base.networks:
             network.compile()
         after = [seconds(lambda: self.restore(self.adapted, lr)) for _ in range(self.options.rounds + 2)][2:]
         ours, peer = min(after), min(plain)

@@ -125,11 +125,6 @@ class OneStepGenerator(nn.Module):
         """Sides of the enlarged image that the networks take as they are; `forward` pads to it by itself."""
         return self.base.multiple
 
-    @property
-    def networks(self) -> tuple[nn.Module, nn.Module, nn.Module]:
-        """What a pass runs of the base: denoiser, encoder and decoder."""
-        return self.base.networks
-
     def train(self, mode: bool = True) -> OneStepGenerator:
         """Switch the router's noise; the frozen networks have neither dropout nor running statistics to switch."""
         super().train(mode)

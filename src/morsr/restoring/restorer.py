@@ -65,7 +65,7 @@ class Restorer:
         self.generator = generator.eval().to(self.device)
         self.passes = Passes(self.generator, self.device, self.dtype)
         if compile:
-            for network in self.generator.networks:
+            for network in self.generator.base.networks:
                 network.compile()
 
     @classmethod
