@@ -254,7 +254,7 @@ def test_a_run_ends_with_a_validation(interval, tmp_path):
 
 
 def test_the_average_is_validated_and_saved_while_training_keeps_its_own(tmp_path):
-    module, ema, keep = Module(), AdapterEMA(decay=0.5, warmup=0), AdapterCheckpoint()
+    module, ema, keep = Module(), AdapterEMA(decay=0.6, warmup=5), AdapterCheckpoint()
     track, validated = [module.generator.offset.detach().clone()], []
 
     class Record(L.Callback):
@@ -266,8 +266,8 @@ def test_the_average_is_validated_and_saved_while_training_keeps_its_own(tmp_pat
 
     fit(tmp_path, module, [Record(), keep, ema], num_sanity_val_steps=0)
     expected = track[0]
-    for value in track[1:]:
-        expected = 0.5 * expected + 0.5 * value
+    for step, value in enumerate(track[1:], start=1):
+        expected = torch.lerp(value, expected, min(0.6, (1 + step) / (5 + step)))
     torch.testing.assert_close(validated[-1], expected)
     assert len(keep.written) == 2
     for path in keep.written.values():
