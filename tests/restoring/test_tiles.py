@@ -1,5 +1,8 @@
 """Tiles cover an image without gaps or seams; the wavelet transform and the statistics of AdaIN correct colours."""
 
+from unittest import mock
+
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -8,7 +11,7 @@ from torch.testing import assert_close
 
 from morsr.functional.color import ChannelStatistics, adain_apply, wavelet_halo, wavelet_low
 from morsr.functional.resample import bicubic_window
-from morsr.restoring import Settings
+from morsr.restoring import Settings, tiles
 from morsr.restoring.tiles import finished_rows, tiling
 
 
@@ -93,11 +96,14 @@ def test_adain_of_a_flat_image_moves_its_mean_only():
     assert_close(moved, style.mean.expand(1, 3, 8, 8))
 
 
-@given(height=st.integers(1, 600), color=st.sampled_from(["wavelet", "adain"]), strength=st.floats(0, 1))
-def test_rows_have_the_colours_of_the_whole_image(height: int, color: str, strength: float):
+@pytest.mark.parametrize("color", ["wavelet", "adain"])
+@given(height=st.integers(1, 300), strength=st.floats(0, 1))
+def test_rows_have_the_colours_of_the_whole_image(color, height, strength):
     lr, image = torch.rand(1, 3, height, 20), torch.rand(1, 3, height, 20)
     expected = image + strength * wavelet_low(lr - image)
     if color == "adain":
         expected = adain_apply(image, channel_statistics(image), channel_statistics(lr), strength=strength)
-    rows = finished_rows(image, lr, Settings(color=color, color_strength=strength))
-    assert_close(torch.cat(list(rows), dim=-2), expected.clamp(0, 1), atol=1e-5, rtol=0)
+    with mock.patch.object(tiles, "ROW_PIXELS", 0):  # 64 rows at once
+        rows = list(finished_rows(image, lr, Settings(color=color, color_strength=strength)))
+    assert len(rows) == -(-height // 64)
+    assert_close(torch.cat(rows, dim=-2), expected.clamp(0, 1), atol=1e-5, rtol=0)
