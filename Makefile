@@ -23,7 +23,8 @@ STAMP := $(VENV)/.setup-stamp
 MORSR := $(PY) -m morsr
 PYTEST := $(PY) -m pytest -n $(JOBS) --dist loadfile
 # What the commands import, a quarter of what is installed: setup compiles it, the rest is compiled where it is used.
-COMPILED := import morsr.training.cli, torch.utils.tensorboard; from morsr import Restorer; Restorer.from_pretrained('tiny')
+COMPILED := import morsr.training.cli, morsr.training.module, morsr.data, morsr.restoring, torch.utils.tensorboard; \
+	from diffusers import AutoencoderTiny, DDPMScheduler, UNet2DConditionModel
 SOURCES := $(wildcard src tests data_prep benchmarks)
 
 .DEFAULT_GOAL := help
@@ -42,10 +43,12 @@ setup: $(STAMP) ## make .venv and install everything, at the versions of constra
 # constraints.txt have dropped Python 3.10: there uv picks the newest that still runs on it.
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 10) <= v < (3, 13) else "morsr needs Python 3.10 to 3.12, $(PYTHON) is %d.%d: make setup PYTHON=python3.11" % v)'
-	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
-	@command -v uv >/dev/null || test -x $(VENV)/bin/uv || $(PY) -m pip install --quiet --disable-pip-version-check "$$(grep '^uv==' constraints.txt)"
+	@test -x $(PY) || $(PYTHON) -m venv --without-pip $(VENV)
+	@uv=$$(grep '^uv==' constraints.txt); command -v uv >/dev/null || test -x $(VENV)/bin/uv || \
+	$(PYTHON) -m pip --python $(PY) install --quiet --disable-pip-version-check "$$uv" 2>/dev/null || \
+	{ $(PY) -m ensurepip && $(PY) -m pip install --quiet --disable-pip-version-check "$$uv"; }
 	@uv=$$(command -v uv || echo $(VENV)/bin/uv); pins=$$($(PY) -c 'import sys; print("-c constraints.txt" if sys.version_info >= (3, 11) else "")'); \
-	"$$uv" pip install --python $(PY) $$pins $(UV_ARGS) -e ".[$(EXTRAS)]"
+	"$$uv" pip install --python $(PY) $$pins $(UV_ARGS) -e ".[$(EXTRAS)]" pip
 	@env -u PYTHONDONTWRITEBYTECODE $(PY) -c "$(COMPILED)"
 	@touch $@
 
