@@ -7,15 +7,13 @@
 
 `base`: 128² to 512², estimator, router and ranks included, over the base without adapters. `compact`: the same over a
 network of compact Real-ESRGAN's shape (34 convolutions of 64 channels, PReLU, pixel shuffle; random weights). `folder`:
-`morsr upscale` of a folder over the same images one after another, one process and one loaded model each, images per
-second. `memory`: resident peak of an 8192² output over that of a 4096² one, each in a process of its own.
+a folder, as `morsr upscale` restores it, over its images one after another, by one loaded model. `memory`: resident
+peak of an 8192² output over that of a 4096² one, each in a process of its own.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import io
 import subprocess
 import sys
 import tempfile
@@ -28,14 +26,16 @@ from timing import compare, print_table
 from torch import nn
 
 from morsr import Restorer
+from morsr.models.bases import load_base
 from morsr.models.generator import OneStepGenerator
+from morsr.restoring.folder import folder_jobs, restore_files
+from morsr.restoring.settings import Settings
 
 
 def base(rounds: int) -> list[dict[str, Any]]:
-    """The shipped model over its base without adapters, with the same decoder and one-step settings."""
+    """The shipped model over its base without adapters, with the same one-step settings."""
     restorer = Restorer.from_pretrained("tiny")
-    one_step, bare = restorer.generator.one_step, Restorer.from_pretrained("tiny").generator.base
-    plain = Restorer(OneStepGenerator(bare, None, adapters=None, one_step=one_step).eval())
+    plain = Restorer(OneStepGenerator(load_base("tiny"), None, one_step=restorer.generator.one_step).eval())
     lr = torch.rand(1, 3, 128, 128)
     found = compare(lambda: restorer(lr, tile=None), lambda: plain(lr, tile=None), rounds=rounds)
     return [{"what": "tiny, 128² to 512², over its bare base", **found._asdict()}]
@@ -54,21 +54,21 @@ def compact(rounds: int) -> list[dict[str, Any]]:
 
 
 def folder(source: Path) -> list[dict[str, Any]]:
-    """Throughput of a folder over that of its files one by one, with a loaded model."""
-    from morsr.cli import main
-
+    """Images per second of a folder over those of its files one by one."""
     restorer = Restorer.from_pretrained("tiny")
-    files = sorted(path for path in source.iterdir() if path.is_file())
-    with tempfile.TemporaryDirectory() as out, contextlib.redirect_stderr(io.StringIO()):
+    with tempfile.TemporaryDirectory() as out:
+        jobs = folder_jobs(source, Path(out, "folder"))
+        restorer.restore_file(jobs[0].source, Path(out, "first.png"))
         start = time.perf_counter()
-        main(["upscale", str(source), f"{out}/folder"])
+        for _ in restore_files(restorer, jobs, Settings()):
+            pass
         together = time.perf_counter() - start
         start = time.perf_counter()
-        for path in files:
-            restorer.restore_file(path, Path(out, "single", path.name))
+        for job in jobs:
+            restorer.restore_file(job.source, Path(out, "single", job.target.name))
         single = time.perf_counter() - start
-    return [{"what": f"{len(files)} images, folder (model loaded anew) over one by one", "ours": len(files) / together,
-             "peer": len(files) / single, "ratio": single / together}]  # fmt: skip
+    return [{"what": f"{len(jobs)} images, folder over one by one", "ours": len(jobs) / together,
+             "peer": len(jobs) / single, "ratio": single / together}]  # fmt: skip
 
 
 def memory() -> list[dict[str, Any]]:
