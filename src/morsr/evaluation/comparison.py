@@ -49,7 +49,7 @@ class Comparison:
         first = self.rows[0][3]
         photographs = f" of {first.count} photographs" if first.count < self.images else ""
         seeds = f", {self.seeds} seeds" if self.seeds > 1 else ""
-        head = ["metric", "A", "B", "B - A", "95 % interval", "B is"]
+        head = ["metric", "A", "B", "B - A", "95 % interval (*: without 0)", "B is"]
         text = f"A: {printable(self.name_a)}\nB: {printable(self.name_b)}\n{self.images} images{photographs}{seeds}\n\n"
         text += text_table(head, lines) + "\n"
         if self.unmatched:

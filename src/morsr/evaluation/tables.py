@@ -166,7 +166,8 @@ class BenchmarkReport:
         for method in self.methods:
             if math.isfinite(self.seconds(method)):
                 lines.append(["s/image", method, f"{self.seconds(method):.3f}", "", ""])
-        shown = text_table(["metric", "method", "mean", delta, "95 % interval"], lines, markdown=markdown)
+        head = ["metric", "method", "mean", delta, "95 % interval (*: without 0)"]
+        shown = text_table(head, lines, markdown=markdown)
         notes = [printable(f"{name} is absent: {reason}") for name, reason in self.absent.items()]
         notes += [printable(f"left out or without a value: {text}") for text in self.problems]
         photographs = len(set(self.groups.values()))
