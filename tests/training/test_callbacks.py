@@ -157,10 +157,10 @@ def expected_use(outputs: list[Output]) -> dict[str, float]:
 def test_the_log_holds_the_use_of_the_ranks_since_the_last_log(kind, tmp_path):
     module = Module(kind)
     fit(tmp_path, module, [ExpertUtilization(every_n_steps=4)])
-    found = rows(tmp_path, "routing/gate_mass")
+    found = rows(tmp_path, "watch_routing/gate_mass")
     assert [int(row["step"]) for row in found] == [4, 8, 12]
     for name, value in expected_use(module.outputs[4:8]).items():
-        assert float(found[1][f"routing/{name}"]) == pytest.approx(value, rel=1e-4, abs=1e-5), name
+        assert float(found[1][f"watch_routing/{name}"]) == pytest.approx(value, rel=1e-4, abs=1e-5), name
     levels = torch.cat([output.scores.severity for output in module.outputs[4:8]])
     assert float(found[1]["watch/degradation_brightness"]) == pytest.approx(levels.mean().item(), abs=1e-5)
     width = levels.std(correction=0).item()
@@ -177,11 +177,11 @@ def test_tensorboard_gets_one_histogram_and_a_picture(tmp_path):
     )
     events = EventAccumulator(str(tmp_path / "lightning_logs" / "version_0"), size_guidance={"images": 0})
     events.Reload()
-    assert events.Tags()["histograms"] == ["routing/load"]
-    assert [event.step for event in events.Images("routing/load_picture")] == [8, 12]
+    assert events.Tags()["histograms"] == ["watch_routing/load"]
+    assert [event.step for event in events.Images("watch_routing/load_picture")] == [8, 12]
     assert [event.step for event in events.Images("samples/LR_ours_HR")] == [12]
     groups = {tag.partition("/")[0] for tag in events.Tags()["scalars"]}
-    assert groups <= {"routing", "val", "watch", "epoch"}
+    assert groups <= {"epoch", "val", "watch", "watch_routing"}
 
 
 @pytest.mark.parametrize(("kind", "warned"), [("collapsed", True), ("random", False)])

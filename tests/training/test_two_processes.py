@@ -40,7 +40,9 @@ class Record(L.Callback):
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, *rest: Any) -> None:
         logged = {
-            name: value for name, value in trainer.logged_metrics.items() if name.startswith(("train/", "routing/"))
+            name: value
+            for name, value in trainer.logged_metrics.items()
+            if name.startswith(("train/", "watch_routing/"))
         }
         self.terms.append({name: value.detach().clone() for name, value in logged.items()})
 

@@ -84,7 +84,7 @@ class StepReport:
         terms = {name: -value if name == "psnr" else value for name, value in self.terms.items()}
         found: dict[str, Any] = {"train/loss": self.total, **{f"train/{name}": one for name, one in terms.items()}}
         found |= {"step": float(step), **{f"watch/grad_norm_{name}": value for name, value in self.norms.items()}}
-        found |= {} if self.task_share is None else {"routing/task_gradient_share": self.task_share}
+        found |= {} if self.task_share is None else {"watch_routing/task_gradient_share": self.task_share}
         found |= {f"watch/skipped_{name}": float(skipped_in_all[name]) for name in self.skipped}
         stacked = torch.stack([torch.as_tensor(value).to(self.total) for value in found.values()])
         return dict(zip(found, mean_over_devices(stacked).unbind(), strict=True))

@@ -81,7 +81,7 @@ class ExpertUtilization(Callback):
             for logger in trainer.loggers:
                 logger.log_metrics(scalars, step=step)
                 if isinstance(logger, TensorBoardLogger):
-                    logger.experiment.add_histogram("routing/load", self.load, global_step=step)
+                    logger.experiment.add_histogram("watch_routing/load", self.load, global_step=step)
         every = self.heatmap_every_n_steps
         if (last and step > self._drawn) or (every and step // every > self._drawn // every):
             self._drawn = step
@@ -90,7 +90,7 @@ class ExpertUtilization(Callback):
                     {f"step {step}": self.load}, self._report.layer_names, self._report.config.num_zero,
                     label="load over the even load", middle=1.0,
                 )  # fmt: skip
-                show_picture(trainer, pixels_of(figure), tag="routing/load_picture", files=[self._file])
+                show_picture(trainer, pixels_of(figure), tag="watch_routing/load_picture", files=[self._file])
                 self.written["load of the ranks"] = self._file
 
     def _evaluate(self, sums: dict[str, Tensor], step: int) -> dict[str, float]:
@@ -120,7 +120,7 @@ class ExpertUtilization(Callback):
                 found[f"zero_share_at_severity_{place / BINS:.1f}"] = value
         mean = sums["scores"] / images
         width = (sums["squares"] / images - mean.square()).clamp_min(0).sqrt()
-        scalars = {f"routing/{name}": float(value) for name, value in found.items()}
+        scalars = {f"watch_routing/{name}": float(value) for name, value in found.items()}
         for name, middle, deviation in zip(self._names, mean.tolist(), width.tolist(), strict=True):
             scalars |= {f"watch/degradation_{name}": middle, f"watch/degradation_{name}_deviation": deviation}
         # Once per collapse: a warning in every log would bury the rest.
