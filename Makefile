@@ -12,7 +12,7 @@ BASE_CONFIGS ?= experiments/base/tiny_autoencoder.yaml experiments/base/tiny_dif
 # a command to run on the finished base, for example a copy of its folder
 BASE_EXPORT ?=
 # the rows of the ablation, experiments/ablation/ROW.yaml; the others are compared with the last one
-ABLATION_ROWS ?= tiny_lora4 tiny_lora10 tiny_lora_moe tiny_mor_v1 tiny_mor_v2 tiny_mor
+ABLATION_ROWS ?= tiny_lora4 tiny_lora10 tiny_lora_moe tiny_mor_v1 tiny_mor_v2 tiny_mor_detached tiny_mor
 ABLATION_SEEDS ?= 0 1 2 3 4
 ABLATION_OUT ?= runs/ablation
 JOBS ?= 2

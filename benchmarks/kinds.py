@@ -1,7 +1,8 @@
 """What routing does: every image restored under its own routing, the other kinds', and by the shared ranks alone.
 
-    python benchmarks/kinds.py MODEL PHOTOS [--base BASE] [--out kinds.json]
+    python benchmarks/kinds.py MODEL [MODEL ...] PHOTOS [--base BASE] [--gains-only] [--out kinds.json]
 
+Of several models, such as those of the ablation's seeds, the mean is reported, and the correlations of the first.
 PHOTOS is a folder of sharp photographs, such as BSDS500's validation images: the first twelve of every eighth from the
 second, by name, top left 256x256, in five kinds of LR images at a quarter of the size. Reported in dB of PSNR-Y, with
 95 % intervals over photographs: own - bicubic, own - shared only, own - others (mean of the other four routings; a
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -112,15 +114,21 @@ def correlations(restorer: Restorer, photos: list[np.ndarray]) -> dict[str, dict
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", help="shipped preset, adapters file or saved folder")
+    parser.add_argument("models", nargs="+", help="shipped preset, adapters file or saved folder")
     parser.add_argument("photos", type=Path, help="folder of sharp photographs")
     parser.add_argument("--base", help="folder or hub id of the base model, if the adapters do not bring it")
     parser.add_argument("--count", type=int, default=12, help="photographs (default: %(default)s)")
+    parser.add_argument("--gains-only", action="store_true", help="leave out the correlations, which take most time")
     parser.add_argument("--out", type=Path, help="also write everything as JSON")
     options = parser.parse_args()
-    restorer = Restorer.from_pretrained(options.model, base=options.base, device="cpu", dtype="float32")
+    load = partial(Restorer.from_pretrained, base=options.base, device="cpu", dtype="float32")
+    restorers = [load(model) for model in options.models]
     photos = photographs(options.photos, count=options.count)
-    found = measure(restorer, photos)
+    measured = [measure(restorer, photos) for restorer in restorers]
+    found = {
+        kind: {name: list(np.mean([one[kind][name] for one in measured], axis=0)) for name in values}
+        for kind, values in measured[0].items()
+    }
     gains = differences(found)
     columns = list(gains["clean"])
     lines = [[kind, *(number(float(np.mean(gain[name])), 3) for name in columns)] for kind, gain in gains.items()]
@@ -128,11 +136,12 @@ def main() -> None:
     worst = max(gain["regret"][0] for gain in gains.values())
     lines.append(["mean", *(str(value) for value in means.values()), f"{worst:.3f} at worst"])
     print(f"{len(photos)} photographs, dB of PSNR-Y\n\n{text_table(['kind', *columns], lines)}\n")
-    related = correlations(restorer, photos[:10])
-    rows = [[name, *(f"{value:+.2f}" for value in values.values())] for name, values in related.items()]
-    print(text_table(["strength of", "ρ with severity", "ρ with zero share"], rows))
+    report = {"psnr": found, "gains": gains}
+    if not options.gains_only:
+        report["correlations"] = related = correlations(restorers[0], photos[:10])
+        rows = [[name, *(f"{value:+.2f}" for value in values.values())] for name, values in related.items()]
+        print(text_table(["strength of", "ρ with severity", "ρ with zero share"], rows))
     if options.out:
-        report = {"psnr": found, "gains": gains, "correlations": related}
         options.out.write_text(json.dumps(report, indent=1) + "\n")
 
 
