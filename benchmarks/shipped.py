@@ -115,7 +115,7 @@ def main() -> None:
         if (compact := options.data / name / "compact").is_dir():
             methods["compact"] = compact_method([pair for pair in pairs if isinstance(pair, Photo)], compact)
         out = options.out / name if options.out else None
-        report = evaluate(methods, pairs, METRICS, out=out, reference="bicubic")
+        report = evaluate(methods, pairs, METRICS, out=out)
         print(f"\n{name}: {len(pairs)} images\n\n{report.to_text()}\n")
         for other in [key for key in methods if key not in common]:
             print(f"tiny - {other}: {', '.join(f'{metric} {above(report, other, metric)}' for metric in METRICS)}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import typing
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,9 @@ def call(function: Callable[..., int | None], name: str, arguments: Sequence[str
         if is_empty and "--prompt" not in (option, given[place - 1]):  # as a path it would be the current folder
             raise ConfigError(f"{option or f'argument {place + 1}'}: expected a value, got an empty one")
     parser = build_parser(function, name)
+    for option, count in Counter(one.partition("=")[0] for one in given).items():
+        if count > 1 and getattr(parser._option_string_actions.get(option), "nargs", None) == "+":
+            raise ConfigError(f"{option}: given {count} times; give all its values at once, {option} A B")
     try:
         options = parser.parse_args([f"{one}=true" if one in flags else one for one in given])
     except ArgumentError as error:

@@ -38,6 +38,7 @@ BAD = [
     ("compare a.csv b.csv --method-a=", "--method-a"),
     ("score", "--pred"),
     ("score --pred a --out=", "--out"),
+    ("score --pred folder --pred empty", "--pred A B"),
     ("degrade folder", "OUTPUT"),
     ("degrade folder out --scale 0", "--scale"),
     ("severity missing.png", "missing.png"),

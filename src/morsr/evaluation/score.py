@@ -165,6 +165,8 @@ def score_folders(
     images = [job for job, text in zip(images, checked, strict=True) if not text]
     if not images:
         raise InputError(f"score: no image could be scored: {'; '.join(problems[:3])}")
+    if out is not None:  # a folder that cannot be made is found before the work, not after it
+        Path(out).mkdir(parents=True, exist_ok=True)
 
     def score(job: _Job) -> dict[str, tuple[dict[str, float], list[str]]]:
         return {

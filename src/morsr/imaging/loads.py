@@ -24,8 +24,9 @@ def load_figure(
         layers: names of the L layers.
         num_zero: how many of the last slots are zero slots.
         label: of the scale.
-        middle: value of the scale's white middle.
+        middle: value of the scale's white middle: 1 for loads, which are never negative, 0 for differences of loads.
     """
+    from matplotlib.colors import TwoSlopeNorm
     from matplotlib.figure import Figure
 
     order = flow_order(layers)
@@ -34,11 +35,10 @@ def load_figure(
     # Without pyplot no window system is touched, and a user's own backend stays as it is.
     figure = Figure(figsize=(2.4 * len(panels) + 2.5, max(3.5, min(9, len(layers) / 9))), layout="constrained")
     axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+    scale = TwoSlopeNorm(middle, vmin=0 if middle else -2, vmax=middle + 2)
     for axis, (title, values) in zip(axes, panels.items(), strict=True):
         slots = values.shape[1]
-        shown = axis.imshow(
-            values.cpu()[order], aspect="auto", cmap="RdBu_r", vmin=middle - 2, vmax=middle + 2, interpolation="nearest"
-        )
+        shown = axis.imshow(values.cpu()[order], aspect="auto", cmap="RdBu_r", norm=scale, interpolation="nearest")
         axis.axvline(slots - num_zero - 0.5, color="black", linewidth=0.8)
         axis.set(title=title, xlabel=f"{slots - num_zero} routed | {num_zero} zero slots", xticks=[])
     axes[0].set_yticks(starts, [blocks[row] for row in starts], fontsize=7)
