@@ -14,7 +14,7 @@ from twins import write_twin
 
 from morsr.adapters import MoRConfig, adapter_parameters, save_adapters
 from morsr.estimators import build_estimator
-from morsr.models.bases import load_base, save_network
+from morsr.models.bases import load_base
 from morsr.models.generator import OneStepConfig, OneStepGenerator
 from morsr.restoring import Restorer
 
@@ -55,18 +55,6 @@ def adapters_file(generator, small_base, tmp_path):
         "one_step": generator.one_step.to_dict(),
     }  # fmt: skip
     return save_adapters(tmp_path / "adapters.safetensors", generator.base, base_id="morsr/test", extra=extra)
-
-
-@pytest.fixture
-def own_decoder(tmp_path):
-    """The folder of an autoencoder for the same latents that decodes to other images."""
-    network = load_base("tiny").vae
-    small = type(network)(
-        latent_channels=4, encoder_block_out_channels=[4] * 3, decoder_block_out_channels=[4] * 3,
-        num_encoder_blocks=[0, 1, 1], num_decoder_blocks=[1, 1, 0], upsampling_scaling_factor=2,
-    )  # fmt: skip
-    save_network(tmp_path / "own", small)
-    return tmp_path / "own"
 
 
 @pytest.fixture

@@ -12,7 +12,6 @@ from morsr.errors import ConfigError, WeightsError
 from morsr.estimators import build_estimator
 from morsr.functional.diffusion import epsilon_from_velocity, scaled_linear_alphas_cumprod
 from morsr.models.bases import load_base
-from morsr.models.bases.architectures import TAESD
 from morsr.models.bases.reading import NEGATIVE_PROMPT, POSITIVE_PROMPT, encode_texts
 from morsr.models.generator import OneStepConfig, OneStepGenerator
 from morsr.models.loading import load_generator
@@ -183,39 +182,3 @@ def test_a_model_in_the_hubs_cache_is_used_offline(sd_original, tmp_path, monkey
     base = load_base(["no/such-model", "someone/copy"])
     assert base.base_id == "someone/copy"
     assert base.prompt_clean.shape == (1, 7, 32)
-
-
-@pytest.fixture
-def taesd(tmp_path):
-    from diffusers import AutoencoderTiny
-
-    two = {"encoder_block_out_channels": (8, 8), "decoder_block_out_channels": (8, 8)}
-    AutoencoderTiny(**{**TAESD, **two, "num_encoder_blocks": (1, 1), "num_decoder_blocks": (1, 1)}).save_pretrained(
-        tmp_path / "taesd"
-    )
-    return tmp_path / "taesd"
-
-
-def test_a_tiny_decoder_takes_scaled_latents_and_leaves_the_encoder_alone(sd_original, taesd):
-    own, small = load_base(sd_original), load_base(sd_original, decoder=taesd)
-    images, latents = torch.rand(1, 3, 16, 16) * 2 - 1, torch.randn(1, 4, 8, 8)
-    with torch.no_grad():
-        torch.testing.assert_close(small.encode(images), own.encode(images), atol=0, rtol=0)
-        torch.testing.assert_close(small.decode(latents), small.decoder.decode(latents).sample, atol=0, rtol=0)
-        assert small.decode(latents).shape == own.decode(latents).shape
-        assert not torch.equal(small.decode(latents), own.decode(latents))
-
-
-def test_a_decoder_for_other_latents_is_refused(sd_original, tmp_path):
-    from diffusers import AutoencoderTiny
-
-    AutoencoderTiny(**{**TAESD, "decoder_block_out_channels": (8,) * 4, "encoder_block_out_channels": (8,) * 4}
-                    ).save_pretrained(tmp_path / "eight")  # fmt: skip
-    with pytest.raises(ConfigError, match="latent channels of 2 pixels, got 4 channels of 8"):
-        load_base(sd_original, decoder=tmp_path / "eight")
-    with pytest.raises(ConfigError, match="expected an AutoencoderTiny as decoder, got AutoencoderKL"):
-        load_base(sd_original, decoder=sd_original)
-    with pytest.raises(WeightsError, match=r"config\.json"):
-        load_base(sd_original, decoder=tmp_path)
-    with pytest.raises(WeightsError, match="madebyollin/taesd"):
-        load_base(sd_original, decoder="taesd")

@@ -32,9 +32,9 @@ COUNTS = {
 ENCODERS = {"flux2-klein": (32, 92_507), "sana": (73, 247_099)}  # Stable Diffusion's have 31 layers and the quant_conv
 
 
-def build(name: str = "sd21", decoder: str | None = None) -> Base:
+def build(name: str = "sd21") -> Base:
     with torch.device("meta"):
-        return load_base(f"random:{name}", decoder=decoder).eval().requires_grad_(False)
+        return load_base(f"random:{name}").eval().requires_grad_(False)
 
 
 def size_of(base: Base, name: str) -> int:
@@ -61,15 +61,9 @@ def test_a_preset_reaches_its_layers_and_says_what_it_leaves(name):
     assert (len(report.layer_names), size_of(base, report.name)) == ENCODERS.get(name, usual)
 
 
-@pytest.fixture(scope="module")
-def base():
-    """Stable Diffusion 2.1 with TAESD's decoder, for tests that leave it as it is."""
-    return build(decoder="random:taesd")
-
-
-def test_stable_diffusion_has_the_published_sizes(base):
+def test_stable_diffusion_has_the_published_sizes():
+    base = build()
     assert sum(p.numel() for p in base.vae.parameters()) == 83_653_863
-    assert sum(p.numel() for p in base.decoder.decoder.parameters()) == 1_222_531
     assert (base.latent_factor, base.multiple, base.scaling_factor) == (8, 64, 0.18215)
     assert base.prompt_clean.shape == (1, 77, 1024)
 

@@ -56,9 +56,8 @@ def arguments(name: str, base: Path, photos: Path, out: Path, steps: int = 0) ->
         model["accumulate"] = min(2, model.get("accumulate", 1))
         if "patch_size" in data:
             data["patch_size"] = 16  # windows of the small crops that the tests degrade
-        # Adapters and decoders of another base, and CLIP's weights, which are not here.
+        # Adapters of another base, and CLIP's weights, which are not here.
         model |= {"start_from": None} if "start_from" in model else {}
-        model |= {"decoder": None} if model.get("decoder") == "tiny" else {}
         model |= {"estimator": "frequency"} if model.get("estimator") == "clip" else {}
     elif kind != "LearnedEstimatorTraining":
         model |= {"out": f"{out}/base"} | ({"base": str(base)} if kind == "DiffusionTraining" else {})

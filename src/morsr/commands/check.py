@@ -66,7 +66,6 @@ def missing(settings: Mapping[str, Any]) -> Iterator[str]:
     """One line for each thing that a run with these settings lacks, its remedy included."""
     model = (settings.get("model") or {}).get("init_args") or {}
     yield from missing_base(model.get("base"), "model.base")
-    yield from missing_base(model.get("decoder"), "model.decoder")
     yield from missing_estimator(model)
     if (lpips := (model.get("losses") or {}).get("lpips")) and lpips.get("weight", 1):
         yield from missing_vgg(lpips.get("folder"), "model.losses")

@@ -55,7 +55,6 @@ def run(
     *,
     model: str = "tiny",
     base: str | None = None,
-    decoder: str | None = None,
     prompt: str | None = None,
     estimator: str | None = None,
     device: str = "auto",
@@ -73,7 +72,6 @@ def run(
     Args:
         model: shipped preset, adapters file, saved folder or checkpoint
         base: folder or hub id of the base model, if the adapters do not bring it
-        decoder: an AutoencoderTiny that decodes instead of the base's autoencoder: taesd, a folder, a hub id
         prompt: text instead of the model's own; the base must have its text encoder
         estimator: class path of an estimator of your own, or folder or hub id of CLIP's weights
         device: auto, cpu, cuda, cuda:1, mps, …
@@ -91,12 +89,12 @@ def run(
     from morsr.restoring import Restorer
 
     restorer = Restorer.from_pretrained(
-        model, base=base, decoder=decoder, prompt=prompt, estimator=estimator, device=device, dtype=dtype
+        model, base=base, prompt=prompt, estimator=estimator, device=device, dtype=dtype
     )
     with tempfile.TemporaryDirectory(prefix="morsr-demo-", ignore_cleanup_errors=True) as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder  # uploads and results leave with the page
         choices = {printable(model): lambda: restorer}
-        if base is decoder is prompt is None:
+        if base is prompt is None:
             choices.setdefault("tiny", cache(partial(Restorer.from_pretrained, "tiny", device=device, dtype=dtype)))
         page = build_page(
             restorer, title=f"morsr: {printable(model)}", folder=Path(folder, "results"), models=choices,

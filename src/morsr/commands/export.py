@@ -17,7 +17,6 @@ def run(
     *,
     model: str = "tiny",
     base: str | None = None,
-    decoder: str | None = None,
     prompt: str | None = None,
     estimator: str | None = None,
     image: Path | None = None,
@@ -34,7 +33,6 @@ def run(
         output: folder; file for onnx
         model: shipped preset, adapters file, saved folder or checkpoint
         base: folder or hub id of the base model, if the adapters do not bring it
-        decoder: an AutoencoderTiny that decodes instead of the base's autoencoder: taesd, a folder, a hub id
         prompt: text instead of the model's own; the base must have its text encoder
         estimator: class path of an estimator of your own, or folder or hub id of CLIP's weights
         image: the image whose routing is fixed
@@ -55,7 +53,7 @@ def run(
     if form == "onnx" and output.is_dir():
         raise InputError(f"{output}: expected a file to export into, this is a folder")
     numbers = _numbers(scores)
-    generator = load_generator(model, base=base, decoder=decoder, prompt=prompt, estimator=estimator)
+    generator = load_generator(model, base=base, prompt=prompt, estimator=estimator)
     adapters = generator.adapters
     live = form == "onnx" and image is None and numbers is None
     if live and adapters is not None and adapters.is_routed:

@@ -24,7 +24,6 @@ def run(
     *,
     model: str = "tiny",
     base: str | None = None,
-    decoder: str | None = None,
     prompt: str | None = None,
     estimator: str | None = None,
     scale: float = 4.0,
@@ -48,7 +47,6 @@ def run(
         output: image file (its suffix decides the format) or folder
         model: shipped preset, adapters file, saved folder or checkpoint
         base: folder or hub id of the base model, if the adapters do not bring it
-        decoder: an AutoencoderTiny that decodes instead of the base's autoencoder: taesd, a folder, a hub id
         prompt: text instead of the model's own; the base must have its text encoder
         estimator: class path of an estimator of your own, such as mine.Mine; or folder or hub id of CLIP's weights
         scale: enlargement, 1 to 8
@@ -107,7 +105,7 @@ def run(
     from morsr.restoring import Restorer
 
     restorer = Restorer.from_pretrained(
-        model, base=base, decoder=decoder, prompt=prompt, estimator=estimator, device=device, dtype=dtype,
+        model, base=base, prompt=prompt, estimator=estimator, device=device, dtype=dtype,
         compile=compile,
     )  # fmt: skip
     settings.check_model(restorer.generator)

@@ -19,7 +19,7 @@ from morsr.estimators import DegradationEstimator, build_estimator
 from morsr.hub import fetch, repository_of
 from morsr.models.bases import load_base, package_weights
 from morsr.models.generator import OneStepConfig, OneStepGenerator
-from morsr.models.saving import ADAPTERS_FILE, CONFIG_FILE, DECODER_FOLDER, read_description
+from morsr.models.saving import ADAPTERS_FILE, CONFIG_FILE, read_description, refuse_decoder
 
 
 def find_adapters(name_or_path: str | os.PathLike[str]) -> Path:
@@ -78,7 +78,6 @@ def load_generator(
     name_or_path: str | os.PathLike[str] = "tiny",
     *,
     base: str | os.PathLike[str] | None = None,
-    decoder: str | os.PathLike[str] | None = None,
     prompt: str | None = None,
     estimator: DegradationEstimator | str | None = None,
     **hub: Any,
@@ -89,7 +88,7 @@ def load_generator(
     """
     path = find_model(name_or_path, **hub)
     prompts = None if prompt is None else {"clean": prompt}
-    given: dict[str, Any] = {"base": base, "decoder": decoder, "prompts": prompts, "estimator": estimator}
+    given: dict[str, Any] = {"base": base, "prompts": prompts, "estimator": estimator}
     if path.is_dir():
         described = read_description(path)
         if described is not None and described["adapters"] is None:
@@ -111,25 +110,14 @@ def load_generator(
     return generator.eval()
 
 
-def decoder_of(path: Path) -> Any:
-    """The decoder that an adapters file was trained with, as `load_base` takes it; None for the base's own."""
-    extra = read_adapters_header(path).get("extra")
-    return _with_decoder(path, extra).get("decoder") if isinstance(extra, Mapping) else None
-
-
 def _described(path: Path, extra: Any) -> Mapping[str, Any]:
     missing = [key for key in ("estimator", "one_step", "base") if not isinstance(extra, Mapping) or key not in extra]
     if missing:
         raise WeightsError(
             f"{path}: does not say how to run it ({', '.join(missing)} missing); expected a file saved by training"
         )
-    return _with_decoder(path, extra)
-
-
-def _with_decoder(path: Path, extra: Mapping[str, Any]) -> Mapping[str, Any]:
-    # Saved in a folder with its own decoder; this file may be all that was given of it.
-    own = extra.get("decoder") == DECODER_FOLDER
-    return {**extra, "decoder": path.absolute().parent / DECODER_FOLDER} if own else extra
+    refuse_decoder(path, extra)
+    return extra
 
 
 def _build(
@@ -147,10 +135,9 @@ def _build(
         raise WeightsError(f"{path}: its description cannot be read ({error})") from error
     text = extra.get("prompt")
     prompts = given["prompts"] or cached or extra.get("prompts") or (None if text is None else {"clean": text})
-    decoder = given["decoder"] or extra.get("decoder")
     base = given["base"] or extra["base"]
     try:
-        base = load_base(base, decoder=decoder, prompts=prompts)
+        base = load_base(base, prompts=prompts)
     except ConfigError as error:
         if prompts is cached and "prompt embedding" in str(error):
             raise WeightsError(f"{path}: made for another base than {base}: {error}") from error

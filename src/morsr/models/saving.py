@@ -14,13 +14,12 @@ from morsr.adapters import save_adapters
 from morsr.errors import ConfigError, InputError, WeightsError
 from morsr.files import write_text
 from morsr.hub import repository_of
-from morsr.models.bases import SHIPPED_BASES, Base, save_network
+from morsr.models.bases import SHIPPED_BASES
 from morsr.models.bases.reading import HUB_IDS
 from morsr.models.generator import OneStepGenerator
 
 ADAPTERS_FILE = "adapters.safetensors"
 CONFIG_FILE = "config.json"
-DECODER_FOLDER = "decoder"
 FORMAT_VERSION = 1
 
 _CARD = """---
@@ -72,7 +71,6 @@ def save_generator(
         "estimator": None if estimator is None else _with_files(estimator.spec, folder),
         "one_step": generator.one_step.to_dict(),
         "prompt": base.prompt,
-        **save_decoder(folder, base),
     }
     if include_base:
         base.save(folder / "base")
@@ -101,14 +99,6 @@ def _check_finite(generator: OneStepGenerator, *, whole: bool) -> None:
     state = generator.state_dict(keep_vars=True).items()
     if broken := [name for name, value in state if name in names and not value.isfinite().all()]:
         raise WeightsError(f"the model is not saved: {', '.join(broken[:4])} hold NaN or infinity")
-
-
-def save_decoder(folder: Path, base: Base) -> dict[str, str]:
-    """Write a decoder beside the base's own, if there is one; returns what the description says of it."""
-    if base.decoder is None:
-        return {}
-    save_network(folder / DECODER_FOLDER, base.decoder)
-    return {"decoder": DECODER_FOLDER}
 
 
 def write_description(folder: Path, description: Mapping[str, Any], *, adapted: bool) -> None:
@@ -145,14 +135,19 @@ def read_description(folder: Path) -> dict[str, Any] | None:
         raise WeightsError(f"{path}: format {version}, this version reads up to {FORMAT_VERSION}; update morsr")
     if base in (".", "base"):
         content["base"] = str(folder / base)
-    if content.get("decoder") == DECODER_FOLDER:
-        content["decoder"] = str(folder / DECODER_FOLDER)
+    refuse_decoder(path, content)
     if estimator is not None:
         content["estimator"] = {
             "kind": estimator["kind"],
             "args": {key: _placed(value, folder) for key, value in estimator["args"].items()},
         }
     return content
+
+
+def refuse_decoder(path: str | os.PathLike[str], description: Mapping[str, Any]) -> None:
+    """Refuse a model of release 0.1 that decodes by another network than its base's autoencoder."""
+    if description.get("decoder"):
+        raise WeightsError(f"{path}: it was trained with a decoder apart from its base's, which only morsr 0.1 runs")
 
 
 def is_portable(source: str) -> bool:

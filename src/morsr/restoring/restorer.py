@@ -74,7 +74,6 @@ class Restorer:
         name_or_path: str | os.PathLike[str] = "tiny",
         *,
         base: str | os.PathLike[str] | None = None,
-        decoder: str | os.PathLike[str] | None = None,
         prompt: str | None = None,
         estimator: DegradationEstimator | str | None = None,
         device: str | torch.device = "auto",
@@ -88,8 +87,6 @@ class Restorer:
             name_or_path: a shipped preset ("tiny"), an adapters .safetensors, a saved folder, a training .ckpt, or the
                 hub id of a saved folder.
             base: folder or hub id of the base model, where the adapters do not bring it.
-            decoder: an AutoencoderTiny that decodes instead of the base's own autoencoder, at a fraction of its work:
-                "taesd" for Stable Diffusion 1 and 2, a folder, or a hub id. Default: what the model was saved with.
             prompt: text instead of the prompt that comes with the model; needs the base's text encoder.
             estimator: one of your own, or its class path; or the folder or hub id of CLIP's weights.
             device, dtype, compile: see the class.
@@ -97,12 +94,12 @@ class Restorer:
 
         Raises:
             WeightsError: missing or damaged weights, adapters of another base, or a prompt without a text encoder.
-            ConfigError: a decoder for other latents, or of another kind; an estimator with other scores.
+            ConfigError: an estimator with other scores.
         """
         from morsr.models.loading import load_generator
 
         resolve_dtype(dtype, resolve_device(device))  # a wrong setting is refused before seconds of loading
-        generator = load_generator(name_or_path, base=base, decoder=decoder, prompt=prompt, estimator=estimator, **hub)
+        generator = load_generator(name_or_path, base=base, prompt=prompt, estimator=estimator, **hub)
         return cls(generator, device=device, dtype=dtype, compile=compile)
 
     def save_pretrained(self, folder: str | os.PathLike[str], *, include_base: bool | None = None) -> Path:
@@ -110,8 +107,7 @@ class Restorer:
 
         Args:
             folder: made if it is not there; files of an earlier save are replaced.
-            include_base: put the base's weights in; default only where no preset or hub id names it. A decoder beside
-                the base's own always goes in.
+            include_base: put the base's weights in; default only where no preset or hub id names it.
 
         Raises:
             InputError, ConfigError: a folder that is a file, or parts that cannot be described.

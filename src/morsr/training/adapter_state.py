@@ -6,7 +6,7 @@ import contextlib
 import inspect
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from morsr.adapters import MoRConfig, read_adapters_header
 from morsr.adapters.base_check import check_base
 from morsr.errors import WeightsError
-from morsr.models.bases import Base, load_decoder
+from morsr.models.bases import Base
 from morsr.models.generator import OneStepGenerator
 
 _GO_ON = (
@@ -29,47 +29,34 @@ _NO_RESULT = ("text_cache", "local_files_only")
 
 
 class Companions:
-    """Decoder and prompts of a run: those of its config, else those that the adapters were trained with.
+    """Prompts of a run: those of its config, else those that the adapters were trained with.
 
     Args:
         base: that was loaded with them.
-        decoder, prompts: what the config gave, as `load_base` takes them; None where it gave none.
+        prompts: what the config gave, as `load_base` takes them; None where it gave none.
     """
 
-    def __init__(self, base: Base, *, decoder: Any, prompts: Mapping[str, str] | None) -> None:
-        self.base, self.decoder, self.prompts = base, decoder, prompts or None
+    def __init__(self, base: Base, prompts: Mapping[str, str] | None) -> None:
+        self.base, self.prompts = base, prompts or None
         self._has_own_prompts = bool(prompts)
 
     def facts(self) -> dict[str, Any]:
         """What files of adapters have to say of them."""
-        known = {"decoder": self.decoder, "prompts": self.prompts}
-        return {name: value for name, value in known.items() if value is not None}
+        return {} if self.prompts is None else {"prompts": self.prompts}
 
-    def prepare(self, stored: Mapping[str, Tensor], extra: Any, *, decoder: Any = None) -> Callable[[], None]:
-        """Read what weights bring along, where the config gave none; puts it in when called.
+    def take(self, stored: Mapping[str, Tensor], extra: Any) -> None:
+        """Put in what weights bring along, where the config gave none.
 
         Args:
             stored: embeddings of the prompts; files of old versions and imported ones have none.
             extra: of the header, which may hold their texts: training writes all that its config gave, a saved folder
                 that of "clean".
-            decoder: of the training, as `load_decoder` takes it.
-
-        Raises:
-            WeightsError: a decoder that cannot be read.
         """
-        network = load_decoder(decoder).to(self.base.device) if decoder is not None and self.decoder is None else None
         extra = extra if isinstance(extra, Mapping) else {}
         texts = extra.get("prompts") or ({"clean": extra["prompt"]} if extra.get("prompt") is not None else None)
-
-        def take() -> None:
-            if network is not None:
-                self.base.use_decoder(network)
-                self.decoder = os.fspath(decoder) if isinstance(decoder, Path) else decoder
-            if stored and not self._has_own_prompts:
-                self.base.set_prompts(stored)
-                self.base.prompt, self.prompts = (texts or {}).get("clean"), texts
-
-        return take
+        if stored and not self._has_own_prompts:
+            self.base.set_prompts(stored)
+            self.base.prompt, self.prompts = (texts or {}).get("clean"), texts
 
 
 def saved_tensors(module: nn.Module, trained: Iterable[nn.Parameter], generator: OneStepGenerator) -> dict[str, Tensor]:
@@ -146,6 +133,8 @@ def runs_otherwise(extra: Any, generator: OneStepGenerator) -> str:
         generator: whose UNet call and estimator are compared.
     """
     extra = extra if isinstance(extra, Mapping) else {}
+    if extra.get("decoder"):
+        return "a decoder apart from its base's, which only morsr 0.1 has"
     theirs, spec, estimator = extra.get("one_step") or {}, extra.get("estimator"), generator.estimator
     mine = generator.one_step.to_dict()
     if other := _differences("one_step", theirs, mine, besides=["scale", *(k for k in mine if mine[k] == "auto")]):

@@ -34,7 +34,7 @@ from morsr.functional.quality import quantize_8bit
 from morsr.models.bases import Base, load_base
 from morsr.models.draws import Draws
 from morsr.models.generator import GeneratorOutput, OneStepConfig, OneStepGenerator
-from morsr.models.loading import decoder_of, find_adapters, shipped_adapters
+from morsr.models.loading import find_adapters, shipped_adapters
 from morsr.models.losses import Losses, build_lpips
 from morsr.models.scores import ScoreMeans
 from morsr.training.adapter_state import (
@@ -63,8 +63,8 @@ class OneStepSRModule(L.LightningModule):
 
     Args:
         base: a preset ("tiny", "sd21", "sd-turbo"), a local diffusers folder, a hub id, a list of ids, or a `Base`.
-        decoder, prompts, base_dtype: see `load_base`: a smaller decoder, texts instead of the fixed prompts, and
-            what the frozen weights are stored as.
+        prompts, base_dtype: see `load_base`: texts instead of the fixed prompts, and what the frozen weights are
+            stored as.
         checkpointing: recompute activations in the backward pass, which saves memory and costs time.
         adapters: ranks, experts, router and balance of the mixture.
         router: class of the router, made from (config, layers, scores); default `morsr.adapters.Router`.
@@ -98,7 +98,6 @@ class OneStepSRModule(L.LightningModule):
         self,
         *,
         base: Base | list[str] | str = "tiny",
-        decoder: str | list[str] | None = None,
         prompts: dict[str, str] | None = None,
         base_dtype: str | None = None,
         checkpointing: bool = False,
@@ -133,7 +132,7 @@ class OneStepSRModule(L.LightningModule):
         self.strict_loading = False  # checkpoints hold the adapters alone; `on_load_checkpoint` checks them
         self.adapters, self.one_step = adapters or MoRConfig(), one_step or OneStepConfig()
         # Kept in dictionaries, where networks that were given are no part of the module before it is built.
-        self.base_settings: dict[str, Any] = {"decoder": decoder, "prompts": prompts, "dtype": base_dtype}
+        self.base_settings: dict[str, Any] = {"prompts": prompts, "dtype": base_dtype}
         self.parts: dict[str, Any] = {
             "base": base, "estimator": estimator, "estimator_args": estimator_args or {}, "router": router,
             "losses": losses, "checkpointing": checkpointing,
@@ -175,7 +174,7 @@ class OneStepSRModule(L.LightningModule):
                 checkpointing=parts["checkpointing"],
             )  # fmt: skip
             self.objective = Objective(generator, losses, lpips=lpips)
-        self.companions = Companions(base, decoder=self.base_settings["decoder"], prompts=self.base_settings["prompts"])
+        self.companions = Companions(base, self.base_settings["prompts"])
         # Registered here, so that they move with the module and are saved with it.
         self.generator = generator
         self.loss, self.discriminator = self.objective.restoration, self.objective.discriminator
@@ -280,9 +279,8 @@ class OneStepSRModule(L.LightningModule):
 
     def _start(self, file: Path) -> None:
         extra = read_adapters_header(file).get("extra")
-        take = self.companions.prepare(read_attached(file), extra, decoder=decoder_of(file))
         rank_zero_info(start_from_adapters(file, self.generator.base))
-        take()
+        self.companions.take(read_attached(file), extra)
         take_timestep(extra, self.generator)
         if other := runs_otherwise(extra, self.generator):
             rank_zero_warn(f"{file} was trained to run with {other}; here it starts elsewhere")
@@ -336,7 +334,7 @@ class OneStepSRModule(L.LightningModule):
     def load_adapters(self, path: str | os.PathLike[str]) -> None:
         """Load adapters of the same configuration, a file, its folder or a shipped preset, over the ones in the module.
 
-        The decoder and the prompts that they were trained with come along, unless the module was given its own.
+        The prompts that they were trained with come along, unless the module was given its own.
 
         Raises:
             WeightsError: another base, configuration, timestep or estimator, or a damaged file; nothing
@@ -349,9 +347,8 @@ class OneStepSRModule(L.LightningModule):
                 f"{file}: trained to run with {other}; take the config that it was trained by, or set model.one_step "
                 "and model.estimator to what it needs"
             )
-        take = self.companions.prepare(read_attached(file), extra, decoder=decoder_of(file))
         self.adapters = load_adapters(file, base, name="generator").config
-        take()
+        self.companions.take(read_attached(file), extra)
         take_timestep(extra, self.generator)
 
     def _rates(self) -> dict[str, Any]:
@@ -385,5 +382,5 @@ class OneStepSRModule(L.LightningModule):
             add_saved_modules(self.generator.base, self.generator.adapters, described.get("saved", ()))
         check_tensors(checkpoint["state_dict"], self._saved_tensors())
         extra, prompts = described.get("extra", {}), described.get("prompts", {})
-        self.companions.prepare(prompts, extra, decoder=extra.get("decoder"))()
+        self.companions.take(prompts, extra)
         self._restored = described

@@ -7,7 +7,6 @@ from morsr.models.bases.loading import (
     SHIPPED_BASES,
     build_base,
     load_base,
-    load_decoder,
     package_weights,
     random_base,
 )
@@ -20,7 +19,6 @@ __all__ = [
     "StableDiffusion",
     "build_base",
     "load_base",
-    "load_decoder",
     "package_weights",
     "random_base",
     "save_network",

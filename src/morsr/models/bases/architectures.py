@@ -45,12 +45,3 @@ SHIFTED_VAE: dict[str, Any] = {
     "use_post_quant_conv": False,
 }
 """Stable Diffusion 3's autoencoder; FLUX.1 and Z-Image have the same layers."""
-
-TAESD: Mapping[str, Any] = {
-    "encoder_block_out_channels": (64, 64, 64, 64),
-    "decoder_block_out_channels": (64, 64, 64, 64),
-    "num_encoder_blocks": (1, 3, 3, 3),
-    "num_decoder_blocks": (3, 3, 3, 1),
-    "latent_channels": 4,
-}
-"""Settings of the AutoencoderTiny that decodes Stable Diffusion's latents (madebyollin/taesd)."""

@@ -42,13 +42,12 @@ class Base(nn.Module):
         vae: a diffusers autoencoder.
         prompts: embeddings "clean" and "degraded", each (1, T, width), and "clean_pooled" and "degraded_pooled",
             (1, width'), where the family has them.
-        decoder: an AutoencoderTiny for the same latents, which decodes instead of `vae` at a fraction of its work.
         base_id: what adapters record as their base.
         source: from where `load_base` gets the same base again; None for one that was made by hand.
         prompt: text behind the "clean" embedding, where it is known.
 
     Raises:
-        ConfigError: embeddings of the wrong width, latent channels that differ, a decoder for other latents.
+        ConfigError: embeddings of the wrong width, latent channels that differ.
     """
 
     network_name: ClassVar[str] = "transformer"
@@ -72,7 +71,6 @@ class Base(nn.Module):
     """Shapes of published models, for `random:NAME`."""
 
     vae: Any  # diffusers sets most of their attributes at run time
-    decoder: Any
     prompt_clean: Tensor
     prompt_degraded: Tensor
     pooled_clean: Tensor | None
@@ -84,7 +82,6 @@ class Base(nn.Module):
         vae: nn.Module,
         *,
         prompts: Mapping[str, Tensor],
-        decoder: nn.Module | None = None,
         base_id: str = "custom",
         source: str | None = None,
         prompt: str | None = None,
@@ -100,7 +97,6 @@ class Base(nn.Module):
         for name in ("prompt_clean", "prompt_degraded", "pooled_clean", "pooled_degraded"):
             self.register_buffer(name, None)
         self.set_prompts(prompts)
-        self.use_decoder(decoder)
 
     # What a family says of itself.
 
@@ -191,7 +187,7 @@ class Base(nn.Module):
     @property
     def networks(self) -> tuple[nn.Module, nn.Module, nn.Module]:
         """What a pass runs: denoiser, encoder and decoder."""
-        return self.denoiser, self.vae.encoder, (self.vae if self.decoder is None else self.decoder).decoder
+        return self.denoiser, self.vae.encoder, self.vae.decoder
 
     @property
     def device(self) -> torch.device:
@@ -201,7 +197,8 @@ class Base(nn.Module):
     @property
     def latent_factor(self) -> int:
         """Pixels per latent along each axis: 8 for Stable Diffusion, 4 for `tiny`."""
-        return vae_factor(self.vae)
+        config = self.vae.config
+        return 2 ** (len(getattr(config, "encoder_block_out_channels", None) or config.block_out_channels) - 1)
 
     @property
     def scaling_factor(self) -> float:
@@ -212,21 +209,6 @@ class Base(nn.Module):
     def shift_factor(self) -> float:
         """What is taken from raw latents before they are scaled."""
         return float(getattr(self.vae.config, "shift_factor", None) or 0.0)
-
-    def use_decoder(self, decoder: nn.Module | None) -> None:
-        """Let another AutoencoderTiny decode instead of `vae`, frozen; None for `vae` itself.
-
-        Raises:
-            ConfigError: a decoder for other latents.
-        """
-        if decoder is not None and (vae_factor(decoder), decoder.config.latent_channels) != (
-            self.latent_factor, self.latent_channels
-        ):  # fmt: skip
-            raise ConfigError(
-                f"decoder: expected one for {self.latent_channels} latent channels of {self.latent_factor} "
-                f"pixels, got {decoder.config.latent_channels} channels of {vae_factor(decoder)}"
-            )
-        self.decoder = None if decoder is None else decoder.requires_grad_(False).eval()
 
     def condition(self, side: str = "clean") -> Condition:
         """The text embedding of a side, "clean" or "degraded"."""
@@ -270,10 +252,8 @@ class Base(nn.Module):
 
     def decode(self, latents: Tensor) -> Tensor:
         """Decode scaled latents to images (B, 3, H, W), nominally in [−1, 1], not clamped."""
-        decoder = self.vae if self.decoder is None else self.decoder
-        # An AutoencoderTiny for Stable Diffusion takes scaled latents, and its factor says so: it is 1.
-        raw = latents / float(decoder.config.scaling_factor) + float(getattr(decoder.config, "shift_factor", None) or 0)
-        return decoder.decode(raw.to(dtype_of(decoder))).sample
+        raw = latents / self.scaling_factor + self.shift_factor
+        return self.vae.decode(raw.to(dtype_of(self.vae))).sample
 
     def set_checkpointing(self) -> None:
         """Recompute activations in the backward pass instead of keeping them; gradients are the same.
@@ -283,7 +263,7 @@ class Base(nn.Module):
         first run, whatever has run on the same weights since.
         """
         switch = switch_of(self)
-        for network in filter(None, (self.denoiser, self.vae, self.decoder)):
+        for network in (self.denoiser, self.vae):
             if network._supports_gradient_checkpointing:
                 network.enable_gradient_checkpointing(*[switch.checkpoint] if switch else [])
         if type(self.vae.encoder).__name__ == "EncoderTiny":
@@ -293,8 +273,7 @@ class Base(nn.Module):
     def save(self, folder: str | os.PathLike[str], *, name: str | None = None) -> None:
         """Write the base as a diffusers folder with the prompt embeddings beside it.
 
-        Adapters are left out; while `merged` is open the weights are the merged ones. A decoder
-        beside the base's own autoencoder is no part of the folder.
+        Adapters are left out; while `merged` is open the weights are the merged ones.
 
         Args:
             folder: made if it is not there.
@@ -314,12 +293,6 @@ class Base(nn.Module):
             for child in self.children():
                 child._apply(fn)
         return super()._apply(keep_float32(fn), recurse=False)
-
-
-def vae_factor(vae: Any) -> int:
-    """Pixels per latent of an autoencoder, along each axis."""
-    channels = getattr(vae.config, "encoder_block_out_channels", None) or vae.config.block_out_channels
-    return 2 ** (len(channels) - 1)
 
 
 def dtype_of(network: nn.Module) -> torch.dtype:

@@ -12,16 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from morsr.errors import ConfigError
-from morsr.models.bases.architectures import TAESD
 from morsr.models.bases.base import Base
 from morsr.models.bases.families import family_of, published_as
-from morsr.models.bases.reading import (
-    first_readable,
-    read_decoder,
-    read_index,
-    read_prompts,
-    saved_notes,
-)
+from morsr.models.bases.reading import first_readable, read_index, read_prompts, saved_notes
 from morsr.models.bases.stable_diffusion import StableDiffusion
 
 SHIPPED_BASES = ("tiny",)
@@ -38,7 +31,6 @@ def package_weights(name: str) -> Path:
 def load_base(
     source: str | os.PathLike[str] | Sequence[str] = "tiny",
     *,
-    decoder: str | os.PathLike[str] | Sequence[str] | None = None,
     prompts: Mapping[str, str] | Mapping[str, Tensor] | None = None,
     dtype: str | torch.dtype | None = None,
 ) -> Base:
@@ -48,8 +40,6 @@ def load_base(
         source: a preset ("tiny" is in the package; "sd21", "sd-turbo" are hub ids tried in order), a local diffusers
             folder, a hub id (org/name or org/name@revision), a list of folders and ids tried in order, or "random:sd21"
             and the like for random weights in a published model's shapes.
-        decoder: an AutoencoderTiny that decodes instead of the base's own autoencoder: "taesd", a folder, a hub id, a
-            list of them, or "random:taesd". None: the base's own.
         prompts: texts for "clean" and "degraded" instead of the fixed prompts, which needs the base's text encoder; or
             both embeddings, which needs none.
         dtype: what the frozen weights are stored as, "float32" (default), "bfloat16" or "float16". What the class keeps
@@ -57,15 +47,14 @@ def load_base(
 
     Raises:
         WeightsError: nothing could be loaded; the message names everything that was tried and why.
-        ConfigError: a scheduler, UNet, autoencoder or decoder that a one-step generator cannot use.
+        ConfigError: a scheduler, UNet or autoencoder that a one-step generator cannot use.
     """
     storage = _resolve_dtype(dtype)
     origin = os.fspath(source) if isinstance(source, (str, os.PathLike)) else None
     if origin is not None and origin.startswith("random:"):
-        return random_base(origin.removeprefix("random:"), decoder=decoder is not None).to(storage)
+        return random_base(origin.removeprefix("random:")).to(storage)
     if origin in SHIPPED_BASES:
         source = package_weights(origin)
-    small = load_decoder(decoder) if decoder is not None else None
 
     def read(folder: Path, name: str) -> Base:
         family, index = family_of(folder), read_index(folder)
@@ -79,7 +68,6 @@ def load_base(
         found = family(
             **parts,
             prompts=embeddings,
-            decoder=small,
             base_id=notes.get("base_id", name),
             source=origin or name,
             prompt=text if isinstance(text, str) else None,
@@ -87,16 +75,7 @@ def load_base(
         found.distilled = bool(index.get("is_distilled", family.distilled))
         return found
 
-    return first_readable(source, read, "base model").to(storage)
-
-
-def load_decoder(source: str | os.PathLike[str] | Sequence[str]) -> nn.Module:
-    """Load an AutoencoderTiny that decodes instead of a base's own autoencoder; see `load_base`."""
-    if source == "random:taesd":
-        from diffusers import AutoencoderTiny
-
-        return AutoencoderTiny(**TAESD)
-    return first_readable(source, lambda folder, _: read_decoder(folder), "decoder")
+    return first_readable(source, read).to(storage)
 
 
 def _resolve_dtype(dtype: str | torch.dtype | None) -> torch.dtype:
@@ -106,12 +85,11 @@ def _resolve_dtype(dtype: str | torch.dtype | None) -> torch.dtype:
     return chosen
 
 
-def random_base(name: str, *, decoder: bool = False) -> Base:
+def random_base(name: str) -> Base:
     """Make a base with the shapes of a published model and random weights.
 
     Args:
         name: "sd21", "sdxl", "sd3", "flux2-klein" and the others of `ARCHITECTURES`, or "small" for tests.
-        decoder: decode with a random AutoencoderTiny of TAESD's shape.
 
     Raises:
         ConfigError: an unknown name.
@@ -121,31 +99,23 @@ def random_base(name: str, *, decoder: bool = False) -> Base:
     family, shapes = published_as(name)
     network = getattr(diffusers, family.network_class)(**shapes.network)
     vae = getattr(diffusers, family.autoencoder)(**shapes.vae)
-    small = load_decoder("random:taesd") if decoder else None
     width = shapes.width
     prompts = {side: torch.randn(1, shapes.tokens, width) for side in ("clean", "degraded")}
     if family.pooled:
         prompts |= {f"{side}_pooled": torch.randn(1, shapes.pooled) for side in ("clean", "degraded")}
-    found = family(network, vae, prompts=prompts, decoder=small, base_id=f"random:{name}", **shapes.settings)
+    found = family(network, vae, prompts=prompts, base_id=f"random:{name}", **shapes.settings)
     found.distilled = shapes.distilled
     return found
 
 
-def build_base(
-    unet: Mapping[str, Any],
-    vae: Mapping[str, Any],
-    *,
-    tokens: int = 1,
-    decoder: nn.Module | None = None,
-    base_id: str = "custom",
-) -> Base:
+def build_base(unet: Mapping[str, Any], vae: Mapping[str, Any], *, tokens: int = 1, base_id: str = "custom") -> Base:
     """Make a base with random weights from diffusers configs, to be trained or tested.
 
     Args:
         unet: settings of UNet2DConditionModel.
         vae: settings of AutoencoderTiny, or of AutoencoderKL when it has "block_out_channels".
         tokens: length of the two prompt embeddings, which are random too.
-        decoder, base_id: see `Base`.
+        base_id: see `Base`.
     """
     from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
 
@@ -156,7 +126,7 @@ def build_base(
     autoencoder = vae_class(**vae)
     if isinstance(autoencoder, AutoencoderTiny):
         _initialize_tiny(autoencoder)
-    return StableDiffusion(network, autoencoder, prompts=prompts, decoder=decoder, base_id=base_id)
+    return StableDiffusion(network, autoencoder, prompts=prompts, base_id=base_id)
 
 
 def _initialize_tiny(vae: nn.Module) -> None:

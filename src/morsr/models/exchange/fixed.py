@@ -17,7 +17,7 @@ from morsr.adapters import merged
 from morsr.errors import ConfigError
 from morsr.imaging.files import read_planes
 from morsr.models.generator import OneStepGenerator
-from morsr.models.saving import save_decoder, write_description
+from morsr.models.saving import write_description
 
 
 def fix_routing(
@@ -59,8 +59,7 @@ def fix_routing(
 def export_diffusers(folder: str | os.PathLike[str], generator: OneStepGenerator) -> Path:
     """Write the present routing, folded into the weights, as a diffusers folder with `vae/`, `unet/`, `scheduler/`.
 
-    Diffusers loads each part by itself, from `decoder/` a decoder that replaces the autoencoder's own;
-    `Restorer.from_pretrained` loads the folder as a model without adapters.
+    Diffusers loads each part by itself; `Restorer.from_pretrained` loads the folder as a model without adapters.
 
     Raises:
         InputError: no routing is set.
@@ -74,7 +73,6 @@ def export_diffusers(folder: str | os.PathLike[str], generator: OneStepGenerator
         "estimator": None,
         "one_step": generator.one_step.to_dict(),
         "prompt": generator.base.prompt,
-        **save_decoder(folder, generator.base),
     }
     write_description(folder, description, adapted=False)
     return folder

@@ -13,7 +13,6 @@ from morsr.adapters import layers_of_set
 from morsr.errors import ConfigError, InputError
 from morsr.files import save_tensors, write_text
 from morsr.models.generator import OneStepGenerator
-from morsr.models.saving import save_decoder
 
 PEFT_FILE = "adapter_model.safetensors"
 DIFFUSERS_FILE = "pytorch_lora_weights.safetensors"
@@ -23,10 +22,10 @@ def export_lora(folder: str | os.PathLike[str], generator: OneStepGenerator) -> 
     """Write the present routing as LoRA files.
 
     The denoiser's ranks go where `load_lora_weights(folder)` of its pipeline in diffusers finds them. Diffusers loads
-    no LoRA into an autoencoder, so the VAE encoder's ranks become a peft folder `vae/`. A separate decoder is copied.
+    no LoRA into an autoencoder, so the VAE encoder's ranks become a peft folder `vae/`.
 
     Returns:
-        What was written, by "unet" or "transformer", "vae" and "decoder".
+        What was written, by "unet" or "transformer" and "vae".
 
     Raises:
         InputError: no routing is set.
@@ -45,7 +44,7 @@ def export_lora(folder: str | os.PathLike[str], generator: OneStepGenerator) -> 
         save_tensors(written[network], state, {"format": "pt"})
     if "vae" in parts:
         written["vae"] = export_peft(folder / "vae", base.vae, name=adapters.name)
-    return written | {part: folder / place for part, place in save_decoder(folder, base).items()}
+    return written
 
 
 def lora_state_dict(model: nn.Module, *, name: str = "generator", prefix: str = "") -> dict[str, Tensor]:
