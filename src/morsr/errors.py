@@ -5,9 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import os
-import signal
 import sys
-import threading
 import typing
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -85,35 +83,6 @@ def class_at(path: str, setting: str) -> Any:
     if not callable(found):
         raise ConfigError(f"{setting}: expected a class, got {path}, which is {found!r}")
     return found
-
-
-def worker_death(error: BaseException) -> TrainingError | None:
-    """What to say where an error means that a worker of a DataLoader has died, else None.
-
-    torch raises a RuntimeError while a batch is waited for, or, by a signal, anywhere in the main thread; a worker that
-    dies while it hands over a batch leaves a broken connection.
-    """
-    said = " ".join(str(error).split())
-    broken = isinstance(error, (ConnectionError, EOFError)) and not said.startswith("Caught")  # the data set's own
-    if not broken and not (isinstance(error, RuntimeError) and said.startswith("DataLoader worker (pid")):
-        return None
-    return TrainingError(
-        f"a process that reads the data has died ({said.rstrip('.') or type(error).__name__}); where memory ran out, "
-        "lower data.num_workers. Go on from the last checkpoint, which is whole"
-    )
-
-
-def told_of_deaths() -> None:
-    """Let torch not raise the death of a worker in the main thread any more.
-
-    It does so at the end of every further worker too, which would cut short the checkpoint and the message that the
-    first death leads to. Deaths are still found where a batch is waited for.
-    """
-    number = getattr(signal, "SIGCHLD", None)  # not on Windows, where torch has no such handler
-    if number is None or threading.current_thread() is not threading.main_thread():
-        return
-    if getattr(signal.getsignal(number), "__module__", "").startswith("torch."):
-        signal.signal(number, signal.SIG_DFL)
 
 
 def check_fields(settings: Any, *, least: Mapping[str, float] | None = None) -> None:

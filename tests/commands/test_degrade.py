@@ -45,10 +45,6 @@ def test_a_folder_with_parameters_that_replay():
         images = torch.from_numpy(sharp).permute(2, 0, 1).unsqueeze(0).float() / 255
         again = (apply(images, parameters[place]) * 255).round()[0].permute(1, 2, 0)
         np.testing.assert_array_equal(again.numpy(), made)
-    sheet = pixels("lr/contact_sheet.png")
-    hr, lr = pixels("hr/a.png"), pixels("lr/a.png").repeat(4, axis=0).repeat(4, axis=1)
-    np.testing.assert_array_equal(sheet[16 : 16 + len(hr), : hr.shape[1]], hr)
-    np.testing.assert_array_equal(sheet[16 : 16 + len(lr), hr.shape[1] + 4 :][:, : lr.shape[1]], lr)
 
 
 def test_an_image_depends_on_its_name_and_the_seed_alone():
@@ -86,13 +82,12 @@ def test_what_cannot_be_read_is_named_and_the_rest_is_made(capsys):
         ("photos/a.png photos", InputError),  # would overwrite its input
         ("photos/a.png lr --hr photos", InputError),
         ("twins lr", InputError),  # two images of one stem
-        ("named lr", InputError),  # an output called as the overview
         ("photos file/lr", NotADirectoryError),
         ("photos full", InputError),  # outputs that exist
     ],
 )
 def test_wrong_input_is_refused_before_anything_is_written(line, error):
-    for name in ("twins/a.png", "twins/a.bmp", "named/contact_sheet.jpg", "full/a.png"):
+    for name in ("twins/a.png", "twins/a.bmp", "full/a.png"):
         Path(name).parent.mkdir(exist_ok=True)
         Image.new("RGB", (64, 64)).save(name)
     Path("file").write_text("")
@@ -111,7 +106,7 @@ def test_a_killed_run_goes_on_and_ends_alike():
     made = Path("cut/a.png").stat().st_mtime_ns
     assert run("photos cut") == 0
     assert Path("cut/a.png").stat().st_mtime_ns == made
-    for name in ("parameters.jsonl", "a.png", "gray.png", "more/b.png", "contact_sheet.png"):
+    for name in ("parameters.jsonl", "a.png", "gray.png", "more/b.png"):
         assert Path("cut", name).read_bytes() == Path("whole", name).read_bytes(), name
     for other in ("--seed 1", "--scale 2", "--recipe pisasr"):
         with pytest.raises(InputError):

@@ -217,22 +217,6 @@ def test_resume_from_a_checkpoint_written_during_validation(make_data, tmp_path,
     assert fit(make_data(**settings, num_workers=1), tmp_path, steps=7, resume=kept, **checks).seen == straight[3:]
 
 
-def test_everything_that_changes_samples_is_reported_on_resume(make_data, photos, tmp_path):
-    fit(make_data(), tmp_path, steps=1)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("error", message="samples will differ")
-        fit(make_data(), tmp_path, steps=2, resume=tmp_path / "end.ckpt")
-    (photos / "photo0.png").rename(photos / "other.png")
-    changed = {
-        "dead_leaves": 0.25, "patch_size": 16, "flips": False, "turns": False,
-        "recipe": "camera", "batch_size": 8, "seed": 1,
-    }  # fmt: skip
-    with pytest.warns(UserWarning, match="samples will differ") as caught:
-        fit(make_data(**changed), tmp_path, steps=3, resume=tmp_path / "end.ckpt")
-    (text,) = [str(warning.message) for warning in caught if "samples will differ" in str(warning.message)]
-    assert all(f"{name} " in text for name in (*changed, "images"))
-
-
 def test_two_devices_see_together_what_one_sees_with_both_batches(make_data, mixed):
     mixed["samples_per_epoch"] = 16
     whole = make_data(**mixed, batch_size=8)

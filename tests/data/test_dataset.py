@@ -52,17 +52,23 @@ def test_every_photograph_comes_once_before_one_comes_again(photos):
     assert len({stem for stem in stems if stem.startswith("dead_leaves_")}) == 14
 
 
-def test_a_crop_is_a_window_of_its_photograph(photos):
-    plain = crops(find_photos(str(photos)), flips=False, turns=False)
-    for number in range(8):
-        item = plain[number]
+def test_a_crop_is_a_mirrored_or_turned_window_of_its_photograph(photos):
+    data, turned = crops(find_photos(str(photos))), set()
+    for number in range(24):
+        item = data[number]
         (path,) = photos.rglob(f"{item['stem']}.png")
         whole = torch.from_numpy(np.asarray(Image.open(path)).copy()).permute(2, 0, 1)
         windows = whole.unfold(1, 32, 1).unfold(2, 32, 1).permute(1, 2, 0, 3, 4)
-        assert (windows == item["hr"]).flatten(2).all(2).any()
-    for change in ({"flips": True}, {"turns": True}):
-        varied = crops(find_photos(str(photos)), **{"flips": False, "turns": False, **change})
-        assert any(not torch.equal(varied[number]["hr"], plain[number]["hr"]) for number in range(8)), change
+        found = {
+            (mirrored, quarter)
+            for mirrored in (False, True)
+            for quarter in range(4)
+            for crop in [item["hr"].flip(2) if mirrored else item["hr"]]
+            if (windows == crop.rot90(quarter, (1, 2))).flatten(2).all(2).any()
+        }
+        assert len(found) == 1
+        turned |= found
+    assert len(turned) == 8
 
 
 def test_both_images_of_a_pair_are_cropped_and_turned_together(pairs):

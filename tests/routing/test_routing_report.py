@@ -6,20 +6,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor
-from torch.utils.data import DataLoader
 
 from morsr.adapters import MoRConfig, adapter_parameters
 from morsr.cli import main
-from morsr.degradation.recipe import DegradationRecipe
-from morsr.degradation.severity import true_severity
 from morsr.errors import ConfigError
 from morsr.estimators import build_estimator
-from morsr.evaluation.callback import RoutingDump
 from morsr.evaluation.example import examine
 from morsr.evaluation.routing import RoutingTable
 from morsr.models.bases import load_base
@@ -150,33 +144,3 @@ def test_a_model_without_routing_gets_a_page_of_its_scores(loads, small_base, ph
         assert "this model has no routing" in text
         assert "Degradation scores of the images" in text
         assert "Load of every slot" not in text
-
-
-def test_validation_writes_its_routings(generator, tmp_path):
-    class Module(L.LightningModule):
-        def __init__(self) -> None:
-            super().__init__()
-            self.generator = generator
-
-        def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> None:
-            return None
-
-    images = torch.rand(5, 3, 16, 16)
-    drawn = DegradationRecipe.load("light").sample(torch.arange(5))
-    batches = [
-        {"lr": images[part], "stem": [f"i{index}" for index in range(5)[part]], "parameters": drawn[part]}
-        for part in (slice(0, 3), slice(3, 5))
-    ]
-    batches[1]["repeated"] = [False, True]  # another process has the last one
-    dump = RoutingDump(max_images=9)
-    trainer = L.Trainer(
-        default_root_dir=tmp_path, logger=False, accelerator="cpu", callbacks=[dump], enable_progress_bar=False
-    )
-    data = L.LightningDataModule()
-    data.recipe, data.val_recipe = "realesrgan", "light"
-    data.val_dataloader = lambda: DataLoader(batches, batch_size=None)
-    trainer.validate(Module(), datamodule=data, verbose=False)
-    table = RoutingTable.load(tmp_path / "routing" / "step_000000.safetensors")
-    assert table.names == ("i0", "i1", "i2", "i3")
-    torch.testing.assert_close(table.truth["noise"], true_severity(drawn[:4], "light").noise)
-    torch.testing.assert_close(table.chosen, RoutingTable.from_images(generator, images[:4]).chosen)

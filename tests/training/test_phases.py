@@ -14,7 +14,7 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy, SingleDeviceStrategy
 
 from morsr.errors import ConfigError, TrainingError
-from morsr.training.strategy import check_trainer, check_turns
+from morsr.training.optim import check_trainer, check_turns
 
 
 @pytest.fixture

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from morsr.degradation import DegradationRecipe
 
 PARAMETERS = "parameters.jsonl"
-SHEET_IMAGES = 12
-SHEET_SIDE = 256  # HR pixels of an image that the sheet shows
 
 
 def run(
@@ -37,9 +35,9 @@ def run(
 ) -> int:
     """Make low-quality images from sharp ones by a degradation recipe; 1 if some could not be read.
 
-    Writes PNG files, parameters.jsonl with one line of true parameters per image, and contact_sheet.png. The result for
-    an image depends on its name and the seed alone: its path within the folder without suffix (sub/c), or the file's
-    name (c). The same command resumes a stopped run.
+    Writes PNG files and parameters.jsonl with one line of true parameters per image. The result for an image depends on
+    its name and the seed alone: its path within the folder without suffix (sub/c), or the file's name (c). The same
+    command resumes a stopped run.
 
     Args:
         input: image file or folder of sharp images
@@ -59,7 +57,7 @@ def run(
     from morsr.degradation import DegradationRecipe
     from morsr.degradation.keys import check_seed
     from morsr.imaging import read, write
-    from morsr.imaging.listing import CONTACT_SHEET, unread_images
+    from morsr.imaging.listing import unread_images
     from morsr.restoring.devices import resolve_device
 
     loaded = DegradationRecipe.load(recipe)
@@ -92,10 +90,7 @@ def run(
                 write(read(image), folder / name)
             file.write(lines[name])
             file.flush()
-    if lines:
-        shown = {name: path for name, path in sources.items() if name in lines}
-        write(read(_sheet(shown, lines, output, scale)), output / CONTACT_SHEET)
-    else:
+    if not lines:
         (output / PARAMETERS).unlink()
     say(f"{len(lines)} of {len(sources)} images degraded into {output}")
     if input.is_dir() and (left_out := unread_images(input)):
@@ -109,7 +104,6 @@ def _plan(source: Path, folders: Sequence[Path]) -> dict[str, Path]:
     Raises:
         InputError: outputs that would be inputs, or two of one name.
     """
-    from morsr.imaging.listing import CONTACT_SHEET
     from morsr.restoring.folder import Job, check_jobs, folder_jobs
 
     if len({folder.resolve() for folder in folders}) < len(folders):
@@ -120,10 +114,7 @@ def _plan(source: Path, folders: Sequence[Path]) -> dict[str, Path]:
         single = [Job(source, folder / f"{source.stem}.png")]
         jobs = folder_jobs(source, folder, "png") if source.is_dir() else single
         check_jobs(jobs)
-    found = {job.target.relative_to(folder).as_posix(): job.source for job in jobs}
-    if CONTACT_SHEET in found:
-        raise InputError(f"{found[CONTACT_SHEET]}: expected another name than that of the overview; rename it")
-    return found
+    return {job.target.relative_to(folder).as_posix(): job.source for job in jobs}
 
 
 def _finished(folders: Sequence[Path], made: Mapping[str, Any]) -> dict[str, str]:
@@ -169,20 +160,3 @@ def _degraded(
     }
     numbers = {what: {key: round(v.item(), 5) for key, v in values._asdict().items()} for what, values in known.items()}
     return hr, lr, parameters.to_jsonl(extra=[{"file": name, "source": path.name, **made, **numbers}])
-
-
-def _sheet(sources: Mapping[str, Path], lines: Mapping[str, str], output: Path, scale: int) -> np.ndarray:
-    """HR beside LR of some images, the pixels of the LR image enlarged without smoothing."""
-    from morsr.data.sources import crop_to_multiple
-    from morsr.imaging import read_rgb
-    from morsr.imaging.sheet import side_by_side
-
-    shown = []
-    for name in list(sources)[:: -(-len(sources) // SHEET_IMAGES)]:
-        row = json.loads(lines[name])
-        measures = row["measures"]
-        caption = f"severity {row['severity']['combined']:.2f}: blur {measures['blur']:.1f} px, noise "
-        caption += f"{measures['noise']:.0f}, JPEG {measures['jpeg']:.0f}"
-        low = read_rgb(output / name).repeat(scale, axis=0).repeat(scale, axis=1)
-        shown.append({printable(name): crop_to_multiple(read_rgb(sources[name]), scale), caption: low})
-    return side_by_side(shown, crop=SHEET_SIDE, zoom=1)

@@ -9,7 +9,7 @@ _PUBLIC = {
     "Pair": "sources",
     "Photo": "sources",
     "RealESRGANDataModule": "datamodule",
-    "embedded_benchmark": "pairs",
+    "embedded_benchmark": "dataset",
     "find_photos": "sources",
     "paired_folder": "sources",
 }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,16 +14,19 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from morsr.data.dataset import EpochSampler, EvaluationImages, LowQualityImages, TrainingCrops, collate
+from morsr.data.dataset import (
+    EpochSampler,
+    EvaluationImages,
+    ImageLoader,
+    LowQualityImages,
+    TrainingCrops,
+    TrainingLoader,
+    collate,
+)
 from morsr.data.degrading import Degrading
-from morsr.data.loading import ImageLoader, TrainingLoader, one_thread
 from morsr.data.sources import Photo, Source, check_names, find_photos, source_name
 from morsr.degradation import DegradationRecipe
 from morsr.errors import ConfigError, InputError, MorsrError
-
-# What a sample depends on, beside the recipe and the list of images.
-_SETTINGS = ("seed", "batch_size", "crop_size", "patch_size", "flips", "turns", "scale",
-             "dead_leaves", "samples_per_epoch")  # fmt: skip
 
 
 class RealESRGANDataModule(L.LightningDataModule):
@@ -58,7 +60,6 @@ class RealESRGANDataModule(L.LightningDataModule):
         patch_size: side in HR pixels of the window of each degraded crop that becomes hr and lr, at a random place; the
             degradation scores are taken from the whole crop, as they are from a whole image later. None: all of it.
         samples_per_epoch: None takes the number of photographs, but at least 100 batches.
-        flips, turns: random mirroring; random turns by 90 degrees.
         val_seeds, test_seeds: seeds of the degradations; every photograph is degraded once per seed.
         val_crop: sides of validation images are cropped to at most this many HR pixels.
         val_multiple: sides of degraded validation and test HR images are cropped to multiples of this.
@@ -87,8 +88,6 @@ class RealESRGANDataModule(L.LightningDataModule):
         crop_size: PositiveInt = 256,  # type: ignore[assignment]
         patch_size: PositiveInt | None = None,
         samples_per_epoch: PositiveInt | None = None,
-        flips: bool = True,
-        turns: bool = True,
         val_seeds: Sequence[int] = (0,),
         test_seeds: Sequence[int] = (0, 1, 2, 3, 4),
         val_crop: PositiveInt | None = None,
@@ -108,7 +107,7 @@ class RealESRGANDataModule(L.LightningDataModule):
         self.recipe, self.val_recipe = recipe, recipe if val_recipe is None else val_recipe
         self.dead_leaves = dead_leaves
         self.batch_size, self.crop_size, self.patch_size = batch_size, crop_size, patch_size
-        self.samples_per_epoch, self.flips, self.turns = samples_per_epoch, flips, turns
+        self.samples_per_epoch = samples_per_epoch
         self.val_crop, self.val_multiple, self.val_batch_size = val_crop, val_multiple, val_batch_size
         self.num_workers, self.cache_mb, self.seed, self.scale = num_workers, cache_mb, seed, scale
         self._check_settings()
@@ -203,8 +202,6 @@ class RealESRGANDataModule(L.LightningDataModule):
             crop_size=self.crop_size,
             seed=self.seed,
             synthetic=self.dead_leaves,
-            flips=self.flips,
-            turns=self.turns,
             cache_mb=self.cache_mb,
             scale=self.scale,
         )
@@ -281,7 +278,7 @@ class RealESRGANDataModule(L.LightningDataModule):
             "collate_fn": collate,
             "num_workers": workers,
             "persistent_workers": workers > 0,
-            "worker_init_fn": one_thread if workers else None,
+            "worker_init_fn": _one_thread if workers else None,
             "pin_memory": torch.accelerator.is_available(),
         }
 
@@ -336,24 +333,15 @@ class RealESRGANDataModule(L.LightningDataModule):
         return max(self._resumed_batches, self.trainer.fit_loop.epoch_loop.batch_progress.total.processed)
 
     def state_dict(self) -> dict[str, Any]:
-        photos = self._training.photos if self._training is not None else ()
-        listed = "\n".join(f"{photo.stem} {photo.weight}" for photo in photos).encode("utf-8", "surrogateescape")
-        return {
-            **{name: getattr(self, name) for name in _SETTINGS},
-            "recipe": getattr(self._degrading.recipe, "hash", None),
-            "images": hashlib.blake2b(listed, digest_size=16).hexdigest(),
-            "devices": self.trainer.world_size if self.trainer is not None else 1,
-            "batches": self._batches_done(),
-        }
+        return {"batches": self._batches_done()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        if not self._fits():
-            return
-        self._resumed_batches = state_dict.get("batches", 0)
-        now = {**self.state_dict(), "batches": self._resumed_batches}
-        changed = [f"{name} {state_dict[name]} -> {now[name]}" for name in now if state_dict.get(name) != now[name]]
-        if changed:
-            rank_zero_warn(f"samples will differ from those of the run before: {', '.join(changed)}")
+        if self._fits():
+            self._resumed_batches = state_dict.get("batches", 0)
+
+
+def _one_thread(worker: int) -> None:
+    torch.set_num_threads(1)
 
 
 def _limited(trainer: Any, batches: int) -> int:

@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, DistributedSampler
+from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-from morsr.data.sources import SCALE, Photo, check_scale
+from morsr.data.sources import SCALE, Pair, Photo, Source, check_scale, find_photos
+from morsr.degradation import DegradationRecipe, apply
 from morsr.degradation.keys import mix, sample_keys, uniforms
-from morsr.errors import ConfigError, InputError
+from morsr.errors import ConfigError, InputError, MorsrError
 from morsr.imaging import read_rgb
 
 _ATTEMPTS = 200  # bad files in a row before the data set counts as unusable
@@ -100,7 +102,7 @@ class TrainingCrops(Dataset):
         photos: may be empty if all samples are synthetic.
         samples: per epoch, over all devices.
         synthetic: share of samples that are synthetic, in [0, 1].
-        crop_size, seed, flips, turns, cache_mb, scale: see `RealESRGANDataModule`.
+        crop_size, seed, cache_mb, scale: see `RealESRGANDataModule`.
     """
 
     def __init__(
@@ -111,14 +113,11 @@ class TrainingCrops(Dataset):
         crop_size: int,
         seed: int,
         synthetic: float = 0.0,
-        flips: bool = True,
-        turns: bool = True,
         cache_mb: float = 0.0,
         scale: int = SCALE,
     ) -> None:
         self.photos, self.samples, self.crop_size, self.seed = photos, samples, crop_size, seed
-        self.synthetic, self.flips, self.turns = synthetic, flips, turns
-        self.scale, self.room = scale, cache_mb * 2**20
+        self.synthetic, self.scale, self.room = synthetic, scale, cache_mb * 2**20
         self.order = PassOrder(np.array([photo.weight for photo in photos]), seed) if photos else None
         self.bad: dict[int, str] = {}
         self._kept: dict[str, np.ndarray] = {}
@@ -180,9 +179,9 @@ class TrainingCrops(Dataset):
     ) -> dict[str, Tensor]:
         if lr is None:
             lr = np.zeros((self.crop_size // self.scale, self.crop_size // self.scale, 3), np.uint8)
-        if draw is not None and self.flips and draw[3] < 0.5:
-            hr, lr = hr[:, ::-1], lr[:, ::-1]
-        if draw is not None and self.turns:
+        if draw is not None:
+            if draw[3] < 0.5:
+                hr, lr = hr[:, ::-1], lr[:, ::-1]
             hr, lr = np.rot90(hr, int(4 * draw[4])), np.rot90(lr, int(4 * draw[4]))
         return {"hr": to_tensor(hr), "lr": to_tensor(lr)}
 
@@ -244,6 +243,32 @@ class LowQualityImages(Dataset):
         return {"lr": to_tensor(read_rgb(self.photos[place].hr)), "stem": self.photos[place].stem}
 
 
+class ImageLoader(DataLoader):
+    """A DataLoader that raises an error of the data set in a worker as if it had been read in this process."""
+
+    def __iter__(self) -> Any:
+        return _read(super().__iter__())
+
+
+class TrainingLoader(ImageLoader):
+    """An ImageLoader that resumes within an epoch: the data module places its sampler, and keeps nothing here."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        pass
+
+
+def _read(batches: Iterator[Any]) -> Iterator[Any]:
+    try:
+        yield from batches
+    except MorsrError as error:
+        # torch puts the worker's traceback before the message
+        words = re.split(r"^morsr\.errors\.\w+: ", str(error), flags=re.MULTILINE)[-1]
+        raise type(error)(words.strip()) from error
+
+
 def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Items to a batch: tensors are stacked, everything else is listed.
 
@@ -268,3 +293,33 @@ def image_key(stem: str, seed: int) -> int:
 def to_tensor(image: np.ndarray) -> Tensor:
     """uint8 (H, W, 3) to uint8 (3, H, W)."""
     return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+
+
+def embedded_benchmark(
+    seeds: Iterable[int] = range(5),
+    recipe: Any = "realesrgan",
+    *,
+    sources: Sequence[Source] = ("skimage:eval",),
+    multiple: int = 16,
+) -> list[Pair]:
+    """Pairs in memory that need no data: scikit-image's four held-out photographs, degraded as validation does it.
+
+    Ordered by photograph, then seed, with stems such as `coffee_s3`.
+
+    Args:
+        seeds: one pair per photograph and seed.
+        recipe: see `DegradationRecipe.load`.
+        sources: lists of other HR photographs.
+        multiple: HR sides are cropped to multiples of this.
+    """
+    recipe, seeds, made = DegradationRecipe.load(recipe), list(seeds), []
+    for photo in [photo for source in sources for photo in find_photos(source)]:
+        hr, _ = photo.read(multiple=multiple)
+        for seed in seeds:
+            key = image_key(photo.stem, seed)
+            parameters = recipe.sample(torch.tensor([key]))
+            lr = apply(to_tensor(hr)[None].float() / 255, parameters)[0]
+            stem = f"{photo.stem}_s{seed}" if len(seeds) > 1 else photo.stem
+            pixels = lr.mul(255).round().byte().permute(1, 2, 0).contiguous().numpy()
+            made.append(Pair(stem, hr, pixels, photo.stem, parameters, seed, key))
+    return made

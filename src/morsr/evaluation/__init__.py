@@ -8,7 +8,6 @@ from typing import Any
 _PUBLIC = {
     "BenchmarkReport": "tables",
     "BenchmarkTable": "callback",
-    "RoutingDump": "callback",
     "RoutingTable": "routing",
     "ScoreDump": "callback",
     "evaluate": "score",

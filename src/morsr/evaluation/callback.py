@@ -1,4 +1,4 @@
-"""Callbacks: the table that `morsr test` ends with, and scores and routing of single images during training."""
+"""Callbacks: the table that `morsr test` ends with, and the scores of single images during training."""
 
 from __future__ import annotations
 
@@ -8,14 +8,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
-from jsonargparse.typing import PositiveInt
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from morsr.adapters import active_adapters
 from morsr.errors import ConfigError
 from morsr.evaluation.images import bicubic, to_tensor, to_uint8
-from morsr.evaluation.routing import RoutingTable
 from morsr.evaluation.score import BICUBIC, Method, bicubic_method, evaluate
 from morsr.evaluation.tables import BenchmarkReport, ImageScore, published_rows
 from morsr.files import write_text
@@ -126,50 +124,11 @@ class ScoreDump(L.Callback):
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self._rows:
             report = BenchmarkReport(list(self._rows.values()), [metric.info for metric in self.metrics.values()])
-            write_text(_step_file(trainer, "scores", ".csv"), report.to_csv())
+            process = f".{trainer.global_rank}" if trainer.world_size > 1 else ""  # each writes its share of the images
+            write_text(
+                _run_folder(trainer) / "scores" / f"step_{trainer.global_step:06d}{process}.csv", report.to_csv()
+            )
         self._rows = {}
-
-
-class RoutingDump(L.Callback):
-    """After each validation, writes the routing of its images as `routing/step_000500.safetensors` in the run's folder.
-
-    `RoutingTable.load` reads the files, and `morsr routing FILE --out report.html` makes a page of one. The true
-    severities are included where all batches bring their `parameters`.
-
-    Args:
-        max_images: the first so many images of each validation, per process.
-    """
-
-    def __init__(self, *, max_images: PositiveInt = 1000) -> None:
-        self.max_images = max_images
-        self._parts: list[RoutingTable] = []
-
-    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._parts = []
-
-    def on_validation_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:  # fmt: skip
-        adapters = getattr(getattr(pl_module, "generator", None), "adapters", None)
-        if trainer.sanity_checking or trainer.fast_dev_run or adapters is None or not adapters.is_routed:
-            return
-        room = self.max_images - sum(map(len, self._parts))
-        again = batch.get("repeated") or []  # by another process, the last ones
-        count = min(room, again.index(True) if any(again) else room, len(batch["lr"]))
-        if count < 1:
-            return
-        kept = {name: batch[name][:count] for name in ("lr", "stem", "parameters") if name in batch}
-        recipe = getattr(trainer.datamodule, "val_recipe", "realesrgan")
-        names = list(map(str, kept.get("stem", ())))
-        self._parts.append(
-            RoutingTable.from_images(pl_module, kept["lr"], kept.get("parameters"), recipe=recipe, names=names)
-        )
-
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if self._parts:
-            RoutingTable.concatenate(self._parts).save(_step_file(trainer, "routing", ".safetensors"))
-        self._parts = []
 
 
 def _names(batch: Mapping[str, Any], default: str) -> list[tuple[str, str, str | None]]:
@@ -184,9 +143,3 @@ def _names(batch: Mapping[str, Any], default: str) -> list[tuple[str, str, str |
 
 def _run_folder(trainer: L.Trainer) -> Path:
     return Path(trainer.log_dir or trainer.default_root_dir)
-
-
-def _step_file(trainer: L.Trainer, folder: str, suffix: str) -> Path:
-    """Where a dump goes; every process writes its own share of the images."""
-    process = f".{trainer.global_rank}" if trainer.world_size > 1 else ""
-    return _run_folder(trainer) / folder / f"step_{trainer.global_step:06d}{process}{suffix}"

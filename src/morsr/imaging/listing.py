@@ -29,9 +29,6 @@ FORMATS = {
 SUFFIXES = frozenset(FORMATS)
 KNOWN_SUFFIXES = ", ".join(sorted(FORMATS))  # for messages
 
-CONTACT_SHEET = "contact_sheet.png"
-"""The overview that `morsr degrade` writes among its outputs; not an image of the set."""
-
 UNREAD_SUFFIXES = frozenset(
     {
         ".heic", ".heif", ".avif", ".jxl", ".jp2", ".svg", ".psd", ".exr", ".tga", ".pbm", ".pgm", ".pnm", ".ppm",
@@ -44,8 +41,8 @@ UNREAD_SUFFIXES = frozenset(
 def list_images(source: str | os.PathLike[str]) -> list[Path]:
     """Image files in natural order: folder by folder, frame 2 before frame 10.
 
-    Hidden files and folders, contact sheets, and what is not a regular file (pipes, devices, links to them, broken
-    links) are left out. Links to folders are followed; each folder is listed once.
+    Hidden files and folders, and what is not a regular file (pipes, devices, links to them, broken links) are left out.
+    Links to folders are followed; each folder is listed once.
 
     Args:
         source: a folder, or one file, which is returned whatever its suffix.
@@ -57,7 +54,7 @@ def list_images(source: str | os.PathLike[str]) -> list[Path]:
     if not source.is_dir():
         check_regular(source)
         return [source]
-    images = (path for path in walk(source) if path.suffix.lower() in SUFFIXES and path.name != CONTACT_SHEET)
+    images = (path for path in walk(source) if path.suffix.lower() in SUFFIXES)
     found = [path for path in images if path.is_file()]
     if not found:
         text = f"{printable(str(source))}: the folder has no image; expected files ending in {KNOWN_SUFFIXES}"

@@ -38,7 +38,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from morsr.cli_errors import explain
-from morsr.errors import ConfigError, MorsrError, WeightsError
+from morsr.errors import ConfigError, MorsrError, TrainingError, WeightsError
 from morsr.training.callbacks.stopping import FinalValidation, StopBetweenSteps
 from morsr.training.checkpoints import RESUME, AtomicCheckpointIO, newest_checkpoint
 from morsr.training.config_files import expand_configs
@@ -211,6 +211,13 @@ def run(arguments: Sequence[str], kind: type[MorsrCLI] = MorsrCLI) -> int:
         )
     except MisconfigurationException as error:
         raise ConfigError(_with_own_setting(error)) from error
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker (pid"):
+            raise
+        said = " ".join(str(error).split()).rstrip(".")
+        raise TrainingError(
+            f"{said}; where memory ran out, lower data.num_workers. The last checkpoint is whole"
+        ) from error
     except (ArgumentError, ValueError) as error:
         cause = _deliberate_cause(error)
         if cause is not None:

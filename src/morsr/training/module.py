@@ -49,9 +49,15 @@ from morsr.training.adapter_state import (
 )
 from morsr.training.calibration import find_timestep, standardize_router
 from morsr.training.objective import Objective
-from morsr.training.optim import OptimizerSettings, ScheduleName, build_networks, total_steps
+from morsr.training.optim import (
+    OptimizerSettings,
+    ScheduleName,
+    build_networks,
+    check_trainer,
+    check_turns,
+    total_steps,
+)
 from morsr.training.step import Network, OneStepPhase
-from morsr.training.strategy import check_trainer, check_turns
 
 
 class OneStepSRModule(L.LightningModule):

@@ -70,5 +70,4 @@ def written_files(trainer: L.Trainer, folder: Path) -> dict[str, str]:
         if isinstance(logger, TensorBoardLogger):
             files["TensorBoard"] = logger.log_dir
     files["metrics table"] = folder / "metrics.csv"
-    files["routing table"] = max((folder / "routing").glob("*.safetensors"), default="")
     return {name: str(path) for name, path in files.items() if path and Path(path).exists()}
