@@ -23,53 +23,44 @@ from morsr.models.bases import load_base
 from morsr.models.generator import OneStepGenerator
 from morsr.restoring import Restorer
 
-RANKS = 40
+TARGETS = ("sd_unet@unet", "sd_vae_encoder@vae")
 
 
-def generator(base: str, targets: tuple[str, ...] | None) -> OneStepGenerator:
-    """A generator on a base, with adapters on these targets or without any."""
-    config = None if targets is None else MoRConfig(num_ranks=RANKS, targets=targets)
-    estimator = None if targets is None else build_estimator("frequency")
-    return OneStepGenerator(load_base(base), estimator, adapters=config).eval()
+def generator(base: str, targets: tuple[str, ...], dtype: torch.dtype = torch.float32) -> OneStepGenerator:
+    """A generator on a base, with 40 ranks on these targets; without adapters if there are none."""
+    config, estimator = (MoRConfig(targets=targets), build_estimator("frequency")) if targets else (None, None)
+    return OneStepGenerator(load_base(base, dtype=dtype), estimator, adapters=config).eval()
 
 
-def image(base: str, size: int, rounds: int) -> list[dict[str, Any]]:
+def image(base: str, size: int, rounds: int) -> dict[str, Any]:
     """One image, everything counted, over the bare base."""
     lr = torch.rand(1, 3, size // 4, size // 4)
-    adapted, bare = (Restorer(generator(base, targets)) for targets in (("sd_unet@unet", "sd_vae_encoder@vae"), None))
+    adapted, bare = (Restorer(generator(base, targets)) for targets in (TARGETS, ()))
     found = compare(lambda: adapted(lr, tile=None), lambda: bare(lr, tile=None), rounds=rounds)
-    return [{"what": f"one image of {size}², adapters over bare", **found._asdict()}]
+    return {"what": f"one image of {size}², adapters over bare", **found._asdict()}
 
 
-def step(base: str, size: int, rounds: int) -> list[dict[str, Any]]:
+def step(base: str, size: int, rounds: int) -> dict[str, Any]:
     """A training step of the UNet over peft's LoRA of the same rank on the same layers."""
     from peft import LoraConfig, inject_adapter_in_model
 
-    ours, bare = generator(base, ("sd_unet@unet",)), generator(base, None)
+    ours, bare = generator(base, TARGETS[:1]).train(), generator(base, ())
     unet = ours.base.unet
     layers = [name.removesuffix(".base_layer") for name, _ in unet.named_modules() if name.endswith(".base_layer")]
-    peer = inject_adapter_in_model(LoraConfig(r=RANKS, target_modules=layers), bare.base.unet)
-    factor = ours.base.latent_factor
-    latents, text = (
-        torch.randn(1, 4, size // factor, size // factor),
-        torch.randn(1, 77, unet.config.cross_attention_dim),
-    )
+    peer = inject_adapter_in_model(LoraConfig(r=40, target_modules=layers), bare.base.unet)
+    side = size // ours.base.latent_factor
+    latents, text = torch.randn(1, 4, side, side), torch.randn(1, 77, unet.config.cross_attention_dim)
 
     def once(network: nn.Module) -> None:
         network(latents, 999, text).sample.square().mean().backward()
 
-    def route() -> None:
-        ours.route(torch.rand(1, 3, size // 4, size // 4))
-
     def own() -> None:
-        route()
+        ours.route(torch.rand(1, 3, size // 4, size // 4))
         once(unet)
 
-    ours.train()
     found = compare(own, lambda: once(peer), rounds=rounds)
-    device = torch.device("cpu")
-    memory = peak_megabytes(own, device) / peak_megabytes(lambda: once(peer), device)
-    return [{"what": f"training step, {size}², over peft LoRA r{RANKS}", **found._asdict(), "memory ratio": memory}]
+    memory = [peak_megabytes(call, torch.device("cpu")) for call in (own, lambda: once(peer))]
+    return {"what": f"step, {size}², over peft LoRA", **found._asdict(), "memory ratio": memory[0] / memory[1]}
 
 
 if __name__ == "__main__":
@@ -79,4 +70,4 @@ if __name__ == "__main__":
     parser.add_argument("--size", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=9)
     options = parser.parse_args()
-    print_table({"image": image, "step": step}[options.part](options.base, options.size, options.rounds))
+    print_table([{"image": image, "step": step}[options.part](options.base, options.size, options.rounds)])

@@ -1,6 +1,6 @@
 """What routing does: every image restored under its own routing, the other kinds', and by the shared ranks alone.
 
-    python benchmarks/kinds.py MODEL [MODEL ...] PHOTOS [--base BASE] [--gains-only] [--out kinds.json]
+    python benchmarks/kinds.py MODEL [MODEL ...] PHOTOS [--base BASE] [--gains-only]
 
 Of several models, such as those of the ablation's seeds, the mean is reported, and the correlations of the first.
 PHOTOS is a folder of sharp photographs, such as BSDS500's validation images: the first twelve of every eighth from the
@@ -14,7 +14,6 @@ slots: the mean over ten photographs.
 from __future__ import annotations
 
 import argparse
-import json
 from functools import partial
 from pathlib import Path
 
@@ -98,9 +97,9 @@ def differences(found: dict[str, dict[str, list[float]]]) -> dict[str, dict[str,
     return gains
 
 
-def correlations(restorer: Restorer, photos: list[np.ndarray]) -> dict[str, dict[str, float]]:
+def correlations(restorer: Restorer, photos: list[np.ndarray]) -> list[list[str]]:
     """By degradation: Spearman's correlation of its strength with severity and zero share, mean over photographs."""
-    found: dict[str, dict[str, float]] = {}
+    found = []
     for name, strengths in STRENGTHS.items():
         steps, severity, zero = torch.arange(len(strengths)).float(), [], []
         for index, hr in enumerate(photos):
@@ -108,7 +107,7 @@ def correlations(restorer: Restorer, photos: list[np.ndarray]) -> dict[str, dict
             table = RoutingTable.from_images(restorer, images)
             severity.append(spearman(steps, table.severity))
             zero.append(spearman(steps, table.zero_share().mean(1)))
-        found[name] = {"severity": mean_of(severity), "zero share": mean_of(zero)}
+        found.append([name, f"{mean_of(severity):+.2f}", f"{mean_of(zero):+.2f}"])
     return found
 
 
@@ -119,7 +118,6 @@ def main() -> None:
     parser.add_argument("--base", help="folder or hub id of the base model, if the adapters do not bring it")
     parser.add_argument("--count", type=int, default=12, help="photographs (default: %(default)s)")
     parser.add_argument("--gains-only", action="store_true", help="leave out the correlations, which take most time")
-    parser.add_argument("--out", type=Path, help="also write everything as JSON")
     options = parser.parse_args()
     load = partial(Restorer.from_pretrained, base=options.base, device="cpu", dtype="float32")
     restorers = [load(model) for model in options.models]
@@ -136,13 +134,10 @@ def main() -> None:
     worst = max(gain["regret"][0] for gain in gains.values())
     lines.append(["mean", *(str(value) for value in means.values()), f"{worst:.3f} at worst"])
     print(f"{len(photos)} photographs, dB of PSNR-Y\n\n{text_table(['kind', *columns], lines)}\n")
-    report = {"psnr": found, "gains": gains}
     if not options.gains_only:
-        report["correlations"] = related = correlations(restorers[0], photos[:10])
-        rows = [[name, *(f"{value:+.2f}" for value in values.values())] for name, values in related.items()]
-        print(text_table(["strength of", "ρ with severity", "ρ with zero share"], rows))
-    if options.out:
-        options.out.write_text(json.dumps(report, indent=1) + "\n")
+        print(
+            text_table(["strength of", "ρ with severity", "ρ with zero share"], correlations(restorers[0], photos[:10]))
+        )
 
 
 if __name__ == "__main__":

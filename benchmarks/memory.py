@@ -14,14 +14,13 @@ from __future__ import annotations
 import argparse
 import resource
 import time
-from collections.abc import Callable
 from typing import Any
 from unittest import mock
 
 import torch
 import torch.nn.functional as F
 import torchvision
-from timing import print_table, seconds
+from timing import print_table
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
@@ -103,21 +102,14 @@ class Ledger:
             if isinstance(one, Tensor):
                 self.count(one)
         before, self.kept = self.kept, 0
-        with self:
+        with self.counting():
             output = function(*args, **kwargs)
         self.block, self.kept = max(self.block, self.kept), before
         return output
 
-    def __enter__(self) -> Ledger:
-        self.hooks = [
-            *getattr(self, "hooks", []),
-            torch.autograd.graph.saved_tensors_hooks(self.count, lambda one: one),
-        ]
-        self.hooks[-1].__enter__()
-        return self
-
-    def __exit__(self, *details: object) -> None:
-        self.hooks.pop().__exit__(*details)
+    def counting(self) -> Any:
+        """Counts what is saved inside a ``with`` block."""
+        return torch.autograd.graph.saved_tensors_hooks(self.count, lambda one: one)
 
 
 def adapted(name: str) -> Base:
@@ -141,7 +133,7 @@ def activations(base: Base, size: int, *, recomputed: bool) -> int:
         image, t = torch.empty(1, 3, size, size), torch.full((1,), 250)
     ledger.known |= {one.untyped_storage()._cdata: one for one in vgg.parameters()}
     base.train()
-    with ledger, MixedPrecision():
+    with ledger.counting(), MixedPrecision():
         z0 = base.clean(base.encode(image), t)
         seen = vgg(base.decode(z0).float())
         told = base.features(z0, t)
@@ -149,16 +141,7 @@ def activations(base: Base, size: int, *, recomputed: bool) -> int:
     return ledger.kept + ledger.block
 
 
-def measured(call: Callable[[], Any]) -> dict[str, float]:
-    """Time of a call, and the most memory that the process has held."""
-    before = time.process_time()
-    taken = seconds(call)
-    worked = time.process_time() - before
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    return {"seconds": taken, "processor seconds": worked, "peak GiB": peak}
-
-
-def run(name: str, size: int) -> dict[str, Any]:
+def run(name: str, size: int) -> None:
     """Forward and backward pass of a network at true size with checkpointing.
 
     The weights are stored in bfloat16; the arithmetic is float32 (`widened`).
@@ -170,19 +153,13 @@ def run(name: str, size: int) -> dict[str, Any]:
     base.set_checkpointing()
     side = size // base.latent_factor
     z = torch.randn(1, base.in_channels, side, side)
-
-    def once() -> None:
+    names = ("linear", "conv2d", "scaled_dot_product_attention")
+    with mock.patch.multiple(F, **{one: widened(getattr(F, one)) for one in names}):
         report.route(torch.rand(1, 7))
         base.predict(z, 250).square().mean().backward()
 
-    names = ("linear", "conv2d", "scaled_dot_product_attention")
-    with mock.patch.multiple(F, **{one: widened(getattr(F, one)) for one in names}):
-        row = measured(once)
-    moved = sum(one.grad is not None for one in adapter_parameters(base))
-    return {"base": name, "size": size, **row, "tensors with a gradient": moved}
 
-
-def step(name: str, size: int) -> dict[str, Any]:
+def step(name: str, size: int) -> None:
     """One training step with every loss and all three networks, batch 1, float32; VGG-16 has random weights too."""
     base, vgg = load_base(f"random:{name}"), torchvision.models.vgg16(weights=None)
     with mock.patch("torchvision.models.vgg16", return_value=vgg):
@@ -199,9 +176,7 @@ def step(name: str, size: int) -> dict[str, Any]:
     )  # fmt: skip
     batch = {"lr": torch.rand(1, 3, size // 4, size // 4), "hr": torch.rand(1, 3, size, size)}
     draws = Draws.of_step(seed=0, step=0, first=0, count=1, device=torch.device("cpu"))
-    kept: list[Any] = []
-    row = measured(lambda: kept.append(phase.run(batch, draws, step=0)))
-    return {"base": name, "size": size, **row, "losses": " ".join(kept[0].terms), "moved": " ".join(kept[0].norms)}
+    phase.run(batch, draws, step=0)
 
 
 def main() -> None:
@@ -213,7 +188,9 @@ def main() -> None:
     parser.add_argument("--step", metavar="NAME")
     options = parser.parse_args()
     if options.run or options.step:
-        print_table([run(options.run, options.size) if options.run else step(options.step, options.size)])
+        (run if options.run else step)(options.run or options.step, options.size)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        print(f"{time.process_time():.0f} processor seconds with the start, peak {peak:.1f} GiB")
         return
     rows = []
     for name in options.bases:

@@ -1,4 +1,4 @@
-"""Two calls timed in turn by torch.utils.benchmark: the ratio of their medians, with a 95 % bootstrap interval."""
+"""What the scripts share: two calls timed in turn, the memory that a call holds, and a table."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.utils.benchmark.utils.timer import timer
 
 
 class Ratio(NamedTuple):
-    """Median seconds of both calls, and the ratio with its interval."""
+    """Median seconds of both calls, and the ratio (geometric mean over the rounds) with its 95 % bootstrap interval."""
 
     ours: float
     peer: float
@@ -32,13 +32,10 @@ def compare(ours: Callable[[], Any], peer: Callable[[], Any], *, rounds: int = 9
     """Time both calls in turn, after one call of each that does not count."""
     seconds(ours), seconds(peer)
     pairs = np.array([(seconds(ours), seconds(peer)) for _ in range(rounds)])
-    places = np.random.default_rng(0).integers(0, rounds, (2000, rounds))
-    ratios = np.exp(np.log(pairs[:, 0] / pairs[:, 1])[places].mean(axis=1))
-    low, high = np.quantile(ratios, [0.025, 0.975])
-    first, second = np.median(pairs, axis=0)
-    return Ratio(
-        float(first), float(second), float(np.exp(np.log(pairs[:, 0] / pairs[:, 1]).mean())), float(low), float(high)
-    )
+    logarithms = np.log(pairs[:, 0] / pairs[:, 1])
+    resampled = logarithms[np.random.default_rng(0).integers(0, rounds, (2000, rounds))].mean(axis=1)
+    low, high = np.exp(np.quantile(resampled, [0.025, 0.975]))
+    return Ratio(*np.median(pairs, axis=0).tolist(), float(np.exp(logarithms.mean())), float(low), float(high))
 
 
 def peak_megabytes(call: Callable[[], Any], device: torch.device) -> float:

@@ -44,8 +44,7 @@ class FrequencyEstimator(DegradationEstimator):
     Dimensions: 4 radial band shares and their low-to-high ratio (oriented so that lost detail scores high), `block`
     (8-pixel block gradients), and the composites `blur`, `noise`, `jpeg`, `resize` and `overall`. A dimension is a
     fixed linear map of clipped statistics (for the composites also of their squares and some products), and a monotone
-    curve onto [0, 1], both measured once on degraded photographs (benchmarks/calibrate_frequency.py): constants of the
-    code, no weights.
+    curve onto [0, 1], both measured once on degraded photographs: constants of the code, no weights.
 
     Images above 128 pixels are looked at through at most 9 crops at native resolution; their contrast is that of an
     anti-aliased view of the whole, since a single crop may be all sky.
