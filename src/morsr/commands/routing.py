@@ -12,10 +12,7 @@ from morsr.errors import ConfigError, InputError
 from morsr.files import printable
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from morsr.degradation import DegradationRecipe
-    from morsr.evaluation.example import Example
     from morsr.evaluation.routing import RoutingTable
     from morsr.restoring import Restorer
 
@@ -66,7 +63,7 @@ def run(
     from morsr.data.sources import distinct_names
     from morsr.degradation import DegradationRecipe
     from morsr.degradation.keys import check_seed
-    from morsr.evaluation.report import write_report
+    from morsr.evaluation.report import examine, write_report
     from morsr.evaluation.routing import RoutingTable
     from morsr.imaging import list_images
     from morsr.imaging.files import read_planes
@@ -89,7 +86,11 @@ def run(
     routed = RoutingTable.concatenate(parts)
     if table is not None:
         routed.save(table)
-    examples = _examples(restorer, routed, pictures)
+    order = routed.severity.argsort().tolist()
+    examples = [  # a light, a medium and a severe image
+        examine(restorer.generator, read_planes(pictures[row]).to(restorer.device), name=routed.names[row])
+        for row in dict.fromkeys((order[0], order[len(order) // 2], order[-1]))
+    ]
     kinds = {kind: read_planes(pictures[row])[0] for kind, row in routed.typical().items()}
     notes = [printable(f"{len(failed)} of {len(paths)} images could not be read: {failed[0]}")] if failed else []
     title = printable(f"Which ranks run: {model} on {input.name}")
@@ -108,6 +109,7 @@ def _route(
     from tqdm import tqdm
 
     from morsr.degradation import apply, sample_keys
+    from morsr.evaluation.report import centre
     from morsr.evaluation.routing import RoutingTable
     from morsr.imaging.files import read_planes
 
@@ -121,7 +123,10 @@ def _route(
                 parts.append(RoutingTable.from_images(restorer, image, names=[name]))
                 pictures.append(path)
                 continue
-            hr = _hr_crop(image, path)
+            hr = centre(image, 512)
+            hr = hr[..., : hr.shape[-2] // 4 * 4, : hr.shape[-1] // 4 * 4]  # as the recipes need it
+            if min(hr.shape[-2:]) < 64:
+                raise InputError(f"{path}: expected at least 64 pixels each way to degrade")
         except InputError as error:
             failed.append(str(error) if str(path) in str(error) else f"{path}: {error}")
             continue
@@ -132,29 +137,3 @@ def _route(
         parts.append(RoutingTable.from_images(restorer, lr, drawn, recipe=recipe, names=copied))
         pictures += lr.split(1)
     return parts, failed, pictures
-
-
-def _hr_crop(image: Tensor, path: Path, *, side: int = 512) -> Tensor:
-    """Centre of a sharp image, at most `side` pixels and a multiple of 4 each way, as the recipes need it."""
-    height, width = (min(length, side) // 4 * 4 for length in image.shape[-2:])
-    if min(height, width) < 64:
-        raise InputError(
-            f"{path}: {image.shape[-1]}x{image.shape[-2]} pixels are too few to degrade; 64 each way are needed"
-        )
-    top, left = (image.shape[-2] - height) // 2, (image.shape[-1] - width) // 2
-    return image[..., top : top + height, left : left + width]
-
-
-def _examples(restorer: Restorer, table: RoutingTable, pictures: list[Any]) -> list[Example]:
-    """A light, a medium and a severe image in depth."""
-    from morsr.evaluation.example import examine
-    from morsr.imaging.files import read_planes
-
-    if not table.is_routed:
-        return []
-    order = table.severity.argsort().tolist()
-    rows = [order[0], order[len(order) // 2], order[-1]]
-    return [
-        examine(restorer.generator, read_planes(pictures[row]).to(restorer.device), name=table.names[row])
-        for row in dict.fromkeys(rows)
-    ]

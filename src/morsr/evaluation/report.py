@@ -7,6 +7,7 @@ import html
 import io
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
@@ -15,8 +16,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from morsr.errors import InputError
-from morsr.evaluation.example import Example, centre
+from morsr.errors import InputError, check_images
 from morsr.evaluation.images import to_uint8
 from morsr.evaluation.routing import SEVERITY_NAMES, RoutingTable
 from morsr.evaluation.specialisation import Specialisation
@@ -24,8 +24,58 @@ from morsr.files import write_text
 from morsr.functional.layer_names import flow_order
 from morsr.functional.utilization import dead_experts, load_entropy, spearman
 from morsr.imaging.loads import pixels_of
+from morsr.models.generator import OneStepGenerator, enlarge
 
 COLOURS = {"light": "#5ec962", "medium": "#21918c", "severe": "#440154"}
+
+
+@dataclass(frozen=True)
+class Example:
+    """One image in depth.
+
+    Attributes:
+        routing: a table of this image alone.
+        enlarged, restored, shared: (3, H, W) in [0, 1]: bicubic, with all its ranks, by the shared ranks alone.
+    """
+
+    routing: RoutingTable
+    enlarged: Tensor
+    restored: Tensor
+    shared: Tensor
+
+
+@torch.no_grad()
+def examine(generator: OneStepGenerator, lr: Tensor, *, name: str = "image", max_side: int = 96) -> Example:
+    """Restore one image with and without its routed ranks.
+
+    Args:
+        generator: with routed adapters, in evaluation mode.
+        lr: (1, 3, h, w) in [0, 1]; larger images are centre-cropped to max_side for the restored pictures, while scores
+            and routing come from the whole.
+        name: of the image.
+        max_side: longest side of the crop, in LR pixels.
+
+    Raises:
+        ConfigError: a generator without routing.
+        InputError: not one image.
+    """
+    table = RoutingTable.from_images(generator, check_images(lr, name="lr"), names=[name])
+    crop, adapters, images = centre(lr, max_side), generator.adapters, []
+    assert adapters is not None
+    kept = adapters.strength
+    try:
+        for adapters.strength in (kept, 0.0):
+            images.append(generator(crop, score_lr=lr).sr[0].clamp(0, 1).cpu())
+    finally:
+        adapters.strength = kept
+    return Example(table, enlarge(crop, (images[0].shape[-2], images[0].shape[-1]))[0].cpu(), *images)
+
+
+def centre(images: Tensor, side: int) -> Tensor:
+    """The middle of images (..., h, w), at most `side` pixels each way."""
+    height, width = images.shape[-2:]
+    top, left = max(0, (height - side) // 2), max(0, (width - side) // 2)
+    return images[..., top : top + side, left : left + side]
 
 
 def write_report(
@@ -36,7 +86,7 @@ def write_report(
     kinds: Mapping[str, Tensor] | None = None,
     title: str = "Which ranks are active for which image",
     notes: Sequence[str] = (),
-) -> Path:
+) -> None:
     """Write the report atomically.
 
     Args:
@@ -48,12 +98,8 @@ def write_report(
         notes: further lines for the list of what the page cannot show.
     """
     missing = list(notes)
-    parts = [_overview(table), _kinds(table, kinds or {})]
-    if table.is_routed:
-        parts += [_load(table), _specialised(table, missing), _zero(table, missing), _ranks(table)]
-    else:
-        missing.append("Everything about ranks: this model has no routing, its ranks are all active for every image.")
-    parts += [_scores(table), *(_example(example, table) for example in examples)]
+    parts = [_overview(table), _kinds(table, kinds or {}), _load(table), _specialised(table, missing)]
+    parts += [_zero(table, missing), _ranks(table), *(_example(example, table) for example in examples)]
     if not examples:
         missing.append("Restored pictures with ranks switched off: no image was restored for this page.")
     rows = "".join(f"<li>{html.escape(note)}</li>" for note in missing)
@@ -61,7 +107,6 @@ def write_report(
     page = files("morsr.evaluation").joinpath("report.html").read_text(encoding="utf-8")
     page = page.replace("{{title}}", html.escape(title)).replace("{{body}}", "\n".join(filter(None, parts)))
     write_text(path, page)
-    return Path(path)
 
 
 def _section(title: str, body: str, lead: str = "") -> str:
@@ -90,30 +135,26 @@ def _plot(figure: Figure) -> str:
 
 
 def _overview(table: RoutingTable) -> str:
-    rows = [("images", str(len(table)))]
-    if table.is_routed:
-        load = table.loads()
-        dead = dead_experts(load, table.num_zero)
-        most = table.num_shared + table.top_k * table.expert_rank
-        mass, effective = table.gate_mass().mean(), table.effective_ranks().mean()
-        rows += [
-            ("adapted layers", str(len(table.layer_names))),
-            (
-                "slots per layer",
-                f"{table.num_real} experts of rank {table.expert_rank} and {table.num_zero} zero experts, of which "
-                f"{table.top_k} are chosen; {table.num_shared} shared ranks",
-            ),
-            ("active ranks", f"{table.active_ranks().mean():.2f} of {most} per image and layer"),
-            ("gate mass", f"{mass:.2f} of {table.top_k}, shared by {effective:.2f} effective experts"),
-        ]
-        if len(table.update):
-            rows.append(("routed update over shared update", f"{table.update.nanmean():.2f} (Frobenius norms)"))
-        rows += [
-            ("load entropy", f"{load_entropy(load).mean():.3f}, {load_entropy(load).min():.3f} in the worst layer"),
-            ("dead experts", f"{int(dead.sum())} of {dead.numel()} (under a tenth of the even load)"),
-        ]
-    severity = table.severity
-    rows.append(("severity", f"{severity.min():.2f} to {severity.max():.2f}, mean {severity.mean():.2f}"))
+    load, severity = table.loads(), table.severity
+    dead = dead_experts(load, table.num_zero)
+    most = table.num_shared + table.top_k * table.expert_rank
+    mass, effective = table.gate_mass().mean(), table.effective_ranks().mean()
+    rows = [
+        ("images", str(len(table))),
+        ("adapted layers", str(len(table.layer_names))),
+        (
+            "slots per layer",
+            f"{table.num_real} experts of rank {table.expert_rank} and {table.num_zero} zero experts, of which "
+            f"{table.top_k} are chosen; {table.num_shared} shared ranks",
+        ),
+        ("active ranks", f"{table.active_ranks().mean():.2f} of {most} per image and layer"),
+        ("gate mass", f"{mass:.2f} of {table.top_k}, shared by {effective:.2f} effective experts"),
+        ("load entropy", f"{load_entropy(load).mean():.3f}, {load_entropy(load).min():.3f} in the worst layer"),
+        ("dead experts", f"{int(dead.sum())} of {dead.numel()} (under a tenth of the even load)"),
+        ("severity", f"{severity.min():.2f} to {severity.max():.2f}, mean {severity.mean():.2f}"),
+    ]
+    if len(table.update):
+        rows.insert(5, ("routed update over shared update", f"{table.update.nanmean():.2f} (Frobenius norms)"))
     return _table(("", ""), rows)
 
 
@@ -211,29 +252,18 @@ def _ranks(table: RoutingTable) -> str:
     return _section("Ranks along the network", _plot(figure), lead)
 
 
-def _scores(table: RoutingTable) -> str:
-    figure = Figure(figsize=(9, 3.2), layout="constrained")
-    axis = figure.subplots()
-    axis.boxplot(torch.cat([table.severity[:, None], table.scores], dim=1))
-    axis.set_xticks(range(1, len(table.score_names) + 2), ["severity", *table.score_names])
-    axis.set(ylabel="score", ylim=(0, 1))
-    lead = (
-        "What the estimator says of every image; 1 is worst. The router sees the scores and nothing else: where they "
-        "hardly vary, it cannot tell images apart."
-    )
-    return _section("Degradation scores of the images", _plot(figure), lead)
-
-
 def _example(example: Example, table: RoutingTable) -> str:
-    routing = example.routing
+    routing, name = example.routing, example.routing.names[0]
+    scores = dict(zip(routing.score_names, routing.scores[0].tolist(), strict=True))
+    difference = example.shared - example.restored
     words = [
-        f"Severity {example.severity:.2f} ({', '.join(f'{n} {v:.2f}' for n, v in example.scores.items())}).",
+        f"Severity {routing.severity[0]:.2f} ({', '.join(f'{n} {v:.2f}' for n, v in scores.items())}).",
         f"Per layer {routing.active_ranks().mean():.1f} active ranks, gate mass {routing.gate_mass().mean():.2f}, "
         f"{routing.effective_ranks().mean():.2f} effective experts.",
+        f"The routed ranks change it by {difference.square().mean().sqrt() * 255:.2f} of 255 (root mean square).",
     ]
     if len(routing.update):
         words.append(f"The routed update has {routing.update.nanmean():.2f} times the size of the shared one.")
-    difference = example.shared - example.restored
     gain = 1 / max(difference.abs().max().item(), 1 / 255)
     images = {
         "input, bicubic": example.enlarged,
@@ -243,6 +273,5 @@ def _example(example: Example, table: RoutingTable) -> str:
     }
     pictures = "".join(_picture(to_uint8(image[None]), caption) for caption, image in images.items())
     groups = dict(zip(table.names, table.severity_groups(), strict=True))
-    title = f"{groups.get(example.name, 'one').capitalize()} image: {html.escape(example.name)}"
-    words.append(f"The routed ranks change it by {example.change:.2f} of 255 (root mean square).")
+    title = f"{groups.get(name, 'one').capitalize()} image: {html.escape(name)}"
     return _section(title, f'<div class="pictures">{pictures}</div>', html.escape(" ".join(words)))

@@ -50,8 +50,6 @@ class RoutingTable:
         num_slots, num_zero, num_shared, expert_rank: of the adapter.
         update: (I, L) size of the routed update over that of the shared ranks; empty where it is not known.
         truth: known severities per image by kind of degradation, each (I,); empty where nothing is known.
-
-    A model that routes nothing has no layers here: L = K = N = 0, and only scores and severities.
     """
 
     names: tuple[str, ...]
@@ -93,57 +91,44 @@ class RoutingTable:
             batch_size: images of a tensor that are scored together.
 
         Raises:
-            ConfigError: the model has no estimator.
+            ConfigError: a model without routing.
             InputError: no image, an unreadable one, or parameters or names of another length.
         """
         generator = getattr(model, "generator", model)
-        adapters = generator.adapters if generator.adapters is not None and generator.adapters.is_routed else None
-        if generator.estimator is None:
-            raise ConfigError("this model has no estimator and no routing: it runs all its ranks every time")
-        count = len(images)
+        adapters, count = generator.adapters, len(images)
+        if adapters is None or not adapters.is_routed:
+            raise ConfigError("this model has no routing: its ranks are all active for every image")
         if not count or (names and len(names) != count):
             raise InputError(f"routing: expected images and a name for each, got {count} and {len(names)} names")
         truth = _true_severities(parameters, recipe, count)
         tensors = images.split(batch_size) if isinstance(images, Tensor) else map(_planes, images)
         device = next(generator.parameters(), torch.empty(0)).device
-        scored, chosen, gates, updates = [], [], [], []
-        training = adapters is not None and adapters.router.training
-        if adapters:
-            adapters.router.eval()  # in training mode the router adds noise
+        scored, routings = [], []
+        training = adapters.router.training
+        adapters.router.eval()  # in training mode the router adds noise
         try:
             for batch in tensors:
                 scored.append(generator.estimator(batch.to(device)))
-                if adapters:  # asked without being set: a model in the middle of a sequence keeps its own routing
-                    routing = adapters.router(scored[-1].scores)
-                    chosen.append(routing.chosen.transpose(0, 1))
-                    gates.append(routing.selected.transpose(0, 1).float())
-                    updates.append(routed_update(adapters, routing).T)
+                # asked without being set: a model in the middle of a sequence keeps its own routing
+                routings.append(adapters.router(scored[-1].scores))
         finally:
-            if adapters:
-                adapters.router.train(training)
-        nothing = torch.zeros(count, 0, 0)
-        config = adapters.config if adapters else None
+            adapters.router.train(training)
         default = (Path(i).stem if isinstance(i, (str, Path)) else f"{n:05d}" for n, i in enumerate(images))
         return cls(
             names=tuple(names) or tuple(default),
-            layer_names=tuple(adapters.layer_names) if adapters else (),
+            layer_names=tuple(adapters.layer_names),
             score_names=tuple(scored[0].names),
             scores=torch.cat([part.scores for part in scored]).float().cpu(),
             severity=torch.cat([part.severity for part in scored]).float().cpu(),
-            chosen=torch.cat(chosen).cpu() if chosen else nothing.long(),
-            gates=torch.cat(gates).cpu() if gates else nothing,
-            update=torch.cat(updates).cpu() if updates else torch.empty(0, 0),
+            chosen=torch.cat([routing.chosen.transpose(0, 1) for routing in routings]).cpu(),
+            gates=torch.cat([routing.selected.transpose(0, 1) for routing in routings]).float().cpu(),
+            update=torch.cat([routed_update(adapters, routing).T for routing in routings]).cpu(),
             truth=truth,
-            **{name: getattr(config, name) if config else int(name == "expert_rank") for name in _NUMBERS},
+            **{name: getattr(adapters.config, name) for name in _NUMBERS},
         )
 
     def __len__(self) -> int:
         return len(self.names)
-
-    @property
-    def is_routed(self) -> bool:
-        """Whether there is any routing in the table."""
-        return bool(self.layer_names)
 
     @property
     def num_real(self) -> int:
@@ -242,12 +227,7 @@ class RoutingTable:
 
         Returns:
             A matplotlib Figure.
-
-        Raises:
-            ConfigError: a table without routing.
         """
-        if not self.is_routed:
-            raise ConfigError("this table holds scores only: the model has no routing to plot")
         order, panels = self.slot_order(), {"all images": self.loads() * self.num_slots - 1}
         groups, loads = self.heatmap(by)
         if len(groups) > 1:
