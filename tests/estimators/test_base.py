@@ -54,15 +54,6 @@ def test_float32_whatever_is_around_and_no_gradient(estimator, dtype):
     assert estimator(image.detach().to(dtype)).scores.dtype == torch.float32
 
 
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16])
-@pytest.mark.parametrize("size", [(140, 150), (1, 1), (40, 9)])
-def test_whole_numbers_are_scored_as_fractions_of_their_largest_value(estimator, size, dtype):
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randint(0, torch.iinfo(dtype).max + 1, (2, 3, *size), generator=generator).to(dtype)
-    expected = estimator(images.float() / torch.iinfo(dtype).max)
-    torch.testing.assert_close(estimator(images).scores, expected.scores, rtol=0, atol=0)
-
-
 @pytest.mark.parametrize(
     "image",
     [

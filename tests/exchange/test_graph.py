@@ -29,10 +29,10 @@ def session(path: str) -> Any:
     return onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
 
 
-def with_estimator(generator: OneStepGenerator, kind: str, worst: bool) -> OneStepGenerator:
-    """The generator with another estimator, and its router cut to as many scores."""
+def with_estimator(generator: OneStepGenerator, worst: bool) -> OneStepGenerator:
+    """The generator with the learned estimator, and its router cut to as many scores."""
     assert generator.adapters is not None
-    generator.estimator, router = build_estimator(kind, worst=worst), generator.adapters.router
+    generator.estimator, router = build_estimator("learned", worst=worst), generator.adapters.router
     dim = router.num_scores = generator.estimator.dim
     router.weight = nn.Parameter(torch.randn(*router.weight.shape[:2], dim) * 2)
     router.mean, router.std = torch.zeros(dim), torch.ones(dim)
@@ -53,13 +53,12 @@ def degraded(height: int, width: int) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize(
-    ("kind", "worst", "size"),
-    [("frequency", False, (131, 257)), ("frequency", True, (300, 128)), ("learned", False, (256, 200)),
-     ("frequency", False, (128, 128))],
-)  # fmt: skip
-def test_scores_on_tensors_are_the_estimator_s(kind, worst, size, generator):
+    ("worst", "size"),
+    [(False, (131, 257)), (True, (300, 128)), (False, (256, 200)), (False, (128, 128))],
+)
+def test_scores_on_tensors_are_the_estimator_s(worst, size, generator):
     """The part of the graph that exists twice; one, two and three crops a side."""
-    network = graph.TensorGenerator(with_estimator(generator, kind, worst), 2)
+    network = graph.TensorGenerator(with_estimator(generator, worst), 2)
     found = {name: network.scores(image) for name, image in degraded(*size).items()}
     for name, image in degraded(*size).items():
         if name != "noisy":
@@ -70,9 +69,8 @@ def test_scores_on_tensors_are_the_estimator_s(kind, worst, size, generator):
 @needs_onnx
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("kind", ["frequency", "learned"])
-def test_live_routing_gives_each_image_its_ranks(kind, generator):
-    generator = with_estimator(generator, kind, worst=False)
+def test_live_routing_gives_each_image_its_ranks(generator):
+    generator = with_estimator(generator, worst=False)
     assert graph.export_onnx("live.onnx", generator, scale=2, live=True) < 1e-4
     run = session("live.onnx")
     routings = []
@@ -121,6 +119,8 @@ def test_what_no_graph_can_hold(generator, lr, tmp_path, monkeypatch):
     for scale in (9, 0, 1.5):
         with pytest.raises(ConfigError):
             graph.export_onnx("m.onnx", generator, scale=scale)
+    with pytest.raises(ConfigError):  # scores of the frequency estimator are no part of a graph
+        graph.export_onnx("m.onnx", generator, live=True)
     fix_routing(generator, image=lr)
     monkeypatch.setattr(graph.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(MissingDependencyError):

@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 
 from morsr.errors import InputError
-from morsr.imaging import SUFFIXES, list_images
-from morsr.imaging.listing import unread_images
+from morsr.imaging import list_images
 
 
 def touch(*names: str) -> None:
@@ -55,12 +54,3 @@ def test_nothing_to_list_is_refused(source):
     os.mkfifo("pipe.png")
     with pytest.raises(InputError, match=source):
         list_images(source)
-
-
-def test_images_that_are_not_read_are_counted():
-    touch("in/a.png")
-    assert unread_images("in") == ""
-    touch("in/1.HEIC", "in/sub/2.heic", "in/3.dng", "in/.4.heic", "in/notes.txt")
-    assert "3 files" in unread_images("in")
-    assert ".heic 2, .dng 1" in unread_images("in")
-    assert {".png", ".jpg", ".webp", ".tif", ".bmp", ".gif"} <= SUFFIXES

@@ -57,7 +57,6 @@ def run(
     from morsr.degradation import DegradationRecipe
     from morsr.degradation.keys import check_seed
     from morsr.imaging import read, write
-    from morsr.imaging.listing import unread_images
     from morsr.restoring.devices import resolve_device
 
     loaded = DegradationRecipe.load(recipe)
@@ -93,8 +92,6 @@ def run(
     if not lines:
         (output / PARAMETERS).unlink()
     say(f"{len(lines)} of {len(sources)} images degraded into {output}")
-    if input.is_dir() and (left_out := unread_images(input)):
-        say(left_out)
     return report_failures(failed)
 
 

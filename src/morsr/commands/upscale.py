@@ -68,7 +68,7 @@ def run(
     from tqdm import tqdm
 
     from morsr.imaging.files import file_format
-    from morsr.imaging.listing import FORMATS, unread_images
+    from morsr.imaging.listing import FORMATS
     from morsr.restoring import Settings
     from morsr.restoring.folder import Job, check_jobs, folder_jobs, output_name, processes, restore_files
 
@@ -97,8 +97,6 @@ def run(
     waiting = [job for job in jobs if overwrite or not job.target.exists()]
     if skipped := len(jobs) - len(waiting):
         say(f"{skipped} of {len(jobs)} outputs exist and are kept, whatever made them; --overwrite restores them again")
-    if source.is_dir() and index == 0 and (left_out := unread_images(source)):
-        say(left_out)
     if not waiting:
         return 0
 

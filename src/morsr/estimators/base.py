@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from morsr.errors import ConfigError, InputError, check_images, class_at
 from morsr.functional.precision import keep_float32
-from morsr.functional.resample import unit_range
 from morsr.functional.severity import noisy_or, worst
 
 # Imported on demand: CLIP needs transformers.
@@ -55,8 +54,6 @@ class DegradationEstimator(nn.Module):
     """
 
     names: tuple[str, ...] = ()
-    takes_whole_numbers = False
-    """Whether `estimate` also takes uint8 and uint16 images, of which it converts only what it looks at."""
 
     def __init__(self, names: Sequence[str] | None = None, *, worst: bool = False) -> None:
         super().__init__()
@@ -92,16 +89,14 @@ class DegradationEstimator(nn.Module):
         """Score a batch of low-resolution images.
 
         Args:
-            lr: (B, 3, H, W) floating point in [0, 1], or uint8 or uint16 as fractions of their largest value; any size
-                from 1 x 1.
+            lr: (B, 3, H, W) floating point in [0, 1], any size from 1 x 1.
 
         Raises:
             InputError: not a batch of RGB images in [0, 1], or NaN or infinity in it.
         """
-        whole = lr.dtype in (torch.uint8, torch.uint16)
-        check_images(unit_range(lr[..., :1, :1]) if whole else lr, name="lr")  # whole numbers are always in range
+        check_images(lr, name="lr")
         with torch.autocast(device_type=lr.device.type, enabled=False):
-            scores = self.estimate(lr if whole and self.takes_whole_numbers else unit_range(lr).float().clamp(0, 1))
+            scores = self.estimate(lr.float().clamp(0, 1))
             expected = (len(lr), len(self.names) - self.worst)
             if tuple(scores.shape) != expected:
                 raise InputError(f"{type(self).__name__}: expected scores {expected}, got {tuple(scores.shape)}")

@@ -52,8 +52,6 @@ class FrequencyEstimator(DegradationEstimator):
     Source: extends the frequency features of FreqOrtho-SR; the paper itself uses CLIP.
     """
 
-    takes_whole_numbers = True
-
     low: Tensor
     high: Tensor
     pairs: Tensor
@@ -92,10 +90,7 @@ class FrequencyEstimator(DegradationEstimator):
         return values
 
     def estimate(self, lr: Tensor) -> Tensor:
-        return self.score(self.measure(lr))
-
-    def score(self, values: Tensor) -> Tensor:
-        """Scores (B, D) of raw statistics (B, number of statistics)."""
+        values = self.measure(lr)
         low, high = self.low.float(), self.high.float()
         unit = ((values - low) / (high - low)).clamp(0, 1) * 2 - 1
         # summed row by row: a matrix product could round an image differently with other batch mates

@@ -120,7 +120,6 @@ class LearnedEstimator(DegradationEstimator):
     """
 
     names = NAMES
-    takes_whole_numbers = True
 
     def __init__(self, weights: str | Path | None = None, *, worst: bool = False) -> None:
         super().__init__(worst=worst)

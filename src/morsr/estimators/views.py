@@ -1,16 +1,10 @@
-"""Bounded looks at an image of any size: crops at native resolution, and one anti-aliased view of the whole.
-
-Images are floats in [0, 1], or uint8 or uint16 as fractions of their largest value: of those only what is looked at is
-made a float, so that a large image is scored in little memory.
-"""
+"""Bounded looks at an image of any size: crops at native resolution, and one anti-aliased view of the whole."""
 
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-from morsr.functional.resample import unit_range
 
 CROP = 128
 GRID = 3
@@ -21,7 +15,7 @@ def pad_to_smallest(images: Tensor) -> Tensor:
     """Replicate the border (B, C, H, W) to at least 16 pixels a side, so that strips have statistics too."""
     height, width = images.shape[-2:]
     right, bottom = max(0, SMALLEST - width), max(0, SMALLEST - height)
-    return F.pad(unit_range(images), (0, right, 0, bottom), mode="replicate") if right or bottom else images
+    return F.pad(images, (0, right, 0, bottom), mode="replicate") if right or bottom else images
 
 
 def _starts(length: int, crop: int, grid: int) -> list[int]:
@@ -42,7 +36,7 @@ def native_crops(images: Tensor, *, crop: int = CROP, grid: int = GRID) -> Tenso
     high, wide = min(height, crop), min(width, crop)
     return torch.stack(
         [
-            unit_range(images[..., top : top + high, left : left + wide])
+            images[..., top : top + high, left : left + wide]
             for top in _starts(height, crop, grid)
             for left in _starts(width, crop, grid)
         ],
@@ -55,10 +49,6 @@ def bounded_view(images: Tensor) -> Tensor:
     height, width = images.shape[-2:]
     longest = max(height, width)
     if longest <= CROP:
-        return unit_range(images)
+        return images
     high, wide = (max(1, round(side * CROP / longest)) for side in (height, width))
-    if images.is_floating_point():
-        return F.interpolate(images, size=(high, wide), mode="area")
-    spans = [(row * height // high, -(-(row + 1) * height // high)) for row in range(high)]
-    rows = [F.interpolate(unit_range(images[..., first:last, :]), (1, wide), mode="area") for first, last in spans]
-    return torch.cat(rows, dim=-2)
+    return F.interpolate(images, size=(high, wide), mode="area")

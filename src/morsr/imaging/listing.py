@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,14 +28,6 @@ FORMATS = {
 SUFFIXES = frozenset(FORMATS)
 KNOWN_SUFFIXES = ", ".join(sorted(FORMATS))  # for messages
 
-UNREAD_SUFFIXES = frozenset(
-    {
-        ".heic", ".heif", ".avif", ".jxl", ".jp2", ".svg", ".psd", ".exr", ".tga", ".pbm", ".pgm", ".pnm", ".ppm",
-        ".hdr", ".dng", ".cr2", ".cr3", ".nef", ".arw", ".raf", ".orf", ".rw2",
-    }
-)  # fmt: skip
-"""Suffixes of images that are not read."""
-
 
 def list_images(source: str | os.PathLike[str]) -> list[Path]:
     """Image files in natural order: folder by folder, frame 2 before frame 10.
@@ -57,8 +48,9 @@ def list_images(source: str | os.PathLike[str]) -> list[Path]:
     images = (path for path in walk(source) if path.suffix.lower() in SUFFIXES)
     found = [path for path in images if path.is_file()]
     if not found:
-        text = f"{printable(str(source))}: the folder has no image; expected files ending in {KNOWN_SUFFIXES}"
-        raise InputError("; ".join(filter(None, [text, unread_images(source)])))
+        raise InputError(
+            f"{printable(str(source))}: no image in this folder; expected files ending in {KNOWN_SUFFIXES}"
+        )
     return sorted(found, key=natural_key)
 
 
@@ -80,17 +72,6 @@ def natural_key(path: Path) -> tuple[str, list[tuple[int, str]], str]:
     """Sorts by folder, then by name with its numbers as numbers."""
     parts = re.split(r"([0-9]+)", path.name)
     return str(path.parent), [(int(part), "") if part.isdecimal() else (-1, part) for part in parts], path.name
-
-
-def unread_images(folder: str | os.PathLike[str]) -> str:
-    """One line that counts the images whose suffix is not read; empty if there are none."""
-    found = Counter(path.suffix.lower() for path in walk(folder) if path.suffix.lower() in UNREAD_SUFFIXES)
-    if not found:
-        return ""
-    counts = ", ".join(f"{ending} {count}" for ending, count in found.most_common())
-    one = "1 file with an unsupported extension was"
-    several = f"{found.total()} files with unsupported extensions were"
-    return f"{one if found.total() == 1 else several} left out ({counts})"
 
 
 def walk(folder: str | os.PathLike[str]) -> Iterator[Path]:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from morsr.adapters import Routing, adapter_names, merged
 from morsr.adapters.inject import switch_of
 from morsr.errors import InputError
-from morsr.functional.resample import bicubic_window
+from morsr.functional.resample import bicubic_window, unit_range
 from morsr.imaging import Canvas
 from morsr.restoring.devices import free_memory, is_out_of_memory
 from morsr.restoring.settings import Settings
@@ -131,7 +131,7 @@ class Passes:
             if settings.routing is not None:
                 yield adapters.route(joined([settings.routing.to(self.device)] * len(lr)))
             else:
-                self.generator.route(lr)
+                self.generator.route(unit_range(lr))
                 yield adapters.routing
         finally:
             adapters.route(None)

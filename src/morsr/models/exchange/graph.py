@@ -18,9 +18,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from morsr.errors import ConfigError, InputError, MissingDependencyError
-from morsr.estimators.frequency import FrequencyEstimator
 from morsr.estimators.learned import LearnedEstimator, crop_statistics
-from morsr.estimators.statistics import image_statistics, luma_chroma
 from morsr.estimators.views import CROP, GRID
 from morsr.functional.resample import edge_index
 from morsr.functional.severity import worst
@@ -40,7 +38,7 @@ class TensorGenerator(nn.Module):
     """LR image to SR image with nothing but tensors.
 
     Args:
-        generator: in evaluation mode; without adapters, or with a frequency or learned estimator.
+        generator: in evaluation mode; without adapters, or with a learned estimator.
         scale: whole enlargement.
     """
 
@@ -73,17 +71,10 @@ class TensorGenerator(nn.Module):
     def scores(self, lr: Tensor) -> Tensor:
         """Degradation scores (1, D), as the estimator gives them, of an image of at least 128 pixels a side."""
         estimator, (crops, weights) = self.generator.estimator, _crops(lr)
-        if isinstance(estimator, LearnedEstimator):
-            scores = (estimator.net(crop_statistics(crops)) * weights).sum(0, keepdim=True)
-        elif isinstance(estimator, FrequencyEstimator):
-            parts = image_statistics(crops)
-            values = [(parts[name] * weights[:, 0]).sum(0, keepdim=True) for name in estimator.statistics]
-            values[estimator.statistics.index("contrast")] = _contrast(lr)
-            scores = estimator.score(torch.stack(values, dim=1))
-        else:
+        if not isinstance(estimator, LearnedEstimator):
             kind = type(estimator).__name__
-            raise ConfigError(f"live routing: expected a frequency or learned estimator, got {kind}; fix the routing")
-        scores = scores.clamp(0, 1)
+            raise ConfigError(f"live routing: expected a learned estimator, got {kind}; fix the routing by --image")
+        scores = (estimator.net(crop_statistics(crops)) * weights).sum(0, keepdim=True).clamp(0, 1)
         return torch.cat([scores, worst(scores, estimator.names[:-1])[:, None]], 1) if estimator.worst else scores
 
 
@@ -105,25 +96,6 @@ def _crops(lr: Tensor) -> tuple[Tensor, Tensor]:
     return crops, weight / weight.sum()
 
 
-def _contrast(lr: Tensor) -> Tensor:
-    """`contrast` (1,) of `bounded_view` of one image: area averages on 128 x 128 places, of which some are not used."""
-    plane, used = luma_chroma(lr)[0][0], []
-    sizes = [torch.zeros((), dtype=torch.int64, device=lr.device) + side for side in lr.shape[-2:]]
-    longest = torch.maximum(*sizes)
-    place = torch.arange(0, CROP, 2, device=lr.device)
-    for size, side in zip(sizes, lr.shape[-2:], strict=True):
-        count = (size.double() * CROP / longest).round().long()
-        first, last = place * size // count, -(-(place + 1) * size // count)
-        pixel = torch.arange(side, device=lr.device)
-        inside = ((pixel >= first[:, None]) & (pixel < last[:, None])).float()
-        plane = (inside / (last - first)[:, None] @ plane).t()
-        used.append((place < count).float())
-    mask = torch.outer(*used)
-    mean = (plane * mask).sum() / mask.sum()
-    variance = ((plane - mean).square() * mask).sum() / (mask.sum() - 1)
-    return (variance.sqrt() + 0.1).log()[None]
-
-
 def export_onnx(
     path: str | os.PathLike[str], generator: OneStepGenerator, *, scale: int = 4, live: bool = False
 ) -> float:
@@ -143,7 +115,7 @@ def export_onnx(
         The largest difference to the generator in [0, 1] over images of different sizes and degradations.
 
     Raises:
-        ConfigError: another scale, or live routing by an estimator other than frequency and learned.
+        ConfigError: another scale, or live routing by another estimator than `learned`.
         InputError: no routing is set and none is live, or a path that cannot be written.
         MissingDependencyError: onnx, onnxruntime or onnxscript are not installed.
     """
