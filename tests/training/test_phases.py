@@ -109,7 +109,7 @@ def test_terms_wait_for_their_start_and_their_networks_rest(small_base):
 def test_loggers_count_generator_steps_where_one_is_left_out(module, tmp_path):
     class Spoil(L.Callback):
         def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
-            if trainer.global_step == 1 and not pl_module.phase.skipped_in_all["generator"]:
+            if trainer.global_step == 1 and not pl_module.phase.skipped_in_a_row["generator"]:
                 batch["hr"].fill_(float("nan"))
 
     logger = CSVLogger(tmp_path)
@@ -129,7 +129,7 @@ def test_a_step_that_is_not_finite_is_left_out_and_counted(module):
     assert report.skipped == ["generator"]
     for name, value in before.items():
         torch.testing.assert_close(dict(module.named_parameters())[name], value, rtol=0, atol=0, msg=name)
-    assert phase.skipped_in_all == {"generator": 1, "score": 0, "discriminator": 0}
+    assert phase.skipped_in_a_row == {"generator": 1, "score": 0, "discriminator": 0}
     phase.run(twins.batch(), twins.draws(), step=1)
     assert phase.skipped_in_a_row["generator"] == 0
     for _ in range(2):

@@ -1,4 +1,4 @@
-"""What adapters need beside their ranks: what a checkpoint holds, what it has to agree with, what it brings along."""
+"""What a checkpoint or a file of adapters holds, and what it has to agree with."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from morsr.adapters import MoRConfig, read_adapters_header
 from morsr.adapters.base_check import check_base
 from morsr.errors import WeightsError
-from morsr.models.bases import Base
 from morsr.models.generator import OneStepGenerator
 
 _GO_ON = (
@@ -26,37 +25,6 @@ _GO_ON = (
 )
 # Where an estimator's weights are read from, not what they are.
 _NO_RESULT = ("text_cache", "local_files_only")
-
-
-class Companions:
-    """Prompts of a run: those of its config, else those that the adapters were trained with.
-
-    Args:
-        base: that was loaded with them.
-        prompts: what the config gave, as `load_base` takes them; None where it gave none.
-    """
-
-    def __init__(self, base: Base, prompts: Mapping[str, str] | None) -> None:
-        self.base, self.prompts = base, prompts or None
-        self._has_own_prompts = bool(prompts)
-
-    def facts(self) -> dict[str, Any]:
-        """What files of adapters have to say of them."""
-        return {} if self.prompts is None else {"prompts": self.prompts}
-
-    def take(self, stored: Mapping[str, Tensor], extra: Any) -> None:
-        """Put in what weights bring along, where the config gave none.
-
-        Args:
-            stored: embeddings of the prompts; files of old versions and imported ones have none.
-            extra: of the header, which may hold their texts: training writes all that its config gave, a saved folder
-                that of "clean".
-        """
-        extra = extra if isinstance(extra, Mapping) else {}
-        texts = extra.get("prompts") or ({"clean": extra["prompt"]} if extra.get("prompt") is not None else None)
-        if stored and not self._has_own_prompts:
-            self.base.set_prompts(stored)
-            self.base.prompt, self.prompts = (texts or {}).get("clean"), texts
 
 
 def saved_tensors(module: nn.Module, trained: Iterable[nn.Parameter], generator: OneStepGenerator) -> dict[str, Tensor]:

@@ -48,9 +48,7 @@ class SeededTraining(L.LightningModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        # plain numbers: the types of jsonargparse would not be read back from a checkpoint
-        self.lr, self.weight_decay = float(lr), float(weight_decay)
-        self.warmup, self.schedule, self.seed = int(warmup), schedule, seed
+        self.lr, self.weight_decay, self.warmup, self.schedule, self.seed = lr, weight_decay, warmup, schedule, seed
 
     def trained(self) -> list[dict[str, Any]]:
         """Groups of the parameters that are trained."""

@@ -37,8 +37,7 @@ def standardize_router(trainer: L.Trainer, generator: OneStepGenerator, *, image
         return
     scores, severities = _scores(trainer, generator, -(-images // trainer.world_size))
     sums = torch.cat([scores.new_tensor([len(scores)]), scores.sum(0), scores.square().sum(0)])
-    if trainer.world_size > 1:
-        sums = trainer.strategy.reduce(sums.to(trainer.strategy.root_device), reduce_op="sum").cpu()
+    sums = _over_devices(trainer, sums)
     count, (total, squares) = sums[0], sums[1:].chunk(2)
     mean = total / count
     deviation = ((squares - count * mean.square()) / (count - 1)).clamp_min(0).sqrt()
@@ -86,13 +85,18 @@ def find_timestep(trainer: L.Trainer, generator: OneStepGenerator, *, pairs: int
             moments, seen = moments + pair_moments(z_lr, z_hr), seen + len(hr)
             if seen >= share:
                 break
-    if trainer.world_size > 1:
-        moments = trainer.strategy.reduce(moments.to(trainer.strategy.root_device), reduce_op="sum").cpu()
+    moments = _over_devices(trainer, moments)
     t = torch.arange(STEPS, device=base.device)
     ones = torch.ones(STEPS, 1, 1, 1, device=base.device)
     noise = base.noised(torch.zeros_like(ones), ones, t).flatten()
     generator.one_step = generator.one_step.at(matching_timestep(moments, base.signal(t), noise))
     rank_zero_info(f"timestep {generator.one_step.timestep}: found over {seen * trainer.world_size} pairs")
+
+
+def _over_devices(trainer: L.Trainer, sums: Tensor) -> Tensor:
+    if trainer.world_size == 1:
+        return sums
+    return trainer.strategy.reduce(sums.to(trainer.strategy.root_device), reduce_op="sum").cpu()
 
 
 def _batches(trainer: L.Trainer, generator: OneStepGenerator) -> Iterator[Mapping[str, Any]]:

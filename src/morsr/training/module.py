@@ -28,7 +28,7 @@ from morsr.adapters import (
 )
 from morsr.adapters.base_check import prints_of_layers
 from morsr.adapters.inject import add_saved_modules
-from morsr.errors import ConfigError, MorsrError, WeightsError
+from morsr.errors import ConfigError, WeightsError
 from morsr.estimators import DegradationEstimator, build_estimator
 from morsr.functional.quality import quantize_8bit
 from morsr.models.bases import Base, load_base
@@ -38,7 +38,6 @@ from morsr.models.loading import find_adapters, shipped_adapters
 from morsr.models.losses import Losses, build_lpips
 from morsr.models.scores import ScoreMeans
 from morsr.training.adapter_state import (
-    Companions,
     check_settings,
     check_tensors,
     newest_adapters,
@@ -98,7 +97,6 @@ class OneStepSRModule(L.LightningModule):
 
     generator: OneStepGenerator
     objective: Objective
-    companions: Companions
 
     def __init__(
         self,
@@ -139,6 +137,7 @@ class OneStepSRModule(L.LightningModule):
         self.adapters, self.one_step = adapters or MoRConfig(), one_step or OneStepConfig()
         # Kept in dictionaries, where networks that were given are no part of the module before it is built.
         self.base_settings: dict[str, Any] = {"prompts": prompts, "dtype": base_dtype}
+        self.prompts = prompts or None  # or the texts that adapters bring along
         self.parts: dict[str, Any] = {
             "base": base, "estimator": estimator, "estimator_args": estimator_args or {}, "router": router,
             "losses": losses, "checkpointing": checkpointing,
@@ -180,21 +179,16 @@ class OneStepSRModule(L.LightningModule):
                 checkpointing=parts["checkpointing"],
             )  # fmt: skip
             self.objective = Objective(generator, losses, lpips=lpips)
-        self.companions = Companions(base, self.base_settings["prompts"])
         # Registered here, so that they move with the module and are saved with it.
         self.generator = generator
         self.loss, self.discriminator = self.objective.restoration, self.objective.discriminator
         self.extra_losses = nn.ModuleDict(self.objective.extra)
         if self.weights_file is not None:
-            try:
-                self.load_adapters(self.weights_file)
-            except MorsrError:
-                del self.generator  # the next look must not find it without its weights
-                raise
+            self.load_adapters(self.weights_file)
 
     def __getattr__(self, name: str) -> Any:
         modules = self.__dict__.get("_modules")
-        if name in ("generator", "objective", "companions") and modules is not None and "generator" not in modules:
+        if name in ("generator", "objective") and modules is not None and "generator" not in modules:
             self.configure_model()
             return getattr(self, name)
         return super().__getattr__(name)
@@ -212,7 +206,7 @@ class OneStepSRModule(L.LightningModule):
         draws = Draws.of_step(seed=self.seed, step=step, first=rank * count, count=count, device=self.device)
         report = self.phase.run(batch, draws, step=step)
         self.last_output = report.output
-        values = report.values(self.global_step, self.phase.skipped_in_all)
+        values = report.values(self.global_step)
         self.log("train/loss", values.pop("train/loss"), prog_bar=True, batch_size=count)
         self.log_dict(values, batch_size=count)
 
@@ -268,7 +262,6 @@ class OneStepSRModule(L.LightningModule):
     # What a checkpoint does not hold is read after Lightning has restored it, which is between `setup` and these hooks.
 
     def on_fit_start(self) -> None:
-        rank_zero_info(self.objective.describe())
         if self._restored is not None:
             warn_of_kept(self._restored.get("optimizer", {}), self._rates())
         elif self.start_from is not None:
@@ -286,10 +279,19 @@ class OneStepSRModule(L.LightningModule):
     def _start(self, file: Path) -> None:
         extra = read_adapters_header(file).get("extra")
         rank_zero_info(start_from_adapters(file, self.generator.base))
-        self.companions.take(read_attached(file), extra)
+        self._take_prompts(read_attached(file), extra)
         take_timestep(extra, self.generator)
         if other := runs_otherwise(extra, self.generator):
             rank_zero_warn(f"{file} was trained to run with {other}; here it starts elsewhere")
+
+    def _take_prompts(self, embeddings: Mapping[str, Tensor], extra: Any) -> None:
+        """Run with the prompts that adapters were trained with, unless the config gave some; old files have none."""
+        if embeddings and not self.base_settings["prompts"]:
+            extra = extra if isinstance(extra, Mapping) else {}
+            texts = {"clean": extra["prompt"]} if extra.get("prompt") is not None else None  # of a saved folder
+            self.prompts = extra.get("prompts") or texts
+            self.generator.base.set_prompts(embeddings)
+            self.generator.base.prompt = (self.prompts or {}).get("clean")
 
     def on_validation_start(self) -> None:
         if self.trainer.state.fn != TrainerFn.FITTING:
@@ -319,13 +321,10 @@ class OneStepSRModule(L.LightningModule):
         mine = {id(parameter) for parameter in self.objective.trained()["generator"]}
         return {name: value for name, value in self.generator.named_parameters() if id(value) in mine}
 
-    def save_adapters(self, path: str | os.PathLike[str], *, dtype: torch.dtype | None = None) -> None:
-        """Write the generator's adapters, their router and how to run them on the same base as one safetensors file.
-
-        The ranks are stored as `dtype`, float32 by default; the file appears whole or not at all.
-        """
+    def save_adapters(self, path: str | os.PathLike[str]) -> None:
+        """Write the generator's adapters, their router and how to run them on the same base, atomically."""
         base = self.generator.base
-        save_adapters(path, base, base_id=base.base_id, extra=self._recipe(), attached=base.prompts, dtype=dtype)
+        save_adapters(path, base, base_id=base.base_id, extra=self._recipe(), attached=base.prompts)
 
     def _recipe(self) -> dict[str, Any]:
         """What a file of adapters needs beside them to be run again."""
@@ -334,7 +333,7 @@ class OneStepSRModule(L.LightningModule):
             "estimator": None if estimator is None else estimator.spec,
             "one_step": self.generator.one_step.to_dict(),
             "base": self.generator.base.source if isinstance(base, Base) else base,
-            **self.companions.facts(),
+            **({"prompts": self.prompts} if self.prompts else {}),
         }
 
     def load_adapters(self, path: str | os.PathLike[str]) -> None:
@@ -354,7 +353,7 @@ class OneStepSRModule(L.LightningModule):
                 "and model.estimator to what it needs"
             )
         self.adapters = load_adapters(file, base, name="generator").config
-        self.companions.take(read_attached(file), extra)
+        self._take_prompts(read_attached(file), extra)
         take_timestep(extra, self.generator)
 
     def _rates(self) -> dict[str, Any]:
@@ -387,6 +386,5 @@ class OneStepSRModule(L.LightningModule):
         if self.generator.adapters is not None:
             add_saved_modules(self.generator.base, self.generator.adapters, described.get("saved", ()))
         check_tensors(checkpoint["state_dict"], self._saved_tensors())
-        extra, prompts = described.get("extra", {}), described.get("prompts", {})
-        self.companions.take(prompts, extra)
+        self._take_prompts(described.get("prompts", {}), described.get("extra", {}))
         self._restored = described

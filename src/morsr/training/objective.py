@@ -110,15 +110,6 @@ class Objective:
         helpers = {name: helper.parameters for name, helper in self.helpers().items()}
         return {"generator": adapter_parameters(self.base, "generator"), **helpers}
 
-    def describe(self) -> str:
-        """One line for the log: which terms count."""
-        weights = {**self.restoration.weights, **self.weights}
-        adapters = self.generator.adapters
-        if adapters is None or not adapters.is_routed:
-            weights.pop("balance")
-        parts = [f"{name} {weight}" for name, weight in weights.items() if weight]
-        return f"losses: {', '.join(parts)}"
-
     def generator_loss(self, batch: Mapping[str, Any], draws: Draws, *, step: int) -> GeneratorLoss:
         """Forward pass and all terms that count at this step.
 

@@ -75,8 +75,8 @@ class StepReport:
     skipped: list[str] = field(default_factory=list)
     task_share: Tensor | None = None
 
-    def values(self, step: int, skipped_in_all: Mapping[str, int]) -> dict[str, Tensor]:
-        """What is logged, by name, as means over devices; counts of steps left out only where one just was.
+    def values(self, step: int) -> dict[str, Tensor]:
+        """What is logged, by name, as means over devices.
 
         Under "step" loggers and names of checkpoints find the generator's steps so far, without those left out. The
         term psnr is lowered as −PSNR and shown as PSNR.
@@ -85,7 +85,7 @@ class StepReport:
         found: dict[str, Any] = {"train/loss": self.total, **{f"train/{name}": one for name, one in terms.items()}}
         found |= {"step": float(step), **{f"watch/grad_norm_{name}": value for name, value in self.norms.items()}}
         found |= {} if self.task_share is None else {"watch_routing/task_gradient_share": self.task_share}
-        found |= {f"watch/skipped_{name}": float(skipped_in_all[name]) for name in self.skipped}
+        found |= {f"watch/skipped_{name}": 1.0 for name in self.skipped}
         stacked = torch.stack([torch.as_tensor(value).to(self.total) for value in found.values()])
         return dict(zip(found, mean_over_devices(stacked).unbind(), strict=True))
 
@@ -118,7 +118,6 @@ class OneStepPhase:
         self.backward, self.update = backward, update
         self.accumulate, self.clip, self.max_skipped = accumulate, clip, max_skipped
         self.skipped_in_a_row = dict.fromkeys((network.name for network in networks), 0)
-        self.skipped_in_all = dict.fromkeys((network.name for network in networks), 0)
 
     def run(self, batch: Mapping[str, Any], draws: Draws, *, step: int) -> StepReport:
         """One generator step on a batch, then one step of every helper whose term has started.
@@ -211,7 +210,6 @@ class OneStepPhase:
             return
         report.skipped.append(name)
         self.skipped_in_a_row[name] += 1
-        self.skipped_in_all[name] += 1
         if self.skipped_in_a_row[name] >= self.max_skipped:
             raise TrainingError(
                 f"the gradient of the {name} was not finite in {self.skipped_in_a_row[name]} steps in a row; its "
