@@ -60,12 +60,10 @@ def test_a_broken_file_is_told():
         demo.restore_upload(twins.fake(), Path("text.png"), {}, Path("made"))
 
 
-def test_an_output_beyond_the_cap_is_refused(monkeypatch):
-    photo("photo.png")
+def test_an_output_beyond_the_cap_is_refused(restorer, monkeypatch):
     monkeypatch.setattr(demo, "MAX_OUTPUT", 24 * 16 * 16)
-    demo.check_output_size(Path("photo.png"), 4.0)
     with pytest.raises(InputError, match=r"photo\.png"):
-        demo.check_output_size(Path("photo.png"), 4.5)
+        demo.restore_upload(restorer, photo("photo.png"), {"scale": 4.5}, Path("made"))
 
 
 HOST, JSON = (b"host", b"127.0.0.1:7860"), (b"content-type", b"application/json")

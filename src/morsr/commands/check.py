@@ -26,9 +26,6 @@ def run(config: Path, *, overrides: list[str] | None = None) -> int:
     Args:
         config: of a run, as for morsr fit
         overrides: options of morsr fit
-
-    Raises:
-        ConfigError: a config or an override that the run would refuse.
     """
     lacks = list(missing(parsed([f"--config={existing(config)}", *(overrides or ())])))
     for line in lacks:
@@ -64,15 +61,32 @@ def parsed(arguments: Sequence[str]) -> dict[str, Any]:
 
 def missing(settings: Mapping[str, Any]) -> Iterator[str]:
     """One line for each thing that a run with these settings lacks, its remedy included."""
+    import torch
+
+    from morsr.models.bases import SHIPPED_BASES
+    from morsr.models.losses import VGG_FILE
+    from morsr.models.metrics import metric_info, missing_weights
+
     model = (settings.get("model") or {}).get("init_args") or {}
-    yield from missing_base(model.get("base"), "model.base")
+    yield from missing_base(model.get("base"))
     yield from missing_estimator(model)
     if (lpips := (model.get("losses") or {}).get("lpips")) and lpips.get("weight", 1):
-        yield from missing_vgg(lpips.get("folder"), "model.losses")
+        place = Path(lpips.get("folder") or torch.hub.get_dir(), "checkpoints").expanduser()
+        if not (place / VGG_FILE).is_file():
+            yield f"model.losses.lpips: {VGG_FILE} is not in {place}; put it there, or let fit fetch it"
     for name in ("start_from", "weights"):
-        yield from missing_adapters(model.get(name), f"model.{name}")
+        path = model.get(name)
+        if path is not None and path not in SHIPPED_BASES and not Path(path).expanduser().exists():
+            yield f"model.{name}: no such file {path}; give an adapters file"
     for metric in model.get("val_metrics") or ():
-        yield from missing_metric(str(metric))
+        try:
+            files = [str(getattr(weight, "cached", weight)) for weight in missing_weights(metric_info(str(metric)))]
+        except MorsrError as error:
+            yield f"model.val_metrics: {error}"
+        else:
+            if files:
+                wanted = ", ".join(files)
+                yield f"model.val_metrics: {metric} needs {wanted} in torch.hub's cache; score once online"
     yield from _by_class(settings.get("data"), "data")
     yield from missing_disk(settings.get("trainer") or {}, model.get("base"))
 
@@ -85,21 +99,19 @@ def _by_class(part: Any, section: str) -> list[str]:
     return [line if ":" in line else f"{section}: {line}" for line in ask(**part.get("init_args") or {})]
 
 
-def missing_base(base: Any, key: str) -> list[str]:
-    """Whether none of the bases that a setting names is shipped, a local folder or in the hub's cache."""
+def missing_base(base: Any) -> list[str]:
+    """Whether none of the bases that a config names is shipped, a local folder or in the hub's cache."""
     from morsr.models.bases import SHIPPED_BASES
     from morsr.models.bases.reading import HUB_IDS
 
     if base is None or isinstance(base, Mapping):
-        return _by_class(base, key)
+        return _by_class(base, "model.base")
     named = [base] if isinstance(base, str) else list(base)
     candidates = [one for name in named for one in HUB_IDS.get(name, (name,))]
     if any(one in SHIPPED_BASES or one.startswith("random:") or found_model(one) for one in candidates):
         return []
     names = ", ".join(candidates)
-    return [
-        f"{key}: no folder with safetensors and not in the hub's cache: {names}; give a folder, or let fit fetch it"
-    ]
+    return [f"model.base: no folder with safetensors and not in the hub's cache: {names}; let fit fetch it"]
 
 
 def found_model(name: str) -> bool:
@@ -134,41 +146,6 @@ def missing_estimator(model: Mapping[str, Any]) -> list[str]:
     if weights and not Path(weights).expanduser().is_file():
         return [f"model.estimator: no such file {weights}; train one or give another"]
     return []
-
-
-def missing_vgg(folder: str | None, key: str) -> list[str]:
-    """The VGG-16 weights that LPIPS needs."""
-    import torch
-
-    from morsr.models.losses import VGG_FILE
-
-    place = Path(folder or torch.hub.get_dir(), "checkpoints").expanduser()
-    if (place / VGG_FILE).is_file():
-        return []
-    return [f"{key}.lpips: {VGG_FILE} is not in {place}; put torchvision's VGG-16 weights there, or let fit fetch them"]
-
-
-def missing_adapters(path: Any, key: str) -> list[str]:
-    """A file or folder of adapters to start from."""
-    from morsr.models.bases import SHIPPED_BASES
-
-    if path is None or str(path) in SHIPPED_BASES or Path(str(path)).expanduser().exists():
-        return []
-    return [f"{key}: no such file {path}; give an adapters file"]
-
-
-def missing_metric(name: str) -> list[str]:
-    """What a metric needs that is not there."""
-    from morsr.models.metrics import metric_info, missing_weights
-
-    try:
-        info = metric_info(name)
-    except MorsrError as error:
-        return [f"model.val_metrics: {error}"]
-    files = [str(getattr(weight, "cached", weight)) for weight in missing_weights(info)]
-    return (
-        [f"model.val_metrics: {name} needs {', '.join(files)} in torch.hub's cache; score once online"] if files else []
-    )
 
 
 def missing_disk(trainer: Mapping[str, Any], base: Any) -> list[str]:

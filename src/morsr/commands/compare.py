@@ -13,9 +13,6 @@ def run(a: Path, b: Path, *, method_a: str | None = None, method_b: str | None =
         b: the same of run B; may be the same file
         method_a: which row of A, when it has several
         method_b: which row of B, when it has several
-
-    Raises:
-        MorsrError: not such tables, nothing in common, or a method to choose.
     """
     from morsr.evaluation.comparison import compare_tables
 

@@ -48,9 +48,6 @@ def run(
         hr: folder for the sharp images, cropped so that the pairs fit
         device: cpu, cuda, cuda:1, mps, …; noise differs between kinds of device
         overwrite: replace outputs that exist
-
-    Raises:
-        MorsrError: a wrong recipe or setting, nothing to do, outputs that exist or cannot be written; before any work.
     """
     from tqdm import tqdm
 

@@ -80,9 +80,6 @@ def run(
         port: default: the first free one from 7860
         max_mb: largest upload in megabytes
         open: open the page in a browser
-
-    Raises:
-        MorsrError: a model that cannot be loaded, gradio missing, or an address that cannot be used.
     """
     import_gradio()
 
@@ -231,7 +228,6 @@ def build_page(
             try:
                 if path is None:
                     raise InputError("Drop an image first.")
-                check_output_size(Path(path), scale)
                 settings: dict[str, Any] = {"scale": scale, "color": color}
                 model = choices[name]()
                 if is_routed(model):
@@ -281,22 +277,6 @@ def is_routed(restorer: Restorer) -> bool:
     return restorer.generator.adapters is not None and restorer.generator.adapters.is_routed
 
 
-def check_output_size(source: Path, scale: float) -> None:
-    """Refuse an image whose output would be larger than MAX_OUTPUT pixels, by its header.
-
-    Raises:
-        InputError: too large, or not an image.
-    """
-    from morsr.imaging import image_size
-
-    height, width = image_size(source)
-    if (pixels := height * width * scale**2) > MAX_OUTPUT:
-        raise InputError(
-            f"{source.name}: the output would have {pixels / 1e6:.0f} megapixels, at most {MAX_OUTPUT / 1e6:.0f} are "
-            "made here; lower the scale, or use morsr upscale"
-        )
-
-
 def restore_upload(
     restorer: Restorer, source: Path, settings: dict[str, Any], folder: Path, progress: Any = None
 ) -> tuple[tuple[Image.Image, Image.Image], str, dict[str, float] | None, Figure | None]:
@@ -307,13 +287,20 @@ def restore_upload(
         the ranks (both None for a model without routing).
 
     Raises:
-        MorsrError: not an image, or what else the restorer refuses.
+        MorsrError: not an image, an output of more than MAX_OUTPUT pixels, or what else the restorer refuses.
     """
+    from morsr.evaluation.routing import RoutingTable
+    from morsr.imaging import image_size
     from morsr.imaging.files import thumbnail
     from morsr.imaging.listing import FORMATS
     from morsr.restoring import Settings
 
-    checked = Settings(**settings)
+    checked, (height, width) = Settings(**settings), image_size(source)
+    if (pixels := height * width * checked.scale**2) > MAX_OUTPUT:
+        raise InputError(
+            f"{source.name}: the output would have {pixels / 1e6:.0f} megapixels, at most {MAX_OUTPUT / 1e6:.0f} are "
+            "made here; lower the scale, or use morsr upscale"
+        )
     suffix = source.suffix.lower() if source.suffix.lower() in FORMATS else ".png"
     target = folder / f"{source.stem}-x{checked.scale:g}{suffix}"
     restorer.restore_file(source, target, progress=progress, **vars(checked))
@@ -321,18 +308,10 @@ def restore_upload(
     before = thumbnail(source, PREVIEW).resize(after.size)
     if not is_routed(restorer):
         return (before, after), str(target), None, None
-    scores, figure = routing_of(restorer, source, strength=checked.strength)
-    return (before, after), str(target), scores, figure
-
-
-def routing_of(restorer: Restorer, source: Path, *, strength: float) -> tuple[dict[str, float], Figure]:
-    """The degradation scores of a file, and a plot of the ranks that are active for it at this strength."""
-    from morsr.evaluation.routing import RoutingTable
-
     table = RoutingTable.from_images(restorer, [source])
     found = dict(zip(table.score_names, table.scores[0].tolist(), strict=True))
     scores = {BARS[name]: value for name, value in found.items() if name in BARS} or found
-    return scores, ranks_figure(replace(table, gates=table.gates * strength))
+    return (before, after), str(target), scores, ranks_figure(replace(table, gates=table.gates * checked.strength))
 
 
 def ranks_figure(table: RoutingTable) -> Figure:

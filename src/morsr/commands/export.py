@@ -39,9 +39,6 @@ def run(
         scores: degradation scores instead of an image, each in [0, 1], with commas between them
         strength: factor on the routed ranks
         scale: whole enlargement, 1 to 8, onnx (default: 4)
-
-    Raises:
-        MorsrError: a setting without effect, a model that cannot be loaded, or a form that cannot hold it.
     """
     from morsr.models.exchange import fixed, graph, lora
     from morsr.models.loading import load_generator

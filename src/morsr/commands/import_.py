@@ -28,10 +28,6 @@ def run(
         output: adapters file to write, .safetensors
         base: base to name in the file: a folder or hub id, whose weights are then sampled (sd21 stays unread)
         prompt: text that steers every image; the base must have its text encoder
-
-    Raises:
-        InputError: an output that is no .safetensors.
-        WeightsError: a file of another layout, or a base that it does not fit.
     """
     from morsr.models.exchange.peers import read_osediff, read_pisasr, save_peer
 

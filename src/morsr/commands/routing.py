@@ -47,9 +47,6 @@ def run(
         copies: with --degrade: degradations per image
         seed: with --degrade: seed of the degradations (default: 0)
         device: auto, cpu, cuda, cuda:1, mps, …
-
-    Raises:
-        MorsrError: nothing to route, a wrong setting, or a model that cannot be loaded, before anything is written.
     """
     existing(input)
     output_file(out, "--out", ".html", ".htm")

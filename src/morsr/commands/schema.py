@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import json
-import pkgutil
 import types
 import typing
 from collections.abc import Mapping
@@ -13,7 +11,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from morsr.cli_errors import settings_of
+from morsr.errors import class_at
 
+MODELS = (
+    "morsr.training.module.OneStepSRModule",
+    "morsr.training.base_phases.AutoencoderTraining",
+    "morsr.training.base_phases.DiffusionTraining",
+    "morsr.training.estimator.LearnedEstimatorTraining",
+)
 _PLAIN = {bool: "boolean", int: "integer", float: "number", str: "string", Path: "string", types.NoneType: "null"}
 
 
@@ -25,46 +30,34 @@ def run() -> int:
     """
     import lightning as L
 
-    import morsr.data
-    import morsr.training
-
     sections = {
         "seed_everything": {"type": ["integer", "boolean"]},
         "extends": {"type": ["string", "array"], "description": "a config, or several, that this one changes"},
         "ckpt_path": {"type": ["string", "null"], "description": "checkpoint to resume from; last for the newest"},
         "return_predictions": {"type": "boolean"},
         "trainer": _object(L.Trainer),
-        "model": _one_of(L.LightningModule, morsr.training),
-        "data": _one_of(L.LightningDataModule, morsr.data),
+        "model": _one_of(*MODELS),
+        "data": _one_of("morsr.data.RealESRGANDataModule"),
     }
     schema = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "A config of morsr", "type": "object"}
     print(json.dumps({**schema, "properties": sections, "additionalProperties": False}, indent=1))
     return 0
 
 
-def _one_of(kind: type, package: Any) -> dict[str, Any]:
+def _one_of(*known: str) -> dict[str, Any]:
     """A mapping with class_path and init_args, of any class; the settings of ours are known."""
-    for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
-        importlib.import_module(module.name)
-    known = sorted(
-        (one for one in _subclasses(kind) if one.__module__.startswith("morsr.")), key=lambda one: one.__name__
-    )
     rules = [
         {
             "if": {
-                "properties": {"class_path": {"pattern": rf"^morsr\..*\b{one.__name__}$"}},
+                "properties": {"class_path": {"pattern": rf"^morsr\..*\b{path.rpartition('.')[2]}$"}},
                 "required": ["class_path"],
             },
-            "then": {"properties": {"init_args": _object(one)}},
+            "then": {"properties": {"init_args": _object(class_at(path, "schema"))}},
         }
-        for one in known
+        for path in known
     ]
     properties = {"class_path": {"type": "string"}, "init_args": {"type": "object"}}
     return {"type": "object", "properties": properties, "allOf": rules}
-
-
-def _subclasses(kind: type) -> set[type]:
-    return {kind}.union(*map(_subclasses, kind.__subclasses__()))
 
 
 def _object(kind: Any) -> dict[str, Any]:

@@ -32,9 +32,6 @@ def run(
         skip_problems: score the rest when files cannot be scored
         accelerator: run learned metrics on the accelerator, if any
         list_metrics: print the metrics and what they need, and stop
-
-    Raises:
-        MorsrError: nothing to score, pairs that do not fit, or a metric that is not known.
     """
     from morsr.models.metrics import METRICS
 

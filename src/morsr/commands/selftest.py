@@ -42,9 +42,6 @@ def run(
         device: auto, cpu, cuda, cuda:1, mps, …
         dtype: precision
         record: folder to write this machine's image and figures into, as a release does; nothing is compared
-
-    Raises:
-        MorsrError: a model that cannot be loaded.
     """
     from morsr.files import write_text
     from morsr.imaging import read, write

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Sequence
+from csv import writer
 from pathlib import Path
-from typing import Any
 
 from morsr.commands._common import existing, output_file, say
 from morsr.errors import InputError
@@ -32,69 +30,42 @@ def run(
         prompts: clip: a shipped prompt set (pairs, ensemble) or a YAML file
         csv: write one line per image
         device: auto, cpu, cuda, cuda:1, mps, …
-
-    Raises:
-        MorsrError: nothing to score, a wrong setting or missing weights, before anything is written; and for a single
-            file whatever is wrong with it.
     """
     existing(input)
     if csv is not None:
         output_file(csv, "--csv", ".csv")
 
-    from morsr.data.sources import find_images
+    from morsr.estimators import build_estimator
+    from morsr.evaluation.tables import text_table
+    from morsr.imaging import list_images, read
+    from morsr.restoring.devices import resolve_device
 
-    paths = find_images(input) if input.is_dir() else [str(input)]
-    scorer, where = _estimator(estimator, weights, prompts, device)
-    names, rows, failed = (*scorer.names, "severity"), [], 0
-    for place in paths:
+    paths, where = list_images(input), resolve_device(device)
+    settings = {"model" if estimator == "clip" else "weights": weights, "prompts": prompts}
+    scorer = build_estimator(estimator, **{key: value for key, value in settings.items() if value is not None})
+    scorer, rows, failed = scorer.to(where), [], 0
+    for path in paths:
         try:
-            values = _score(scorer, place, where)
+            found = scorer(read(path).rgb.to(where))
         except InputError as error:
             if not input.is_dir():
                 raise
             say(f"morsr: {error}")
             failed += 1
             continue
-        name = str(Path(place).relative_to(input)) if input.is_dir() else Path(place).name
-        rows.append((printable(name), values))
+        name = printable(str(path.relative_to(input)) if input.is_dir() else path.name)
+        rows.append((name, [*found.scores[0].tolist(), float(found.severity[0])]))
     if not rows:
         raise InputError(f"{input}: none of its {len(paths)} images can be read")
 
     rows.sort(key=lambda row: -row[1][-1])
-    print(_table(names, rows))
-    if csv is not None:
-        _write_csv(csv, names, rows)
-        print(printable(str(csv)))
-    return 1 if failed else 0
-
-
-def _write_csv(path: Path, names: Sequence[str], rows: Sequence[tuple[str, list[float]]]) -> None:
-    with atomic_path(path) as part, part.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(["image", *names])
-        writer.writerows([image, *(f"{value:.6f}" for value in values)] for image, values in rows)
-
-
-def _estimator(name: str, weights: str | None, prompts: str | None, device: str) -> tuple[Any, Any]:
-    from morsr.estimators import build_estimator
-    from morsr.restoring.devices import resolve_device
-
-    settings = {"model" if name == "clip" else "weights": weights, "prompts": prompts}
-    settings = {key: value for key, value in settings.items() if value is not None}
-    where = resolve_device(device)
-    return build_estimator(name, **settings).to(where), where
-
-
-def _score(estimator: Any, path: str, device: Any) -> list[float]:
-    from morsr.imaging import read
-
-    result = estimator(read(path).rgb.to(device))
-    return [*result.scores[0].tolist(), float(result.severity[0])]
-
-
-def _table(names: Sequence[str], rows: Sequence[tuple[str, list[float]]]) -> str:
-    from morsr.evaluation.tables import text_table
-
+    head = ["image", *scorer.names, "severity"]
     means = [sum(column) / len(rows) for column in zip(*(values for _, values in rows), strict=True)]
     shown = [*rows, ("mean", means)] if len(rows) > 1 else rows
-    return text_table(["image", *names], [[image, *(f"{value:.3f}" for value in values)] for image, values in shown])
+    print(text_table(head, [[name, *(f"{value:.3f}" for value in values)] for name, values in shown]))
+    if csv is not None:
+        with atomic_path(csv) as part, part.open("w", newline="", encoding="utf-8") as file:
+            lines = [[name, *(f"{value:.6f}" for value in values)] for name, values in rows]
+            writer(file).writerows([head, *lines])
+        print(printable(str(csv)))
+    return 1 if failed else 0

@@ -60,10 +60,6 @@ def run(
         batch: images of equal size at once, in a folder
         compile: compile the networks first (needs a C++ compiler)
         overwrite: restore again what exists already
-
-    Raises:
-        MorsrError: nothing to do, a wrong setting, or a model that cannot be loaded, before any file is touched; and
-            for a single file whatever went wrong with it.
     """
     from tqdm import tqdm
 
