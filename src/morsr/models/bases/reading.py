@@ -22,6 +22,7 @@ from morsr.errors import ConfigError, WeightsError
 from morsr.files import say
 from morsr.hub import PICKLES, fetch, half_patterns, half_precision, repository_of
 from morsr.models.bases.base import PROMPTS_FILE, Base
+from morsr.models.bases.decoder import with_phases
 
 POSITIVE_PROMPT = "A high-resolution, 8K, ultra-realistic image with sharp focus, vibrant colors, and natural lighting."
 NEGATIVE_PROMPT = "oil painting, cartoon, blur, dirty, messy, low quality, deformation, low resolution, oversmooth"
@@ -145,7 +146,7 @@ def read_autoencoder(folder: Path, *kinds: str, shift: bool = False) -> nn.Modul
             f"{folder}: expected an {' or '.join(kinds)}{without} in vae/, got {kind} with shift_factor "
             f"{config.get('shift_factor')}"
         )
-    return read_network(kind, folder / "vae")
+    return with_phases(read_network(kind, folder / "vae"))
 
 
 def _hint(folder: Path) -> str:
