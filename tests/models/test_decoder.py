@@ -1,4 +1,4 @@
-"""A small decoder whose last upsampling is one convolution: images, gradients and keys as with diffusers' own layers."""
+"""A small decoder whose last upsampling is one convolution: images, gradients, keys as with diffusers' own layers."""
 
 import copy
 
