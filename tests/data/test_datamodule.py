@@ -241,7 +241,6 @@ BAD: list[tuple[dict[str, Any], str, type[Exception]]] = [
     ({"train": []}, "", ConfigError),
     ({"patch_size": 34}, "", ConfigError),
     ({"crop_size": 30}, "", ConfigError),
-    ({"val_seeds": [1, 1]}, "", ConfigError),
     ({"recipe": "unheard"}, "fit", ConfigError),
     ({"train": "absent"}, "fit", InputError),
     ({"train": [{"lr": "a", "hr": "b", "optional": True}]}, "fit", InputError),

@@ -20,7 +20,7 @@ import morsr.evaluation.callback as callback_module
 from morsr.cli import main
 from morsr.errors import ConfigError, InputError
 from morsr.evaluation import BenchmarkTable, ScoreDump
-from morsr.evaluation.comparison import compare_tables, read_runs
+from morsr.evaluation.comparison import compare_tables
 from morsr.evaluation.score import bicubic_method, evaluate, score_folders
 from morsr.evaluation.tables import BenchmarkReport, ImageScore, published_rows
 from morsr.models.metrics import METRICS
@@ -163,7 +163,6 @@ def test_methods_are_scored_as_saved_files(tmp_path):
     report = evaluate({"bicubic": bicubic_method(4), "almost": almost}, given, ["psnr"], out=tmp_path)
     assert report.mean("almost", "psnr") == pytest.approx(80), "rounded to 8 bits before it is scored"
     assert report.difference("almost", "psnr").low > 20
-    assert math.isfinite(report.seconds("almost"))
     assert {path.name for path in tmp_path.iterdir()} == {"scores.csv", "scores.md", "side_by_side.png"}
     assert float(rows_of(tmp_path / "scores.csv")[1]["psnr"]) == pytest.approx(80)
 
@@ -264,7 +263,7 @@ def test_the_last_scores_of_all_seeds_are_paired(capsys):
     [
         ("", InputError),
         ("image,psnr\na.png,1\na.png,2\n", InputError),
-        ("image,psnr\nAverage,1\n", InputError),
+        ("image,psnr\na,much\n", InputError),
         ("image,ssim\na,1\n", InputError),
         ("image,psnr\nz,1\n", InputError),
         ("image,method,psnr\na,x,1\na,y,2\n", ConfigError),
@@ -279,20 +278,14 @@ def test_tables_that_cannot_be_compared(text, error):
         compare_tables("table.csv", "other.csv")
 
 
-def test_tables_of_others():
-    """Suffixes, averages, text and unknown columns; a method is chosen by its name."""
-    text = "image,set,psnr_y,beauty\na.png,RealSR,20,1\nb.PNG,RealSR,22,1\nAverage,,21,1\n"
-    Path("theirs.csv").write_text(text)
+def test_a_method_is_chosen_by_its_name_and_of_other_columns_the_direction_is_not_known():
     lines = ["a,m,21,0.5", "b,m,23,0.5", "a,n,20,1", "b,n,20,1"]
-    Path("ours.csv").write_text("\n".join(["image,method,psnr,beauty", *lines]))
-    theirs = read_runs(Path("theirs.csv"))["theirs"]
-    assert [theirs.values("theirs", name) for name in ("psnr", "beauty")] == [{"a": 20, "b": 22}, {"a": 1, "b": 1}]
-    found = compare_tables("theirs.csv", "ours.csv", method_b="m")
-    assert {info.name: value.mean for info, *_, value in found.rows} == {"psnr": 1, "beauty": -0.5}
-    assert "lower" in found.to_text(), "no direction is known of beauty"
-    assert compare_tables("ours.csv", "ours.csv", method_a="m", method_b="n").rows[0][3].mean == -2
+    Path("ours.csv").write_text("\n".join(["image,method,psnr_y,beauty", *lines]))
+    found = compare_tables("ours.csv", "ours.csv", method_a="n", method_b="m")
+    assert {info.name: value.mean for info, *_, value in found.rows} == {"psnr": 2, "beauty": -0.5}
+    assert "lower" in found.to_text()
     with pytest.raises(ConfigError):
-        compare_tables("theirs.csv", "ours.csv", method_b="z")
+        compare_tables("ours.csv", "ours.csv", method_a="m", method_b="z")
 
 
 class Cheat(L.LightningModule):

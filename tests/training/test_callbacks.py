@@ -2,7 +2,6 @@
 
 import csv
 import json
-import warnings
 from collections import namedtuple
 from pathlib import Path
 from types import SimpleNamespace
@@ -184,12 +183,10 @@ def test_tensorboard_gets_one_histogram_and_a_picture(tmp_path):
     assert groups <= {"epoch", "val", "watch", "watch_routing"}
 
 
-@pytest.mark.parametrize(("kind", "warned"), [("collapsed", True), ("random", False)])
-def test_a_collapsed_router_is_warned_of_once(tmp_path, kind, warned):
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        fit(tmp_path, Module(kind), [ExpertUtilization(every_n_steps=10)], steps=24)
-    assert sum("collapsed" in str(one.message) for one in caught) == int(warned)
+@pytest.mark.parametrize(("kind", "layers"), [("collapsed", LAYERS), ("random", 0)])
+def test_collapsed_layers_are_counted(tmp_path, kind, layers):
+    fit(tmp_path, Module(kind), [ExpertUtilization(every_n_steps=10)], steps=10)
+    assert float(rows(tmp_path, "watch_routing/collapsed_layers")[-1]["watch_routing/collapsed_layers"]) == layers
 
 
 def test_a_model_without_routing_trains_on(tmp_path):

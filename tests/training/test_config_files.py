@@ -34,11 +34,6 @@ def test_another_class_takes_nothing_over(tmp_path):
     assert read_config(tmp_path / "child.yaml")["model"] == {"class_path": "x.Z", "init_args": {"width": 2}}
 
 
-def test_later_parents_win(tmp_path):
-    write(tmp_path, one="a: 1\nb: 1\n", two="b: 2\n", child="extends: [one.yaml, two.yaml]\n")
-    assert read_config(tmp_path / "child.yaml") == {"a": 1, "b": 2}
-
-
 def test_circles_and_missing_files_are_named(tmp_path):
     write(tmp_path, one="extends: two.yaml\n", two="extends: one.yaml\n", lone="extends: nowhere.yaml\n")
     with pytest.raises(ConfigError, match="extends itself"):

@@ -32,7 +32,7 @@ def run() -> int:
 
     sections = {
         "seed_everything": {"type": ["integer", "boolean"]},
-        "extends": {"type": ["string", "array"], "description": "a config, or several, that this one changes"},
+        "extends": {"type": "string", "description": "a config that this one changes"},
         "ckpt_path": {"type": ["string", "null"], "description": "checkpoint to resume from; last for the newest"},
         "return_predictions": {"type": "boolean"},
         "trainer": _object(L.Trainer),

@@ -129,9 +129,6 @@ class RealESRGANDataModule(L.LightningDataModule):
             raise ConfigError(f"patch_size: expected at most crop_size={self.crop_size}, got {self.patch_size}")
         if self.val_crop is not None and self.val_crop < self.val_multiple:
             raise ConfigError(f"val_crop: expected at least val_multiple={self.val_multiple}, got {self.val_crop}")
-        for use, seeds in self.seeds.items():
-            if not seeds or len(set(seeds)) != len(seeds):
-                raise ConfigError(f"{use}_seeds: expected different whole numbers, got {seeds}")
 
     # ------------------------------------------------------------------------------------------------------ set-up
 

@@ -8,16 +8,13 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from morsr.errors import ConfigError, InputError
 from morsr.evaluation.statistics import Interval, mean_of, paired_difference
 from morsr.evaluation.tables import FACTS, BenchmarkReport, ImageScore, interval_cells, number, text_table
 from morsr.files import printable
-from morsr.imaging import SUFFIXES
 from morsr.models.metrics import ALIASES, MetricInfo, metric_info
 
-_AVERAGES = ("average", "avg", "mean")
 _STEP = re.compile(r"step_(\d+)(?:\.\d+)?\.csv")
 
 
@@ -63,9 +60,9 @@ def compare_tables(
     """Compare two tables of scores per image, or two folders of runs.
 
     Args:
-        a, b: a CSV file as `BenchmarkReport.to_csv` writes it or papers publish it (a column `image`, one per metric);
-            or a folder with a run per seed, each with `scores/step_*.csv`, of which the last counts. Runs of equal
-            folder names are paired: they have seen the same samples. The same file may be given twice.
+        a, b: a CSV file as `BenchmarkReport.to_csv` writes it; or a folder with a run per seed, each with
+            `scores/step_*.csv`, of which the last counts. Runs of equal folder names are paired: they have seen the
+            same samples. The same file may be given twice.
         method_a, method_b: which method of each; None takes the only one beside "bicubic".
 
     Raises:
@@ -123,31 +120,30 @@ def read_runs(path: Path) -> dict[str, BenchmarkReport]:
 def read_table(path: Path) -> BenchmarkReport:
     """Scores per image of a CSV file; one without a column `method` has one method, called as the file.
 
-    Columns of text, and lines that hold the average of the others, are no scores.
-
     Raises:
         InputError: not readable, no column `image`, two columns of one metric, or an image twice for one method.
     """
     try:
         with path.open(newline="", encoding="utf-8-sig") as stream:
             reader = csv.DictReader(stream)
-            lines = [line for line in reader if (line.get("image") or "").strip().lower() not in _AVERAGES]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+            lines, head = list(reader), reader.fieldnames or ()
+        if not lines or "image" not in head:
+            raise InputError(f"{path}: expected a CSV table with a column 'image' and at least one image")
+        columns = [(column, ALIASES.get(column, column)) for column in head if column not in FACTS]
+        rows = [
+            ImageScore(
+                line["image"],
+                line.get("method") or path.stem,
+                {name: float(line[column] or "nan") for column, name in columns},
+                line.get("group") or None,
+            )
+            for line in lines
+        ]
+    except (OSError, UnicodeDecodeError, csv.Error, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
         raise InputError(f"{path}: cannot be read as a table ({error})") from error
-    if not lines or "image" not in (head := reader.fieldnames or ()):
-        raise InputError(f"{path}: expected a CSV table with a column 'image' and at least one image")
-    named = [(column, ALIASES.get(column.strip().lower(), column.strip().lower())) for column in head]
-    columns = [(c, name) for c, name in named if name not in ("", *FACTS) and _numbers([line[c] for line in lines])]
     names = [name for _, name in columns]
-    rows = [
-        ImageScore(
-            _bare(line["image"]),
-            line.get("method") or path.stem,
-            {name: float(line[column] or "nan") for column, name in columns},
-            group=line.get("group") or None,
-        )
-        for line in lines
-    ]
     if len(set(names)) < len(names) or len({(row.method, row.image) for row in rows}) < len(rows):
         raise InputError(f"{path}: expected one column per metric and each image once per method, got one twice")
     return BenchmarkReport(rows, [_info(name) for name in names])
@@ -176,16 +172,3 @@ def _info(name: str) -> MetricInfo:
         return metric_info(name)
     except ConfigError:
         return MetricInfo(name, "other", False, "not stated", "a column of the table")
-
-
-def _bare(name: str) -> str:
-    """What an image is called in every table: without the suffix of its file."""
-    return name[: -len(Path(name).suffix)] if Path(name).suffix.lower() in SUFFIXES else name
-
-
-def _numbers(cells: Sequence[Any]) -> bool:
-    """Whether all cells are numbers or empty, and one at least is filled."""
-    try:
-        return bool([float(cell) for cell in cells if cell])
-    except ValueError:
-        return False

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -67,9 +66,7 @@ def evaluate(
         lr, truth = to_tensor(pair.lr), to_tensor(pair.hr)
         line = {"LR bicubic": bicubic(pair.lr, *pair.hr.shape[:2])}
         for method, function in methods.items():
-            started = time.perf_counter()
             raw = function(lr).float().cpu()
-            seconds = time.perf_counter() - started
             if raw.shape != truth.shape or not raw.isfinite().all():
                 raise InputError(
                     f"{method} on {pair.stem}: expected finite values of shape {tuple(truth.shape)}, "
@@ -78,7 +75,7 @@ def evaluate(
             line[method] = to_uint8(raw)
             scores, failed = score_image(built.metrics, to_tensor(line[method]), truth)
             problems += [f"{method} on {pair.stem}: {text}" for text in failed]
-            rows.append(ImageScore(pair.stem, method, scores, seconds, group))
+            rows.append(ImageScore(pair.stem, method, scores, group))
         if len(sheet) < PICTURES:
             line.pop(BICUBIC, None)  # it is the first picture already
             sheet.setdefault(group or pair.stem, {**line, "HR": pair.hr})
@@ -241,26 +238,11 @@ def _decoded(job: _Job) -> Iterator[tuple[str, np.ndarray, np.ndarray | None]]:
     if job.lr is not None:
         lr = read_rgb(job.lr)
         height, width = (next(iter(outputs.values())) if truth is None else truth).shape[:2]
-        yield BICUBIC, bicubic(lr, *enlarged_size(lr.shape[:2], (height, width)))[:height, :width], truth
+        yield BICUBIC, bicubic(lr, *_fitting(lr.shape[:2], (height, width))), truth
 
 
-def enlarged_size(lr: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
-    """The size to enlarge an input to, so that its pixels lie on those of an output.
-
-    Args:
-        lr: height and width of the input.
-        size: height and width of the output, which may have been cropped to less than a whole multiple.
-
-    Returns:
-        The whole multiple of the input that the output was cropped from, by less than one input pixel; else `size`.
-
-    Raises:
-        InputError: no one scale of at least 1 leads from the input to the output within one input pixel.
-    """
-    factor = max(1, round(size[0] / lr[0]), round(size[1] / lr[1]))
-    whole = (factor * lr[0], factor * lr[1])
-    if all(0 <= large - side < factor for large, side in zip(whole, size, strict=True)):
-        return whole
+def _fitting(lr: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
+    """An output's height and width, if one scale of at least 1 leads there from the input within an input pixel."""
     least = max(1.0, *(side / (small + 1) for side, small in zip(size, lr, strict=True)))
     if any(side < max(small, least * (small - 1)) for side, small in zip(size, lr, strict=True)):
         raise InputError(

@@ -38,13 +38,9 @@ class Specialisation:
     lift: Tensor
     q_value: Tensor
 
-    def significant(self, rate: float = 0.01) -> Tensor:
-        """Which slots (L, N) stand for a kind, at a false discovery rate."""
-        return self.q_value < rate
-
     def top(self, count: int = 20, *, kind: str | None = None) -> list[tuple[int, int]]:
-        """(layer, slot) of the most informative significant slots, of one kind or of all."""
-        allowed = self.significant()
+        """(layer, slot) of the most informative slots at a false discovery rate of 1 %, of one kind or of all."""
+        allowed = self.q_value < 0.01
         if kind is not None:
             allowed &= self.kind == self.kinds.index(kind)
         order = self.information.masked_fill(~allowed, -1).flatten().argsort(descending=True)

@@ -21,7 +21,7 @@ PROTOCOL = (
     "protocol stablesr: outputs rounded to 8 bits, whole image without border crop, "
     "PSNR and SSIM on luma (BT.601, studio swing)"
 )
-FACTS = ("image", "method", "seconds", "group")  # columns of a CSV file that hold no scores
+FACTS = ("image", "method", "seconds", "group")  # columns of a CSV file that hold no scores; seconds in older ones
 
 
 @dataclass(frozen=True)
@@ -32,14 +32,12 @@ class ImageScore:
         image: name of the pair.
         method: name of the method.
         scores: metric name to value.
-        seconds: wall time of the method on this image; NaN where it did not run here.
         group: the photograph, where several images show the same one.
     """
 
     image: str
     method: str
     scores: Mapping[str, float]
-    seconds: float = math.nan
     group: str | None = None
 
 
@@ -123,10 +121,6 @@ class BenchmarkReport:
         """Mean over the images that have a value; NaN when there is none."""
         return mean_of(self.values(method, metric).values())
 
-    def seconds(self, method: str) -> float:
-        """Mean wall time per image; NaN where the method did not run here."""
-        return mean_of(row.seconds for row in self.rows if row.method == method)
-
     def difference(self, method: str, metric: str, reference: str | None = None) -> Interval:
         """Paired difference of a method to the reference row (None: the report's), whole photographs resampled.
 
@@ -138,13 +132,13 @@ class BenchmarkReport:
         return paired_difference([self.values(method, metric)], [other], self.groups)
 
     def to_csv(self) -> str:
-        """One line per image and method: image, method, the metrics, seconds, group."""
+        """One line per image and method: image, method, the metrics, group."""
         names = [info.name for info in self.metrics]
         stream = io.StringIO()
         writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(["image", "method", *names, "seconds", "group"])
+        writer.writerow(["image", "method", *names, "group"])
         for row in self.rows:
-            numbers = [*(row.scores.get(name, math.nan) for name in names), row.seconds]
+            numbers = [row.scores.get(name, math.nan) for name in names]
             cells = [f"{number:.6f}" if math.isfinite(number) else "" for number in numbers]
             writer.writerow([row.image, row.method, *cells, row.group or ""])
         return stream.getvalue()
@@ -163,9 +157,6 @@ class BenchmarkReport:
             for row in self.published:
                 if info.name in row.scores:
                     lines.append([info.label, f"{row.method} (published)", f"{row.scores[info.name]:g}", "", ""])
-        for method in self.methods:
-            if math.isfinite(self.seconds(method)):
-                lines.append(["s/image", method, f"{self.seconds(method):.3f}", "", ""])
         head = ["metric", "method", "mean", delta, "95 % interval (*: without 0)"]
         shown = text_table(head, lines, markdown=markdown)
         notes = [printable(f"{name} is absent: {reason}") for name, reason in self.absent.items()]

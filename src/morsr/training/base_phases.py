@@ -14,7 +14,7 @@ from typing import Any
 import lightning as L
 import torch
 import torch.nn.functional as F
-from jsonargparse.typing import ClosedUnitInterval, NonNegativeFloat, NonNegativeInt, PositiveFloat
+from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
@@ -23,6 +23,10 @@ from morsr.functional.diffusion import add_noise
 from morsr.models.bases import Base, Condition, StableDiffusion, build_base, load_base
 from morsr.training.callbacks.adapters import averaged
 from morsr.training.optim import ScheduleName, learning_rate_factor, total_steps
+
+LATENT_NOISE = 0.05  # standard deviation of the noise on the latents, relative to theirs
+LATENT_PENALTY = 1e-3  # weight of the mean square of the latents
+UNCONDITIONAL = 0.1  # share of sharp images that are given the "degraded" embedding
 
 
 class SeededTraining(L.LightningModule):
@@ -107,11 +111,11 @@ class BasePhase(SeededTraining):
         rank_zero_info(f"base model written to {self.out}")
 
 
-def some_enlarged(images: Tensor, share: float) -> Tensor:
-    """Images (B, 3, H, W), a share of them shrunk and enlarged four times, as a one-step generator encodes them."""
+def some_enlarged(images: Tensor) -> Tensor:
+    """Images (B, 3, H, W), half of them shrunk and enlarged four times, as a one-step generator encodes them."""
     small = F.interpolate(images, scale_factor=0.25, mode="area")
     enlarged = F.interpolate(small, size=images.shape[-2:], mode="bicubic").clamp(0, 1)
-    chosen = torch.rand(len(images), device=images.device) < share
+    chosen = torch.rand(len(images), device=images.device) < 0.5
     return torch.where(chosen.view(-1, 1, 1, 1), enlarged, images)
 
 
@@ -128,10 +132,6 @@ class AutoencoderTraining(BasePhase):
         vae: settings of the autoencoder.
         out: folder for the base.
         base_id: name that adapters record as their base.
-        edge_weight: weight of the L1 on differences of neighbours, without which fine detail comes late.
-        enlarged_share: share of images that are shrunk and enlarged.
-        latent_noise: standard deviation of the noise on the latents, relative to theirs.
-        latent_penalty: weight of the mean square of the latents.
         settings: of the optimizer and the seed, see `SeededTraining`.
     """
 
@@ -142,15 +142,9 @@ class AutoencoderTraining(BasePhase):
         vae: dict[str, Any],
         out: str,
         base_id: str = "custom",
-        edge_weight: float = 1.0,
-        enlarged_share: ClosedUnitInterval = 0.5,
-        latent_noise: float = 0.05,
-        latent_penalty: float = 1e-3,
         **settings: Any,
     ) -> None:
         super().__init__(out=out, **settings)
-        self.edge_weight, self.enlarged_share = edge_weight, enlarged_share
-        self.latent_noise, self.latent_penalty = latent_noise, latent_penalty
         self.shapes: dict[str, Any] = {"unet": unet, "vae": vae, "base_id": base_id}
         self.register_buffer("latent_square", torch.ones(()))
 
@@ -162,16 +156,16 @@ class AutoencoderTraining(BasePhase):
         return [{"params": list(self.base.vae.parameters())}]
 
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
-        images = some_enlarged(batch["hr"], self.enlarged_share) * 2 - 1
+        images = some_enlarged(batch["hr"]) * 2 - 1
         latents = self.base.encode(images)
         square = latents.square().mean()
         self.latent_square.lerp_(square.detach(), 0.01)
-        noise = self.latent_noise * square.detach().sqrt() * torch.randn_like(latents)
+        noise = LATENT_NOISE * square.detach().sqrt() * torch.randn_like(latents)
         error = self.base.decode(latents + noise) - images
         reconstruction, edges = error.abs().mean(), error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
         self.log("train/reconstruction", reconstruction, prog_bar=True)
         self.log("train/latent_deviation", self.latent_square.sqrt())
-        return reconstruction + self.edge_weight * edges + self.latent_penalty * square
+        return reconstruction + edges + LATENT_PENALTY * square
 
     def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
         images = batch["hr"]
@@ -189,27 +183,17 @@ class DiffusionTraining(BasePhase):
 
     Half of the latents are those of sharp images, half those of degraded images enlarged by bicubic interpolation,
     each with its own embedding; some sharp ones get the "degraded" embedding too, so that it serves as the
-    unconditional side of classifier-free guidance.
+    unconditional side of classifier-free guidance. Half of the timesteps are of the lower half, where a one-step
+    generator starts.
 
     Args:
         base: folder written by `AutoencoderTraining`.
         out: folder for the finished base.
-        dropout: share of sharp images that are given the "degraded" embedding.
-        low_noise_share: share of timesteps drawn from the lower half, where a one-step generator starts.
         settings: of the optimizer and the seed, see `SeededTraining`.
     """
 
-    def __init__(
-        self,
-        *,
-        base: str,
-        out: str,
-        dropout: ClosedUnitInterval = 0.1,
-        low_noise_share: ClosedUnitInterval = 0.5,
-        **settings: Any,
-    ) -> None:
+    def __init__(self, *, base: str, out: str, **settings: Any) -> None:
         super().__init__(out=out, **settings)
-        self.dropout, self.low_noise_share = dropout, low_noise_share
         self.base_source = base
 
     def build(self) -> tuple[Base, nn.Module]:
@@ -244,10 +228,10 @@ class DiffusionTraining(BasePhase):
         with torch.no_grad():
             latents = self.base.encode(images * 2 - 1)
         steps = self.base.alphas_cumprod.numel()
-        low = torch.rand(count, device=device) < self.low_noise_share
+        low = torch.rand(count, device=device) < 0.5
         timesteps = (torch.rand(count, device=device) * torch.where(low, steps // 2, steps)).long()
         noise = torch.randn_like(latents)
         noisy = add_noise(latents, noise, self.base.alphas_cumprod[timesteps])
-        named_clean = is_clean & (torch.rand(count, device=device) >= self.dropout)
+        named_clean = is_clean & (torch.rand(count, device=device) >= UNCONDITIONAL)
         prompt = torch.where(named_clean.view(-1, 1, 1), self.prompts["clean"], self.prompts["degraded"])
         return F.mse_loss(self.base.predict(noisy, timesteps, Condition(prompt)), noise)

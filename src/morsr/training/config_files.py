@@ -1,6 +1,6 @@
 """Configs that extend one another: a file says what differs from its parent, and nothing else.
 
-extends: sd21/mor.yaml          a path beside this file, or a list of them, later ones over earlier ones
+extends: sd21/mor.yaml          a path beside this file
 model:
   init_args:
     accumulate: 4
@@ -39,12 +39,10 @@ def read_config(path: str | Path, *, _children: tuple[Path, ...] = ()) -> dict[s
         raise ConfigError(f"{path}{where}: expected valid YAML, got: {problem}") from error
     if not isinstance(config, dict):
         raise ConfigError(f"{path}: expected a config, a mapping of settings, got {str(config)[:40]!r}")
-    parents = config.pop("extends", [])
-    merged: dict[str, Any] = {}
-    for parent in [parents] if isinstance(parents, str) else parents:
-        above = read_config(path.parent / parent, _children=(*_children, path.resolve()))
-        merged = _joined(merged, above)
-    return _joined(merged, config)
+    parent = config.pop("extends", None)
+    if parent is None:
+        return config
+    return _joined(read_config(path.parent / str(parent), _children=(*_children, path.resolve())), config)
 
 
 def expand_configs(arguments: Sequence[str]) -> list[str]:

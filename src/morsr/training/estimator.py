@@ -30,7 +30,7 @@ STANDARDIZED = 1024  # images whose statistics standardise the network's input
 _PLAIN_SPREAD = 0.0904  # variance that `degradation_measures` gives a plain area average, in squared LR pixels
 
 
-def single_factor(hr: Tensor, factor: str, value: float, *, key: int, gray: bool = False, scale: int = 4) -> Tensor:
+def single_factor(hr: Tensor, factor: str, value: float, *, key: int, gray: bool = False) -> Tensor:
     """Shrink one image by area averages and degrade it in one way only.
 
     Args:
@@ -38,12 +38,11 @@ def single_factor(hr: Tensor, factor: str, value: float, *, key: int, gray: bool
         factor: one of FACTORS: "clean", "blur" (before shrinking), "noise" or "jpeg" (after it).
         value: sigma in LR pixels, sigma in levels of 255, or quality; "clean" reads none.
         key: seed of the noise, which is the same in all channels if `gray`.
-        scale: HR pixels per LR pixel.
 
     Returns:
-        (1, 3, H // scale, W // scale) in [0, 1], whole multiples of 1/255.
+        (1, 3, H // 4, W // 4) in [0, 1], whole multiples of 1/255.
     """
-    height, width = (length // scale for length in hr.shape[-2:])
+    scale, (height, width) = 4, (length // 4 for length in hr.shape[-2:])
     if factor == "blur":
         hr = gaussian_blur(hr, 2 * max(1, round(3 * scale * value)) + 1, scale * value)
     lr = resize(hr[..., : height * scale, : width * scale], (height, width), "area")

@@ -177,13 +177,10 @@ class AdapterCheckpoint(Callback):
                 rank_zero_warn(str(error))
 
     def state_dict(self) -> dict[str, Any]:
-        best = self.written.get("adapters, best")
-        return {"best_score": self.best_score, "best_path": None if best is None else str(best)}
+        return {"best_score": self.best_score}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.best_score = state_dict["best_score"]
-        if state_dict["best_path"]:
-            self.written["adapters, best"] = Path(state_dict["best_path"])
 
     def _save(self, trainer: L.Trainer, pl_module: Any, name: str, ending: str = "") -> None:
         path = self._target / f"adapters{ending}.safetensors"

@@ -1,4 +1,4 @@
-"""Watches during training how the ranks are used, and warns when experts collapse."""
+"""Watches during training how the ranks are used."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from morsr.functional.routing import effective_ranks, gate_mass, slot_load
@@ -46,16 +45,13 @@ class ExpertUtilization(Callback):
         self._names: tuple[str, ...] = ()
         self._sums: dict[str, Tensor] = {}
         self._file = Path()
-        self._has_collapsed = False
         self._logged = self._drawn = -1
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         report = getattr(getattr(pl_module, "generator", None), "adapters", None)
         self._report = report if report is not None and report.config.is_routed else None
-        self._sums, self._has_collapsed, self._logged, self._drawn = {}, False, trainer.global_step, trainer.global_step
+        self._sums, self._logged, self._drawn = {}, trainer.global_step, trainer.global_step
         self._file = run_folder(trainer) / "expert_load.png"
-        if self._report is None:
-            rank_zero_info("ExpertUtilization: this model has no routing; there is nothing to watch")
 
     @torch.no_grad()
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *rest: Any) -> None:
@@ -77,7 +73,7 @@ class ExpertUtilization(Callback):
         if self._sums:
             sums = {name: trainer.strategy.reduce(value, reduce_op="sum") for name, value in self._sums.items()}
             self._sums = {}
-            scalars = self._evaluate({name: value.double().cpu() for name, value in sums.items()}, step)
+            scalars = self._evaluate({name: value.double().cpu() for name, value in sums.items()})
             for logger in trainer.loggers:
                 logger.log_metrics(scalars, step=step)
                 if isinstance(logger, TensorBoardLogger):
@@ -93,14 +89,13 @@ class ExpertUtilization(Callback):
                 show_picture(trainer, pixels_of(figure), tag="watch_routing/load_picture", files=[self._file])
                 self.written["load of the ranks"] = self._file
 
-    def _evaluate(self, sums: dict[str, Tensor], step: int) -> dict[str, float]:
+    def _evaluate(self, sums: dict[str, Tensor]) -> dict[str, float]:
         """Scalars by name, from the sums over all processes since the last log."""
         config, images, counts = self._report.config, sums["images"], sums["counts"]
         share = load_share(counts)
         slots = share.shape[1]
         self.load = share * slots
         zero = share[:, slots - config.num_zero :].sum(1)
-        collapsed = collapsed_layers(counts, config.top_k, config.num_zero)
         dead, spread = dead_experts(share, config.num_zero).sum(1).double(), load_spread(share, config.top_k)
         found = {
             "gate_mass": (sums["mass"] / images).mean(),
@@ -113,7 +108,7 @@ class ExpertUtilization(Callback):
             "load_spread_min": spread.min(),
             "dead_slots": dead.mean(),
             "dead_slots_max": dead.max(),
-            "collapsed_layers": len(collapsed),
+            "collapsed_layers": len(collapsed_layers(counts, config.top_k, config.num_zero)),
         }
         for place, value in enumerate(sums["zeros"] / sums["bins"]):
             if not value.isnan():  # no image was as severe
@@ -123,16 +118,6 @@ class ExpertUtilization(Callback):
         scalars = {f"watch_routing/{name}": float(value) for name, value in found.items()}
         for name, middle, deviation in zip(self._names, mean.tolist(), width.tolist(), strict=True):
             scalars |= {f"watch/degradation_{name}": middle, f"watch/degradation_{name}_deviation": deviation}
-        # Once per collapse: a warning in every log would bury the rest.
-        if collapsed and not self._has_collapsed:
-            worst = collapsed[0]
-            rank_zero_warn(
-                f"experts have collapsed in {len(collapsed)} of {len(share)} layers at step {step}; worst is "
-                f"{self._report.layer_names[worst]}: {int(dead[worst])} experts dead, load spread {spread[worst]:.2f} "
-                "(0: every image takes the same ranks, 1: even). A larger balance weight, more or longer router noise, "
-                "or a lower router learning rate helps"
-            )
-        self._has_collapsed = bool(collapsed)
         return scalars
 
 
