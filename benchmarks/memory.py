@@ -117,8 +117,8 @@ def adapted(name: str) -> Base:
     with torch.device("meta"):
         base = load_base(f"random:{name}", dtype="bfloat16").eval().requires_grad_(False)
         encoder = "dc_vae_encoder@vae" if base.autoencoder == "AutoencoderDC" else "sd_vae_encoder@vae"
-        inject(base, MoRConfig.of_kind("lora", num_ranks=40, targets=(*base.targets, encoder)))
-        inject(base, MoRConfig.of_kind("lora", num_ranks=4, targets=base.targets), name="score")
+        inject(base, MoRConfig.lora(40, targets=(*base.targets, encoder)))
+        inject(base, MoRConfig.lora(4, targets=base.targets), name="score")
     return base
 
 

@@ -37,18 +37,17 @@ class Toy(nn.Module):
 
 TARGETS = ("conv_in", "downsample", "dilated", "shortcut", "to_q", "pooled", r"head\.0")
 
-_SIZES: dict[str, dict[str, Any]] = {
+_KINDS: dict[str, dict[str, Any]] = {
     "mor": {"num_shared": 2, "top_k": 4, "num_zero": 2},
-    "mor_v2": {"num_shared": 2, "top_k": 4, "num_zero": 2},
-    "mor_v1": {"num_shared": 2, "top_k": 4},
-    "lora_moe": {"num_shared": 4, "top_k": 2, "expert_rank": 2, "num_zero": 1},
-    "lora": {},
+    "mor_v1": {"num_shared": 2, "top_k": 4, "num_zero": 0, "balance": "plain"},
+    "lora_moe": {"num_shared": 4, "top_k": 2, "expert_rank": 2, "num_zero": 1, "balance": "plain"},
 }
 
 
 def small(kind: str = "mor", **settings: Any) -> MoRConfig:
     """Settings of a kind at toy size: 12 ranks, 2 shared, 4 of 10 + 2 slots."""
-    return MoRConfig.of_kind(kind, **{"num_ranks": 12, "targets": TARGETS, **_SIZES[kind], **settings})
+    values = {"num_ranks": 12, "targets": TARGETS, **settings}
+    return MoRConfig.lora(**values) if kind == "lora" else MoRConfig.from_dict({**_KINDS[kind], **values})
 
 
 def fill(model: nn.Module, name: str = "generator", std: float = 0.3) -> None:

@@ -43,7 +43,7 @@ REFUSED = ["grouped", "reflected", "transposed", "subclass", "normed", r"attenti
 def test_targets_that_cannot_be_adapted_are_refused_by_name(target):
     model = Odd()
     before = list(model.state_dict())
-    config = MoRConfig.of_kind("lora", num_ranks=2, targets=["plain", target])
+    config = MoRConfig.lora(2, targets=["plain", target])
     with pytest.raises(ConfigError, match=target.split("\\")[0].replace("(", r"\(")):
         inject(model, config)
     assert list(model.state_dict()) == before

@@ -85,7 +85,7 @@ def test_target_score_distillation_follows_its_equation(name, tmp_path):
 
 
 def test_classifier_distillation_vanishes_without_guidance_and_needs_no_score_network(base):
-    inject(base, MoRConfig.of_kind("lora", num_ranks=2, targets=("sd_unet@unet",)))
+    inject(base, MoRConfig.lora(2, targets=("sd_unet@unet",)))
     z = torch.randn(2, 4, 8, 8, requires_grad=True)
     assert Teacher(base, ScoreConfig(guidance=0.0)).classifier_loss(z, draws()).item() == 0
     loss = Teacher(base, ScoreConfig(guidance=2.0)).classifier_loss(z, draws())

@@ -49,14 +49,14 @@ def test_a_preset_reaches_its_layers_and_says_what_it_leaves(name):
     base = build(name)
     size, layers, per_rank, left = COUNTS[name]
     assert sum(one.numel() for one in base.denoiser.parameters()) == size
-    report = inject(base, MoRConfig.of_kind("lora", num_ranks=1, targets=base.targets))
+    report = inject(base, MoRConfig.lora(1, targets=base.targets))
     assert (len(report.layer_names), size_of(base, report.name)) == (layers, per_rank)
     patterns = [re.compile(re.escape(one).replace(r"\*", ".*")) for one in left]
     skipped = [one.partition(".")[2] for one in report.skipped if one.startswith(base.network_name)]
     assert [one for one in skipped if not any(p.fullmatch(one) for p in patterns)] == []
     assert all(any(p.fullmatch(one) for one in skipped) for p in patterns)
     encoder = "dc_vae_encoder" if name == "sana" else "sd_vae_encoder"
-    report = inject(base, MoRConfig.of_kind("lora", num_ranks=1, targets=(f"{encoder}@vae",)), name="encoder")
+    report = inject(base, MoRConfig.lora(1, targets=(f"{encoder}@vae",)), name="encoder")
     usual = (32, 92_339) if base.latent_channels == 4 else (31, 92_347)
     assert (len(report.layer_names), size_of(base, report.name)) == ENCODERS.get(name, usual)
 
@@ -74,5 +74,5 @@ def test_the_papers_adapters_have_44_million_parameters():
     assert len(report.layer_names) == 258 + 31 + 1
     # 1.0139 M + 0.0923 M per rank, 40 ranks, and a router of 290 layers x 36 slots x (7 + 1)
     assert sum(p.numel() for p in adapter_parameters(base)) == 44_334_200
-    inject(base, MoRConfig.of_kind("lora", num_ranks=4, targets=("sd_unet@unet",)), name="score")
+    inject(base, MoRConfig.lora(4, targets=("sd_unet@unet",)), name="score")
     assert sum(p.numel() for p in adapter_parameters(base, "score")) == 4_055_712

@@ -133,7 +133,7 @@ def test_unreadable_files_and_odd_names(loads, generator, photos, capsys):
 
 
 def test_a_model_without_routing_is_refused(loads, small_base, photos, capsys):
-    plain = made(small_base, MoRConfig.of_kind("lora", num_ranks=4, targets=("to_q",)))
+    plain = made(small_base, MoRConfig.lora(4, targets=("to_q",)))
     with pytest.raises(ConfigError):
         examine(plain, torch.rand(1, 3, 16, 16))
     loads(plain)

@@ -18,11 +18,10 @@ from morsr.adapters.inject import (
     inject,
     layers_of_set,
     plain_state_dict,
-    report_of,
     saved_modules,
     switch_of,
 )
-from morsr.adapters.layer import AdaptedLayer, Switch
+from morsr.adapters.layer import AdaptedLayer
 from morsr.adapters.merge import merged
 from morsr.adapters.report import InjectionReport
 from morsr.adapters.router import Router
@@ -36,7 +35,6 @@ __all__ = [
     "MoRConfig",
     "Router",
     "Routing",
-    "Switch",
     "active_adapters",
     "adapter_names",
     "adapter_parameter_groups",
@@ -48,7 +46,6 @@ __all__ = [
     "plain_state_dict",
     "read_adapters_header",
     "read_attached",
-    "report_of",
     "save_adapters",
     "saved_modules",
     "start_from_adapters",

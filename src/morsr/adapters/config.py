@@ -8,21 +8,12 @@ from typing import Any, Literal
 from morsr.errors import ConfigError, check_fields
 from morsr.functional.routing import Gate
 
-# The method and the baselines of its ablation, as settings of the same code.
-_KINDS: dict[str, dict[str, Any]] = {
-    "mor": {},
-    "mor_v2": {"balance": "plain"},
-    "mor_v1": {"num_zero": 0, "balance": "plain"},
-    "lora_moe": {"expert_rank": 4, "num_shared": 8, "top_k": 2, "num_zero": 0, "balance": "plain"},
-    "lora": {"num_shared": None, "top_k": 0, "num_zero": 0, "balance": "plain"},
-}
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MoRConfig:
     """Mixture-of-ranks settings; the defaults are the paper's, or ours where it leaves something open.
 
-    A plain LoRA is the set whose ranks are all shared: ``num_shared == num_ranks``, ``top_k = num_zero = 0``.
+    A plain LoRA is the set whose ranks are all shared, see `lora`.
 
     Args:
         num_ranks: ranks per layer, shared and routed together (40).
@@ -105,20 +96,9 @@ class MoRConfig:
             raise ConfigError(f"top_k: expected 1 to {self.num_slots} (the gate slots), got {self.top_k}")
 
     @classmethod
-    def of_kind(cls, kind: str, **settings: Any) -> MoRConfig:
-        """Settings of the method or of a baseline in its ablation.
-
-        Args:
-            kind: "mor", "mor_v2" (plain balance), "mor_v1" (no zero slots), "lora_moe" (8 LoRAs of rank 4 as experts, 2
-                chosen, 8 shared ranks) or "lora" (all ranks shared).
-            settings: fields that differ from the kind's.
-        """
-        if kind not in _KINDS:
-            raise ConfigError(f"kind: expected one of {', '.join(_KINDS)}, got {kind!r}")
-        values = {**_KINDS[kind], **settings}
-        if values.get("num_shared", 0) is None:
-            values["num_shared"] = values.get("num_ranks", cls.num_ranks)
-        return cls.from_dict(values)
+    def lora(cls, num_ranks: int, **settings: Any) -> MoRConfig:
+        """A plain LoRA: all ranks are shared and nothing is routed."""
+        return cls(num_ranks=num_ranks, num_shared=num_ranks, top_k=0, num_zero=0, **settings)
 
     @property
     def is_routed(self) -> bool:

@@ -1,7 +1,7 @@
 """Adapter files: one safetensors file per set, with its settings, its base and a digest in the header.
 
 Layout of format 3: ``layers.<name>.lora_A``, ``layers.<name>.lora_B``, ``router.<key>``, ``saved.<module>:<key>``
-(modules_to_save) and ``attached.<key>``. Formats 1 and 2, of release 0.1, load; see older.py.
+(modules_to_save) and ``attached.<key>``. Formats 1 and 2, of release 0.1, load.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +27,12 @@ from morsr.adapters.inject import (
     add_saved_modules,
     inject_by_name,
     layers_of_set,
+    module_places,
     report_of,
     saved_modules,
 )
-from morsr.adapters.older import upgraded
 from morsr.adapters.report import InjectionReport
-from morsr.adapters.router import Router
+from morsr.adapters.router import QUANTILES, Router
 from morsr.errors import ConfigError, InputError, WeightsError
 from morsr.files import save_tensors
 
@@ -47,7 +47,6 @@ def save_adapters(
     *,
     name: str = "generator",
     base_id: str = "",
-    dtype: torch.dtype | None = None,
     extra: Mapping[str, Any] | None = None,
     attached: Mapping[str, Tensor] | None = None,
 ) -> Path:
@@ -58,22 +57,19 @@ def save_adapters(
         model: the model that `inject` was given.
         name: of the set.
         base_id: what the base model is called; a base is recognised by its weights, the name is for messages.
-        dtype: to store the ranks in, as torch.float16; float32 by default. The router stays in float32.
         extra: values that fit JSON, given back by `read_adapters_header`.
         attached: tensors that go with the set, such as prompt embeddings, given back by `read_attached`.
 
     Raises:
         ConfigError: no such set, or an open merge. InputError: ``extra`` does not fit JSON.
-        WeightsError: NaN or infinity, also where ``dtype`` is too small. An existing file is unchanged then.
+        WeightsError: NaN or infinity. An existing file is unchanged then.
     """
     report, layers = report_of(model, name), layers_of_set(model, name)
     if any(layer.merged for _, layer, _ in layers):
         raise ConfigError("weights are merged; leave merged(...) before saving adapters")
     tensors: dict[str, Tensor] = {}
     for layer_name, _, ranks in layers:
-        for key in ("lora_A", "lora_B"):
-            value = getattr(ranks, key)
-            tensors[f"layers.{layer_name}.{key}"] = value.to(dtype or value.dtype)
+        tensors |= {f"layers.{layer_name}.lora_A": ranks.lora_A, f"layers.{layer_name}.lora_B": ranks.lora_B}
     tensors |= {f"router.{key}": value for key, value in report.router.state_dict().items()}
     saved = saved_modules(model, name)
     tensors |= {f"saved.{one}:{k}": value for one, module in saved.items() for k, value in module.state_dict().items()}
@@ -299,9 +295,39 @@ def _read_for(path: str | os.PathLike[str], model: nn.Module) -> tuple[dict[str,
     """Header and tensors of a file, checked against each other and against the base that they are for."""
     header, tensors = _open(path, _read_all)
     if header["format_version"] < FORMAT_VERSION:
-        header["saved"], tensors = upgraded(header["saved"], tensors, model)
+        header["saved"], tensors = _upgraded(header["saved"], tensors, model)
     check_base(path, header, model)
     return header, tensors
+
+
+def _upgraded(
+    parameters: Sequence[str], tensors: Mapping[str, Tensor], model: nn.Module
+) -> tuple[list[str], dict[str, Tensor]]:
+    """Modules to save and tensors of a file of release 0.1, as a file of the present format names them.
+
+    That release transposed ``lora_B``, knew no distribution of severities, and kept single parameters that are trained
+    whole: the largest modules of the base `model` that these make up are saved here.
+    """
+    found: dict[str, Tensor] = {}
+    for key, value in tensors.items():
+        kind, _, rest = key.partition(".")
+        if kind == "layers" and rest.endswith(".down"):
+            found[f"layers.{rest.removesuffix('.down')}.lora_A"] = value
+        elif kind == "layers" and rest.endswith(".up"):
+            found[f"layers.{rest.removesuffix('.up')}.lora_B"] = value.t().contiguous()
+        elif key == "context.severity_mean":
+            found["router.severities"] = torch.linspace(0, 1, QUANTILES)
+        else:
+            found[f"router.{rest}" if kind == "context" else key] = value
+    whole, modules = set(parameters), list[str]()
+    for place in module_places(model) if whole else ():
+        keys = [f"{place.name}.{key}" for key, _ in place.original.named_parameters()]
+        if keys and whole.issuperset(keys) and not place.name.startswith(tuple(f"{one}." for one in modules)):
+            modules.append(place.name)
+    for module in modules:
+        for key in [key for key in found if key.startswith(f"whole.{module}.")]:
+            found[f"saved.{module}:{key.removeprefix(f'whole.{module}.')}"] = found.pop(key)
+    return modules, found
 
 
 def _check_tensors(

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -19,8 +18,7 @@ from morsr.errors import ConfigError
 RouterFactory = Callable[[MoRConfig, int, int], Router]
 
 
-@dataclass(frozen=True)
-class Place:
+class Place(NamedTuple):
     """A module under its name in the bare model, and where it hangs."""
 
     name: str
@@ -110,7 +108,9 @@ def inject_by_name(
     for place in chosen:
         _check_adaptable(place)
     _check_shared(model, chosen)
-    switch = _present_switch(places.values())
+    switch = switch_of(model)
+    if any(layer.switch is not switch for _, layer in adapted_layers(model)):
+        raise ConfigError("parts of this model were adapted by themselves; inject every set into the whole model")
     if switch is not None and name in switch.reports:
         raise ConfigError(f"the model has an adapter set {name!r} already; choose another name")
     if not name or "." in name:
@@ -136,19 +136,6 @@ def inject_by_name(
     taken = set(layers)
     skipped = tuple(place.name for place in places.values() if _kind(place.original) and place.name not in taken)
     return InjectionReport(switch, name, config, made, tuple(layers), skipped, tuple(saved), tuple(score_names))
-
-
-def _present_switch(places: Iterable[Place]) -> Switch | None:
-    """The switch of the sets that are on a model already; None for a bare one."""
-    adapted = [place for place in places if isinstance(place.module, AdaptedLayer)]
-    for place in adapted:
-        switch: Any = place.module.switch
-        sets: Any = place.module.sets
-        names = {switch.reports[one].layer_names[ranks.index] for one, ranks in sets.items()}
-        if names != {place.name} or switch is not adapted[0].module.switch:
-            raise ConfigError("a part of this model was adapted by itself; inject every set into the whole model")
-    found: Any = adapted[0].module.switch if adapted else None
-    return found
 
 
 def _wrap(saved: Sequence[Place], name: str, switch: Switch) -> None:
@@ -195,8 +182,6 @@ def _check_adaptable(place: Place) -> None:
     base = place.original
     if _kind(base) is None:
         raise ConfigError(f"{place.name}: expected torch's Linear or Conv2d, got {type(base).__name__}; leave it out")
-    if not base.weight.is_floating_point():
-        raise ConfigError(f"{place.name}: a weight of {base.weight.dtype} cannot be adapted")
     if isinstance(base, nn.Conv2d) and (base.groups > 1 or base.padding_mode != "zeros"):
         raise ConfigError(f"{place.name}: convolutions with groups or padding other than zeros cannot be adapted")
 

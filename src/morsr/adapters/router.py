@@ -112,9 +112,6 @@ class Router(nn.Module):
             severities: (I,) severities of training images, which the balance loss ranks an image within; evenly spread
                 over [0, 1] by default.
         """
-        for name, value in (("mean", mean), ("std", std)):
-            if tuple(value.shape) != (self.num_scores,) or not value.isfinite().all() or (std < 0).any():
-                raise InputError(f"{name}: expected {self.num_scores} finite values, got {value.tolist()}")
         self.mean.copy_(mean)
         self.std.copy_(torch.where(std < 1e-4, torch.ones_like(std), std))
         if severities is not None:
@@ -137,12 +134,7 @@ class Router(nn.Module):
             severity: (B,) in [0, 1], never standardised.
         """
         config = self.config
-        if tuple(severity.shape) != (routing.batch,):
-            raise InputError(f"severity: expected ({routing.batch},), one per image, got {tuple(severity.shape)}")
         severity = severity.detach().to(routing.probabilities)
-        low, high = (value.item() for value in severity.aminmax())
-        if not (low >= 0 and high <= 1):
-            raise InputError(f"severity: expected values in [0, 1], got {low:.4g} to {high:.4g}")
         if self.training:
             self._update(routing.chosen)
         weight = 2 * rank(severity, self.severities) if config.balance == "degradation" else None

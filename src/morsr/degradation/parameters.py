@@ -31,9 +31,9 @@ class _Group:
             made[field.name] = first._map(function, *rest) if isinstance(first, _Group) else function(first, *rest)
         return type(self)(**made)
 
-    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> Self:
+    def to(self, device: torch.device | str) -> Self:
         """Move every tensor to a device. `apply` reads parameters on the CPU: leave them there where you can."""
-        return self._map(lambda value: value.to(device=device, non_blocking=non_blocking))
+        return self._map(lambda value: value.to(device))
 
     def __getitem__(self, index: Any) -> Self:
         """Choose images by a slice, a mask or places; a single number keeps the batch dimension."""

@@ -11,14 +11,7 @@ from morsr.degradation.keys import noise_seed
 from morsr.degradation.parameters import DegradationParameters
 from morsr.degradation.recipe import DegradationRecipe
 from morsr.errors import InputError, check_images
-from morsr.functional.corrupt import (
-    add_gaussian_noise,
-    add_poisson_noise,
-    full_precision,
-    jpeg,
-    resize,
-    unsharp_mask,
-)
+from morsr.functional.corrupt import add_gaussian_noise, add_poisson_noise, jpeg, resize, unsharp_mask
 from morsr.functional.kernels import blur_kernels, filter_images
 
 SMALLEST_LR = 4
@@ -55,7 +48,7 @@ def apply(hr: Tensor, parameters: DegradationParameters, *, scale: int = 4) -> T
     host = parameters.to("cpu")
     blurs = (host.first.blur, host.second.blur, host.final.blur)
     kernels = [blur_kernels(**vars(blur)).to(hr.device) for blur in blurs]
-    with torch.autocast(device_type=hr.device.type, enabled=False), full_precision():
+    with torch.autocast(device_type=hr.device.type, enabled=False):
         results = [
             _degrade_one(hr[place : place + 1].float(), row, [kernel[place : place + 1] for kernel in kernels], scale)
             for place, row in enumerate(host.rows())

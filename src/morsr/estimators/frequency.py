@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 from importlib import resources
 from typing import Any
@@ -14,28 +13,6 @@ from torch import Tensor
 from morsr.estimators.base import DegradationEstimator
 from morsr.estimators.statistics import contrast, image_statistics, luma_chroma
 from morsr.estimators.views import bounded_view, native_crops, pad_to_smallest
-
-CALIBRATION_FILE = "frequency_calibration.json"
-
-
-@functools.lru_cache(maxsize=1)
-def load_calibration() -> dict[str, Any]:
-    """The shipped constants: reach of every statistic, and per dimension its weights and monotone curve."""
-    return json.loads(resources.files("morsr.estimators").joinpath(CALIBRATION_FILE).read_text(encoding="utf-8"))
-
-
-def piecewise_linear(values: Tensor, knots: Tensor) -> Tensor:
-    """Monotone curve through (knots[d, j], j / (J - 1)), flat outside: values (B, D), knots (D, J) rising -> (B, D)."""
-    low, high = knots[:, :-1], knots[:, 1:]
-    part = (values[..., None] - low) / (high - low).clamp_min(1e-6)
-    return part.clamp(0, 1).mean(dim=-1)
-
-
-def expand(unit: Tensor, pairs: Tensor) -> Tensor:
-    """Statistics (B, S) in [-1, 1], their squares, and the products of every two of those at `pairs`."""
-    chosen = unit[:, pairs]
-    first, second = torch.triu_indices(len(pairs), len(pairs), offset=1, device=unit.device)
-    return torch.cat([unit, unit.square(), chosen[:, first] * chosen[:, second]], dim=1)
 
 
 class FrequencyEstimator(DegradationEstimator):
@@ -59,7 +36,10 @@ class FrequencyEstimator(DegradationEstimator):
     knots: Tensor
 
     def __init__(self, *, worst: bool = False) -> None:
-        calibration = load_calibration()
+        # reach of every statistic, and per dimension its weights and monotone curve
+        calibration: dict[str, Any] = json.loads(
+            resources.files("morsr.estimators").joinpath("frequency_calibration.json").read_text(encoding="utf-8")
+        )
         super().__init__(calibration["dimensions"], worst=worst)
         self.statistics: tuple[str, ...] = tuple(calibration["statistics"])
         rows = list(calibration["dimensions"].values())
@@ -93,6 +73,11 @@ class FrequencyEstimator(DegradationEstimator):
         values = self.measure(lr)
         low, high = self.low.float(), self.high.float()
         unit = ((values - low) / (high - low)).clamp(0, 1) * 2 - 1
+        paired, count = unit[:, self.pairs], len(self.pairs)
+        first, second = torch.triu_indices(count, count, offset=1, device=unit.device)
+        terms = torch.cat([unit, unit.square(), paired[:, first] * paired[:, second]], dim=1)
         # summed row by row: a matrix product could round an image differently with other batch mates
-        linear = (expand(unit, self.pairs)[:, None, :] * self.weights.float()).sum(dim=-1)
-        return piecewise_linear(linear, self.knots.float())
+        linear = (terms[:, None, :] * self.weights.float()).sum(dim=-1)
+        # a monotone curve through (knots[d, j], j / (J - 1)), flat outside
+        low, high = self.knots[:, :-1].float(), self.knots[:, 1:].float()
+        return ((linear[..., None] - low) / (high - low).clamp_min(1e-6)).clamp(0, 1).mean(dim=-1)

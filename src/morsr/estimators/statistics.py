@@ -64,8 +64,10 @@ def _filter(planes: Tensor, kernel: Tensor) -> Tensor:
 # spectrum
 
 
-def band_energies(luma: Tensor) -> Tensor:
-    """Shares of the spectrum's energy in 4 radial bands (N, 4), summing to 1; a constant image is all low band.
+def spectrum_statistics(luma: Tensor) -> dict[str, Tensor]:
+    """Logarithms of the shares of the spectrum's energy in 4 radial bands, and of the low half over the high half.
+
+    A constant image is all low band.
 
     Source: the frequency features of FreqOrtho-SR, here on the LR image itself and under a Hann window, without which
     the jump between opposite borders fills the high bands.
@@ -79,7 +81,10 @@ def band_energies(luma: Tensor) -> Tensor:
     power = torch.fft.rfft2(centred * window).abs().square() / window.square().sum()
     bands = power.flatten(1) @ _band_masks(height, width, luma.device)
     bands = bands + bands.new_tensor([1e-3, 0.0, 0.0, 0.0])
-    return bands / bands.sum(dim=-1, keepdim=True)
+    bands = (bands / bands.sum(dim=-1, keepdim=True)).clamp_min(1e-7)
+    out = {name: bands[:, index].log() for index, name in enumerate(BAND_NAMES)}
+    out["low_to_high"] = ((bands[:, 0] + bands[:, 1]) / (bands[:, 2] + bands[:, 3])).log()
+    return out
 
 
 @functools.lru_cache(maxsize=64)
@@ -95,14 +100,6 @@ def _band_masks(height: int, width: int, device: torch.device) -> Tensor:
     masks = torch.stack([(radius >= low) & (radius < high) for low, high in itertools.pairwise(BAND_EDGES)])
     with torch.inference_mode(False):
         return (masks * twice).flatten(1).T
-
-
-def spectrum_statistics(luma: Tensor) -> dict[str, Tensor]:
-    """Logarithms of the 4 band shares, and of the low half's energy over the high half's."""
-    bands = band_energies(luma).clamp_min(1e-7)
-    out = {name: bands[:, index].log() for index, name in enumerate(BAND_NAMES)}
-    out["low_to_high"] = ((bands[:, 0] + bands[:, 1]) / (bands[:, 2] + bands[:, 3])).log()
-    return out
 
 
 # noise
@@ -187,13 +184,9 @@ def _table_fit(coefficients: Tensor) -> Tensor:
     return torch.where(best > 0.35, qualities[first], torch.full_like(best, 100.0))
 
 
-def _boundary_steps(luma: Tensor) -> Tensor:
-    """Mean absolute step from each column to the next (N, w - 1)."""
-    return (luma[..., 1:] - luma[..., :-1]).abs().mean(dim=-2)
-
-
-def _grid_jump(steps: Tensor) -> tuple[Tensor, Tensor]:
-    """The mean step across the borders of 8-pixel columns, and across all others."""
+def _grid_jump(luma: Tensor) -> tuple[Tensor, Tensor]:
+    """The mean absolute step across the borders of 8-pixel columns, and across all others."""
+    steps = (luma[..., 1:] - luma[..., :-1]).abs().mean(dim=-2)
     on_grid = torch.arange(steps.shape[-1], device=steps.device) % 8 == 7
     return steps[:, on_grid].mean(dim=-1), steps[:, ~on_grid].mean(dim=-1)
 
@@ -213,8 +206,7 @@ def block_statistics(luma: Tensor, chroma: Tensor) -> dict[str, Tensor]:
     quality of the table that fits (0 where none does).
     """
     aligned, shifted = block_dct(luma), block_dct(luma[..., 4:-4, 4:-4])
-    across, down = _boundary_steps(luma), _boundary_steps(luma.transpose(-2, -1))
-    (here, beside), (here_down, beside_down) = _grid_jump(across), _grid_jump(down)
+    (here, beside), (here_down, beside_down) = _grid_jump(luma), _grid_jump(luma.transpose(-2, -1))
     out = {"block": _log(here + here_down) - _log(beside + beside_down)}
     for name, threshold in (("block_zeros", 1.5), ("block_zeros_fine", 0.5)):
         on, off = (

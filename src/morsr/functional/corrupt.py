@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +11,6 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-from morsr.errors import InputError
 from morsr.functional.color import LUMA
 from morsr.functional.kernels import filter_images
 
@@ -36,21 +32,6 @@ LUMA_TABLE = (
     (72, 92, 95, 98, 112, 100, 103, 99),
 )
 _CHROMA_CORNER = ((17, 18, 24, 47), (18, 21, 26, 66), (24, 26, 56, 99), (47, 66, 99, 99))
-
-
-@contextmanager
-def full_precision() -> Iterator[None]:
-    """Matrix products in true float32 inside, whatever the global settings say (TF32 would move JPEG coefficients)."""
-    found: Any = torch.backends
-    products = found.cuda.matmul, found.mkldnn.matmul
-    before = [one.fp32_precision for one in products]
-    try:
-        for one in products:
-            one.fp32_precision = "ieee"
-        yield
-    finally:
-        for one, precision in zip(products, before, strict=True):
-            one.fp32_precision = precision
 
 
 def resize(images: Tensor, size: tuple[int, int], mode: str, *, scale: float | None = None) -> Tensor:
@@ -168,14 +149,8 @@ def jpeg_tables(quality: Tensor) -> tuple[Tensor, Tensor]:
 
     Whole numbers, as real encoders write them; rows are vertical frequencies.
 
-    Raises:
-        InputError: a quality outside [1, 100].
-
     Source: libjpeg, jcparam.c, jpeg_quality_scaling and jpeg_add_quant_table.
     """
-    low, high = (float(value) for value in quality.aminmax())
-    if not (low >= 1 and high <= 100):
-        raise InputError(f"JPEG quality: expected 1 to 100, got {low:g} to {high:g}")
     whole = quality.double().round().view(-1, 1, 1)
     percent = torch.where(whole < 50, (5000 / whole).floor(), 200 - 2 * whole)
     luma = whole.new_tensor(LUMA_TABLE)

@@ -8,8 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from morsr.errors import InputError
-
 KERNEL_KINDS = (
     "iso",
     "aniso",
@@ -45,15 +43,9 @@ def blur_kernels(
         beta: (B,) shape; read by the generalised and plateau kinds.
         cutoff: (B,) radians per pixel, in (0, pi]; read by "sinc".
 
-    Raises:
-        InputError: an even size, or one above 21.
-
     Source: basicsr/data/degradations.py, bivariate_Gaussian, bivariate_generalized_Gaussian, bivariate_plateau and
         circular_lowpass_kernel.
     """
-    if bool((size % 2 == 0).any()) or int(size.max()) > SIDE:
-        raise InputError(f"kernel sizes: expected odd sizes up to {SIDE}, got {sorted(set(size.tolist()))}")
-
     axis = torch.arange(SIDE, dtype=torch.float64, device=kind.device) - SIDE // 2
     y, x = axis.view(1, -1, 1), axis.view(1, 1, -1)
     radius = torch.sqrt(x.square() + y.square())

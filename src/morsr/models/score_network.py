@@ -112,9 +112,7 @@ class ScoreNetwork(Teacher):
 
     def __init__(self, base: Base, config: ScoreConfig) -> None:
         super().__init__(base, config)
-        adapters = MoRConfig.of_kind(
-            "lora", num_ranks=config.rank, scale=config.scale, targets=config.targets or base.targets
-        )
+        adapters = MoRConfig.lora(config.rank, scale=config.scale, targets=config.targets or base.targets)
         inject(base, adapters, name=SCORE_SET)
 
     def parameters(self) -> list[nn.Parameter]:
