@@ -35,7 +35,8 @@ def compare(ours: Callable[[], Any], peer: Callable[[], Any], *, rounds: int = 9
     logarithms = np.log(pairs[:, 0] / pairs[:, 1])
     resampled = logarithms[np.random.default_rng(0).integers(0, rounds, (2000, rounds))].mean(axis=1)
     low, high = np.exp(np.quantile(resampled, [0.025, 0.975]))
-    return Ratio(*np.median(pairs, axis=0).tolist(), float(np.exp(logarithms.mean())), float(low), float(high))
+    first, second = np.median(pairs, axis=0)
+    return Ratio(float(first), float(second), float(np.exp(logarithms.mean())), float(low), float(high))
 
 
 def peak_megabytes(call: Callable[[], Any], device: torch.device) -> float:

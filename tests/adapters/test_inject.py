@@ -13,7 +13,6 @@ from morsr.adapters import (
     layers_of_set,
     merged,
     plain_state_dict,
-    saved_modules,
 )
 from morsr.errors import ConfigError, InputError
 
@@ -143,7 +142,7 @@ def test_what_a_model_refuses_to_do(toy, images, scores):
         inject(model, toy.small(), condition_dim=3)  # the name is taken
     with pytest.raises(ConfigError):
         inject(toy.Toy(), toy.small())  # no scores
-    part = nn.Sequential(toy.make()[0])
+    part = nn.Sequential(toy.make()[0], toy.make()[0])
     with pytest.raises(ConfigError, match="whole model"):
         inject(part, toy.small("lora"), name="score")
 
@@ -179,7 +178,7 @@ def test_a_part_can_be_merged_while_the_rest_is_masked(toy, images, scores):
 def test_modules_to_save_are_seen_by_their_set_alone(toy, images, scores):
     model, report = toy.make(modules_to_save=("conv_in", "norm"), filled=False)
     assert report.saved == ("conv_in", "norm")
-    copies = saved_modules(model, "generator")
+    copies = report.copies
     report.route(scores)
     with torch.no_grad():
         bare = model(images)

@@ -133,7 +133,7 @@ def test_counts_masses_and_groups_agree_with_the_choices(table):
 def test_update_sizes_are_norms_of_the_weight_updates():
     generator = Generator()
     table = RoutingTable.from_images(generator, painted(5)[0])
-    ranks = generator.adapters.switch.layers["generator"][0].sets["generator"]
+    ranks = generator.adapters.layers[0].sets["generator"]
     down, up = ranks.lora_A.double(), ranks.lora_B.double()
     for image in range(5):
         gates = torch.zeros(SLOTS, dtype=torch.float64).scatter(

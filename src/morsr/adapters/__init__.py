@@ -18,7 +18,6 @@ from morsr.adapters.inject import (
     inject,
     layers_of_set,
     plain_state_dict,
-    saved_modules,
     switch_of,
 )
 from morsr.adapters.layer import AdaptedLayer
@@ -47,7 +46,6 @@ __all__ = [
     "read_adapters_header",
     "read_attached",
     "save_adapters",
-    "saved_modules",
     "start_from_adapters",
     "switch_of",
 ]

@@ -29,7 +29,6 @@ from morsr.adapters.inject import (
     layers_of_set,
     module_places,
     report_of,
-    saved_modules,
 )
 from morsr.adapters.report import InjectionReport
 from morsr.adapters.router import QUANTILES, Router
@@ -71,8 +70,8 @@ def save_adapters(
     for layer_name, _, ranks in layers:
         tensors |= {f"layers.{layer_name}.lora_A": ranks.lora_A, f"layers.{layer_name}.lora_B": ranks.lora_B}
     tensors |= {f"router.{key}": value for key, value in report.router.state_dict().items()}
-    saved = saved_modules(model, name)
-    tensors |= {f"saved.{one}:{k}": value for one, module in saved.items() for k, value in module.state_dict().items()}
+    for one, module in report.copies.items():
+        tensors |= {f"saved.{one}:{key}": value for key, value in module.state_dict().items()}
     tensors |= {f"attached.{key}": value for key, value in (attached or {}).items()}
     tensors = {key: value.detach().cpu().clone().contiguous() for key, value in tensors.items()}
     if broken := [key for key, value in tensors.items() if not value.isfinite().all()]:
@@ -87,7 +86,7 @@ def save_adapters(
         "condition_dim": report.router.num_scores,
         "condition_names": list(report.score_names),
         "layers": prints_of_layers(model, name),
-        "saved": list(saved),
+        "saved": list(report.copies),
         "attached": list(attached or {}),
         "extra": dict(extra or {}),
     }
@@ -214,8 +213,9 @@ def _fill(
     for layer, _, ranks in layers_of_set(model, name):
         places[f"layers.{layer}.lora_A"] = ranks.lora_A[:rank]
         places[f"layers.{layer}.lora_B"] = ranks.lora_B[:, :rank]
-    places |= {f"router.{key}": value for key, value in report_of(model, name).router.state_dict().items()}
-    for one, module in saved_modules(model, name).items():
+    report = report_of(model, name)
+    places |= {f"router.{key}": value for key, value in report.router.state_dict().items()}
+    for one, module in report.copies.items():
         places |= {f"saved.{one}:{key}": value for key, value in module.state_dict().items()}
     for key, place in places.items():
         if key in tensors:

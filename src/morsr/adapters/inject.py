@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -125,36 +126,36 @@ def inject_by_name(
     if switch is None:
         model.requires_grad_(False)
         switch = Switch(active=name)
-    _wrap([places[one] for one in saved], name, switch)
+    adapted: list[AdaptedLayer] = []
     for index, place in enumerate(chosen):
-        present: Any = place.parent._modules[place.key]
-        layer = present if isinstance(present, AdaptedLayer) else AdaptedLayer(present, switch)
+        layer = place.module if isinstance(place.module, AdaptedLayer) else AdaptedLayer(place.module, switch)
         place.parent._modules[place.key] = layer
         layer.sets[name] = Ranks(place.original, config, index)
-        switch.layers.setdefault(name, []).append(layer)
-    switch.layers[name][0].routers[name] = made  # a place in the module tree: it moves and is saved with the model
+        adapted.append(layer)
+    adapted[0].routers[name] = made  # a place in the module tree: it moves and is saved with the model
     taken = set(layers)
     skipped = tuple(place.name for place in places.values() if _kind(place.original) and place.name not in taken)
-    return InjectionReport(switch, name, config, made, tuple(layers), skipped, tuple(saved), tuple(score_names))
-
-
-def _wrap(saved: Sequence[Place], name: str, switch: Switch) -> None:
-    """Give modules a copy that runs while a set is active."""
-    for place in saved:
-        adapted = isinstance(place.module, AdaptedLayer)
-        parent, key = (place.module, "base_layer") if adapted else (place.parent, place.key)
-        inner: Any = parent._modules[key]
-        wrapper = inner if isinstance(inner, SavedModule) else SavedModule(inner, switch)
-        switch.copies.setdefault(name, {})[place.name] = wrapper.add(name)
-        parent._modules[key] = wrapper
+    report = InjectionReport(
+        switch, name, config, made, adapted, tuple(layers), skipped, score_names=tuple(score_names)
+    )
+    add_saved_modules(model, report, saved)
+    return report
 
 
 def add_saved_modules(model: nn.Module, report: InjectionReport, modules: Sequence[str]) -> None:
-    """Let a set on a model have more modules_to_save, by their names."""
-    by_name = {place.name: place for place in module_places(model)}
-    new = [by_name[name] for name in modules if name not in report.saved]
-    _wrap(new, report.name, report.switch)
-    report.saved += tuple(place.name for place in new)
+    """Give modules, by their names, a copy that is trained whole and runs while the set is active."""
+    places = {place.name: place for place in module_places(model)}
+    for name in modules:
+        if name in report.copies:
+            continue
+        place = places[name]
+        adapted = isinstance(place.module, AdaptedLayer)
+        parent, key = (place.module, "base_layer") if adapted else (place.parent, place.key)
+        inner: Any = parent._modules[key]
+        wrapper = inner if isinstance(inner, SavedModule) else SavedModule(inner, report.switch)
+        wrapper.copies[report.name] = copy.deepcopy(wrapper.base_layer).requires_grad_(True)
+        report.copies[name] = wrapper.copies[report.name]
+        parent._modules[key] = wrapper
 
 
 def _matching(
@@ -230,13 +231,8 @@ def layers_of_set(model: nn.Module, name: str) -> list[tuple[str, AdaptedLayer, 
     They are named as seen from the model that is given.
     """
     names = {layer: path for path, layer in adapted_layers(model)}
-    layers = report_of(model, name).switch.layers[name]
+    layers = report_of(model, name).layers
     return [(names[layer], layer, layer.ranks(name)) for layer in layers if layer in names]
-
-
-def saved_modules(model: nn.Module, name: str) -> dict[str, nn.Module]:
-    """The copies of a set's modules_to_save, by their names in the bare model."""
-    return report_of(model, name).switch.copies.get(name, {})
 
 
 @contextmanager
@@ -270,12 +266,12 @@ def adapter_parameter_groups(
 
     The router's gradient comes through the small gates of a few slots, so it needs a higher rate.
     """
-    ranks = [p for _, _, one in layers_of_set(model, name) for p in one.parameters()]
-    router = list(report_of(model, name).router.parameters())
-    saved = [p for module in saved_modules(model, name).values() for p in module.parameters()]
+    report = report_of(model, name)
+    ranks = [p for layer in report.layers for p in layer.ranks(name).parameters()]
+    saved = [p for module in report.copies.values() for p in module.parameters()]
     groups = [
         {"params": ranks, "lr": lr, "name": "ranks"},
-        {"params": router, "lr": lr * router_lr_scale, "name": "router"},
+        {"params": list(report.router.parameters()), "lr": lr * router_lr_scale, "name": "router"},
         # weights that were pretrained without ranks have no reason to shrink
         {"params": saved, "lr": lr * saved_lr_scale, "name": "saved", "weight_decay": 0.0},
     ]

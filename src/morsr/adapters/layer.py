@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -25,16 +24,12 @@ class Switch:
         active: name of the active set, None for the base alone.
         gates: by set; None until a routing is set.
         reports: by set, what `inject` returned.
-        layers: by set, its adapted layers in the order of its routing.
-        copies: by set, its own copies of the modules that it trains whole, by name.
     """
 
     def __init__(self, active: str | None = None) -> None:
         self.active = active
         self.gates: dict[str, tuple[Tensor, ...] | None] = {}
         self.reports: dict[str, Any] = {}
-        self.layers: dict[str, list[AdaptedLayer]] = {}
-        self.copies: dict[str, dict[str, nn.Module]] = {}
 
     @contextlib.contextmanager
     def set(self, active: str | None, gates: dict[str, tuple[Tensor, ...] | None] | None = None) -> Iterator[None]:
@@ -157,11 +152,6 @@ class SavedModule(_Wrapper):
     def __init__(self, base: nn.Module, switch: Switch) -> None:
         super().__init__()
         self.base_layer, self.switch, self.copies = base, switch, nn.ModuleDict()
-
-    def add(self, name: str) -> nn.Module:
-        """Make the copy of a set."""
-        self.copies[name] = copy.deepcopy(self.base_layer).requires_grad_(True)
-        return self.copies[name]
 
     def of(self, name: str | None) -> nn.Module:
         """The module that runs while a set is active."""

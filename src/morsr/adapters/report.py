@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from morsr.adapters.config import MoRConfig
 from morsr.adapters.layer import AdaptedLayer, Switch
@@ -22,9 +22,9 @@ class InjectionReport:
         switch: of the model.
         name, config: of the set.
         router: from scores to gates; it has no slots in a plain LoRA.
-        layer_names: of the adapted layers, in the order of the routing's first dimension.
+        layers, layer_names: the adapted layers, in the order of the routing's first dimension.
         skipped: names of the Linear and Conv2d layers that no target matched.
-        saved: names of the modules that the set trains whole.
+        copies: the set's own copies of the modules that it trains whole, by name.
         score_names: what the scores are called, if known; saved with the set.
         routing: what the router decided last, before `strength`; None before the first `route` and for a plain LoRA.
     """
@@ -33,9 +33,10 @@ class InjectionReport:
     name: str
     config: MoRConfig
     router: Router
+    layers: list[AdaptedLayer]
     layer_names: tuple[str, ...]
     skipped: tuple[str, ...]
-    saved: tuple[str, ...] = ()
+    copies: dict[str, nn.Module] = field(default_factory=dict)
     score_names: tuple[str, ...] = ()
     routing: Routing | None = None
     _strength: float = 1.0
@@ -51,6 +52,11 @@ class InjectionReport:
     def is_routed(self) -> bool:
         """Whether the set has gate slots; a plain LoRA has none."""
         return self.config.is_routed
+
+    @property
+    def saved(self) -> tuple[str, ...]:
+        """Names of the modules that the set trains whole."""
+        return tuple(self.copies)
 
     @property
     def strength(self) -> float:
@@ -80,7 +86,7 @@ class InjectionReport:
             InputError: scores or a routing of another shape, or scores that are not finite.
             ConfigError: weights are merged, or the set is a plain LoRA.
         """
-        if any(layer.merged for layer in self._layers()):
+        if any(layer.merged for layer in self.layers):
             raise ConfigError("weights are merged for the present routing; leave merged(...) first")
         if scores is not None and not self.is_routed:
             raise ConfigError(f"adapter set {self.name!r} is a plain LoRA, which routes nothing")
@@ -98,9 +104,6 @@ class InjectionReport:
         self._apply()
         return self.routing
 
-    def _layers(self) -> list[AdaptedLayer]:
-        return self.switch.layers.get(self.name, [])
-
     def _apply(self) -> None:
         gates = None
         if self.routing is not None:
@@ -113,9 +116,9 @@ class InjectionReport:
         width = max(map(len, self.layer_names))
         lines = [
             f"{name:{width}}  {type(layer.torch_layer(None)).__name__:6}  {'×'.join(map(str, layer.weight.shape))}"
-            for name, layer in zip(self.layer_names, self._layers(), strict=True)
+            for name, layer in zip(self.layer_names, self.layers, strict=True)
         ]
-        modules = [self.router, *(layer.ranks(self.name) for layer in self._layers())]
+        modules = [self.router, *(layer.ranks(self.name) for layer in self.layers)]
         trained = sum(p.numel() for module in modules for p in module.parameters())
         counted = f"{len(lines)} layers adapted, {len(self.skipped)} skipped"
         return "\n".join([*lines, f"{counted}: {self.config.stored_ranks} ranks each, {trained:,} parameters"])

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from morsr.adapters.config import MoRConfig
 from morsr.errors import InputError
-from morsr.functional.balance import balance_loss, running_rate
+from morsr.functional.balance import balance_loss
 from morsr.functional.precision import keep_float32, without_autocast
 from morsr.functional.routing import Routing, rank_gates, route, slot_load
 from morsr.functional.severity import rank
@@ -155,7 +155,8 @@ class Router(nn.Module):
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
             dist.all_reduce(totals)
         load, images = totals[:-1].view_as(load), totals[-1]
-        rate = running_rate(self.images_seen, images, self.config.balance_window)
+        # a running mean: exact until `balance_window` images were seen, then exponential over so many
+        rate = (images / (self.images_seen + images).clamp(max=self.config.balance_window)).clamp(max=1.0)
         self.share.lerp_((load / (images * self.config.top_k)).to(self.share), rate.to(self.share))
         self.images_seen.add_(images)
 

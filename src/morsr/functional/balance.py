@@ -1,4 +1,4 @@
-"""The degradation-aware balance loss, and the running share of choices that it is weighed by.
+"""The degradation-aware balance loss.
 
 Dimensions: L layers, B images, N slots, the real experts first.
 """
@@ -40,13 +40,3 @@ def balance_loss(
         mean = torch.cat([mean[..., :num_real], weighted], dim=-1)
     per_layer = slots * alpha * (share.detach().to(mean.dtype) * mean).sum(-1)
     return per_layer.sum() if reduction == "sum" else per_layer.mean()
-
-
-def running_rate(seen: Tensor, images: Tensor, window: int) -> Tensor:
-    """Step () of a running mean over images: exact until ``window`` were seen, then exponential over ``window`` images.
-
-    Args:
-        seen, images: () numbers of images before this batch and in it.
-        window: length of the memory in images.
-    """
-    return (images / (seen + images).clamp(max=window)).clamp(max=1.0)

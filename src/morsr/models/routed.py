@@ -24,7 +24,7 @@ def routed_update(adapters: InjectionReport, routing: Routing) -> Tensor:
     gates = rank_gates(routing, config.num_experts, config.num_shared, config.expert_rank)
     gates[..., : config.num_shared] = 0
     sizes = []
-    for gates_BR, layer in zip(gates, adapters.switch.layers[adapters.name], strict=True):
+    for gates_BR, layer in zip(gates, adapters.layers, strict=True):
         ranks = layer.sets[adapters.name]
         down, up = ranks.lora_A.flatten(1).float(), ranks.lora_B.float()
         products = (down @ down.T) * (up.T @ up)  # of every two ranks' updates

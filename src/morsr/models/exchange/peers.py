@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from morsr.adapters import MoRConfig, inject, layers_of_set, save_adapters, saved_modules
+from morsr.adapters import MoRConfig, inject, layers_of_set, save_adapters
 from morsr.adapters.inject import add_saved_modules
 from morsr.errors import ConfigError, WeightsError
 from morsr.estimators import build_estimator
@@ -163,7 +163,7 @@ def save_peer(
         ranks.lora_A = nn.Parameter(torch.cat(downs))
         ranks.lora_B = nn.Parameter(torch.cat(ups).t().contiguous())
     add_saved_modules(loaded, report, list(dict.fromkeys(name.rpartition(".")[0] for name in peer.whole)))
-    for name, module in saved_modules(loaded, "generator").items():
+    for name, module in report.copies.items():
         for key, value in dict(module.named_parameters()).items():
             whole = peer.whole[f"{name}.{key}"]
             _check_shape(f"{name}.{key}", tuple(whole.shape), tuple(value.shape))
