@@ -11,31 +11,22 @@ from __future__ import annotations
 
 import os
 import sys
-from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 
 from jsonargparse import auto_cli
-from jsonargparse.typing import NonNegativeInt, PositiveInt
+from jsonargparse.typing import PositiveInt
 from PIL import Image
 from tqdm import tqdm
 
-from morsr.data.sources import find_images, some
+from morsr.data.sources import find_images
 from morsr.errors import InputError, MorsrError
 from morsr.files import atomic_path
 from morsr.imaging import read_rgb
 
 
-def positions(length: int, size: int, step: int, slack: int) -> list[int]:
-    """Where the cuts start along one side; a rest of at most `slack` pixels is left over."""
-    starts = list(range(0, length - size + 1, step))
-    if starts and length - (starts[-1] + size) > slack:
-        starts.append(length - size)
-    return starts
-
-
-def cut(path: str, *, source: Path, target: Path, size: int, step: int, slack: int) -> str:
+def cut(path: str, *, source: Path, target: Path, size: int, step: int) -> str:
     """Cut one photograph; returns why it was passed over, or an empty text."""
     try:
         photograph = Image.fromarray(read_rgb(path))
@@ -43,9 +34,10 @@ def cut(path: str, *, source: Path, target: Path, size: int, step: int, slack: i
         return str(error)
     if min(photograph.size) < size:
         return f"{path}: {photograph.width}x{photograph.height} pixels, smaller than {size}"
+    lefts, tops = ([*range(0, side - size, step), side - size] for side in photograph.size)
     stem = target / Path(path).relative_to(source).with_suffix("")
-    for top in positions(photograph.height, size, step, slack):
-        for left in positions(photograph.width, size, step, slack):
+    for top in tops:
+        for left in lefts:
             name = stem.with_name(f"{stem.name}_{size}_{top:04d}_{left:04d}.png")
             if not name.is_file():
                 with atomic_path(name) as part:
@@ -58,7 +50,6 @@ def main(
     target: Path,
     size: PositiveInt = 512,  # type: ignore[assignment]
     step: PositiveInt = 480,  # type: ignore[assignment]
-    slack: NonNegativeInt = 16,  # type: ignore[assignment]
     workers: PositiveInt | None = None,
 ) -> int:
     """Cut large photographs into overlapping sub-images.
@@ -68,20 +59,15 @@ def main(
         target: folder of the sub-images, outside the source.
         size: side of a sub-image in pixels.
         step: distance between sub-images, at most the size.
-        slack: a rest of so many pixels is left over.
         workers: processes; None takes one per core.
     """
+    source, target = source.resolve(), target.resolve()
     try:
-        source, target = source.resolve(), target.resolve()
         if step > size:
             raise InputError(f"--step: expected at most the size {size}, got {step}")
         if target == source or source in target.parents:
             raise InputError(f"{target}: expected a folder outside {source}, or it would be cut again")
-        paths = find_images(source)
-        often = Counter(Path(path).with_suffix("") for path in paths)
-        if twins := [str(stem) for stem, count in often.items() if count > 1]:
-            raise InputError(f"images of one name would share their sub-images: {some(twins)}; rename some")
-        work = partial(cut, source=source, target=target, size=size, step=step, slack=slack)
+        paths, work = find_images(source), partial(cut, source=source, target=target, size=size, step=step)
         with ProcessPoolExecutor(min(workers or os.cpu_count() or 1, len(paths))) as pool:
             problems = [found for found in tqdm(pool.map(work, paths), total=len(paths), unit="image") if found]
     except (MorsrError, OSError) as error:

@@ -11,7 +11,7 @@ from jsonargparse import auto_cli
 
 from morsr.imaging import read_rgb
 
-SIZES = ["--size=32", "--step=24", "--slack=4"]
+SIZES = ["--size=32", "--step=24"]
 
 
 @pytest.fixture

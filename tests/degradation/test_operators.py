@@ -64,24 +64,6 @@ def test_filter_equals_basicsr(shape):
     torch.testing.assert_close(kernels.filter_images(images, lopsided), expected, rtol=1e-5, atol=1e-5)
 
 
-@given(st.integers(1, 30), st.integers(1, 30))
-def test_reflect_pad_is_numpys(height, width):
-    images = torch.rand(1, 2, height, width, generator=_generator())
-    expected = np.pad(images.numpy(), ((0, 0), (0, 0), (10, 10), (10, 10)), mode="reflect")
-    torch.testing.assert_close(kernels.reflect_pad(images, 10).numpy(), expected, rtol=0, atol=0)
-
-
-@pytest.mark.parametrize("mode", corrupt.RESIZE_MODES)
-@pytest.mark.parametrize("scale", [0.15, 0.37, 0.99, 1.0, 1.13, 1.5])
-def test_resize_equals_interpolate(mode, scale):
-    images = torch.rand(1, 3, 61, 48, generator=_generator())
-    expected = F.interpolate(images, scale_factor=scale, mode=mode)
-    size = (expected.shape[-2], expected.shape[-1])
-    torch.testing.assert_close(corrupt.resize(images, size, mode, scale=scale), expected, rtol=0, atol=1e-6)
-    expected = F.interpolate(images, size=(31, 77), mode=mode)
-    torch.testing.assert_close(corrupt.resize(images, (31, 77), mode), expected, rtol=0, atol=1e-6)
-
-
 def test_unsharp_mask_equals_basicsr(photograph):
     sharpened, expected = corrupt.unsharp_mask(photograph), oracle.UTILS.USMSharp()(photograph)
     assert (sharpened - photograph).abs().max() > 0.05

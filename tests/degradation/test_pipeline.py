@@ -103,21 +103,6 @@ def test_the_noiseless_chain_equals_basicsrs(monkeypatch):
     assert difference.mean() < 0.05
 
 
-def test_a_single_degradation_is_that_alone():
-    recipe = DegradationRecipe(single=dataclasses.replace(RECIPE.single, share=1.0))
-    hr = _photographs(60, 64)
-    parameters = recipe.sample(torch.arange(60))
-    change = (apply(hr, parameters) - torch.nn.functional.interpolate(hr, scale_factor=0.25, mode="area")) * 255
-    blurred, noise = parameters.final.blur.kind == 0, parameters.second.noise_level
-    compressed = parameters.second.jpeg_quality <= 100
-    assert (blurred.int() + (noise > 0).int() + compressed.int() == 1).all()
-    middling = (noise > 2) & (noise < 12)
-    found = change[middling].flatten(1).std(dim=1)
-    torch.testing.assert_close(found, noise[middling], rtol=0.25, atol=0.5)
-    sigma = parameters.final.blur.sigma_x
-    assert change[blurred & (sigma < 0.3)].abs().mean() < change[blurred & (sigma > 1)].abs().mean() / 2
-
-
 @pytest.mark.parametrize(
     ("hr", "settings"),
     [
