@@ -8,12 +8,11 @@ import torch
 from twins import write_twin
 
 from morsr.adapters import MoRConfig, active_adapters, inject
-from morsr.errors import ConfigError, WeightsError
+from morsr.errors import WeightsError
 from morsr.functional.adversarial import hinge_discriminator, hinge_generator
 from morsr.functional.diffusion import distillation_gradient, distillation_loss, scaled_linear_alphas_cumprod
 from morsr.functional.perceptual import feature_distances
 from morsr.models.bases import load_base
-from morsr.models.discriminator import DiscriminatorConfig, build_discriminator
 from morsr.models.draws import Draws
 from morsr.models.losses import Losses, RestorationLoss, build_lpips
 from morsr.models.score_network import ScoreConfig, ScoreNetwork, Teacher
@@ -101,38 +100,6 @@ def test_hinge_losses_on_several_scales():
     torch.testing.assert_close(hinge_generator([torch.ones(1, 1, 4, 4), torch.zeros(1, 1, 1, 1)]), torch.tensor(-0.5))
 
 
-def test_the_image_discriminator_learns_to_tell_apart_and_keeps_its_convolutions_bounded():
-    torch.manual_seed(0)
-    discriminator = build_discriminator(None, DiscriminatorConfig(sees="image", width=8))  # type: ignore[arg-type]
-    real = torch.rand(4, 3, 5, 6).repeat_interleave(4, -1).repeat_interleave(4, -2)
-    fake = torch.rand(4, 3, 20, 24)
-    assert [tuple(verdicts.shape) for verdicts in discriminator(fake)] == [(4, 1, 5, 6), (4, 1, 2, 3)]
-    optimizer = torch.optim.Adam(discriminator.parameters(), lr=1e-2)
-    first = discriminator.loss(fake, real, draws(4)).item()
-    for _ in range(40):
-        optimizer.zero_grad()
-        loss = discriminator.loss(fake.requires_grad_(), real, draws(4))
-        loss.backward()
-        optimizer.step()
-    assert loss.item() < 0.8 * first
-    assert fake.grad is None, "the heads' loss moves the heads alone"
-    better = fake.detach().clone().requires_grad_()
-    discriminator.generator_loss(better, draws(4)).backward()
-    step = better.detach() - 0.1 * better.grad.sign()
-    assert discriminator.generator_loss(step, draws(4)) < discriminator.generator_loss(fake, draws(4))
-    # However large a weight grows, no convolution enlarges: it is a matrix with 1 as its largest singular value.
-    layer = discriminator.heads[0][0]
-    before = layer(fake.detach())
-    with torch.no_grad():
-        layer.weight *= 50
-    torch.testing.assert_close(layer(fake.detach()), before)
-    assert float(torch.linalg.matrix_norm(layer.weight.flatten(1), 2)) > 10
-    with pytest.raises(ConfigError, match="latents"):
-        DiscriminatorConfig(sees="pixels")  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match="max_timestep: no effect"):
-        DiscriminatorConfig(sees="image", max_timestep=50)
-
-
 def test_feature_distance_is_zero_for_equal_and_ignores_length():
     levels = [torch.randn(2, 3, 4, 4), torch.randn(2, 5, 2, 2)]
     assert feature_distances(levels, levels).max().item() == 0
@@ -188,26 +155,10 @@ def test_lpips_from_a_folder_has_gradient_and_is_zero_for_equals(tmp_path, monke
     assert not any(parameter.requires_grad for parameter in loss.parameters())
 
 
-def noisy_pair() -> tuple[torch.Tensor, torch.Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    hr = torch.rand(3, 3, 16, 16, generator=generator)
-    return (hr + 0.3 * torch.randn(hr.shape, generator=generator)).clamp(0, 1), hr
-
-
 def test_pixel_terms_are_their_formulas():
-    sr, hr = noisy_pair()
+    sr, hr = torch.rand(2, 3, 3, 16, 16)
     error, terms = sr - hr, RestorationLoss(Losses.of(l1=0.5, l2=2.0, charbonnier=1.0))(sr, hr)
     expected = {"l1": error.abs().mean(), "l2": 4 * error.square().mean(),
                 "charbonnier": (error.square() + 1e-6).sqrt().mean()}  # fmt: skip
     total = 0.5 * expected["l1"] + 2 * expected["l2"] + expected["charbonnier"]
     torch.testing.assert_close(terms, {**expected, "total": total})
-
-
-def test_psnr_term_counts_every_image_alike_and_spares_perfect_ones():
-    sr, hr = noisy_pair()
-    sr = torch.cat([sr[:1], hr[1:2] + 0.01]).requires_grad_()
-    RestorationLoss(Losses.of(l2=0.0, psnr=1.0))(sr, hr[:2])["psnr"].backward()
-    hard, easy = (sr.grad[i].square().sum() for i in range(2))
-    # Mean square error alone would give the hard image about 900 times the squared gradient of the easy one.
-    assert hard < 10 * easy
-    torch.testing.assert_close(RestorationLoss(Losses.of(l2=0.0, psnr=1.0))(hr, hr)["psnr"], torch.tensor(-30.0))

@@ -1,4 +1,4 @@
-"""Folders: names, batches of equal size, failures that stop nothing, and the share of one of several processes."""
+"""Folders: names, failures that stop nothing, and the share of one of several processes."""
 
 import os
 from pathlib import Path
@@ -13,8 +13,7 @@ from PIL import Image
 from morsr.errors import ConfigError
 from morsr.restoring import Restorer, Settings
 from morsr.restoring import folder as folder_module
-from morsr.restoring.folder import Job, batches, processes, restore_files
-from morsr.restoring.passes import Passes
+from morsr.restoring.folder import Job, processes, restore_files
 
 
 def photo(name: str, size: tuple[int, int] = (12, 8), *, low: int = 0, high: int = 256) -> Job:
@@ -29,9 +28,9 @@ def pixels(path: Path | str) -> np.ndarray:
     return np.asarray(Image.open(path), int)
 
 
-def run(restorer: Restorer, jobs: list[Job], batch: Any = "auto", **settings: Any) -> list[str]:
+def run(restorer: Restorer, jobs: list[Job], **settings: Any) -> list[str]:
     """Restore, and return what failed."""
-    outcomes = list(restore_files(restorer, jobs, Settings(**settings), batch=batch))
+    outcomes = list(restore_files(restorer, jobs, Settings(**settings)))
     assert sorted(outcome.job for outcome in outcomes) == sorted(jobs), "each file comes out once"
     return [str(outcome) for outcome in outcomes if outcome.error is not None]
 
@@ -53,33 +52,15 @@ def test_processes_of_torchrun_and_srun(variables, expected, monkeypatch):
     assert processes() == expected
 
 
-def test_equal_sizes_go_together(monkeypatch):
-    jobs = [photo(f"in/{index}.png", size) for index, size in enumerate([(12, 8), (8, 12)] * 3)]
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    Image.new("RGB", (8, 12)).save("in/turned.jpg", exif=exif)  # 12 x 8 once it is upright
-    jobs.append(Job(Path("in/turned.jpg"), Path("out/turned.jpg")))
-    restorer = twins.fake(twins.smoothing)
-    assert [len(some) for some in batches(restorer, jobs, Settings(), 3)] == [3, 1, 3]
-    assert batches(restorer, jobs, Settings()) == [[job] for job in jobs], "a processor gains nothing from more"
-    monkeypatch.setattr(Passes, "images_at_once", lambda *_: 4)
-    assert run(restorer, jobs, batch=8) == []
-    assert sorted(restorer.generator.sizes) == [(32, 48), (48, 32)]
-    for wrong in (0, -1):
-        with pytest.raises(ConfigError, match="batch"):
-            run(restorer, jobs, batch=wrong)
-
-
-def test_a_batch_gives_what_single_images_give(restorer, monkeypatch):
+def test_a_folder_gives_what_single_files_give(restorer):
     jobs = [photo(f"in/{index}.png", low=40 * index, high=40 * index + 60) for index in range(4)]
-    monkeypatch.setattr(Passes, "images_at_once", lambda *_: 3)
-    assert run(restorer, jobs, batch=3) == []
+    assert run(restorer, jobs) == []
     for job in jobs:
         restorer.restore_file(job.source, "alone.png")
-        assert np.abs(pixels(job.target) - pixels("alone.png")).max() <= 1
+        np.testing.assert_array_equal(pixels(job.target), pixels("alone.png"))
 
 
-def test_what_fails_is_said_and_the_rest_of_its_batch_goes_on(monkeypatch):
+def test_what_fails_is_said_and_the_rest_goes_on(monkeypatch):
     jobs = [photo(f"in/{index}.png", low=100) for index in range(3)]
     Path("in/line\nbreak.png").write_text("Dear Sir or Madam")
     Image.new("RGBA", (12, 8), (1, 2, 3, 4)).save("in/alpha.png")
@@ -98,7 +79,7 @@ def test_what_fails_is_said_and_the_rest_of_its_batch_goes_on(monkeypatch):
         return images * float("nan") if bool((images.mean(dim=(1, 2, 3)) == 0).any()) else images
 
     monkeypatch.setattr(folder_module, "read", hungry)
-    failed = run(twins.fake(black_breaks), jobs, batch=8)
+    failed = run(twins.fake(black_breaks), jobs)
     assert len(failed) == 4
     for name, reason in (("line\\nbreak.png", ""), ("alpha.png", "transparency"), ("1.png", "NaN"), ("huge", "Memory")):
         assert any(name in line and reason in line and "\n" not in line for line in failed)

@@ -211,23 +211,6 @@ def test_memory_that_runs_out_leads_to_smaller_tiles(error):
     assert sum(side > 100 for side in tried) <= 2, "what did not fit once is not tried again"
 
 
-@pytest.mark.filterwarnings("ignore:memory ran out")
-def test_a_batch_that_does_not_fit_is_restored_one_by_one(restorer, monkeypatch):
-    images, denoise = torch.rand(3, 3, 16, 16), restorer.generator.denoise
-    expected = restorer(images)
-
-    def one_only(latents: Tensor) -> Tensor:
-        if len(latents) > 1:
-            raise torch.OutOfMemoryError("out of memory")
-        return denoise(latents)
-
-    monkeypatch.setattr(restorer.generator, "denoise", one_only)
-    monkeypatch.setattr(passes.Passes, "images_at_once", lambda *_: 3)
-    restored, routing = restorer(images, return_routing=True)
-    assert routing.batch == 3
-    assert_close(restored, expected, atol=1e-5, rtol=0)
-
-
 def failing(error: Exception) -> Any:
     def fail(images: Tensor) -> Tensor:
         raise error

@@ -18,13 +18,9 @@ from morsr.training.optim import check_trainer, check_turns
 
 
 @pytest.fixture
-def module(small_base, request):
-    """All losses; the discriminator sees latents, or what a test says by @SEES."""
-    sees = getattr(request, "param", "latents")
-    return twins.build(small_base, loss={**twins.ALL_LOSSES, "gan": {"weight": 0.1, "sees": sees, "width": 8}})
-
-
-SEES = pytest.mark.parametrize("module", ["latents", "image"], indirect=True)
+def module(small_base):
+    """All losses."""
+    return twins.build(small_base, loss={**twins.ALL_LOSSES, "gan": {"weight": 0.1, "width": 8}})
 
 
 def gradients(parameters: list[torch.nn.Parameter]) -> float:
@@ -46,7 +42,6 @@ def test_max_steps_counts_generator_updates_only(module, tmp_path):
     assert [int(network.scheduler.last_epoch) for network in module.phase.networks] == [5, 5, 5]
 
 
-@SEES
 def test_each_loss_reaches_its_own_network_alone(module):
     trained = module.objective.trained()
     collected: dict[str, dict[str, float]] = {}

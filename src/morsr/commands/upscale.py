@@ -34,7 +34,6 @@ def run(
     device: str = "auto",
     dtype: Dtype = "auto",
     format: str | None = None,
-    batch: PositiveInt | Literal["auto"] = "auto",
     compile: bool = False,
     overwrite: bool = False,
 ) -> int:
@@ -57,7 +56,6 @@ def run(
         device: auto, cpu, cuda, cuda:1, mps, …
         dtype: precision
         format: output format for all files: png, jpg, webp, tif, gif or bmp
-        batch: images of equal size at once, in a folder
         compile: compile the networks first (needs a C++ compiler)
         overwrite: restore again what exists already
     """
@@ -79,8 +77,6 @@ def run(
     else:
         into_folder = target.is_dir() or output.endswith("/") or (not target.suffix and not format)
         jobs = [Job(source, target / output_name(source, format) if into_folder else target)]
-        if batch != "auto":
-            raise ConfigError("--batch goes with a folder of images; a file is restored by itself")
     check_jobs(jobs, format)
     named = FORMATS.get(jobs[0].target.suffix.lower())
     if format and source.is_file() and named not in (None, file_format(jobs[0].target, format)):
@@ -108,7 +104,7 @@ def run(
         return 0
     failed = []
     with tqdm(total=len(waiting), unit="image", disable=None) as bar:
-        for outcome in restore_files(restorer, waiting, settings, format=format, batch=batch):
+        for outcome in restore_files(restorer, waiting, settings, format=format):
             failed += [str(outcome)] if outcome.error else []
             bar.update()
     say(f"{len(waiting) - len(failed)} of {len(waiting)} images restored")

@@ -14,16 +14,12 @@ from torch import Tensor, nn
 
 from morsr.errors import ConfigError, WeightsError, check_fields
 from morsr.functional.perceptual import feature_distances
-from morsr.functional.quality import rgb_to_y
 from morsr.functional.routing import Routing
 from morsr.models.discriminator import DiscriminatorConfig
 from morsr.models.draws import Draws
 from morsr.models.score_network import ScoreConfig
 
 Features = Callable[[Tensor], Sequence[Tensor]]
-
-PSNR_FLOOR = 1e-3
-"""Added to the mean square error under the logarithm of the PSNR term, or flat crops would outweigh all others."""
 
 VGG_FILE = "vgg16-397923af.pth"
 
@@ -142,7 +138,7 @@ class Losses:
     """The losses of a run; None leaves a term out.
 
     Args:
-        l1, l2, charbonnier, psnr, features: image terms, see `RestorationLoss`.
+        l1, l2, charbonnier, features: image terms, see `RestorationLoss`.
         lpips: LPIPS with VGG features.
         vsd: variational score distillation with a score network.
         csd: classifier score distillation, without one.
@@ -157,7 +153,6 @@ class Losses:
     l1: Weight | None = None
     l2: Weight | None = field(default_factory=Weight)
     charbonnier: Weight | None = None
-    psnr: Weight | None = None
     lpips: Lpips | None = None
     features: Weight | None = None
     vsd: Distillation | None = None
@@ -194,8 +189,6 @@ class RestorationLoss(nn.Module):
         l1: mean absolute error on images in [0, 1].
         l2: mean square error on images in [−1, 1] (OSEDiff: 1).
         charbonnier: √(e² + 1e-6), a smooth L1, on images in [0, 1].
-        psnr: mean over images of minus PSNR in dB on luma, so that every image counts alike however hard it is, as in
-            the tables; an image above 30 dB counts less and less (`PSNR_FLOOR`).
         lpips: LPIPS with VGG features (OSEDiff: 2).
         features: distance in the features of a frozen network, the stand-in for LPIPS where its weights are missing.
 
@@ -208,14 +201,14 @@ class RestorationLoss(nn.Module):
         ConfigError: `features` without a network.
         WeightsError: LPIPS is asked for and its weights cannot be had.
 
-    Source: OSEDiff (arXiv 2406.08177) eq. 7 (L2, LPIPS); for the PSNR term HINet (arXiv 2105.06086) section 3.2.
+    Source: OSEDiff (arXiv 2406.08177) eq. 7 (L2, LPIPS).
     """
 
     def __init__(
         self, losses: Losses, *, feature_network: Features | None = None, lpips: nn.Module | None = None
     ) -> None:
         super().__init__()
-        names = ("l1", "l2", "charbonnier", "psnr", "lpips", "features")
+        names = ("l1", "l2", "charbonnier", "lpips", "features")
         self.weights = {name: getattr(losses, name) or Weight(weight=0) for name in names}
         if self.weights["features"] and feature_network is None:
             raise ConfigError("loss 'features': expected a feature_network to take them from")
@@ -244,10 +237,6 @@ class RestorationLoss(nn.Module):
 
     def _charbonnier(self, sr: Tensor, hr: Tensor) -> Tensor:
         return ((sr - hr).square() + 1e-6).sqrt().mean()
-
-    def _psnr(self, sr: Tensor, hr: Tensor) -> Tensor:
-        error = (rgb_to_y(sr) - rgb_to_y(hr)).square().mean((1, 2, 3))
-        return 10 * (error + PSNR_FLOOR).log10().mean()
 
     def _lpips(self, sr: Tensor, hr: Tensor) -> Tensor:
         assert self.lpips is not None

@@ -1,4 +1,4 @@
-"""Many files: read and written while the networks run, equal sizes together, and a failed file stops nothing."""
+"""Many files: read and written while the networks run, and a failed file stops nothing."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from morsr.errors import ConfigError, InputError, MorsrError
+from morsr.errors import InputError, MorsrError
 from morsr.files import printable
 from morsr.imaging import image_size, list_images, read, write
 from morsr.imaging.files import check_output, file_format
@@ -22,8 +21,7 @@ if TYPE_CHECKING:
     from morsr.restoring.restorer import Restorer
     from morsr.restoring.settings import Settings
 
-BATCH = 8  # most images of an automatic batch
-AHEAD = 2  # batches that are read before their turn, and batches that may wait to be written
+AHEAD = 2  # files that are read before their turn, and files that may wait to be written
 
 
 class Job(NamedTuple):
@@ -102,12 +100,7 @@ def processes() -> tuple[int, int]:
 
 
 def restore_files(
-    restorer: Restorer,
-    jobs: Sequence[Job],
-    settings: Settings,
-    *,
-    format: str | None = None,
-    batch: int | Literal["auto"] = "auto",
+    restorer: Restorer, jobs: Sequence[Job], settings: Settings, *, format: str | None = None
 ) -> Iterator[Outcome]:
     """Restore files, and say of each what became of it; outputs that exist are replaced.
 
@@ -116,52 +109,28 @@ def restore_files(
         jobs: what to restore.
         settings: for all of them.
         format: output format; default what the targets' suffixes say.
-        batch: images of equal size that go through the networks at once; "auto" is 1 on a processor, which gains
-            nothing from more, and up to 8 on an accelerator.
 
     Raises:
-        ConfigError: a batch below 1, or settings that the model cannot follow.
+        ConfigError: settings that the model cannot follow.
     """
     settings.check_model(restorer.generator)
-    groups = batches(restorer, jobs, settings, batch)
     with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
         writing: deque[tuple[Job, Future[Any]]] = deque()
-        for together, pictures in _read_ahead(reader, groups, settings, format):
-            for job, result in _restored(restorer, together, [one.result() for one in pictures], settings, format):
-                if result is None or isinstance(result, Exception):
-                    yield Outcome(job, result)
-                else:
-                    writing.append((job, writer.submit(_attempt, write, result, job.target, format=format)))
-            while len(writing) > AHEAD * len(together):
+        for job, reading in _read_ahead(reader, jobs, settings, format):
+            picture = reading.result()
+            if picture is None:
+                picture = _attempt(restorer.restore_file, *job, format=format, **vars(settings))
+            elif not isinstance(picture, Exception):
+                picture = _attempt(lambda one: restorer.restore_picture(one, settings)[0], picture)
+            if picture is None or isinstance(picture, Exception):
+                yield Outcome(job, picture)
+            else:
+                writing.append((job, writer.submit(_attempt, write, picture, job.target, format=format)))
+            while len(writing) > AHEAD:
                 job, written = writing.popleft()
                 yield Outcome(job, written.result())
         for job, written in writing:
             yield Outcome(job, written.result())
-
-
-def batches(
-    restorer: Restorer, jobs: Sequence[Job], settings: Settings, batch: int | Literal["auto"] = "auto"
-) -> list[list[Job]]:
-    """Files of equal size in batches, the smallest first; one by one in the given order where that gains nothing.
-
-    Raises:
-        ConfigError: a batch below 1.
-    """
-    if batch != "auto" and batch < 1:
-        raise ConfigError(f'batch: expected "auto" or a number from 1, got {batch}')
-    if batch == 1 or (batch == "auto" and restorer.device.type == "cpu"):
-        return [[job] for job in jobs]
-    found: list[list[Job]] = []
-    # What cannot be opened has no size, and is said when its turn comes.
-    found_sizes = {job: _attempt(image_size, job.source) for job in jobs}
-    sizes = {job: (0, 0) if isinstance(size, Exception) else size for job, size in found_sizes.items()}
-    for size, group in groupby(sorted(jobs, key=sizes.__getitem__), key=sizes.__getitem__):
-        together, count = list(group), 1
-        if size != (0, 0):
-            fitting = restorer.passes.images_at_once(settings.output_size(*size), settings)
-            count = min(fitting, BATCH) if batch == "auto" else batch
-        found += [together[start : start + count] for start in range(0, len(together), count)]
-    return found
 
 
 def _attempt(work: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
@@ -175,12 +144,12 @@ def _attempt(work: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
 
 
 def _read_ahead(
-    reader: ThreadPoolExecutor, groups: Sequence[list[Job]], settings: Settings, format: str | None
-) -> Iterator[tuple[list[Job], list[Future[Any]]]]:
-    """Groups of files with their pictures to come; the next ones are read while one is worked on."""
-    reading: deque[tuple[list[Job], list[Future[Any]]]] = deque()
-    for group in groups:
-        reading.append((group, [reader.submit(_attempt, _read, job, settings, format) for job in group]))
+    reader: ThreadPoolExecutor, jobs: Sequence[Job], settings: Settings, format: str | None
+) -> Iterator[tuple[Job, Future[Any]]]:
+    """Files with their pictures to come; the next ones are read while one is worked on."""
+    reading: deque[tuple[Job, Future[Any]]] = deque()
+    for job in jobs:
+        reading.append((job, reader.submit(_attempt, _read, job, settings, format)))
         if len(reading) == AHEAD:
             yield reading.popleft()
     yield from reading
@@ -194,28 +163,3 @@ def _read(job: Job, settings: Settings, format: str | None) -> Picture | None:
     # What cannot be written is refused before the work is done.
     check_output(picture, job.target, settings.output_size(*picture.size), format)
     return picture
-
-
-def _restored(
-    restorer: Restorer, jobs: Sequence[Job], read: Sequence[Any], settings: Settings, format: str | None
-) -> list[tuple[Job, Picture | Exception | None]]:
-    """Each job with its restored picture, why there is none, or None where it is written already."""
-    done: list[tuple[Job, Any]] = []
-    good: list[tuple[Job, Picture]] = []
-    for job, picture in zip(jobs, read, strict=True):
-        if picture is None:
-            done.append((job, _attempt(restorer.restore_file, *job, format=format, **vars(settings))))
-        elif isinstance(picture, Exception):
-            done.append((job, picture))
-        else:
-            good.append((job, picture))
-    if not good:
-        return done
-    results = _attempt(restorer.restore_pictures, [picture for _, picture in good], settings)
-    if not isinstance(results, Exception):
-        return done + list(zip([job for job, _ in good], results[0], strict=True))
-    if len(good) == 1:
-        return [*done, (good[0][0], results)]
-    for job, picture in good:  # one picture of the batch is the cause, and only that one is to fail
-        done += _restored(restorer, [job], [picture], settings, format)
-    return done

@@ -6,12 +6,11 @@ import contextlib
 import math
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -22,7 +21,7 @@ from morsr.functional.resample import bicubic_window, unit_range
 from morsr.imaging import Canvas
 from morsr.restoring.devices import free_memory, is_out_of_memory
 from morsr.restoring.settings import Settings
-from morsr.restoring.tiles import Tiling, affordable_pixels, run_pass, tile_side, tiling
+from morsr.restoring.tiles import Tiling, run_pass, tile_side, tiling
 
 if TYPE_CHECKING:
     from morsr.models.generator import OneStepGenerator
@@ -50,21 +49,6 @@ class Passes:
     def __init__(self, generator: OneStepGenerator, device: torch.device, dtype: torch.dtype) -> None:
         self.generator, self.device, self.dtype = generator, device, dtype
 
-    def images_at_once(self, size: tuple[int, int], settings: Settings) -> int:
-        """How many images of an output size go through the networks together; a processor gains nothing from more."""
-        if self.device.type == "cpu":
-            return 1
-        plan, _ = self._plan(size, settings)
-        fitting = affordable_pixels(self.generator, free_memory(self.device)) // plan.pixels
-        return max(1, fitting) if len(plan.windows) == 1 else 1
-
-    def _plan(self, size: tuple[int, int], settings: Settings, side: int | None = None) -> tuple[Tiling, int]:
-        """The tiles of an output size, of this many pixels a side if that is given, and `Settings.shrink`."""
-        shrink = settings.shrink(self.generator.one_step.scale)
-        fine = (size[0] * shrink, size[1] * shrink)
-        side = side or tile_side(self.generator, fine, settings.tile, free_memory(self.device))
-        return tiling(fine, side, math.lcm(self.generator.multiple, shrink)), shrink
-
     def restore(
         self,
         lr: Tensor,
@@ -73,17 +57,19 @@ class Passes:
         folder: Path | None = None,
         progress: Progress | None = None,
     ) -> tuple[Canvas, Routing | None]:
-        """What the networks make of images (B, 3, h, w), with smaller tiles when memory runs out, and the routing.
+        """What the networks make of an image (1, 3, h, w), with smaller tiles when memory runs out, and the routing.
 
         Args:
             lr: floats in [0, 1], or uint8 or uint16 as fractions of their largest value.
             folder: of the canvas's file; None keeps the canvas in memory.
         """
-        size, side = settings.output_size(*lr.shape[-2:]), None
+        size, shrink = settings.output_size(*lr.shape[-2:]), settings.shrink(self.generator.one_step.scale)
+        fine = (size[0] * shrink, size[1] * shrink)
+        side = tile_side(self.generator, fine, settings.tile, free_memory(self.device))
         while True:
-            plan, shrink = self._plan(size, settings, side)
+            plan = tiling(fine, side, math.lcm(self.generator.multiple, shrink))
             try:
-                canvas = Canvas((len(lr), 3, *size), folder=folder)
+                canvas = Canvas((1, 3, *size), folder=folder)
                 with self.alone():
                     return canvas, self._tiles(lr.to(self.device), canvas, plan, shrink, settings, progress)
             except (RuntimeError, MemoryError) as error:
@@ -92,15 +78,9 @@ class Passes:
             # The failed pass's tensors live as long as its exception does, so memory is handed back only here.
             if self.device.type != "cpu":
                 torch.accelerator.empty_cache()
-            if len(lr) > 1:
-                warnings.warn(f"memory ran out with {len(lr)} images at once; trying them one by one", stacklevel=3)
-                parts = [self.restore(image, settings) for image in lr.split(1)]
-                canvas = Canvas((len(lr), 3, *size))
-                np.concatenate([one.values for one, _ in parts], out=canvas.values)
-                return canvas, joined([found for _, found in parts])
             side = plan.side // 2 // self.generator.multiple * self.generator.multiple
             if side < 2 * self.generator.multiple:
-                raise InputError(f"memory ran out even with tiles of {plan.side} pixels; free some, or lower the batch")
+                raise InputError(f"memory ran out even with tiles of {plan.side} pixels; free some")
             warnings.warn(f"memory ran out at {plan.side} pixels a side; trying tiles of {side}", stacklevel=3)
 
     def _tiles(
@@ -108,7 +88,7 @@ class Passes:
     ) -> Routing | None:
         height, width = canvas.tensor.shape[-2:]
         size, windows = (height * shrink, width * shrink), plan.windows
-        with self._routed(lr, settings) as routing, self._merged(len(lr), len(windows)):
+        with self._routed(lr, settings) as routing, self._merged(len(windows)):
             for done, window in enumerate(windows):
                 place = {"top": window.top, "left": window.left, "height": window.height, "width": window.width}
                 enlarged = bicubic_window(lr, size, **place).clamp(0, 1)
@@ -129,7 +109,7 @@ class Passes:
         before, adapters.strength = adapters.strength, settings.strength
         try:
             if settings.routing is not None:
-                yield adapters.route(joined([settings.routing.to(self.device)] * len(lr)))
+                yield adapters.route(settings.routing.to(self.device))
             else:
                 self.generator.route(unit_range(lr))
                 yield adapters.routing
@@ -138,11 +118,11 @@ class Passes:
             adapters.strength = before
 
     @contextlib.contextmanager
-    def _merged(self, batch: int, passes: int) -> Iterator[None]:
+    def _merged(self, passes: int) -> Iterator[None]:
         """Ranks in the weights where one image's passes repay it; decided once per image and network."""
         base, switch = self.generator.base, switch_of(self.generator)
         with contextlib.ExitStack() as stack:
-            if switch is not None and switch.active is not None and batch == 1:
+            if switch is not None and switch.active is not None:
                 small = sum(weight.numel() for weight in base.denoiser.parameters()) < SMALL_NETWORK
                 # The VAE encoder has few weights and many pixels; a large UNet repays its merge over several tiles.
                 for network in (base.vae, base.denoiser):
@@ -159,10 +139,3 @@ class Passes:
         """Keep other threads off the generator inside a ``with`` block; the same thread may come in again."""
         with _NEW_LOCK:
             return _LOCKS.setdefault(self.generator, threading.RLock())
-
-
-def joined(found: Sequence[Any]) -> Routing | None:
-    """Routings (L, B, …) of several batches as one; None for those of a model without routing."""
-    if found[0] is None or len(found) == 1:
-        return found[0]
-    return Routing(*(torch.cat(parts, dim=1) for parts in zip(*found, strict=True)))

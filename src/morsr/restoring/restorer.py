@@ -6,7 +6,6 @@ Flow: picture → scores of the whole image → routing, once → merge → tile
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal
@@ -21,7 +20,7 @@ from morsr.errors import InputError
 from morsr.imaging import Canvas, Picture, read, write
 from morsr.imaging.files import check_output, read_planes
 from morsr.restoring.devices import free_memory, resolve_device, resolve_dtype
-from morsr.restoring.passes import Passes, Progress, joined
+from morsr.restoring.passes import Passes, Progress
 from morsr.restoring.settings import Settings
 from morsr.restoring.tiles import enlarged_rows, finished_rows
 
@@ -187,10 +186,12 @@ class Restorer:
         routings: list[Any] = []
         for one in image if several else [image]:
             if isinstance(one, Tensor):
-                rgb, found = self._restore_batch(read_planes(one), settings)
-                results.append(rgb.to(device=one.device, dtype=one.dtype))
+                parts = [self._restore(part, settings) for part in read_planes(one).split(1)]
+                results.append(torch.cat([rgb for rgb, _ in parts]).to(device=one.device, dtype=one.dtype))
+                routed = [of_one for _, of_one in parts if of_one is not None]
+                found = Routing(*(torch.cat(part, dim=1) for part in zip(*routed, strict=True))) if routed else None
             elif isinstance(one, (str, os.PathLike, Image.Image, np.ndarray)):
-                [result], found = self.restore_pictures([read(one)], settings)
+                result, found = self.restore_picture(read(one), settings)
                 results.append(result.like(one))
             else:
                 raise TypeError(f"image: expected a path, PIL image, array, tensor or a list, got {type(one).__name__}")
@@ -234,7 +235,7 @@ class Restorer:
             except OSError as error:
                 raise InputError(f"{target}: cannot be written ({error.strerror or error})") from error
         else:
-            [picture], _ = self.restore_pictures([picture], checked, progress)
+            picture, _ = self.restore_picture(picture, checked, progress)
         write(picture, target, canvas=samples, format=format)
 
     def _restore_rows(self, picture: Picture, settings: Settings, folder: Path, progress: Progress | None) -> Canvas:
@@ -253,35 +254,28 @@ class Restorer:
         return samples
 
     @torch.no_grad()
-    def restore_pictures(
-        self, pictures: Sequence[Picture], settings: Settings, progress: Progress | None = None
-    ) -> tuple[list[Picture], Routing | None]:
-        """Restore pictures of one size in one batch, each with its own routing, by settings that fit the model."""
-        rgb, found = self._restore_batch(torch.cat([picture.rgb for picture in pictures]), settings, progress)
-        size, results = settings.output_size(*pictures[0].size), []
-        for picture, restored in zip(pictures, rgb.split(1), strict=True):
-            alpha = picture.alpha_plane
-            alpha = None if alpha is None else enlarged_rows(alpha, size, 0, size[0])
-            results.append(picture.restored(restored, alpha))
-        return results, found
+    def restore_picture(
+        self, picture: Picture, settings: Settings, progress: Progress | None = None
+    ) -> tuple[Picture, Routing | None]:
+        """Restore a picture by settings that fit the model."""
+        rgb, found = self._restore(picture.rgb, settings, progress)
+        size, alpha = settings.output_size(*picture.size), picture.alpha_plane
+        alpha = None if alpha is None else enlarged_rows(alpha, size, 0, size[0])
+        return picture.restored(rgb, alpha), found
 
-    def _restore_batch(
+    def _restore(
         self, lr: Tensor, settings: Settings, progress: Progress | None = None
     ) -> tuple[Tensor, Routing | None]:
-        """Restore images (B, 3, h, w), as many at once as the memory is expected to hold, to (B, 3, H, W) in [0, 1]."""
+        """Restore an image (1, 3, h, w) to (1, 3, H, W) in [0, 1]."""
         size = settings.output_size(*lr.shape[-2:])
-        needed, free = OUTPUT_BYTES * size[0] * size[1] * len(lr), free_memory(torch.device("cpu"))
+        needed, free = OUTPUT_BYTES * size[0] * size[1], free_memory(torch.device("cpu"))
         if needed > free:
             raise InputError(
                 f"an output of {size[1]} x {size[0]} needs about {needed / 2**30:.1f} GiB of memory and "
                 f"{free / 2**30:.1f} GiB are free; take a smaller scale, or write PNG or TIFF files, which are streamed"
             )
-        parts, found = [], []
-        for some in lr.split(self.passes.images_at_once(size, settings)):
-            canvas, routing = self.passes.restore(some, settings, progress=progress)
-            parts.append(torch.cat(list(finished_rows(canvas.tensor, some, settings)), dim=-2))
-            found.append(routing)
-        return torch.cat(parts), joined(found)
+        canvas, routing = self.passes.restore(lr, settings, progress=progress)
+        return torch.cat(list(finished_rows(canvas.tensor, lr, settings)), dim=-2), routing
 
 
 def is_streamed(size: tuple[int, int]) -> bool:

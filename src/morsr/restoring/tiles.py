@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -58,19 +57,11 @@ class Window(NamedTuple):
         place += weighted[..., : place.shape[-2], : place.shape[-1]].to(canvas.device)
 
 
-@dataclass(frozen=True)
-class Tiling:
-    """The tiles of an enlarged image, row by row; on the right and below they may reach beyond it.
-
-    Attributes:
-        windows: one per tile.
-        side: the longer side of a tile.
-        pixels: of one tile.
-    """
+class Tiling(NamedTuple):
+    """The tiles of an enlarged image, row by row, which may reach beyond it, and the longer side of a tile."""
 
     windows: list[Window]
     side: int
-    pixels: int
 
 
 def tile_starts(length: int, tile: int, *, overlap: int, multiple: int = 1) -> list[int]:
@@ -115,30 +106,25 @@ def tiling(size: tuple[int, int], side: int, multiple: int) -> Tiling:
         starts = tile_starts(length, side, overlap=overlap, multiple=multiple)
         axes.append(list(zip(starts, tile_weights(length, side, starts), strict=True)))
     windows = [Window(top, left, down, across) for top, down in axes[0] for left, across in axes[1]]
-    height, width = windows[0].height, windows[0].width
-    return Tiling(windows, max(height, width), height * width)
+    return Tiling(windows, max(windows[0].height, windows[0].width))
 
 
 def tile_side(generator: OneStepGenerator, size: tuple[int, int], tile: int | str | None, free: int) -> int:
-    """Side of the tiles of an enlarged image (height, width) in pixels; `tile` as in `Settings`, `free` in bytes."""
+    """Side of the tiles of an enlarged image (height, width) in pixels; `tile` as in `Settings`, `free` in bytes.
+
+    The decoder's last blocks need the most: about ten feature maps of twice the outermost width at once, in float32.
+    """
     if isinstance(tile, int):
         return tile
     if tile is None:
         return max(size)
-    wanted, affordable = AUTO_LATENTS * generator.base.latent_factor, affordable_pixels(generator, free)
+    config: Any = getattr(getattr(generator.base, "vae", None), "config", None)
+    widths = getattr(config, "decoder_block_out_channels", None) or getattr(config, "block_out_channels", None)
+    affordable = int(free * MEMORY_SHARE / (80 * (min(widths) if widths else 64)))
+    wanted = AUTO_LATENTS * generator.base.latent_factor
     if size[0] * size[1] <= min(affordable, (SINGLE_PASS * wanted) ** 2):
         return max(size)
     return min(wanted, math.isqrt(affordable)) // generator.multiple * generator.multiple
-
-
-def affordable_pixels(generator: OneStepGenerator, free: int) -> int:
-    """Output pixels of a pass that fit into a share of the free memory (bytes).
-
-    The decoder's last blocks need the most: about ten feature maps of twice the outermost width at once, in float32.
-    """
-    config: Any = getattr(getattr(generator.base, "vae", None), "config", None)
-    widths = getattr(config, "decoder_block_out_channels", None) or getattr(config, "block_out_channels", None)
-    return int(free * MEMORY_SHARE / (80 * (min(widths) if widths else 64)))
 
 
 def run_pass(generator: OneStepGenerator, enlarged: Tensor, dtype: torch.dtype) -> Tensor:

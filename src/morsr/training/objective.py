@@ -2,7 +2,7 @@
 
 generator       L2 + LPIPS + … (image terms) + λ1 VSD + λ2 GAN + balance
 score           its noise prediction on the generated latents
-discriminator   hinge loss on generated and real latents, or images
+discriminator   hinge loss on generated and real latents
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from morsr.adapters import active_adapters, adapter_parameters
 from morsr.errors import ConfigError
-from morsr.models.discriminator import Discriminator, ImageDiscriminator, build_discriminator
+from morsr.models.discriminator import Discriminator
 from morsr.models.draws import Draws
 from morsr.models.features import encoder_features
 from morsr.models.generator import GeneratorOutput, OneStepGenerator, pad_to_multiple
@@ -80,9 +80,9 @@ class Objective:
             self.teacher = self.score = ScoreNetwork(self.base, losses.vsd)
         elif losses.csd:
             self.teacher = Teacher(self.base, losses.csd)
-        self.discriminator: Discriminator | ImageDiscriminator | None = None
+        self.discriminator: Discriminator | None = None
         if losses.gan:
-            self.discriminator = build_discriminator(self.base, losses.gan)
+            self.discriminator = Discriminator(self.base, losses.gan)
         for term in self.extra.values():
             term.setup(self.base)
 
@@ -153,8 +153,7 @@ class Objective:
         if teacher is not None:
             terms["csd"] = lambda: teacher.classifier_loss(output.z0, draws)
         if discriminator is not None:
-            seen = output.z0 if discriminator.sees == "latents" else output.sr
-            terms["gan"] = lambda: discriminator.generator_loss(seen, draws)
+            terms["gan"] = lambda: discriminator.generator_loss(output.z0, draws)
         if adapters is not None and routing is not None and scores is not None:
             severity = known_severity(batch, scores.severity)
             terms["balance"] = lambda: adapters.router.balance_loss(routing, severity)
@@ -180,13 +179,7 @@ class Objective:
             assert self.score is not None
             return self.score.denoising_loss(output.z0, draws)
         assert self.discriminator is not None
-        real = self._real_latents(hr)
-        if self.discriminator.sees == "image":
-            # As the autoencoder shows them: its traces are on both sides then, and tell nothing.
-            with torch.no_grad(), active_adapters(self.base, None):
-                real = self.generator.decode(real)[..., : hr.shape[-2], : hr.shape[-1]]
-        fake = output.z0 if self.discriminator.sees == "latents" else output.sr
-        return self.discriminator.loss(fake, real, draws)
+        return self.discriminator.loss(output.z0, self._real_latents(hr), draws)
 
 
 def known_severity(batch: Mapping[str, Any], estimated: Tensor) -> Tensor:
