@@ -42,7 +42,7 @@ def test_a_preset_is_named_and_not_copied(tmp_path):
     restorer = Restorer.from_pretrained("tiny", device="cpu")
     restorer.save_pretrained("model")
     held = {path.name for path in Path("model").iterdir()}
-    assert held == {"README.md", "adapters.safetensors", "config.json"}
+    assert held == {"adapters.safetensors", "config.json"}
     described = json.loads(Path("model/config.json").read_text())
     assert (described["base"], described["library_name"]) == ("tiny", "morsr")
     same_image(restorer, Restorer.from_pretrained("model", device="cpu"), torch.rand(1, 3, 8, 8))

@@ -15,7 +15,7 @@ from torch import Tensor
 from morsr.adapters import read_adapters_header
 from morsr.cli import main
 from morsr.errors import WeightsError
-from morsr.models.bases.families import published_as
+from morsr.models.bases.loading import ARCHITECTURES
 from morsr.models.exchange.peers import read_osediff, read_pisasr, save_peer
 from morsr.models.generator import OneStepConfig
 from morsr.models.loading import load_generator
@@ -31,7 +31,7 @@ def networks(base: Path) -> tuple[UNet2DConditionModel, AutoencoderKL]:
 
 def sd21() -> tuple[UNet2DConditionModel, AutoencoderKL]:
     with torch.device("meta"):
-        _, shapes = published_as("sd21")
+        _, shapes = ARCHITECTURES["sd21"]
         return UNet2DConditionModel(**shapes.network), AutoencoderKL(**shapes.vae)
 
 

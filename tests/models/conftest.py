@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from morsr.models.bases.families import ARCHITECTURES
+from morsr.models.bases.loading import ARCHITECTURES
 
 WIDTH = 32
 

@@ -118,34 +118,21 @@ def test_draws_are_the_samples_own():
     assert sorted(set(steps.tolist())) == [20, 21, 22, 23]
 
 
-def test_lpips_without_its_weights_says_what_to_do(tmp_path, monkeypatch):
+def test_lpips_without_its_weights_says_what_to_do(monkeypatch):
     def offline(*args: Any, **kwargs: Any) -> Any:
         raise OSError("no route to host")
 
     monkeypatch.setattr("torchvision.models.vgg16", offline)
-    before = torch.hub.get_dir()
     with pytest.raises(WeightsError, match=r"vgg16-397923af\.pth.*no route to host.*losses\.features"):
         build_lpips()
-    with pytest.raises(WeightsError, match="expected checkpoints/vgg16"):
-        build_lpips(tmp_path)
-    assert torch.hub.get_dir() == before
 
 
-def test_lpips_from_a_folder_has_gradient_and_is_zero_for_equals(tmp_path, monkeypatch):
+def test_lpips_has_gradient_and_is_zero_for_equals(monkeypatch):
     from torchvision.models import vgg
 
-    seen = []
-
-    def random_vgg(*args: Any, **kwargs: Any) -> Any:
-        seen.append(torch.hub.get_dir())
-        return SimpleNamespace(features=vgg.make_layers(vgg.cfgs["D"]))
-
-    monkeypatch.setattr("torchvision.models.vgg16", random_vgg)
-    monkeypatch.setattr(torch.hub, "_hub_dir", None)  # put back afterwards, or other tests' TORCH_HOME would be ignored
-    (tmp_path / "checkpoints").mkdir()
-    (tmp_path / "checkpoints" / "vgg16-397923af.pth").touch()
-    loss = RestorationLoss(Losses.of(l2=0.0, lpips={"weight": 1.0, "folder": str(tmp_path)}))
-    assert seen == [str(tmp_path)]
+    random_vgg = SimpleNamespace(features=vgg.make_layers(vgg.cfgs["D"]))
+    monkeypatch.setattr("torchvision.models.vgg16", lambda *args, **kwargs: random_vgg)
+    loss = RestorationLoss(Losses.of(l2=0.0, lpips=1.0))
     sr, hr = torch.rand(2, 2, 3, 32, 32)
     sr.requires_grad_()
     terms = loss(sr, hr)
@@ -162,3 +149,13 @@ def test_pixel_terms_are_their_formulas():
                 "charbonnier": (error.square() + 1e-6).sqrt().mean()}  # fmt: skip
     total = 0.5 * expected["l1"] + 2 * expected["l2"] + expected["charbonnier"]
     torch.testing.assert_close(terms, {**expected, "total": total})
+
+
+def test_psnr_term_counts_every_image_alike_and_spares_perfect_ones():
+    hr = torch.rand(2, 3, 16, 16)
+    sr = torch.stack([(hr[0] + 0.3 * torch.randn_like(hr[0])).clamp(0, 1), hr[1] + 0.01]).requires_grad_()
+    RestorationLoss(Losses.of(l2=0.0, psnr=1.0))(sr, hr)["psnr"].backward()
+    hard, easy = (sr.grad[i].square().sum() for i in range(2))
+    # Mean square error alone would give the hard image about 900 times the squared gradient of the easy one.
+    assert hard < 10 * easy
+    torch.testing.assert_close(RestorationLoss(Losses.of(l2=0.0, psnr=1.0))(hr, hr)["psnr"], torch.tensor(-30.0))

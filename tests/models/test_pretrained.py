@@ -112,8 +112,7 @@ def test_a_v_prediction_model_gives_noise(sd_folder):
         ("scheduler/scheduler_config.json", {"trained_betas": [0.1]}, "trained_betas"),
         ("scheduler/scheduler_config.json", {"rescale_betas_zero_snr": True}, "rescale_betas_zero_snr"),
         ("scheduler/scheduler_config.json", {"num_train_timesteps": 100}, "1000"),
-        ("unet/config.json", {"addition_embed_type": "text_time"}, "SDXL"),
-        ("unet/config.json", {"in_channels": 9}, "takes 9 channels and gives 4"),
+        ("unet/config.json", {"addition_embed_type": "text_time"}, "text_time"),
         ("unet/config.json", {"_class_name": "SD3Transformer2DModel"}, "UNet2DConditionModel"),
         ("vae/config.json", {"shift_factor": 0.1}, "shift_factor"),
         ("vae/config.json", {"_class_name": "AutoencoderDC"}, "AutoencoderKL"),
@@ -135,24 +134,6 @@ def test_weights_of_another_network_are_refused(sd_folder):
         load_base(sd_folder)
     assert f"1 missing, such as {first}" in str(error.value)
     assert "1 unexpected, such as spare" in str(error.value)
-
-
-@pytest.mark.parametrize(
-    ("make", "words"),
-    [
-        (lambda root: (root / "prior").mkdir(), "another kind of pipeline"),
-        (lambda root: (root / "transformer").mkdir(), "model_index.json"),
-        (lambda root: (root / "v2-1_512-ema-pruned.safetensors").touch(), "single-file checkpoint"),
-        (lambda root: (root / "snapshots" / "abc" / "vae").mkdir(parents=True), "the model is inside: .*abc"),
-        (lambda root: (root / "config.json").touch(), "one network's folder"),
-    ],
-)  # fmt: skip
-def test_a_wrong_layout_is_told_with_a_hint(tmp_path, make, words):
-    root = tmp_path / "model"
-    root.mkdir()
-    make(root)
-    with pytest.raises(WeightsError, match=f"missing subfolders: vae, unet, scheduler; .*{words}"):
-        load_base(root)
 
 
 def test_a_single_file_and_broken_json_are_refused(sd_folder):

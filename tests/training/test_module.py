@@ -3,6 +3,7 @@
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import lightning as L
 import pytest
@@ -28,13 +29,15 @@ def fit(module: OneStepSRModule, folder: Path, steps: int, *, ckpt: Path | None 
     return twins.fit(module, folder, steps, ckpt=ckpt, callbacks=[keep] if save_at else None)
 
 
-def test_the_constructor_only_stores_and_networks_are_read_on_the_cpu(small_base):
+def test_the_constructor_only_stores_and_networks_are_read_on_the_cpu(small_base, monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr("torchvision.models.vgg16", Mock(side_effect=OSError("offline")))
     module = OneStepSRModule(base="/nowhere")
     assert not list(module.parameters())
     with pytest.raises(WeightsError, match="/nowhere"):
         module.configure_model()
     with pytest.raises(WeightsError, match="LPIPS"):  # said before a base is read
-        OneStepSRModule(base="/nowhere", losses=Losses.of(lpips={"folder": str(small_base)})).configure_model()
+        OneStepSRModule(base="/nowhere", losses=Losses.of(lpips=1.0)).configure_model()
     module = OneStepSRModule(base=str(small_base))
     with torch.device("meta"):  # as Lightning does it with the device of the run
         module.configure_model()

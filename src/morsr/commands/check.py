@@ -71,7 +71,7 @@ def missing(settings: Mapping[str, Any]) -> Iterator[str]:
     yield from missing_base(model.get("base"))
     yield from missing_estimator(model)
     if (lpips := (model.get("losses") or {}).get("lpips")) and lpips.get("weight", 1):
-        place = Path(lpips.get("folder") or torch.hub.get_dir(), "checkpoints").expanduser()
+        place = Path(torch.hub.get_dir(), "checkpoints")
         if not (place / VGG_FILE).is_file():
             yield f"model.losses.lpips: {VGG_FILE} is not in {place}; put it there, or let fit fetch it"
     for name in ("start_from", "weights"):

@@ -9,7 +9,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from morsr.errors import ConfigError
+
 _HALF = (torch.float16, torch.bfloat16)
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def float_type(dtype: str | torch.dtype) -> torch.dtype:
+    """The type that a name means; ConfigError for another than float32, bfloat16 and float16."""
+    chosen = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
+    if chosen is None or chosen not in DTYPES.values():
+        raise ConfigError(f"dtype: expected {', '.join(DTYPES)}, got {dtype!r}")
+    return chosen
 
 
 def keep_float32(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:

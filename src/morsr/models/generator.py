@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -64,10 +64,6 @@ class OneStepConfig:
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
-    def at(self, timestep: int) -> OneStepConfig:
-        """The same settings with a timestep that has been found."""
-        return replace(self, timestep=timestep)
-
 
 class OneStepGenerator(nn.Module):
     """LR → bicubic enlargement → VAE mean → one UNet call at a fixed timestep → z0 → VAE decoder → SR.
@@ -124,13 +120,6 @@ class OneStepGenerator(nn.Module):
     def multiple(self) -> int:
         """Sides of the enlarged image that the networks take as they are; `forward` pads to it by itself."""
         return self.base.multiple
-
-    def train(self, mode: bool = True) -> OneStepGenerator:
-        """Switch the router's noise; the frozen networks have neither dropout nor running statistics to switch."""
-        super().train(mode)
-        if self.estimator is not None:
-            self.estimator.eval()
-        return self
 
     def route(self, lr: Tensor, *, noise: Tensor | None = None, keep: Tensor | None = None) -> DegradationScores | None:
         """Score the LR images (B, 3, h, w) in [0, 1] and route every layer by the scores."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,12 +13,17 @@ from torch import Tensor, nn
 
 from morsr.errors import ConfigError, WeightsError, check_fields
 from morsr.functional.perceptual import feature_distances
+from morsr.functional.quality import rgb_to_y
 from morsr.functional.routing import Routing
+from morsr.models.bases import Base
 from morsr.models.discriminator import DiscriminatorConfig
 from morsr.models.draws import Draws
 from morsr.models.score_network import ScoreConfig
 
 Features = Callable[[Tensor], Sequence[Tensor]]
+
+PSNR_FLOOR = 1e-3
+"""Added to the mean square error under the logarithm of the PSNR term, or flat crops would outweigh all others."""
 
 VGG_FILE = "vgg16-397923af.pth"
 
@@ -65,10 +69,9 @@ class Weight:
 
 @dataclass(frozen=True, kw_only=True)
 class Lpips(Weight):
-    """Weight of LPIPS, and where its VGG-16 weights are; see `build_lpips`."""
+    """Weight of LPIPS."""
 
     weight: float = 2.0
-    folder: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,7 +141,7 @@ class Losses:
     """The losses of a run; None leaves a term out.
 
     Args:
-        l1, l2, charbonnier, features: image terms, see `RestorationLoss`.
+        l1, l2, charbonnier, psnr, features: image terms, see `RestorationLoss`.
         lpips: LPIPS with VGG features.
         vsd: variational score distillation with a score network.
         csd: classifier score distillation, without one.
@@ -153,6 +156,7 @@ class Losses:
     l1: Weight | None = None
     l2: Weight | None = field(default_factory=Weight)
     charbonnier: Weight | None = None
+    psnr: Weight | None = None
     lpips: Lpips | None = None
     features: Weight | None = None
     vsd: Distillation | None = None
@@ -189,6 +193,8 @@ class RestorationLoss(nn.Module):
         l1: mean absolute error on images in [0, 1].
         l2: mean square error on images in [−1, 1] (OSEDiff: 1).
         charbonnier: √(e² + 1e-6), a smooth L1, on images in [0, 1].
+        psnr: mean over images of minus PSNR in dB on luma, so that every image counts alike however hard it is, as in
+            the tables; an image above 30 dB counts less and less (`PSNR_FLOOR`).
         lpips: LPIPS with VGG features (OSEDiff: 2).
         features: distance in the features of a frozen network, the stand-in for LPIPS where its weights are missing.
 
@@ -201,18 +207,18 @@ class RestorationLoss(nn.Module):
         ConfigError: `features` without a network.
         WeightsError: LPIPS is asked for and its weights cannot be had.
 
-    Source: OSEDiff (arXiv 2406.08177) eq. 7 (L2, LPIPS).
+    Source: OSEDiff (arXiv 2406.08177) eq. 7 (L2, LPIPS); for the PSNR term HINet (arXiv 2105.06086) section 3.2.
     """
 
     def __init__(
         self, losses: Losses, *, feature_network: Features | None = None, lpips: nn.Module | None = None
     ) -> None:
         super().__init__()
-        names = ("l1", "l2", "charbonnier", "lpips", "features")
+        names = ("l1", "l2", "charbonnier", "psnr", "lpips", "features")
         self.weights = {name: getattr(losses, name) or Weight(weight=0) for name in names}
         if self.weights["features"] and feature_network is None:
             raise ConfigError("loss 'features': expected a feature_network to take them from")
-        self.lpips = build_lpips(losses.lpips.folder) if losses.lpips and lpips is None else lpips
+        self.lpips = build_lpips() if losses.lpips and lpips is None else lpips
         self._feature_network = feature_network
 
     def forward(self, sr: Tensor, hr: Tensor, *, step: int | None = None) -> dict[str, Tensor]:
@@ -238,6 +244,10 @@ class RestorationLoss(nn.Module):
     def _charbonnier(self, sr: Tensor, hr: Tensor) -> Tensor:
         return ((sr - hr).square() + 1e-6).sqrt().mean()
 
+    def _psnr(self, sr: Tensor, hr: Tensor) -> Tensor:
+        error = (rgb_to_y(sr) - rgb_to_y(hr)).square().mean((1, 2, 3))
+        return 10 * (error + PSNR_FLOOR).log10().mean()
+
     def _lpips(self, sr: Tensor, hr: Tensor) -> Tensor:
         assert self.lpips is not None
         return self.lpips(sr.clamp(0, 1), hr, normalize=True).mean()
@@ -249,34 +259,46 @@ class RestorationLoss(nn.Module):
         return feature_distances(self._feature_network(sr), target).mean()
 
 
-def build_lpips(folder: str | os.PathLike[str] | None = None) -> nn.Module:
-    """LPIPS on VGG-16 as a frozen network: two image batches (and normalize=True for [0, 1]) to one distance each.
+def encoder_features(base: Base, images: Tensor) -> list[Tensor]:
+    """What the autoencoder's encoder holds before each halving of the size and before its last convolution.
 
     Args:
-        folder: holds torchvision's VGG-16 weights in `checkpoints/`; None takes the cache of torch.hub, to which
-            torchvision downloads them if it can.
+        base: whose encoder runs, with whatever adapter set is active.
+        images: (B, 3, H, W), nominally in [0, 1]; not clamped.
+
+    Returns:
+        One tensor (B, C, h, w) per level, the finest first.
+    """
+    encoder = base.vae.encoder
+    convolutions = [layer for layer in encoder.modules() if isinstance(layer, nn.Conv2d)]
+    watched = [layer for layer in convolutions if max(layer.stride) > 1]
+    watched += [convolutions[-1]] if convolutions[-1] not in watched else []
+    found: list[Tensor] = []
+    hooks = [layer.register_forward_pre_hook(lambda _, inputs: found.append(inputs[0])) for layer in watched]
+    try:
+        encoder((images * 2 - 1).to(next(encoder.parameters()).dtype))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found
+
+
+def build_lpips() -> nn.Module:
+    """LPIPS on VGG-16 as a frozen network: two image batches (and normalize=True for [0, 1]) to one distance each.
+
+    Torchvision takes its weights from the cache of torch.hub (TORCH_HOME), to which it downloads them if it can.
 
     Raises:
         WeightsError: the weights cannot be had; the message says which file goes where.
     """
     from torchmetrics.image.lpip import LearnedPerceptualImagePatchSimilarity
 
-    hub = torch.hub.get_dir()
-    if folder is not None:
-        if not Path(folder, "checkpoints", VGG_FILE).is_file():
-            raise WeightsError(
-                f"{folder}: expected checkpoints/{VGG_FILE} in it, torchvision's VGG-16 weights for LPIPS"
-            )
-        torch.hub.set_dir(os.fspath(folder))
     try:
         # The network inside: the metric around it would keep sums, and the graphs of all of them.
         return LearnedPerceptualImagePatchSimilarity(net_type="vgg").net.requires_grad_(False).eval()
     except Exception as error:  # torch.hub raises whatever the network library does
         raise WeightsError(
             f"LPIPS needs torchvision's VGG-16 weights, {VGG_FILE}, and they cannot be had ({error}). Put the file "
-            f"into {Path(hub, 'checkpoints')}, or go without: --model.losses.lpips=null "
+            f"into {Path(torch.hub.get_dir(), 'checkpoints')}, or go without: --model.losses.lpips=null "
             "--model.losses.features.weight=1"
         ) from error
-    finally:
-        if folder is not None:  # left alone otherwise: a set folder hides later changes of TORCH_HOME
-            torch.hub.set_dir(hub)

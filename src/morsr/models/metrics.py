@@ -69,7 +69,6 @@ class MetricInfo:
         return self.name if self.kind == "other" else f"{self.name} {'↓' if self.lower_is_better else '↑'}"
 
 
-_LUMA = {"test_y_channel": True, "color_space": "ycbcr"}
 _VGG16 = _TORCHVISION + "vgg16-397923af.pth"
 _ALL = (
     MetricInfo(
@@ -117,16 +116,13 @@ _ALL = (
         "tres", "none", False, "~0 to 100", "pyiqa `tres`, trained on KonIQ-10k",
         (_PYIQA + "tres_koniq-f0502926.pth", _TORCHVISION + "resnet50-0676ba61.pth"),
     ),
-    MetricInfo("ms_ssim", "full", False, "0 to 1", "pyiqa `ms_ssim` on ycbcr luma", (), _LUMA),
-    MetricInfo("cw_ssim", "full", False, "0 to 1", "pyiqa `cw_ssim` on ycbcr luma", (), _LUMA),
 )  # fmt: skip
 METRICS: Mapping[str, MetricInfo] = {info.name: info for info in _ALL}
 
 # The column names of published tables of scores per image.
 ALIASES: Mapping[str, str] = {
     "psnr_y": "psnr", "ssim_y": "ssim", "lpips_alex": "lpips", "lpips_vgg": "lpips-vgg", "topiq": "topiq_nr",
-    "maniqa_pipal": "maniqa-pipal", "maniqa-koniq": "maniqa", "niqe_yiq": "niqe-yiq", "ms-ssim": "ms_ssim",
-    "cw-ssim": "cw_ssim",
+    "maniqa_pipal": "maniqa-pipal", "maniqa-koniq": "maniqa", "niqe_yiq": "niqe-yiq",
 }  # fmt: skip
 
 

@@ -22,27 +22,6 @@ ADAPTERS_FILE = "adapters.safetensors"
 CONFIG_FILE = "config.json"
 FORMAT_VERSION = 1
 
-_CARD = """---
-library_name: morsr
-pipeline_tag: image-to-image
-tags:
-- super-resolution
----
-
-# {name}
-
-One-step image super-resolution, {adapters}, on the base `{base}`.
-
-```python
-from morsr import Restorer
-
-restorer = Restorer.from_pretrained("{name}")  # this folder, or the id of its repository
-restored = restorer("photo.jpg", scale=4.0)
-```
-
-Saved by morsr {version}.
-"""
-
 
 def save_generator(
     folder: str | os.PathLike[str],
@@ -86,10 +65,6 @@ def save_generator(
     else:
         (folder / ADAPTERS_FILE).unlink(missing_ok=True)
     write_description(folder, description, adapted=generator.adapters is not None)
-    config = generator.adapters.config if generator.adapters is not None else None
-    adapters = "without adapters" if config is None else f"adapters of {config.num_ranks} ranks a layer"
-    card = _CARD.format(name=folder.name, base=source or base.base_id, adapters=adapters, version=__version__)
-    write_text(folder / "README.md", card)
     return folder
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 
 from morsr.errors import ConfigError
+from morsr.functional.precision import float_type
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 UNKNOWN_FREE = 4 * 2**30  # bytes assumed free where the system does not say
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "failed to allocate")
 
@@ -52,10 +52,7 @@ def resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype
             return torch.float32
         supported = getattr(getattr(torch, device.type, None), "is_bf16_supported", None)
         return torch.bfloat16 if supported is not None and supported() else torch.float16
-    chosen = DTYPES.get(dtype) if isinstance(dtype, str) else dtype
-    if chosen not in DTYPES.values():
-        raise ConfigError(f"dtype: expected auto, {', '.join(DTYPES)}, got {dtype!r}")
-    return chosen  # type: ignore[return-value]
+    return float_type(dtype)
 
 
 def free_memory(device: torch.device) -> int:

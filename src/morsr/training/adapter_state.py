@@ -7,6 +7,7 @@ import inspect
 import json
 import os
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -124,7 +125,7 @@ def take_timestep(extra: Any, generator: OneStepGenerator) -> None:
     """Run a generator whose timestep is still "auto" at the one that adapters were trained with."""
     theirs = extra.get("one_step") if isinstance(extra, Mapping) else None
     if generator.one_step.timestep == "auto" and isinstance(theirs, Mapping) and "timestep" in theirs:
-        generator.one_step = generator.one_step.at(theirs["timestep"])
+        generator.one_step = replace(generator.one_step, timestep=theirs["timestep"])
 
 
 def _differences(name: str, theirs: Mapping[str, Any], mine: Mapping[str, Any], besides: Iterable[str] = ()) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import lightning as L
@@ -89,7 +90,7 @@ def find_timestep(trainer: L.Trainer, generator: OneStepGenerator, *, pairs: int
     t = torch.arange(STEPS, device=base.device)
     ones = torch.ones(STEPS, 1, 1, 1, device=base.device)
     noise = base.noised(torch.zeros_like(ones), ones, t).flatten()
-    generator.one_step = generator.one_step.at(matching_timestep(moments, base.signal(t), noise))
+    generator.one_step = replace(generator.one_step, timestep=matching_timestep(moments, base.signal(t), noise))
     rank_zero_info(f"timestep {generator.one_step.timestep}: found over {seen * trainer.world_size} pairs")
 
 

@@ -172,7 +172,7 @@ class OneStepSRModule(L.LightningModule):
         with torch.device("cpu"):
             # The base last, which takes longest: what else is missing is said before it is read.
             estimator, losses = build_estimator(parts["estimator"], **parts["estimator_args"]), parts["losses"]
-            lpips = build_lpips(losses.lpips.folder) if losses and losses.lpips else None
+            lpips = build_lpips() if losses and losses.lpips else None
             base = parts["base"] if isinstance(parts["base"], Base) else load_base(parts["base"], **self.base_settings)
             generator = OneStepGenerator(
                 base, estimator, adapters=self.adapters, router=parts["router"], one_step=self.one_step,

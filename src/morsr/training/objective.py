@@ -18,9 +18,8 @@ from morsr.adapters import active_adapters, adapter_parameters
 from morsr.errors import ConfigError
 from morsr.models.discriminator import Discriminator
 from morsr.models.draws import Draws
-from morsr.models.features import encoder_features
 from morsr.models.generator import GeneratorOutput, OneStepGenerator, pad_to_multiple
-from morsr.models.losses import Losses, LossTerm, RestorationLoss, TrainingStep, Weight
+from morsr.models.losses import Losses, LossTerm, RestorationLoss, TrainingStep, Weight, encoder_features
 from morsr.models.score_network import ScoreNetwork, Teacher
 
 NETWORK_TERMS = ("vsd", "csd", "gan", "balance")

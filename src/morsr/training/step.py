@@ -78,9 +78,11 @@ class StepReport:
     def values(self, step: int) -> dict[str, Tensor]:
         """What is logged, by name, as means over devices.
 
-        Under "step" loggers and names of checkpoints find the generator's steps so far, without those left out.
+        Under "step" loggers and names of checkpoints find the generator's steps so far, without those left out. The
+        term psnr is lowered as −PSNR and shown as PSNR.
         """
-        found: dict[str, Any] = {"train/loss": self.total, **{f"train/{name}": one for name, one in self.terms.items()}}
+        terms = {name: -value if name == "psnr" else value for name, value in self.terms.items()}
+        found: dict[str, Any] = {"train/loss": self.total, **{f"train/{name}": one for name, one in terms.items()}}
         found |= {"step": float(step), **{f"watch/grad_norm_{name}": value for name, value in self.norms.items()}}
         found |= {} if self.task_share is None else {"watch_routing/task_gradient_share": self.task_share}
         found |= {f"watch/skipped_{name}": 1.0 for name in self.skipped}

@@ -19,8 +19,6 @@ _KLEIN: dict[str, Any] = {
     "joint_attention_dim": 7680,
     "guidance_embeds": False,
 }
-GUIDANCE = 4.0
-"""Guidance that a transformer with an embedding for it is given; klein has none."""
 
 
 class Flux2(Flow):
@@ -28,7 +26,7 @@ class Flux2(Flow):
 
     network_class = "Flux2Transformer2DModel"
     autoencoder = "AutoencoderKLFlux2"
-    pipelines = ("Flux2KleinPipeline", "Flux2Pipeline")
+    pipelines = ("Flux2KleinPipeline",)
     text_pipeline = "Flux2KleinPipeline"
     targets = ("flux2@transformer",)
     published = (Architecture("flux2-klein", _KLEIN, {}, 512, 7680, settings={"shift": 3.158}, distilled=True),)
@@ -71,14 +69,12 @@ class Flux2(Flow):
 
     def velocity(self, z_t: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
         rows, columns = self.tokens_shape(z_t)
-        guided = self.transformer.config.guidance_embeds
         output = self.transformer(
             rearrange(z_t, "b c h w -> b (h w) c"),
             encoder_hidden_states=condition.tokens,
             timestep=sigma,
             img_ids=positions(rows, columns, 1, z_t.device),
             txt_ids=positions(1, 1, condition.tokens.shape[1], z_t.device),
-            guidance=torch.full_like(sigma, GUIDANCE) if guided else None,
         ).sample
         return rearrange(output, "b (h w) c -> b c h w", h=rows)
 

@@ -12,15 +12,30 @@ import torch
 from torch import Tensor, nn
 
 from morsr.errors import ConfigError
+from morsr.functional.precision import float_type
+from morsr.models.bases.architectures import Architecture
 from morsr.models.bases.base import Base
-from morsr.models.bases.families import family_of, published_as
-from morsr.models.bases.reading import first_readable, read_index, read_prompts, saved_notes
+from morsr.models.bases.flux1 import Flux1
+from morsr.models.bases.flux2 import Flux2
+from morsr.models.bases.reading import first_readable, read_index, read_json, read_prompts, saved_notes
+from morsr.models.bases.sana import Sana
+from morsr.models.bases.sd3 import StableDiffusion3
+from morsr.models.bases.sdxl import StableDiffusionXL
 from morsr.models.bases.stable_diffusion import StableDiffusion
+from morsr.models.bases.z_image import ZImage
 
 SHIPPED_BASES = ("tiny",)
 """Bases that the package brings along."""
 
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+FAMILIES: tuple[type[Base], ...] = (
+    StableDiffusion, StableDiffusionXL, StableDiffusion3, Flux1, Flux2, ZImage, Sana
+)  # fmt: skip
+"""Every family of bases that a folder may be of."""
+
+ARCHITECTURES: Mapping[str, tuple[type[Base], Architecture]] = {
+    shapes.name: (family, shapes) for family in FAMILIES for shapes in family.published
+}
+"""Family and shapes of every published model by name."""
 
 
 def package_weights(name: str) -> Path:
@@ -49,7 +64,7 @@ def load_base(
         WeightsError: nothing could be loaded; the message names everything that was tried and why.
         ConfigError: a scheduler, UNet or autoencoder that a one-step generator cannot use.
     """
-    storage = _resolve_dtype(dtype)
+    storage = float_type(dtype or "float32")
     origin = os.fspath(source) if isinstance(source, (str, os.PathLike)) else None
     if origin is not None and origin.startswith("random:"):
         return random_base(origin.removeprefix("random:")).to(storage)
@@ -78,11 +93,22 @@ def load_base(
     return first_readable(source, read).to(storage)
 
 
-def _resolve_dtype(dtype: str | torch.dtype | None) -> torch.dtype:
-    chosen = _DTYPES.get(dtype) if isinstance(dtype, str) else dtype or torch.float32
-    if chosen is None or chosen not in _DTYPES.values():
-        raise ConfigError(f"dtype of the base: expected one of {', '.join(_DTYPES)}, got {dtype!r}")
-    return chosen
+def family_of(folder: Path) -> Any:
+    """The class of a diffusers folder, by the pipeline that its model_index.json names; without one, by its networks.
+
+    Raises:
+        ConfigError: a family that is not known.
+    """
+    kind = read_index(folder).get("_class_name")
+    if kind is None:
+        path = folder / "transformer" / "config.json"
+        network = read_json(path).get("_class_name") if path.is_file() else None
+        return next((one for one in FAMILIES if network == one.network_class), StableDiffusion)
+    found = next((one for one in FAMILIES if kind in one.pipelines), None)
+    if found is None:
+        known = ", ".join(name for one in FAMILIES for name in one.pipelines)
+        raise ConfigError(f"{folder}: no base is known for {kind}; expected a folder of {known}")
+    return found
 
 
 def random_base(name: str) -> Base:
@@ -96,11 +122,12 @@ def random_base(name: str) -> Base:
     """
     import diffusers
 
-    family, shapes = published_as(name)
+    if name not in ARCHITECTURES:
+        raise ConfigError(f"random base: expected one of {', '.join(ARCHITECTURES)}, got {name!r}")
+    family, shapes = ARCHITECTURES[name]
     network = getattr(diffusers, family.network_class)(**shapes.network)
     vae = getattr(diffusers, family.autoencoder)(**shapes.vae)
-    width = shapes.width
-    prompts = {side: torch.randn(1, shapes.tokens, width) for side in ("clean", "degraded")}
+    prompts = {side: torch.randn(1, shapes.tokens, shapes.width) for side in ("clean", "degraded")}
     if family.pooled:
         prompts |= {f"{side}_pooled": torch.randn(1, shapes.pooled) for side in ("clean", "degraded")}
     found = family(network, vae, prompts=prompts, base_id=f"random:{name}", **shapes.settings)

@@ -121,9 +121,8 @@ def check_parts(folder: Path, *parts: str) -> None:
     """Refuse a folder that lacks one of its subfolders."""
     missing = [part for part in parts if not (folder / part).is_dir()]
     if missing:
-        hint = _hint(folder)
         layout = "a local diffusers folder with " + "/, ".join(parts[1:-1] + parts[:1]) + f"/ and {parts[-1]}/"
-        raise WeightsError(f"{folder}: expected {layout}; missing subfolders: {', '.join(missing)}{hint}")
+        raise WeightsError(f"{folder}: expected {layout}; missing subfolders: {', '.join(missing)}")
 
 
 def read_index(folder: Path) -> dict[str, Any]:
@@ -147,20 +146,6 @@ def read_autoencoder(folder: Path, *kinds: str, shift: bool = False) -> nn.Modul
             f"{config.get('shift_factor')}"
         )
     return with_phases(read_network(kind, folder / "vae"))
-
-
-def _hint(folder: Path) -> str:
-    if any((folder / part).is_dir() for part in ("prior", "unet_2")):
-        return "; this looks like another kind of pipeline"
-    if (folder / "transformer").is_dir() and not (folder / "model_index.json").is_file():
-        return "; a folder with a transformer/ also needs its model_index.json"
-    if any(folder.glob("snapshots/*/vae")):
-        return f"; the model is inside: {next(folder.glob('snapshots/*/vae')).parent}"
-    if (folder / "config.json").is_file():
-        return "; this is one network's folder: give the one above it"
-    if any(folder.glob("*.safetensors")) or any(folder.glob("*.ckpt")):
-        return "; a single-file checkpoint has to be converted to that layout first"
-    return ""
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, ClassVar
 
 from torch import Tensor
 
-from morsr.errors import ConfigError
 from morsr.models.bases.architectures import SD_VAE, Architecture
 from morsr.models.bases.base import Condition, dtype_of
-from morsr.models.bases.stable_diffusion import StableDiffusion, check_kind
+from morsr.models.bases.stable_diffusion import StableDiffusion
 
 _SDXL_UNET: dict[str, Any] = {
     "sample_size": 128,
@@ -34,18 +31,11 @@ class StableDiffusionXL(StableDiffusion):
     pipelines: ClassVar[tuple[str, ...]] = ("StableDiffusionXLPipeline",)
     text_pipeline = "StableDiffusionXLPipeline"
     parametrizations = ("epsilon",)
+    added = "text_time"
     pooled = True
     published: ClassVar[tuple[Architecture, ...]] = (
         Architecture("sdxl", _SDXL_UNET, {**SD_VAE, "scaling_factor": 0.13025}, 77, 2048, 1280),
     )
-
-    @classmethod
-    def check_unet(cls, folder: Path, config: Mapping[str, Any]) -> None:
-        check_kind(folder, config)
-        if config.get("addition_embed_type") != "text_time":
-            raise ConfigError(
-                f"{folder}: expected SDXL's UNet, got addition_embed_type {config.get('addition_embed_type')}"
-            )
 
     def extra(self, z_t: Tensor, condition: Condition) -> dict[str, Any]:
         assert condition.pooled is not None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -73,6 +72,9 @@ class StableDiffusion(Base):
         Architecture("small", _SMALL_UNET, _SMALL_VAE, 7, 32),
     )
 
+    added: ClassVar[str | None] = None
+    """What the UNet takes besides latents, timestep and text: its addition_embed_type."""
+
     unet: Any
     alphas_cumprod: Tensor
 
@@ -97,21 +99,16 @@ class StableDiffusion(Base):
         """Arguments of the class from a diffusers folder, prompts left out; see `load_base`."""
         check_parts(folder, "vae", "unet", "scheduler")
         betas, prediction_type = read_schedule(folder / "scheduler" / "scheduler_config.json")
-        cls.check_unet(folder, read_json(folder / "unet" / "config.json"))
+        config = read_json(folder / "unet" / "config.json")
+        kind, added = config.get("_class_name"), config.get("addition_embed_type")
+        if kind != cls.network_class or added != cls.added:
+            raise ConfigError(
+                f"{folder}: expected a {cls.network_class} with addition_embed_type {cls.added} in unet/, got {kind} "
+                f"with {added}"
+            )
         vae = read_autoencoder(folder, "AutoencoderKL", "AutoencoderTiny")
         unet = read_network("UNet2DConditionModel", folder / "unet")
         return {"unet": unet, "vae": vae, "betas": betas, "prediction_type": prediction_type}
-
-    @classmethod
-    def check_unet(cls, folder: Path, config: Mapping[str, Any]) -> None:
-        """Refuse a UNet that wants more than latents, timestep and text."""
-        check_kind(folder, config)
-        extra = [f"{name}={config[name]!r}" for name in _EXTRA if config.get(name) is not None]
-        if extra:
-            raise ConfigError(
-                f"{folder}: its UNet wants more than latents, timestep and text ({', '.join(extra)}), as SDXL's does; "
-                "expected one of Stable Diffusion 1 or 2 (SDXL's folder says so in its model_index.json)"
-            )
 
     @property
     def text_width(self) -> int:
@@ -178,19 +175,6 @@ class StableDiffusion(Base):
         return DDPMScheduler(
             beta_start=start, beta_end=end, beta_schedule="scaled_linear", prediction_type=self.prediction_type
         )
-
-
-_EXTRA = ("addition_embed_type", "class_embed_type", "num_class_embeds", "encoder_hid_dim_type")
-
-
-def check_kind(folder: Path, config: Mapping[str, Any]) -> None:
-    """Refuse another class of network, and one for inpainting."""
-    kind = config.get("_class_name")
-    if kind != "UNet2DConditionModel":
-        raise ConfigError(f"{folder}: expected a UNet2DConditionModel in unet/, got {kind}")
-    inputs, outputs = config.get("in_channels", 4), config.get("out_channels", 4)
-    if inputs != outputs:
-        raise ConfigError(f"{folder}: its UNet takes {inputs} channels and gives {outputs}, as for inpainting")
 
 
 _SCHEDULE: dict[str, tuple[Any, ...]] = {

@@ -60,15 +60,12 @@ def lora_state_dict(model: nn.Module, *, name: str = "generator", prefix: str = 
 
     Raises:
         InputError: no routing is set, or one of several images.
-        ConfigError: a dilated convolution, which peft's ranks ignore.
     """
     state: dict[str, Tensor] = {}
     for path, layer, ranks in layers_of_set(model, name):
         gates = layer.gates(name)
         if len(gates) != 1:
             raise InputError(f"a LoRA holds one routing, got one for {len(gates)} images; use routing.image(0)")
-        if _is_dilated(layer.torch_layer(name)):
-            raise ConfigError(f"{path}: peft has no ranks for a dilated convolution; leave it out of the targets")
         factors, lora_A, lora_B = gates[0].detach().float(), ranks.lora_A.detach().float(), ranks.lora_B.detach()
         kernel = [1] * (lora_A.ndim - 2)
         lora_A = lora_A * (factors != 0).view(-1, 1, *kernel)
@@ -82,7 +79,7 @@ def export_peft(folder: str | os.PathLike[str], model: nn.Module, *, name: str =
     """Write the present routing as a folder for ``peft.PeftModel.from_pretrained(bare_model, folder)``.
 
     Raises:
-        InputError, ConfigError: as `lora_state_dict`.
+        InputError: as `lora_state_dict`.
     """
     folder, state = Path(folder), lora_state_dict(model, name=name, prefix="base_model.model.")
     layers = [re.escape(path) for path, _, _ in layers_of_set(model, name)]
@@ -92,9 +89,3 @@ def export_peft(folder: str | os.PathLike[str], model: nn.Module, *, name: str =
     save_tensors(folder / PEFT_FILE, state, {"format": "pt"})
     write_text(folder / "adapter_config.json", json.dumps(settings, indent=2) + "\n")
     return folder
-
-
-def _is_dilated(layer: nn.Module) -> bool:
-    return isinstance(layer, nn.Conv2d) and any(
-        step > 1 and side > 1 for step, side in zip(layer.dilation, layer.kernel_size, strict=True)
-    )
