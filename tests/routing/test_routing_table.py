@@ -60,8 +60,7 @@ class Generator(nn.Module):
         layers = [SimpleNamespace(sets={"generator": ranks})] * LAYERS
         self.adapters = SimpleNamespace(
             name="generator", is_routed=is_routed, router=Router(), config=config,
-            layer_names=("unet.down_blocks.0.a", "unet.up_blocks.1.b"),
-            switch=SimpleNamespace(layers={"generator": layers}),
+            layer_names=("unet.down_blocks.0.a", "unet.up_blocks.1.b"), layers=layers,
         )  # fmt: skip
 
 
