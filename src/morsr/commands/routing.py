@@ -37,7 +37,7 @@ def run(
     medium and a severe image with their routed ranks switched off. Returns 1 if some files could not be read.
 
     Args:
-        input: image, folder of images, or a table that --table or a run wrote
+        input: image, folder of images, or a table that --table wrote
         out: the page, .html
         model: shipped preset, adapters file, saved folder or checkpoint
         base: folder or hub id of the base model, if the adapters do not bring it

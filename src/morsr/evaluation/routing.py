@@ -196,13 +196,8 @@ class RoutingTable:
 
         Returns:
             Names of the G groups and their loads (G, L, N).
-
-        Raises:
-            InputError: another grouping.
         """
-        if by not in ("kind", "severity"):
-            raise InputError(f'by: expected "kind" or "severity", got {by!r}')
-        groups = self.kinds() if by == "kind" else self.severity_groups()
+        groups = {"kind": self.kinds, "severity": self.severity_groups}[by]()
         names = tuple(sorted(set(groups), key=SEVERITY_NAMES.index if by == "severity" else None))
         members = [torch.tensor([group == name for group in groups]) for name in names]
         return names, torch.stack([self.loads(images) for images in members])

@@ -46,9 +46,7 @@ class PublishedRow:
     """One row of a published table: quoted, never computed here."""
 
     method: str
-    dataset: str
     scores: dict[str, float]
-    source: str
 
 
 def published_rows(dataset: str) -> tuple[PublishedRow, ...]:
@@ -59,7 +57,7 @@ def published_rows(dataset: str) -> tuple[PublishedRow, ...]:
     """
     tables = json.loads(files("morsr.evaluation").joinpath("published.json").read_text(encoding="utf-8"))["tables"]
     rows = tuple(
-        PublishedRow(row["method"], table["dataset"], row["scores"], table["source"])
+        PublishedRow(row["method"], row["scores"])
         for table in tables
         if table["dataset"].lower() == dataset.strip().lower()
         for row in table["rows"]
