@@ -112,7 +112,6 @@ class RealESRGANDataModule(L.LightningDataModule):
         self.num_workers, self.cache_mb, self.seed, self.scale = num_workers, cache_mb, seed, scale
         self._check_settings()
         self.skipped: dict[str, str] = {}  # reason by path of every file that was passed over
-        self._named: set[str] = set()
         self._training: TrainingCrops | None = None
         self._sampler: EpochSampler | None = None
         self._resumed_batches = 0
@@ -307,11 +306,11 @@ class RealESRGANDataModule(L.LightningDataModule):
     # ------------------------------------------------------------------------------------------ bad files and resume
 
     def teardown(self, stage: str) -> None:
-        new = [reason for path, reason in self.skipped.items() if path not in self._named]
+        new = list(self.skipped.values())
         if new:
             more = f"\n  and {len(new) - 20} more" if len(new) > 20 else ""
             rank_zero_warn(f"image files passed over: {len(new)}\n  " + "\n  ".join(new[:20]) + more)
-        self._named.update(self.skipped)
+        self.skipped.clear()
 
     def _fits(self, status: TrainerStatus | None = None) -> bool:
         """Whether a trainer fits; it keeps its function afterwards, and its status tells whether it still runs."""

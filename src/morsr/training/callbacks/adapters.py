@@ -123,9 +123,6 @@ class AdapterCheckpoint(Callback):
         mode: "max" where higher is better, else "min".
         keep_every: steps after which `adapters-step-N.safetensors` is kept, to choose from by eye; None keeps none.
 
-    Attributes:
-        written: files of the run, by what they hold.
-
     Raises:
         ConfigError: at the first validation, a value to monitor that is not logged.
     """
@@ -139,7 +136,6 @@ class AdapterCheckpoint(Callback):
     ) -> None:
         self.monitor, self.mode, self.keep_every = monitor, mode, keep_every
         self.best_score: float | None = None
-        self.written: dict[str, Path] = {}
         self._target = Path()
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -149,7 +145,7 @@ class AdapterCheckpoint(Callback):
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *rest: Any) -> None:
         step = trainer.global_step
         if self.keep_every and step and step % self.keep_every == 0 and not trainer.fast_dev_run:
-            self._save(trainer, pl_module, f"adapters, step {step}", f"-step-{step}")
+            self._save(trainer, pl_module, f"-step-{step}")
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self.monitor is None or trainer.sanity_checking or trainer.fast_dev_run or trainer.state.fn != "fit":
@@ -161,18 +157,18 @@ class AdapterCheckpoint(Callback):
         better = self.best_score is None or (score > self.best_score if self.mode == "max" else score < self.best_score)
         if better and score == score:
             self.best_score = score
-            self._save(trainer, pl_module, "adapters, best", "-best")
+            self._save(trainer, pl_module, "-best")
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         # Not at the end of the training: a resumed run may have no step left and still owe this file.
         if not trainer.fast_dev_run:
-            self._save(trainer, pl_module, "adapters")
+            self._save(trainer, pl_module)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         stopped = isinstance(exception, (KeyboardInterrupt, SIGTERMException))
         if stopped and trainer.global_step and trainer.state.fn == "fit" and not trainer.fast_dev_run:
             try:
-                self._save(trainer, pl_module, "adapters")
+                self._save(trainer, pl_module)
             except WeightsError as error:  # the stop goes ahead, and the file of before is kept
                 rank_zero_warn(str(error))
 
@@ -182,9 +178,7 @@ class AdapterCheckpoint(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.best_score = state_dict["best_score"]
 
-    def _save(self, trainer: L.Trainer, pl_module: Any, name: str, ending: str = "") -> None:
-        path = self._target / f"adapters{ending}.safetensors"
+    def _save(self, trainer: L.Trainer, pl_module: Any, ending: str = "") -> None:
         if trainer.is_global_zero:
-            with averaged(trainer, pl_module), atomic_path(path) as part:
+            with averaged(trainer, pl_module), atomic_path(self._target / f"adapters{ending}.safetensors") as part:
                 pl_module.save_adapters(part)
-        self.written[name] = path

@@ -29,14 +29,10 @@ class ImageGrid(Callback):
         num_images: the first so many validation images are shown.
         max_size: longest side of one picture in pixels; of larger ones the part with most detail is shown, never a
             smaller copy, which would hide what super-resolution is about.
-
-    Attributes:
-        written: files of the run, by what they hold.
     """
 
     def __init__(self, *, num_images: PositiveInt = 4, max_size: PositiveInt = 512) -> None:
         self.num_images, self.max_size = num_images, max_size
-        self.written: dict[str, Path] = {}
         self._rows: list[dict[str, np.ndarray]] = []
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -63,7 +59,7 @@ class ImageGrid(Callback):
             show_picture(
                 trainer, side_by_side(self._rows, crop=self.max_size, zoom=1), tag="samples/LR_ours_HR", files=paths
             )
-            self._rows, self.written = [], {"before and after": paths[-1]}
+            self._rows = []
 
 
 def run_folder(trainer: L.Trainer) -> Path:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
-from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
@@ -19,7 +18,7 @@ from morsr.training.callbacks.images import run_folder
 class RunSummary(Callback):
     """Prints one closing message: where checkpoint, adapters, TensorBoard and table are, and the last validation.
 
-    The same goes to `summary.json` in the run's folder. A callback names its files by a dictionary `written`.
+    The same goes to `summary.json` in the run's folder.
     """
 
     def __init__(self) -> None:
@@ -49,14 +48,18 @@ class RunSummary(Callback):
 
 def written_files(trainer: L.Trainer, folder: Path) -> dict[str, str]:
     """Files and folders of a run, by what they hold."""
-    files: dict[str, str | Path] = {"run folder": folder}
-    callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-    for one in callbacks:
-        files |= getattr(one, "written", {})
+    files: dict[str, str | Path] = {
+        "run folder": folder,
+        "adapters": folder / "adapters.safetensors",
+        "adapters, best": folder / "adapters-best.safetensors",
+        "before and after": folder / "before_after.png",
+        "load of the ranks": folder / "expert_load.png",
+        "metrics table": folder / "metrics.csv",
+    }
+    for one in trainer.checkpoint_callbacks:
         if isinstance(one, ModelCheckpoint):
             files.setdefault("checkpoint", one.last_model_path or one.best_model_path)
     for logger in trainer.loggers:
         if isinstance(logger, TensorBoardLogger):
             files["TensorBoard"] = logger.log_dir
-    files["metrics table"] = folder / "metrics.csv"
     return {name: str(path) for name, path in files.items() if path and Path(path).exists()}

@@ -34,13 +34,11 @@ class ExpertUtilization(Callback):
 
     Attributes:
         load: (L, N) of the last log.
-        written: files of the run, by what they hold.
     """
 
     def __init__(self, *, every_n_steps: PositiveInt = 50, heatmap_every_n_steps: NonNegativeInt = 500) -> None:
         self.every_n_steps, self.heatmap_every_n_steps = every_n_steps, heatmap_every_n_steps
         self.load = torch.empty(0)
-        self.written: dict[str, Path] = {}
         self._report: Any = None
         self._names: tuple[str, ...] = ()
         self._sums: dict[str, Tensor] = {}
@@ -87,7 +85,6 @@ class ExpertUtilization(Callback):
                     label="load over the even load", middle=1.0,
                 )  # fmt: skip
                 show_picture(trainer, pixels_of(figure), tag="watch_routing/load_picture", files=[self._file])
-                self.written["load of the ranks"] = self._file
 
     def _evaluate(self, sums: dict[str, Tensor]) -> dict[str, float]:
         """Scalars by name, from the sums over all processes since the last log."""
