@@ -21,11 +21,7 @@ def report_failures(failed: Iterable[str]) -> int:
 
 
 def existing(path: Path) -> Path:
-    """The path itself.
-
-    Raises:
-        InputError: there is nothing.
-    """
+    """The path itself."""
     if not path.exists():
         raise InputError(f"{path}: no such file or folder")
     return path

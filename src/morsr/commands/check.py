@@ -35,11 +35,7 @@ def run(config: Path, *, overrides: list[str] | None = None) -> int:
 
 
 def parsed(arguments: Sequence[str]) -> dict[str, Any]:
-    """The settings of `morsr fit` with these arguments, checked by its parser; nothing is built.
-
-    Raises:
-        ConfigError: a setting that is unknown or of the wrong type, or a file that cannot be read.
-    """
+    """The settings of `morsr fit` with these arguments, checked by its parser; nothing is built."""
     from morsr.training.cli import MorsrCLI
     from morsr.training.cli import run as fit
 

@@ -93,11 +93,7 @@ def run(
 
 
 def _plan(source: Path, folders: Sequence[Path]) -> dict[str, Path]:
-    """Name of an output, which keeps the subfolder, to its input.
-
-    Raises:
-        InputError: outputs that would be inputs, or two of one name.
-    """
+    """Name of an output, which keeps the subfolder, to its input."""
     from morsr.restoring.folder import Job, check_jobs, folder_jobs
 
     if len({folder.resolve() for folder in folders}) < len(folders):
@@ -112,11 +108,7 @@ def _plan(source: Path, folders: Sequence[Path]) -> dict[str, Path]:
 
 
 def _finished(folders: Sequence[Path], made: Mapping[str, Any]) -> dict[str, str]:
-    """Line of parameters by name of the images that an earlier run with the same settings has finished.
-
-    Raises:
-        InputError: the folder holds outputs of other settings.
-    """
+    """Line of parameters by name of the images that an earlier run with the same settings has finished."""
     record = folders[0] / PARAMETERS
     found: dict[str, str] = {}
     for line in record.read_text(encoding="utf-8").splitlines(keepends=True) if record.is_file() else ():

@@ -107,11 +107,7 @@ def run(
 
 
 def import_gradio() -> Any:
-    """Import gradio with its questions to the network switched off.
-
-    Raises:
-        MissingDependencyError: it is not installed.
-    """
+    """Import gradio with its questions to the network switched off."""
     for name, value in (("GRADIO_ANALYTICS_ENABLED", "False"), ("HF_HUB_DISABLE_TELEMETRY", "1")):
         os.environ[name] = value
     try:
@@ -124,11 +120,7 @@ def import_gradio() -> Any:
 def launch(
     page: Any, *, host: str = "127.0.0.1", port: int | None = None, max_mb: int = 20, browser: bool = False
 ) -> str:
-    """Start serving a page in the background and return its address.
-
-    Raises:
-        ConfigError: the address cannot be used.
-    """
+    """Start serving a page in the background and return its address."""
     gr = import_gradio()
     from starlette.middleware import Middleware
 

@@ -61,21 +61,12 @@ def run(
 
 
 def named_paths(texts: list[str]) -> dict[str, Path]:
-    """Row name to path, from `PATH` (called after its last part) or `NAME=PATH`.
-
-    Raises:
-        ConfigError: two rows of one name, or a row without one.
-    """
+    """Row name to path, from `PATH` (called after its last part) or `NAME=PATH`."""
     found: dict[str, Path] = {}
     for text in texts:
-        name, _, rest = text.partition("=")
-        path = whole = Path(text).expanduser()
-        if rest and not whole.exists():
-            path = Path(rest).expanduser()
-        else:
-            name = path.resolve().stem if path.is_file() else path.resolve().name
-        if not name.strip():
-            raise ConfigError(f"score: expected a name for the row, --pred NAME={path}, got {text!r}")
+        name, _, rest = text.rpartition("=")
+        path = Path(rest).expanduser()
+        name = name.strip() or (path.resolve().stem if path.is_file() else path.resolve().name)
         if name in found:
             raise ConfigError(f"score: two rows would be called {name!r}; name them: --pred NAME={path}")
         found[name] = path

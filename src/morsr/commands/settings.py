@@ -15,11 +15,7 @@ DEFAULTS = {"model": "morsr.training.module.OneStepSRModule", "data": "morsr.dat
 
 
 def print_settings(arguments: Sequence[str]) -> bool:
-    """Print the settings that an option such as `--model.adapters.help` asks for; False if there is none.
-
-    Raises:
-        ConfigError: the config names no such part.
-    """
+    """Print the settings that an option such as `--model.adapters.help` asks for; False if there is none."""
     asked = next((one for one in arguments if one.startswith("--") and one.endswith(".help")), "")
     section, *inside = asked[2:].removesuffix(".help").split(".")
     if section not in ("model", "data"):

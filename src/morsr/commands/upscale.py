@@ -112,11 +112,7 @@ def run(
 
 
 def sample(name: str) -> Path:
-    """The file of a photograph that comes with scikit-image, by `sample:NAME`.
-
-    Raises:
-        InputError: no such sample.
-    """
+    """The file of a photograph that comes with scikit-image, by `sample:NAME`."""
     wanted = name.removeprefix("sample:")
     if wanted not in SAMPLES:
         raise InputError(f"{name}: no such sample; there are {', '.join(f'sample:{one}' for one in SAMPLES)}")

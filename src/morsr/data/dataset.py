@@ -270,11 +270,7 @@ def _read(batches: Iterator[Any]) -> Iterator[Any]:
 
 
 def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Items to a batch: tensors are stacked, everything else is listed.
-
-    Raises:
-        ConfigError: images of several sizes.
-    """
+    """Items to a batch: tensors are stacked, everything else is listed."""
     shapes = {tuple(item["lr"].shape) for item in items}
     if len(shapes) > 1:
         sizes = ", ".join(f"{shape[2]}x{shape[1]}" for shape in sorted(shapes))

@@ -233,11 +233,7 @@ class RoutingTable:
         )  # fmt: skip
 
     def specialisation(self) -> Specialisation:
-        """Which slots are chosen for which kind of degradation.
-
-        Raises:
-            InputError: all images are of one kind, or there are fewer than 8.
-        """
+        """Which slots are chosen for which kind of degradation."""
         return specialise(self.chosen, self.kinds(), self.num_slots)
 
     def to_dataframe(self) -> Any:

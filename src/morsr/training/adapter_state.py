@@ -46,9 +46,6 @@ def check_settings(described: Mapping[str, Any], generator: OneStepGenerator) ->
     Args:
         described: what the checkpoint says of itself, its "morsr".
         generator: that continues from it.
-
-    Raises:
-        WeightsError: with the settings that differ, theirs and ours.
     """
     try:
         check_base("the checkpoint", described, generator.base)
@@ -63,11 +60,7 @@ def check_settings(described: Mapping[str, Any], generator: OneStepGenerator) ->
 
 
 def check_tensors(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
-    """Refuse a checkpoint of other networks: tensors by other names, or of other shapes.
-
-    Raises:
-        WeightsError: with the first name that does not fit.
-    """
+    """Refuse a checkpoint of other networks: tensors by other names, or of other shapes."""
     shapes = [{name: tuple(tensor.shape) for name, tensor in tensors.items()} for tensors in (wanted, found)]
     if odd := sorted(dict(shapes[0].items() ^ shapes[1].items())):
         expected, got = (side.get(odd[0], "none") for side in shapes)

@@ -29,9 +29,6 @@ def standardize_router(trainer: L.Trainer, generator: OneStepGenerator, *, image
         trainer: whose data module gives the images.
         generator: whose estimator scores them.
         images: at least so many are looked at, over all processes.
-
-    Raises:
-        ConfigError: the training data give no batch.
     """
     adapters = generator.adapters
     if adapters is None or generator.estimator is None or not adapters.is_routed or adapters.router.standardized:
@@ -70,9 +67,6 @@ def find_timestep(trainer: L.Trainer, generator: OneStepGenerator, *, pairs: int
         trainer: whose data module gives the pairs.
         generator: whose `one_step` gets the number.
         pairs: so many are encoded at least, over all processes.
-
-    Raises:
-        ConfigError: the training data give no batch.
     """
     if generator.one_step.timestep != "auto":
         return

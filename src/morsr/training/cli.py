@@ -229,11 +229,7 @@ def run(arguments: Sequence[str], kind: type[MorsrCLI] = MorsrCLI) -> int:
 
 
 def _usable(callbacks: list[Callback], config: dict[str, Any]) -> list[Callback]:
-    """Callbacks without those that the trainer's other settings switch off.
-
-    Raises:
-        ConfigError: one that cannot work here.
-    """
+    """Callbacks without those that the trainer's other settings switch off."""
     for one in callbacks:
         if isinstance(one, (LearningRateFinder, BatchSizeFinder)):
             name = type(one).__name__

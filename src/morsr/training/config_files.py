@@ -46,11 +46,7 @@ def read_config(path: str | Path, *, _children: tuple[Path, ...] = ()) -> dict[s
 
 
 def expand_configs(arguments: Sequence[str]) -> list[str]:
-    """Command-line arguments whose `--config FILE` is the joined config instead of a file that extends others.
-
-    Raises:
-        ConfigError: a file that cannot be read or joined.
-    """
+    """Command-line arguments whose `--config FILE` is the joined config instead of a file that extends others."""
     expanded: list[str] = []
     for place, argument in enumerate(arguments):
         name, equals, value = argument.partition("=")

@@ -124,11 +124,7 @@ def total_steps(trainer: L.Trainer) -> int:
 
 
 def check_trainer(trainer: L.Trainer) -> None:
-    """Refuse settings under which the networks would train wrongly or not at all.
-
-    Raises:
-        ConfigError: float16, or weights kept in half precision; a strategy that splits parameters.
-    """
+    """Refuse settings under which the networks would train wrongly or not at all."""
     precision, strategy = str(trainer.precision), trainer.strategy
     if precision not in ("32-true", "bf16-mixed"):
         raise ConfigError(
@@ -143,11 +139,7 @@ def check_trainer(trainer: L.Trainer) -> None:
 
 
 def check_turns(trainer: L.Trainer, *, networks: int) -> None:
-    """Refuse DDP that waits for the gradients of those of the alternating networks that rest.
-
-    Raises:
-        ConfigError: with the strategy that works.
-    """
+    """Refuse DDP that waits for the gradients of those of the alternating networks that rest."""
     strategy: Any = trainer.strategy
     if networks > 1 and isinstance(strategy, DDPStrategy) and not strategy._ddp_kwargs.get("find_unused_parameters"):
         raise ConfigError(
