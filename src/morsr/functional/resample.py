@@ -75,7 +75,7 @@ def bicubic_window(
         images = images.narrow(dim, first, last - first + 1)
         taps.append((dim, source - first, weights))
     images = unit_range(images)
-    for dim, source, weights in taps:
+    for dim, source, weights in reversed(taps):  # columns first: of the fewer rows
         source, weights = source.to(images.device), weights.to(images)
         shape = (-1, 1) if dim == -2 else (-1,)
         parts = [images.index_select(dim, source[:, tap]).mul_(weights[:, tap].view(shape)) for tap in range(4)]
