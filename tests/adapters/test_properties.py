@@ -20,7 +20,6 @@ from morsr.adapters import (
 
 SETTINGS = {
     "mor": ("mor", {}),
-    "mlp router": ("mor", {"router": "mlp", "router_hidden": 5}),
     "softmax gates, scale": ("mor", {"gate": "softmax", "scale": 2.0}),
     "gates of release 0.1": ("mor", {"gate": "renormalize"}),
     "zero slots among": ("mor", {"zero_slots": "among", "num_zero": 3}),

@@ -25,8 +25,6 @@ class MoRConfig:
         modules_to_save: modules that are trained whole and saved with the set, by the same kinds of patterns.
         scale: factor on the whole update; peft's alpha / r.
         expert_rank: ranks per routed expert; 1 is the method, more makes whole LoRAs the experts (LoRA-MoE).
-        router: "linear" or "mlp", from the scores to the slots, per layer.
-        router_hidden: width of the MLP router's hidden layer.
         router_init_std: standard deviation of the router's initial weights and biases; never zero, or ties would send
             every image to the same slots.
         gate: form of the chosen gates, see `morsr.functional.routing.route`. Open in the paper.
@@ -54,8 +52,6 @@ class MoRConfig:
     modules_to_save: tuple[str, ...] = ()
     scale: float = 1.0
     expert_rank: int = 1
-    router: Literal["linear", "mlp"] = "linear"
-    router_hidden: int = 32
     router_init_std: float = 0.02
     gate: Gate = "renormalize_real"
     zero_slots: Literal["beside", "among"] = "beside"
@@ -72,7 +68,7 @@ class MoRConfig:
         for name in ("targets", "modules_to_save"):
             value = getattr(self, name)
             object.__setattr__(self, name, tuple(value) if isinstance(value, list) else value)
-        least = {"num_ranks": 1, "expert_rank": 1, "router_hidden": 1, "balance_window": 1, "scale": -float("inf")}
+        least = {"num_ranks": 1, "expert_rank": 1, "balance_window": 1, "scale": -float("inf")}
         check_fields(self, least=least)
         if self.routed_dropout >= 1:
             raise ConfigError(f"routed_dropout: expected a share below 1, got {self.routed_dropout}")
@@ -142,7 +138,8 @@ class MoRConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> MoRConfig:
-        """The opposite of ``to_dict``; unknown settings are an error."""
+        """The opposite of ``to_dict``; settings that older releases had are passed over, unknown ones an error."""
+        values = {key: value for key, value in values.items() if key not in ("dtype", "router", "router_hidden")}
         unknown = sorted(set(values) - {field.name for field in dataclasses.fields(cls)})
         if unknown:
             raise ConfigError(f"adapters: unknown settings {', '.join(unknown)}")

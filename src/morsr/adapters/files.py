@@ -37,7 +37,6 @@ from morsr.files import save_tensors
 
 FORMAT, FORMAT_VERSION = "morsr-adapters", 3
 _DTYPES = {"F64", "F32", "F16", "BF16"}
-_UNKNOWN_TO_03 = ("dtype",)  # settings of release 0.1 that changed nothing in a result
 
 
 def save_adapters(
@@ -250,8 +249,7 @@ def _open(path: str | os.PathLike[str], read: Callable[[Any, dict[str, Any], dic
 
 def _checked(header: dict[str, Any], version: int) -> dict[str, Any]:
     """A header with the fields of the present format, each of its kind; raises one of Python's own errors otherwise."""
-    settings = {key: value for key, value in dict(header["config"]).items() if key not in _UNKNOWN_TO_03}
-    settings.setdefault("gate", "renormalize")  # files of 0.1 say so anyway
+    settings = {"gate": "renormalize", **header["config"]}  # the gate of files that do not name it
     layers = [{"name": e["name"], "shape": [*e["shape"]], "print": [*e["print"]]} for e in header["layers"]]
     names = [layer["name"] for layer in layers]
     found = {

@@ -1,6 +1,6 @@
 """The router of one adapter set: all layers' gates from the degradation scores, in one batched call.
 
-Dimensions: L layers, B images, D scores, N slots (E real experts, then zero experts), H hidden units.
+Dimensions: L layers, B images, D scores, N slots (E real experts, then zero experts).
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from morsr.adapters.config import MoRConfig
@@ -49,13 +48,9 @@ class Router(nn.Module):
         self.noise_sigma = 0.0
         if not config.num_slots:
             return
-        slots, width, std = config.num_slots, num_scores, config.router_init_std
-        if config.router == "mlp":
-            self.hidden_weight = _normal(num_layers, config.router_hidden, width, std=width**-0.5)
-            self.hidden_bias = _normal(num_layers, config.router_hidden, std=width**-0.5)
-            width = config.router_hidden
-        self.weight = _normal(num_layers, slots, width, std=std)
-        self.bias = _normal(num_layers, slots, std=std)
+        slots, std = config.num_slots, config.router_init_std
+        self.weight = nn.Parameter(torch.empty(num_layers, slots, num_scores, dtype=torch.float32).normal_(std=std))
+        self.bias = nn.Parameter(torch.empty(num_layers, slots, dtype=torch.float32).normal_(std=std))
         self.register_buffer("mean", torch.zeros(num_scores))
         self.register_buffer("std", torch.ones(num_scores))
         self.register_buffer("share", torch.full((num_layers, slots), 1 / slots))
@@ -68,10 +63,8 @@ class Router(nn.Module):
 
     def logits(self, scores: Tensor) -> Tensor:
         """Logits (L, B, N) of standardised scores (B, D)."""
-        hidden = scores.expand(self.num_layers, *scores.shape)
-        if self.config.router == "mlp":
-            hidden = F.silu(torch.baddbmm(self.hidden_bias[:, None], hidden, self.hidden_weight.transpose(1, 2)))
-        return torch.baddbmm(self.bias[:, None], hidden, self.weight.transpose(1, 2))
+        repeated = scores.expand(self.num_layers, *scores.shape)
+        return torch.baddbmm(self.bias[:, None], repeated, self.weight.transpose(1, 2))
 
     def forward(self, scores: Tensor, noise: Tensor | None = None) -> Routing:
         """Route images.
@@ -159,7 +152,3 @@ class Router(nn.Module):
         rate = (images / (self.images_seen + images).clamp(max=self.config.balance_window)).clamp(max=1.0)
         self.share.lerp_((load / (images * self.config.top_k)).to(self.share), rate.to(self.share))
         self.images_seen.add_(images)
-
-
-def _normal(*shape: int, std: float) -> nn.Parameter:
-    return nn.Parameter(torch.empty(*shape, dtype=torch.float32).normal_(std=std))
