@@ -1,7 +1,7 @@
 """The two figures of the README: the method as SVG, and one photograph in four conditions with the ranks that run.
 
     python benchmarks/figures.py method
-    python benchmarks/figures.py strip [--model tiny]
+    python benchmarks/figures.py strip
 
 The strip shows scikit-image's chelsea at a quarter of its size: clean, with noise of σ = 25 levels, blurred by
 σ = 1.5 LR pixels, and as a JPEG of quality 20. Under each LR image: its gates (layers down, routed ranks across), the
@@ -90,16 +90,16 @@ def method() -> str:
     )
 
 
-def strip(model: str, out: Path) -> list[str]:
-    """Draw the strip; returns one line of figures per condition."""
-    restorer = Restorer.from_pretrained(model, device="cpu")
+@torch.inference_mode()
+def strip(out: Path) -> None:
+    """Draw the strip, and print a line of figures per condition."""
+    restorer = Restorer.from_pretrained("tiny", device="cpu")
     adapters = restorer.generator.adapters
     assert adapters is not None
     photograph = np.ascontiguousarray(data.chelsea()[:, 60:360])
     target = quantize_8bit(to_tensor(photograph))
     experts, top_k = adapters.config.num_experts, adapters.config.top_k
     figure, axes = pyplot.subplots(3, len(SHOWN), figsize=(10.5, 9), height_ratios=[1, 0.5, 1], layout="constrained")
-    lines = []
     for column, (kind, title) in enumerate(SHOWN.items()):
         lr = degraded(photograph, *KINDS[kind], seed=0)
         sr, routing = restorer(lr, return_routing=True)
@@ -116,29 +116,18 @@ def strip(model: str, out: Path) -> list[str]:
         bottom.set_title(f"{gain:+.2f} dB over\nshared ranks alone", fontsize=10)
         for axis in (top, middle, bottom):
             axis.set(xticks=[], yticks=[])
-        lines.append(f"{kind:6} ranks {count:.2f}  gate mass {mass:.3f}  gain {gain:+.2f} dB")
+        print(f"{kind:6} ranks {count:.2f}  gate mass {mass:.3f}  gain {gain:+.2f} dB")
     for axis, label in zip(axes[:, 0], ("LR image", "layers", "result, ×4"), strict=True):
         axis.set_ylabel(label, fontsize=12)
     axes[1, 0].set_xlabel("routed ranks", fontsize=10)
     figure.colorbar(shown, ax=axes[1, :], label="gate", pad=0.01)
-    out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out, dpi=80, pil_kwargs={"optimize": True})
-    return lines
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("figure", choices=("method", "strip"))
-    parser.add_argument("--out", type=Path, help="default: where README and docs look for it")
-    parser.add_argument("--model", default="tiny")
-    options = parser.parse_args()
-    out = options.out or DOCS / ("method.svg" if options.figure == "method" else "images/routing_strip.png")
-    if options.figure == "method":
-        out.write_text(method(), encoding="utf-8")
-    else:
-        with torch.inference_mode():
-            print("\n".join(strip(options.model, out)))
 
 
 if __name__ == "__main__":
-    main()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("figure", choices=("method", "strip"))
+    if parser.parse_args().figure == "method":
+        (DOCS / "method.svg").write_text(method(), encoding="utf-8")
+    else:
+        strip(DOCS / "images/routing_strip.png")
