@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from types import FrameType
 
 from morsr import __version__
-from morsr.errors import ConfigError, MorsrError
+from morsr.errors import ConfigError, MorsrError, class_at
 from morsr.files import say
 
 LIGHTNING = {
@@ -130,9 +130,8 @@ def _overview() -> str:
 
 def _lightning(arguments: list[str]) -> int:
     from morsr.cli_errors import configs_first
-    from morsr.commands.settings import print_settings
 
-    if print_settings(arguments):
+    if _settings_printed(arguments):
         return 0
     if "--print_config" not in arguments and not any(name in os.environ for name in ("LOCAL_RANK", "SLURM_PROCID")):
         say(f"morsr {arguments[0]}: loading …")
@@ -152,3 +151,32 @@ def _lightning(arguments: list[str]) -> int:
         warnings.filterwarnings("ignore", message=".*ModelCheckpoint with manual optimization.*")
         warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")
         return run(configs_first(arguments))
+
+
+def _settings_printed(arguments: Sequence[str]) -> bool:
+    """Print the settings that an option such as `--model.adapters.help` asks for; False if there is none."""
+    asked = next((one for one in arguments if one.startswith("--") and one.endswith(".help")), "")
+    section, *inside = asked[2:].removesuffix(".help").split(".")
+    if section not in ("model", "data"):
+        return False  # none, or Lightning's own
+    from jsonargparse import ArgumentParser
+
+    from morsr.cli_errors import class_in, closest, settings_of
+    from morsr.commands.check import parsed
+
+    rest = [one for one in arguments[1:] if one != asked]
+    given = parsed(rest) if any(one.startswith(("-c", "--config")) for one in rest) else {}
+    ours = {"model": "morsr.training.module.OneStepSRModule", "data": "morsr.data.RealESRGANDataModule"}
+    kind = class_at(given.get(section, {}).get("class_path", ours[section]), f"--{section}")
+    for place, name in enumerate(inside):
+        known = settings_of(kind)
+        if name not in known:
+            where = ".".join([section, *inside[: place + 1]])
+            raise ConfigError(f"{where}: unknown setting; {closest(name, known) or f'see --{section}.help'}")
+        kind = class_in(known[name])
+        if kind is None:
+            raise ConfigError(f"{asked}: {known[name]} has no settings; see --{section}.help")
+    parser = ArgumentParser(prog="morsr fit", usage="morsr fit --config FILE [options]", add_help=False)
+    parser.add_class_arguments(kind, ".".join([section, *inside]), fail_untyped=False)
+    parser.print_help()
+    return True

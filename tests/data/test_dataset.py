@@ -6,14 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from data_files import save, smooth
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from torch.utils.data import Dataset
 
-from morsr.data.dataset import EvaluationImages, PassOrder, TrainingCrops, image_key
+from morsr.data.dataset import EvaluationImages, ImageLoader, PassOrder, TrainingCrops, image_key
 from morsr.data.sources import find_photos
+from morsr.errors import ConfigError, InputError
 
 
 def crops(photos: Any, **settings: Any) -> TrainingCrops:
@@ -116,3 +119,26 @@ def test_a_key_belongs_to_a_name_and_a_seed():
     assert image_key("café", 3) == 5680005842969798773
     names = (os.fsdecode(b"caf\xe9"), os.fsdecode(b"caf\xe8"), "café", "caf")
     assert len({image_key(name, seed) for name in names for seed in (0, 1)}) == 8
+
+
+class Faulty(Dataset[int]):
+    """Numbers up to 4; the third is an error."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, place: int) -> int:
+        if place == 2:
+            raise self.error
+        return place
+
+
+@pytest.mark.parametrize(("workers", "kind"), [(0, InputError), (1, ConfigError)])
+def test_an_error_of_the_data_is_one_line_from_any_process(workers, kind):
+    loader = ImageLoader(Faulty(kind("a.png: broken,\nexpected a picture")), batch_size=1, num_workers=workers)
+    with pytest.raises(kind) as caught:
+        list(loader)
+    assert str(caught.value) == "a.png: broken,\nexpected a picture"

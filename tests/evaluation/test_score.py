@@ -170,7 +170,6 @@ def test_methods_are_scored_as_saved_files(tmp_path):
 @pytest.mark.parametrize(
     ("methods", "given", "error"),
     [
-        ({}, pairs(1), ConfigError),
         ({"x": bicubic_method(4)}, [], InputError),
         ({"x": bicubic_method(4)}, pairs(1) * 2, InputError),
         ({"x": lambda lr: lr}, pairs(1), InputError),

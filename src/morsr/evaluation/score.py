@@ -48,11 +48,9 @@ def evaluate(
         published: rows of papers to print beside.
 
     Raises:
-        ConfigError: no methods, or unknown metrics.
+        ConfigError: unknown metrics.
         InputError: no pairs, two pairs of one name, or an output of another size or that is not finite.
     """
-    if not methods:
-        raise ConfigError("evaluate: expected at least one method, got none")
     reference = BICUBIC if BICUBIC in methods else next(iter(methods))
     built = build_metrics(metrics)
     rows: list[ImageScore] = []
