@@ -12,7 +12,6 @@ from PIL import Image
 
 from morsr.cli import main
 from morsr.commands import schema
-from morsr.errors import InputError
 from morsr.files import atomic_path
 
 
@@ -56,14 +55,6 @@ def test_a_signal_that_is_ignored_stays_so(monkeypatch):
         assert command(monkeypatch, lambda: signal.raise_signal(signal.SIGHUP)) == 0
     finally:
         signal.signal(signal.SIGHUP, before)
-
-
-def test_control_characters_of_names_are_escaped(monkeypatch, capsys):
-    def body() -> None:
-        raise InputError("a\x1b[31m.png\nmorsr: all is well\u202e: damaged")
-
-    assert command(monkeypatch, body) == 2
-    assert capsys.readouterr().err == "morsr: a\\x1b[31m.png\\nmorsr: all is well\\u202e: damaged\n"
 
 
 def test_a_name_forges_no_line_of_success(capsys):

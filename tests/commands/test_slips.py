@@ -7,7 +7,6 @@ import pytest
 import yaml
 
 from morsr.cli import main
-from morsr.cli_errors import configs_first
 
 CONFIG = str(Path(__file__).resolve().parents[2] / "experiments" / "tiny/mor.yaml")
 
@@ -79,11 +78,6 @@ def test_a_slip_in_a_file_is_named_alike(capsys):
     Path("wrong.yaml").write_text(yaml.safe_dump(wrong))
     assert main(["fit", "--config", "wrong.yaml"]) == 2
     assert "model.adapters.num_rank: unknown setting; did you mean num_ranks?" in capsys.readouterr().err
-
-
-def test_overrides_count_before_and_after_the_config():
-    given = ["fit", "--model.lr=1", "--config", "a.yaml", "--x=2", "--config=b.yaml"]
-    assert configs_first(given) == ["fit", "--config", "a.yaml", "--config=b.yaml", "--model.lr=1", "--x=2"]
 
 
 def test_a_printed_config_is_valid_input_again(capsys):

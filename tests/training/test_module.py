@@ -87,7 +87,6 @@ def test_adapters_of_another_timestep_or_estimator_are_refused(small_base, tmp_p
     with pytest.raises(WeightsError, match="timestep 150, not 400"):
         build(small_base, one_step=later, weights=str(file))
     trainer: Any = SimpleNamespace(log_dir=str(tmp_path / "runs" / "version_1"), default_root_dir=".")
-    assert newest_adapters(trainer, build(small_base).generator) == file
     assert newest_adapters(trainer, build(small_base, one_step=later).generator) is None
     assert newest_adapters(trainer, build(small_base, estimator="learned").generator) is None
 

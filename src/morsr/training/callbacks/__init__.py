@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from morsr.training.callbacks.adapters import AdapterCheckpoint, AdapterEMA
 from morsr.training.callbacks.images import ImageGrid
-from morsr.training.callbacks.stopping import FinalValidation, StopBetweenSteps
-from morsr.training.callbacks.summary import RunSummary
+from morsr.training.callbacks.stopping import FinalValidation, RunSummary, StopBetweenSteps
 from morsr.training.callbacks.utilization import ExpertUtilization
 
 __all__ = [
