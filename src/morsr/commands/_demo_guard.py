@@ -34,33 +34,27 @@ class OwnPagesOnly:
         if scope["type"] not in ("http", "websocket"):
             await self.app(scope, receive, send)
             return
-        if not allowed(dict(scope["headers"]), unquote(scope["path"]), self.hosts):
-            await self._refuse(scope, send)
-            return
-        is_upload = dict(scope["headers"]).get(b"content-type", b"").startswith(b"multipart/")
-        if scope.get("method") == "POST" and not is_upload:
+        headers, waiting = dict(scope["headers"]), []
+        answered = allowed(headers, unquote(scope["path"]), self.hosts)
+        is_upload = headers.get(b"content-type", b"").startswith(b"multipart/")
+        if answered and scope.get("method") == "POST" and not is_upload:
             body, more = b"", True
             while more and len(body) < 10**6:
                 message = await receive()
                 body, more = body + message.get("body", b""), message.get("more_body", False)
-            if more or not local_files_only(body):
-                await self._refuse(scope, send)
-                return
-            waiting = [{"type": "http.request", "body": body, "more_body": False}]
+            answered = not more and local_files_only(body)
+            waiting.append({"type": "http.request", "body": body, "more_body": False})
 
-            async def again() -> Any:
-                return waiting.pop() if waiting else await receive()
+        async def again() -> Any:
+            return waiting.pop() if waiting else await receive()
 
+        if answered:
             await self.app(scope, again, with_policy)
-            return
-        await self.app(scope, receive, with_policy)
-
-    async def _refuse(self, scope: Any, send: Any) -> None:
-        if scope["type"] == "websocket":
+        elif scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1008})
-            return
-        await send({"type": "http.response.start", "status": 403, "headers": [(b"content-type", b"text/plain")]})
-        await send({"type": "http.response.body", "body": b"only this page's own requests are answered"})
+        else:
+            await send({"type": "http.response.start", "status": 403, "headers": [(b"content-type", b"text/plain")]})
+            await send({"type": "http.response.body", "body": b"only this page's own requests are answered"})
 
 
 def allowed(headers: dict[bytes, bytes], path: str, hosts: tuple[str, ...]) -> bool:

@@ -31,14 +31,9 @@ if TYPE_CHECKING:
 
 Port = restricted_number_type("Port", int, [(">=", 1), ("<=", 65535)], docstring="A port.")
 
-PREVIEW = 2048
-"""Longest side in pixels of what the slider shows; the file to download has the full size."""
-
-MAX_OUTPUT = 64_000_000
-"""Pixels of an output, at most."""
-
-MAX_SECONDS = 600
-"""Seconds that one image may take."""
+PREVIEW = 2048  # longest side in pixels of what the slider shows; the file to download has the full size
+MAX_OUTPUT = 64_000_000  # pixels
+MAX_SECONDS = 600  # for one image
 
 BARS = {
     "blur": "blur",

@@ -47,15 +47,13 @@ def read_config(path: str | Path, *, _children: tuple[Path, ...] = ()) -> dict[s
 
 def expand_configs(arguments: Sequence[str]) -> list[str]:
     """Command-line arguments whose `--config FILE` is the joined config instead of a file that extends others."""
-    expanded: list[str] = []
+    expanded = list(arguments)
     for place, argument in enumerate(arguments):
         name, equals, value = argument.partition("=")
         if name in ("--config", "-c") and equals:
-            expanded.append(f"{name}={_expanded(value)}")
+            expanded[place] = f"{name}={_expanded(value)}"
         elif place and arguments[place - 1] in ("--config", "-c"):
-            expanded.append(_expanded(argument))
-        else:
-            expanded.append(argument)
+            expanded[place] = _expanded(argument)
     return expanded
 
 
