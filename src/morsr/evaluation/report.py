@@ -64,7 +64,8 @@ def examine(generator: OneStepGenerator, lr: Tensor, *, name: str = "image", max
     assert adapters is not None
     kept = adapters.strength
     try:
-        for adapters.strength in (kept, 0.0):
+        for strength in (kept, 0.0):
+            adapters.strength = strength
             images.append(generator(crop, score_lr=lr).sr[0].clamp(0, 1).cpu())
     finally:
         adapters.strength = kept
