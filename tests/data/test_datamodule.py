@@ -174,15 +174,6 @@ def test_pairs_of_a_script_are_those_of_the_data_module(make_data, photos):
         assert (pair.key, pair.image) == (int(batch["key"]), batch["image"][0])
 
 
-def test_images_of_one_size_share_a_batch_and_others_do_not(make_data, photos):
-    data = make_data(val=str(photos), val_batch_size=7)
-    with pytest.raises(ConfigError, match="val_batch_size"):
-        list(data.val_dataloader())
-    data = make_data(val=str(photos), val_batch_size=7, val_crop=32)
-    (batch,) = trainer().predict(Echo(), data.val_dataloader()) or ()  # without the data module's hooks
-    assert batch["hr"].shape == (7, 3, 32, 32)
-
-
 class Echo(L.LightningModule):
     def predict_step(self, batch: Batch, batch_idx: int) -> Batch:
         return batch

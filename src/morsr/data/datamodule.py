@@ -63,7 +63,6 @@ class RealESRGANDataModule(L.LightningDataModule):
         val_seeds, test_seeds: seeds of the degradations; every photograph is degraded once per seed.
         val_crop: sides of validation images are cropped to at most this many HR pixels.
         val_multiple: sides of degraded validation and test HR images are cropped to multiples of this.
-        val_batch_size: above 1, all images of a batch must come out at one size.
         num_workers: processes that decode and crop; 0 does it in the main process.
         cache_mb: MiB of decoded training photographs that each process keeps.
         seed: of everything random here.
@@ -92,7 +91,6 @@ class RealESRGANDataModule(L.LightningDataModule):
         test_seeds: Sequence[int] = (0, 1, 2, 3, 4),
         val_crop: PositiveInt | None = None,
         val_multiple: PositiveInt = 64,  # type: ignore[assignment]
-        val_batch_size: PositiveInt = 1,  # type: ignore[assignment]
         num_workers: NonNegativeInt = 2,  # type: ignore[assignment]
         cache_mb: NonNegativeFloat = 512.0,  # type: ignore[assignment]
         seed: int = 0,
@@ -108,7 +106,7 @@ class RealESRGANDataModule(L.LightningDataModule):
         self.dead_leaves = dead_leaves
         self.batch_size, self.crop_size, self.patch_size = batch_size, crop_size, patch_size
         self.samples_per_epoch = samples_per_epoch
-        self.val_crop, self.val_multiple, self.val_batch_size = val_crop, val_multiple, val_batch_size
+        self.val_crop, self.val_multiple = val_crop, val_multiple
         self.num_workers, self.cache_mb, self.seed, self.scale = num_workers, cache_mb, seed, scale
         self._check_settings()
         self.skipped: dict[str, str] = {}  # reason by path of every file that was passed over
@@ -262,7 +260,7 @@ class RealESRGANDataModule(L.LightningDataModule):
                 scale=self.scale,
                 devices=self.trainer.world_size if self.trainer is not None else 1,
             )
-            return ImageLoader(images, **self._loading(self.val_batch_size))
+            return ImageLoader(images, **self._loading(1))
         if self.trainer is not None and self.trainer.state.fn in (TrainerFn.VALIDATING, TrainerFn.TESTING):
             raise InputError(f"data.{use}: expected at least one set of images, got none of {self.sources[use]}")
         return []

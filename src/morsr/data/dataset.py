@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from morsr.data.sources import SCALE, Pair, Photo, Source, check_scale, find_photos
 from morsr.degradation import DegradationRecipe, apply
 from morsr.degradation.keys import mix, sample_keys, uniforms
-from morsr.errors import ConfigError, InputError, MorsrError
+from morsr.errors import InputError, MorsrError
 from morsr.imaging import read_rgb
 
 _ATTEMPTS = 200  # bad files in a row before the data set counts as unusable
@@ -271,10 +271,6 @@ def _read(batches: Iterator[Any]) -> Iterator[Any]:
 
 def collate(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Items to a batch: tensors are stacked, everything else is listed."""
-    shapes = {tuple(item["lr"].shape) for item in items}
-    if len(shapes) > 1:
-        sizes = ", ".join(f"{shape[2]}x{shape[1]}" for shape in sorted(shapes))
-        raise ConfigError(f"val_batch_size: images of several sizes ({sizes}) in one batch; set it to 1, or val_crop")
     batch = {name: [item[name] for item in items] for name in items[0]}
     return {name: torch.stack(part) if isinstance(part[0], Tensor) else part for name, part in batch.items()}
 
