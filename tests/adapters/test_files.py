@@ -81,7 +81,7 @@ def test_a_file_of_release_0_1_loads(saved, toy, tmp_path):
     metadata, tensors = _parts(saved)
     old = {**_of_release_0_1(tensors), "whole.norm.weight": torch.rand(8), "whole.norm.bias": torch.rand(8)}
     header = json.loads(metadata["header"]) | {"whole": {"norm.weight": [8], "norm.bias": [8]}}
-    header["config"] |= {"gate": "renormalize", "dtype": "float32"}
+    header["config"] |= {"gate": "renormalize", "dtype": "float32", "router": "linear", "router_hidden": 32}
     metadata = {"format": "morsr-adapters", "format_version": "2", "header": json.dumps(header)}
     model, base = _bare(toy), _bare(toy)
     load_adapters(saved, model)

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from morsr.functional.routing import effective_ranks, gate_mass, rank_gates, route, slot_load
+from morsr.functional.routing import effective_ranks, gate_mass, route, slot_load
 
 GATES = ("renormalize_real", "softmax", "renormalize")
 
@@ -75,12 +75,3 @@ def test_noise_moves_the_choice_and_not_the_probabilities():
     routing = route(values, 1, 4, noise=noise)
     assert routing.chosen.item() == 3
     torch.testing.assert_close(routing.probabilities, torch.full((1, 1, 4), 0.25))
-
-
-def test_shared_ranks_are_always_one_and_strength_scales_the_others():
-    routing = route(torch.randn(2, 3, 5, generator=torch.Generator().manual_seed(0)), 2, 4)
-    gates = rank_gates(routing, 4, 3, 2, strength=0.5)
-    assert gates.shape == (2, 3, 3 + 4 * 2)
-    assert (gates[..., :3] == 1).all()
-    torch.testing.assert_close(gates[..., 3::2], routing.gates[..., :4] / 2)
-    torch.testing.assert_close(gates[..., 3::2], gates[..., 4::2])
