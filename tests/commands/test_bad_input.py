@@ -49,7 +49,6 @@ BAD = [
     ("import osedif a.pkl b.safetensors", "PEER"),
     ("import osediff a.pkl b.pkl", ".safetensors"),
     ("export onnx out --dtype float16", "--dtype"),
-    ("export lora out --scores a,b", "--scores"),
     ("demo --port 99999", "--port"),
     ("check nowhere.yaml", "nowhere.yaml"),
 ]

@@ -47,25 +47,12 @@ def test_export_changes_the_adapted_weights_and_nothing_else(generator, small_ba
     assert changed == {f"{name}.weight" for name in generator.adapters.layer_names}
 
 
-def test_scores_are_another_way_to_say_an_image(generator, lr):
-    adapters = generator.adapters
-    assert adapters is not None
-    found = fix_routing(generator, image=lr)
-    assert tuple(found) == adapters.score_names
-    by_image = adapters.routing
-    fix_routing(generator, scores=[0.0] * len(found))
-    assert not torch.equal(adapters.routing.gates, by_image.gates)
-    fix_routing(generator, scores=list(found.values()))
-    torch.testing.assert_close(adapters.routing.gates, by_image.gates, atol=1e-6, rtol=0)
-
-
 def test_settings_that_fix_no_routing(generator, small_base, lr):
     with pytest.raises(InputError):
         export_diffusers("merged", generator)
     bare = OneStepGenerator(load_base(small_base))
     assert fix_routing(bare) == {}
-    bad = [{}, {"image": lr, "scores": [0.5] * 11}, {"scores": [0.5] * 10}, {"scores": [1.5] + [0.5] * 10}]
-    for model, settings in [*((generator, one) for one in bad), (bare, {"image": lr}), (bare, {"strength": 0.5})]:
+    for model, settings in [(generator, {}), (bare, {"image": lr}), (bare, {"strength": 0.5})]:
         with pytest.raises(ConfigError):
             fix_routing(model, **settings)
 
@@ -73,10 +60,9 @@ def test_settings_that_fix_no_routing(generator, small_base, lr):
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["export", "lora", "out", "--scores", "0.1;0.2"],
-        ["export", "lora", "file", "--scores", "0.1"],
-        ["export", "diffusers", "file", "--scores", "0.1"],
-        ["export", "onnx", ".", "--scores", "0.1"],
+        ["export", "lora", "file"],
+        ["export", "diffusers", "file"],
+        ["export", "onnx", "."],
         ["export", "lora", "out"],
     ],
 )

@@ -17,7 +17,7 @@ from torch.testing import assert_close
 import morsr
 from morsr.errors import ConfigError, InputError, MorsrError, WeightsError
 from morsr.imaging import read, write
-from morsr.restoring import Restorer, Settings, passes
+from morsr.restoring import Restorer, Settings
 from morsr.restoring import restorer as restorer_module
 from morsr.restoring.tiles import tiling
 
@@ -272,8 +272,8 @@ def test_all_tiles_of_an_image_share_one_routing_merged_or_not(restorer, monkeyp
     assert calls == [(1, 3, 16, 64)]
     assert routing.batch == 1
     assert_close(weights(restorer), before, atol=0, rtol=0)
-    monkeypatch.setattr(passes, "SMALL_NETWORK", 0)
-    monkeypatch.setattr(passes, "MERGE_PASSES", 1000)
+    monkeypatch.setattr(restorer_module, "SMALL_NETWORK", 0)
+    monkeypatch.setattr(restorer_module, "MERGE_PASSES", 1000)
     assert_close(restorer(images, tile=64), merged, atol=1e-4, rtol=0)
 
 

@@ -20,23 +20,21 @@ def run(
     prompt: str | None = None,
     estimator: str | None = None,
     image: Path | None = None,
-    scores: str | None = None,
     strength: NonNegativeFloat = 1.0,
     scale: PositiveInt | None = None,
 ) -> int:
-    """Fix the routing of one image, or of given degradation scores, and write the model with it.
+    """Fix the routing of one image and write the model with it.
 
     Args:
         form: lora (a folder for diffusers' load_lora_weights, the VAE's ranks as a peft folder in it), diffusers (a
             folder with the ranks folded into the weights) or onnx (a file without tiles and colour correction, which
-            scores and routes every image of 128 pixels a side or more; with an image or scores: any size, one routing)
+            scores and routes every image of 128 pixels a side or more; with an image: any size, one routing)
         output: folder; file for onnx
         model: shipped preset, adapters file, saved folder or checkpoint
         base: folder or hub id of the base model, if the adapters do not bring it
         prompt: text instead of the model's own; the base must have its text encoder
         estimator: class path of an estimator of your own, or folder or hub id of CLIP's weights
         image: the image whose routing is fixed
-        scores: degradation scores instead of an image, each in [0, 1], with commas between them
         strength: factor on the routed ranks
         scale: whole enlargement, 1 to 8, onnx (default: 4)
     """
@@ -49,14 +47,13 @@ def run(
         raise InputError(f"{output}: expected a folder to export into, this is a file")
     if form == "onnx" and output.is_dir():
         raise InputError(f"{output}: expected a file to export into, this is a folder")
-    numbers = _numbers(scores)
     generator = load_generator(model, base=base, prompt=prompt, estimator=estimator)
     adapters = generator.adapters
-    live = form == "onnx" and image is None and numbers is None
+    live = form == "onnx" and image is None
     if live and adapters is not None and adapters.is_routed:
         adapters.strength = strength
     else:
-        found = fixed.fix_routing(generator, image=image, scores=numbers, strength=strength)
+        found = fixed.fix_routing(generator, image=image, strength=strength)
         if found:
             say("routing of " + ", ".join(f"{name} {value:.3f}" for name, value in found.items()))
     if form == "lora":
@@ -71,12 +68,3 @@ def run(
         difference = graph.export_onnx(output, generator, scale=scale or 4, live=live)
         say(f"{output}: differs from the model by at most {difference:.1e} in onnxruntime")
     return 0
-
-
-def _numbers(text: str | None) -> list[float] | None:
-    if text is None:
-        return None
-    try:
-        return [float(part) for part in text.split(",")]
-    except ValueError:
-        raise ConfigError(f"--scores: expected numbers with commas between them, got {text!r}") from None

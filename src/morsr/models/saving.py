@@ -42,7 +42,16 @@ def save_generator(
         include_base = source is None or not is_portable(source)
     if not include_base and source is None:
         raise ConfigError("include_base=False: this base was made by hand, and nothing else could load it again")
-    _check_finite(generator, whole=include_base)
+    adapters = generator.adapters
+    if adapters is not None:  # first, since ranks that are not finite are refused
+        extra = {
+            "base": source or "base",
+            "estimator": None if estimator is None else estimator.spec,
+            "one_step": generator.one_step.to_dict(),
+            "prompt": base.prompt,
+        }
+        file = folder / ADAPTERS_FILE
+        save_adapters(file, base, name=adapters.name, base_id=base.base_id, extra=extra, attached=base.prompts)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CONFIG_FILE).unlink(missing_ok=True)  # comes last, so that a half-written folder does not load
     description = {
@@ -53,27 +62,10 @@ def save_generator(
     }
     if include_base:
         base.save(folder / "base")
-    if generator.adapters is not None:
-        save_adapters(
-            folder / ADAPTERS_FILE,
-            base,
-            name=generator.adapters.name,
-            base_id=base.base_id,
-            extra={**description, "base": source or "base", "estimator": estimator and estimator.spec},
-            attached=base.prompts,
-        )
-    else:
+    if adapters is None:
         (folder / ADAPTERS_FILE).unlink(missing_ok=True)
-    write_description(folder, description, adapted=generator.adapters is not None)
+    write_description(folder, description, adapted=adapters is not None)
     return folder
-
-
-def _check_finite(generator: OneStepGenerator, *, whole: bool) -> None:
-    """Before the first file is touched: what no load would take must not replace a model that works."""
-    names = {name for name, parameter in generator.named_parameters() if whole or parameter.requires_grad}
-    state = generator.state_dict(keep_vars=True).items()
-    if broken := [name for name, value in state if name in names and not value.isfinite().all()]:
-        raise WeightsError(f"the model is not saved: {', '.join(broken[:4])} hold NaN or infinity")
 
 
 def write_description(folder: Path, description: Mapping[str, Any], *, adapted: bool) -> None:

@@ -10,6 +10,7 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -19,7 +20,6 @@ from morsr.adapters import plain_state_dict, switch_of
 from morsr.errors import ConfigError
 from morsr.files import save_tensors, write_text
 from morsr.functional.precision import keep_float32, without_autocast
-from morsr.models.bases.architectures import Architecture
 
 PROMPTS_FILE = "prompt_embeddings.safetensors"
 STEPS = 1000
@@ -30,6 +30,23 @@ class Condition(NamedTuple):
 
     tokens: Tensor
     pooled: Tensor | None = None
+
+
+class Architecture(NamedTuple):
+    """Shapes of a published model, to build it with random weights: for tests, benchmarks and dry runs.
+
+    name: in `random:NAME`. network, vae: settings of diffusers' classes. tokens, width: of a prompt. pooled: width of
+    the pooled text vector. settings: further arguments of the family. distilled: whether it takes no guidance.
+    """
+
+    name: str
+    network: Mapping[str, Any]
+    vae: Mapping[str, Any]
+    tokens: int
+    width: int
+    pooled: int = 0
+    settings: Mapping[str, Any] = MappingProxyType({})
+    distilled: bool = False
 
 
 class Base(nn.Module):

@@ -8,9 +8,9 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from morsr.models.bases.architectures import SHIFTED_VAE, Architecture
-from morsr.models.bases.base import Condition
+from morsr.models.bases.base import Architecture, Condition
 from morsr.models.bases.flow import Flow
+from morsr.models.bases.sd3 import SHIFTED_VAE
 
 FLUX_VAE: dict[str, Any] = {**SHIFTED_VAE, "scaling_factor": 0.3611, "shift_factor": 0.1159}
 GUIDANCE = 3.5

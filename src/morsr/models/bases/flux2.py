@@ -8,8 +8,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from morsr.models.bases.architectures import Architecture
-from morsr.models.bases.base import Condition, dtype_of
+from morsr.models.bases.base import Architecture, Condition, dtype_of
 from morsr.models.bases.flow import Flow
 
 _KLEIN: dict[str, Any] = {

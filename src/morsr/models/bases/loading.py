@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from morsr.errors import ConfigError
 from morsr.functional.precision import float_type
-from morsr.models.bases.architectures import Architecture
-from morsr.models.bases.base import Base
+from morsr.models.bases.base import Architecture, Base
 from morsr.models.bases.flux1 import Flux1
 from morsr.models.bases.flux2 import Flux2
 from morsr.models.bases.reading import first_readable, read_index, read_json, read_prompts, saved_notes

@@ -6,8 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from morsr.models.bases.architectures import Architecture
-from morsr.models.bases.base import Condition, dtype_of
+from morsr.models.bases.base import Architecture, Condition, dtype_of
 from morsr.models.bases.flow import Flow
 
 _SANA_BLOCKS = ["ResBlock"] * 3 + ["EfficientViTBlock"] * 3

@@ -6,10 +6,20 @@ from typing import Any
 
 from torch import Tensor
 
-from morsr.models.bases.architectures import SHIFTED_VAE, Architecture
-from morsr.models.bases.base import Condition
+from morsr.models.bases.base import Architecture, Condition
 from morsr.models.bases.flow import Flow
+from morsr.models.bases.stable_diffusion import SD_VAE
 
+SHIFTED_VAE: dict[str, Any] = {
+    **SD_VAE,
+    "latent_channels": 16,
+    "sample_size": 1024,
+    "scaling_factor": 1.5305,
+    "shift_factor": 0.0609,
+    "use_quant_conv": False,
+    "use_post_quant_conv": False,
+}
+"""Stable Diffusion 3's autoencoder; FLUX.1 and Z-Image have the same layers."""
 _SD3: dict[str, Any] = {
     "sample_size": 128,
     "num_layers": 24,

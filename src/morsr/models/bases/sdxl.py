@@ -6,9 +6,8 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from morsr.models.bases.architectures import SD_VAE, Architecture
-from morsr.models.bases.base import Condition, dtype_of
-from morsr.models.bases.stable_diffusion import StableDiffusion
+from morsr.models.bases.base import Architecture, Condition, dtype_of
+from morsr.models.bases.stable_diffusion import SD_VAE, StableDiffusion
 
 _SDXL_UNET: dict[str, Any] = {
     "sample_size": 128,

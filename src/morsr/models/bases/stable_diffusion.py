@@ -10,11 +10,20 @@ from torch import Tensor, nn
 
 from morsr.errors import ConfigError
 from morsr.functional.diffusion import add_noise, clean_latents, epsilon_from_velocity, scaled_linear_alphas_cumprod
-from morsr.models.bases.architectures import SD_VAE, Architecture
-from morsr.models.bases.base import STEPS, Base, Condition, at_timesteps, dtype_of
+from morsr.models.bases.base import STEPS, Architecture, Base, Condition, at_timesteps, dtype_of
 from morsr.models.bases.reading import check_parts, read_autoencoder, read_json, read_network
 from morsr.models.precision import to_float32
 
+SD_VAE: dict[str, Any] = {
+    "block_out_channels": [128, 256, 512, 512],
+    "down_block_types": ["DownEncoderBlock2D"] * 4,
+    "up_block_types": ["UpDecoderBlock2D"] * 4,
+    "layers_per_block": 2,
+    "latent_channels": 4,
+    "sample_size": 768,
+    "scaling_factor": 0.18215,
+}
+"""Stable Diffusion's autoencoder."""
 _SD15_UNET: dict[str, Any] = {"sample_size": 64, "attention_head_dim": 8, "cross_attention_dim": 768}
 _SD21_UNET: dict[str, Any] = {
     "sample_size": 64,

@@ -7,8 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from morsr.models.bases.architectures import Architecture
-from morsr.models.bases.base import Condition
+from morsr.models.bases.base import Architecture, Condition
 from morsr.models.bases.flow import Flow
 from morsr.models.bases.flux1 import FLUX_VAE
 
