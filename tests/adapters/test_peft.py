@@ -5,7 +5,7 @@ import torch
 
 from morsr.adapters import Routing, layers_of_set
 from morsr.errors import ConfigError, InputError
-from morsr.models.exchange.lora import export_peft, lora_state_dict
+from morsr.models.exchange.fixed import export_peft, lora_state_dict
 
 peft = pytest.importorskip("peft")
 

@@ -10,8 +10,7 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline
 from morsr.cli import main
 from morsr.errors import ConfigError, InputError
 from morsr.models.bases import load_base
-from morsr.models.exchange.fixed import fix_routing
-from morsr.models.exchange.lora import export_lora
+from morsr.models.exchange.fixed import export_lora, fix_routing
 from morsr.models.generator import OneStepGenerator
 from morsr.models.loading import load_generator
 

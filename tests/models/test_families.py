@@ -15,7 +15,7 @@ from morsr.adapters import active_adapters, adapter_parameters, merged
 from morsr.errors import ConfigError, WeightsError
 from morsr.models.bases import load_base
 from morsr.models.draws import Draws
-from morsr.models.exchange.lora import export_lora
+from morsr.models.exchange.fixed import export_lora
 from morsr.models.generator import OneStepConfig, OneStepGenerator
 from morsr.models.loading import load_generator
 from morsr.models.losses import Losses

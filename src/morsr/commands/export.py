@@ -38,7 +38,7 @@ def run(
         strength: factor on the routed ranks
         scale: whole enlargement, 1 to 8, onnx (default: 4)
     """
-    from morsr.models.exchange import fixed, graph, lora
+    from morsr.models.exchange import fixed, graph
     from morsr.models.loading import load_generator
 
     if scale is not None and form != "onnx":
@@ -57,7 +57,7 @@ def run(
         if found:
             say("routing of " + ", ".join(f"{name} {value:.3f}" for name, value in found.items()))
     if form == "lora":
-        written = lora.export_lora(output, generator)
+        written = fixed.export_lora(output, generator)
         for place in written.values():
             say(str(place))
         if "vae" in written:

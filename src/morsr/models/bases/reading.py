@@ -68,28 +68,18 @@ def first_readable(source: str | os.PathLike[str] | Sequence[str], read: Callabl
         candidates = [os.fspath(one) for one in source]
     failed = []
     for place, candidate in enumerate(candidates, start=1):
+        folder = Path(candidate)
         try:
             folder, name = _folder_of(candidate)
-        except _NotThereError as error:
-            failed.append(f"{candidate} ({error})")
-        else:
-            try:
-                return read(folder, name)
-            except (WeightsError, ConfigError) as error:
-                said = type(error)(str(error).replace(str(folder), candidate))
-                if len(candidates) == 1:
-                    raise said from error
-                failed.append(str(said) if candidate in str(said) else f"{candidate} ({said})")
+            return read(folder, name)
+        except (WeightsError, ConfigError) as error:
+            text = str(error).replace(str(folder), candidate)
+            if len(candidates) == 1:
+                raise type(error)(text) from error
+            failed.append(text if candidate in text else f"{candidate} ({text})")
         if place < len(candidates):
             say(f"morsr: no base model from {failed[-1]}; trying the next")
-    raise WeightsError(
-        f"no base model could be loaded; tried {'; '.join(failed) or 'nothing'}. Give {_LAYOUT}, "
-        f"or a hub id such as {' or '.join(HUB_IDS['sd21'])}"
-    )
-
-
-class _NotThereError(Exception):
-    """Neither a folder nor a repository that can be fetched."""
+    raise WeightsError(f"no base model could be loaded; tried {'; '.join(failed) or 'nothing'}")
 
 
 def _folder_of(candidate: str) -> tuple[Path, str]:
@@ -97,14 +87,13 @@ def _folder_of(candidate: str) -> tuple[Path, str]:
     folder = Path(candidate).expanduser()
     if folder.is_dir():
         return folder, folder.resolve().name
-    if folder.is_file():
-        raise _NotThereError(f"is a single file; expected {_LAYOUT}")
-    if repository_of(candidate) is None:
-        raise _NotThereError("no such folder")
+    if repository_of(candidate) is None or folder.is_file():
+        what = "is a single file" if folder.is_file() else "no such folder"
+        raise WeightsError(f"{candidate}: {what}; expected {_LAYOUT}, or a hub id such as {HUB_IDS['sd21'][0]}")
     try:
         return _fetched(candidate, _BASE_FILES, ["unet/", "transformer/", "vae/"], _WEIGHTS), candidate
     except WeightsError as error:
-        raise _NotThereError(str(error)) from error
+        raise WeightsError(f"{candidate}: not to be had from the hub ({error}); give another or {_LAYOUT}") from error
 
 
 def _fetched(name: str, files: Sequence[str], parts: Sequence[str], stem: str) -> Path:
