@@ -32,7 +32,7 @@ class BenchmarkTable(L.Callback):
         out: folder; default `benchmark/` in the run's folder.
 
     Raises:
-        ConfigError: more than one device, on which the rows could not be timed or paired.
+        ConfigError: more than one device, whose images could not be paired.
     """
 
     def __init__(self, *, metrics: Sequence[str] = ("psnr", "ssim", "niqe"), out: str | None = None) -> None:
