@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -20,7 +21,7 @@ from jsonargparse.typing import PositiveInt
 from PIL import Image
 from tqdm import tqdm
 
-from morsr.data.sources import find_images
+from morsr.data.sources import find_images, some
 from morsr.errors import InputError, MorsrError
 from morsr.files import atomic_path
 from morsr.imaging import read_rgb
@@ -68,6 +69,9 @@ def main(
         if target == source or source in target.parents:
             raise InputError(f"{target}: expected a folder outside {source}, or it would be cut again")
         paths, work = find_images(source), partial(cut, source=source, target=target, size=size, step=step)
+        often = Counter(Path(path).with_suffix("") for path in paths)
+        if twins := [str(stem) for stem, count in often.items() if count > 1]:
+            raise InputError(f"images of one name would share their sub-images: {some(twins)}; rename some")
         with ProcessPoolExecutor(min(workers or os.cpu_count() or 1, len(paths))) as pool:
             problems = [found for found in tqdm(pool.map(work, paths), total=len(paths), unit="image") if found]
     except (MorsrError, OSError) as error:

@@ -45,3 +45,10 @@ def test_sub_images_cover_the_photograph(cut, photos, tmp_path, capsys):
     assert cut(photos, out, *SIZES) == 1
     assert made["photo6_32_0032_0064.png"].is_file()
     assert made["photo6_32_0000_0000.png"].stat().st_mtime_ns == kept
+
+
+def test_photographs_of_one_name_are_refused(cut, photos, tmp_path, capsys):
+    save(photos / "photo1.jpg", smooth(40, 40, 0))
+    assert cut(photos, tmp_path / "out", *SIZES) != 0
+    assert "photo1" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
