@@ -71,13 +71,13 @@ def test_gaussian_noise_has_its_deviation(gray):
 @pytest.mark.parametrize("levels", [256, 40])
 def test_poisson_noise_agrees_with_basicsr(gray, levels):
     ramp = torch.linspace(0, 1, levels).mul(255).round().div(255).repeat_interleave(1024 // levels + 1)[:1024]
-    image = ramp.view(1, 1, 1, -1).expand(1, 3, 600, -1).contiguous() * 0.5 + 0.25  # away from the clamp
-    image = image.mul(255).round().div(255)
+    image = ramp.view(1, 1, 1, -1).expand(1, 3, 600, -1).contiguous() * 0.3 + 0.5  # away from the clamp
+    image = (image * torch.tensor([1.0, 0.75, 0.6]).view(1, 3, 1, 1)).mul(255).round().div(255)
     ours = corrupt.add_poisson_noise(image, 0.7, gray=gray, generator=_generator(5)) - image
     torch.manual_seed(5)
     reference = oracle.OPERATORS.add_poisson_noise_pt
     theirs = reference(image, torch.tensor([0.7]), gray_noise=torch.tensor([float(gray)])) - image
-    assert bool((ours[:, 0] == ours[:, 1]).all()) == gray
+    assert (((ours[:, 0] - ours[:, 1]).abs() < 1e-6).float().mean().item() > 0.99) == gray
     # By column, so by level: the mean is zero and the variance grows with the level.
     for ours_part, theirs_part in zip(ours[:, 0].split(128, dim=-1), theirs[:, 0].split(128, dim=-1), strict=True):
         spread = theirs_part.std().item()

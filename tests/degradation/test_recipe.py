@@ -147,13 +147,16 @@ def test_ranges_are_kept_and_filled(draws):
 
 
 def _columns(parameters: DegradationParameters) -> dict[str, np.ndarray]:
-    """All drawn numbers by name."""
+    """All drawn numbers by name; those whose range depends on the kernel's kind or size by their place in it."""
     found: dict[str, np.ndarray] = {}
     for group_name in ("first", "second", "final"):
         group = getattr(parameters, group_name)
         for name, value in {**vars(group), **vars(group.blur)}.items():
-            if name not in ("blur", "beta", "cutoff"):  # these depend on the kind and size of their kernel
+            if name != "blur":
                 found[f"{group_name}.{name}"] = value.double().numpy()
+        lowest = np.where((group.blur.size < 13) | (group_name == "final"), math.pi / 3, math.pi / 5)
+        found[f"{group_name}.cutoff"] = (found[f"{group_name}.cutoff"] - lowest) / (math.pi - lowest)
+        found[f"{group_name}.beta"] = (group.blur.beta <= 1).double().numpy()  # the lower half of the draws
     return found
 
 
