@@ -18,8 +18,9 @@ def recorded(restorer, monkeypatch):
     Path("assets").mkdir()
     Path("assets/selftest.png").write_bytes(bundled.read_bytes())
     monkeypatch.setattr(selftest, "assets", lambda: Path("assets"))
-    assert main(["selftest", "--record", "assets"]) == 0
-    return Path("assets/tiny_expected.png")
+    expected = Path("assets/tiny_expected.png")
+    assert main(["upscale", "assets/selftest.png", str(expected)]) == 0
+    return expected
 
 
 def test_another_output_is_noticed(recorded, capsys):

@@ -9,18 +9,16 @@ from morsr.functional.layer_names import flow_order
 from morsr.functional.utilization import (
     dead_experts,
     load_entropy,
-    load_spread,
     mid_ranks,
     mutual_information,
     spearman,
 )
 
 
-def test_even_and_collapsed_loads_are_the_ends_of_every_scale():
+def test_the_entropy_of_even_and_collapsed_loads():
     even, collapsed = torch.full((1, 12), 1 / 12), torch.tensor([[1 / 3] * 3 + [0.0] * 9])
-    for measure, ends in ((load_entropy, (1, math.log(3) / math.log(12))), (lambda load: load_spread(load, 3), (1, 0))):
-        assert measure(even).item() == pytest.approx(ends[0], abs=1e-6)
-        assert measure(collapsed).item() == pytest.approx(ends[1], abs=1e-6)
+    assert load_entropy(even).item() == pytest.approx(1, abs=1e-6)
+    assert load_entropy(collapsed).item() == pytest.approx(math.log(3) / math.log(12), abs=1e-6)
 
 
 def test_dead_experts_are_real_ones_under_a_tenth_of_the_even_load():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import shutil
@@ -94,8 +95,9 @@ def run(
         )  # fmt: skip
         try:
             url = launch(page, host=host, port=port, max_mb=max_mb, browser=open)
-            print(f"{url}    (stop with Ctrl-C)", flush=True)
-            page.block_thread()
+            with contextlib.suppress(KeyboardInterrupt):  # the page's usual end, from this line on
+                print(f"{url}    (stop with Ctrl-C)", flush=True)
+                page.block_thread()
         finally:
             page.close(verbose=False)
     return 0
@@ -302,34 +304,13 @@ def restore_upload(
 
 
 def ranks_figure(table: RoutingTable) -> Figure:
-    """Draw one image's gates: layers from top to bottom, shared ranks, routed experts and zero experts beside."""
-    import numpy as np
-    from matplotlib.figure import Figure
+    """Draw one image's gates, layers by slots; a zero slot that was chosen counts as 1."""
+    from morsr.imaging.loads import load_figure
 
-    layers, shared, real = len(table.layer_names), table.num_shared, table.num_real
-    gates = table.gates.new_zeros(layers, table.num_slots).scatter(-1, table.chosen[0], table.gates[0]).numpy()
-    figure = Figure(figsize=(9, 4.2), dpi=110, layout="constrained")
-    axis = figure.add_subplot()
-    ran = np.where(gates > 0, gates, np.nan)
-    drawn = np.concatenate([np.ones((layers, shared)), ran[:, :real]], axis=1)
-    image = axis.imshow(drawn, aspect="auto", cmap="Blues", vmin=0, vmax=2, interpolation="nearest")
-    if table.num_zero:
-        extent = (shared + real - 0.5, shared + table.num_slots - 0.5, layers - 0.5, -0.5)
-        zero = np.where(gates[:, real:] > 0, 1.0, np.nan)
-        axis.imshow(zero, aspect="auto", cmap="Oranges", vmin=0, vmax=1.4, extent=extent, interpolation="nearest")
-    each = f", {table.expert_rank} ranks each" if table.expert_rank > 1 else ""
-    parts = [(shared, f"{shared} shared"), (real, f"{real} routed{each}"), (table.num_zero, f"{table.num_zero} zero")]
-    ends = np.cumsum([count for count, _ in parts])
-    ticks = [(end - (count + 1) / 2, name) for end, (count, name) in zip(ends, parts, strict=True) if count]
-    axis.set_xticks([place for place, _ in ticks], [name for _, name in ticks])
-    for end in ends[:-1]:
-        axis.axvline(end - 0.5, color="0.4", linewidth=1)
-    axis.set(xlim=(-0.5, ends[-1] - 0.5), ylim=(layers - 0.5, -0.5), ylabel="adapted layer")
-    count = shared + table.expert_rank * (gates[:, :real] > 0).sum(axis=1).mean()
-    axis.set_title(
-        f"{count:.1f} of {shared + table.expert_rank * real} ranks ran per layer: gate mass "
-        f"{table.gate_mass().mean():.2f}, {table.effective_ranks().mean():.1f} effective routed ranks",
-        fontsize=10, loc="right",
-    )  # fmt: skip
-    figure.colorbar(image, ax=axis, label="gate", extend="max")
-    return figure
+    shown = table.gates[0].where(table.chosen[0] < table.num_real, 1.0)
+    gates = shown.new_zeros(len(shown), table.num_slots).scatter(-1, table.chosen[0], shown)
+    title = (
+        f"{table.active_ranks().mean():.1f} active ranks, {table.num_shared} of them shared\n"
+        f"gate mass {table.gate_mass().mean():.2f}, effective ranks {table.effective_ranks().mean():.1f}"
+    )
+    return load_figure({title: gates}, table.layer_names, table.num_zero, label="gate")

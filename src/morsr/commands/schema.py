@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import json
 import types
 import typing
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Literal
 
 from morsr.cli_errors import settings_of
@@ -19,7 +18,6 @@ MODELS = (
     "morsr.training.base_phases.DiffusionTraining",
     "morsr.training.estimator.LearnedEstimatorTraining",
 )
-_PLAIN = {bool: "boolean", int: "integer", float: "number", str: "string", Path: "string", types.NoneType: "null"}
 
 
 def run() -> int:
@@ -69,23 +67,11 @@ def _object(kind: Any) -> dict[str, Any]:
 
 
 def _schema(kind: Any) -> dict[str, Any]:
-    """What a type accepts; classes are written by class path, with or without init_args."""
-    origin, members = typing.get_origin(kind), typing.get_args(kind)
-    if origin is typing.Annotated:
-        return _schema(members[0])
-    if origin is Literal:
-        return {"enum": list(members)}
-    if origin in (typing.Union, types.UnionType):
-        return {"anyOf": [_schema(one) for one in members]}
-    if not inspect.isclass(origin or kind) or kind in (Any, object):
-        return {}
-    for plain, name in _PLAIN.items():
-        if kind is plain or (origin is None and issubclass(kind, plain) and plain is not types.NoneType):
-            return {"type": name}
-    if issubclass(origin or kind, Mapping):
-        return {"type": "object"}
-    if origin is not None:
-        return {"type": "array"}
-    if hasattr(kind, "__dataclass_fields__"):
-        return _object(kind)
-    return {"type": ["string", "object"]}
+    """The names of settings and the choices that a type allows; other values are not checked here."""
+    if typing.get_origin(kind) is Literal:
+        return {"enum": list(typing.get_args(kind))}
+    if typing.get_origin(kind) in (typing.Union, types.UnionType):
+        return {"anyOf": [_schema(one) for one in typing.get_args(kind)]}
+    if kind is types.NoneType:
+        return {"type": "null"}
+    return _object(kind) if dataclasses.is_dataclass(kind) else {}

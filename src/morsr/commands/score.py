@@ -16,11 +16,10 @@ def run(
     metrics: str = "psnr,ssim,niqe",
     out: Path = Path("scores"),
     published: str | None = None,
-    skip_problems: bool = False,
     accelerator: bool = False,
     list_metrics: bool = False,
 ) -> int:
-    """Score folders of restored images and write CSV and Markdown.
+    """Score folders of restored images and write two tables; 1 if some files could not be scored.
 
     Args:
         pred: restored images: folders or single files, as PATH or NAME=PATH; NAME is the row's
@@ -29,7 +28,6 @@ def run(
         metrics: names with commas
         out: folder for the tables
         published: data set, such as realsr, whose published rows are printed beside
-        skip_problems: score the rest when files cannot be scored
         accelerator: run learned metrics on the accelerator, if any
         list_metrics: print the metrics and what they need, and stop
     """
@@ -51,13 +49,13 @@ def run(
 
     report = score_folders(
         named_paths(pred), gt, lr, [name for name in metrics.split(",") if name.strip()],
-        out=out, skip_problems=skip_problems,
+        out=out,
         device=torch.accelerator.current_accelerator() if accelerator else None,
-        published=published_rows(published) if published else (),
+        published=published_rows(published) if published else {},
     )  # fmt: skip
     print(report.to_text())
-    print(printable(f"Written to {out}: scores.csv, scores.md"))
-    return 0
+    print(printable(f"Written to {out}: scores.csv, scores.txt"))
+    return 1 if report.problems else 0
 
 
 def named_paths(texts: list[str]) -> dict[str, Path]:

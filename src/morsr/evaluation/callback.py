@@ -64,7 +64,7 @@ class BenchmarkTable(L.Callback):
             try:
                 published = published_rows(name)
             except ConfigError:
-                published = ()
+                published = {}
             report = evaluate(methods, pairs, self.metrics, out=folder / name, published=published)
             self.reports[name] = report
             rank_zero_info(f"\n{name}: {report.to_text()}\nall scores and pictures: {folder / name}\n")

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from morsr.errors import ConfigError, InputError
 from morsr.evaluation.images import bicubic, read_rgb, to_tensor, to_uint8
-from morsr.evaluation.tables import BenchmarkReport, ImageScore, PublishedRow
+from morsr.evaluation.tables import BenchmarkReport, ImageScore
 from morsr.files import printable
 from morsr.imaging import list_images
 from morsr.imaging.sheet import side_by_side
@@ -34,7 +34,7 @@ def evaluate(
     metrics: Sequence[str] = ("psnr", "ssim", "niqe"),
     *,
     out: str | Path | None = None,
-    published: Sequence[PublishedRow] = (),
+    published: Mapping[str, Mapping[str, float]] | None = None,
 ) -> BenchmarkReport:
     """Score methods over pairs; differences are taken to "bicubic" where it is there, else to the first method.
 
@@ -44,8 +44,8 @@ def evaluate(
         pairs: things with `stem`, `lr` and `hr`, both (H, W, 3) uint8, and perhaps `group`, the photograph; or things
             with a `load()` that reads one.
         metrics: names, see `morsr.models.metrics`.
-        out: folder for scores.csv, scores.md and side_by_side.png; None writes nothing.
-        published: rows of papers to print beside.
+        out: folder for scores.csv, scores.txt and side_by_side.png; None writes nothing.
+        published: rows of papers to print beside, see `published_rows`.
 
     Raises:
         ConfigError: unknown metrics.
@@ -81,7 +81,7 @@ def evaluate(
         raise InputError("evaluate: expected at least one pair of images, got none")
     infos = [metric.info for metric in built.metrics.values()]
     report = BenchmarkReport(
-        rows, infos, built.absent, reference if len(methods) > 1 else None, problems, published=published
+        rows, infos, built.absent, reference if len(methods) > 1 else None, problems, published=published or {}
     )
     if out is not None:
         report.save(out)
@@ -114,11 +114,10 @@ def score_folders(
     metrics: Sequence[str] = ("psnr", "ssim", "niqe"),
     *,
     out: str | Path | None = None,
-    skip_problems: bool = False,
     device: torch.device | None = None,
-    published: Sequence[PublishedRow] = (),
+    published: Mapping[str, Mapping[str, float]] | None = None,
 ) -> BenchmarkReport:
-    """Score folders (or single files) of restored images.
+    """Score folders (or single files) of restored images; the report lists what cannot be paired, read or compared.
 
     Args:
         outputs: method to folder or file. Folders are searched with their subfolders.
@@ -126,15 +125,13 @@ def score_folders(
             none are computed.
         lr: inputs of the same paths; adds the bicubic row.
         metrics: names, see `morsr.models.metrics`.
-        out: folder for scores.csv and scores.md.
-        skip_problems: score the rest when some files cannot be paired or read; the report lists them.
+        out: folder for scores.csv and scores.txt.
         device: where learned metrics run; None is the CPU.
-        published: rows of papers to print beside.
+        published: rows of papers to print beside, see `published_rows`.
 
     Raises:
         ConfigError: unknown metrics, none, no method, or a method called "bicubic" beside the bicubic row.
-        InputError: folders that are missing or empty; without `skip_problems` anything that cannot be paired or
-            compared (nothing is scored then); no metric that can be computed; no image that could be scored.
+        InputError: folders that are missing or empty, no metric that can be computed, or no image that could be scored.
     """
     if not outputs or (lr is not None and BICUBIC in outputs):
         raise ConfigError(f"score: expected outputs by name, none called {BICUBIC!r} beside --lr, got {list(outputs)}")
@@ -148,39 +145,35 @@ def score_folders(
     if not built.metrics:
         raise InputError("score: no metric can be computed: " + "; ".join(f"{n} {why}" for n, why in absent.items()))
 
-    # Every file is decoded before the first is scored: hours of metrics are not to end at a damaged one.
-    checked = _mapped(_problems, images, "check")
-    problems += [f"{job.stem}: {text}" for job, text in zip(images, checked, strict=True) if text]
-    if problems and not skip_problems:
-        more = [f"and {len(problems) - 12} more"] if len(problems) > 12 else []
-        raise InputError(
-            f"{len(problems)} problems, nothing was scored (--skip-problems scores the rest): "
-            + "; ".join([*problems[:12], *more])
-        )
-    images = [job for job, text in zip(images, checked, strict=True) if not text]
-    if not images:
-        raise InputError(f"score: no image could be scored: {'; '.join(problems[:3])}")
     if out is not None:  # a folder that cannot be made is found before the work, not after it
         Path(out).mkdir(parents=True, exist_ok=True)
 
-    def score(job: _Job) -> dict[str, tuple[dict[str, float], list[str]]]:
-        return {
-            method: score_image(built.metrics, to_tensor(sr), None if truth is None else to_tensor(truth))
-            for method, sr, truth in _decoded(job)
-        }
+    def score(job: _Job) -> dict[str, tuple[dict[str, float], list[str]]] | str:
+        try:
+            return {
+                method: score_image(built.metrics, to_tensor(sr), None if truth is None else to_tensor(truth))
+                for method, sr, truth in _decoded(job)
+            }
+        except InputError as error:
+            return str(error)
 
-    scored = _mapped(score, images, "score", at_once=device is None)
-    methods = [*([BICUBIC] if lr is not None else []), *outputs]
-    rows = []
-    for method in methods:
-        for job, found in zip(images, scored, strict=True):
+    scored = _mapped(score, images, at_once=device is None)
+    methods, rows = [*([BICUBIC] if lr is not None else []), *outputs], []
+    for job, found in zip(images, scored, strict=True):
+        if isinstance(found, str):
+            problems.append(f"{job.stem}: {found}")
+            continue
+        for method in methods:
             scores, failed = found[method]
             rows.append(ImageScore(printable(job.stem), method, scores))
             problems += [f"{method} on {job.stem}: {text}" for text in failed]
+    if not rows:
+        raise InputError(f"score: no image could be scored: {'; '.join(problems[:3])}")
+    rows.sort(key=lambda row: methods.index(row.method))
     reference = methods[0] if len(methods) > 1 else None
     report = BenchmarkReport(
         rows, [metric.info for metric in built.metrics.values()], absent, reference, list(map(printable, problems)),
-        published=published,
+        published=published or {},
     )  # fmt: skip
     if out is not None:
         report.save(out)
@@ -215,23 +208,14 @@ def _paired(outputs: Mapping[str, Path], hr: Path | None, lr: Path | None) -> tu
     return jobs, problems
 
 
-def _problems(job: _Job) -> str:
-    """Why an image cannot be scored, or an empty text."""
-    try:
-        for method, image, truth in _decoded(job):
-            if truth is not None and image.shape != truth.shape:
-                (height, width), (high, wide) = truth.shape[:2], image.shape[:2]
-                return f"{method}: expected {width}x{height} px as the reference, got {wide}x{high}"
-    except InputError as error:
-        return str(error)
-    return ""
-
-
 def _decoded(job: _Job) -> Iterator[tuple[str, np.ndarray, np.ndarray | None]]:
-    """(method, output, reference) of one job."""
+    """(method, output, reference) of one job; InputError for files that cannot be compared."""
     outputs = {method: read_rgb(path) for method, path in job.outputs.items()}
     truth = None if job.hr is None else read_rgb(job.hr)
     for method, image in outputs.items():
+        if truth is not None and image.shape != truth.shape:
+            (height, width), (high, wide) = truth.shape[:2], image.shape[:2]
+            raise InputError(f"{method}: expected {width}x{height} px as the reference, got {wide}x{high}")
         yield method, image, truth
     if job.lr is not None:
         lr = read_rgb(job.lr)
@@ -250,13 +234,12 @@ def _fitting(lr: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
     return size
 
 
-def _mapped(work: Callable[[_Job], Any], images: Sequence[_Job], what: str, *, at_once: bool = True) -> list[Any]:
+def _mapped(work: Callable[[_Job], Any], images: Sequence[_Job], *, at_once: bool) -> list[Any]:
     """Work on images in threads, one core each; torch, OpenCV and the decoders let other threads run."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1 if at_once else threads)
     try:
         with ThreadPoolExecutor(threads if at_once else 1) as pool:
-            done = tqdm(pool.map(work, images), desc=what, unit="image", total=len(images), disable=None)
-            return list(done)
+            return list(tqdm(pool.map(work, images), desc="score", unit="image", total=len(images), disable=None))
     finally:
         torch.set_num_threads(threads)

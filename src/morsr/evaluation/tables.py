@@ -41,27 +41,19 @@ class ImageScore:
     group: str | None = None
 
 
-@dataclass(frozen=True)
-class PublishedRow:
-    """One row of a published table: quoted, never computed here."""
-
-    method: str
-    scores: dict[str, float]
-
-
-def published_rows(dataset: str) -> tuple[PublishedRow, ...]:
-    """The published rows of one data set, by its name in any case ("realsr").
+def published_rows(dataset: str) -> dict[str, dict[str, float]]:
+    """Scores of papers by method for one data set, by its name in any case ("realsr"): quoted, never computed here.
 
     Raises:
         ConfigError: no rows for that name; the message lists the names.
     """
     tables = json.loads(files("morsr.evaluation").joinpath("published.json").read_text(encoding="utf-8"))["tables"]
-    rows = tuple(
-        PublishedRow(row["method"], row["scores"])
+    rows = {
+        row["method"]: row["scores"]
         for table in tables
         if table["dataset"].lower() == dataset.strip().lower()
         for row in table["rows"]
-    )
+    }
     if not rows:
         known = dict.fromkeys(table["dataset"] for table in tables)
         raise ConfigError(f"no published rows for {dataset!r}; expected one of {', '.join(known)}")
@@ -78,7 +70,7 @@ class BenchmarkReport:
         absent: metrics that could not be computed, and why.
         reference: the method that differences are taken to, or None.
         problems: what was left out or failed, one text each.
-        published: rows quoted from papers.
+        published: scores quoted from papers, by method.
     """
 
     rows: Sequence[ImageScore]
@@ -86,7 +78,7 @@ class BenchmarkReport:
     absent: Mapping[str, str] = field(default_factory=dict)
     reference: str | None = None
     problems: Sequence[str] = ()
-    published: Sequence[PublishedRow] = ()
+    published: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     @cached_property
     def methods(self) -> tuple[str, ...]:
@@ -141,7 +133,7 @@ class BenchmarkReport:
             writer.writerow([row.image, row.method, *cells, row.group or ""])
         return stream.getvalue()
 
-    def to_text(self, *, markdown: bool = False) -> str:
+    def to_text(self) -> str:
         """One table, a line per metric and method: mean, and difference to the reference with its 95 % interval."""
         delta = f"Δ to {self.reference}" if self.reference else ""
         lines = []
@@ -152,11 +144,11 @@ class BenchmarkReport:
                 # A mean over fewer images is not comparable with the others of its metric.
                 count = "" if known in (0, len(self.images)) else f" (n={known})"
                 lines.append([info.label, method, number(self.mean(method, info.name)) + count, *interval_cells(value)])
-            for row in self.published:
-                if info.name in row.scores:
-                    lines.append([info.label, f"{row.method} (published)", f"{row.scores[info.name]:g}", "", ""])
+            for method, scores in self.published.items():
+                if info.name in scores:
+                    lines.append([info.label, f"{method} (published)", f"{scores[info.name]:g}", "", ""])
         head = ["metric", "method", "mean", delta, "95 % interval (*: without 0)"]
-        shown = text_table(head, lines, markdown=markdown)
+        shown = text_table(head, lines)
         notes = [printable(f"{name} is absent: {reason}") for name, reason in self.absent.items()]
         notes += [printable(f"left out or without a value: {text}") for text in self.problems]
         photographs = len(set(self.groups.values()))
@@ -164,9 +156,9 @@ class BenchmarkReport:
         return "\n".join([f"{counted}, {PROTOCOL}\n", shown, *([""] if notes else []), *notes]) + "\n"
 
     def save(self, folder: str | Path) -> None:
-        """Write scores.csv and scores.md into a folder, which is made."""
+        """Write scores.csv and scores.txt into a folder, which is made."""
         write_text(Path(folder) / "scores.csv", self.to_csv())
-        write_text(Path(folder) / "scores.md", self.to_text(markdown=True))
+        write_text(Path(folder) / "scores.txt", self.to_text())
 
     def _difference(self, method: str, metric: str) -> Interval | None:
         try:
@@ -175,13 +167,9 @@ class BenchmarkReport:
             return None
 
 
-def text_table(head: Sequence[str], lines: Sequence[Sequence[str]], *, markdown: bool = False) -> str:
-    """Lines of cells as columns: aligned by spaces, or as Markdown. A repeated first cell is left out when aligned."""
+def text_table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """Lines of cells as columns, aligned by spaces; a repeated first cell is left out."""
     cells = [[printable(str(cell)) for cell in line] for line in (head, *lines)]
-    if markdown:
-        cells = [[cell.replace("|", "\\|") for cell in line] for line in cells]
-        cells.insert(1, ["---"] * len(head))
-        return "\n".join("| " + " | ".join(line) + " |" for line in cells)
     firsts = [line[0] for line in cells]
     for above, line in zip(firsts, cells[1:], strict=False):
         line[0] = "" if line[0] == above else line[0]

@@ -12,10 +12,6 @@ import torch
 from torch import Tensor
 
 DEAD_BELOW = 0.1  # of the even load 1/N
-# A layer has collapsed when more than this share of its experts is dead, or its load spread is lower than this.
-MAX_DEAD_SHARE = 0.5
-MIN_SPREAD = 0.25
-MIN_EVEN_COUNT = 10  # choices per slot at an even load; below, an unused slot may be chance
 
 
 def load_share(counts_LN: Tensor) -> Tensor:
@@ -23,51 +19,17 @@ def load_share(counts_LN: Tensor) -> Tensor:
     return counts_LN / counts_LN.sum(-1, keepdim=True).clamp_min(1)
 
 
-def load_entropy(load_LN: Tensor, *, normalized: bool = True) -> Tensor:
-    """Shannon entropy (L,) of the load: in nats, or divided by log N so that 1 is even and 0 is one slot for all."""
+def load_entropy(load_LN: Tensor) -> Tensor:
+    """Shannon entropy (L,) of the load over log N: 1 is even, 0 is one slot for all."""
     entropy = torch.special.entr(load_LN).sum(-1)
     slots = load_LN.shape[-1]
-    if not normalized:
-        return entropy
     return entropy / math.log(slots) if slots > 1 else torch.ones_like(entropy)
-
-
-def load_spread(load_LN: Tensor, top_k: int) -> Tensor:
-    """Entropy (L,) of the load, measured from the worst case that top-k allows.
-
-    It is 0 when every image takes the same k slots and 1 when the load is even. A layer that always chooses all of
-    its slots has nothing to spread and counts as 1.
-    """
-    slots = load_LN.shape[-1]
-    entropy = load_entropy(load_LN, normalized=False)
-    if top_k >= slots:
-        return torch.ones_like(entropy)
-    return ((entropy - math.log(top_k)) / (math.log(slots) - math.log(top_k))).clamp(0, 1)
 
 
 def dead_experts(load_LN: Tensor, num_zero: int) -> Tensor:
     """Which real experts (L, N - num_zero) carry less than a tenth of the even load."""
     slots = load_LN.shape[-1]
     return load_LN[:, : slots - num_zero] < DEAD_BELOW / slots
-
-
-def collapsed_layers(counts_LN: Tensor, top_k: int, num_zero: int) -> list[int]:
-    """Layers whose router has collapsed, the worst first; none where too few choices were seen to tell.
-
-    Args:
-        counts_LN: choices per slot.
-        top_k, num_zero: of the adapter.
-    """
-    slots = counts_LN.shape[1]
-    if counts_LN.sum(1).min() < MIN_EVEN_COUNT * slots:
-        return []
-    load = load_share(counts_LN.double())
-    spread = load_spread(load, top_k)
-    dead = dead_experts(load, num_zero)
-    bad = spread < MIN_SPREAD
-    if dead.shape[1]:
-        bad |= dead.double().mean(1) > MAX_DEAD_SHARE
-    return sorted(bad.nonzero().flatten().tolist(), key=lambda layer: spread[layer].item())
 
 
 def zero_share(chosen_LBK: Tensor, num_real: int) -> Tensor:

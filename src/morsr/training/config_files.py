@@ -18,18 +18,16 @@ import yaml
 from morsr.errors import ConfigError
 
 
-def read_config(path: str | Path, *, _children: tuple[Path, ...] = ()) -> dict[str, Any]:
+def read_config(path: str | Path) -> dict[str, Any]:
     """A config with everything that it extends, as plain values.
 
     Mappings are joined key by key; lists and single values take the parent's place, and so does a mapping that names
     another class.
 
     Raises:
-        ConfigError: no such file, no UTF-8, no YAML mapping, or files that extend one another in a circle.
+        ConfigError: no such file, no UTF-8, or no YAML mapping.
     """
     path = Path(path)
-    if path.resolve() in _children:
-        raise ConfigError(f"{path}: extends itself through {', '.join(child.name for child in _children)}")
     try:
         config = yaml.safe_load(_text(path))
     except yaml.YAMLError as error:
@@ -42,7 +40,7 @@ def read_config(path: str | Path, *, _children: tuple[Path, ...] = ()) -> dict[s
     parent = config.pop("extends", None)
     if parent is None:
         return config
-    return _joined(read_config(path.parent / str(parent), _children=(*_children, path.resolve())), config)
+    return _joined(read_config(path.parent / str(parent)), config)
 
 
 def expand_configs(arguments: Sequence[str]) -> list[str]:

@@ -14,7 +14,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 
 from morsr.functional.routing import effective_ranks, gate_mass, slot_load
-from morsr.functional.utilization import collapsed_layers, dead_experts, load_share, load_spread, zero_share
+from morsr.functional.utilization import dead_experts, load_share, zero_share
 from morsr.imaging.loads import load_figure, pixels_of
 from morsr.training.callbacks.images import run_folder, show_picture
 
@@ -88,12 +88,10 @@ class ExpertUtilization(Callback):
 
     def _evaluate(self, sums: dict[str, Tensor]) -> dict[str, float]:
         """Scalars by name, from the sums over all processes since the last log."""
-        config, images, counts = self._report.config, sums["images"], sums["counts"]
-        share = load_share(counts)
+        config, images, share = self._report.config, sums["images"], load_share(sums["counts"])
         slots = share.shape[1]
         self.load = share * slots
         zero = share[:, slots - config.num_zero :].sum(1)
-        dead, spread = dead_experts(share, config.num_zero).sum(1).double(), load_spread(share, config.top_k)
         found = {
             "gate_mass": (sums["mass"] / images).mean(),
             "effective_ranks": (sums["effective"] / images).mean(),
@@ -101,11 +99,7 @@ class ExpertUtilization(Callback):
             "zero_share": zero.mean(),
             "load_cv": self.load.std(1, correction=0).mean(),
             "max_over_mean_load": self.load.amax(1).mean(),
-            "load_spread": spread.mean(),
-            "load_spread_min": spread.min(),
-            "dead_slots": dead.mean(),
-            "dead_slots_max": dead.max(),
-            "collapsed_layers": len(collapsed_layers(counts, config.top_k, config.num_zero)),
+            "dead_slots": dead_experts(share, config.num_zero).sum(1).double().mean(),
         }
         for place, value in enumerate(sums["zeros"] / sums["bins"]):
             if not value.isnan():  # no image was as severe
