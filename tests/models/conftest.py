@@ -54,6 +54,13 @@ def sd_original(tmp_path_factory):
         skip_prk_steps=True, set_alpha_to_one=False, steps_offset=1,
     ).save_pretrained(folder / "scheduler")  # fmt: skip
     write_text_encoder(folder)
+    parts = {
+        "unet": ["diffusers", "UNet2DConditionModel"], "vae": ["diffusers", "AutoencoderKL"],
+        "scheduler": ["diffusers", "PNDMScheduler"], "text_encoder": ["transformers", "CLIPTextModel"],
+        "tokenizer": ["transformers", "CLIPTokenizer"], "safety_checker": [None, None],
+        "feature_extractor": ["transformers", "CLIPImageProcessor"], "requires_safety_checker": False,
+    }  # fmt: skip
+    (folder / "model_index.json").write_text(json.dumps({"_class_name": "StableDiffusionPipeline", **parts}))
     return folder
 
 

@@ -120,8 +120,8 @@ def test_optimizer_settings_that_a_resumed_run_does_not_take_are_told(small_base
 def encoder(monkeypatch):
     """A text encoder for the small base, which has none: the letters' codes."""
 
-    def encode(folder: Path, name: str, texts: list[str]) -> torch.Tensor:
-        return torch.stack([torch.tensor([[ord(one) / 50 for one in text.ljust(8)[:8]]]) for text in texts])
+    def encode(folder: Path, name: str, texts: dict[str, str], family: type) -> dict[str, torch.Tensor]:
+        return {side: torch.tensor([[[ord(one) / 50 for one in text.ljust(8)[:8]]]]) for side, text in texts.items()}
 
     monkeypatch.setattr(reading, "encode_texts", encode)
 

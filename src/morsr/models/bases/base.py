@@ -36,7 +36,7 @@ class Architecture(NamedTuple):
     """Shapes of a published model, to build it with random weights: for tests, benchmarks and dry runs.
 
     name: in `random:NAME`. network, vae: settings of diffusers' classes. tokens, width: of a prompt. pooled: width of
-    the pooled text vector. settings: further arguments of the family. distilled: whether it takes no guidance.
+    the pooled text vector. settings: further arguments of the family.
     """
 
     name: str
@@ -46,7 +46,6 @@ class Architecture(NamedTuple):
     width: int
     pooled: int = 0
     settings: Mapping[str, Any] = MappingProxyType({})
-    distilled: bool = False
 
 
 class Base(nn.Module):
@@ -68,14 +67,14 @@ class Base(nn.Module):
     """
 
     network_name: ClassVar[str] = "transformer"
-    pipelines: ClassVar[tuple[str, ...]] = ()
-    """Classes of diffusers' pipelines, in model_index.json, whose folders are of this family."""
+    pipeline: ClassVar[str] = ""
+    """Class of diffusers' pipeline, in model_index.json; its `encode_prompt` makes the text embeddings."""
     network_class: ClassVar[str] = ""
     """Class of diffusers that the network has."""
-    autoencoder: ClassVar[str] = "AutoencoderKL"
-    """Class of diffusers that the autoencoder of a published model has."""
-    text_pipeline: ClassVar[str | None] = None
-    """Pipeline of diffusers whose `encode_prompt` makes the text embeddings; None: one CLIP."""
+    autoencoders: ClassVar[tuple[str, ...]] = ("AutoencoderKL",)
+    """Classes of diffusers that the autoencoder may have, first that of the published models."""
+    text_width: ClassVar[str] = ""
+    """Key in the network's config of the width of a text token."""
     targets: ClassVar[tuple[str, ...]] = ()
     """Layers that the adapters of a score network are put on."""
     parametrizations: ClassVar[tuple[str, ...]] = ("epsilon",)
@@ -118,6 +117,11 @@ class Base(nn.Module):
     # What a family says of itself.
 
     @classmethod
+    def schedule(cls, path: Path) -> dict[str, Any]:
+        """Arguments of the class from the config of a scheduler."""
+        raise NotImplementedError
+
+    @classmethod
     def embedded(cls, output: Any) -> Condition:
         """Text in what the `encode_prompt` of the family's pipeline gives: (tokens, negative, pooled, negative)."""
         return Condition(output[0], output[2] if cls.pooled else None)
@@ -131,11 +135,6 @@ class Base(nn.Module):
     def latent_channels(self) -> int:
         """Channels of the latents that the autoencoder gives."""
         return int(self.vae.config.latent_channels)
-
-    @property
-    def text_width(self) -> int:
-        """Width of a token of text."""
-        raise NotImplementedError
 
     @property
     def multiple(self) -> int:
@@ -246,7 +245,7 @@ class Base(nn.Module):
         Raises:
             ConfigError: embeddings that are missing or of the wrong width.
         """
-        width = self.text_width
+        width = self.denoiser.config[self.text_width]
         wanted = ["clean", "degraded"] + (["clean_pooled", "degraded_pooled"] if self.pooled else [])
         if missing := [name for name in wanted if name not in prompts]:
             raise ConfigError(f"prompt embeddings: expected {', '.join(wanted)}, got no {', '.join(missing)}")
@@ -263,8 +262,8 @@ class Base(nn.Module):
 
     def encode(self, images: Tensor) -> Tensor:
         """Encode images (B, 3, H, W) in [−1, 1] to scaled latents; the mean of the posterior, never a sample."""
-        encoded = self.vae.encode(images.to(dtype_of(self.vae)))
-        raw = encoded.latents if hasattr(encoded, "latents") else encoded.latent_dist.mean
+        raw = self.vae.encode(images.to(dtype_of(self.vae)), return_dict=False)[0]
+        raw = raw if isinstance(raw, Tensor) else raw.mean
         return (raw - self.shift_factor if self.shift_factor else raw) * self.scaling_factor
 
     def decode(self, latents: Tensor) -> Tensor:
@@ -300,7 +299,7 @@ class Base(nn.Module):
         save_network(target / "vae", self.vae, name=name)
         save_network(target / self.network_name, self.denoiser, name=name)
         self.scheduler().save_config(target / "scheduler")
-        index = {"_class_name": self.pipelines[0], "is_distilled": self.distilled}
+        index = {"_class_name": self.pipeline, "is_distilled": self.distilled}
         write_text(target / "model_index.json", json.dumps(index, indent=2) + "\n")
         metadata = {"base_id": self.base_id} | ({} if self.prompt is None else {"prompt": self.prompt})
         save_tensors(target / PROMPTS_FILE, self.prompts, metadata)

@@ -21,12 +21,11 @@ class Flux1(Flow):
     """FluxTransformer2DModel with an AutoencoderKL that scales and shifts; both published models are distilled."""
 
     network_class = "FluxTransformer2DModel"
-    pipelines = ("FluxPipeline",)
-    text_pipeline = "FluxPipeline"
+    pipeline = "FluxPipeline"
     targets = ("flux1@transformer",)
     pooled = True
     distilled = True
-    published = (Architecture("flux1", {"guidance_embeds": True}, FLUX_VAE, 512, 4096, 768, {"shift": 3.158}, True),)
+    published = (Architecture("flux1", {"guidance_embeds": True}, FLUX_VAE, 512, 4096, 768, {"shift": 3.158}),)
 
     @classmethod
     def embedded(cls, output: Any) -> Condition:
@@ -37,11 +36,8 @@ class Flux1(Flow):
     def in_channels(self) -> int:
         return super().in_channels // 4
 
-    def tokens_shape(self, z_t: Tensor) -> tuple[int, int]:
-        return z_t.shape[-2] // 2, z_t.shape[-1] // 2
-
     def velocity(self, z_t: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
-        rows, columns = self.tokens_shape(z_t)
+        rows, columns = z_t.shape[-2] // 2, z_t.shape[-1] // 2
         places = torch.cartesian_prod(*(torch.arange(side, device=z_t.device) for side in (1, rows, columns)))
         guided = self.transformer.config.guidance_embeds
         output = self.transformer(

@@ -24,11 +24,12 @@ class Flux2(Flow):
     """Flux2Transformer2DModel with an AutoencoderKLFlux2; latents are (B, 4 C, h / 2, w / 2), 128 channels."""
 
     network_class = "Flux2Transformer2DModel"
-    autoencoder = "AutoencoderKLFlux2"
-    pipelines = ("Flux2KleinPipeline",)
-    text_pipeline = "Flux2KleinPipeline"
+    autoencoders = ("AutoencoderKLFlux2",)
+    pipeline = "Flux2KleinPipeline"
+    distilled = True
+    patch = 1
     targets = ("flux2@transformer",)
-    published = (Architecture("flux2-klein", _KLEIN, {}, 512, 7680, settings={"shift": 3.158}, distilled=True),)
+    published = (Architecture("flux2-klein", _KLEIN, {}, 512, 7680, settings={"shift": 3.158}),)
 
     @property
     def latent_channels(self) -> int:
@@ -38,10 +39,6 @@ class Flux2(Flow):
     def latent_factor(self) -> int:
         """Pixels per packed latent, 16 for klein."""
         return 2 * super().latent_factor
-
-    @property
-    def multiple(self) -> int:
-        return self.latent_factor
 
     @property
     def scaling_factor(self) -> float:
@@ -63,11 +60,8 @@ class Flux2(Flow):
         raw = rearrange(latents * deviation + mean, "b (c p q) h w -> b c (h p) (w q)", p=2, q=2)
         return self.vae.decode(raw.to(dtype_of(self.vae))).sample
 
-    def tokens_shape(self, z_t: Tensor) -> tuple[int, int]:
-        return z_t.shape[-2], z_t.shape[-1]
-
     def velocity(self, z_t: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
-        rows, columns = self.tokens_shape(z_t)
+        rows, columns = z_t.shape[-2:]
         output = self.transformer(
             rearrange(z_t, "b c h w -> b (h w) c"),
             encoder_hidden_states=condition.tokens,

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from morsr.errors import ConfigError
 from morsr.functional.precision import float_type
 from morsr.models.bases.base import Architecture, Base
+from morsr.models.bases.decoder import with_phases
 from morsr.models.bases.flux1 import Flux1
 from morsr.models.bases.flux2 import Flux2
-from morsr.models.bases.reading import first_readable, read_index, read_json, read_prompts, saved_notes
+from morsr.models.bases.reading import first_readable, read_index, read_network, read_prompts, saved_notes
 from morsr.models.bases.sana import Sana
 from morsr.models.bases.sd3 import StableDiffusion3
 from morsr.models.bases.sdxl import StableDiffusionXL
@@ -71,16 +72,24 @@ def load_base(
         source = package_weights(origin)
 
     def read(folder: Path, name: str) -> Base:
-        family, index = family_of(folder), read_index(folder)
-        parts = family.parts(folder)
+        index = read_index(folder)
+        kind = index.get("_class_name", StableDiffusion.pipeline)
+        family: Any = next((one for one in FAMILIES if one.pipeline == kind), None)
+        if family is None:
+            known = ", ".join(one.pipeline for one in FAMILIES)
+            raise ConfigError(f"{folder}: no base is known for {kind}; expected a folder of {known}")
+        schedule = family.schedule(folder / "scheduler" / "scheduler_config.json")
+        network = read_network(folder / family.network_name, family.network_class)
+        vae = with_phases(read_network(folder / "vae", *family.autoencoders))
         embeddings: dict[str, Any] = dict(prompts or {})
-        cached = {"clean", "degraded"} <= embeddings.keys()
-        if not cached or not all(isinstance(one, Tensor) for one in embeddings.values()):
+        if not isinstance(embeddings.get("degraded"), Tensor):
             embeddings = read_prompts(folder, name, embeddings, family=family)
         notes = saved_notes(folder)
         text = (prompts or {}).get("clean", notes.get("prompt"))
         found = family(
-            **parts,
+            network,
+            vae,
+            **schedule,
             prompts=embeddings,
             base_id=notes.get("base_id", name),
             source=origin or name,
@@ -90,24 +99,6 @@ def load_base(
         return found
 
     return first_readable(source, read).to(storage)
-
-
-def family_of(folder: Path) -> Any:
-    """The class of a diffusers folder, by the pipeline that its model_index.json names; without one, by its networks.
-
-    Raises:
-        ConfigError: a family that is not known.
-    """
-    kind = read_index(folder).get("_class_name")
-    if kind is None:
-        path = folder / "transformer" / "config.json"
-        network = read_json(path).get("_class_name") if path.is_file() else None
-        return next((one for one in FAMILIES if network == one.network_class), StableDiffusion)
-    found = next((one for one in FAMILIES if kind in one.pipelines), None)
-    if found is None:
-        known = ", ".join(name for one in FAMILIES for name in one.pipelines)
-        raise ConfigError(f"{folder}: no base is known for {kind}; expected a folder of {known}")
-    return found
 
 
 def random_base(name: str) -> Base:
@@ -125,13 +116,11 @@ def random_base(name: str) -> Base:
         raise ConfigError(f"random base: expected one of {', '.join(ARCHITECTURES)}, got {name!r}")
     family, shapes = ARCHITECTURES[name]
     network = getattr(diffusers, family.network_class)(**shapes.network)
-    vae = getattr(diffusers, family.autoencoder)(**shapes.vae)
+    vae = getattr(diffusers, family.autoencoders[0])(**shapes.vae)
     prompts = {side: torch.randn(1, shapes.tokens, shapes.width) for side in ("clean", "degraded")}
     if family.pooled:
         prompts |= {f"{side}_pooled": torch.randn(1, shapes.pooled) for side in ("clean", "degraded")}
-    found = family(network, vae, prompts=prompts, base_id=f"random:{name}", **shapes.settings)
-    found.distilled = shapes.distilled
-    return found
+    return family(network, vae, prompts=prompts, base_id=f"random:{name}", **shapes.settings)
 
 
 def build_base(unet: Mapping[str, Any], vae: Mapping[str, Any], *, tokens: int = 1, base_id: str = "custom") -> Base:

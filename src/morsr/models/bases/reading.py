@@ -1,8 +1,4 @@
-"""Reading a pretrained latent diffusion model part by part, each part checked for what a one-step generator needs.
-
-A model is a folder in diffusers' layout: `unet/`, `vae/`, `scheduler/`, and for text prompts `text_encoder/` and
-`tokenizer/`. A hub id is fetched into the hub's local cache first and then read as such a folder.
-"""
+"""Reading a pretrained model, a folder in diffusers' layout, part by part; a hub id is fetched into the cache first."""
 
 from __future__ import annotations
 
@@ -16,13 +12,12 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from morsr.errors import ConfigError, WeightsError
 from morsr.files import say
 from morsr.hub import PICKLES, fetch, half_patterns, half_precision, repository_of
 from morsr.models.bases.base import PROMPTS_FILE, Base
-from morsr.models.bases.decoder import with_phases
 
 POSITIVE_PROMPT = "A high-resolution, 8K, ultra-realistic image with sharp focus, vibrant colors, and natural lighting."
 NEGATIVE_PROMPT = "oil painting, cartoon, blur, dirty, messy, low quality, deformation, low resolution, oversmooth"
@@ -72,10 +67,16 @@ def first_readable(source: str | os.PathLike[str] | Sequence[str], read: Callabl
         try:
             folder, name = _folder_of(candidate)
             return read(folder, name)
-        except (WeightsError, ConfigError) as error:
-            text = str(error).replace(str(folder), candidate)
+        except Exception as error:  # diffusers, transformers, safetensors and tokenizers each raise their own
+            known = isinstance(error, (WeightsError, ConfigError))
+            text = (
+                str(error)
+                if known
+                else f"{folder}: weights or text encoder cannot be read, cut short? ({_line(error)})"
+            )
+            text = text.replace(str(folder), candidate)
             if len(candidates) == 1:
-                raise type(error)(text) from error
+                raise (type(error) if known else WeightsError)(text) from error
             failed.append(text if candidate in text else f"{candidate} ({text})")
         if place < len(candidates):
             say(f"morsr: no base model from {failed[-1]}; trying the next")
@@ -106,35 +107,10 @@ def _fetched(name: str, files: Sequence[str], parts: Sequence[str], stem: str) -
     return folder
 
 
-def check_parts(folder: Path, *parts: str) -> None:
-    """Refuse a folder that lacks one of its subfolders."""
-    missing = [part for part in parts if not (folder / part).is_dir()]
-    if missing:
-        layout = "a local diffusers folder with " + "/, ".join(parts[1:-1] + parts[:1]) + f"/ and {parts[-1]}/"
-        raise WeightsError(f"{folder}: expected {layout}; missing subfolders: {', '.join(missing)}")
-
-
 def read_index(folder: Path) -> dict[str, Any]:
     """model_index.json of a diffusers folder; empty where there is none."""
     path = folder / "model_index.json"
     return read_json(path) if path.is_file() else {}
-
-
-def read_autoencoder(folder: Path, *kinds: str, shift: bool = False) -> nn.Module:
-    """The autoencoder of a folder.
-
-    Raises:
-        ConfigError: one of another class, or with a shift of its latents where the family has none.
-    """
-    config = read_json(folder / "vae" / "config.json")
-    kind = config.get("_class_name", "")
-    if kind not in kinds or (config.get("shift_factor") and not shift):
-        without = "" if shift else " without shift_factor"
-        raise ConfigError(
-            f"{folder}: expected an {' or '.join(kinds)}{without} in vae/, got {kind} with shift_factor "
-            f"{config.get('shift_factor')}"
-        )
-    return with_phases(read_network(kind, folder / "vae"))
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -149,23 +125,24 @@ def read_json(path: Path) -> dict[str, Any]:
     return values
 
 
-def read_network(name: str, folder: Path) -> Any:
-    """A network of diffusers by the name of its class, in float32.
+def read_network(folder: Path, *kinds: str) -> Any:
+    """A network of diffusers of one of these classes, in float32.
 
     Raises:
-        WeightsError: weights that are missing, cut short or made for another network.
+        ConfigError: one of another class.
+        WeightsError: weights that are missing or made for another network.
     """
     import diffusers
 
+    kind = read_json(folder / "config.json").get("_class_name")
+    if kind not in kinds:
+        raise ConfigError(f"{folder}: expected a network of class {' or '.join(kinds)}, got {kind}")
     if not any(folder.glob(f"{_WEIGHTS}*safetensors*")):
         raise WeightsError(f"{folder}: there is no {_WEIGHTS}.safetensors; {PICKLES}")
-    try:
-        network, found = getattr(diffusers, name).from_pretrained(
-            folder, variant=half_precision(folder, _WEIGHTS), torch_dtype=torch.float32, use_safetensors=True,
-            output_loading_info=True,
-        )  # fmt: skip
-    except (SafetensorError, OSError, ValueError, RuntimeError, TypeError) as error:
-        raise WeightsError(f"{folder}: its weights are cut short or cannot be read ({_line(error, folder)})") from error
+    network, found = getattr(diffusers, kind).from_pretrained(
+        folder, variant=half_precision(folder, _WEIGHTS), torch_dtype=torch.float32, use_safetensors=True,
+        output_loading_info=True,
+    )  # fmt: skip
     wrong = [f"{len(found[name])} {name.split('_')[0]}, such as {sorted(found[name])[0]}"
              for name in ("missing_keys", "unexpected_keys") if found[name]]  # fmt: skip
     if wrong:
@@ -173,13 +150,13 @@ def read_network(name: str, folder: Path) -> Any:
     return network
 
 
-def _line(error: Exception, folder: Path) -> str:
-    """The first line of an error, without the place of a folder that its message names anyway."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].replace(f"{folder}", folder.name)[:200]
+def _line(error: Exception) -> str:
+    """The first line of an error."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 def read_prompts(
-    folder: Path, name: str, texts: Mapping[str, str] | None = None, *, family: type[Base] | None = None
+    folder: Path, name: str, texts: Mapping[str, str] | None = None, *, family: type[Base]
 ) -> dict[str, Tensor]:
     """The two prompt embeddings of a base: those cached in its folder, or texts through its text encoder.
 
@@ -187,30 +164,23 @@ def read_prompts(
         folder: of the base.
         name: its hub id, from which the text encoder can be fetched if the folder has none; else anything.
         texts: texts for "clean" and "degraded" instead of the fixed ones.
-        family: whose pipeline's text encoders make the embeddings; without a pipeline, one CLIP.
+        family: whose pipeline's text encoders make the embeddings.
 
     Returns:
         {"clean": (1, T, width), "degraded": (1, T, width)} in float32, and "clean_pooled", "degraded_pooled" where the
         pipeline has them.
     """
     texts = dict(texts or {})
-    if unknown := sorted(set(texts) - {"clean", "degraded"}):
-        raise ConfigError(f"prompts: expected texts for 'clean' and 'degraded', got {', '.join(unknown)}")
     if texts.get("clean") is not None and texts["clean"] == saved_notes(folder).get("prompt"):
         del texts["clean"]
     cached = folder / PROMPTS_FILE
     prompts: dict[str, Tensor] = {}
     if cached.is_file():
-        try:
-            prompts = load_file(cached)
-        except Exception as error:
-            raise WeightsError(f"{cached}: cut short or not safetensors ({_line(error, folder)})") from error
+        prompts = load_file(cached)
     else:
         texts = {"clean": POSITIVE_PROMPT, "degraded": NEGATIVE_PROMPT, **texts}
-    if texts and family is not None and family.text_pipeline is not None:
-        prompts |= encode_by_pipeline(folder, name, texts, family)
-    elif texts:
-        prompts |= dict(zip(texts, encode_texts(folder, name, list(texts.values())).split(1), strict=True))
+    if texts:
+        prompts |= encode_texts(folder, name, texts, family)
     return prompts
 
 
@@ -223,64 +193,41 @@ def saved_notes(folder: Path) -> dict[str, str]:
         return {}
 
 
-def encode_texts(folder: Path, name: str, texts: Sequence[str]) -> Tensor:
-    """Embeddings (n, T, width) of texts by the text encoder of a base, float32; the encoder is dropped afterwards.
-
-    Raises:
-        WeightsError: no text encoder or tokenizer, or damaged ones.
-    """
-    from transformers import CLIPTextModel, CLIPTokenizer
-
-    folder = _with_encoder(folder, name, _TEXT_FILES)
-    try:
-        tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
-        encoder, found = CLIPTextModel.from_pretrained(
-            folder / "text_encoder", use_safetensors=True, dtype=torch.float32, output_loading_info=True,
-            variant=half_precision(folder / "text_encoder", "model"),
-        )  # fmt: skip
-    except Exception as error:  # safetensors, tokenizers and JSON each raise their own
-        raise WeightsError(f"{folder}: text encoder or tokenizer cannot be read ({_line(error, folder)})") from error
-    if found["missing_keys"]:
-        raise WeightsError(f"{folder}: the text encoder's weights lack {sorted(found['missing_keys'])[0]}")
-    length = encoder.config.max_position_embeddings
-    tokens = tokenizer(list(texts), padding="max_length", max_length=length, truncation=True, return_tensors="pt")
-    with torch.no_grad():
-        return encoder.eval()(tokens.input_ids).last_hidden_state
-
-
-def encode_by_pipeline(folder: Path, name: str, texts: Mapping[str, str], family: type[Base]) -> dict[str, Tensor]:
+def encode_texts(folder: Path, name: str, texts: Mapping[str, str], family: type[Base]) -> dict[str, Tensor]:
     """Embeddings of texts by the text encoders of a family's pipeline, which are dropped afterwards.
 
     Raises:
-        WeightsError: no text encoder or tokenizer, or damaged ones.
+        WeightsError: no text encoder or tokenizer.
     """
     import diffusers
 
-    folder = _with_encoder(folder, name, ("model_index.json", *_TEXT_FILES))
-    kind = getattr(diffusers, str(family.text_pipeline))
-    absent = {part: None for part in ("unet", "transformer", "vae") if part in inspect.signature(kind).parameters}
-    index = read_index(folder)
-    absent |= {part: None for part in index if part.startswith(("text_", "token")) and not (folder / part).is_dir()}
+    folder = _with_encoder(folder, name)
+    kind = getattr(diffusers, family.pipeline)
+    wanted = inspect.signature(kind).parameters
+    absent: dict[str, Any] = {part: None for part in ("unet", "transformer", "vae") if part in wanted}
+    listed = [part for part, about in read_index(folder).items() if isinstance(about, list)]
+    absent |= {part: None for part in listed if not (folder / part).is_dir()}
+    absent |= {"requires_safety_checker": False} if "requires_safety_checker" in wanted else {}
+    half = "fp16" if any(half_precision(part, "model") for part in folder.glob("text_encoder*")) else None
+    pipe = kind.from_pretrained(folder, **absent, torch_dtype=torch.float32, use_safetensors=True, variant=half)
+    settings = {"prompt_2": None, "prompt_3": None, "device": "cpu", "num_images_per_prompt": 1,
+                "do_classifier_free_guidance": False}  # fmt: skip
+    known = inspect.signature(pipe.encode_prompt).parameters
+    options = {key: value for key, value in settings.items() if key in known}
     found: dict[str, Tensor] = {}
-    try:
-        halves = {half_precision(part, "model") for part in folder.glob("text_encoder*")}
-        half = "fp16" if "fp16" in halves else None
-        pipe = kind.from_pretrained(folder, **absent, torch_dtype=torch.float32, use_safetensors=True, variant=half)
-        known = inspect.signature(pipe.encode_prompt).parameters
-        options = {key: None for key in ("prompt_2", "prompt_3", "do_classifier_free_guidance") if key in known}
-        for side, text in texts.items():
-            with torch.no_grad():
-                tokens, pooled = family.embedded(pipe.encode_prompt(prompt=text, **options))
-            found |= {side: tokens.float()} | ({} if pooled is None else {f"{side}_pooled": pooled.float()})
-    except (OSError, ValueError, RuntimeError, TypeError, SafetensorError) as error:
-        raise WeightsError(f"{folder}: text encoders cannot be read ({_line(error, folder)})") from error
+    for side, text in texts.items():
+        with torch.no_grad():
+            tokens, pooled = family.embedded(pipe.encode_prompt(prompt=text, **options))
+        found |= {side: tokens.float()} | ({} if pooled is None else {f"{side}_pooled": pooled.float()})
     return found
 
 
-def _with_encoder(folder: Path, name: str, files: Sequence[str]) -> Path:
+def _with_encoder(folder: Path, name: str) -> Path:
     """The folder with a base's text encoder: its own, or fetched by its hub id."""
     if not (folder / "text_encoder" / "config.json").is_file() and repository_of(name) is not None:
-        folder = _fetched(name, files, ["text_encoder/", "text_encoder_2/", "text_encoder_3/"], "model")
+        folder = _fetched(
+            name, ("model_index.json", *_TEXT_FILES), ["text_encoder/", "text_encoder_2/", "text_encoder_3/"], "model"
+        )
     missing = [part for part in ("text_encoder", "tokenizer") if not (folder / part).is_dir()]
     if missing:
         raise WeightsError(

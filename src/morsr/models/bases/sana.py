@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from morsr.models.bases.base import Architecture, Condition, dtype_of
+from morsr.models.bases.base import Architecture, Condition
 from morsr.models.bases.flow import Flow
 
 _SANA_BLOCKS = ["ResBlock"] * 3 + ["EfficientViTBlock"] * 3
@@ -31,9 +31,10 @@ class Sana(Flow):
     """SanaTransformer2DModel with an AutoencoderDC, which has no distribution to take the mean of."""
 
     network_class = "SanaTransformer2DModel"
-    autoencoder = "AutoencoderDC"
-    pipelines = ("SanaPipeline",)
-    text_pipeline = "SanaPipeline"
+    autoencoders = ("AutoencoderDC",)
+    pipeline = "SanaPipeline"
+    text_width = "caption_channels"
+    patch = 1
     targets = ("sana@transformer",)
     published = (Architecture("sana", {"caption_channels": 2304}, _SANA_VAE, 300, 2304, settings={"shift": 3.0}),)
 
@@ -41,25 +42,6 @@ class Sana(Flow):
     def embedded(cls, output: Any) -> Condition:
         tokens, mask = output[:2]
         return Condition(tokens[mask.bool()][None])  # padding left out rather than masked
-
-    @property
-    def text_width(self) -> int:
-        return int(self.transformer.config.caption_channels)
-
-    @property
-    def width(self) -> int:
-        config = self.transformer.config
-        return int(config.num_attention_heads * config.attention_head_dim)
-
-    @property
-    def multiple(self) -> int:
-        return self.latent_factor
-
-    def encode(self, images: Tensor) -> Tensor:
-        return self.vae.encode(images.to(dtype_of(self.vae))).latent * self.scaling_factor
-
-    def tokens_shape(self, z_t: Tensor) -> tuple[int, int]:
-        return z_t.shape[-2], z_t.shape[-1]
 
     def velocity(self, z_t: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
         time = sigma * 1000 * self.transformer.config.timestep_scale

@@ -39,18 +39,13 @@ class StableDiffusion3(Flow):
     """SD3Transformer2DModel with an AutoencoderKL that scales and shifts; see `Flow`."""
 
     network_class = "SD3Transformer2DModel"
-    pipelines = ("StableDiffusion3Pipeline",)
-    text_pipeline = "StableDiffusion3Pipeline"
+    pipeline = "StableDiffusion3Pipeline"
     targets = ("sd3@transformer",)
     pooled = True
     published = (
         Architecture("sd3", _SD3, SHIFTED_VAE, 333, 4096, 2048, {"shift": 3.0}),
         Architecture("sd35-medium", _SD35, SHIFTED_VAE, 333, 4096, 2048, {"shift": 3.0}),
     )
-
-    def tokens_shape(self, z_t: Tensor) -> tuple[int, int]:
-        patch = self.transformer.config.patch_size
-        return z_t.shape[-2] // patch, z_t.shape[-1] // patch
 
     def velocity(self, z_t: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
         return self.transformer(

@@ -27,10 +27,8 @@ _SDXL_UNET: dict[str, Any] = {
 class StableDiffusionXL(StableDiffusion):
     """SDXL's UNet; the time ids say that the picture is whole, of the size of the latents."""
 
-    pipelines: ClassVar[tuple[str, ...]] = ("StableDiffusionXLPipeline",)
-    text_pipeline = "StableDiffusionXLPipeline"
+    pipeline = "StableDiffusionXLPipeline"
     parametrizations = ("epsilon",)
-    added = "text_time"
     pooled = True
     published: ClassVar[tuple[Architecture, ...]] = (
         Architecture("sdxl", _SDXL_UNET, {**SD_VAE, "scaling_factor": 0.13025}, 77, 2048, 1280),

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from morsr.errors import ConfigError
 from morsr.functional.diffusion import add_noise, clean_latents, epsilon_from_velocity, scaled_linear_alphas_cumprod
 from morsr.models.bases.base import STEPS, Architecture, Base, Condition, at_timesteps, dtype_of
-from morsr.models.bases.reading import check_parts, read_autoencoder, read_json, read_network
+from morsr.models.bases.reading import read_json
 from morsr.models.precision import to_float32
 
 SD_VAE: dict[str, Any] = {
@@ -52,6 +52,14 @@ _SMALL_VAE: dict[str, Any] = {
     "latent_channels": 4,
     "scaling_factor": 0.18215,
 }
+_SCHEDULE: dict[str, tuple[Any, ...]] = {
+    "beta_schedule": ("scaled_linear",),
+    "trained_betas": (None,),
+    "rescale_betas_zero_snr": (False, None),  # no signal is left at t = 999; one step cannot start there
+    "num_train_timesteps": (STEPS, None),
+    "prediction_type": ("epsilon", "v_prediction", None),
+}
+"""What the settings of a schedule may be, the expected value first."""
 
 
 class StableDiffusion(Base):
@@ -70,7 +78,9 @@ class StableDiffusion(Base):
 
     network_name = "unet"
     network_class = "UNet2DConditionModel"
-    pipelines: ClassVar[tuple[str, ...]] = ("StableDiffusionPipeline",)
+    autoencoders = ("AutoencoderKL", "AutoencoderTiny")
+    pipeline = "StableDiffusionPipeline"
+    text_width = "cross_attention_dim"
     targets = ("sd_unet@unet",)
     parametrizations: ClassVar[tuple[str, ...]] = ("epsilon", "residual")
     # SD-Turbo is SD 2.1 distilled: its networks have the same shapes. "small" is for tests.
@@ -80,9 +90,6 @@ class StableDiffusion(Base):
         Architecture("sd-turbo", _SD21_UNET, SD_VAE, 77, 1024),
         Architecture("small", _SMALL_UNET, _SMALL_VAE, 7, 32),
     )
-
-    added: ClassVar[str | None] = None
-    """What the UNet takes besides latents, timestep and text: its addition_embed_type."""
 
     unet: Any
     alphas_cumprod: Tensor
@@ -104,24 +111,18 @@ class StableDiffusion(Base):
         self.register_buffer("alphas_cumprod", alphas, persistent=False)
 
     @classmethod
-    def parts(cls, folder: Path) -> dict[str, Any]:
-        """Arguments of the class from a diffusers folder, prompts left out; see `load_base`."""
-        check_parts(folder, "vae", "unet", "scheduler")
-        betas, prediction_type = read_schedule(folder / "scheduler" / "scheduler_config.json")
-        config = read_json(folder / "unet" / "config.json")
-        kind, added = config.get("_class_name"), config.get("addition_embed_type")
-        if kind != cls.network_class or added != cls.added:
-            raise ConfigError(
-                f"{folder}: expected a {cls.network_class} with addition_embed_type {cls.added} in unet/, got {kind} "
-                f"with {added}"
-            )
-        vae = read_autoencoder(folder, "AutoencoderKL", "AutoencoderTiny")
-        unet = read_network("UNet2DConditionModel", folder / "unet")
-        return {"unet": unet, "vae": vae, "betas": betas, "prediction_type": prediction_type}
-
-    @property
-    def text_width(self) -> int:
-        return int(self.unet.config.cross_attention_dim)
+    def schedule(cls, path: Path) -> dict[str, Any]:
+        """First and last β and the prediction type; the class does not matter, for only one step is made."""
+        config = read_json(path)
+        for name, allowed in _SCHEDULE.items():
+            if (value := config.get(name)) not in allowed:
+                said = " or ".join(map(repr, filter(None, allowed))) or "none"
+                raise ConfigError(
+                    f"{path}: the noise schedule of Stable Diffusion has {name} {said}; {config.get('_class_name')} "
+                    f"has {value!r}"
+                )
+        betas = config.get("beta_start", 0.0001), config.get("beta_end", 0.02)
+        return {"betas": betas, "prediction_type": config.get("prediction_type") or "epsilon"}
 
     @property
     def multiple(self) -> int:
@@ -184,27 +185,3 @@ class StableDiffusion(Base):
         return DDPMScheduler(
             beta_start=start, beta_end=end, beta_schedule="scaled_linear", prediction_type=self.prediction_type
         )
-
-
-_SCHEDULE: dict[str, tuple[Any, ...]] = {
-    "beta_schedule": ("scaled_linear",),
-    "trained_betas": (None,),
-    "rescale_betas_zero_snr": (False, None),  # no signal is left at t = 999; one step cannot start there
-    "num_train_timesteps": (STEPS, None),
-    "prediction_type": ("epsilon", "v_prediction", None),
-}
-"""What the settings of a schedule may be, the expected value first."""
-
-
-def read_schedule(path: Path) -> tuple[tuple[float, float], Any]:
-    """First and last β and the prediction type; the scheduler's class does not matter, for only one step is made."""
-    config = read_json(path)
-    for name, allowed in _SCHEDULE.items():
-        if (value := config.get(name)) not in allowed:
-            said = " or ".join(map(repr, filter(None, allowed))) or "none"
-            raise ConfigError(
-                f"{path}: the noise schedule of Stable Diffusion has {name} {said}; {config.get('_class_name')} has "
-                f"{value!r}"
-            )
-    betas = config.get("beta_start", 0.0001), config.get("beta_end", 0.02)
-    return betas, config.get("prediction_type") or "epsilon"

@@ -16,33 +16,18 @@ class ZImage(Flow):
     """ZImageTransformer2DModel with FLUX.1's autoencoder; it takes lists, one entry per image."""
 
     network_class = "ZImageTransformer2DModel"
-    pipelines = ("ZImagePipeline",)
-    text_pipeline = "ZImagePipeline"
+    pipeline = "ZImagePipeline"
+    text_width = "cap_feat_dim"
     targets = ("z_image@transformer",)
     published = (Architecture("z-image", {}, FLUX_VAE, 512, 2560, settings={"shift": 3.0}),)
     last_layer = "all_final_layer.2-1.linear"
+    block_lists = ("layers",)
+    image_first = True
 
     @classmethod
     def embedded(cls, output: Any) -> Condition:
         (tokens,), _ = output  # a list of one prompt, without padding
         return Condition(tokens[None])
-
-    @property
-    def text_width(self) -> int:
-        return int(self.transformer.config.cap_feat_dim)
-
-    @property
-    def width(self) -> int:
-        return int(self.transformer.config.dim)
-
-    def blocks(self) -> list[Any]:
-        return list(self.transformer.layers)
-
-    def image_tokens(self, tokens: Tensor, count: int) -> Tensor:
-        return tokens[:, :count]
-
-    def tokens_shape(self, z_t: Tensor) -> tuple[int, int]:
-        return z_t.shape[-2] // 2, z_t.shape[-1] // 2
 
     def velocity(self, z_t: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
         output = self.transformer(list(z_t.unsqueeze(2)), 1 - sigma, list(condition.tokens)).sample
