@@ -128,10 +128,13 @@ def test_shares_are_those_of_the_recipe(draws):
 
 def test_ranges_are_kept_and_filled(draws):
     gaussian, small = draws.second.noise_kind == 0, draws.first.blur.size < 13
+    beta = draws.first.blur.beta[draws.first.blur.kind < 4]
     for value, low, high in (
         (draws.first.blur.sigma_x, 0.2, 3.0),
         (draws.second.blur.sigma_y, 0.2, 1.5),
         (draws.first.blur.rotation, -math.pi, math.pi),
+        (beta[beta < 1], 0.5, 1),
+        (beta[beta > 1], 1, 4),
         (draws.first.resize_scale, 0.15, 1.5),
         (draws.second.resize_scale, 0.3, 1.2),
         (draws.second.noise_level[gaussian], 1, 25),
