@@ -120,6 +120,8 @@ def test_shares_are_those_of_the_recipe(draws):
         for mode in range(3):
             _share(stage.resize_mode == mode, 1 / 3)
     _share(final.jpeg_last, 0.5)
+    seldom = DegradationRecipe(jpeg_last_probability=0.2).sample(sample_keys(1, 0, torch.arange(DRAWS)))
+    _share(seldom.final.jpeg_last, 0.2)
     generalized = (first.blur.kind == 2) | (first.blur.kind == 3)
     _share(first.blur.beta[generalized] < 1, 0.5)
     plateau = (first.blur.kind == 4) | (first.blur.kind == 5)
