@@ -17,7 +17,6 @@ def run(
     out: Path = Path("scores"),
     published: str | None = None,
     accelerator: bool = False,
-    list_metrics: bool = False,
 ) -> int:
     """Score folders of restored images and write two tables; 1 if some files could not be scored.
 
@@ -29,16 +28,7 @@ def run(
         out: folder for the tables
         published: data set, such as realsr, whose published rows are printed beside
         accelerator: run learned metrics on the accelerator, if any
-        list_metrics: print the metrics and what they need, and stop
     """
-    from morsr.models.metrics import METRICS
-
-    if list_metrics:
-        for info in METRICS.values():
-            weights = ", ".join(info.weights) or "none"
-            print(f"{info.label}\n    {info.source}\n    range {info.range}; weights: {weights}")
-        print("and every other name of pyiqa, with its default settings")
-        return 0
     if not pred:
         raise ConfigError("score: expected restored images, --pred DIR")
 

@@ -171,4 +171,4 @@ def _info(name: str) -> MetricInfo:
     try:
         return metric_info(name)
     except ConfigError:
-        return MetricInfo(name, "other", False, "not stated", "a column of the table")
+        return MetricInfo(name, "other", False)

@@ -49,8 +49,6 @@ class MetricInfo:
         name: how it is asked for and what the column is called.
         kind: "full" compares with a reference image, "none" needs none, "other" is a column that is no known metric.
         lower_is_better: the direction.
-        range: the range of values, as text; "~" marks the practical one.
-        source: which definition and which code.
         weights: what it downloads once: addresses of files, or ids of the Hugging Face hub.
         options: settings of pyiqa that differ from its defaults.
     """
@@ -58,8 +56,6 @@ class MetricInfo:
     name: str
     kind: Literal["full", "none", "other"]
     lower_is_better: bool
-    range: str
-    source: str
     weights: tuple[str, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
@@ -70,54 +66,27 @@ class MetricInfo:
 
 
 _VGG16 = _TORCHVISION + "vgg16-397923af.pth"
+_VIT = "timm/vit_base_patch8_224.augreg2_in21k_ft_in1k"
 _ALL = (
-    MetricInfo(
-        "psnr", "full", False, "0 to 80 dB",
-        "own; luma of BT.601 studio swing, unrounded, no border crop (pyiqa `psnr`, test_y_channel, ycbcr)",
-    ),
-    MetricInfo(
-        "ssim", "full", False, "0 to 1",
-        "own; luma of BT.601 studio swing in 8-bit levels, 11x11 Gaussian, valid region (pyiqa `ssim`, ycbcr)",
-    ),
-    MetricInfo("niqe", "none", True, "0 to inf", "pyiqa's arithmetic, basicsr's parameters, studio-swing luma"),
-    MetricInfo("niqe-yiq", "none", True, "0 to inf", "as niqe, on full-swing luma, which is pyiqa's default"),
-    MetricInfo(
-        "features", "full", True, "0 to 4", "own; LPIPS form without weights, features of EfficientNet-Lite0 (ImageNet)"
-    ),
-    MetricInfo(
-        "lpips", "full", True, "0 to ~1", "pyiqa `lpips`, AlexNet, version 0.1",
-        (_PYIQA + "LPIPS_v0.1_alex-df73285e.pth", _TORCHVISION + "alexnet-owt-7be5be79.pth"),
-    ),
-    MetricInfo(
-        "lpips-vgg", "full", True, "0 to ~1", "pyiqa `lpips-vgg`, VGG16, version 0.1",
-        (_PYIQA + "LPIPS_v0.1_vgg-a78928a0.pth", _VGG16),
-    ),
-    MetricInfo(
-        "dists", "full", True, "0 to ~1", "pyiqa `dists`, VGG16", (_PYIQA + "DISTS_weights-f5e65c96.pth", _VGG16),
-    ),
-    MetricInfo(
-        "musiq", "none", False, "~0 to 100", "pyiqa `musiq`, trained on KonIQ-10k",
-        (_PYIQA + "musiq_koniq_ckpt-e95806b9.pth",),
-    ),
-    MetricInfo(
-        "maniqa", "none", False, "~0 to 1", "pyiqa `maniqa`, trained on KonIQ-10k (not comparable with maniqa-pipal)",
-        (_PYIQA + "ckpt_koniq10k.pt", "timm/vit_base_patch8_224.augreg2_in21k_ft_in1k"),
-    ),
-    MetricInfo(
-        "maniqa-pipal", "none", False, "~0 to 1", "pyiqa `maniqa-pipal`, trained on PIPAL (not comparable with maniqa)",
-        (_PYIQA + "MANIQA_PIPAL-ae6d356b.pth", "timm/vit_base_patch8_224.augreg2_in21k_ft_in1k"),
-    ),
-    MetricInfo("clipiqa", "none", False, "0 to 1", "pyiqa `clipiqa`, CLIP RN50", (_CLIP_RN50,)),
-    MetricInfo(
-        "topiq_nr", "none", False, "~0 to 1", "pyiqa `topiq_nr`, ResNet-50, trained on KonIQ-10k",
-        (_PYIQA + "cfanet_nr_koniq_res50-9a73138b.pth",), {"base_pretrain": False},
-    ),
-    MetricInfo(
-        "tres", "none", False, "~0 to 100", "pyiqa `tres`, trained on KonIQ-10k",
-        (_PYIQA + "tres_koniq-f0502926.pth", _TORCHVISION + "resnet50-0676ba61.pth"),
-    ),
+    MetricInfo("psnr", "full", False),
+    MetricInfo("ssim", "full", False),
+    MetricInfo("niqe", "none", True),
+    MetricInfo("niqe-yiq", "none", True),
+    MetricInfo("features", "full", True),
+    MetricInfo("lpips", "full", True,
+               (_PYIQA + "LPIPS_v0.1_alex-df73285e.pth", _TORCHVISION + "alexnet-owt-7be5be79.pth")),
+    MetricInfo("lpips-vgg", "full", True, (_PYIQA + "LPIPS_v0.1_vgg-a78928a0.pth", _VGG16)),
+    MetricInfo("dists", "full", True, (_PYIQA + "DISTS_weights-f5e65c96.pth", _VGG16)),
+    MetricInfo("musiq", "none", False, (_PYIQA + "musiq_koniq_ckpt-e95806b9.pth",)),
+    MetricInfo("maniqa", "none", False, (_PYIQA + "ckpt_koniq10k.pt", _VIT)),
+    MetricInfo("maniqa-pipal", "none", False, (_PYIQA + "MANIQA_PIPAL-ae6d356b.pth", _VIT)),
+    MetricInfo("clipiqa", "none", False, (_CLIP_RN50,)),
+    MetricInfo("topiq_nr", "none", False, (_PYIQA + "cfanet_nr_koniq_res50-9a73138b.pth",), {"base_pretrain": False}),
+    MetricInfo("tres", "none", False,
+               (_PYIQA + "tres_koniq-f0502926.pth", _TORCHVISION + "resnet50-0676ba61.pth")),
 )  # fmt: skip
 METRICS: Mapping[str, MetricInfo] = {info.name: info for info in _ALL}
+"""Metrics whose weights are known; docs/evaluation.md says what each one is."""
 
 # The column names of published tables of scores per image.
 ALIASES: Mapping[str, str] = {
@@ -167,7 +136,7 @@ class MetricSet(NamedTuple):
 
 
 def metric_info(name: str) -> MetricInfo:
-    """What a metric is: source, range, direction, weights.
+    """What a metric is: kind, direction, weights.
 
     Args:
         name: a name of `METRICS`, a column name of published tables (`psnr_y`), or any other name that pyiqa knows.
@@ -185,8 +154,7 @@ def metric_info(name: str) -> MetricInfo:
 
         if entry := DEFAULT_CONFIGS.get(key):
             kind: Literal["full", "none"] = "full" if entry["metric_mode"] == "FR" else "none"
-            return MetricInfo(key, kind, entry.get("lower_better", False), entry.get("score_range", "not stated"),
-                              f"pyiqa `{key}` with its default settings")  # fmt: skip
+            return MetricInfo(key, kind, entry.get("lower_better", False))
     near = " or ".join(difflib.get_close_matches(key, METRICS, n=3, cutoff=0.4)) or ", ".join(METRICS)
     raise ConfigError(f"unknown metric {name!r}; expected {near}, or another name of pyiqa")
 
