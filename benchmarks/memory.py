@@ -27,7 +27,7 @@ from torch.overrides import TorchFunctionMode
 from morsr.adapters import MoRConfig, adapter_parameters, inject
 from morsr.models.bases import Base, load_base
 from morsr.models.draws import Draws
-from morsr.models.losses import Losses
+from morsr.models.losses import Distillation, Gan, Losses, Weight
 from morsr.training.module import OneStepSRModule
 from morsr.training.step import OneStepPhase
 
@@ -165,7 +165,7 @@ def step(name: str, size: int) -> None:
     with mock.patch("torchvision.models.vgg16", return_value=vgg):
         module = OneStepSRModule(
             base=base, adapters=MoRConfig(targets=(*base.targets, "sd_vae_encoder@vae")),
-            losses=Losses.of(l2=1.0, lpips=2.0, vsd=1.0, gan=0.1),
+            losses=Losses(lpips=Weight(weight=2.0), vsd=Distillation(), gan=Gan()),
         ).train()  # fmt: skip
         module.configure_model()
     router = module.generator.adapters.router

@@ -19,7 +19,6 @@ from PIL import Image
 
 from morsr.commands import _demo_guard, demo
 from morsr.errors import InputError
-from morsr.imaging.files import thumbnail
 from morsr.restoring import Restorer
 
 if importlib.util.find_spec("gradio") is None:  # importing it takes seconds, in every process that collects
@@ -47,11 +46,10 @@ def test_a_file_becomes_previews_a_file_scores_and_a_plot(restorer):
     assert plain[2:] == (None, None)
 
 
-def test_large_previews_are_reduced_and_transparency_is_seen(monkeypatch):
+def test_large_previews_are_reduced(monkeypatch):
     monkeypatch.setattr(demo, "PREVIEW", 20)
-    assert thumbnail(photo("photo.png", (40, 10)), 20).size == (20, 5)
-    Image.new("RGBA", (4, 4), (255, 0, 0, 0)).save("clear.png")
-    assert np.asarray(thumbnail("clear.png", 20))[0, 0].tolist() == [128, 128, 128]
+    previews, *_ = demo.restore_upload(twins.fake(), photo("photo.png", (40, 10)), {}, Path("made"))
+    assert [preview.size for preview in previews] == [(20, 5), (20, 5)]
 
 
 def test_a_broken_file_is_told():

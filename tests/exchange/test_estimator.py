@@ -8,7 +8,7 @@ import torch
 
 from morsr.adapters import MoRConfig, save_adapters
 from morsr.cli import main
-from morsr.errors import ConfigError, WeightsError
+from morsr.errors import ConfigError
 from morsr.estimators import build_estimator
 from morsr.models.bases import load_base
 from morsr.models.generator import OneStepConfig, OneStepGenerator
@@ -42,7 +42,7 @@ def file(small_base, tmp_path, monkeypatch):
 
 
 def test_the_class_is_given_again(file, photo, capsys):
-    with pytest.raises(WeightsError, match=r"--estimator own_scores\.Two"):
+    with pytest.raises(ConfigError, match=r"--estimator own_scores\.Two"):
         load_generator(file)
     assert "own_scores" not in sys.modules, "a file imports nothing"
     scores = load_generator(file, estimator="own_scores.Two").estimator(torch.rand(1, 3, 8, 8)).scores  # type: ignore[misc]

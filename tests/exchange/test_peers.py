@@ -149,14 +149,13 @@ FIRST = "down_blocks.0.resnets.0.conv1.lora_A.default_encoder.weight"
 @pytest.mark.parametrize(
     ("change", "name"),
     [
-        (without("rank_vae"), "rank_vae"),
-        (without(FIRST, "state_dict_unet"), FIRST),
+        (without("rank_unet"), "rank_unet"),
+        (without(FIRST, "state_dict_unet"), "unet.down_blocks.0.resnets.0.conv1"),
         (setting("conv_out.weight", torch.zeros(1), "state_dict_unet"), "conv_out.weight"),
         (setting(FIRST, torch.zeros(5, 8, 3, 3), "state_dict_unet"), FIRST),
         (setting(FIRST, torch.zeros(4, 9, 3, 3), "state_dict_unet"), "conv1"),
-        (setting(FIRST, torch.full((4, 8, 3, 3), torch.nan), "state_dict_unet"), "state_dict_unet"),
+        (setting(FIRST, torch.full((4, 8, 3, 3), torch.nan), "state_dict_unet"), "NaN"),
         (setting("conv_in.base_layer.weight", torch.zeros(8, 5, 3, 3), "state_dict_unet"), "unet.conv_in.weight"),
-        (setting("unet_lora_others_modules", "mid"), "unet_lora_others_modules"),
     ],
 )
 def test_files_of_another_layout_are_refused(change, name, kl_base, tmp_path):

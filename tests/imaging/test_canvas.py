@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from morsr.imaging import Canvas, image_size
+from morsr.imaging import Canvas, read
 
 
 @pytest.mark.parametrize("folder", [None, "."])
@@ -56,4 +56,4 @@ grown(lambda: write(small, "out.png", canvas=canvas))
 """
     said = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True, text=True).stdout
     assert max(map(int, said.split())) < 12 * 1024, "kilobytes, where 24 MB were filled and written"
-    assert image_size("out.png") == (4096, 2048)
+    assert read("out.png").size == (4096, 2048)

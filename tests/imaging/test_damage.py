@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from morsr.errors import InputError
-from morsr.imaging import image_size, read, read_rgb, write
+from morsr.imaging import read, read_rgb, write
 
 Y, X = np.mgrid[:96, :128]
 SMOOTH = np.stack([127 + 120 * np.sin(X / 25 + k) * np.cos(Y / 19 - k) for k in range(4)], -1).astype(np.uint8)
@@ -28,7 +28,7 @@ def read_opened(path: Any) -> Any:
     return read(image)
 
 
-READERS: list[Callable[[Any], Any]] = [read, read_rgb, read_opened, image_size]
+READERS: list[Callable[[Any], Any]] = [read, read_rgb, read_opened]
 
 
 def encoded(image: Image.Image, format: str, **options: object) -> bytes:

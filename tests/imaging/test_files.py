@@ -12,7 +12,7 @@ import tifffile
 from PIL import Image, ImageCms
 
 from morsr.errors import InputError
-from morsr.imaging import image_size, read, read_rgb, write
+from morsr.imaging import read, read_rgb, write
 from morsr.imaging.files import check_output, file_format
 
 FORMATS = {
@@ -56,7 +56,7 @@ def test_what_is_written_is_read_back(suffix, channels, dtype):
         return
     write(picture, name)
     back = read(name)
-    assert back.size == image_size(name) == picture.size
+    assert back.size == picture.size
     assert back.transparent == picture.transparent
     exact = back.samples.dtype == dtype
     assert exact == (dtype is np.uint8 or (is_deep and dtype is np.uint16) or (suffix == "tif"))
@@ -84,7 +84,6 @@ def test_turned_photographs_stand_upright(suffix, orientation):
     options = {"tif": {}, "png": {}}.get(suffix, {"xmp": xmp})
     name = f"in.{suffix}"
     Image.fromarray(np.ascontiguousarray(stored)).save(name, exif=exif, lossless=True, quality=95, **options)
-    assert image_size(name) == upright.shape[:2]
     tolerance = 12 if suffix == "jpg" else 0
     for colours in (read(name).pixels, read_rgb(name), read(Image.open(name)).pixels):
         assert np.abs(colours.astype(int) - upright).max() <= tolerance
@@ -152,7 +151,6 @@ def test_tiff_layouts_of_16_bits(layout):
     }[layout]  # fmt: skip
     tifffile.imwrite("in.tif", samples, **options)
     picture = read("in.tif")
-    assert image_size("in.tif") == picture.size
     np.testing.assert_allclose(picture.samples.astype(int), expected, atol=3)
 
 
@@ -219,10 +217,9 @@ def test_what_is_no_picture_is_refused(source):
 
 @pytest.mark.parametrize(
     ("name", "size"),
-    [("out.docx", (8, 8)), ("out", (8, 8)), ("out.webp", (8, 16384)), ("out.jpg", (65501, 8)), ("folder.png", (8, 8))],
+    [("out.docx", (8, 8)), ("out", (8, 8)), ("out.webp", (8, 16384)), ("out.jpg", (65501, 8))],
 )
 def test_outputs_that_cannot_be_written_are_refused_before_the_work(name, size):
-    Path("folder.png").mkdir()
     with pytest.raises(InputError, match=name):
         check_output(read(smooth(3)), name, size)
 

@@ -14,7 +14,7 @@ from morsr.functional.diffusion import distillation_gradient, distillation_loss,
 from morsr.functional.perceptual import feature_distances
 from morsr.models.bases import load_base
 from morsr.models.draws import Draws
-from morsr.models.losses import Losses, RestorationLoss, build_lpips
+from morsr.models.losses import Losses, RestorationLoss, Weight, build_lpips
 from morsr.models.score_network import ScoreConfig, ScoreNetwork, Teacher
 
 
@@ -132,7 +132,7 @@ def test_lpips_has_gradient_and_is_zero_for_equals(monkeypatch):
 
     random_vgg = SimpleNamespace(features=vgg.make_layers(vgg.cfgs["D"]))
     monkeypatch.setattr("torchvision.models.vgg16", lambda *args, **kwargs: random_vgg)
-    loss = RestorationLoss(Losses.of(l2=0.0, lpips=1.0))
+    loss = RestorationLoss(Losses(l2=None, lpips=Weight()))
     sr, hr = torch.rand(2, 2, 3, 32, 32)
     sr.requires_grad_()
     terms = loss(sr, hr)
@@ -144,7 +144,10 @@ def test_lpips_has_gradient_and_is_zero_for_equals(monkeypatch):
 
 def test_pixel_terms_are_their_formulas():
     sr, hr = torch.rand(2, 3, 3, 16, 16)
-    error, terms = sr - hr, RestorationLoss(Losses.of(l1=0.5, l2=2.0, charbonnier=1.0))(sr, hr)
+    error, terms = (
+        sr - hr,
+        RestorationLoss(Losses(l1=Weight(weight=0.5), l2=Weight(weight=2), charbonnier=Weight()))(sr, hr),
+    )
     expected = {"l1": error.abs().mean(), "l2": 4 * error.square().mean(),
                 "charbonnier": (error.square() + 1e-6).sqrt().mean()}  # fmt: skip
     total = 0.5 * expected["l1"] + 2 * expected["l2"] + expected["charbonnier"]
@@ -154,8 +157,8 @@ def test_pixel_terms_are_their_formulas():
 def test_psnr_term_counts_every_image_alike_and_spares_perfect_ones():
     hr = torch.rand(2, 3, 16, 16)
     sr = torch.stack([(hr[0] + 0.3 * torch.randn_like(hr[0])).clamp(0, 1), hr[1] + 0.01]).requires_grad_()
-    RestorationLoss(Losses.of(l2=0.0, psnr=1.0))(sr, hr)["psnr"].backward()
+    RestorationLoss(Losses(l2=None, psnr=Weight()))(sr, hr)["psnr"].backward()
     hard, easy = (sr.grad[i].square().sum() for i in range(2))
     # Mean square error alone would give the hard image about 900 times the squared gradient of the easy one.
     assert hard < 10 * easy
-    torch.testing.assert_close(RestorationLoss(Losses.of(l2=0.0, psnr=1.0))(hr, hr)["psnr"], torch.tensor(-30.0))
+    torch.testing.assert_close(RestorationLoss(Losses(l2=None, psnr=Weight()))(hr, hr)["psnr"], torch.tensor(-30.0))

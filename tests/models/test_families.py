@@ -18,7 +18,7 @@ from morsr.models.draws import Draws
 from morsr.models.exchange.fixed import export_lora
 from morsr.models.generator import OneStepConfig, OneStepGenerator
 from morsr.models.loading import load_generator
-from morsr.models.losses import Losses
+from morsr.models.losses import Distillation, Gan, Losses, Weight
 from morsr.models.saving import save_generator
 from morsr.models.score_network import ScoreConfig, Teacher
 from morsr.training.module import OneStepSRModule
@@ -158,11 +158,11 @@ class TestEveryFamily:
 
     def test_two_steps_of_every_loss_move_only_what_they_train(self, twin):
         family = FAMILIES[twin.name]
-        vsd = {"guidance": 1.0 if family.distilled else 2.0, "target": 0.3, "samples": 2}
+        vsd = Distillation(guidance=1.0 if family.distilled else 2.0, target=0.3, samples=2)
         module = OneStepSRModule(
             base=str(twin.folder), adapters=adapters(twin.name), lr=1e-2,
             one_step=OneStepConfig(timestep=family.timestep),
-            losses=Losses.of(l2=1.0, features=1.0, vsd=vsd, gan={"width": 4}),
+            losses=Losses(features=Weight(), vsd=vsd, gan=Gan(width=4)),
         )  # fmt: skip
         module.train()
         base, trained = module.generator.base, module.objective.trained()

@@ -11,7 +11,7 @@ from twins import FAMILIES, write_twin
 from morsr.adapters import MoRConfig, read_adapters_header
 from morsr.data import RealESRGANDataModule
 from morsr.models.generator import OneStepConfig
-from morsr.models.losses import Losses
+from morsr.models.losses import Distillation, Gan, Losses, Weight
 from morsr.training.config_files import read_config
 from morsr.training.module import OneStepSRModule
 
@@ -29,10 +29,13 @@ def test_a_config_trains_two_steps_on_its_family(config, tmp_path):
         Image.fromarray(noise).save(photos / f"{index}.png")
     settings = read_config(config)["model"]["init_args"]
     assert settings["adapters"]["targets"] == list(FAMILIES[name].targets)
-    losses = {key: value and {**value, "start": 0} for key, value in settings["losses"].items()}
+    kinds = {"vsd": Distillation, "gan": Gan}
+    losses = {
+        key: value and kinds.get(key, Weight)(**{**value, "start": 0}) for key, value in settings["losses"].items()
+    }
     module = OneStepSRModule(
         base=str(write_twin(tmp_path / "base", name)), adapters=MoRConfig(**settings["adapters"]),
-        one_step=OneStepConfig(**settings["one_step"]), losses=Losses.of(**{**losses, "lpips": None}),
+        one_step=OneStepConfig(**settings["one_step"]), losses=Losses(**{**losses, "lpips": None}),
         checkpointing=settings["checkpointing"], lr=settings["lr"], calibration_images=4,
     )  # fmt: skip
     trainer = L.Trainer(

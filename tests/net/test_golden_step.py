@@ -74,6 +74,7 @@ def real_steps(page: ModuleType, method: Any, folder: Path) -> Numbers:
     import morsr.training.module as real
     from morsr.adapters import MoRConfig, adapter_parameters
     from morsr.estimators.base import DegradationEstimator
+    from morsr.models.losses import Distillation, Gan, Losses, Weight
     from morsr.training.step import OneStepPhase
 
     class PageEstimator(DegradationEstimator):
@@ -92,20 +93,16 @@ def real_steps(page: ModuleType, method: Any, folder: Path) -> Numbers:
             logit_noise=page.NOISE, logit_noise_until=page.NOISE_UNTIL,
         ),
         one_step=real.OneStepConfig(timestep=page.TIMESTEP),
-        losses=real.Losses.of(
-            **{
-                **page.WEIGHTS,
-                "vsd": {
-                    "weight": page.WEIGHTS["vsd"], "rank": page.SCORE_RANK, "scale": page.SCORE_SCALE,
-                    "lr": page.HELPER_LR,
-                    "guidance": page.GUIDANCE, "low": page.SCORE_RANGE[0], "high": page.SCORE_RANGE[1],
-                    "targets": tuple(name for name in method.layers if name.startswith("unet")),
-                },
-                "gan": {
-                    "weight": page.WEIGHTS["gan"], "width": page.WIDTH, "max_timestep": page.GAN_RANGE[1],
-                    "lr": page.HELPER_LR
-                },
-            }
+        losses=Losses(
+            **{name: Weight(weight=page.WEIGHTS[name]) for name in ("l2", "features", "balance")},
+            vsd=Distillation(
+                weight=page.WEIGHTS["vsd"], rank=page.SCORE_RANK, scale=page.SCORE_SCALE, lr=page.HELPER_LR,
+                guidance=page.GUIDANCE, low=page.SCORE_RANGE[0], high=page.SCORE_RANGE[1],
+                targets=tuple(name for name in method.layers if name.startswith("unet")),
+            ),
+            gan=Gan(
+                weight=page.WEIGHTS["gan"], width=page.WIDTH, max_timestep=page.GAN_RANGE[1], lr=page.HELPER_LR
+            ),
         ),
         lr=page.LR, router_lr_scale=page.ROUTER_LR_SCALE, weight_decay=page.WEIGHT_DECAY, clip=page.CLIP,
     )  # fmt: skip

@@ -16,7 +16,7 @@ from morsr.adapters import MoRConfig, read_adapters_header
 from morsr.errors import ConfigError, WeightsError
 from morsr.models.generator import OneStepConfig
 from morsr.models.loading import find_adapters, load_generator
-from morsr.models.losses import Losses
+from morsr.models.losses import Losses, Weight
 from morsr.training.adapter_state import newest_adapters
 from morsr.training.callbacks import AdapterEMA
 from morsr.training.module import OneStepSRModule
@@ -37,7 +37,7 @@ def test_the_constructor_only_stores_and_networks_are_read_on_the_cpu(small_base
     with pytest.raises(WeightsError, match="/nowhere"):
         module.configure_model()
     with pytest.raises(WeightsError, match="LPIPS"):  # said before a base is read
-        OneStepSRModule(base="/nowhere", losses=Losses.of(lpips=1.0)).configure_model()
+        OneStepSRModule(base="/nowhere", losses=Losses(lpips=Weight())).configure_model()
     module = OneStepSRModule(base=str(small_base))
     with torch.device("meta"):  # as Lightning does it with the device of the run
         module.configure_model()

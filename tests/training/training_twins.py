@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from morsr.adapters import MoRConfig
 from morsr.models.draws import Draws
 from morsr.models.generator import OneStepConfig
-from morsr.models.losses import Losses
+from morsr.models.losses import Distillation, Gan, Losses, Weight
 from morsr.training.config_files import read_config
 from morsr.training.module import OneStepSRModule
 from morsr.training.step import OneStepPhase
@@ -56,8 +56,10 @@ class Pairs(L.LightningDataModule):
 def build(base: Path, **settings: Any) -> OneStepSRModule:
     """A seeded module on a small base."""
     torch.manual_seed(0)
-    terms = dict(settings.pop("loss", {"l2": 1.0}))
-    settings.setdefault("losses", Losses.of(**terms))
+    terms, kinds = settings.pop("loss", {}), {"vsd": Distillation, "csd": Distillation, "gan": Gan}
+    given = {name: value if isinstance(value, dict) else {"weight": value} for name, value in terms.items()}
+    losses = {name: kinds.get(name, Weight)(**value) for name, value in given.items()}
+    settings.setdefault("losses", Losses(**losses))
     module = OneStepSRModule(
         **{
             "base": str(base),

@@ -278,13 +278,14 @@ def restore_upload(
     Raises:
         MorsrError: not an image, an output of more than MAX_OUTPUT pixels, or what else the restorer refuses.
     """
+    from PIL import Image
+
     from morsr.evaluation.routing import RoutingTable
-    from morsr.imaging import image_size
-    from morsr.imaging.files import thumbnail
+    from morsr.imaging import read
     from morsr.imaging.listing import FORMATS
     from morsr.restoring import Settings
 
-    checked, (height, width) = Settings(**settings), image_size(source)
+    checked, (height, width) = Settings(**settings), read(source).size
     if (pixels := height * width * checked.scale**2) > MAX_OUTPUT:
         raise InputError(
             f"{source.name}: the output would have {pixels / 1e6:.0f} megapixels, at most {MAX_OUTPUT / 1e6:.0f} are "
@@ -293,8 +294,9 @@ def restore_upload(
     suffix = source.suffix.lower() if source.suffix.lower() in FORMATS else ".png"
     target = folder / f"{source.stem}-x{checked.scale:g}{suffix}"
     restorer.restore_file(source, target, progress=progress, **vars(checked))
-    after = thumbnail(target, PREVIEW)
-    before = thumbnail(source, PREVIEW).resize(after.size)
+    before, after = (Image.fromarray(read(path).rgb8) for path in (source, target))
+    after.thumbnail((PREVIEW, PREVIEW))
+    before = before.resize(after.size)
     if not is_routed(restorer):
         return (before, after), str(target), None, None
     table = RoutingTable.from_images(restorer, [source])

@@ -36,9 +36,6 @@ MAX_BYTES = 2**31
 QUALITY = 95
 """Of JPEG and lossy WebP."""
 
-HEADER_BYTES = 2**22
-"""Where the size of a JPEG or GIF must stand: decoders pass over bytes without meaning to the end of a file."""
-
 _HEADS = {
     "PNG": rb"\x89PNG\r\n\x1a\n",
     "JPEG": rb"\xff\xd8\xff",
@@ -120,31 +117,6 @@ def read_rgb(path: str | os.PathLike[str]) -> NDArray[np.uint8]:
     return _by_pillow(_content(path)).rgb8
 
 
-@_in_one_line
-def image_size(path: str | os.PathLike[str]) -> tuple[int, int]:
-    """Height and width of an image file as it will be seen, from its header alone; InputError if it is none."""
-    check_regular(path)
-    with open(path, "rb") as file:
-        format = _format(head := file.read(HEADER_BYTES))
-    if format == "BMP":
-        return Image.open(BytesIO(head), formats=["BMP"]).size[::-1]
-    image = _load(format, head if format in ("JPEG", "GIF") else os.fspath(path))
-    return (image.width, image.height) if _value(image, "orientation", 1) > 4 else (image.height, image.width)
-
-
-@_in_one_line
-def thumbnail(path: str | os.PathLike[str], side: int) -> Image.Image:
-    """An image file of any size, reduced to at most `side` pixels a side, over gray; InputError if it is damaged."""
-    with open(path, "rb") as file:
-        format = _format(file.read(16))
-    if format == "BMP":
-        small = Image.fromarray(read(path).rgb8)
-        small.thumbnail((side, side))
-        return small
-    image = _vips().Image.thumbnail(os.fspath(path), side, size="down", fail_on="warning").colourspace("srgb")
-    return Image.fromarray((image.flatten(background=128) if image.hasalpha() else image).numpy())
-
-
 def _content(path: str | os.PathLike[str]) -> bytes:
     """All bytes of a file, once its first ones are those of an image."""
     size = check_regular(path).st_size
@@ -188,8 +160,6 @@ def _by_pillow(data: bytes) -> Picture:
     format = _format(data)
     if format == "PNG":
         _check_png(data)
-    if format in ("JPEG", "GIF"):
-        Image.open(BytesIO(data[:HEADER_BYTES]), formats=[format])
     image = Image.open(BytesIO(data), formats=[format])
     _check_pixels(*image.size)
     return from_pil(image)
@@ -278,8 +248,6 @@ def check_output(
         raise InputError(f"{shown}: {name} holds at most {most} pixels a side, the output has {max(size)}")
     if name in _OPAQUE_ONLY and picture.transparent:
         raise InputError(f"{shown}: {name} holds no transparency and the image uses it; write PNG, WebP or TIFF")
-    if Path(path).is_dir():
-        raise InputError(f"{shown}: expected a file to write, this is a folder")
     return name
 
 

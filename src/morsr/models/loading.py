@@ -19,21 +19,13 @@ from morsr.estimators import DegradationEstimator, build_estimator
 from morsr.hub import fetch, repository_of
 from morsr.models.bases import load_base, package_weights
 from morsr.models.generator import OneStepConfig, OneStepGenerator
-from morsr.models.saving import ADAPTERS_FILE, CONFIG_FILE, read_description, refuse_decoder
+from morsr.models.saving import ADAPTERS_FILE, read_description
 
 
 def find_adapters(name_or_path: str | os.PathLike[str]) -> Path:
-    """Return the adapters file behind a shipped preset, a file, or a folder that holds `adapters.safetensors`.
-
-    Raises:
-        WeightsError: there is none; the message says what was looked for.
-    """
+    """Return the adapters file behind a shipped preset, a file, or a folder that holds `adapters.safetensors`."""
     path = find_model(name_or_path)
-    if path.is_dir():
-        path = path / ADAPTERS_FILE
-        if not path.is_file():
-            raise WeightsError(f"{path.parent}: expected a folder with {ADAPTERS_FILE}")
-    return path
+    return path / ADAPTERS_FILE if path.is_dir() else path
 
 
 def shipped_adapters() -> dict[str, Path]:
@@ -52,12 +44,8 @@ def find_model(name_or_path: str | os.PathLike[str], **hub: Any) -> Path:
         WeightsError: there is none; the message says what was looked for.
     """
     path = Path(name_or_path).expanduser()
-    if path.is_file():
+    if path.exists():
         return path
-    if path.is_dir():
-        if (path / CONFIG_FILE).is_file() or (path / ADAPTERS_FILE).is_file():
-            return path
-        raise WeightsError(f"{path}: expected a folder with {ADAPTERS_FILE} or {CONFIG_FILE}")
     name = os.fspath(name_or_path)
     shipped = shipped_adapters()
     if name in shipped:
@@ -66,9 +54,7 @@ def find_model(name_or_path: str | os.PathLike[str], **hub: Any) -> Path:
         try:
             return fetch(name, ["*.safetensors", "*.json", "*.txt"], **hub)
         except WeightsError as error:
-            raise WeightsError(
-                f"{name}: no such file or folder here, and not to be had from the hub ({error})"
-            ) from error
+            raise WeightsError(f"{name}: no such file or folder here, and not on the hub ({error})") from error
     raise WeightsError(
         f"{name}: no such adapters file or folder, and no shipped preset has this name ({', '.join(sorted(shipped))})"
     )
@@ -89,13 +75,12 @@ def load_generator(
     path = find_model(name_or_path, **hub)
     prompts = None if prompt is None else {"clean": prompt}
     given: dict[str, Any] = {"base": base, "prompts": prompts, "estimator": estimator}
+    described = None
     if path.is_dir():
         described = read_description(path)
         if described is not None and described["adapters"] is None:
             return _build(path, None, described, given).eval()
         path = path / ADAPTERS_FILE
-    else:
-        described = None
     if path.suffix == ".ckpt":
         return _from_checkpoint(path, given)
     header = read_adapters_header(path)
@@ -116,7 +101,6 @@ def _described(path: Path, extra: Any) -> Mapping[str, Any]:
         raise WeightsError(
             f"{path}: does not say how to run it ({', '.join(missing)} missing); expected a file saved by training"
         )
-    refuse_decoder(path, extra)
     return extra
 
 
@@ -128,20 +112,16 @@ def _build(
     cached: Mapping[str, Tensor] | None = None,
 ) -> OneStepGenerator:
     """A fresh generator: what the user gave, else what the file describes; prompts that are cached need no encoder."""
-    estimator = _estimator(path, extra["estimator"], given["estimator"])
+    if extra.get("decoder"):
+        raise WeightsError(f"{path}: it was trained with a decoder apart from its base's, which only morsr 0.1 runs")
     try:
         one_step = OneStepConfig(**extra["one_step"])
-    except (KeyError, TypeError, ConfigError) as error:
+        estimator = _estimator(path, extra["estimator"], given["estimator"])
+    except (KeyError, TypeError) as error:
         raise WeightsError(f"{path}: its description cannot be read ({error})") from error
     text = extra.get("prompt")
     prompts = given["prompts"] or cached or extra.get("prompts") or (None if text is None else {"clean": text})
-    base = given["base"] or extra["base"]
-    try:
-        base = load_base(base, prompts=prompts)
-    except ConfigError as error:
-        if prompts is cached and "prompt embedding" in str(error):
-            raise WeightsError(f"{path}: made for another base than {base}: {error}") from error
-        raise
+    base = load_base(given["base"] or extra["base"], prompts=prompts)
     return OneStepGenerator(base, estimator, adapters=config, one_step=one_step)
 
 
@@ -156,8 +136,6 @@ def _estimator(path: Path, spec: Any, given: DegradationEstimator | str | None) 
         return build_estimator(given, **(args if given == kind else {}))
     try:
         return build_estimator(spec)
-    except (KeyError, TypeError, ConfigError) as error:
-        raise WeightsError(f"{path}: its description cannot be read ({error})") from error
     except WeightsError as error:
         where = "; --estimator FOLDER_OR_ID names the place of CLIP's weights" if kind == "clip" else ""
         raise WeightsError(f"{path}: {error}{where}") from error

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -51,27 +51,14 @@ class Weight:
     def __post_init__(self) -> None:
         check_fields(self)
 
-    def at(self, step: int | None) -> float:
-        """The factor at a generator step; None for long after the start."""
-        if step is None:
-            return self.weight
+    def at(self, step: int) -> float:
+        """The factor at a generator step."""
         if step < self.start:
             return 0.0
         return self.weight * min(1.0, (step - self.start + 1) / self.ramp) if self.ramp else self.weight
 
-    def __str__(self) -> str:
-        start = f" from step {self.start}" if self.start else ""
-        return f"{self.weight:g}{start}{f' over {self.ramp} steps' if self.ramp else ''}"
-
     def __bool__(self) -> bool:
         return self.weight > 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Lpips(Weight):
-    """Weight of LPIPS."""
-
-    weight: float = 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,7 +144,7 @@ class Losses:
     l2: Weight | None = field(default_factory=Weight)
     charbonnier: Weight | None = None
     psnr: Weight | None = None
-    lpips: Lpips | None = None
+    lpips: Weight | None = None
     features: Weight | None = None
     vsd: Distillation | None = None
     csd: Distillation | None = None
@@ -168,22 +155,6 @@ class Losses:
     def __post_init__(self) -> None:
         if self.csd and (self.csd.target or self.csd.samples > 1):
             raise ConfigError("losses.csd: expected no target and one sample; they are settings of losses.vsd")
-
-    @classmethod
-    def of(cls, **terms: Any) -> Losses:
-        """Losses from numbers, mappings of settings, or terms; a weight of 0 leaves a term out.
-
-        >>> Losses.of(l2=0.5, gan={"start": 7}, balance=0).gan.start
-        7
-        """
-        kinds: dict[str, Any] = {"lpips": Lpips, "vsd": Distillation, "csd": Distillation, "gan": Gan}
-        found = dict(terms)
-        for name, value in terms.items():
-            if isinstance(value, (int, float)):
-                value = {"weight": value}
-            if isinstance(value, Mapping) and name != "extra":
-                found[name] = kinds.get(name, Weight)(**value) if value.get("weight", 1) else None
-        return cls(**found)
 
 
 class RestorationLoss(nn.Module):
@@ -204,7 +175,6 @@ class RestorationLoss(nn.Module):
         lpips: the network of `build_lpips`, where it is built already.
 
     Raises:
-        ConfigError: `features` without a network.
         WeightsError: LPIPS is asked for and its weights cannot be had.
 
     Source: OSEDiff (arXiv 2406.08177) eq. 7 (L2, LPIPS); for the PSNR term HINet (arXiv 2105.06086) section 3.2.
@@ -216,18 +186,16 @@ class RestorationLoss(nn.Module):
         super().__init__()
         names = ("l1", "l2", "charbonnier", "psnr", "lpips", "features")
         self.weights = {name: getattr(losses, name) or Weight(weight=0) for name in names}
-        if self.weights["features"] and feature_network is None:
-            raise ConfigError("loss 'features': expected a feature_network to take them from")
         self.lpips = build_lpips() if losses.lpips and lpips is None else lpips
         self._feature_network = feature_network
 
-    def forward(self, sr: Tensor, hr: Tensor, *, step: int | None = None) -> dict[str, Tensor]:
+    def forward(self, sr: Tensor, hr: Tensor, *, step: int = 0) -> dict[str, Tensor]:
         """Return the unweighted terms that count at this step, and "total", their weighted sum.
 
         Args:
             sr: (B, 3, H, W), nominally in [0, 1]; not clamped, so that pixels outside keep their gradient.
             hr: (B, 3, H, W) in [0, 1].
-            step: generator step that the weights are taken at; None: all terms at full weight.
+            step: generator step that the weights are taken at.
         """
         sr = sr.float()
         factors = {name: factor for name, weight in self.weights.items() if (factor := weight.at(step)) > 0}

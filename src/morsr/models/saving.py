@@ -102,19 +102,12 @@ def read_description(folder: Path) -> dict[str, Any] | None:
         raise WeightsError(f"{path}: format {version}, this version reads up to {FORMAT_VERSION}; update morsr")
     if base in (".", "base"):
         content["base"] = str(folder / base)
-    refuse_decoder(path, content)
     if estimator is not None:
         content["estimator"] = {
             "kind": estimator["kind"],
             "args": {key: _placed(value, folder) for key, value in estimator["args"].items()},
         }
     return content
-
-
-def refuse_decoder(path: str | os.PathLike[str], description: Mapping[str, Any]) -> None:
-    """Refuse a model of release 0.1 that decodes by another network than its base's autoencoder."""
-    if description.get("decoder"):
-        raise WeightsError(f"{path}: it was trained with a decoder apart from its base's, which only morsr 0.1 runs")
 
 
 def is_portable(source: str) -> bool:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from morsr.errors import InputError, MorsrError
 from morsr.files import printable
-from morsr.imaging import image_size, list_images, read, write
+from morsr.imaging import list_images, read, write
 from morsr.imaging.files import check_output, file_format
 from morsr.restoring.devices import is_out_of_memory
 from morsr.restoring.restorer import is_streamed
@@ -118,8 +118,8 @@ def restore_files(
         writing: deque[tuple[Job, Future[Any]]] = deque()
         for job, reading in _read_ahead(reader, jobs, settings, format):
             picture = reading.result()
-            if picture is None:
-                picture = _attempt(restorer.restore_file, *job, format=format, **vars(settings))
+            if not isinstance(picture, Exception) and is_streamed(settings.output_size(*picture.size)):
+                picture = _attempt(restorer.restore_into, picture, job.target, settings, format=format)
             elif not isinstance(picture, Exception):
                 picture = _attempt(lambda one: restorer.restore_picture(one, settings)[0], picture)
             if picture is None or isinstance(picture, Exception):
@@ -155,11 +155,8 @@ def _read_ahead(
     yield from reading
 
 
-def _read(job: Job, settings: Settings, format: str | None) -> Picture | None:
-    """A file's picture, or None where it is too large to be held and is read at its turn."""
-    if is_streamed(settings.output_size(*image_size(job.source))):
-        return None
+def _read(job: Job, settings: Settings, format: str | None) -> Picture:
+    """A file's picture; what cannot be written is refused before the work is done."""
     picture = read(job.source)
-    # What cannot be written is refused before the work is done.
     check_output(picture, job.target, settings.output_size(*picture.size), format)
     return picture

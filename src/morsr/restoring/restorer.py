@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal
-from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -44,9 +43,7 @@ SMALL_NETWORK = 100_000_000  # parameters of a UNet below which a merge costs le
 RELEASE_EVERY = 8  # tiles after which the memory of a canvas in a file is given back
 MERGE_PASSES = 8  # tiles of an image from which a merge of a larger UNet is repaid
 
-# One lock per generator, which has one routing for all who use it; kept here, so that none is copied or pickled.
-_LOCKS: WeakKeyDictionary[nn.Module, contextlib.AbstractContextManager[Any]] = WeakKeyDictionary()
-_NEW_LOCK = threading.Lock()
+_ALONE = threading.RLock()  # a generator has one routing for all who use it, and merges change its weights
 
 
 class Restorer:
@@ -130,7 +127,7 @@ class Restorer:
         """
         from morsr.models.saving import save_generator
 
-        with self._alone():  # else another thread's merge could be written
+        with _ALONE:  # else another thread's merge could be written
             return save_generator(folder, self.generator, include_base=include_base)
 
     def push_to_hub(
@@ -243,15 +240,27 @@ class Restorer:
         checked.check_model(self.generator)
         if os.path.exists(target) and os.path.exists(source) and os.path.samefile(source, target):
             raise InputError(f"{target}: the output would overwrite the input")
-        picture, samples = read(source), None
-        size = checked.output_size(*picture.size)
+        self.restore_into(read(source), target, checked, format=format, progress=progress)
+
+    @torch.no_grad()
+    def restore_into(
+        self,
+        picture: Picture,
+        target: str | os.PathLike[str],
+        settings: Settings,
+        *,
+        format: str | None = None,
+        progress: Progress | None = None,
+    ) -> None:
+        """Restore a picture into a file; see `restore_file`."""
+        samples, size = None, settings.output_size(*picture.size)
         if check_output(picture, target, size, format) in ("PNG", "TIFF") and is_streamed(size):
             try:
-                samples = self._restore_rows(picture, checked, Path(target).parent, progress)
+                samples = self._restore_rows(picture, settings, Path(target).parent, progress)
             except OSError as error:
                 raise InputError(f"{target}: cannot be written ({error.strerror or error})") from error
         else:
-            picture, _ = self.restore_picture(picture, checked, progress)
+            picture, _ = self.restore_picture(picture, settings, progress)
         write(picture, target, canvas=samples, format=format)
 
     def _restore_rows(self, picture: Picture, settings: Settings, folder: Path, progress: Progress | None) -> Canvas:
@@ -309,7 +318,7 @@ class Restorer:
             plan = tiling(fine, side, math.lcm(self.generator.multiple, shrink))
             try:
                 canvas = Canvas((1, 3, *size), folder=folder)
-                with self._alone():
+                with _ALONE:
                     return canvas, self._tiles(lr.to(self.device), canvas, plan, shrink, settings, progress)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
@@ -373,11 +382,6 @@ class Restorer:
     def _has_room(self, network: nn.Module) -> bool:
         """Whether the memory holds a second copy of a network's weights with room for a pass; else ranks are masked."""
         return 2 * sum(weight.nbytes for weight in network.parameters()) < free_memory(self.device)
-
-    def _alone(self) -> contextlib.AbstractContextManager[Any]:
-        """Keep other threads off the generator inside a ``with`` block; the same thread may come in again."""
-        with _NEW_LOCK:
-            return _LOCKS.setdefault(self.generator, threading.RLock())
 
 
 def is_streamed(size: tuple[int, int]) -> bool:

@@ -253,7 +253,7 @@ class Base(nn.Module):
             if prompts[side].ndim != 3 or prompts[side].shape[-1] != width:
                 raise ConfigError(
                     f"prompt embedding {side!r}: expected (1, tokens, {width}) for the {self.network_name} of "
-                    f"{self.base_id}, got {tuple(prompts[side].shape)}; its text encoder is another model's"
+                    f"{self.base_id}, got {tuple(prompts[side].shape)}, made for another base"
                 )
             device = None if self.prompt_clean is None else self.prompt_clean.device
             setattr(self, f"prompt_{side}", prompts[side].to(device, torch.float32))

@@ -68,15 +68,13 @@ def first_readable(source: str | os.PathLike[str] | Sequence[str], read: Callabl
             folder, name = _folder_of(candidate)
             return read(folder, name)
         except Exception as error:  # diffusers, transformers, safetensors and tokenizers each raise their own
-            known = isinstance(error, (WeightsError, ConfigError))
-            text = (
-                str(error)
-                if known
-                else f"{folder}: weights or text encoder cannot be read, cut short? ({_line(error)})"
-            )
+            kind, text = type(error), str(error)
+            if not isinstance(error, (WeightsError, ConfigError)):
+                line = (text.strip().splitlines() or [kind.__name__])[0][:200]
+                kind, text = WeightsError, f"{folder}: weights or text encoder cannot be read, cut short? ({line})"
             text = text.replace(str(folder), candidate)
             if len(candidates) == 1:
-                raise (type(error) if known else WeightsError)(text) from error
+                raise kind(text) from error
             failed.append(text if candidate in text else f"{candidate} ({text})")
         if place < len(candidates):
             say(f"morsr: no base model from {failed[-1]}; trying the next")
@@ -120,8 +118,6 @@ def read_json(path: Path) -> dict[str, Any]:
         values = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise WeightsError(f"{path}: cannot be read as JSON ({error})") from error
-    if not isinstance(values, dict):
-        raise WeightsError(f"{path}: expected a JSON object")
     return values
 
 
@@ -148,11 +144,6 @@ def read_network(folder: Path, *kinds: str) -> Any:
     if wrong:
         raise WeightsError(f"{folder}: its weights are not those of its config: tensors {'; '.join(wrong)}")
     return network
-
-
-def _line(error: Exception) -> str:
-    """The first line of an error."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
 def read_prompts(

@@ -1,15 +1,15 @@
 """Checkpoints of OSEDiff and PiSA-SR, read key by key into our adapters over the same base.
 
-Both peers publish one torch file with the names of their LoRA's layers, its rank, and the tensors under peft's names,
-`<layer>.lora_A.<adapter>.weight`. They were trained with peft's default alpha of 8, which the files do not say. What a
-file holds and what it announces must be the same set of keys; nothing in it is executed.
+Both peers publish one torch file with the rank of their LoRA and the tensors under peft's names,
+`<layer>.lora_A.<adapter>.weight`. They were trained with peft's default alpha of 8, which the files do not say. A key
+that is not known is refused; nothing in a file is executed.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +20,7 @@ from morsr.adapters import MoRConfig, inject, layers_of_set, save_adapters
 from morsr.adapters.inject import add_saved_modules
 from morsr.errors import ConfigError, WeightsError
 from morsr.estimators import build_estimator
-from morsr.models.bases import Base, load_base, random_base
+from morsr.models.bases import load_base, random_base
 from morsr.models.generator import OneStepConfig
 
 PEFT_DEFAULT_ALPHA = 8
@@ -29,7 +29,7 @@ PEFT_DEFAULT_ALPHA = 8
 ESTIMATOR: Mapping[str, Any] = {"kind": "frequency", "args": {}}
 """The imported models route nothing by degradation; scores are for the reports only, so the cheapest will do."""
 
-_GROUPS = ("encoder", "decoder", "others")
+_GROUPS = "(?:encoder|decoder|others)"
 
 
 class PeerLora(NamedTuple):
@@ -64,18 +64,12 @@ def read_osediff(path: str | os.PathLike[str]) -> PeerModel:
 
     Source: cswry/OSEDiff, osediff.py (OSEDiff_gen.save_model, OSEDiff_test.load_ckpt).
     """
-    lists = {f"unet_lora_{group}_modules": f"default_{group}" for group in _GROUPS}
-    content = _read(
-        path, {"rank_unet", "rank_vae", "state_dict_unet", "state_dict_vae", "vae_lora_encoder_modules", *lists}
-    )
-    adapters = {adapter: content[key] for key, adapter in lists.items()}
-    # peft wraps conv_in, which is adapted too; a file whose LoRA leaves it out has the plain name.
-    inner = "conv_in.base_layer." if "conv_in" in adapters["default_encoder"] else "conv_in."
-    whole = {f"{inner}{key}": f"unet.conv_in.{key}" for key in ("weight", "bias")}
+    content = _read(path, "rank_unet", "state_dict_unet", "state_dict_vae")
     rank, state = content["rank_unet"], content["state_dict_unet"]
-    unet = _take_lora(path, state, adapters, rank, prefix="unet.", others=set(whole))
-    encoder = {"default_encoder": content["vae_lora_encoder_modules"]}
-    vae = _take_lora(path, content["state_dict_vae"], encoder, rank, prefix="vae.")
+    unet, rest = _take_lora(path, state, f"default_{_GROUPS}", rank, "unet.")
+    vae, other = _take_lora(path, content["state_dict_vae"], "default_encoder", rank, "vae.")
+    whole = {f"conv_in.base_layer.{key}": f"unet.conv_in.{key}" for key in ("weight", "bias")}
+    _check_keys(path, set(whole), {*rest, *other})
     return PeerModel(
         shared=PeerLora(rank, {**unet.down, **vae.down}, {**unet.up, **vae.up}),
         routed=None,
@@ -96,21 +90,13 @@ def read_pisasr(path: str | os.PathLike[str]) -> PeerModel:
 
     Source: csslc/PiSA-SR, pisasr.py (PiSASR.save_model, PiSASR_eval).
     """
-    lists = {
-        f"unet_lora_{group}_modules_{kind}": f"default_{group}_{kind}" for kind in ("pix", "sem") for group in _GROUPS
-    }
-    content = _read(path, {"lora_rank_unet_pix", "lora_rank_unet_sem", "state_dict_unet", *lists})
-    adapters = {
-        kind: {adapter: content[key] for key, adapter in lists.items() if adapter.endswith(kind)}
-        for kind in ("pix", "sem")
-    }
-    found = {}
-    for kind, other in (("pix", "sem"), ("sem", "pix")):
-        found[kind] = _take_lora(
-            path, content["state_dict_unet"], adapters[kind], content[f"lora_rank_unet_{kind}"],
-            prefix="unet.", others=set(_lora_keys(adapters[other])),
-        )  # fmt: skip
-    return PeerModel(found["pix"], found["sem"], {}, OneStepConfig(timestep=1, parametrization="residual"))
+    content = _read(path, "lora_rank_unet_pix", "lora_rank_unet_sem", "state_dict_unet")
+    parts, rest = [], content["state_dict_unet"]
+    for kind in ("pix", "sem"):
+        part, rest = _take_lora(path, rest, f"default_{_GROUPS}_{kind}", content[f"lora_rank_unet_{kind}"], "unet.")
+        parts.append(part)
+    _check_keys(path, set(), set(rest))
+    return PeerModel(*parts, {}, OneStepConfig(timestep=1, parametrization="residual"))
 
 
 def save_peer(
@@ -133,7 +119,11 @@ def save_peer(
     Raises:
         WeightsError: layers or shapes that the base does not have, or a base that cannot be loaded.
     """
-    loaded = _sd21() if os.fspath(base) == "sd21" else load_base(base)
+    if os.fspath(base) == "sd21":
+        with torch.device("meta"):  # its layers and their shapes only
+            loaded = random_base("sd21")
+    else:
+        loaded = load_base(base)
     parts = [peer.shared, *([peer.routed] if peer.routed else [])]
     routed_ranks = peer.routed.rank if peer.routed else 0
     estimator = build_estimator(ESTIMATOR)
@@ -159,9 +149,9 @@ def save_peer(
             router.std.fill_(1)
             router.share.fill_(1 / config.num_slots)
     for name, layer, ranks in layers_of_set(loaded, "generator"):
-        downs, ups = zip(*(_ranks_on(part, name, tuple(layer.weight.shape)) for part in parts), strict=True)
-        ranks.lora_A = nn.Parameter(torch.cat(downs))
-        ranks.lora_B = nn.Parameter(torch.cat(ups).t().contiguous())
+        down, up = torch.cat([part.down[name] for part in parts]), torch.cat([part.up[name] for part in parts])
+        _check_shape(name, (up.shape[1], *down.shape[1:]), tuple(layer.weight.shape))
+        ranks.lora_A, ranks.lora_B = nn.Parameter(down), nn.Parameter(up.t().contiguous())
     add_saved_modules(loaded, report, list(dict.fromkeys(name.rpartition(".")[0] for name in peer.whole)))
     for name, module in report.copies.items():
         for key, value in dict(module.named_parameters()).items():
@@ -178,49 +168,20 @@ def save_peer(
     return save_adapters(path, loaded, name="generator", base_id=base_id, extra=extra)
 
 
-def _sd21() -> Base:
-    """Stable Diffusion 2.1-base without weights: its layers and their shapes only."""
-    with torch.device("meta"):
-        return random_base("sd21")
-
-
-def _ranks_on(part: PeerLora, name: str, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """A LoRA's ranks on a layer of this weight; zeros where it leaves the layer alone."""
-    if name not in part.down:
-        return torch.zeros(part.rank, *shape[1:]), torch.zeros(part.rank, shape[0])
-    down, up = part.down[name], part.up[name]
-    _check_shape(name, (up.shape[1], *down.shape[1:]), shape)
-    return down, up
-
-
 def _check_shape(name: str, got: tuple[int, ...], expected: tuple[int, ...]) -> None:
     if got != expected:
         raise WeightsError(f"{name}: the base has shape {expected}, the file {got}; it was made for another base")
 
 
-def _read(path: str | os.PathLike[str], wanted: set[str]) -> dict[str, Any]:
-    """The content of a published file: exactly the wanted keys, each of its kind."""
+def _read(path: str | os.PathLike[str], *wanted: str) -> dict[str, Any]:
+    """The content of a published file, which has at least the wanted keys."""
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged archive surfaces as any of half a dozen kinds
         reason = (str(error).splitlines() or [type(error).__name__])[0].split(". ")[0]
         raise WeightsError(f"{path}: not a published .pkl of tensors and plain values ({reason})") from error
-    if not isinstance(content, dict):
-        raise WeightsError(f"{path}: expected a dictionary, got {type(content).__name__}")
-    _check_keys(path, wanted, set(content))
-    if wrong := sorted(key for key, value in content.items() if not _is_of_its_kind(key, value)):
-        raise WeightsError(f"{path}: {wrong[0]}: expected ranks, lists of layer names, or finite tensors by name")
+    _check_keys(path, set(wanted), set(wanted).intersection(content))
     return content
-
-
-def _is_of_its_kind(key: str, value: Any) -> bool:
-    if key.startswith("state_dict"):
-        return isinstance(value, Mapping) and all(
-            isinstance(one, Tensor) and bool(one.isfinite().all()) for one in value.values()
-        )
-    if "modules" in key:
-        return isinstance(value, list) and all(isinstance(name, str) for name in value)
-    return isinstance(value, int) and value > 0
 
 
 def _check_keys(path: str | os.PathLike[str], wanted: set[str], found: set[str]) -> None:
@@ -231,36 +192,22 @@ def _check_keys(path: str | os.PathLike[str], wanted: set[str], found: set[str])
         raise WeightsError(f"{path}: keys differ from the published layout: {'; '.join(said)}")
 
 
-def _lora_keys(adapters: Mapping[str, Sequence[str]]) -> dict[str, tuple[str, str]]:
-    """The keys that adapters on layers have in peft, with the layer and A or B."""
-    return {
-        f"{layer}.lora_{part}.{adapter}.weight": (layer, part)
-        for adapter, layers in adapters.items()
-        for layer in layers  # OSEDiff lists a layer once per pattern that it matched
-        for part in "AB"
-    }
-
-
 def _take_lora(
-    path: str | os.PathLike[str],
-    state: Mapping[str, Tensor],
-    adapters: Mapping[str, Sequence[str]],
-    rank: int,
-    *,
-    prefix: str,
-    others: Set[str] = frozenset(),
-) -> PeerLora:
-    """The LoRA of some adapters of a state, which must hold its keys, the other ones named, and nothing else."""
-    keys, down, up = _lora_keys(adapters), {}, {}
-    _check_keys(path, {*keys, *others}, set(state))
-    for key, (layer, part) in keys.items():
-        value = state[key].float()
-        if value.ndim not in (2, 4) or value.shape["AB".index(part)] != rank:
+    path: str | os.PathLike[str], state: Mapping[str, Tensor], adapters: str, rank: int, prefix: str
+) -> tuple[PeerLora, dict[str, Tensor]]:
+    """The LoRA of the adapters of a state whose names match a pattern, and the tensors that are not of it."""
+    down: dict[str, Tensor] = {}
+    up: dict[str, Tensor] = {}
+    rest = {}
+    for key, value in state.items():
+        found = re.fullmatch(rf"(.+)\.lora_([AB])\.{adapters}\.weight", key)
+        if found is None:
+            rest[key] = value
+        elif value.ndim not in (2, 4) or value.shape["AB".index(found[2])] != rank:
             raise WeightsError(f"{path}: {key} has shape {tuple(value.shape)}, expected rank {rank}")
-        if part == "A":
-            down[f"{prefix}{layer}"] = value
+        elif found[2] == "A":
+            down[f"{prefix}{found[1]}"] = value.float()
         else:
-            up[f"{prefix}{layer}"] = value.flatten(1).t() * (PEFT_DEFAULT_ALPHA / rank)
-    if 2 * len(down) < len(keys):
-        raise WeightsError(f"{path}: a layer stands in two lists")
-    return PeerLora(rank, down, up)
+            up[f"{prefix}{found[1]}"] = value.float().flatten(1).t() * (PEFT_DEFAULT_ALPHA / rank)
+    _check_keys(path, set(down), set(up))
+    return PeerLora(rank, down, up), rest
