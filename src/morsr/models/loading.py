@@ -116,9 +116,9 @@ def _build(
         raise WeightsError(f"{path}: it was trained with a decoder apart from its base's, which only morsr 0.1 runs")
     try:
         one_step = OneStepConfig(**extra["one_step"])
-        estimator = _estimator(path, extra["estimator"], given["estimator"])
     except (KeyError, TypeError) as error:
         raise WeightsError(f"{path}: its description cannot be read ({error})") from error
+    estimator = _estimator(path, extra["estimator"], given["estimator"])
     text = extra.get("prompt")
     prompts = given["prompts"] or cached or extra.get("prompts") or (None if text is None else {"clean": text})
     base = load_base(given["base"] or extra["base"], prompts=prompts)
@@ -136,7 +136,7 @@ def _estimator(path: Path, spec: Any, given: DegradationEstimator | str | None) 
         return build_estimator(given, **(args if given == kind else {}))
     try:
         return build_estimator(spec)
-    except WeightsError as error:
+    except (KeyError, TypeError, WeightsError) as error:
         where = "; --estimator FOLDER_OR_ID names the place of CLIP's weights" if kind == "clip" else ""
         raise WeightsError(f"{path}: {error}{where}") from error
 
