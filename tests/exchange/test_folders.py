@@ -10,7 +10,7 @@ from torch import Tensor
 
 from morsr import Restorer
 from morsr.adapters import read_adapters_header, save_adapters
-from morsr.errors import ConfigError, InputError, WeightsError
+from morsr.errors import InputError, WeightsError
 from morsr.estimators import build_estimator
 from morsr.estimators.learned import DegradationNet, save_net
 from morsr.models.bases import load_base
@@ -115,9 +115,6 @@ def test_what_cannot_be_saved_or_loaded(generator, small_base, tmp_path):
         Restorer(generator, device="cpu").save_pretrained(tmp_path / "file")
     bare = OneStepGenerator(load_base(small_base))
     bare.base.source = None
-    with pytest.raises(ConfigError, match="include_base=False"):
-        Restorer(bare, device="cpu").save_pretrained("model", include_base=False)
-    assert not Path("model").exists()
     Restorer(bare, device="cpu").save_pretrained("model")
     for text, message in (("{", "not the description"), ('{"library_name": "other"}', "not the description")):
         Path("model/config.json").write_text(text)

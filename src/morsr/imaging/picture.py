@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -94,10 +94,6 @@ class Picture:
         if self.samples.dtype.kind != "f":
             values = np.rint(values * _white(self.samples))
         return values.astype(self.samples.dtype)
-
-    def restored(self, rgb: Tensor, alpha: Tensor | None = None) -> Picture:
-        """This picture with restored pixels; arguments as for `encoded`."""
-        return replace(self, samples=self.encoded(rgb, alpha))
 
     def like(self, source: Any) -> Any:
         """The picture as what it came as: an array of the same rank and dtype, else a PIL image.

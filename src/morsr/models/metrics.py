@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import importlib
 import importlib.util
 import io
 import os
@@ -149,7 +150,7 @@ def metric_info(name: str) -> MetricInfo:
     if key in METRICS:
         return METRICS[key]
     with contextlib.suppress(MissingDependencyError):
-        _require_pyiqa()
+        _pyiqa()
         from pyiqa.default_model_configs import DEFAULT_CONFIGS
 
         if entry := DEFAULT_CONFIGS.get(key):
@@ -209,16 +210,13 @@ def _build(info: MetricInfo, device: torch.device, download: bool) -> Metric:
     if info.name == "features":
         network = ImageNetFeatures().to(device)
         return Metric(info, lambda sr, hr: feature_distances(network(sr), network(hr)), device)
-    _require_pyiqa()
-    missing = missing_weights(info)
+    pyiqa, missing = _pyiqa(), missing_weights(info)
     if missing and (not download or os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0")):
         raise WeightsError(f"{info.name} needs {', '.join(missing)}; downloads are switched off")
     for file in missing:
         say_fetching(*file.split(" from "))
     try:
         with _quiet_and_safe():
-            import pyiqa
-
             metric = pyiqa.create_metric(info.name, device=device, **info.options)
     except Exception as error:  # pyiqa and its loaders raise anything
         files = ", ".join(missing or info.weights) or "weights that pyiqa does not list"
@@ -231,7 +229,7 @@ def _niqe(*, studio_swing: bool) -> Callable[[Tensor], Tensor]:
 
     Source: Mittal et al., "Making a completely blind image quality analyzer", IEEE SPL 2013.
     """
-    _require_pyiqa()
+    _pyiqa()
     from pyiqa.archs.niqe_arch import niqe
 
     found = importlib.util.find_spec("basicsr")
@@ -256,10 +254,10 @@ def _niqe(*, studio_swing: bool) -> Callable[[Tensor], Tensor]:
 
 
 @cache
-def _require_pyiqa() -> None:
+def _pyiqa() -> Any:
     try:
         with _quiet_and_safe():
-            import pyiqa  # noqa: F401
+            return importlib.import_module("pyiqa")
     except ImportError as error:
         raise MissingDependencyError(f"pyiqa cannot be imported ({error}): pip install 'morsr[metrics]'") from error
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from morsr import __version__
 from morsr.adapters import save_adapters
-from morsr.errors import ConfigError, InputError, WeightsError
+from morsr.errors import InputError, WeightsError
 from morsr.files import write_text
 from morsr.hub import repository_of
 from morsr.models.bases import SHIPPED_BASES
@@ -38,10 +38,8 @@ def save_generator(
         raise InputError(f"{folder}: expected a folder to save into, this is a file")
     base, estimator = generator.base, generator.estimator
     source = base.source
-    if include_base is None:
+    if source is None or include_base is None:
         include_base = source is None or not is_portable(source)
-    if not include_base and source is None:
-        raise ConfigError("include_base=False: this base was made by hand, and nothing else could load it again")
     adapters = generator.adapters
     if adapters is not None:  # first, since ranks that are not finite are refused
         extra = {

@@ -114,49 +114,51 @@ def restore_files(
         ConfigError: settings that the model cannot follow.
     """
     settings.check_model(restorer.generator)
+
+    def read_one(job: Job, _: Any) -> Picture:
+        picture = read(job.source)
+        # What cannot be written is refused before the work is done.
+        check_output(picture, job.target, settings.output_size(*picture.size), format)
+        return picture
+
+    def restore_one(job: Job, picture: Picture) -> Picture | None:
+        if is_streamed(settings.output_size(*picture.size)):
+            restorer.restore_into(picture, job.target, settings, format=format)
+            return None
+        return restorer.restore_picture(picture, settings)[0]
+
+    def write_one(job: Job, picture: Picture | None) -> None:
+        if picture is not None:
+            write(picture, job.target, format=format)
+
     with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
-        writing: deque[tuple[Job, Future[Any]]] = deque()
-        for job, reading in _read_ahead(reader, jobs, settings, format):
-            picture = reading.result()
-            if not isinstance(picture, Exception) and is_streamed(settings.output_size(*picture.size)):
-                picture = _attempt(restorer.restore_into, picture, job.target, settings, format=format)
-            elif not isinstance(picture, Exception):
-                picture = _attempt(lambda one: restorer.restore_picture(one, settings)[0], picture)
-            if picture is None or isinstance(picture, Exception):
-                yield Outcome(job, picture)
-            else:
-                writing.append((job, writer.submit(_attempt, write, picture, job.target, format=format)))
-            while len(writing) > AHEAD:
-                job, written = writing.popleft()
-                yield Outcome(job, written.result())
-        for job, written in writing:
-            yield Outcome(job, written.result())
+        pictures = _ahead(reader, read_one, ((job, None) for job in jobs))
+        restored = ((job, _attempt(restore_one, job, picture)) for job, picture in pictures)
+        for job, error in _ahead(writer, write_one, restored):
+            yield Outcome(job, error)
 
 
-def _attempt(work: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+def _ahead(
+    thread: ThreadPoolExecutor, work: Callable[[Job, Any], Any], found: Iterator[tuple[Job, Any]]
+) -> Iterator[tuple[Job, Any]]:
+    """Jobs with what a piece of work makes of their present state, in order; a thread works ahead meanwhile."""
+    waiting: deque[tuple[Job, Future[Any]]] = deque()
+    for job, state in found:
+        waiting.append((job, thread.submit(_attempt, work, job, state)))
+        if len(waiting) > AHEAD:
+            job, future = waiting.popleft()
+            yield job, future.result()
+    for job, future in waiting:
+        yield job, future.result()
+
+
+def _attempt(work: Callable[[Job, Any], Any], job: Job, state: Any) -> Any:
     """What a piece of work gives, or its error, if that is one file's alone, such as damage or too little memory."""
+    if isinstance(state, Exception):
+        return state
     try:
-        return work(*arguments, **options)
+        return work(job, state)
     except Exception as error:
         if isinstance(error, MorsrError) or is_out_of_memory(error):
             return error
         raise
-
-
-def _read_ahead(
-    reader: ThreadPoolExecutor, jobs: Sequence[Job], settings: Settings, format: str | None
-) -> Iterator[tuple[Job, Future[Any]]]:
-    """Files with their pictures to come; the next ones are read while one is worked on."""
-    reading: deque[tuple[Job, Future[Any]]] = deque()
-    for job in jobs:
-        reading.append((job, reader.submit(_attempt, _read, job, settings, format)))
-        if len(reading) == AHEAD:
-            yield reading.popleft()
-    yield from reading
-
-
-def _read(job: Job, settings: Settings, format: str | None) -> Picture:
-    """A file's picture; what cannot be written is refused before the work is done."""
-    picture = read(job.source)
-    check_output(picture, job.target, settings.output_size(*picture.size), format)
-    return picture

@@ -11,6 +11,7 @@ import os
 import threading
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal
@@ -119,7 +120,8 @@ class Restorer:
 
         Args:
             folder: made if it is not there; files of an earlier save are replaced.
-            include_base: put the base's weights in; default only where no preset or hub id names it.
+            include_base: put the base's weights in; default only where no preset or hub id names it. Those of a base
+                that was made by hand are always put in.
 
         Raises:
             InputError, ConfigError: a folder that is a file, or parts that cannot be described.
@@ -286,7 +288,7 @@ class Restorer:
         rgb, found = self._restore(picture.rgb, settings, progress)
         size, alpha = settings.output_size(*picture.size), picture.alpha_plane
         alpha = None if alpha is None else enlarged_rows(alpha, size, 0, size[0])
-        return picture.restored(rgb, alpha), found
+        return replace(picture, samples=picture.encoded(rgb, alpha)), found
 
     def _restore(
         self, lr: Tensor, settings: Settings, progress: Progress | None = None

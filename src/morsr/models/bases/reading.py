@@ -31,13 +31,14 @@ HUB_IDS: Mapping[str, tuple[str, ...]] = {
 """Presets that are tried in order on the hub (or in its local cache)."""
 
 _WEIGHTS = "diffusion_pytorch_model"
-_NETWORK_FILES = ("config.json", f"{_WEIGHTS}.safetensors")
-_SHARDS = (f"{_WEIGHTS}.safetensors.index.json", f"{_WEIGHTS}-0*.safetensors")
+_NETWORK_FILES = (
+    "config.json", f"{_WEIGHTS}.safetensors", f"{_WEIGHTS}.safetensors.index.json", f"{_WEIGHTS}-0*.safetensors"
+)  # fmt: skip
 _BASE_FILES = (
     PROMPTS_FILE,
     "scheduler/scheduler_config.json",
     "model_index.json",
-    *(f"{part}/{file}" for part in ("unet", "transformer", "vae") for file in (*_NETWORK_FILES, *_SHARDS)),
+    *(f"{part}/{file}" for part in ("unet", "transformer", "vae") for file in _NETWORK_FILES),
 )
 _TEXT_FILES = (
     *(f"text_encoder*/{file}" for file in ("config.json", "model.safetensors", "model-0*.safetensors", "*.index.json")),
