@@ -41,28 +41,25 @@ def save_generator(
     if source is None or include_base is None:
         include_base = source is None or not is_portable(source)
     adapters = generator.adapters
-    if adapters is not None:  # first, since ranks that are not finite are refused
-        extra = {
-            "base": source or "base",
-            "estimator": None if estimator is None else estimator.spec,
-            "one_step": generator.one_step.to_dict(),
-            "prompt": base.prompt,
-        }
-        file = folder / ADAPTERS_FILE
-        save_adapters(file, base, name=adapters.name, base_id=base.base_id, extra=extra, attached=base.prompts)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / CONFIG_FILE).unlink(missing_ok=True)  # comes last, so that a half-written folder does not load
-    description = {
-        "base": "base" if include_base else source,
-        "estimator": None if estimator is None else _with_files(estimator.spec, folder),
+    described: dict[str, Any] = {
+        "base": source or "base",
+        "estimator": None if estimator is None else estimator.spec,
         "one_step": generator.one_step.to_dict(),
         "prompt": base.prompt,
     }
+    file = folder / ADAPTERS_FILE
+    if adapters is not None:  # first, since ranks that are not finite are refused
+        save_adapters(file, base, name=adapters.name, base_id=base.base_id, extra=described, attached=base.prompts)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / CONFIG_FILE).unlink(missing_ok=True)  # comes last, so that a half-written folder does not load
+    if estimator is not None:
+        described["estimator"] = _with_files(estimator.spec, folder)
     if include_base:
+        described["base"] = "base"
         base.save(folder / "base")
     if adapters is None:
-        (folder / ADAPTERS_FILE).unlink(missing_ok=True)
-    write_description(folder, description, adapted=adapters is not None)
+        file.unlink(missing_ok=True)
+    write_description(folder, described, adapted=adapters is not None)
     return folder
 
 
