@@ -38,13 +38,12 @@ class MissingDependencyError(MorsrError, ImportError):
     """An optional package is needed; the message names the extra that brings it."""
 
 
-def check_images(images: Tensor, *, name: str = "images", channels: int | None = 3) -> Tensor:
+def check_images(images: Tensor, *, name: str = "images") -> Tensor:
     """Check that a tensor is a batch of images and return it unchanged.
 
     Args:
-        images: floating-point tensor (B, C, H, W) with finite values in [0, 1].
+        images: floating-point tensor (B, 3, H, W) with finite values in [0, 1].
         name: what the message calls the tensor.
-        channels: the number of channels wanted, or None for any.
 
     Raises:
         InputError: wrong rank, kind of number or channels, an empty dimension, NaN or infinity, values outside [0, 1].
@@ -53,8 +52,8 @@ def check_images(images: Tensor, *, name: str = "images", channels: int | None =
         raise InputError(f"{name}: expected a tensor (B, C, H, W), got shape {tuple(images.shape)}")
     if not images.is_floating_point():
         raise InputError(f"{name}: expected floating-point values in [0, 1], got {images.dtype}; divide by 255 first")
-    if channels is not None and images.shape[1] != channels:
-        raise InputError(f"{name}: expected {channels} channels, got {images.shape[1]}")
+    if images.shape[1] != 3:
+        raise InputError(f"{name}: expected 3 channels, got {images.shape[1]}")
     if 0 in images.shape:
         raise InputError(f"{name}: expected at least one pixel and one image, got shape {tuple(images.shape)}")
     low, high = (value.item() for value in images.aminmax())

@@ -6,12 +6,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
-import numpy as np
 import pytest
 import torch
 from data_files import save, smooth
 
-from morsr.data import RealESRGANDataModule, embedded_benchmark
+from morsr.data import RealESRGANDataModule
 from morsr.degradation import DegradationRecipe, apply, true_severity
 from morsr.errors import ConfigError, InputError
 
@@ -163,28 +162,6 @@ def test_evaluation_batches(make_data, photos, pairs, use):
         data.teardown(use)  # named once
 
 
-def test_pairs_of_a_script_are_those_of_the_data_module(make_data, photos):
-    pairs = embedded_benchmark([1, 2], "light", sources=[str(photos)], multiple=32)
-    assert [pair.stem for pair in pairs][:3] == ["photo0_s1", "photo0_s2", "photo1_s1"]
-    data = make_data(val=str(photos), val_seeds=[1, 2], val_multiple=32)
-    data.setup("validate")
-    for pair, batch in zip(pairs, data.val_dataloader(), strict=True):
-        lr = data.finish_batch(batch)["lr"][0].mul(255).round().byte().permute(1, 2, 0).numpy()
-        np.testing.assert_array_equal(lr, pair.lr)
-        assert (pair.key, pair.image) == (int(batch["key"]), batch["image"][0])
-
-
-class Echo(L.LightningModule):
-    def predict_step(self, batch: Batch, batch_idx: int) -> Batch:
-        return batch
-
-
-def test_predict_batches(make_data, photos):
-    found: Any = trainer().predict(Echo(), make_data(predict=str(photos)))
-    assert [batch["stem"] for batch in found] == [[f"photo{number}"] for number in range(7)]
-    assert [batch["lr"].shape for batch in found] == [(1, 3, 64, 72 + 4 * number) for number in range(7)]
-
-
 def test_a_resumed_run_sees_what_a_straight_one_sees(make_data, mixed, tmp_path):
     mixed["samples_per_epoch"] = 16
     run = fit(make_data(**mixed), tmp_path, steps=7)
@@ -239,7 +216,6 @@ BAD: list[tuple[dict[str, Any], str, type[Exception]]] = [
     ({"test": [{"path": "x"}]}, "test", ConfigError),
     ({"test": ["photos", "x/photos"]}, "test", ConfigError),
     ({"test": ["photos"], "val_multiple": 512}, "test", InputError),
-    ({}, "predict", ConfigError),
 ]  # fmt: skip
 
 
@@ -254,7 +230,7 @@ def test_wrong_settings_are_refused(make_data, settings, stage, error):
         make()
 
 
-@pytest.mark.parametrize("settings", [settings for settings, _, _ in BAD[:-2]], ids=str)
+@pytest.mark.parametrize("settings", [settings for settings, _, _ in BAD[:-1]], ids=str)
 def test_what_a_run_would_refuse_is_missing_before_it(settings, photos):
     given = {"train": [str(photos)], "val_multiple": 16, "test": "photos", **settings}
     assert RealESRGANDataModule.missing(**given)
@@ -263,7 +239,7 @@ def test_what_a_run_would_refuse_is_missing_before_it(settings, photos):
 def test_complete_data_lack_nothing(photos, pairs, monkeypatch):
     monkeypatch.setattr("PIL.Image.open", lambda *_, **__: pytest.fail("a file was opened"))
     sources = [str(photos), pairs, {"source": "absent", "optional": True}]
-    assert RealESRGANDataModule.missing(train=sources, val=sources, test="skimage:eval", predict="photos") == []
+    assert RealESRGANDataModule.missing(train=sources, val=sources, test="skimage:eval") == []
     assert RealESRGANDataModule.missing(train="absent", dead_leaves=1.0) == []
 
 

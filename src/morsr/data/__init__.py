@@ -9,7 +9,6 @@ _PUBLIC = {
     "Pair": "sources",
     "Photo": "sources",
     "RealESRGANDataModule": "datamodule",
-    "embedded_benchmark": "dataset",
     "find_photos": "sources",
     "paired_folder": "sources",
 }

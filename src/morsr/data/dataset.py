@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,8 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
-from morsr.data.sources import SCALE, Pair, Photo, Source, check_scale, find_photos
-from morsr.degradation import DegradationRecipe, apply
+from morsr.data.sources import SCALE, Photo, check_scale
 from morsr.degradation.keys import mix, sample_keys, uniforms
 from morsr.errors import InputError, MorsrError
 from morsr.imaging import read_rgb
@@ -230,19 +229,6 @@ class EvaluationImages(Dataset):
         }
 
 
-class LowQualityImages(Dataset):
-    """LR images that have no HR image, for `trainer.predict`."""
-
-    def __init__(self, photos: Sequence[Photo]) -> None:
-        self.photos = photos
-
-    def __len__(self) -> int:
-        return len(self.photos)
-
-    def __getitem__(self, place: int) -> dict[str, Any]:
-        return {"lr": to_tensor(read_rgb(self.photos[place].hr)), "stem": self.photos[place].stem}
-
-
 class ImageLoader(DataLoader):
     """A DataLoader that raises an error of the data set in a worker as if it had been read in this process."""
 
@@ -285,33 +271,3 @@ def image_key(stem: str, seed: int) -> int:
 def to_tensor(image: np.ndarray) -> Tensor:
     """uint8 (H, W, 3) to uint8 (3, H, W)."""
     return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
-
-
-def embedded_benchmark(
-    seeds: Iterable[int] = range(5),
-    recipe: Any = "realesrgan",
-    *,
-    sources: Sequence[Source] = ("skimage:eval",),
-    multiple: int = 16,
-) -> list[Pair]:
-    """Pairs in memory that need no data: scikit-image's four held-out photographs, degraded as validation does it.
-
-    Ordered by photograph, then seed, with stems such as `coffee_s3`.
-
-    Args:
-        seeds: one pair per photograph and seed.
-        recipe: see `DegradationRecipe.load`.
-        sources: lists of other HR photographs.
-        multiple: HR sides are cropped to multiples of this.
-    """
-    recipe, seeds, made = DegradationRecipe.load(recipe), list(seeds), []
-    for photo in [photo for source in sources for photo in find_photos(source)]:
-        hr, _ = photo.read(multiple=multiple)
-        for seed in seeds:
-            key = image_key(photo.stem, seed)
-            parameters = recipe.sample(torch.tensor([key]))
-            lr = apply(to_tensor(hr)[None].float() / 255, parameters)[0]
-            stem = f"{photo.stem}_s{seed}" if len(seeds) > 1 else photo.stem
-            pixels = lr.mul(255).round().byte().permute(1, 2, 0).contiguous().numpy()
-            made.append(Pair(stem, hr, pixels, photo.stem, parameters, seed, key))
-    return made

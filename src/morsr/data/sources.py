@@ -36,17 +36,14 @@ _LINE = re.compile(rf"(.*?(?:{_ENDING}))(?:,\s.*|[,\s][\d\s.,x()\[\]]*)", re.IGN
 class Pair(NamedTuple):
     """One HR image and its LR image, in memory.
 
-    stem: unique within a set. hr, lr: uint8 (H, W, 3) and (h, w, 3). image: name of the photograph. parameters: the
-    degradation (a batch of one), seed and key: what it was drawn by; None where the LR image is a file.
+    stem: unique within a set. hr, lr: uint8 (H, W, 3) and (h, w, 3). group: the photograph, where several
+    show one.
     """
 
     stem: str
     hr: np.ndarray
     lr: np.ndarray
-    image: str
-    parameters: Any = None
-    seed: int | None = None
-    key: int | None = None
+    group: str | None = None
 
 
 class Photo(NamedTuple):
@@ -95,7 +92,7 @@ class Photo(NamedTuple):
         hr, lr = self.read()
         if lr is None:
             raise InputError(f"{self.hr}: expected a pair of files, which this photograph is not")
-        return Pair(self.stem, hr, lr, self.stem)
+        return Pair(self.stem, hr, lr)
 
 
 def find_images(folder: str | Path) -> list[str]:

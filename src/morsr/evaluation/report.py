@@ -150,12 +150,11 @@ def _overview(table: RoutingTable) -> str:
         ),
         ("active ranks", f"{table.active_ranks().mean():.2f} of {most} per image and layer"),
         ("gate mass", f"{mass:.2f} of {table.top_k}, shared by {effective:.2f} effective experts"),
+        ("routed update over shared update", f"{table.update.nanmean():.2f} (Frobenius norms)"),
         ("load entropy", f"{load_entropy(load).mean():.3f}, {load_entropy(load).min():.3f} in the worst layer"),
         ("dead experts", f"{int(dead.sum())} of {dead.numel()} (under a tenth of the even load)"),
         ("severity", f"{severity.min():.2f} to {severity.max():.2f}, mean {severity.mean():.2f}"),
     ]
-    if len(table.update):
-        rows.insert(5, ("routed update over shared update", f"{table.update.nanmean():.2f} (Frobenius norms)"))
     return _table(("", ""), rows)
 
 
@@ -233,9 +232,7 @@ def _zero(table: RoutingTable, missing: list[str]) -> str:
 def _ranks(table: RoutingTable) -> str:
     order, groups = flow_order(table.layer_names), table.severity_groups()
     numbers = {"active ranks": table.active_ranks(), "gate mass": table.gate_mass()}
-    numbers["effective experts"] = table.effective_ranks()
-    if len(table.update):
-        numbers["routed / shared update"] = table.update
+    numbers |= {"effective experts": table.effective_ranks(), "routed / shared update": table.update}
     figure = Figure(figsize=(9, 1.8 * len(numbers)), layout="constrained")
     axes = figure.subplots(len(numbers), sharex=True)
     for axis, (what, values) in zip(axes, numbers.items(), strict=True):
@@ -262,9 +259,8 @@ def _example(example: Example, table: RoutingTable) -> str:
         f"Per layer {routing.active_ranks().mean():.1f} active ranks, gate mass {routing.gate_mass().mean():.2f}, "
         f"{routing.effective_ranks().mean():.2f} effective experts.",
         f"The routed ranks change it by {difference.square().mean().sqrt() * 255:.2f} of 255 (root mean square).",
+        f"The routed update has {routing.update.nanmean():.2f} times the size of the shared one.",
     ]
-    if len(routing.update):
-        words.append(f"The routed update has {routing.update.nanmean():.2f} times the size of the shared one.")
     gain = 1 / max(difference.abs().max().item(), 1 / 255)
     images = {
         "input, bicubic": example.enlarged,

@@ -32,6 +32,7 @@ from morsr.models.routed import routed_update
 FORMAT = "morsr-routing-1"
 SEVERITY_NAMES = ("light", "medium", "severe")
 _TUPLES = ("names", "layer_names", "score_names")
+_TENSORS = ("scores", "severity", "chosen", "gates", "update")
 _NUMBERS = ("num_slots", "num_zero", "num_shared", "expert_rank")
 
 
@@ -48,7 +49,7 @@ class RoutingTable:
         chosen: (I, L, K) int64 slots.
         gates: (I, L, K) factor of each chosen slot.
         num_slots, num_zero, num_shared, expert_rank: of the adapter.
-        update: (I, L) size of the routed update over that of the shared ranks; empty where it is not known.
+        update: (I, L) size of the routed update over that of the shared ranks.
         truth: known severities per image by kind of degradation, each (I,); empty where nothing is known.
     """
 
@@ -62,8 +63,8 @@ class RoutingTable:
     num_slots: int
     num_zero: int
     num_shared: int
-    expert_rank: int = 1
-    update: Tensor = field(default_factory=lambda: torch.empty(0, 0))
+    expert_rank: int
+    update: Tensor
     truth: Mapping[str, Tensor] = field(default_factory=dict)
 
     @classmethod
@@ -259,7 +260,7 @@ class RoutingTable:
     def save(self, path: str | Path) -> None:
         """Write the table atomically as one safetensors file."""
         tensors = {
-            **{name: getattr(self, name).contiguous() for name in ("scores", "severity", "gates", "update")},
+            **{name: getattr(self, name).contiguous() for name in _TENSORS},
             "chosen": self.chosen.to(torch.int16).contiguous(),
             **{f"truth.{name}": values.float().contiguous() for name, values in self.truth.items()},
         }
@@ -279,16 +280,15 @@ class RoutingTable:
                 if metadata.get("format") != FORMAT:
                     raise InputError(f"{path}: expected a routing table ({FORMAT}), got {metadata.get('format')!r}")
                 facts = json.loads(metadata["table"])
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  it is no mapping
+                tensors = {name: file.get_tensor(name) for name in _TENSORS}
+                truth = {name: file.get_tensor(f"truth.{name}") for name in facts["truth"]}
         except (OSError, SafetensorError) as error:
             raise InputError(f"{path}: cannot be read as a routing table ({error})") from error
         return cls(
             **{name: tuple(facts[name]) for name in _TUPLES},  # type: ignore[arg-type]
             **{name: facts[name] for name in _NUMBERS},
-            **{name: tensors[name] for name in ("scores", "severity", "gates")},
-            update=tensors.get("update", torch.empty(0, 0)),  # files of 0.1 have none
-            chosen=tensors["chosen"].long(),
-            truth={name: tensors[f"truth.{name}"] for name in facts["truth"]},
+            **tensors | {"chosen": tensors["chosen"].long()},
+            truth=truth,
         )
 
     @classmethod
@@ -303,10 +303,9 @@ class RoutingTable:
         if differ:
             raise InputError(f"expected tables of one model, got {len(parts)} that differ in {', '.join(differ)}")
         known = [name for name in parts[0].truth if all(name in part.truth for part in parts)]
-        tensors = ("scores", "severity", "chosen", "gates", *(["update"] if all(len(p.update) for p in parts) else []))
         return cls(
             **{name: getattr(parts[0], name) for name in same},
-            **{name: torch.cat([getattr(part, name) for part in parts]) for name in tensors},  # type: ignore[arg-type]
+            **{name: torch.cat([getattr(part, name) for part in parts]) for name in _TENSORS},  # type: ignore[arg-type]
             names=tuple(name for part in parts for name in part.names),
             truth={name: torch.cat([part.truth[name] for part in parts]) for name in known},
         )

@@ -18,9 +18,8 @@ from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveFloat
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
-from morsr.errors import ConfigError
 from morsr.functional.diffusion import add_noise
-from morsr.models.bases import Base, Condition, StableDiffusion, build_base, load_base
+from morsr.models.bases import Base, Condition, build_base, load_base
 from morsr.training.callbacks.adapters import averaged
 from morsr.training.optim import ScheduleName, learning_rate_factor, total_steps
 
@@ -197,9 +196,7 @@ class DiffusionTraining(BasePhase):
         self.base_source = base
 
     def build(self) -> tuple[Base, nn.Module]:
-        base = load_base(self.base_source)
-        if not isinstance(base, StableDiffusion):
-            raise ConfigError(f"base: expected a UNet of Stable Diffusion's kind to train, got {type(base).__name__}")
+        base: Any = load_base(self.base_source)
         self.prompts = nn.ParameterDict({side: base.condition(side).tokens.clone() for side in ("clean", "degraded")})
         return base, base.unet
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,6 @@ from morsr.training.adapter_state import (
 from morsr.training.calibration import find_timestep, standardize_router
 from morsr.training.objective import Objective
 from morsr.training.optim import (
-    OptimizerSettings,
     ScheduleName,
     build_networks,
     check_trainer,
@@ -80,7 +79,7 @@ class OneStepSRModule(L.LightningModule):
         weights: adapters (file, folder or preset) to start from, to validate or to test. None: `fit` starts afresh;
             the others take what the module was fitted to, else the newest adapters among the runs, else the shipped.
         start_from: adapters file that `fit` alone starts from; a plain LoRA becomes the first shared ranks.
-        lr, router_lr_scale, saved_lr_scale, weight_decay, betas, warmup, schedule: see `OptimizerSettings`.
+        lr, router_lr_scale, saved_lr_scale, weight_decay, betas, warmup, schedule: see `build_networks`.
         optimizers: by network ("generator", "score", "discriminator"), instead of AdamW; called with its groups.
         scheduler: instead of `schedule`; called with each optimizer, stepped once per step of its network.
         clip: largest norm of each network's gradient; 0 for none. It stands in for the trainer's gradient_clip_val.
@@ -143,10 +142,10 @@ class OneStepSRModule(L.LightningModule):
             "losses": losses, "checkpointing": checkpointing,
         }  # fmt: skip
         self.optimizers_by_network, self.scheduler_factory = dict(optimizers or {}), scheduler
-        self.optimizer_settings = OptimizerSettings(
-            lr=lr, router_lr_scale=router_lr_scale, saved_lr_scale=saved_lr_scale, weight_decay=weight_decay,
-            betas=betas, warmup=warmup, schedule=schedule,
-        )  # fmt: skip
+        self.optimizer_settings: dict[str, Any] = {
+            "lr": lr, "router_lr_scale": router_lr_scale, "saved_lr_scale": saved_lr_scale,
+            "weight_decay": weight_decay, "betas": betas, "warmup": warmup, "schedule": schedule,
+        }  # fmt: skip
         self.step_settings: dict[str, Any] = {"clip": clip, "accumulate": accumulate, "max_skipped": max_skipped}
         self.calibration_images, self.seed = max(calibration_images, 2), seed
         self.weights_file, self.start_from = weights, start_from
@@ -222,14 +221,11 @@ class OneStepSRModule(L.LightningModule):
     def test_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
         """Nothing here: `morsr.evaluation.BenchmarkTable` collects the pairs and runs every row of the table alike."""
 
-    def predict_step(self, batch: Mapping[str, Any], batch_idx: int) -> dict[str, Any]:
-        return {"sr": self(batch["lr"]), "stem": batch.get("stem")}
-
     def build_networks(self, total_steps: int = -1) -> list[Network]:
         """Generator, and score network and discriminator where there are any, each with its optimizer."""
         return build_networks(
-            self.objective, self.optimizer_settings, total_steps=total_steps,
-            optimizers=self.optimizers_by_network, scheduler=self.scheduler_factory,
+            self.objective, total_steps=total_steps, optimizers=self.optimizers_by_network,
+            scheduler=self.scheduler_factory, **self.optimizer_settings,
         )  # fmt: skip
 
     def configure_optimizers(self) -> Any:
@@ -300,8 +296,6 @@ class OneStepSRModule(L.LightningModule):
     def on_test_start(self) -> None:
         self._find_weights()
 
-    on_predict_start = on_test_start
-
     @torch.inference_mode(mode=False)
     def _find_weights(self) -> None:
         if self.weights_file is not None or self._restored is not None or self._fitted:
@@ -359,7 +353,7 @@ class OneStepSRModule(L.LightningModule):
     def _rates(self) -> dict[str, Any]:
         """Optimizer settings of all networks by their names in the config, which a checkpoint records."""
         helpers = {f"{name}.lr": helper.lr for name, helper in self.objective.helpers().items() if helper.lr}
-        return {**asdict(self.optimizer_settings), "betas": list(self.optimizer_settings.betas), **helpers}
+        return {**self.optimizer_settings, **helpers}
 
     def _saved_tensors(self) -> dict[str, Tensor]:
         trained = [parameter for network in self.objective.trained().values() for parameter in network]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import lightning as L
@@ -19,32 +18,16 @@ from morsr.training.step import Network
 ScheduleName = Literal["constant", "cosine"]
 
 
-@dataclass(frozen=True, kw_only=True)
-class OptimizerSettings:
-    """AdamW and its schedule.
-
-    Args:
-        lr: learning rate of the generator's ranks; the other networks have separate rates.
-        router_lr_scale: the router's learning rate over that of the ranks.
-        saved_lr_scale: that of modules_to_save, which have no weight decay.
-        weight_decay, betas: of AdamW, for all networks.
-        warmup: steps of linear rise, counted from each network's first step.
-        schedule: "constant" or "cosine" to zero at the last step.
-    """
-
-    lr: float
-    router_lr_scale: float
-    saved_lr_scale: float
-    weight_decay: float
-    betas: tuple[float, float]
-    warmup: int
-    schedule: ScheduleName
-
-
 def build_networks(
     objective: Objective,
-    settings: OptimizerSettings,
     *,
+    lr: float,
+    router_lr_scale: float,
+    saved_lr_scale: float,
+    weight_decay: float,
+    betas: tuple[float, float],
+    warmup: int,
+    schedule: ScheduleName,
     total_steps: int,
     optimizers: Mapping[str, Callable[[Any], torch.optim.Optimizer]] | None = None,
     scheduler: Callable[[torch.optim.Optimizer], Any] | None = None,
@@ -53,10 +36,15 @@ def build_networks(
 
     Args:
         objective: whose networks they are.
-        settings: of AdamW.
+        lr: learning rate of the generator's ranks; the other networks have separate rates.
+        router_lr_scale: the router's learning rate over that of the ranks.
+        saved_lr_scale: that of modules_to_save, which have no weight decay.
+        weight_decay, betas: of AdamW, for all networks.
+        warmup: steps of linear rise, counted from each network's first step.
+        schedule: "constant" or "cosine" to zero at the last step.
         total_steps: generator steps of the run, for the cosine; a helper that starts later has as many fewer.
         optimizers: by network, what makes its optimizer from its parameter groups, rather than AdamW.
-        scheduler: what makes a schedule from an optimizer, rather than the settings' own.
+        scheduler: what makes a schedule from an optimizer, rather than the schedule.
 
     Raises:
         ConfigError: an optimizer for a network that the losses do not ask for.
@@ -69,20 +57,19 @@ def build_networks(
         groups: list[dict[str, Any]] = [{"params": parameters}]
         if name == "generator":
             groups = adapter_parameter_groups(
-                objective.base, "generator", lr=settings.lr, router_lr_scale=settings.router_lr_scale,
-                saved_lr_scale=settings.saved_lr_scale,
-            )  # fmt: skip
-        rate, start = (helpers[name].lr or settings.lr, helpers[name].start) if name in helpers else (settings.lr, 0)
+                objective.base, "generator", lr=lr, router_lr_scale=router_lr_scale, saved_lr_scale=saved_lr_scale
+            )
+        rate, start = (helpers[name].lr or lr, helpers[name].start) if name in helpers else (lr, 0)
         if name in optimizers:
             optimizer = optimizers[name](groups)
         else:
-            optimizer = torch.optim.AdamW(groups, lr=rate, betas=settings.betas, weight_decay=settings.weight_decay)
+            optimizer = torch.optim.AdamW(groups, lr=rate, betas=betas, weight_decay=weight_decay)
         # A helper whose start lies after the end of the run never moves, but its cosine still needs a step.
         steps = max(total_steps - start, 1) if total_steps > 0 else total_steps
         if scheduler is not None:
             course = scheduler(optimizer)
         else:
-            factor = learning_rate_factor(settings.schedule, warmup=settings.warmup, total=steps)
+            factor = learning_rate_factor(schedule, warmup=warmup, total=steps)
             course = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         networks.append(Network(name, parameters, optimizer, course))
     return networks

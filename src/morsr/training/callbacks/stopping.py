@@ -113,13 +113,9 @@ class RunSummary(Callback):
 
     def __init__(self) -> None:
         self._start = 0.0
-        self._first: int | None = None  # None where no step is left to do
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._start, self._first = time.perf_counter(), None
-
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._first = trainer.global_step
+        self._start = time.perf_counter()
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         folder, steps, seconds = run_folder(trainer), trainer.global_step, time.perf_counter() - self._start
@@ -129,11 +125,10 @@ class RunSummary(Callback):
         values = {name: float(v) for name, v in trainer.callback_metrics.items() if name.startswith("val/")}
         facts = {"steps": steps, "seconds": round(seconds, 1), "files": files, "validation": values}
         write_text(folder / "summary.json", json.dumps(facts, indent=2) + "\n")
-        done = self._first is not None and steps > self._first
-        lines = ["", f"Finished: step {steps} in {seconds:.0f} s" if done else "This run holds:"]
         width = max(map(len, files), default=0)
         shown = {**files, **{name: f"{value:.4f}" for name, value in values.items()}}
-        rank_zero_info("\n".join([*lines, *(f"  {name:<{width}}  {what}" for name, what in shown.items()), ""]))
+        lines = [f"  {name:<{width}}  {what}" for name, what in shown.items()]
+        rank_zero_info("\n".join(["", f"Step {steps}, after {seconds:.0f} s:", *lines, ""]))
 
 
 def written_files(trainer: L.Trainer, folder: Path) -> dict[str, str]:
