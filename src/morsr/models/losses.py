@@ -198,29 +198,24 @@ class RestorationLoss(nn.Module):
             step: generator step that the weights are taken at.
         """
         sr = sr.float()
+        compute: dict[str, Callable[[], Tensor]] = {
+            "l1": lambda: F.l1_loss(sr, hr),
+            "l2": lambda: 4 * F.mse_loss(sr, hr),
+            "charbonnier": lambda: ((sr - hr).square() + 1e-6).sqrt().mean(),
+            "psnr": lambda: self._minus_psnr(sr, hr),
+            "lpips": lambda: self.lpips(sr.clamp(0, 1), hr, normalize=True).mean(),  # type: ignore[misc]
+            "features": lambda: self._distance(sr, hr),
+        }
         factors = {name: factor for name, weight in self.weights.items() if (factor := weight.at(step)) > 0}
-        terms = {name: getattr(self, f"_{name}")(sr, hr) for name in factors}
+        terms = {name: compute[name]() for name in factors}
         total = sum((factors[name] * term for name, term in terms.items()), start=sr.new_zeros(()))
         return {**terms, "total": total}
 
-    def _l1(self, sr: Tensor, hr: Tensor) -> Tensor:
-        return F.l1_loss(sr, hr)
-
-    def _l2(self, sr: Tensor, hr: Tensor) -> Tensor:
-        return 4 * F.mse_loss(sr, hr)
-
-    def _charbonnier(self, sr: Tensor, hr: Tensor) -> Tensor:
-        return ((sr - hr).square() + 1e-6).sqrt().mean()
-
-    def _psnr(self, sr: Tensor, hr: Tensor) -> Tensor:
+    def _minus_psnr(self, sr: Tensor, hr: Tensor) -> Tensor:
         error = (rgb_to_y(sr) - rgb_to_y(hr)).square().mean((1, 2, 3))
         return 10 * (error + PSNR_FLOOR).log10().mean()
 
-    def _lpips(self, sr: Tensor, hr: Tensor) -> Tensor:
-        assert self.lpips is not None
-        return self.lpips(sr.clamp(0, 1), hr, normalize=True).mean()
-
-    def _features(self, sr: Tensor, hr: Tensor) -> Tensor:
+    def _distance(self, sr: Tensor, hr: Tensor) -> Tensor:
         assert self._feature_network is not None
         with torch.no_grad():
             target = self._feature_network(hr)

@@ -193,15 +193,24 @@ def encode_texts(folder: Path, name: str, texts: Mapping[str, str], family: type
     """
     import diffusers
 
-    folder = _with_encoder(folder, name)
-    kind = getattr(diffusers, family.pipeline)
-    wanted = inspect.signature(kind).parameters
-    absent: dict[str, Any] = {part: None for part in ("unet", "transformer", "vae") if part in wanted}
-    listed = [part for part, about in read_index(folder).items() if isinstance(about, list)]
-    absent |= {part: None for part in listed if not (folder / part).is_dir()}
-    absent |= {"requires_safety_checker": False} if "requires_safety_checker" in wanted else {}
+    if not (folder / "text_encoder" / "config.json").is_file() and repository_of(name) is not None:
+        encoders = ["text_encoder/", "text_encoder_2/", "text_encoder_3/"]
+        folder = _fetched(name, ("model_index.json", *_TEXT_FILES), encoders, "model")
+    if missing := [part for part in ("text_encoder", "tokenizer") if not (folder / part).is_dir()]:
+        raise WeightsError(
+            f"{folder}: no {PROMPTS_FILE} with fixed embeddings, and no {' and no '.join(missing)} subfolder to make "
+            "embeddings with; add one of them, or load adapters, which bring their embeddings along"
+        )
+    parts = [part for part, about in read_index(folder).items() if isinstance(about, list)]
+    others: dict[str, Any] = {
+        part: None for part in parts if part in ("unet", "transformer", "vae") or not (folder / part).is_dir()
+    }
+    if "safety_checker" in parts:
+        others["requires_safety_checker"] = False
     half = "fp16" if any(half_precision(part, "model") for part in folder.glob("text_encoder*")) else None
-    pipe = kind.from_pretrained(folder, **absent, torch_dtype=torch.float32, use_safetensors=True, variant=half)
+    pipe = getattr(diffusers, family.pipeline).from_pretrained(
+        folder, **others, torch_dtype=torch.float32, use_safetensors=True, variant=half
+    )
     settings = {"prompt_2": None, "prompt_3": None, "device": "cpu", "num_images_per_prompt": 1,
                 "do_classifier_free_guidance": False}  # fmt: skip
     known = inspect.signature(pipe.encode_prompt).parameters
@@ -212,18 +221,3 @@ def encode_texts(folder: Path, name: str, texts: Mapping[str, str], family: type
             tokens, pooled = family.embedded(pipe.encode_prompt(prompt=text, **options))
         found |= {side: tokens.float()} | ({} if pooled is None else {f"{side}_pooled": pooled.float()})
     return found
-
-
-def _with_encoder(folder: Path, name: str) -> Path:
-    """The folder with a base's text encoder: its own, or fetched by its hub id."""
-    if not (folder / "text_encoder" / "config.json").is_file() and repository_of(name) is not None:
-        folder = _fetched(
-            name, ("model_index.json", *_TEXT_FILES), ["text_encoder/", "text_encoder_2/", "text_encoder_3/"], "model"
-        )
-    missing = [part for part in ("text_encoder", "tokenizer") if not (folder / part).is_dir()]
-    if missing:
-        raise WeightsError(
-            f"{folder}: no {PROMPTS_FILE} with fixed embeddings, and no {' and no '.join(missing)} subfolder to make "
-            "embeddings with; add one of them, or load adapters, which bring their embeddings along"
-        )
-    return folder

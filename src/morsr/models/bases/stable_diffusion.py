@@ -171,12 +171,12 @@ class StableDiffusion(Base):
         if extra := self.extra(z_t, condition):
             embedding = embedding + unet.get_aug_embed(emb=embedding, encoder_hidden_states=states, **extra)
         hidden, found = unet.conv_in(z_t.to(dtype)), []
-        for block in unet.down_blocks:
+        for block in (*unet.down_blocks, unet.mid_block):
             text = {"encoder_hidden_states": states} if getattr(block, "has_cross_attention", False) else {}
-            hidden, _ = block(hidden_states=hidden, temb=embedding, **text)
+            output = block(hidden, embedding, **text)
+            hidden = output[0] if isinstance(output, tuple) else output
             found.append(hidden)
-        text = {"encoder_hidden_states": states} if getattr(unet.mid_block, "has_cross_attention", False) else {}
-        return [*found, unet.mid_block(hidden, embedding, **text)]
+        return found
 
     def scheduler(self) -> Any:
         from diffusers import DDPMScheduler
