@@ -89,8 +89,6 @@ class Base(nn.Module):
     vae: Any  # diffusers sets most of their attributes at run time
     prompt_clean: Tensor
     prompt_degraded: Tensor
-    pooled_clean: Tensor | None
-    pooled_degraded: Tensor | None
 
     def __init__(
         self,
@@ -110,8 +108,6 @@ class Base(nn.Module):
                 f"the {self.network_name} takes {self.in_channels} latent channels, "
                 f"the autoencoder gives {self.latent_channels}; take both from one model"
             )
-        for name in ("prompt_clean", "prompt_degraded", "pooled_clean", "pooled_degraded"):
-            self.register_buffer(name, None)
         self.set_prompts(prompts)
 
     # What a family says of itself.
@@ -228,16 +224,14 @@ class Base(nn.Module):
 
     def condition(self, side: str = "clean") -> Condition:
         """The text embedding of a side, "clean" or "degraded"."""
-        return Condition(getattr(self, f"prompt_{side}"), getattr(self, f"pooled_{side}"))
+        return Condition(getattr(self, f"prompt_{side}"), getattr(self, f"prompt_{side}_pooled", None))
 
     @property
     def prompts(self) -> dict[str, Tensor]:
         """The embeddings by name, on the CPU: what a checkpoint caches."""
-        found: dict[str, Tensor] = {}
-        for side in ("clean", "degraded"):
-            tokens, pooled = self.condition(side)
-            found |= {side: tokens.cpu()} | ({} if pooled is None else {f"{side}_pooled": pooled.cpu()})
-        return found
+        return {
+            key.removeprefix("prompt_"): value.cpu() for key, value in self._buffers.items() if key[:7] == "prompt_"
+        }
 
     def set_prompts(self, prompts: Mapping[str, Tensor]) -> None:
         """Take other embeddings.
@@ -245,20 +239,19 @@ class Base(nn.Module):
         Raises:
             ConfigError: embeddings that are missing or of the wrong width.
         """
-        width = self.denoiser.config[self.text_width]
         wanted = ["clean", "degraded"] + (["clean_pooled", "degraded_pooled"] if self.pooled else [])
         if missing := [name for name in wanted if name not in prompts]:
             raise ConfigError(f"prompt embeddings: expected {', '.join(wanted)}, got no {', '.join(missing)}")
-        for side in ("clean", "degraded"):
-            if prompts[side].ndim != 3 or prompts[side].shape[-1] != width:
+        width = self.denoiser.config[self.text_width]
+        for name in wanted:
+            value = prompts[name]
+            if name in ("clean", "degraded") and (value.ndim != 3 or value.shape[-1] != width):
                 raise ConfigError(
-                    f"prompt embedding {side!r}: expected (1, tokens, {width}) for the {self.network_name} of "
-                    f"{self.base_id}, got {tuple(prompts[side].shape)}, made for another base"
+                    f"prompt embedding {name!r}: expected (1, tokens, {width}) for the {self.network_name} of "
+                    f"{self.base_id}, got {tuple(value.shape)}, made for another base"
                 )
-            device = None if self.prompt_clean is None else self.prompt_clean.device
-            setattr(self, f"prompt_{side}", prompts[side].to(device, torch.float32))
-            if self.pooled:
-                setattr(self, f"pooled_{side}", prompts[f"{side}_pooled"].to(device, torch.float32))
+            device = getattr(self, f"prompt_{name}", value).device
+            self.register_buffer(f"prompt_{name}", value.to(device, torch.float32))
 
     def encode(self, images: Tensor) -> Tensor:
         """Encode images (B, 3, H, W) in [−1, 1] to scaled latents; the mean of the posterior, never a sample."""
