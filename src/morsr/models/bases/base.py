@@ -229,9 +229,8 @@ class Base(nn.Module):
     @property
     def prompts(self) -> dict[str, Tensor]:
         """The embeddings by name, on the CPU: what a checkpoint caches."""
-        return {
-            key.removeprefix("prompt_"): value.cpu() for key, value in self._buffers.items() if key[:7] == "prompt_"
-        }
+        found = self.named_buffers(recurse=False)
+        return {key.removeprefix("prompt_"): value.cpu() for key, value in found if key.startswith("prompt_")}
 
     def set_prompts(self, prompts: Mapping[str, Tensor]) -> None:
         """Take other embeddings.

@@ -91,12 +91,11 @@ def read_pisasr(path: str | os.PathLike[str]) -> PeerModel:
     Source: csslc/PiSA-SR, pisasr.py (PiSASR.save_model, PiSASR_eval).
     """
     content = _read(path, "lora_rank_unet_pix", "lora_rank_unet_sem", "state_dict_unet")
-    parts, rest = [], content["state_dict_unet"]
-    for kind in ("pix", "sem"):
-        part, rest = _take_lora(path, rest, f"default_{_GROUPS}_{kind}", content[f"lora_rank_unet_{kind}"], "unet.")
-        parts.append(part)
+    state = content["state_dict_unet"]
+    pixel, rest = _take_lora(path, state, f"default_{_GROUPS}_pix", content["lora_rank_unet_pix"], "unet.")
+    semantic, rest = _take_lora(path, rest, f"default_{_GROUPS}_sem", content["lora_rank_unet_sem"], "unet.")
     _check_keys(path, set(), set(rest))
-    return PeerModel(*parts, {}, OneStepConfig(timestep=1, parametrization="residual"))
+    return PeerModel(pixel, semantic, {}, OneStepConfig(timestep=1, parametrization="residual"))
 
 
 def save_peer(
