@@ -50,6 +50,14 @@ def test_stored_with_outputs_of_the_shipped_model(path, render):
     assert path.stat().st_size < 600_000
 
 
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_its_imports_exist(path):
+    source = "".join(line for cell in json.loads(path.read_text())["cells"] for line in [*cell["source"], "\n"])
+    imports = [line for line in source.splitlines() if line.startswith(("import ", "from morsr"))]
+    assert imports
+    exec("\n".join(imports), {})
+
+
 def test_every_notebook_has_a_short_form():
     assert [path.stem for path in NOTEBOOKS] == sorted(SHORT)
 

@@ -174,6 +174,8 @@ def _check_shape(name: str, got: tuple[int, ...], expected: tuple[int, ...]) -> 
 
 def _read(path: str | os.PathLike[str], *wanted: str) -> dict[str, Any]:
     """The content of a published file, which has at least the wanted keys."""
+    if not Path(path).is_file():
+        raise WeightsError(f"{path}: no such file")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged archive surfaces as any of half a dozen kinds
