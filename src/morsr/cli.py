@@ -1,4 +1,4 @@
-"""The `morsr` command: Lightning's fit, validate and test, and one typed function for each other command."""
+"""The `morsr` command: Lightning's fit, validate, test and predict, and one typed function for each other command."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ LIGHTNING = {
     "fit": "train what a config describes (resume with --ckpt_path)",
     "validate": "run the validation of a config",
     "test": "the benchmark table of a config",
+    "predict": "restore the images of a config's data module",
 }
 COMMANDS = {
     "check": "what a run of a config lacks, in one answer",

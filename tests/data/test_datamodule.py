@@ -162,6 +162,17 @@ def test_evaluation_batches(make_data, photos, pairs, use):
         data.teardown(use)  # named once
 
 
+class Echo(L.LightningModule):
+    def predict_step(self, batch: Batch, batch_idx: int) -> Batch:
+        return batch
+
+
+def test_predict_batches(make_data, photos):
+    found: Any = trainer().predict(Echo(), make_data(predict=str(photos)))
+    assert [batch["stem"] for batch in found] == [[f"photo{number}"] for number in range(7)]
+    assert [batch["lr"].shape for batch in found] == [(1, 3, 64, 72 + 4 * number) for number in range(7)]
+
+
 def test_a_resumed_run_sees_what_a_straight_one_sees(make_data, mixed, tmp_path):
     mixed["samples_per_epoch"] = 16
     run = fit(make_data(**mixed), tmp_path, steps=7)
@@ -216,6 +227,7 @@ BAD: list[tuple[dict[str, Any], str, type[Exception]]] = [
     ({"test": [{"path": "x"}]}, "test", ConfigError),
     ({"test": ["photos", "x/photos"]}, "test", ConfigError),
     ({"test": ["photos"], "val_multiple": 512}, "test", InputError),
+    ({}, "predict", ConfigError),
 ]  # fmt: skip
 
 
@@ -230,7 +242,7 @@ def test_wrong_settings_are_refused(make_data, settings, stage, error):
         make()
 
 
-@pytest.mark.parametrize("settings", [settings for settings, _, _ in BAD[:-1]], ids=str)
+@pytest.mark.parametrize("settings", [settings for settings, _, _ in BAD[:-2]], ids=str)
 def test_what_a_run_would_refuse_is_missing_before_it(settings, photos):
     given = {"train": [str(photos)], "val_multiple": 16, "test": "photos", **settings}
     assert RealESRGANDataModule.missing(**given)

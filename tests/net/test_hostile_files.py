@@ -113,8 +113,8 @@ def test_no_checkpoint_runs_code(command, remote, served, small_base, repo_root,
         command, "--config", str(repo_root / "experiments" / "tiny/mor.yaml"), "--trainer.accelerator=cpu",
         f"--trainer.default_root_dir={tmp_path}", "--trainer.fast_dev_run=1", f"--data.train=[{photos}]",
         f"--data.val=[{photos}]", "--data.crop_size=32", "--data.num_workers=0", "--data.val_multiple=16",
-        f"--model.base={small_base}", "--model.calibration_images=2",
-        "--model.adapters.targets=[sd_unet@unet]", "--model.losses={l2: {weight: 1.0}}",
+        f"--data.predict=[{photos}]", f"--model.base={small_base}",
+        "--model.calibration_images=2", "--model.adapters.targets=[sd_unet@unet]", "--model.losses={l2: {weight: 1.0}}",
         f"--ckpt_path={source}",
     ])  # fmt: skip
     assert not ran.exists()

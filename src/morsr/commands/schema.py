@@ -32,6 +32,7 @@ def run() -> int:
         "seed_everything": {"type": ["integer", "boolean"]},
         "extends": {"type": "string", "description": "a config that this one changes"},
         "ckpt_path": {"type": ["string", "null"], "description": "checkpoint to resume from; last for the newest"},
+        "return_predictions": {"type": "boolean"},
         "trainer": _object(L.Trainer),
         "model": _one_of(*MODELS),
         "data": _one_of("morsr.data.RealESRGANDataModule"),

@@ -18,6 +18,7 @@ from morsr.data.dataset import (
     EpochSampler,
     EvaluationImages,
     ImageLoader,
+    LowQualityImages,
     TrainingCrops,
     TrainingLoader,
     collate,
@@ -35,11 +36,11 @@ class RealESRGANDataModule(L.LightningDataModule):
 
     | key | what | in |
     |---|---|---|
-    | `hr` | float32 (B, 3, H, W) in [0, 1] | all |
+    | `hr` | float32 (B, 3, H, W) in [0, 1] | all but predict |
     | `lr` | float32 (B, 3, H/scale, W/scale) in [0, 1] | all |
     | `stem` | B names | all |
-    | `key` | int64 (B,): what the degradation is drawn by | all |
-    | `severity` | float32 (B,) in [0, 1], the true one; NaN for pairs of files | all |
+    | `key` | int64 (B,): what the degradation is drawn by | all but predict |
+    | `severity` | float32 (B,) in [0, 1], the true one; NaN for pairs of files | all but predict |
     | `parameters` | DegradationParameters of B images, on the CPU | batches without pairs of files |
     | `score_lr` | LR images (B, 3, h, w) of the whole crops, which `lr` is a window of | training with `patch_size` |
     | `set`, `image` | B names of sources and of photographs | validation, test |
@@ -50,6 +51,7 @@ class RealESRGANDataModule(L.LightningDataModule):
     Args:
         train: sources of HR photographs and of pairs; may be empty if dead_leaves is 1.
         val, test: sources, each a set in the tables; photographs are degraded with fixed seeds.
+        predict: folders of LR images.
         dead_leaves: share of training samples that are synthetic, rendered on the device.
         recipe: a degradation recipe: a preset's name, a YAML file, a class path or an instance.
         val_recipe: that of validation and test images; None takes the same.
@@ -77,6 +79,7 @@ class RealESRGANDataModule(L.LightningDataModule):
         train: Sequence[Source] | str = ("skimage:train",),
         val: Sequence[Source] | str = (),
         test: Sequence[Source] | str = ("skimage:eval",),
+        predict: Sequence[str] | str = (),
         dead_leaves: ClosedUnitInterval = 0.0,  # type: ignore[assignment]
         recipe: Any = "realesrgan",
         val_recipe: Any = None,
@@ -96,7 +99,7 @@ class RealESRGANDataModule(L.LightningDataModule):
         super().__init__()
         self.sources = {
             use: [given] if isinstance(given, str) else list(given)
-            for use, given in (("train", train), ("val", val), ("test", test))
+            for use, given in (("train", train), ("val", val), ("test", test), ("predict", predict))
         }
         self.seeds = {"val": list(val_seeds), "test": list(test_seeds)}
         self.recipe, self.val_recipe = recipe, recipe if val_recipe is None else val_recipe
@@ -147,7 +150,7 @@ class RealESRGANDataModule(L.LightningDataModule):
 
         for recipe in dict.fromkeys(map(str, (data.recipe, data.val_recipe))):
             check("recipe", DegradationRecipe.load, recipe)
-        for use in ("train", "val", "test"):
+        for use in ("train", "val", "test", "predict"):
             known = len(lacks)
             for source in data._sources(use):
                 check(use, find_photos, source)
@@ -164,6 +167,8 @@ class RealESRGANDataModule(L.LightningDataModule):
             self._evaluation_set("val")
         if stage == "test":
             self._evaluation_set("test")
+        if stage == "predict" and not self.sources["predict"]:
+            raise ConfigError("predict: expected at least one folder of LR images in the data settings")
 
     def _sources(self, use: str) -> Sequence[Source]:
         """The sources of a use; none where all training images are synthetic."""
@@ -240,6 +245,9 @@ class RealESRGANDataModule(L.LightningDataModule):
 
     def test_dataloader(self) -> DataLoader | list[DataLoader]:
         return self._evaluation_loader("test")
+
+    def predict_dataloader(self) -> DataLoader:
+        return ImageLoader(LowQualityImages(self._photos("predict")), **self._loading(1))
 
     def _evaluation_loader(self, use: str) -> DataLoader | list[DataLoader]:
         photos = self._evaluation_set(use)

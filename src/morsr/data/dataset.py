@@ -229,6 +229,19 @@ class EvaluationImages(Dataset):
         }
 
 
+class LowQualityImages(Dataset):
+    """LR images that have no HR image, for `trainer.predict`."""
+
+    def __init__(self, photos: Sequence[Photo]) -> None:
+        self.photos = photos
+
+    def __len__(self) -> int:
+        return len(self.photos)
+
+    def __getitem__(self, place: int) -> dict[str, Any]:
+        return {"lr": to_tensor(read_rgb(self.photos[place].hr)), "stem": self.photos[place].stem}
+
+
 class ImageLoader(DataLoader):
     """A DataLoader that raises an error of the data set in a worker as if it had been read in this process."""
 

@@ -30,7 +30,7 @@ class Degrading:
 
         The noise of a CPU and of a GPU differ, and scores are to be compared between them.
         """
-        if "parameters" in batch:
+        if "kind" not in batch or "parameters" in batch:
             return dict(batch)
         evaluated = "set" in batch
         parameters = (self.val_recipe if evaluated else self.recipe).sample(batch["key"])
@@ -57,10 +57,10 @@ class Degrading:
     def finish(self, batch: dict[str, Any]) -> dict[str, Any]:
         """The batch that a model gets, on the device where the images are."""
         batch = self.draw(batch)
-        batch |= {name: batch[name].float().div_(255) for name in ("hr", "lr")}
-        if "set" not in batch:
+        batch |= {name: batch[name].float().div_(255) for name in ("hr", "lr") if name in batch}
+        if "kind" in batch and "set" not in batch:
             self._degrade(batch)
-        if "pair" in batch.pop("kind"):
+        if "pair" in batch.pop("kind", []):
             del batch["parameters"]
         if "windows" in batch:
             windows = batch.pop("windows")

@@ -22,6 +22,7 @@ import lightning as L
 import yaml
 from jsonargparse import ArgumentError, get_loader, set_loader
 from lightning.pytorch.callbacks import (
+    BasePredictionWriter,
     BatchSizeFinder,
     Callback,
     Checkpoint,
@@ -58,7 +59,7 @@ class SaveConfig(SaveConfigCallback):
     """Keeps a run's config and the versions that it ran with in the run's folder, where a logger has made one."""
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        if trainer.loggers:
+        if stage != "predict" and trainer.loggers:
             super().setup(trainer, pl_module, stage)
 
     def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -148,6 +149,13 @@ class MorsrCLI(LightningCLI):
             warnings.filterwarnings("ignore", message="Experiment logs directory .* exists and is not empty")
             trainer.loggers = [*trainer.loggers, CSVLogger(first.save_dir, name=first.name, version=first.version)]
         return trainer
+
+    def before_predict(self) -> None:
+        """Refuse a prediction whose results nobody would get."""
+        if not any(isinstance(one, BasePredictionWriter) for one in self.trainer.callbacks):
+            raise ConfigError(
+                "trainer.callbacks: expected a prediction writer, got none; give one, or use morsr upscale"
+            )
 
     def _set_seed(self) -> None:
         try:

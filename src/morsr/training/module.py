@@ -221,6 +221,9 @@ class OneStepSRModule(L.LightningModule):
     def test_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
         """Nothing here: `morsr.evaluation.BenchmarkTable` collects the pairs and runs every row of the table alike."""
 
+    def predict_step(self, batch: Mapping[str, Any], batch_idx: int) -> dict[str, Any]:
+        return {"sr": self(batch["lr"]), "stem": batch.get("stem")}
+
     def build_networks(self, total_steps: int = -1) -> list[Network]:
         """Generator, and score network and discriminator where there are any, each with its optimizer."""
         return build_networks(
@@ -295,6 +298,8 @@ class OneStepSRModule(L.LightningModule):
 
     def on_test_start(self) -> None:
         self._find_weights()
+
+    on_predict_start = on_test_start
 
     @torch.inference_mode(mode=False)
     def _find_weights(self) -> None:

@@ -22,7 +22,7 @@ from morsr.training.callbacks.images import run_folder
 
 
 class AdapterEMA(Callback):
-    """Averages the trained parameters; validation, test and saved adapters use the average.
+    """Averages the trained parameters; validation, test, prediction and saved adapters use the average.
 
     Training continues with the parameters themselves. Checkpoints hold both, so a resumed run equals a straight one.
     A module may name what is averaged by `averaged_parameters()`.
@@ -79,7 +79,7 @@ class AdapterEMA(Callback):
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._swap(pl_module, True)
 
-    on_test_start = on_validation_start
+    on_test_start = on_predict_start = on_validation_start
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._swap(pl_module, False)
