@@ -53,6 +53,15 @@ def in_threads(*works: Callable[[], Any]) -> list[Any]:
     return [found[index] for index in range(len(works))]
 
 
+def test_restorers_of_two_models_run_at_the_same_time(restorer, monkeypatch):
+    both = restorer, copy.deepcopy(restorer)
+    inside = threading.Barrier(2, timeout=60)
+    for one in both:
+        encode = one.generator.encode
+        monkeypatch.setattr(one.generator, "encode", lambda images, own=encode: (inside.wait(), own(images))[1])
+    in_threads(*(lambda one=one: one(DARK) for one in both))
+
+
 def test_threads_wait_for_each_other(restorer, monkeypatch, tmp_path):
     file = tmp_path / "bright.png"
     Image.fromarray((BRIGHT[0].permute(1, 2, 0) * 255).round().byte().numpy()).save(file)

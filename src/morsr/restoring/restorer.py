@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -44,7 +45,8 @@ SMALL_NETWORK = 100_000_000  # parameters of a UNet below which a merge costs le
 RELEASE_EVERY = 8  # tiles after which the memory of a canvas in a file is given back
 MERGE_PASSES = 8  # tiles of an image from which a merge of a larger UNet is repaid
 
-_ALONE = threading.RLock()  # a generator has one routing for all who use it, and merges change its weights
+# A generator has one routing for all who use it, and merges change its weights: one lock for all restorers of it.
+_LOCKS: WeakKeyDictionary[OneStepGenerator, threading.RLock] = WeakKeyDictionary()
 
 
 class Restorer:
@@ -129,8 +131,11 @@ class Restorer:
         """
         from morsr.models.saving import save_generator
 
-        with _ALONE:  # else another thread's merge could be written
+        with self._alone():  # else another thread's merge could be written
             return save_generator(folder, self.generator, include_base=include_base)
+
+    def _alone(self) -> threading.RLock:
+        return _LOCKS.setdefault(self.generator, threading.RLock())
 
     def push_to_hub(
         self, repository: str, *, include_base: bool | None = None, private: bool | None = None, token: Any = None
@@ -320,7 +325,7 @@ class Restorer:
             plan = tiling(fine, side, math.lcm(self.generator.multiple, shrink))
             try:
                 canvas = Canvas((1, 3, *size), folder=folder)
-                with _ALONE:
+                with self._alone():
                     return canvas, self._tiles(lr.to(self.device), canvas, plan, shrink, settings, progress)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
