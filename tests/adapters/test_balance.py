@@ -43,6 +43,26 @@ def test_running_share_counts_choices_and_sums_to_one():
     assert router.images_seen.item() == 20
 
 
+def test_the_loss_takes_the_running_share_and_the_rank_of_the_severity():
+    router = _router(balance_window=10**9)
+    router.standardize(torch.zeros(3), torch.full((3,), 0.5), torch.tensor([0.8, 0.85, 0.9]))
+    routing, severity = router(torch.rand(4, 3)), torch.tensor([0.8, 0.825, 0.85, 0.9])
+    found = router.balance_loss(routing, severity)
+    weight = torch.tensor([0.0, 0.5, 1.0, 2.0])
+    wanted = balance_loss(
+        routing.probabilities, router.share, weight, router.config.num_experts, alpha=router.config.balance_alpha
+    )
+    torch.testing.assert_close(found, wanted, rtol=0.01, atol=0)
+
+
+def test_noise_on_the_logits_is_for_training_only():
+    router, scores = _router(), torch.rand(16, 3)
+    router.noise_sigma = 1.0
+    assert not router(scores).gates.equal(router(scores).gates)
+    router.eval()
+    assert router(scores).gates.equal(router(scores).gates)
+
+
 def _trained(balance: str, severity_of: torch.Tensor, *, batch: int) -> tuple[float, float]:
     """Zero slots of light and of severe images after a router has learned from the balance loss alone."""
     config = MoRConfig(num_ranks=18, num_shared=2, top_k=4, num_zero=4, balance=balance, balance_alpha=1.0)
