@@ -40,6 +40,12 @@ def test_a_missing_parent_is_named(tmp_path):
         read_config(tmp_path / "lone.yaml")
 
 
+def test_a_circle_is_named(tmp_path):
+    write(tmp_path, one="extends: two.yaml\n", two="extends: one.yaml\n")
+    with pytest.raises(ConfigError, match=r"one\.yaml"):
+        read_config(tmp_path / "one.yaml")
+
+
 def test_a_byte_order_mark_is_no_part_of_the_first_key(tmp_path):
     write(tmp_path, parent="\ufeffa: 1\n", child="\ufeffextends: parent.yaml\nb: 2\n")
     assert expand_configs(["fit", "--config", str(tmp_path / "child.yaml")]) == ["fit", "--config", "a: 1\nb: 2\n"]

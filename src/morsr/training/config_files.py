@@ -18,16 +18,18 @@ import yaml
 from morsr.errors import ConfigError
 
 
-def read_config(path: str | Path) -> dict[str, Any]:
+def read_config(path: str | Path, below: Sequence[Path] = ()) -> dict[str, Any]:
     """A config with everything that it extends, as plain values.
 
     Mappings are joined key by key; lists and single values take the parent's place, and so does a mapping that names
     another class.
 
     Raises:
-        ConfigError: no such file, no UTF-8, or no YAML mapping.
+        ConfigError: no such file, no UTF-8, no YAML mapping, or configs that extend each other in a circle.
     """
     path = Path(path)
+    if path.resolve() in below:
+        raise ConfigError(f"{path}: extends itself, by way of {' and '.join(map(str, below))}")
     try:
         config = yaml.safe_load(_text(path))
     except yaml.YAMLError as error:
@@ -40,7 +42,7 @@ def read_config(path: str | Path) -> dict[str, Any]:
     parent = config.pop("extends", None)
     if parent is None:
         return config
-    return _joined(read_config(path.parent / str(parent)), config)
+    return _joined(read_config(path.parent / str(parent), [*below, path.resolve()]), config)
 
 
 def expand_configs(arguments: Sequence[str]) -> list[str]:
