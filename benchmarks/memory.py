@@ -116,7 +116,7 @@ def adapted(name: str) -> Base:
     """A base in bfloat16 with the paper's 40 ranks, every one of them used, and a score network's 4."""
     with torch.device("meta"):
         base = load_base(f"random:{name}", dtype="bfloat16").eval().requires_grad_(False)
-        encoder = "dc_vae_encoder@vae" if base.autoencoder == "AutoencoderDC" else "sd_vae_encoder@vae"
+        encoder = "dc_vae_encoder@vae" if "AutoencoderDC" in base.autoencoders else "sd_vae_encoder@vae"
         inject(base, MoRConfig.lora(40, targets=(*base.targets, encoder)))
         inject(base, MoRConfig.lora(4, targets=base.targets), name="score")
     return base
