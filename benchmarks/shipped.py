@@ -17,7 +17,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import cv2
-import numpy as np
 from PIL import Image
 from torch import Tensor
 
@@ -49,9 +48,11 @@ def compact_method(pairs: Sequence[Photo], folder: Path) -> Method:
 
 
 def above(report: BenchmarkReport, other: str, metric: str) -> str:
-    """By how much `tiny` is above another method: the mean, and its 95 % interval over images."""
+    """By how much `tiny` is above another method: the mean, and its 95 % interval over photographs."""
     ours, theirs = report.values("tiny", metric), report.values(other, metric)
-    return str(bootstrap(np.array([ours[stem] - theirs[stem] for stem in ours])))
+    return str(
+        bootstrap([ours[stem] - theirs[stem] for stem in ours], [report.groups.get(stem, stem) for stem in ours])
+    )
 
 
 def gallery(report: BenchmarkReport, pairs: Sequence[Pair], methods: dict[str, Method], target: Path) -> None:
