@@ -143,6 +143,11 @@ def setting(key: str, value: Any, inside: str | None = None) -> Any:
     return change
 
 
+def without_layer(content: dict[str, Any]) -> None:
+    for part in "AB":
+        del content["state_dict_unet"][FIRST.replace("lora_A", f"lora_{part}")]
+
+
 FIRST = "down_blocks.0.resnets.0.conv1.lora_A.default_encoder.weight"
 
 
@@ -151,6 +156,7 @@ FIRST = "down_blocks.0.resnets.0.conv1.lora_A.default_encoder.weight"
     [
         (without("rank_unet"), "rank_unet"),
         (without(FIRST, "state_dict_unet"), "unet.down_blocks.0.resnets.0.conv1"),
+        (without_layer, "unet.down_blocks.0.resnets.0.conv1"),
         (setting("conv_out.weight", torch.zeros(1), "state_dict_unet"), "conv_out.weight"),
         (setting(FIRST, torch.zeros(5, 8, 3, 3), "state_dict_unet"), FIRST),
         (setting(FIRST, torch.zeros(4, 9, 3, 3), "state_dict_unet"), "conv1"),

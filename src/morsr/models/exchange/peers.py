@@ -70,6 +70,8 @@ def read_osediff(path: str | os.PathLike[str]) -> PeerModel:
     vae, other = _take_lora(path, content["state_dict_vae"], "default_encoder", rank, "vae.")
     whole = {f"conv_in.base_layer.{key}": f"unet.conv_in.{key}" for key in ("weight", "bias")}
     _check_keys(path, set(whole), {*rest, *other})
+    _check_layers(path, content, f"unet_lora_{_GROUPS}_modules", "unet.", unet)
+    _check_layers(path, content, "vae_lora_encoder_modules", "vae.", vae)
     return PeerModel(
         shared=PeerLora(rank, {**unet.down, **vae.down}, {**unet.up, **vae.up}),
         routed=None,
@@ -95,6 +97,8 @@ def read_pisasr(path: str | os.PathLike[str]) -> PeerModel:
     pixel, rest = _take_lora(path, state, f"default_{_GROUPS}_pix", content["lora_rank_unet_pix"], "unet.")
     semantic, rest = _take_lora(path, rest, f"default_{_GROUPS}_sem", content["lora_rank_unet_sem"], "unet.")
     _check_keys(path, set(), set(rest))
+    _check_layers(path, content, f"unet_lora_{_GROUPS}_modules_pix", "unet.", pixel)
+    _check_layers(path, content, f"unet_lora_{_GROUPS}_modules_sem", "unet.", semantic)
     return PeerModel(pixel, semantic, {}, OneStepConfig(timestep=1, parametrization="residual"))
 
 
@@ -181,6 +185,8 @@ def _read(path: str | os.PathLike[str], *wanted: str) -> dict[str, Any]:
     except Exception as error:  # a damaged archive surfaces as any of half a dozen kinds
         reason = (str(error).splitlines() or [type(error).__name__])[0].split(". ")[0]
         raise WeightsError(f"{path}: not a published .pkl of tensors and plain values ({reason})") from error
+    if not isinstance(content, dict):
+        raise WeightsError(f"{path}: expected a dictionary, got {type(content).__name__}")
     _check_keys(path, set(wanted), set(wanted).intersection(content))
     return content
 
@@ -191,6 +197,14 @@ def _check_keys(path: str | os.PathLike[str], wanted: set[str], found: set[str])
         said = [f"{len(keys)} {what}, such as {', '.join(keys[:4])}"
                 for keys, what in ((missing, "missing"), (unknown, "unknown")) if keys]  # fmt: skip
         raise WeightsError(f"{path}: keys differ from the published layout: {'; '.join(said)}")
+
+
+def _check_layers(
+    path: str | os.PathLike[str], content: dict[str, Any], lists: str, prefix: str, lora: PeerLora
+) -> None:
+    """Refuse a LoRA whose layers are not those that the file lists."""
+    names = {f"{prefix}{name}" for key, listed in content.items() if re.fullmatch(lists, key) for name in listed}
+    _check_keys(path, names, set(lora.down))
 
 
 def _take_lora(
