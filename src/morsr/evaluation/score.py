@@ -54,12 +54,14 @@ def evaluate(
     reference = BICUBIC if BICUBIC in methods else next(iter(methods))
     built = build_metrics(metrics)
     rows: list[ImageScore] = []
+    stems: set[str] = set()
     problems: list[str] = []
     sheet: dict[str, dict[str, np.ndarray]] = {}
     for item in tqdm(pairs, desc="evaluate", unit="image", disable=None):
         pair = item.load() if hasattr(item, "load") else item
-        if rows and pair.stem in {row.image for row in rows}:
+        if pair.stem in stems:
             raise InputError(f"evaluate: expected one name per pair, got {pair.stem!r} twice")
+        stems.add(pair.stem)
         group = getattr(pair, "group", None)
         lr, truth = to_tensor(pair.lr), to_tensor(pair.hr)
         line = {"LR bicubic": bicubic(pair.lr, *pair.hr.shape[:2])}
