@@ -160,7 +160,7 @@ def test_plot_shows_layers_and_sorted_slots(table):
     figure.savefig("routing.png")
 
 
-def test_a_file_holds_the_whole_table_and_tables_join():
+def test_a_file_holds_the_whole_table():
     images, truth = painted(12)
     table = RoutingTable.from_images(Generator(), images, truth)
     table.save("routing.safetensors")
@@ -170,13 +170,6 @@ def test_a_file_holds_the_whole_table_and_tables_join():
     for name in ("scores", "severity", "chosen", "gates", "update"):
         torch.testing.assert_close(getattr(again, name), getattr(table, name), rtol=0, atol=0)
     torch.testing.assert_close(again.truth["jpeg"], truth["jpeg"])
-    blind = RoutingTable.from_images(Generator(), images)
-    joined = RoutingTable.concatenate([table, blind])
-    assert (len(joined), joined.truth) == (24, {})
-    torch.testing.assert_close(RoutingTable.concatenate([table, again]).loads(), table.loads())
-    for parts in ([], [table, replace(table, num_shared=1)]):
-        with pytest.raises(InputError):
-            RoutingTable.concatenate(parts)
 
 
 def test_a_damaged_or_foreign_file_is_refused():

@@ -12,9 +12,7 @@ from morsr.errors import ConfigError, InputError
 from morsr.files import printable
 
 if TYPE_CHECKING:
-    from morsr.degradation import DegradationRecipe
-    from morsr.evaluation.routing import RoutingTable
-    from morsr.restoring import Restorer
+    from morsr.degradation import DegradationParameters, DegradationRecipe
 
 
 def run(
@@ -77,10 +75,10 @@ def run(
     paths = list_images(input)
     names = [printable(name) for name in distinct_names(dict.fromkeys(map(str, paths), input)).values()]
     restorer = Restorer.from_pretrained(model, base=base, estimator=estimator, device=device, dtype="float32")
-    parts, failed, pictures = _route(restorer, paths, names, recipe, copies, seed or 0)
-    if not parts:
+    pictures, routed_names, drawn, failed = _lr_images(paths, names, recipe, copies, seed or 0)
+    if not pictures:
         raise InputError(f"{input}: none of the {len(paths)} images can be read; the first: {failed[0]}")
-    routed = RoutingTable.concatenate(parts)
+    routed = RoutingTable.from_images(restorer, pictures, drawn, recipe=recipe or "realesrgan", names=routed_names)
     if table is not None:
         routed.save(table)
     order = routed.severity.argsort().tolist()
@@ -98,27 +96,27 @@ def run(
     return 1 if failed else 0
 
 
-def _route(
-    restorer: Restorer, paths: list[Path], names: list[str], recipe: DegradationRecipe | None, copies: int, seed: int
-) -> tuple[list[RoutingTable], list[str], list[Any]]:
-    """Tables of the images that can be read, complaints about the others, and how to get the LR image of each row."""
+def _lr_images(
+    paths: list[Path], names: list[str], recipe: DegradationRecipe | None, copies: int, seed: int
+) -> tuple[list[Any], list[str], DegradationParameters | None, list[str]]:
+    """LR images that can be read, their names and parameters if degraded here, and complaints about the others."""
     import torch
     from tqdm import tqdm
 
-    from morsr.degradation import apply, sample_keys
+    from morsr.degradation import DegradationParameters, apply, sample_keys
     from morsr.evaluation.report import centre
-    from morsr.evaluation.routing import RoutingTable
     from morsr.imaging.files import read_planes
 
-    parts: list[RoutingTable] = []
-    failed: list[str] = []
     pictures: list[Any] = []
+    kept: list[str] = []
+    drawn: list[DegradationParameters] = []
+    failed: list[str] = []
     for index, (path, name) in enumerate(zip(tqdm(paths, unit="image", disable=None), names, strict=True)):
         try:
             image = read_planes(path)
             if recipe is None:
-                parts.append(RoutingTable.from_images(restorer, image, names=[name]))
                 pictures.append(path)
+                kept.append(name)
                 continue
             hr = centre(image, 512)
             hr = hr[..., : hr.shape[-2] // 4 * 4, : hr.shape[-1] // 4 * 4]  # as the recipes need it
@@ -127,10 +125,7 @@ def _route(
         except InputError as error:
             failed.append(str(error) if str(path) in str(error) else f"{path}: {error}")
             continue
-        numbers = index * copies + torch.arange(copies)
-        drawn = recipe.sample(sample_keys(seed, 0, numbers))
-        copied = [f"{name}-{copy}" if copies > 1 else name for copy in range(copies)]
-        lr = apply(hr.expand(copies, -1, -1, -1), drawn)
-        parts.append(RoutingTable.from_images(restorer, lr, drawn, recipe=recipe, names=copied))
-        pictures += lr.split(1)
-    return parts, failed, pictures
+        drawn.append(recipe.sample(sample_keys(seed, 0, index * copies + torch.arange(copies))))
+        pictures += apply(hr.expand(copies, -1, -1, -1), drawn[-1]).split(1)
+        kept += [f"{name}-{copy}" if copies > 1 else name for copy in range(copies)]
+    return pictures, kept, DegradationParameters.concatenate(drawn) if drawn else None, failed

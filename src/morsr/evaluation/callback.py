@@ -8,17 +8,15 @@ from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from morsr.adapters import active_adapters
 from morsr.errors import ConfigError
-from morsr.evaluation.images import bicubic, to_tensor, to_uint8
+from morsr.evaluation.images import to_uint8
 from morsr.evaluation.score import BICUBIC, Method, bicubic_method, evaluate
 from morsr.evaluation.tables import BenchmarkReport, ImageScore, published_rows
 from morsr.files import write_text
-from morsr.models.metrics import build_metrics
-from morsr.models.scores import score_image
 
 
 class BenchmarkTable(L.Callback):
@@ -87,48 +85,32 @@ def module_methods(module: Any, scale: int = 4) -> dict[str, Method]:
 class ScoreDump(L.Callback):
     """After each validation, writes the scores of its images as `scores/step_000500.csv` in the run's folder.
 
-    The logged `val/` values are means; `morsr compare` needs the images one by one. The rows are "bicubic" and "morsr".
-    Where two validation sets have an image of one stem, give them different stems.
-
-    Args:
-        metrics: names known to `morsr score`. Weights are not downloaded.
+    The logged `val/` values are means; `morsr compare` needs the images one by one. Which metrics is the module's
+    setting `val_metrics`. Where two validation sets have an image of one stem, give them different stems.
     """
 
-    def __init__(self, *, metrics: Sequence[str] = ("psnr", "ssim", "niqe")) -> None:
-        built = build_metrics(metrics, download=False)
-        self.metrics = built.metrics
-        for name, reason in built.absent.items():
-            rank_zero_warn(f"{name} will not be scored: {reason}")
-        self._rows: dict[tuple[str, str, str], ImageScore] = {}
-
-    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._rows = {}
+    def __init__(self) -> None:
+        self._rows: list[ImageScore] = []
 
     def on_validation_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:  # fmt: skip
+        self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
         if trainer.sanity_checking or trainer.fast_dev_run:
             return
-        repeated = batch.get("repeated") or [False] * len(batch["stem"])
-        for index, (stem, name, group) in enumerate(_names(batch, "val")):
-            if repeated[index]:  # another process has it
-                continue
-            one = slice(index, index + 1)
-            truth, lr = batch["hr"][one].cpu(), batch["lr"][one]
-            images = {BICUBIC: to_tensor(bicubic(to_uint8(lr), *truth.shape[-2:])), "morsr": outputs["sr"][one].cpu()}
-            for method, image in images.items():
-                scores, _ = score_image(self.metrics, image, truth)
-                self._rows[name, stem, method] = ImageScore(f"{name}:{stem}", method, scores, group=group)
+        repeated = batch.get("repeated") or [False] * len(batch["stem"])  # another process has those
+        names = [name for name, again in zip(_names(batch, "val"), repeated, strict=True) if not again]
+        scored, metrics = pl_module.scores.rows, pl_module.scores.metrics
+        for (stem, name, group), row in zip(names, scored[len(scored) - len(names) :], strict=True):
+            values = dict(zip(metrics, row[0].tolist(), strict=True))
+            self._rows.append(ImageScore(f"{name}:{stem}", "morsr", values, group))
 
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         if self._rows:
-            report = BenchmarkReport(list(self._rows.values()), [metric.info for metric in self.metrics.values()])
+            report = BenchmarkReport(self._rows, [metric.info for metric in pl_module.scores.metrics.values()])
             process = f".{trainer.global_rank}" if trainer.world_size > 1 else ""  # each writes its share of the images
-            write_text(
-                _run_folder(trainer) / "scores" / f"step_{trainer.global_step:06d}{process}.csv", report.to_csv()
-            )
-        self._rows = {}
+            name = f"step_{trainer.global_step:06d}{process}.csv"
+            write_text(_run_folder(trainer) / "scores" / name, report.to_csv())
+        self._rows = []
 
 
 def _names(batch: Mapping[str, Any], default: str) -> list[tuple[str, str, str | None]]:

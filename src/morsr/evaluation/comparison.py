@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import csv
-import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from morsr.errors import ConfigError, InputError
-from morsr.evaluation.statistics import Interval, mean_of, paired_difference
+from morsr.evaluation.statistics import Interval, mean_of, paired_difference, shared_images
 from morsr.evaluation.tables import FACTS, BenchmarkReport, ImageScore, interval_cells, number, text_table
 from morsr.files import printable
 from morsr.models.metrics import ALIASES, MetricInfo, metric_info
@@ -82,13 +81,13 @@ def compare_tables(
     for info in pairs[0][0].metrics:
         if not all(info in report.metrics for pair in pairs for report in pair):
             continue
-        values = [(run_a.values(name_a, info.name), run_b.values(name_b, info.name)) for run_a, run_b in pairs]
-        shared = {i for i in every if all(math.isfinite(side.get(i, math.nan)) for pair in values for side in pair)}
-        if shared:
-            common |= shared
-            mean_a, mean_b = (mean_of(pair[side][i] for pair in values for i in shared) for side in (0, 1))
-            interval = paired_difference([pair[1] for pair in values], [pair[0] for pair in values], groups)
-            rows.append((info, mean_a, mean_b, interval))
+        values_a = [run.values(name_a, info.name) for run, _ in pairs]
+        values_b = [run.values(name_b, info.name) for _, run in pairs]
+        if shared := shared_images([*values_a, *values_b]):
+            common |= set(shared)
+            mean = mean_of(values[image] for values in values_a for image in shared)
+            interval = paired_difference(values_b, values_a, groups)
+            rows.append((info, mean, mean + interval.mean, interval))
     if not rows:
         known = [", ".join(info.name for info in report.metrics) for report in pairs[0]]
         raise InputError(f"no image and metric in common: {a} has {known[0]}; {b} has {known[1]}")
@@ -127,8 +126,6 @@ def read_table(path: Path) -> BenchmarkReport:
         with path.open(newline="", encoding="utf-8-sig") as stream:
             reader = csv.DictReader(stream)
             lines, head = list(reader), reader.fieldnames or ()
-        if not lines or "image" not in head:
-            raise InputError(f"{path}: expected a CSV table with a column 'image' and at least one image")
         columns = [(column, ALIASES.get(column, column)) for column in head if column not in FACTS]
         rows = [
             ImageScore(
@@ -139,13 +136,11 @@ def read_table(path: Path) -> BenchmarkReport:
             )
             for line in lines
         ]
-    except (OSError, UnicodeDecodeError, csv.Error, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{path}: cannot be read as a table ({error})") from error
+    except (OSError, csv.Error, ValueError, KeyError) as error:
+        raise InputError(f"{path}: expected a CSV table of numbers with a column 'image', got: {error}") from error
     names = [name for _, name in columns]
-    if len(set(names)) < len(names) or len({(row.method, row.image) for row in rows}) < len(rows):
-        raise InputError(f"{path}: expected one column per metric and each image once per method, got one twice")
+    if not rows or len(set(names)) < len(names) or len({(row.method, row.image) for row in rows}) < len(rows):
+        raise InputError(f"{path}: expected images, each once per method, and each metric once; got none or one twice")
     return BenchmarkReport(rows, [_info(name) for name in names])
 
 

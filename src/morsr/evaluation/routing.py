@@ -291,25 +291,6 @@ class RoutingTable:
             truth=truth,
         )
 
-    @classmethod
-    def concatenate(cls, parts: Sequence[RoutingTable]) -> RoutingTable:
-        """One table of several that one model made; what only some of them know is left out.
-
-        Raises:
-            InputError: nothing to join, or tables of different models.
-        """
-        same = ("layer_names", "score_names", *_NUMBERS)
-        differ = [name for name in same if len({getattr(part, name) for part in parts}) != 1]
-        if differ:
-            raise InputError(f"expected tables of one model, got {len(parts)} that differ in {', '.join(differ)}")
-        known = [name for name in parts[0].truth if all(name in part.truth for part in parts)]
-        return cls(
-            **{name: getattr(parts[0], name) for name in same},
-            **{name: torch.cat([getattr(part, name) for part in parts]) for name in _TENSORS},  # type: ignore[arg-type]
-            names=tuple(name for part in parts for name in part.names),
-            truth={name: torch.cat([part.truth[name] for part in parts]) for name in known},
-        )
-
     def _real_gates(self) -> Tensor:
         return self.gates * (self.chosen < self.num_real)
 

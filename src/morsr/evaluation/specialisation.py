@@ -59,6 +59,8 @@ def specialise(chosen_ILK: Tensor, kinds: Sequence[str], num_slots: int) -> Spec
     Raises:
         InputError: all images are of one kind, or there are fewer than 8.
     """
+    from scipy.stats import false_discovery_control
+
     images, layers, _ = chosen_ILK.shape
     names = tuple(sorted(set(kinds)))
     if len(names) < 2 or images < MIN_IMAGES:
@@ -80,21 +82,14 @@ def specialise(chosen_ILK: Tensor, kinds: Sequence[str], num_slots: int) -> Spec
     chance = torch.special.gammaincc(torch.tensor(freedom / 2, dtype=torch.float64), statistic / 2)
     average = yes.sum(-1, keepdim=True) / images
     varies = (average[..., 0] > 0) & (average[..., 0] < 1)  # a slot chosen always or never has nothing to explain
+    q_value = torch.ones_like(chance)
+    if varies.any():
+        q_value[varies] = torch.from_numpy(false_discovery_control(chance[varies].numpy()))
     best = ((yes / sizes) / average.clamp_min(1e-12)).max(-1)
     return Specialisation(
         kinds=names,
         information=raw - varies * freedom / (2 * images * math.log(2)),
         kind=best.indices,
         lift=best.values,
-        q_value=torch.where(varies, _false_discovery(chance, varies), 1.0),
+        q_value=q_value,
     )
-
-
-def _false_discovery(p_value: Tensor, tested: Tensor) -> Tensor:
-    """Benjamini and Hochberg's adjusted p-values among the tested ones; 1 elsewhere."""
-    from scipy.stats import false_discovery_control
-
-    adjusted = torch.ones_like(p_value)
-    if tested.any():
-        adjusted[tested] = torch.from_numpy(false_discovery_control(p_value[tested].numpy()))
-    return adjusted

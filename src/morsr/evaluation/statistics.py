@@ -98,16 +98,16 @@ def paired_difference(
     Raises:
         InputError: no image with finite scores in common.
     """
-    pairs = list(zip(scores, reference, strict=True))
-    images = [
-        name
-        for name in sorted(pairs[0][0])
-        if all(math.isfinite(side.get(name, math.nan)) for pair in pairs for side in pair)
-    ]
+    images = shared_images([*scores, *reference])
     if not images:
         raise InputError("paired comparison: no image has a score on both sides")
-    values = np.array([[one[name] - other[name] for name in images] for one, other in pairs])
+    values = np.array([[a[name] - b[name] for name in images] for a, b in zip(scores, reference, strict=True)])
     return bootstrap(values, [(groups or {}).get(name, name) for name in images])
+
+
+def shared_images(scores: Sequence[Mapping[str, float]]) -> list[str]:
+    """Images that have a finite score in every mapping."""
+    return [name for name in sorted(scores[0]) if all(math.isfinite(one.get(name, math.nan)) for one in scores)]
 
 
 def mean_of(values: Iterable[float]) -> float:

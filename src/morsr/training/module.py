@@ -219,7 +219,7 @@ class OneStepSRModule(L.LightningModule):
         self.scores.reset()
 
     def test_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
-        """Nothing here: `morsr.evaluation.BenchmarkTable` collects the pairs and runs every row of the table alike."""
+        """Nothing here: `BenchmarkTable` collects the pairs and runs every row of the table alike."""
 
     def predict_step(self, batch: Mapping[str, Any], batch_idx: int) -> dict[str, Any]:
         return {"sr": self(batch["lr"]), "stem": batch.get("stem")}
