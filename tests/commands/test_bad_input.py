@@ -29,7 +29,7 @@ BAD = [
     ("upscale folder out --format docx", "docx"),
     ("upscale twins out --format png", "both become"),
     ("upscale photo.png out.png --color none --color-strength 0.5", "color_strength"),
-    ("upscale photo.png out.png --format jpg", "--format jpg"),
+    ("upscale photo.png out.png --format jpg", "--format"),
     ("compare a.csv ''", "argument 2"),
     ("compare a.csv b.csv --method-a=", "--method-a"),
     ("score", "--pred"),

@@ -39,7 +39,7 @@ def test_the_memory_of_a_canvas_is_given_back_while_it_is_filled_and_written():
     script = """
 import resource
 import numpy as np
-from morsr.imaging import Canvas, read, write
+from morsr.imaging import Canvas, Picture, read, write
 def grown(work):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     work()
@@ -52,7 +52,7 @@ small = read(np.zeros((1024, 1024, 3), np.uint8))
 write(small, "warm.png")
 canvas = Canvas((4096, 2048, 3), np.uint8, folder=".")
 grown(fill)
-grown(lambda: write(small, "out.png", canvas=canvas))
+grown(lambda: write(Picture(samples=canvas.values, canvas=canvas), "out.png"))
 """
     said = subprocess.run([sys.executable, "-c", script], capture_output=True, check=True, text=True).stdout
     assert max(map(int, said.split())) < 12 * 1024, "kilobytes, where 24 MB were filled and written"

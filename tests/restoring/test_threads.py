@@ -65,7 +65,7 @@ def test_restorers_of_two_models_run_at_the_same_time(restorer, monkeypatch):
 def test_threads_wait_for_each_other(restorer, monkeypatch, tmp_path):
     file = tmp_path / "bright.png"
     Image.fromarray((BRIGHT[0].permute(1, 2, 0) * 255).round().byte().numpy()).save(file)
-    small = lambda: restorer.restore_picture(read(file), Settings(scale=2))[0].rgb  # noqa: E731
+    small = lambda: restorer.restore(read(file), Settings(scale=2))[0].rgb  # noqa: E731
     alone = restorer(DARK), restorer(BRIGHT, strength=0.5), small()
     restorer.restore_file(file, tmp_path / "alone.png")
     seen = watched(restorer, monkeypatch)

@@ -55,14 +55,12 @@ def run(
         strength: factor on the routed ranks
         device: auto, cpu, cuda, cuda:1, mps, …
         dtype: precision
-        format: output format for all files: png, jpg, webp, tif, gif or bmp
+        format: of outputs in a folder, instead of that of each input: png, jpg, webp, tif, gif or bmp
         compile: compile the networks first (needs a C++ compiler)
         overwrite: restore again what exists already
     """
     from tqdm import tqdm
 
-    from morsr.imaging.files import file_format
-    from morsr.imaging.listing import FORMATS
     from morsr.restoring import Settings
     from morsr.restoring.folder import Job, check_jobs, folder_jobs, output_name, processes, restore_files
 
@@ -74,13 +72,13 @@ def run(
     source = sample(str(input)) if str(input).startswith("sample:") else existing(input)
     if source.is_dir():
         jobs = folder_jobs(source, target, format)
+    elif target.is_dir() or output.endswith("/") or not target.suffix:
+        jobs = [Job(source, target / output_name(source, format))]
+    elif format:
+        raise ConfigError(f"--format names outputs in a folder; {target} has its format in its name")
     else:
-        into_folder = target.is_dir() or output.endswith("/") or (not target.suffix and not format)
-        jobs = [Job(source, target / output_name(source, format) if into_folder else target)]
-    check_jobs(jobs, format)
-    named = FORMATS.get(jobs[0].target.suffix.lower())
-    if format and source.is_file() and named not in (None, file_format(jobs[0].target, format)):
-        raise ConfigError(f"--format {format} contradicts the name {jobs[0].target}; leave one of them out")
+        jobs = [Job(source, target)]
+    check_jobs(jobs)
     index, count = processes()
     if index and source.is_file():
         return 0
@@ -100,13 +98,10 @@ def run(
     )  # fmt: skip
     settings.check_model(restorer.generator)
     if source.is_file():
-        _restore_one(restorer, waiting[0], settings, format)
+        _restore_one(restorer, waiting[0], settings)
         return 0
-    failed = []
-    with tqdm(total=len(waiting), unit="image", disable=None) as bar:
-        for outcome in restore_files(restorer, waiting, settings, format=format):
-            failed += [str(outcome)] if outcome.error else []
-            bar.update()
+    lines = tqdm(restore_files(restorer, waiting, settings), total=len(waiting), unit="image", disable=None)
+    failed = [line for line in lines if line]
     say(f"{len(waiting) - len(failed)} of {len(waiting)} images restored")
     return report_failures(failed)
 
@@ -119,7 +114,7 @@ def sample(name: str) -> Path:
     return Path(str(resources.files("skimage.data"))) / f"{wanted}.png"
 
 
-def _restore_one(restorer: Restorer, job: Job, settings: Settings, format: str | None) -> None:
+def _restore_one(restorer: Restorer, job: Job, settings: Settings) -> None:
     from tqdm import tqdm
 
     from morsr.files import printable
@@ -128,7 +123,7 @@ def _restore_one(restorer: Restorer, job: Job, settings: Settings, format: str |
 
         def progress(done: int, total: int) -> None:
             bar.total = total
-            bar.update(done - bar.n if done > bar.n else 0)
+            bar.update(done - bar.n)  # backwards too, when an image starts anew with smaller tiles
 
-        restorer.restore_file(*job, format=format, progress=progress, **vars(settings))
+        restorer.restore_file(*job, progress=progress, **vars(settings))
     say(f"{job.target}")

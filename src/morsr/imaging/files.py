@@ -24,7 +24,6 @@ from torch import Tensor
 
 from morsr.errors import InputError, MorsrError, check_images
 from morsr.files import atomic_path, printable
-from morsr.imaging.canvas import Canvas
 from morsr.imaging.listing import FORMATS, KNOWN_SUFFIXES, check_regular
 from morsr.imaging.picture import Picture, from_pil, from_samples, to_pil, to_uint8
 
@@ -221,28 +220,26 @@ def _value(image: Any, name: str, default: Any = None) -> Any:
     return image.get(name) if image.get_typeof(name) else default
 
 
-def file_format(path: str | os.PathLike[str], wanted: str | None = None) -> str:
-    """Pillow's name of the format that a path's suffix, or `wanted` (such as "png"), asks for.
+def file_format(path: str | os.PathLike[str]) -> str:
+    """Pillow's name of the format that a path's suffix asks for.
 
     Raises:
         InputError: a format that cannot be written.
     """
-    suffix = f".{wanted.lower().lstrip('.')}" if wanted else Path(path).suffix.lower()
+    suffix = Path(path).suffix.lower()
     if suffix not in FORMATS:
-        shown, got = printable(os.fspath(path)), printable(wanted or suffix or "no suffix")
+        shown, got = printable(os.fspath(path)), printable(suffix or "no suffix")
         raise InputError(f"{shown}: expected an output format among {KNOWN_SUFFIXES}, got {got!r}")
     return FORMATS[suffix]
 
 
-def check_output(
-    picture: Picture, path: str | os.PathLike[str], size: tuple[int, int], format: str | None = None
-) -> str:
+def check_output(picture: Picture, path: str | os.PathLike[str], size: tuple[int, int]) -> str:
     """Check that a format can hold a picture of `size` (height, width), before any work; returns the format's name.
 
     Raises:
         InputError: transparency into a format that has none, or more pixels along a side than the format allows.
     """
-    name, shown = file_format(path, format), printable(os.fspath(path))
+    name, shown = file_format(path), printable(os.fspath(path))
     most = _LARGEST_SIDE.get(name, 2**31 - 1)
     if max(size) > most:
         raise InputError(f"{shown}: {name} holds at most {most} pixels a side, the output has {max(size)}")
@@ -251,23 +248,19 @@ def check_output(
     return name
 
 
-def write(
-    picture: Picture, path: str | os.PathLike[str], *, canvas: Canvas | None = None, format: str | None = None
-) -> None:
+def write(picture: Picture, path: str | os.PathLike[str]) -> None:
     """Write a picture to a file, with its depth where the format has it; whole, or not at all.
 
     Args:
-        picture: gives the samples and the notes. Samples are upright, and the notes then claim no rotation.
-        path: its suffix decides the format, unless `format` does ("png", "jpg", …).
-        canvas: (H, W, C) instead of the picture's own samples; its memory is given back while it is written.
+        picture: upright, and so its notes then claim no rotation.
+        path: its suffix decides the format.
 
     Raises:
         InputError: the format cannot hold the picture, or the file cannot be written; an existing file is unchanged.
     """
-    samples = picture.samples if canvas is None else canvas.values
-    name = check_output(picture, path, (samples.shape[0], samples.shape[1]), format)
+    name, samples = check_output(picture, path, picture.size), picture.samples
     if name in _OPAQUE_ONLY:
-        samples = samples[..., : 3 if samples.shape[2] > 2 else 1]
+        samples = picture.pixels
     if name not in ("PNG", "TIFF"):
         samples = to_uint8(samples)
     elif name == "PNG" and samples.dtype.kind == "f":
@@ -277,13 +270,13 @@ def write(
             if name == "BMP":
                 to_pil(Picture(samples=samples)).save(part, format=name, dpi=picture.notes.get("dpi", (96, 96)))
             else:
-                _save(part, name, replace(picture, samples=samples), canvas)
+                _save(part, name, replace(picture, samples=samples))
     except Exception as error:  # of the system or of an encoder, libvips' own among them
         text = getattr(error, "strerror", None) or printable(" ".join(str(error).split()))[:200]
         raise InputError(f"{printable(os.fspath(path))}: cannot be written ({text})") from error
 
 
-def _save(part: Path, name: str, picture: Picture, canvas: Canvas | None) -> None:
+def _save(part: Path, name: str, picture: Picture) -> None:
     vips, samples, notes = _vips(), picture.samples, dict(picture.notes)
     gray, deep = samples.shape[2] < 3, samples.dtype == np.uint16
     space = ("grey16" if deep else "b-w") if gray else ("rgb16" if deep else "srgb")
@@ -301,7 +294,7 @@ def _save(part: Path, name: str, picture: Picture, canvas: Canvas | None) -> Non
         elif isinstance(value, bytes):
             image.set_type(vips.GValue.blob_type, key, value)
     image.set_type(vips.GValue.gint_type, "orientation", 1)  # last: EXIF data bring theirs back
-    if canvas is not None:
+    if (canvas := picture.canvas) is not None:
         image.set_progress(True)
         image.signal_connect("eval", lambda *_: canvas.release())
     options: dict[str, Any] = {

@@ -20,6 +20,7 @@ from torch import Tensor
 from morsr.errors import InputError
 from morsr.functional.color import luma
 from morsr.functional.resample import unit_range
+from morsr.imaging.canvas import Canvas
 
 _NAMES = {"icc_profile": "icc-profile-data", "exif": "exif-data", "xmp": "xmp-data", "dpi": "dpi"}
 
@@ -33,12 +34,14 @@ class Picture:
         format: Pillow's name of the file format, or None.
         lossless: whether the file's compression was lossless; False for JPEG and most WebP.
         notes: profile, EXIF, XMP and IPTC data and PNG texts under libvips' names, and "dpi", pixels per inch.
+        canvas: what holds the samples, where their memory can be given back while they are written.
     """
 
     samples: NDArray[Any]
     format: str | None = None
     lossless: bool = True
     notes: Mapping[str, Any] = field(default_factory=dict)
+    canvas: Canvas | None = None
 
     @property
     def size(self) -> tuple[int, int]:

@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from morsr.errors import InputError, MorsrError
 from morsr.files import printable
 from morsr.imaging import list_images, read, write
-from morsr.imaging.files import check_output, file_format
+from morsr.imaging.files import file_format
 from morsr.restoring.devices import is_out_of_memory
-from morsr.restoring.restorer import is_streamed
 
 if TYPE_CHECKING:
     from morsr.imaging import Picture
@@ -29,18 +28,6 @@ class Job(NamedTuple):
 
     source: Path
     target: Path
-
-
-class Outcome(NamedTuple):
-    """What became of a file: `error` is None where it was restored."""
-
-    job: Job
-    error: Exception | None
-
-    def __str__(self) -> str:
-        """One line that names the file and says why it failed."""
-        text, name = printable(str(self.error) or type(self.error).__name__), printable(str(self.job.source))
-        return text if name in text else f"{name}: {text}"
 
 
 def folder_jobs(source: Path, target: Path, format: str | None = None) -> list[Job]:
@@ -72,7 +59,7 @@ def output_name(source: Path, format: str | None = None) -> str:
     return f"{source.stem}.{format.lower().lstrip('.')}" if format else source.name
 
 
-def check_jobs(jobs: Sequence[Job], format: str | None = None) -> None:
+def check_jobs(jobs: Sequence[Job]) -> None:
     """Check all outputs before the first is made.
 
     Raises:
@@ -81,13 +68,12 @@ def check_jobs(jobs: Sequence[Job], format: str | None = None) -> None:
     seen: dict[Path, Path] = {}
     inputs = {source.resolve() for source, _ in jobs}
     for source, target in jobs:
-        file_format(target, format)
+        file_format(target)
         place = target.resolve()
         if place in inputs:
             raise InputError(f"{target}: this output would overwrite an input")
         if place in seen:
-            remedy = "rename one, or leave out the format" if format else "rename one"
-            raise InputError(f"{seen[place]} and {source} would both become {target}; {remedy}")
+            raise InputError(f"{seen[place]} and {source} would both become {target}; rename one")
         seen[place] = source
 
 
@@ -99,43 +85,26 @@ def processes() -> tuple[int, int]:
     return 0, 1
 
 
-def restore_files(
-    restorer: Restorer, jobs: Sequence[Job], settings: Settings, *, format: str | None = None
-) -> Iterator[Outcome]:
-    """Restore files, and say of each what became of it; outputs that exist are replaced.
+def restore_files(restorer: Restorer, jobs: Sequence[Job], settings: Settings) -> Iterator[str | None]:
+    """Restore files; outputs that exist are replaced.
 
-    Args:
-        restorer: the model.
-        jobs: what to restore.
-        settings: for all of them.
-        format: output format; default what the targets' suffixes say.
+    Yields:
+        For each file in turn None, or one line that names it and says why it failed.
 
     Raises:
         ConfigError: settings that the model cannot follow.
     """
     settings.check_model(restorer.generator)
 
-    def read_one(job: Job, _: Any) -> Picture:
-        picture = read(job.source)
-        # What cannot be written is refused before the work is done.
-        check_output(picture, job.target, settings.output_size(*picture.size), format)
-        return picture
-
-    def restore_one(job: Job, picture: Picture) -> Picture | None:
-        if is_streamed(settings.output_size(*picture.size)):
-            restorer.restore_into(picture, job.target, settings, format=format)
-            return None
-        return restorer.restore_picture(picture, settings)[0]
-
-    def write_one(job: Job, picture: Picture | None) -> None:
-        if picture is not None:
-            write(picture, job.target, format=format)
+    def restored(job: Job, picture: Picture) -> Picture:
+        return restorer.restore_for(job.target, picture, settings)
 
     with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
-        pictures = _ahead(reader, read_one, ((job, None) for job in jobs))
-        restored = ((job, _attempt(restore_one, job, picture)) for job, picture in pictures)
-        for job, error in _ahead(writer, write_one, restored):
-            yield Outcome(job, error)
+        pictures = _ahead(reader, lambda job, _: read(job.source), ((job, None) for job in jobs))
+        made = ((job, _attempt(restored, job, picture)) for job, picture in pictures)
+        for job, error in _ahead(writer, lambda job, picture: write(picture, job.target), made):
+            text, name = printable(str(error) or type(error).__name__), printable(str(job.source))
+            yield None if error is None else text if name in text else f"{name}: {text}"
 
 
 def _ahead(

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 Progress = Callable[[int, int], None]
 
-STREAM_PIXELS = 16_000_000  # files with larger outputs are written row by row instead of being held in memory
+STREAM_PIXELS = 16_000_000  # larger outputs of files are held in unnamed files instead of memory
 OUTPUT_BYTES = 40  # main memory per pixel of an output that is held: canvas, finished rows, and samples made of them
 
 SMALL_NETWORK = 100_000_000  # parameters of a UNet below which a merge costs less than the ranks of a single pass
@@ -165,7 +165,6 @@ class Restorer:
         dtype = str(self.dtype).removeprefix("torch.")
         return f"Restorer(base {generator.base.base_id!r}, {adapters}, {self.device}, {dtype})"
 
-    @torch.no_grad()
     def __call__(
         self,
         image: Any,
@@ -206,12 +205,13 @@ class Restorer:
         routings: list[Any] = []
         for one in image if several else [image]:
             if isinstance(one, Tensor):
-                parts = [self._restore(part, settings) for part in read_planes(one).split(1)]
-                results.append(torch.cat([rgb for rgb, _ in parts]).to(device=one.device, dtype=one.dtype))
+                planes = read_planes(one).permute(0, 2, 3, 1).cpu().numpy()
+                parts = [self.restore(Picture(samples=each), settings) for each in planes]
+                results.append(torch.cat([part.planes for part, _ in parts]).to(one).contiguous())
                 routed = [of_one for _, of_one in parts if of_one is not None]
                 found = Routing(*(torch.cat(part, dim=1) for part in zip(*routed, strict=True))) if routed else None
             elif isinstance(one, (str, os.PathLike, Image.Image, np.ndarray)):
-                result, found = self.restore_picture(read(one), settings)
+                result, found = self.restore(read(one), settings)
                 results.append(result.like(one))
             else:
                 raise TypeError(f"image: expected a path, PIL image, array, tensor or a list, got {type(one).__name__}")
@@ -219,24 +219,21 @@ class Restorer:
         images = results if several else results[0]
         return (images, routings if several else routings[0]) if return_routing else images
 
-    @torch.no_grad()
     def restore_file(
         self,
         source: str | os.PathLike[str],
         target: str | os.PathLike[str],
         *,
-        format: str | None = None,
         progress: Progress | None = None,
         **settings: Any,
     ) -> None:
         """Restore an image file into another file, written atomically.
 
-        Large PNG and TIFF outputs are written row by row, so that memory hardly grows with the image.
+        Large outputs pass through unnamed files beside the target, so that memory hardly grows with the image.
 
         Args:
             source: the image file.
-            target: the file to write; its suffix determines the format, unless `format` does. Profile, EXIF and
-                resolution are carried over.
+            target: the file to write; its suffix determines the format. Profile, EXIF and resolution are carried over.
             progress: called with (tiles done, tiles in all).
             settings: see `Settings`.
 
@@ -247,70 +244,54 @@ class Restorer:
         checked.check_model(self.generator)
         if os.path.exists(target) and os.path.exists(source) and os.path.samefile(source, target):
             raise InputError(f"{target}: the output would overwrite the input")
-        self.restore_into(read(source), target, checked, format=format, progress=progress)
+        write(self.restore_for(target, read(source), checked, progress), target)
+
+    def restore_for(
+        self, target: str | os.PathLike[str], picture: Picture, settings: Settings, progress: Progress | None = None
+    ) -> Picture:
+        """Restore a picture that is to be written to a file; see `restore_file`."""
+        size, folder = settings.output_size(*picture.size), None
+        check_output(picture, target, size)
+        try:
+            if size[0] * size[1] > STREAM_PIXELS:
+                folder = Path(target).parent
+                folder.mkdir(parents=True, exist_ok=True)
+            return self.restore(picture, settings, folder=folder, progress=progress)[0]
+        except OSError as error:
+            raise InputError(f"{target}: cannot be written ({error.strerror or error})") from error
 
     @torch.no_grad()
-    def restore_into(
-        self,
-        picture: Picture,
-        target: str | os.PathLike[str],
-        settings: Settings,
-        *,
-        format: str | None = None,
-        progress: Progress | None = None,
-    ) -> None:
-        """Restore a picture into a file; see `restore_file`."""
-        samples, size = None, settings.output_size(*picture.size)
-        if check_output(picture, target, size, format) in ("PNG", "TIFF") and is_streamed(size):
-            try:
-                samples = self._restore_rows(picture, settings, Path(target).parent, progress)
-            except OSError as error:
-                raise InputError(f"{target}: cannot be written ({error.strerror or error})") from error
-        else:
-            picture, _ = self.restore_picture(picture, settings, progress)
-        write(picture, target, canvas=samples, format=format)
+    def restore(
+        self, picture: Picture, settings: Settings, *, folder: Path | None = None, progress: Progress | None = None
+    ) -> tuple[Picture, Routing | None]:
+        """Restore a picture by settings that fit the model.
 
-    def _restore_rows(self, picture: Picture, settings: Settings, folder: Path, progress: Progress | None) -> Canvas:
-        """Samples of a restored picture in an unnamed file, so that memory hardly grows with the picture."""
-        folder.mkdir(parents=True, exist_ok=True)
-        size, top = settings.output_size(*picture.size), 0
-        canvas, _ = self._run(picture.planes, settings, folder=folder, progress=progress)
+        Args:
+            picture: alpha is enlarged beside the colours.
+            settings: see `Settings`.
+            folder: of the unnamed files that hold the output; None holds it in memory.
+            progress: called with (tiles done, tiles in all).
+        """
+        lr, size, top = picture.planes, settings.output_size(*picture.size), 0
+        needed, free = OUTPUT_BYTES * size[0] * size[1], free_memory(torch.device("cpu"))
+        if folder is None and needed > free:
+            raise InputError(
+                f"an output of {size[1]} x {size[0]} needs about {needed / 2**30:.1f} GiB of memory and "
+                f"{free / 2**30:.1f} GiB are free; take a smaller scale, or write a file by restore_file"
+            )
+        canvas, routing = self._run(lr, settings, folder, progress)
         samples = Canvas((*size, picture.samples.shape[2]), picture.samples.dtype, folder=folder)
-        for rows in finished_rows(canvas.tensor, picture.planes, settings):
+        for rows in finished_rows(canvas.tensor, lr, settings):
             end, alpha = top + rows.shape[-2], picture.alpha_plane
             alpha = None if alpha is None else enlarged_rows(alpha, size, top, end)
             samples.values[top:end] = picture.encoded(rows, alpha)
             canvas.release()
             samples.release()
             top = end
-        return samples
-
-    @torch.no_grad()
-    def restore_picture(
-        self, picture: Picture, settings: Settings, progress: Progress | None = None
-    ) -> tuple[Picture, Routing | None]:
-        """Restore a picture by settings that fit the model."""
-        rgb, found = self._restore(picture.rgb, settings, progress)
-        size, alpha = settings.output_size(*picture.size), picture.alpha_plane
-        alpha = None if alpha is None else enlarged_rows(alpha, size, 0, size[0])
-        return replace(picture, samples=picture.encoded(rgb, alpha)), found
-
-    def _restore(
-        self, lr: Tensor, settings: Settings, progress: Progress | None = None
-    ) -> tuple[Tensor, Routing | None]:
-        """Restore an image (1, 3, h, w) to (1, 3, H, W) in [0, 1]."""
-        size = settings.output_size(*lr.shape[-2:])
-        needed, free = OUTPUT_BYTES * size[0] * size[1], free_memory(torch.device("cpu"))
-        if needed > free:
-            raise InputError(
-                f"an output of {size[1]} x {size[0]} needs about {needed / 2**30:.1f} GiB of memory and "
-                f"{free / 2**30:.1f} GiB are free; take a smaller scale, or write PNG or TIFF files, which are streamed"
-            )
-        canvas, routing = self._run(lr, settings, progress=progress)
-        return torch.cat(list(finished_rows(canvas.tensor, lr, settings)), dim=-2), routing
+        return replace(picture, samples=samples.values, canvas=samples), routing
 
     def _run(
-        self, lr: Tensor, settings: Settings, *, folder: Path | None = None, progress: Progress | None = None
+        self, lr: Tensor, settings: Settings, folder: Path | None, progress: Progress | None
     ) -> tuple[Canvas, Routing | None]:
         """What the networks make of an image (1, 3, h, w), with smaller tiles when memory runs out, and the routing.
 
@@ -389,8 +370,3 @@ class Restorer:
     def _has_room(self, network: nn.Module) -> bool:
         """Whether the memory holds a second copy of a network's weights with room for a pass; else ranks are masked."""
         return 2 * sum(weight.nbytes for weight in network.parameters()) < free_memory(self.device)
-
-
-def is_streamed(size: tuple[int, int]) -> bool:
-    """Whether a PNG or TIFF output of this height and width is written row by row."""
-    return size[0] * size[1] > STREAM_PIXELS
