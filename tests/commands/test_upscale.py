@@ -45,7 +45,7 @@ def test_a_file_becomes_a_file(model, capsys):
     assert Image.open("new/out.png").size == (48, 36)
     assert "out.png" in capsys.readouterr().err
     defaults = {**dict.fromkeys(("base", "prompt", "estimator")), "device": "auto", "dtype": "auto"}
-    assert model.asked == [("tiny", {**defaults, "compile": False})]  # type: ignore[attr-defined]
+    assert model.asked == [("tiny", defaults)]  # type: ignore[attr-defined]
 
 
 def test_options_reach_the_restorer(model, monkeypatch):
@@ -55,11 +55,11 @@ def test_options_reach_the_restorer(model, monkeypatch):
     photo("photo.png")
     settings = {"scale": 1.5, "tile": 256, "color": "adain", "color_strength": 0.5, "strength": 0.7}
     options = [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]
-    assert main(["upscale", "photo.png", "out.webp", *options, "--model", "m", "--base", "b", "--compile"]) == 0
+    assert main(["upscale", "photo.png", "out.webp", *options, "--model", "m", "--base", "b"]) == 0
     seen.pop("progress")
     assert seen == {**settings, "routing": None}
     name, given = model.asked[0]  # type: ignore[attr-defined]
-    assert (name, given["base"], given["compile"]) == ("m", "b", True)
+    assert (name, given["base"]) == ("m", "b")
 
 
 def test_a_folder_is_restored_with_its_subfolders():

@@ -176,7 +176,7 @@ def test_tiles_show_no_seam_and_have_the_colours_of_the_whole():
     restorer = twins.fake(lambda part: twins.smoothing(part) * 0.8 + 0.1)
     whole, tiled = (restorer(images, tile=tile, color="none") for tile in (None, 128))
     plan = tiling((512, 512), 128, 16)
-    edges = sorted(({w.left for w in plan.windows} | {w.left + w.width for w in plan.windows}) - {0, 512})
+    edges = sorted(({w.left for w in plan} | {w.left + w.width for w in plan}) - {0, 512})
     steps = [
         made.diff(dim=-1).abs().mean(dim=(0, 1, 2))[[edge - 1 for edge in edges]].mean() for made in (tiled, whole)
     ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,9 +14,7 @@ from morsr.files import printable, write_text
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    import numpy as np
-
-    from morsr.degradation import DegradationRecipe
+    from morsr.degradation import DegradationParameters, DegradationRecipe
 
 PARAMETERS = "parameters.jsonl"
 
@@ -49,47 +46,54 @@ def run(
         device: cpu, cuda, cuda:1, mps, …; noise differs between kinds of device
         overwrite: replace outputs that exist
     """
+    import torch
     from tqdm import tqdm
 
-    from morsr.degradation import DegradationRecipe
+    from morsr.data.dataset import image_key
+    from morsr.data.sources import crop_to_multiple
+    from morsr.degradation import DegradationRecipe, apply
     from morsr.degradation.keys import check_seed
-    from morsr.imaging import read, write
+    from morsr.evaluation.images import to_tensor, to_uint8
+    from morsr.imaging import read, read_rgb, write
     from morsr.restoring.devices import resolve_device
 
-    loaded = DegradationRecipe.load(recipe)
+    loaded, where = DegradationRecipe.load(recipe), resolve_device(device)
     check_seed(seed)
-    resolve_device(device)
     folders = [output] if hr is None else [output, hr]
     sources = _plan(existing(input), folders)
-    made = {"recipe": loaded.name, "recipe_hash": loaded.hash, "seed": seed, "scale": scale}
-    lines = {} if overwrite else _finished(folders, made)
-    if not (overwrite or (output / PARAMETERS).is_file()):
-        for folder in folders:
-            if there := [name for name in sources if (folder / name).exists()]:
-                raise InputError(f"{folder / there[0]}: exists; choose an empty folder, or --overwrite")
+    keys = torch.tensor([image_key(name.removesuffix(".png"), seed) for name in sources])
+    parameters, record = loaded.sample(keys), output / PARAMETERS
+    lines = _described(parameters, loaded, sources, seed=seed, scale=scale)
+    there = [folder / name for name in sources for folder in folders if (folder / name).exists()]
+    if overwrite:
+        for path in there:
+            path.unlink()
+    elif record.is_file():
+        if not set(record.read_text(encoding="utf-8").splitlines()) <= set(lines):
+            raise InputError(
+                f"{record}: of other images, recipe, seed or scale; choose an empty folder, or --overwrite"
+            )
+    elif there:
+        raise InputError(f"{there[0]}: exists; choose an empty folder, or --overwrite")
     for folder in folders:
         folder.mkdir(parents=True, exist_ok=True)
-    if lines:
-        say(f"{len(lines)} of {len(sources)} images are degraded already and are kept")
-    failed: list[str] = []
-    write_text(output / PARAMETERS, "".join(lines.values()))
-    with (output / PARAMETERS).open("a", encoding="utf-8") as file:
-        for name, path in tqdm(sources.items(), unit="image", disable=None):
-            if name in lines:
-                continue
-            try:
-                sharp, low, lines[name] = _degraded(path, name, loaded, made, device)
-            except InputError as error:
-                failed.append(str(error) if printable(str(path)) in str(error) else f"{path}: {error}")
-                continue
-            for folder, image in zip(folders, (low, sharp), strict=False):
-                write(read(image), folder / name)
-            file.write(lines[name])
-            file.flush()
-    if not lines:
-        (output / PARAMETERS).unlink()
-    say(f"{len(lines)} of {len(sources)} images degraded into {output}")
-    return report_failures(failed)
+    write_text(record, "".join(f"{line}\n" for line in lines))  # before the images, so that a stopped run resumes
+    failed: dict[str, str] = {}
+    for place, (name, path) in enumerate(tqdm(sources.items(), unit="image", disable=None)):
+        if all((folder / name).is_file() for folder in folders):
+            continue
+        try:
+            sharp = crop_to_multiple(read_rgb(path), scale)
+        except InputError as error:
+            failed[name] = str(error) if printable(str(path)) in str(error) else f"{path}: {error}"
+            continue
+        low = to_uint8(apply(to_tensor(sharp).to(where), parameters[place], scale=scale))
+        for folder, image in zip(folders, (low, sharp), strict=False):
+            write(read(image), folder / name)
+    made = [line for name, line in zip(sources, lines, strict=True) if name not in failed]
+    write_text(record, "".join(f"{line}\n" for line in made))
+    say(f"{len(made)} of {len(lines)} images degraded into {output}")
+    return report_failures(failed.values())
 
 
 def _plan(source: Path, folders: Sequence[Path]) -> dict[str, Path]:
@@ -107,42 +111,20 @@ def _plan(source: Path, folders: Sequence[Path]) -> dict[str, Path]:
     return {job.target.relative_to(folder).as_posix(): job.source for job in jobs}
 
 
-def _finished(folders: Sequence[Path], made: Mapping[str, Any]) -> dict[str, str]:
-    """Line of parameters by name of the images that an earlier run with the same settings has finished."""
-    record = folders[0] / PARAMETERS
-    found: dict[str, str] = {}
-    for line in record.read_text(encoding="utf-8").splitlines(keepends=True) if record.is_file() else ():
-        try:
-            row = json.loads(line)
-        except ValueError:
-            break  # a line that was cut off by a kill
-        if any(row.get(name) != value for name, value in made.items()):
-            raise InputError(
-                f"{record}: exists, of another recipe, seed or scale; choose an empty folder, or --overwrite"
-            )
-        if line.endswith("\n") and all((folder / row["file"]).is_file() for folder in folders):
-            found[row["file"]] = line
-    return found
+def _described(
+    parameters: DegradationParameters, recipe: DegradationRecipe, sources: Mapping[str, Path], *, seed: int, scale: int
+) -> list[str]:
+    """A line of JSON for every image: what is done to it, and how bad that is."""
+    from morsr.degradation import degradation_measures, true_severity
 
-
-def _degraded(
-    path: Path, name: str, recipe: DegradationRecipe, made: Mapping[str, Any], device: str
-) -> tuple[np.ndarray, np.ndarray, str]:
-    """The cropped HR and the LR image as uint8 (H, W, 3), and the line of parameters."""
-    import torch
-
-    from morsr.data.dataset import image_key
-    from morsr.data.sources import crop_to_multiple
-    from morsr.degradation import apply, degradation_measures, true_severity
-    from morsr.evaluation.images import to_tensor, to_uint8
-    from morsr.imaging import read_rgb
-
-    hr, scale = crop_to_multiple(read_rgb(path), made["scale"]), made["scale"]
-    parameters = recipe.sample(torch.tensor([image_key(name.removesuffix(".png"), made["seed"])]))
-    lr = to_uint8(apply(to_tensor(hr).to(device), parameters, scale=scale))
-    known: dict[str, Any] = {
-        "severity": true_severity(parameters, recipe, scale=scale),
-        "measures": degradation_measures(parameters, scale=scale),
-    }
-    numbers = {what: {key: round(v.item(), 5) for key, v in values._asdict().items()} for what, values in known.items()}
-    return hr, lr, parameters.to_jsonl(extra=[{"file": name, "source": path.name, **made, **numbers}])
+    severity = true_severity(parameters, recipe, scale=scale)
+    known = {"severity": severity, "measures": degradation_measures(parameters, scale=scale)}
+    about: list[dict[str, Any]] = []
+    for place, (name, path) in enumerate(sources.items()):
+        row = {"file": name, "source": path.name, "recipe": recipe.name, "recipe_hash": recipe.hash, "seed": seed}
+        numbers = {
+            what: {key: round(value[place].item(), 5) for key, value in values._asdict().items()}
+            for what, values in known.items()
+        }
+        about.append({**row, "scale": scale, **numbers})
+    return parameters.to_jsonl(extra=about).splitlines()

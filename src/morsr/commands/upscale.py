@@ -34,7 +34,6 @@ def run(
     device: str = "auto",
     dtype: Dtype = "auto",
     format: str | None = None,
-    compile: bool = False,
     overwrite: bool = False,
 ) -> int:
     """Restore and enlarge an image, or every image in a folder and its subfolders.
@@ -56,7 +55,6 @@ def run(
         device: auto, cpu, cuda, cuda:1, mps, …
         dtype: precision
         format: of outputs in a folder, instead of that of each input: png, jpg, webp, tif, gif or bmp
-        compile: compile the networks first (needs a C++ compiler)
         overwrite: restore again what exists already
     """
     from tqdm import tqdm
@@ -93,9 +91,8 @@ def run(
     from morsr.restoring import Restorer
 
     restorer = Restorer.from_pretrained(
-        model, base=base, prompt=prompt, estimator=estimator, device=device, dtype=dtype,
-        compile=compile,
-    )  # fmt: skip
+        model, base=base, prompt=prompt, estimator=estimator, device=device, dtype=dtype
+    )
     settings.check_model(restorer.generator)
     if source.is_file():
         _restore_one(restorer, waiting[0], settings)

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,32 +48,7 @@ _LARGEST_SIDE = {"JPEG": 65500, "WEBP": 16383, "GIF": 65535}
 _OPAQUE_ONLY = ("JPEG", "BMP")
 _XMP_ROTATION = rb"""(tiff:Orientation\s*(?:=\s*["']|>)\s*)[2-8]"""
 
-_Reader = TypeVar("_Reader", bound=Callable[..., Any])
 
-
-def _in_one_line(reader: _Reader) -> _Reader:
-    """Turn whatever a reader raises into one line that names the image."""
-
-    @functools.wraps(reader)
-    def named(source: Any, *args: Any) -> Any:
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                return reader(source, *args)
-        except Exception as error:  # decoders of damaged files raise anything from struct.error to SyntaxError
-            is_path = isinstance(source, (str, os.PathLike))
-            name = printable(os.fspath(source)) if is_path else f"the {type(source).__name__}"
-            text = printable(" ".join(str(error).split()))[:200]
-            if isinstance(error, MemoryError):
-                text = "memory ran out while it was read"
-            elif not isinstance(error, MorsrError) and getattr(error, "errno", None) is None:
-                text = f"cannot be read ({text or type(error).__name__})"
-            raise InputError(text if name in text else f"{name}: {text}") from error
-
-    return named  # type: ignore[return-value]
-
-
-@_in_one_line
 def read(source: Any) -> Picture:
     """Read one still picture, turned upright.
 
@@ -84,13 +59,18 @@ def read(source: Any) -> Picture:
     Raises:
         InputError: anything else; damaged, animated or multi-page images, values out of range. One line says what.
     """
-    if isinstance(source, np.ndarray):
-        return from_samples(source)
-    if isinstance(source, Image.Image):
-        return _from_opened(source)
-    if isinstance(source, (str, os.PathLike)):
-        return _decoded(_content(source))
-    raise InputError("expected a path, PIL image or numpy array")
+    return _read(source, _by_vips)
+
+
+def read_rgb(path: str | os.PathLike[str]) -> NDArray[np.uint8]:
+    """The colours of an image file, uint8 (H, W, 3), by Pillow alone, which is safe in forked worker processes.
+
+    The picture is turned upright, gray is repeated, 16 bits become 8 and alpha is dropped.
+
+    Raises:
+        InputError: as `read`.
+    """
+    return _read(path, _by_pillow).rgb8
 
 
 def read_planes(image: Any) -> Tensor:
@@ -104,16 +84,27 @@ def read_planes(image: Any) -> Tensor:
     return check_images(image).detach().float().clamp(0, 1)
 
 
-@_in_one_line
-def read_rgb(path: str | os.PathLike[str]) -> NDArray[np.uint8]:
-    """The colours of an image file, uint8 (H, W, 3), by Pillow alone, which is safe in forked worker processes.
-
-    The picture is turned upright, gray is repeated, 16 bits become 8 and alpha is dropped.
-
-    Raises:
-        InputError: as `read`.
-    """
-    return _by_pillow(_content(path)).rgb8
+def _read(source: Any, decoder: Callable[[bytes], Picture]) -> Picture:
+    """Whatever goes wrong becomes one line that names the image."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            if isinstance(source, np.ndarray):
+                return from_samples(source)
+            if isinstance(source, Image.Image):
+                return _by_pillow(source)
+            if isinstance(source, (str, os.PathLike)):
+                return decoder(_content(source))
+            raise InputError("expected a path, PIL image or numpy array")
+    except Exception as error:  # decoders of damaged files raise anything from struct.error to SyntaxError
+        is_path = isinstance(source, (str, os.PathLike))
+        name = printable(os.fspath(source)) if is_path else f"the {type(source).__name__}"
+        text = printable(" ".join(str(error).split()))[:200]
+        if isinstance(error, MemoryError):
+            text = "memory ran out while it was read"
+        elif not isinstance(error, MorsrError) and getattr(error, "errno", None) is None:
+            text = f"cannot be read ({text or type(error).__name__})"
+        raise InputError(text if name in text else f"{name}: {text}") from error
 
 
 def _content(path: str | os.PathLike[str]) -> bytes:
@@ -134,13 +125,12 @@ def _format(head: bytes) -> str:
     raise InputError("not a PNG, JPEG, WebP, TIFF, GIF or BMP image" if head else "the file is empty")
 
 
-def _decoded(data: bytes) -> Picture:
-    format = _format(data)
-    if format == "BMP":
+def _by_vips(data: bytes) -> Picture:
+    if (format := _format(data)) == "BMP":
         return _by_pillow(data)
     if format == "PNG":
         _check_png(data)
-    image = _load(format, data, fail_on="warning", access="sequential")
+    image = getattr(_vips().Image, f"{format.lower()}load_buffer")(data, fail_on="warning", access="sequential")
     _check_pixels(image.width, image.height)
     if (pages := _value(image, "n-pages", 1)) > 1:
         raise InputError(f"the image has {pages} frames or pages; split it and give one at a time")
@@ -155,19 +145,11 @@ def _decoded(data: bytes) -> Picture:
     return from_samples(image.numpy(), format=format, lossless=lossless, notes=notes)
 
 
-def _by_pillow(data: bytes) -> Picture:
-    format = _format(data)
-    if format == "PNG":
-        _check_png(data)
-    image = Image.open(BytesIO(data), formats=[format])
+def _by_pillow(source: bytes | Image.Image) -> Picture:
+    """A file's content, or a PIL image, whose pixels may still have to be decoded from its file."""
+    image: Any = Image.open(BytesIO(source), formats=[_format(source)]) if isinstance(source, bytes) else source
     _check_pixels(*image.size)
-    return from_pil(image)
-
-
-def _from_opened(image: Image.Image) -> Picture:
-    """A PIL image; the checksums of a PNG that is still to be decoded are compared, which Pillow does not do."""
-    file: Any = getattr(image, "fp", None)
-    if image.format == "PNG" and file is not None:
+    if image.format == "PNG" and (file := getattr(image, "fp", None)) is not None:
         at = file.tell()
         file.seek(0)
         _check_png(file.read())
@@ -208,12 +190,6 @@ def _vips() -> Any:
     if process != os.getpid():
         raise InputError("libvips hangs in a forked process; start it by spawn, or use morsr.imaging.read_rgb")
     return vips
-
-
-def _load(format: str, source: bytes | str, **options: Any) -> Any:
-    """A file, or its content, of one format, opened by libvips; pixels are decoded when they are asked for."""
-    suffix = "_buffer" if isinstance(source, bytes) else ""
-    return getattr(_vips().Image, f"{format.lower()}load{suffix}")(source, **options)
 
 
 def _value(image: Any, name: str, default: Any = None) -> Any:

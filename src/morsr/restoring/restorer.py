@@ -30,7 +30,7 @@ from morsr.imaging import Canvas, Picture, read, write
 from morsr.imaging.files import check_output, read_planes
 from morsr.restoring.devices import free_memory, is_out_of_memory, resolve_device, resolve_dtype
 from morsr.restoring.settings import Settings
-from morsr.restoring.tiles import Tiling, enlarged_rows, finished_rows, run_pass, tile_side, tiling
+from morsr.restoring.tiles import Window, enlarged_rows, finished_rows, run_pass, tile_side, tiling
 
 if TYPE_CHECKING:
     from morsr.estimators import DegradationEstimator
@@ -57,7 +57,6 @@ class Restorer:
         device: where it runs; "auto" takes the machine's accelerator if there is one.
         dtype: precision of the networks: "auto" (bfloat16 or float16 on an accelerator, float32 on a processor), or a
             torch dtype or its name. Weights stay as they are; routing, scores and the clean latents are always float32.
-        compile: run the networks through torch.compile; the first image of every new tile size takes minutes then.
 
     Raises:
         ConfigError: an unknown device or dtype.
@@ -74,14 +73,10 @@ class Restorer:
         *,
         device: str | torch.device = "auto",
         dtype: str | torch.dtype = "auto",
-        compile: bool = False,
     ) -> None:
         self.device = resolve_device(device)
         self.dtype = resolve_dtype(dtype, self.device)
         self.generator = generator.eval().to(self.device)
-        if compile:
-            for network in self.generator.base.networks:
-                network.compile()
 
     @classmethod
     def from_pretrained(
@@ -93,7 +88,6 @@ class Restorer:
         estimator: DegradationEstimator | str | None = None,
         device: str | torch.device = "auto",
         dtype: str | torch.dtype = "auto",
-        compile: bool = False,
         **hub: Any,
     ) -> Restorer:
         """Load a trained model.
@@ -104,7 +98,7 @@ class Restorer:
             base: folder or hub id of the base model, where the adapters do not bring it.
             prompt: text instead of the prompt that comes with the model; needs the base's text encoder.
             estimator: one of your own, or its class path; or the folder or hub id of CLIP's weights.
-            device, dtype, compile: see the class.
+            device, dtype: see the class.
             hub: revision, cache_dir, token and local_files_only, as `huggingface_hub.snapshot_download` takes them.
 
         Raises:
@@ -115,7 +109,7 @@ class Restorer:
 
         resolve_dtype(dtype, resolve_device(device))  # a wrong setting is refused before seconds of loading
         generator = load_generator(name_or_path, base=base, prompt=prompt, estimator=estimator, **hub)
-        return cls(generator, device=device, dtype=dtype, compile=compile)
+        return cls(generator, device=device, dtype=dtype)
 
     def save_pretrained(self, folder: str | os.PathLike[str], *, include_base: bool | None = None) -> Path:
         """Write the model as a folder for `from_pretrained`, here or uploaded to the hub.
@@ -303,27 +297,34 @@ class Restorer:
         fine = (size[0] * shrink, size[1] * shrink)
         side = tile_side(self.generator, fine, settings.tile, free_memory(self.device))
         while True:
-            plan = tiling(fine, side, math.lcm(self.generator.multiple, shrink))
+            windows = tiling(fine, side, math.lcm(self.generator.multiple, shrink))
             try:
                 canvas = Canvas((1, 3, *size), folder=folder)
                 with self._alone():
-                    return canvas, self._tiles(lr.to(self.device), canvas, plan, shrink, settings, progress)
+                    return canvas, self._tiles(lr.to(self.device), canvas, windows, shrink, settings, progress)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
             # The failed pass's tensors live as long as its exception does, so memory is handed back only here.
             if self.device.type != "cpu":
                 torch.accelerator.empty_cache()
-            side = plan.side // 2 // self.generator.multiple * self.generator.multiple
+            tried = max(windows[0].height, windows[0].width)
+            side = tried // 2 // self.generator.multiple * self.generator.multiple
             if side < 2 * self.generator.multiple:
-                raise InputError(f"memory ran out even with tiles of {plan.side} pixels; free some")
-            warnings.warn(f"memory ran out at {plan.side} pixels a side; trying tiles of {side}", stacklevel=3)
+                raise InputError(f"memory ran out even with tiles of {tried} pixels; free some")
+            warnings.warn(f"memory ran out at {tried} pixels a side; trying tiles of {side}", stacklevel=3)
 
     def _tiles(
-        self, lr: Tensor, canvas: Canvas, plan: Tiling, shrink: int, settings: Settings, progress: Progress | None
+        self,
+        lr: Tensor,
+        canvas: Canvas,
+        windows: list[Window],
+        shrink: int,
+        settings: Settings,
+        progress: Progress | None,
     ) -> Routing | None:
         height, width = canvas.tensor.shape[-2:]
-        size, windows = (height * shrink, width * shrink), plan.windows
+        size = (height * shrink, width * shrink)
         with self._routed(lr, settings) as routing, self._merged(len(windows)):
             for done, window in enumerate(windows):
                 place = {"top": window.top, "left": window.left, "height": window.height, "width": window.width}

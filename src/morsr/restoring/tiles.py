@@ -57,13 +57,6 @@ class Window(NamedTuple):
         place += weighted[..., : place.shape[-2], : place.shape[-1]].to(canvas.device)
 
 
-class Tiling(NamedTuple):
-    """The tiles of an enlarged image, row by row, which may reach beyond it, and the longer side of a tile."""
-
-    windows: list[Window]
-    side: int
-
-
 def tile_starts(length: int, tile: int, *, overlap: int, multiple: int = 1) -> list[int]:
     """Where tiles begin along one axis: as few as the overlap allows, spread evenly.
 
@@ -90,8 +83,8 @@ def tile_weights(length: int, tile: int, starts: list[int]) -> list[Tensor]:
     return [feather / total[start : start + side] for start in starts]
 
 
-def tiling(size: tuple[int, int], side: int, multiple: int) -> Tiling:
-    """Tiles of at most `side` pixels a side that cover an image padded to the networks' grid.
+def tiling(size: tuple[int, int], side: int, multiple: int) -> list[Window]:
+    """Tiles of at most `side` pixels a side, row by row, that cover an image padded to the networks' grid.
 
     Args:
         size: height and width of the enlarged image.
@@ -105,8 +98,7 @@ def tiling(size: tuple[int, int], side: int, multiple: int) -> Tiling:
         length = math.ceil(length / multiple) * multiple
         starts = tile_starts(length, side, overlap=overlap, multiple=multiple)
         axes.append(list(zip(starts, tile_weights(length, side, starts), strict=True)))
-    windows = [Window(top, left, down, across) for top, down in axes[0] for left, across in axes[1]]
-    return Tiling(windows, max(windows[0].height, windows[0].width))
+    return [Window(top, left, down, across) for top, down in axes[0] for left, across in axes[1]]
 
 
 def tile_side(generator: OneStepGenerator, size: tuple[int, int], tile: int | str | None, free: int) -> int:

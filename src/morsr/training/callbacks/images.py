@@ -27,7 +27,7 @@ class ImageGrid(Callback):
 
     Args:
         num_images: the first so many validation images are shown.
-        max_size: longest side of one picture in pixels; of larger ones the part with most detail is shown, never a
+        max_size: longest side of one picture in pixels; of larger ones the middle is shown, never a
             smaller copy, which would hide what super-resolution is about.
     """
 
