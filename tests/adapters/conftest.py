@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from morsr.adapters import InjectionReport, MoRConfig, inject, layers_of_set
+from morsr.adapters import InjectionReport, MoRConfig, inject
+from morsr.adapters.inject import layers_of_set
 
 SCORES = 3
 

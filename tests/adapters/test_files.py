@@ -13,15 +13,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from morsr.adapters import (
-    adapter_names,
-    layers_of_set,
-    load_adapters,
-    read_adapters_header,
-    read_attached,
-    save_adapters,
-    start_from_adapters,
-)
+from morsr.adapters import load_adapters, read_adapters_header, save_adapters
+from morsr.adapters.files import start_from_adapters
+from morsr.adapters.inject import layers_of_set, switch_of
 from morsr.errors import ConfigError, InputError, MorsrError, WeightsError
 
 
@@ -52,7 +46,7 @@ def test_header_and_attached_tensors(saved, toy):
     header = read_adapters_header(saved)
     assert header["config"] == toy.small()
     assert (header["base_id"], header["condition_dim"], header["extra"]) == ("toy", 3, {"base": "toy", "n": 1})
-    assert read_attached(saved)["prompt"].shape == (2, 3)
+    assert header["attached"]["prompt"].shape == (2, 3)
 
 
 def test_a_base_is_known_by_its_weights_in_any_precision(saved, toy):
@@ -64,7 +58,7 @@ def test_a_base_is_known_by_its_weights_in_any_precision(saved, toy):
     for model in (other, wider, torch.nn.Sequential(_bare(toy))):
         with pytest.raises(WeightsError, match="base"):
             load_adapters(saved, model)
-        assert adapter_names(model) == ()
+        assert switch_of(model) is None
 
 
 def _of_release_0_1(tensors):
@@ -86,7 +80,7 @@ def test_a_file_of_release_0_1_loads(saved, toy, tmp_path):
     model, base = _bare(toy), _bare(toy)
     load_adapters(saved, model)
     report = load_adapters(_written(tmp_path / "old.safetensors", metadata, old), base)
-    assert (report.config.gate, report.saved) == ("renormalize", ("norm",))
+    assert (report.config.gate, list(report.copies)) == ("renormalize", ["norm"])
     for (_, _, ranks), (_, _, wanted) in zip(
         layers_of_set(base, "generator"), layers_of_set(model, "generator"), strict=True
     ):
@@ -196,7 +190,7 @@ def test_damaged_files(saved, toy, change):
     model = _bare(toy)
     with pytest.raises(WeightsError):
         load_adapters(saved, model)
-    assert adapter_names(model) == ()
+    assert switch_of(model) is None
 
 
 @pytest.mark.parametrize("name", ["missing.safetensors", "folder", "text.safetensors", "run.ckpt", "empty.safetensors"])
@@ -205,7 +199,7 @@ def test_paths_that_are_no_adapters_file(tmp_path, toy, name):
     (tmp_path / "text.safetensors").write_text("not one")
     (tmp_path / "run.ckpt").write_bytes(b"PK")
     (tmp_path / "empty.safetensors").touch()
-    for read in (read_adapters_header, read_attached, lambda path: load_adapters(path, toy.Toy())):
+    for read in (read_adapters_header, lambda path: load_adapters(path, toy.Toy())):
         with pytest.raises(MorsrError, match=name):
             read(tmp_path / name)
 

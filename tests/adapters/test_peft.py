@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from morsr.adapters import layers_of_set
+from morsr.adapters.inject import layers_of_set
 from morsr.errors import InputError
 from morsr.models.exchange.fixed import export_peft, lora_state_dict
 

@@ -6,17 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from morsr.adapters import (
-    active_adapters,
-    adapter_parameter_groups,
-    adapter_parameters,
-    inject,
-    layers_of_set,
-    load_adapters,
-    merged,
-    plain_state_dict,
-    save_adapters,
-)
+from morsr.adapters import active_adapters, adapter_parameters, inject, load_adapters, merged, save_adapters
+from morsr.adapters.inject import layers_of_set, plain_state_dict
 
 SETTINGS = {
     "mor": ("mor", {}),
@@ -100,7 +91,7 @@ def test_only_the_set_is_trained_and_the_base_stays_bit_equal(config, toy, image
     before = copy.deepcopy(plain_state_dict(model))
     parameters = adapter_parameters(model)
     assert {id(p) for p in model.parameters() if p.requires_grad} == {id(p) for p in parameters}
-    optimizer = torch.optim.AdamW(adapter_parameter_groups(model, lr=1e-2), weight_decay=0.1)
+    optimizer = torch.optim.AdamW(parameters, lr=1e-2, weight_decay=0.1)
     for _ in range(2):
         toy.apply(report, scores)
         model(images).square().mean().backward()
@@ -134,7 +125,7 @@ def test_checkpointing_gives_the_same_gradients_whatever_runs_in_between(config,
 @torch.no_grad()
 def test_saving_and_loading_gives_the_same_output(config, toy, images, scores, tmp_path):
     model, report = toy.make(config)
-    if report.saved:
+    if report.copies:
         nn.init.normal_(report.layers[0].sets["generator"].lora_A)
         nn.init.normal_(model.norm.copies["generator"].weight)
     if report.is_routed:

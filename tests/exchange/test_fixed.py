@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from morsr.adapters import plain_state_dict
+from morsr.adapters.inject import plain_state_dict
 from morsr.cli import main
 from morsr.errors import ConfigError, InputError
 from morsr.models.bases import load_base

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from morsr.adapters import AdaptedLayer, MoRConfig, active_adapters, merged
+from morsr.adapters import MoRConfig, active_adapters, merged
+from morsr.adapters.layer import AdaptedLayer
 from morsr.estimators import build_estimator
 from morsr.models.bases import load_base
 from morsr.models.generator import OneStepConfig, OneStepGenerator

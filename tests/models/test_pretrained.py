@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from morsr.adapters import MoRConfig, read_attached, save_adapters
+from morsr.adapters import MoRConfig, read_adapters_header, save_adapters
 from morsr.errors import ConfigError, WeightsError
 from morsr.estimators import build_estimator
 from morsr.functional.diffusion import epsilon_from_velocity, scaled_linear_alphas_cumprod
@@ -79,7 +79,7 @@ def test_adapters_bring_the_prompts_they_were_trained_with(sd_folder, tmp_path, 
     torch.testing.assert_close(own, load_base(sd_folder, prompts={"clean": "photo"}).prompt_clean)
     shutil.rmtree(sd_folder / "text_encoder")
     if not cached:
-        assert read_attached(file) == {}
+        assert read_adapters_header(file)["attached"] == {}
         with pytest.raises(WeightsError, match="text_encoder"):
             load_generator(file)
         return

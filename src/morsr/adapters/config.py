@@ -21,7 +21,7 @@ class MoRConfig:
         top_k: gate slots chosen per image and layer (8).
         num_zero: zero-expert slots, which take a place and output nothing (4). They count slots, never ranks.
         targets: layers to adapt: full regular expressions or dotted suffixes of layer names, or names of presets
-            in ``morsr.adapters.PRESETS``, if need be with the place of the network, as ``"sd_unet@unet"``.
+            in ``morsr.adapters.targets.PRESETS``, if need be with the place of the network, as ``"sd_unet@unet"``.
         modules_to_save: modules that are trained whole and saved with the set, by the same kinds of patterns.
         scale: factor on the whole update; peft's alpha / r.
         expert_rank: ranks per routed expert; 1 is the method, more makes whole LoRAs the experts (LoRA-MoE).

@@ -10,7 +10,7 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,25 +18,24 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from morsr.adapters.base_check import check_base, prints_of_layers
 from morsr.adapters.config import MoRConfig
 from morsr.adapters.inject import (
+    InjectionReport,
     RouterFactory,
-    adapted_layers,
-    adapter_names,
     add_saved_modules,
-    inject_by_name,
-    layers_of_set,
+    inject,
     module_places,
+    plain_state_dict,
     report_of,
+    switch_of,
 )
-from morsr.adapters.report import InjectionReport
 from morsr.adapters.router import QUANTILES, Router
 from morsr.errors import ConfigError, InputError, WeightsError
 from morsr.files import save_tensors
 
 FORMAT, FORMAT_VERSION = "morsr-adapters", 3
-_DTYPES = {"F64", "F32", "F16", "BF16"}
+_DTYPES = {torch.float64, torch.float32, torch.float16, torch.bfloat16}
+_SAMPLES = 256
 
 
 def save_adapters(
@@ -56,22 +55,16 @@ def save_adapters(
         name: of the set.
         base_id: what the base model is called; a base is recognised by its weights, the name is for messages.
         extra: values that fit JSON, given back by `read_adapters_header`.
-        attached: tensors that go with the set, such as prompt embeddings, given back by `read_attached`.
+        attached: tensors that go with the set, such as prompt embeddings, given back by `read_adapters_header`.
 
     Raises:
         ConfigError: no such set, or an open merge. InputError: ``extra`` does not fit JSON.
         WeightsError: NaN or infinity. An existing file is unchanged then.
     """
-    report, layers = report_of(model, name), layers_of_set(model, name)
-    if any(layer.merged for _, layer, _ in layers):
+    report = report_of(model, name)
+    if any(layer.merged for layer in report.layers):
         raise ConfigError("weights are merged; leave merged(...) before saving adapters")
-    tensors: dict[str, Tensor] = {}
-    for layer_name, _, ranks in layers:
-        tensors |= {f"layers.{layer_name}.lora_A": ranks.lora_A, f"layers.{layer_name}.lora_B": ranks.lora_B}
-    tensors |= {f"router.{key}": value for key, value in report.router.state_dict().items()}
-    for one, module in report.copies.items():
-        tensors |= {f"saved.{one}:{key}": value for key, value in module.state_dict().items()}
-    tensors |= {f"attached.{key}": value for key, value in (attached or {}).items()}
+    tensors = _tensors_of(report) | {f"attached.{key}": value for key, value in (attached or {}).items()}
     tensors = {key: value.detach().cpu().clone().contiguous() for key, value in tensors.items()}
     if broken := [key for key, value in tensors.items() if not value.isfinite().all()]:
         raise WeightsError(
@@ -84,7 +77,7 @@ def save_adapters(
         "base_id": base_id,
         "condition_dim": report.router.num_scores,
         "condition_names": list(report.score_names),
-        "layers": prints_of_layers(model, name),
+        "layers": prints_of_layers(report),
         "saved": list(report.copies),
         "attached": list(attached or {}),
         "extra": dict(extra or {}),
@@ -110,24 +103,16 @@ def digest(header: str, tensors: Mapping[str, Tensor]) -> str:
     return total.hexdigest()
 
 
-def read_adapters_header(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Header of an adapter file, without its tensors.
-
-    Returns:
-        A dict with config (of MoRConfig), name, base_id, condition_dim, condition_names, layers (name, shape, print),
-        saved (names of modules trained whole), attached, extra and format_version.
-
-    Raises:
-        WeightsError: the file is missing, damaged, of another kind, or of a newer format.
-    """
-    return _open(path, lambda file, header, metadata: header)
-
-
-def read_attached(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """Tensors that were attached to the set of an adapter file; none in most."""
-    return _open(
-        path, lambda file, header, _: {name: file.get_tensor(f"attached.{name}") for name in header["attached"]}
-    )
+def _tensors_of(report: InjectionReport) -> dict[str, Tensor]:
+    """All tensors of a set, by their names in a file."""
+    tensors: dict[str, Tensor] = {}
+    for layer_name, layer in zip(report.layer_names, report.layers, strict=True):
+        ranks = layer.sets[report.name]
+        tensors |= {f"layers.{layer_name}.lora_A": ranks.lora_A, f"layers.{layer_name}.lora_B": ranks.lora_B}
+    tensors |= {f"router.{key}": value for key, value in report.router.state_dict().items()}
+    for one, module in report.copies.items():
+        tensors |= {f"saved.{one}:{key}": value for key, value in module.state_dict().items()}
+    return tensors
 
 
 def load_adapters(
@@ -142,32 +127,28 @@ def load_adapters(
         router: class of the router, where it is one of your own.
 
     Raises:
-        WeightsError: an unreadable or damaged file, another base, or a set of that name with other settings. Nothing
-            has changed then.
+        WeightsError: an unreadable or damaged file, another base, or a set of that name with other settings.
+        ConfigError: weights are merged. Nothing has changed then.
     """
-    header, tensors = _read_for(path, model)
-    config, name = header["config"], name or header["name"]
-    if any(layer.merged for _, layer in adapted_layers(model)):
-        raise ConfigError("weights are merged; leave merged(...) before loading adapters")
-    names = [layer["name"] for layer in header["layers"]]
-    _check_tensors(path, header, tensors, router)
-    if name in adapter_names(model):
-        report = report_of(model, name)
+    header, tensors = _read_for(path, model, router)
+    config, name, switch = header["config"], name or header["name"], switch_of(model)
+    if switch is not None and name in switch.reports:
+        report = switch.reports[name]
         _check_same(path, report, header)
+        report.route(None)
         if config.gate != report.config.gate:  # the form of the gate belongs to the weights that were trained with it
             report.config = report.router.config = dataclasses.replace(report.config, gate=config.gate)
         add_saved_modules(model, report, header["saved"])
     else:
         try:
-            report = inject_by_name(
-                model, config, names, header["saved"], condition_dim=header["condition_dim"], name=name,
-                score_names=header["condition_names"], router=router,
+            report = inject(
+                model, config, condition_dim=header["condition_dim"], name=name, router=router,
+                layers=[layer["name"] for layer in header["layers"]], saved=header["saved"],
             )  # fmt: skip
         except ConfigError as error:
             raise WeightsError(f"{path}: does not fit this model: {error}") from error
-    _fill(model, name, tensors)
+    _fill(report, tensors)
     report.score_names = tuple(header["condition_names"])
-    report.route(None)
     return report
 
 
@@ -182,9 +163,8 @@ def start_from_adapters(path: str | os.PathLike[str], model: nn.Module) -> str:
     Raises:
         WeightsError: an unreadable file, another base, or settings of which nothing fits. Nothing has changed then.
     """
-    header, tensors = _read_for(path, model)
+    header, tensors = _read_for(path, model, Router)
     report, config = report_of(model), header["config"]
-    _check_tensors(path, header, tensors, Router)
     same = config.computing() == report.config.computing() and header["condition_dim"] == report.router.num_scores
     rank = config.stored_ranks
     if not same and (config.num_slots or rank > report.config.num_shared):
@@ -199,31 +179,37 @@ def start_from_adapters(path: str | os.PathLike[str], model: nn.Module) -> str:
     add_saved_modules(model, report, header["saved"])
     if not same or taken != layers:
         tensors = {key: value for key, value in tensors.items() if not key.startswith("router.")}
-    _fill(model, report.name, tensors, rank, config.scale / report.config.scale)
+    factor = config.scale / report.config.scale
+    _fill(report, {key: value * factor if key.endswith(".lora_B") else value for key, value in tensors.items()})
     return f"started from {path}: {rank} ranks in {len(taken)} of {len(layers)} layers"
 
 
 @torch.no_grad()
-def _fill(
-    model: nn.Module, name: str, tensors: Mapping[str, Tensor], rank: int | None = None, factor: float = 1.0
-) -> None:
-    """Copy tensors of a file into the first ranks, the router and the saved modules of a set, where there are any."""
-    places: dict[str, Tensor] = {}
-    for layer, _, ranks in layers_of_set(model, name):
-        places[f"layers.{layer}.lora_A"] = ranks.lora_A[:rank]
-        places[f"layers.{layer}.lora_B"] = ranks.lora_B[:, :rank]
-    report = report_of(model, name)
-    places |= {f"router.{key}": value for key, value in report.router.state_dict().items()}
-    for one, module in report.copies.items():
-        places |= {f"saved.{one}:{key}": value for key, value in module.state_dict().items()}
-    for key, place in places.items():
+def _fill(report: InjectionReport, tensors: Mapping[str, Tensor]) -> None:
+    """Copy tensors of a file into a set; fewer ranks than it has become its first ones."""
+    for key, place in _tensors_of(report).items():
         if key in tensors:
-            is_up = key.startswith("layers.") and key.endswith(".lora_B")
-            place.copy_(tensors[key] * factor if is_up else tensors[key])
+            place[tuple(map(slice, tensors[key].shape))].copy_(tensors[key])
 
 
-def _open(path: str | os.PathLike[str], read: Callable[[Any, dict[str, Any], dict[str, str]], Any]) -> Any:
-    """Call a function with an open adapter file and its checked header; whatever is wrong becomes a WeightsError."""
+# reading
+
+
+def read_adapters_header(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Header of an adapter file, without its ranks.
+
+    Returns:
+        A dict with config (of MoRConfig), name, base_id, condition_dim, condition_names, layers (name, shape, print),
+        saved (names of modules trained whole), attached (tensors by name), extra and format_version.
+
+    Raises:
+        WeightsError: the file is missing, damaged, of another kind, or of a newer format.
+    """
+    return _read(path, whole=False)[0]
+
+
+def _read(path: str | os.PathLike[str], *, whole: bool) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Header and tensors of a file, all of them, checked against the digest, or the attached ones alone."""
     path = Path(path)
     if path.suffix == ".ckpt":
         raise WeightsError(f"{path}: a training checkpoint; expected an adapters file (*.safetensors)")
@@ -238,121 +224,100 @@ def _open(path: str | os.PathLike[str], read: Callable[[Any, dict[str, Any], dic
             if version > FORMAT_VERSION:
                 raise WeightsError(f"{path}: format {version}, this version reads up to {FORMAT_VERSION}; update morsr")
             header = _checked(json.loads(metadata["header"]), version)
-            return read(file, header, metadata)
+            attached = {name: f"attached.{name}" for name in header["attached"]}
+            tensors = {key: file.get_tensor(key) for key in (file.keys() if whole else attached.values())}
+        header["attached"] = {name: tensors[key] for name, key in attached.items()}
     except WeightsError:
         raise
     except (SafetensorError, OSError) as error:
         raise WeightsError(f"{path}: damaged ({error}); copy or download it again") from error
-    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+    except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
         raise WeightsError(f"{path}: its header cannot be read ({type(error).__name__}: {error})"[:300]) from error
+    if odd := [key for key, value in tensors.items() if value.dtype not in _DTYPES]:
+        raise WeightsError(f"{path}: {odd[0]}: expected floating-point numbers, got {tensors[odd[0]].dtype}")
+    if whole and version >= FORMAT_VERSION and metadata.get("digest") != digest(metadata["header"], tensors):
+        raise WeightsError(f"{path}: damaged, its content does not fit its digest; copy it again")
+    return header, tensors
 
 
 def _checked(header: dict[str, Any], version: int) -> dict[str, Any]:
     """A header with the fields of the present format, each of its kind; raises one of Python's own errors otherwise."""
-    settings = {"gate": "renormalize", **header["config"]}  # the gate of files that do not name it
-    layers = [{"name": e["name"], "shape": [*e["shape"]], "print": [*e["print"]]} for e in header["layers"]]
-    names = [layer["name"] for layer in layers]
-    found = {
-        "config": MoRConfig.from_dict(settings),
-        "name": header["name"],
-        "base_id": header["base_id"],
-        "condition_dim": header["condition_dim"],
-        "condition_names": list(header["condition_names"]),
+    layers = [
+        {"name": str(e["name"]), "shape": [*map(int, e["shape"])], "print": [*map(float, e["print"])]}
+        for e in header["layers"]
+    ]
+    if not 0 < len({layer["name"] for layer in layers}) == len(layers):
+        raise ValueError("expected layers of different names")
+    saved = header.get("saved", ())
+    if version < FORMAT_VERSION:  # files of 0.1 name the parameters of these modules
+        saved = dict.fromkeys(key.rpartition(".")[0] for key in header.get("whole", ()))
+    return {
+        "config": MoRConfig.from_dict({"gate": "renormalize", **header["config"]}),  # of files that name no gate
+        "name": str(header["name"]),
+        "base_id": str(header["base_id"]),
+        "condition_dim": int(header["condition_dim"]),
+        "condition_names": [*map(str, header["condition_names"])],
         "layers": layers,
-        # Files of 0.1 name parameters; `upgraded` finds their modules.
-        "saved": list(header.get("saved", ()) if version >= FORMAT_VERSION else header.get("whole", {})),
-        "attached": list(header.get("attached", ())),
-        "extra": header.get("extra") or {},
+        "saved": [*map(str, saved)],
+        "attached": [*map(str, header.get("attached", ()))],
+        "extra": dict(header.get("extra") or {}),
         "format_version": version,
     }
-    strings = [found["name"], found["base_id"], *found["condition_names"], *names, *found["saved"], *found["attached"]]
-    if not all(isinstance(text, str) for text in strings) or not isinstance(found["extra"], dict):
-        raise TypeError("expected names as text")
-    numbers = [found["condition_dim"], *(side for layer in layers for side in layer["shape"])]
-    if not all(isinstance(number, int) and 0 <= number < 2**31 for number in numbers) or not layers:
-        raise TypeError("expected whole numbers of at least 0, and at least one layer")
-    if any(len(e["print"]) not in (0, 2) or not all(isinstance(v, float) for v in e["print"]) for e in layers):
-        raise TypeError("expected samples of weights as numbers")
-    if len(set(names)) < len(names):
-        raise ValueError("a layer is named twice")
-    return found
 
 
-def _read_all(file: Any, header: dict[str, Any], metadata: dict[str, str]) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The header and all tensors, checked against the digest."""
-    for key in file.keys():  # noqa: SIM118
-        if file.get_slice(key).get_dtype() not in _DTYPES:
-            raise WeightsError(f"{key}: expected floating-point numbers, got {file.get_slice(key).get_dtype()}")
-    tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    if header["format_version"] >= FORMAT_VERSION and metadata.get("digest") != digest(metadata["header"], tensors):
-        raise WeightsError("the adapters file is damaged: its content does not fit its digest; copy it again")
-    return header, tensors
-
-
-def _read_for(path: str | os.PathLike[str], model: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Header and tensors of a file, checked against each other and against the base that they are for."""
-    header, tensors = _open(path, _read_all)
+def _read_for(
+    path: str | os.PathLike[str], model: nn.Module, router: RouterFactory
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Header and tensors of a file, checked against each other and the base before anything of their size is made."""
+    header, tensors = _read(path, whole=True)
     if header["format_version"] < FORMAT_VERSION:
-        header["saved"], tensors = _upgraded(header["saved"], tensors, model)
+        tensors = _upgraded(tensors)
     check_base(path, header, model)
-    return header, tensors
-
-
-def _upgraded(
-    parameters: Sequence[str], tensors: Mapping[str, Tensor], model: nn.Module
-) -> tuple[list[str], dict[str, Tensor]]:
-    """Modules to save and tensors of a file of release 0.1, as a file of the present format names them.
-
-    That release transposed ``lora_B``, knew no distribution of severities, and kept single parameters that are trained
-    whole: the largest modules of the base `model` that these make up are saved here.
-    """
-    found: dict[str, Tensor] = {}
-    for key, value in tensors.items():
-        kind, _, rest = key.partition(".")
-        if kind == "layers" and rest.endswith(".down"):
-            found[f"layers.{rest.removesuffix('.down')}.lora_A"] = value
-        elif kind == "layers" and rest.endswith(".up"):
-            found[f"layers.{rest.removesuffix('.up')}.lora_B"] = value.t().contiguous()
-        elif key == "context.severity_mean":
-            found["router.severities"] = torch.linspace(0, 1, QUANTILES)
-        else:
-            found[f"router.{rest}" if kind == "context" else key] = value
-    whole, modules = set(parameters), list[str]()
-    for place in module_places(model) if whole else ():
-        keys = [f"{place.name}.{key}" for key, _ in place.original.named_parameters()]
-        if keys and whole.issuperset(keys) and not place.name.startswith(tuple(f"{one}." for one in modules)):
-            modules.append(place.name)
-    for module in modules:
-        for key in [key for key in found if key.startswith(f"whole.{module}.")]:
-            found[f"saved.{module}:{key.removeprefix(f'whole.{module}.')}"] = found.pop(key)
-    return modules, found
-
-
-def _check_tensors(
-    path: str | os.PathLike[str], header: dict[str, Any], tensors: dict[str, Tensor], router: RouterFactory
-) -> None:
-    """Compare the tensors with what the header says of them, before anything of that size is made."""
-    config = header["config"]
-    wanted: dict[str, tuple[int, ...]] = {}
+    config, wanted = header["config"], dict[str, tuple[int, ...]]()
     for layer in header["layers"]:
         wanted[f"layers.{layer['name']}.lora_A"] = (config.stored_ranks, *layer["shape"][1:])
         wanted[f"layers.{layer['name']}.lora_B"] = (layer["shape"][0], config.stored_ranks)
     try:
         with torch.device("meta"):
-            skeleton = router(config, len(header["layers"]), header["condition_dim"])
+            skeleton = router(config, len(header["layers"]), header["condition_dim"]).state_dict()
     except (RuntimeError, OverflowError, TypeError) as error:  # sizes that no tensor can have
         raise WeightsError(f"{path}: its settings fit no router ({type(error).__name__})") from error
-    wanted |= {f"router.{key}": tuple(value.shape) for key, value in skeleton.state_dict().items()}
-    free = tuple(f"saved.{module}:" for module in header["saved"])
-    free += tuple(f"attached.{key}" for key in header["attached"])
-    found = {key for key in tensors if not key.startswith(free)} if free else set(tensors)
-    if odd := sorted(found ^ set(wanted)):
+    wanted |= {f"router.{key}": tuple(value.shape) for key, value in skeleton.items()}
+    originals = {place.name: place.original for place in module_places(model)}
+    for one in header["saved"]:
+        wanted |= {f"saved.{one}:{key}": tuple(value.shape) for key, value in plain_state_dict(originals[one]).items()}
+    wanted |= {f"attached.{key}": tuple(value.shape) for key, value in header["attached"].items()}
+    if odd := sorted(tensors.keys() ^ wanted.keys()):
         raise WeightsError(f"{path}: {len(odd)} tensors are missing or unexpected, such as {odd[0]}")
     for key, value in tensors.items():
-        if key in wanted and tuple(value.shape) != wanted[key]:
+        if tuple(value.shape) != wanted[key]:
             raise WeightsError(f"{path}: {key}: expected shape {wanted[key]}, got {tuple(value.shape)}")
         if not value.isfinite().all():
             raise WeightsError(f"{path}: {key} holds NaN or infinity")
+    return header, tensors
+
+
+def _upgraded(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a file of release 0.1 as the present format names them.
+
+    That release transposed ``lora_B``, knew no distribution of severities, and kept single parameters that are trained
+    whole.
+    """
+    found: dict[str, Tensor] = {}
+    for key, value in tensors.items():
+        kind, _, rest = key.partition(".")
+        module, _, last = rest.rpartition(".")
+        if kind == "layers" and last == "down":
+            found[f"layers.{module}.lora_A"] = value
+        elif kind == "layers" and last == "up":
+            found[f"layers.{module}.lora_B"] = value.t().contiguous()
+        elif key == "context.severity_mean":
+            found["router.severities"] = torch.linspace(0, 1, QUANTILES)
+        elif kind == "whole":
+            found[f"saved.{module}:{last}"] = value
+        else:
+            found[f"router.{rest}" if kind == "context" else key] = value
+    return found
 
 
 def _check_same(path: str | os.PathLike[str], report: InjectionReport, header: dict[str, Any]) -> None:
@@ -364,3 +329,51 @@ def _check_same(path: str | os.PathLike[str], report: InjectionReport, header: d
         mine["scores"], theirs["scores"] = list(report.score_names), header["condition_names"]
     if changed := [key for key in mine if mine[key] != theirs[key]]:
         raise WeightsError(f"{path}: made with other settings than the set on the model: {', '.join(changed)}")
+
+
+# the base, which is known by samples of its adapted weights, never by its name
+
+
+def prints_of_layers(report: InjectionReport) -> list[dict[str, Any]]:
+    """Name, shape and fingerprint of every base weight under a set, by which a base is known again."""
+    weights: list[Any] = [layer.base_layer.weight for layer in report.layers]
+    return [
+        {"name": name, "shape": list(weight.shape), "print": fingerprint(weight)}
+        for name, weight in zip(report.layer_names, weights, strict=True)
+    ]
+
+
+def fingerprint(weight: Tensor) -> list[float]:
+    """Mean size of a sample of a weight and of its first half; equal to 1 % for one weight in whatever precision."""
+    if weight.device.type == "meta":
+        return []
+    flat = weight.detach().reshape(-1)
+    sample = flat[:: max(1, flat.numel() // _SAMPLES)].abs().double()
+    return [sample.mean().item(), sample[: max(1, sample.numel() // 2)].mean().item()]
+
+
+def check_base(path: str | os.PathLike[str], header: Mapping[str, Any], model: nn.Module) -> None:
+    """Refuse adapters of other layers or weights than a model's; what the base is called does not count.
+
+    Args:
+        path: what the message calls the adapters.
+        header: its layers (see `prints_of_layers`), base_id, and saved, the modules that were trained whole.
+        model: the base, with or without adapters.
+
+    Raises:
+        WeightsError: with the first layer that differs.
+    """
+    places = {place.name: place.original for place in module_places(model)}
+    known = f" (made for {header['base_id']!r})" if header.get("base_id") else ""
+    for layer in header.get("layers", ()):
+        name = layer["name"]
+        weight = getattr(places.get(name), "weight", None)
+        if not isinstance(weight, Tensor) or list(weight.shape) != layer["shape"]:
+            got = "no such layer" if not isinstance(weight, Tensor) else f"shape {list(weight.shape)}"
+            raise WeightsError(f"{path}: another base{known}: {name}: expected shape {layer['shape']}, got {got}")
+        # an empty fingerprint, of the meta device, is never compared
+        pairs = zip(fingerprint(weight), layer["print"], strict=False)
+        if any(abs(found - stored) > 0.01 * abs(stored) + 1e-6 for found, stored in pairs):
+            raise WeightsError(f"{path}: another base{known}: the weights of {name} differ")
+    if missing := [one for one in header.get("saved", ()) if one not in places]:
+        raise WeightsError(f"{path}: another base{known}: no module {missing[0]} here")

@@ -1,22 +1,128 @@
-"""Put adapter sets on a model, find them there, and switch between them."""
+"""Put adapter sets on a model, route images through them, find them again, and switch between them."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
 from morsr.adapters.config import MoRConfig
-from morsr.adapters.layer import AdaptedLayer, Ranks, SavedModule, Switch
-from morsr.adapters.report import InjectionReport
+from morsr.adapters.layer import AdaptedLayer, Ranks, Switch
 from morsr.adapters.router import Router
-from morsr.adapters.targets import expand_targets, matches
-from morsr.errors import ConfigError
+from morsr.adapters.targets import matching
+from morsr.errors import ConfigError, InputError
+from morsr.functional.routing import Routing
 
 RouterFactory = Callable[[MoRConfig, int, int], Router]
+
+
+@dataclass(eq=False, repr=False)
+class InjectionReport:
+    """One adapter set on a model: its layers, its router and its present routing.
+
+    Attributes:
+        switch: of the model.
+        name, config: of the set.
+        router: from scores to gates; it has no slots in a plain LoRA.
+        layers, layer_names: the adapted layers, in the order of the routing's first dimension.
+        skipped: names of the Linear and Conv2d layers that no target matched.
+        copies: the set's own copies of the modules that it trains whole, by name.
+        score_names: what the scores are called, if known; saved with the set.
+        routing: what the router decided last, before `strength`; None before the first `route` and for a plain LoRA.
+    """
+
+    switch: Switch
+    name: str
+    config: MoRConfig
+    router: Router
+    layers: list[AdaptedLayer]
+    layer_names: tuple[str, ...]
+    skipped: tuple[str, ...]
+    copies: dict[str, nn.Module] = field(default_factory=dict)
+    score_names: tuple[str, ...] = ()
+    routing: Routing | None = None
+    _strength: float = 1.0
+
+    def __post_init__(self) -> None:
+        self.switch.reports[self.name] = self
+        self._apply()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "routing": self.routing and self.routing.detach()}
+
+    @property
+    def is_routed(self) -> bool:
+        """Whether the set has gate slots; a plain LoRA has none."""
+        return self.config.is_routed
+
+    @property
+    def strength(self) -> float:
+        """Factor on the gates of the routed ranks: 0 leaves the shared ranks alone, 1 is as trained."""
+        return self._strength
+
+    @strength.setter
+    def strength(self, factor: float) -> None:
+        if isinstance(factor, bool) or not isinstance(factor, (int, float)) or not 0 <= factor < float("inf"):
+            raise ConfigError(f"strength: expected a finite factor of at least 0, got {factor!r}")
+        if factor != 1 and not self.is_routed:
+            raise ConfigError("strength: a plain LoRA has no routed ranks to scale")
+        self._strength = float(factor)
+        self._apply()
+
+    def route(
+        self, scores: Tensor | Routing | None, *, noise: Tensor | None = None, keep: Tensor | None = None
+    ) -> Routing | None:
+        """Route a batch of images in all layers; it holds until the next call.
+
+        Args:
+            scores: degradation scores (B, D), a routing to use as it is, or None to forget the present one.
+            noise: see `Router.forward`.
+            keep: (B,) factors of the routed gates, 0 for an image that the shared ranks restore alone.
+
+        Raises:
+            InputError: scores or a routing of another shape, or scores that are not finite.
+            ConfigError: weights are merged, or the set is a plain LoRA.
+        """
+        if any(layer.merged for layer in self.layers):
+            raise ConfigError("weights are merged for the present routing; leave merged(...) first")
+        if scores is not None and not self.is_routed:
+            raise ConfigError(f"adapter set {self.name!r} is a plain LoRA, which routes nothing")
+        if isinstance(scores, Routing):
+            shape = (len(self.layer_names), scores.batch, self.config.num_slots)
+            if tuple(scores.gates.shape) != shape:
+                raise InputError(f"routing: expected gates {shape}, got {tuple(scores.gates.shape)}")
+            self.routing = scores
+        elif scores is None or isinstance(scores, Tensor):
+            self.routing = None if scores is None else self.router(scores, noise)
+            if self.routing is not None and keep is not None:
+                self.routing = self.routing._replace(gates=self.routing.gates * keep[:, None])
+        else:
+            raise InputError(f"scores: expected a tensor (B, {self.router.num_scores}), got {type(scores).__name__}")
+        self._apply()
+        return self.routing
+
+    def _apply(self) -> None:
+        gates = None
+        if self.routing is not None:
+            # unbind, not an index per layer: its backward is one stack rather than a zero-filled tensor per layer.
+            gates = self.router.rank_gates(self.routing, strength=self._strength).unbind(0)
+        self.switch.gates = {**self.switch.gates, self.name: gates}
+
+    def __str__(self) -> str:
+        """The adapted layers, one a line, and what is trained."""
+        width = max(map(len, self.layer_names))
+        lines = [
+            f"{name:{width}}  {type(layer.base_layer).__name__:6}  {'×'.join(map(str, layer.weight.shape))}"
+            for name, layer in zip(self.layer_names, self.layers, strict=True)
+        ]
+        modules = [self.router, *(layer.sets[self.name] for layer in self.layers)]
+        trained = sum(p.numel() for module in modules for p in module.parameters())
+        counted = f"{len(lines)} layers adapted, {len(self.skipped)} skipped"
+        return "\n".join([*lines, f"{counted}: {self.config.stored_ranks} ranks each, {trained:,} parameters"])
 
 
 class Place(NamedTuple):
@@ -29,21 +135,16 @@ class Place(NamedTuple):
 
     @property
     def original(self) -> Any:
-        """The base's own module behind the wrappers."""
-        inner = self.module
-        while isinstance(inner, (AdaptedLayer, SavedModule)):
-            inner = inner.base_layer
-        return inner
+        """The base's own module."""
+        return self.module.base_layer if isinstance(self.module, AdaptedLayer) else self.module
 
 
 def module_places(module: nn.Module, prefix: str = "") -> Iterator[Place]:
     """All modules under their names in the bare model; a module that is registered twice comes twice."""
-    inner = module.base_layer if isinstance(module, SavedModule) else module
+    inner = module.base_layer if isinstance(module, AdaptedLayer) else module
     for key, child in inner._modules.items():
-        if child is None:
-            continue
-        yield Place(prefix + key, child, inner, key)
-        if not isinstance(child, AdaptedLayer):
+        if child is not None:
+            yield Place(prefix + key, child, inner, key)
             yield from module_places(child, f"{prefix}{key}.")
 
 
@@ -55,6 +156,8 @@ def inject(
     name: str = "generator",
     score_names: Sequence[str] = (),
     router: RouterFactory = Router,
+    layers: Sequence[str] | None = None,
+    saved: Sequence[str] | None = None,
 ) -> InjectionReport:
     """Put an adapter set on the layers of a model that its targets name, and freeze the model's own weights.
 
@@ -67,6 +170,8 @@ def inject(
         name: of the set.
         score_names: what the scores are called.
         router: makes the router from (config, layers L, scores D).
+        layers, saved: names of the layers and of the modules to save, as a file holds them; by default those that the
+            config's patterns match.
 
     Raises:
         ConfigError: a pattern without a match, a layer that cannot be adapted, a name that is taken, or scores that are
@@ -80,35 +185,17 @@ def inject(
     >>> net(rand(5, 4)).shape
     torch.Size([5, 4])
     """
-    places = list(module_places(model))
-    layers = _matching(places, config.targets, "targets", (nn.Linear, nn.modules.conv._ConvNd))
-    saved = _matching(places, config.modules_to_save, "modules_to_save", (nn.Module,))
-    # a module inside another is part of that one
-    saved = [one for one in saved if not one.startswith(tuple(f"{other}." for other in saved))]
-    return inject_by_name(
-        model, config, layers, saved, condition_dim=condition_dim, name=name, score_names=score_names, router=router
-    )
-
-
-def inject_by_name(
-    model: nn.Module,
-    config: MoRConfig,
-    layers: Sequence[str],
-    saved: Sequence[str],
-    *,
-    condition_dim: int,
-    name: str,
-    score_names: Sequence[str],
-    router: RouterFactory = Router,
-) -> InjectionReport:
-    """As `inject`, for layers and modules by their names, in that order: what a file says rather than its patterns."""
     places = {place.name: place for place in module_places(model)}
+    if layers is None:
+        layers = _matching(places, config.targets, "targets", (nn.Linear, nn.modules.conv._ConvNd))
+    if saved is None:
+        saved = _matching(places, config.modules_to_save, "modules_to_save", (nn.Module,))
+        # a module inside another is part of that one
+        saved = [one for one in saved if not one.startswith(tuple(f"{other}." for other in saved))]
     if missing := [one for one in [*layers, *saved] if one not in places]:
         raise ConfigError(f"the model has no layer {missing[0]!r} ({len(missing)} missing)")
     chosen = [places[layer] for layer in layers]
-    for place in chosen:
-        _check_adaptable(place)
-    _check_shared(model, chosen)
+    _check_adaptable(model, chosen)
     switch = switch_of(model)
     if any(layer.switch is not switch for _, layer in adapted_layers(model)):
         raise ConfigError("parts of this model were adapted by themselves; inject every set into the whole model")
@@ -126,12 +213,9 @@ def inject_by_name(
     if switch is None:
         model.requires_grad_(False)
         switch = Switch(active=name)
-    adapted: list[AdaptedLayer] = []
-    for index, place in enumerate(chosen):
-        layer = place.module if isinstance(place.module, AdaptedLayer) else AdaptedLayer(place.module, switch)
-        place.parent._modules[place.key] = layer
-        layer.sets[name] = Ranks(place.original, config, index)
-        adapted.append(layer)
+    adapted = [_wrapped(place, switch) for place in chosen]
+    for index, layer in enumerate(adapted):
+        layer.sets[name] = Ranks(layer.base_layer, config, index)
     adapted[0].routers[name] = made  # a place in the module tree: it moves and is saved with the model
     taken = set(layers)
     skipped = tuple(place.name for place in places.values() if _kind(place.original) and place.name not in taken)
@@ -146,26 +230,29 @@ def add_saved_modules(model: nn.Module, report: InjectionReport, modules: Sequen
     """Give modules, by their names, a copy that is trained whole and runs while the set is active."""
     places = {place.name: place for place in module_places(model)}
     for name in modules:
-        if name in report.copies:
-            continue
-        place = places[name]
-        adapted = isinstance(place.module, AdaptedLayer)
-        parent, key = (place.module, "base_layer") if adapted else (place.parent, place.key)
-        inner: Any = parent._modules[key]
-        wrapper = inner if isinstance(inner, SavedModule) else SavedModule(inner, report.switch)
-        wrapper.copies[report.name] = copy.deepcopy(wrapper.base_layer).requires_grad_(True)
-        report.copies[name] = wrapper.copies[report.name]
-        parent._modules[key] = wrapper
+        if name not in report.copies:
+            wrapper = _wrapped(places[name], report.switch)
+            report.copies[name] = copy.deepcopy(wrapper.base_layer).requires_grad_(True)
+            wrapper.copies[report.name] = report.copies[name]
+
+
+def _wrapped(place: Place, switch: Switch) -> AdaptedLayer:
+    """The wrapper of a module, which is made for the first set that wants it."""
+    if isinstance(place.module, AdaptedLayer):
+        return place.module
+    wrapper = AdaptedLayer(place.module, switch)
+    place.parent._modules[place.key] = wrapper
+    return wrapper
 
 
 def _matching(
-    places: Sequence[Place], patterns: Sequence[str], setting: str, kinds: tuple[type[nn.Module], ...]
+    places: dict[str, Place], targets: Sequence[str], setting: str, kinds: tuple[type[nn.Module], ...]
 ) -> list[str]:
-    """Names of the modules of some kinds that patterns name, in the model's order; every pattern must name one."""
+    """Names of the modules of some kinds that targets name, in the model's order; every target must name one."""
     found: set[str] = set()
-    fitting = [place.name for place in places if isinstance(place.original, kinds)]
-    for target, compiled in expand_targets(patterns):
-        hits = [name for name in fitting if any(matches(pattern, name) for pattern in compiled)]
+    fitting = [name for name, place in places.items() if isinstance(place.original, kinds)]
+    for target in targets:
+        hits = matching(target, fitting)
         if not hits:
             wanted = " or ".join(kind.__name__.strip("_") for kind in kinds)
             raise ConfigError(f"{setting}: {target!r} matches no {wanted}; see named_modules()")
@@ -179,21 +266,19 @@ def _kind(base: nn.Module) -> type[nn.Module] | None:
     return kind if kind in (nn.Linear, nn.Conv2d) else None
 
 
-def _check_adaptable(place: Place) -> None:
-    base = place.original
-    if _kind(base) is None:
-        raise ConfigError(f"{place.name}: expected torch's Linear or Conv2d, got {type(base).__name__}; leave it out")
-    if isinstance(base, nn.Conv2d) and (base.groups > 1 or base.padding_mode != "zeros"):
-        raise ConfigError(f"{place.name}: convolutions with groups or padding other than zeros cannot be adapted")
-
-
-def _check_shared(model: nn.Module, chosen: Sequence[Place]) -> None:
-    """Refuse layers that are registered twice or share their weight: the update would reach one place of two."""
+def _check_adaptable(model: nn.Module, chosen: Sequence[Place]) -> None:
     owners: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         owners.setdefault(id(parameter), []).append(name)
     for place in chosen:
-        if len(names := owners[id(place.original.weight)]) > 1:
+        base = place.original
+        if _kind(base) is None:
+            got = type(base).__name__
+            raise ConfigError(f"{place.name}: expected torch's Linear or Conv2d, got {got}; leave it out")
+        if isinstance(base, nn.Conv2d) and (base.groups > 1 or base.padding_mode != "zeros"):
+            raise ConfigError(f"{place.name}: convolutions with groups or padding other than zeros cannot be adapted")
+        # The update of a layer that is registered twice, or shares its weight, would reach one place of two.
+        if len(names := owners[id(base.weight)]) > 1:
             raise ConfigError(f"{' and '.join(names)} are one weight and cannot be adapted; leave them out")
 
 
@@ -207,12 +292,6 @@ def switch_of(model: nn.Module) -> Switch | None:
     return next((layer.switch for _, layer in adapted_layers(model)), None)
 
 
-def adapter_names(model: nn.Module) -> tuple[str, ...]:
-    """Names of the adapter sets on a model."""
-    switch = switch_of(model)
-    return tuple(switch.reports) if switch else ()
-
-
 def report_of(model: nn.Module, name: str = "generator") -> InjectionReport:
     """The set of a name on a model, as `inject` returned it.
 
@@ -221,7 +300,8 @@ def report_of(model: nn.Module, name: str = "generator") -> InjectionReport:
     """
     switch = switch_of(model)
     if switch is None or name not in switch.reports:
-        raise ConfigError(f"the model has no adapter set {name!r}; it has {', '.join(adapter_names(model)) or 'none'}")
+        names = ", ".join(switch.reports) if switch else "none"
+        raise ConfigError(f"the model has no adapter set {name!r}; it has {names}")
     return switch.reports[name]
 
 
@@ -232,7 +312,7 @@ def layers_of_set(model: nn.Module, name: str) -> list[tuple[str, AdaptedLayer, 
     """
     names = {layer: path for path, layer in adapted_layers(model)}
     layers = report_of(model, name).layers
-    return [(names[layer], layer, layer.ranks(name)) for layer in layers if layer in names]
+    return [(names[layer], layer, layer.sets[name]) for layer in layers if layer in names]
 
 
 @contextmanager
@@ -252,30 +332,9 @@ def active_adapters(model: nn.Module, name: str | None) -> Iterator[None]:
 
 def adapter_parameters(model: nn.Module, name: str = "generator") -> list[nn.Parameter]:
     """Everything a set trains: the ranks of its layers, its router, its modules_to_save."""
-    return [parameter for group in adapter_parameter_groups(model, name) for parameter in group["params"]]
-
-
-def adapter_parameter_groups(
-    model: nn.Module,
-    name: str = "generator",
-    lr: float = 5e-5,
-    router_lr_scale: float = 20.0,
-    saved_lr_scale: float = 1.0,
-) -> list[dict[str, Any]]:
-    """Optimizer groups of a set: its ranks at ``lr``, its router and its modules_to_save at scaled rates.
-
-    The router's gradient comes through the small gates of a few slots, so it needs a higher rate.
-    """
     report = report_of(model, name)
-    ranks = [p for layer in report.layers for p in layer.ranks(name).parameters()]
-    saved = [p for module in report.copies.values() for p in module.parameters()]
-    groups = [
-        {"params": ranks, "lr": lr, "name": "ranks"},
-        {"params": list(report.router.parameters()), "lr": lr * router_lr_scale, "name": "router"},
-        # weights that were pretrained without ranks have no reason to shrink
-        {"params": saved, "lr": lr * saved_lr_scale, "name": "saved", "weight_decay": 0.0},
-    ]
-    return [group for group in groups if group["params"]]
+    modules = [*(layer.sets[name] for layer in report.layers), report.router, *report.copies.values()]
+    return [parameter for module in modules for parameter in module.parameters()]
 
 
 def plain_state_dict(model: nn.Module, *, name: str | None = None) -> dict[str, Tensor]:
@@ -286,15 +345,11 @@ def plain_state_dict(model: nn.Module, *, name: str | None = None) -> dict[str, 
     state: dict[str, Tensor] = {}
 
     def add(module: nn.Module, prefix: str) -> None:
-        if isinstance(module, AdaptedLayer):
-            add(module.base_layer, prefix)
-        elif isinstance(module, SavedModule):
-            add(module.of(name), prefix)
-        else:
-            module._save_to_state_dict(state, prefix, keep_vars=False)
-            for key, child in module._modules.items():
-                if child is not None:
-                    add(child, f"{prefix}{key}.")
+        module = module.torch_layer(name) if isinstance(module, AdaptedLayer) else module
+        module._save_to_state_dict(state, prefix, keep_vars=False)
+        for key, child in module._modules.items():
+            if child is not None:
+                add(child, f"{prefix}{key}.")
 
     add(model, "")
     return state

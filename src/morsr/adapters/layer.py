@@ -77,10 +77,25 @@ class Ranks(nn.Module):
             nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
 
 
-class _Wrapper(nn.Module):
-    """Answers for attributes of the wrapped module, since model code reads in_channels, weight and the like."""
+class AdaptedLayer(nn.Module):
+    """A module of the base and what sets add to it: ranks beside a Linear or Conv2d, or a copy that is trained whole.
+
+    The copy runs while its set is active, as peft's modules_to_save; the frozen teacher and the discriminator, which
+    run without the set, see the original.
+    """
+
+    sets: Any
+    merged: str | None
+
+    def __init__(self, base: nn.Module, switch: Switch) -> None:
+        super().__init__()
+        self.base_layer, self.switch, self.merged = base, switch, None
+        self.sets = nn.ModuleDict()  # ranks, by set
+        self.copies = nn.ModuleDict()
+        self.routers = nn.ModuleDict()  # of the sets whose first layer this is
 
     def __getattr__(self, name: str) -> Any:
+        # Model code reads in_channels, weight and the like.
         try:
             return super().__getattr__(name)
         except AttributeError:
@@ -88,40 +103,26 @@ class _Wrapper(nn.Module):
                 raise
             return getattr(super().__getattr__("base_layer"), name)
 
-
-class AdaptedLayer(_Wrapper):
-    """A Linear or Conv2d with sets of ranks beside it."""
-
-    def __init__(self, base: nn.Module, switch: Switch) -> None:
-        super().__init__()
-        self.base_layer, self.switch, self.sets = base, switch, nn.ModuleDict()
-        self.routers = nn.ModuleDict()  # of the sets whose first layer this is
-        self.merged: str | None = None
-
-    def forward(self, x: Tensor) -> Tensor:
-        output, name = self.base_layer(x), self.switch.active
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        name = self.switch.active
+        layer = self.torch_layer(name)
+        output = layer(*args, **kwargs)
         if self.merged is not None:
             if name != self.merged:
                 raise ConfigError(f"set {self.merged!r} is merged into the weights; leave merged(...) first")
             return output
         if name is None or name not in self.sets:
             return output
-        ranks, gates = self.ranks(name), self.gates(name)
+        (x,), ranks, gates = args, self.sets[name], self.gates(name)
         if len(gates) not in (1, len(x)):
             raise InputError(f"the routing is for {len(gates)} images, the layer got a batch of {len(x)}")
         # In the precision of the layer's output, whatever autocast would make of it: some layers stay in float32.
         with without_autocast(x.device):
-            layer, x = self.torch_layer(name), x.to(output.dtype)
-            return output + lowrank_update(x, ranks.lora_A, ranks.lora_B, gates, layer)
-
-    def ranks(self, name: str) -> Ranks:
-        """The ranks of a set."""
-        found: Any = self.sets[name]
-        return found
+            return output + lowrank_update(x.to(output.dtype), ranks.lora_A, ranks.lora_B, gates, layer)
 
     def gates(self, name: str) -> Tensor:
         """The gates (B, R) of a set on this layer; (1, R) for a plain LoRA."""
-        ranks = self.ranks(name)
+        ranks = self.sets[name]
         if ranks.constant is not None:
             return ranks.constant
         rows = self.switch.gates[name]
@@ -129,33 +130,14 @@ class AdaptedLayer(_Wrapper):
             raise InputError(f"adapter set {name!r} has no routing; call report.route(scores) first")
         return rows[ranks.index]
 
-    def torch_layer(self, name: str | None) -> nn.Module:
-        """The Linear or Conv2d that runs while a set is active."""
-        return self.base_layer.of(name) if isinstance(self.base_layer, SavedModule) else self.base_layer
+    def torch_layer(self, name: str | None) -> Any:
+        """The module that runs while a set is active."""
+        return self.copies[name] if name is not None and name in self.copies else self.base_layer
 
     @torch.no_grad()
     def merged_weight(self, name: str) -> Tensor:
         """The layer's weight with the ranks of a set added, for the routing of one image."""
-        ranks, gates = self.ranks(name), self.gates(name)
+        ranks, gates = self.sets[name], self.gates(name)
         if len(gates) != 1:
             raise InputError(f"merged weights hold the ranks of one image, got a routing of {len(gates)}")
-        layer: Any = self.torch_layer(name)
-        return merged_weight(layer.weight, ranks.lora_A, ranks.lora_B, gates[0])
-
-
-class SavedModule(_Wrapper):
-    """A module that a set trains whole: its own copy runs while the set is active, the original otherwise.
-
-    The frozen teacher and the discriminator, which run without the set, see the original. As peft's modules_to_save.
-    """
-
-    def __init__(self, base: nn.Module, switch: Switch) -> None:
-        super().__init__()
-        self.base_layer, self.switch, self.copies = base, switch, nn.ModuleDict()
-
-    def of(self, name: str | None) -> nn.Module:
-        """The module that runs while a set is active."""
-        return self.copies[name] if name is not None and name in self.copies else self.base_layer
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        return self.of(self.switch.active)(*args, **kwargs)
+        return merged_weight(self.torch_layer(name).weight, ranks.lora_A, ranks.lora_B, gates[0])

@@ -1,4 +1,4 @@
-"""Which layers of a model an adapter set is put on: patterns, presets by role, and how they match names."""
+"""Which layers of a model an adapter set is put on: presets by role, and how targets match names."""
 
 from __future__ import annotations
 
@@ -63,30 +63,23 @@ PRESETS: dict[str, tuple[str, ...]] = {
 }
 
 
-def expand_targets(targets: Sequence[str]) -> tuple[tuple[str, tuple[re.Pattern[str], ...]], ...]:
-    """Compile targets: (what the user wrote, its patterns), presets such as "sd_unet@unet" replaced by their patterns.
+def matching(target: str, names: Sequence[str]) -> list[str]:
+    """The names that a target matches: a preset ("sd_unet", "sd_unet@unet"), a dotted suffix, or a regular expression.
 
     Raises:
-        ConfigError: a pattern that is no regular expression, or an unknown preset before an ``@``.
+        ConfigError: no regular expression, or an unknown preset before an ``@``.
     """
-    compiled = []
-    for target in targets:
-        preset, _, prefix = target.partition("@")
-        if prefix and preset not in PRESETS:
-            raise ConfigError(f"target {target!r}: no preset {preset!r}; there are {', '.join(PRESETS)}")
-        patterns = PRESETS.get(preset, (target,))
-        if prefix:
-            patterns = tuple(rf"{re.escape(prefix)}\.(?:{pattern})" for pattern in patterns)
-        try:
-            compiled.append((target, tuple(re.compile(pattern) for pattern in patterns)))
-        except re.error as error:
-            raise ConfigError(f"target {target!r} is not a regular expression: {error}") from error
-    return tuple(compiled)
-
-
-def matches(pattern: re.Pattern[str], name: str) -> bool:
-    """Whether a pattern is the whole of a dotted name, or its end from a dot on; never a substring."""
-    if pattern.fullmatch(name):
-        return True
-    plain = pattern.pattern.replace(r"\.", ".")
-    return re.fullmatch(r"[\w.]+", plain) is not None and name.endswith("." + plain)
+    preset, _, place = target.partition("@")
+    if place and preset not in PRESETS:
+        raise ConfigError(f"target {target!r}: no preset {preset!r}; there are {', '.join(PRESETS)}")
+    pattern = "|".join(PRESETS.get(preset, (target,)))
+    plain = target.replace(r"\.", ".")
+    if place:
+        pattern = rf"{re.escape(place)}\.(?:{pattern})"
+    elif re.fullmatch(r"[\w.]+", plain) and preset not in PRESETS:
+        pattern = rf"(?:.*\.)?{re.escape(plain)}"
+    try:
+        compiled = re.compile(pattern)
+    except re.error as error:
+        raise ConfigError(f"target {target!r} is not a regular expression: {error}") from error
+    return [name for name in names if compiled.fullmatch(name)]

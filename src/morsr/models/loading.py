@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from morsr.adapters import MoRConfig, load_adapters, read_adapters_header, read_attached
-from morsr.adapters.base_check import check_base
+from morsr.adapters import MoRConfig, load_adapters, read_adapters_header
+from morsr.adapters.files import check_base
 from morsr.adapters.inject import add_saved_modules
 from morsr.errors import ConfigError, WeightsError
 from morsr.estimators import DegradationEstimator, build_estimator
@@ -85,8 +85,7 @@ def load_generator(
         return _from_checkpoint(path, given)
     header = read_adapters_header(path)
     extra = described or _described(path, header.get("extra"))
-    cached = read_attached(path)
-    generator = _build(path, None, extra, given, cached)
+    generator = _build(path, None, extra, given, header["attached"])
     generator.adapters = load_adapters(path, generator.base, name="generator")
     expected, found = generator.adapters.router.num_scores, generator.estimator.dim if generator.estimator else 0
     if generator.adapters.is_routed and found != expected:

@@ -22,7 +22,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from morsr.adapters import Routing, adapter_names, merged
+from morsr.adapters import Routing, merged
 from morsr.adapters.inject import switch_of
 from morsr.errors import InputError
 from morsr.functional.resample import bicubic_window, unit_range
@@ -364,7 +364,7 @@ class Restorer:
                 # The VAE encoder has few weights and many pixels; a large UNet repays its merge over several tiles.
                 for network in (base.vae, base.denoiser):
                     repaid = network is base.vae or small or passes >= MERGE_PASSES
-                    if repaid and adapter_names(network) and self._has_room(network):
+                    if repaid and switch_of(network) and self._has_room(network):
                         stack.enter_context(merged(network))
             yield
 

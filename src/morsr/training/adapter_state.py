@@ -16,7 +16,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from morsr.adapters import MoRConfig, read_adapters_header
-from morsr.adapters.base_check import check_base
+from morsr.adapters.files import check_base
 from morsr.errors import WeightsError
 from morsr.models.generator import OneStepGenerator
 

@@ -22,11 +22,9 @@ from morsr.adapters import (
     Router,
     load_adapters,
     read_adapters_header,
-    read_attached,
     save_adapters,
-    start_from_adapters,
 )
-from morsr.adapters.base_check import prints_of_layers
+from morsr.adapters.files import prints_of_layers, start_from_adapters
 from morsr.adapters.inject import add_saved_modules
 from morsr.errors import ConfigError, WeightsError
 from morsr.estimators import DegradationEstimator, build_estimator
@@ -276,9 +274,10 @@ class OneStepSRModule(L.LightningModule):
         self._fitted = True
 
     def _start(self, file: Path) -> None:
-        extra = read_adapters_header(file).get("extra")
+        header = read_adapters_header(file)
+        extra = header["extra"]
         rank_zero_info(start_from_adapters(file, self.generator.base))
-        self._take_prompts(read_attached(file), extra)
+        self._take_prompts(header["attached"], extra)
         take_timestep(extra, self.generator)
         if other := runs_otherwise(extra, self.generator):
             rank_zero_warn(f"{file} was trained to run with {other}; here it starts elsewhere")
@@ -345,14 +344,15 @@ class OneStepSRModule(L.LightningModule):
                 is changed then.
         """
         file, base = find_adapters(path), self.generator.base
-        extra = read_adapters_header(file).get("extra")
+        header = read_adapters_header(file)
+        extra = header["extra"]
         if other := runs_otherwise(extra, self.generator):
             raise WeightsError(
                 f"{file}: trained to run with {other}; take the config that it was trained by, or set model.one_step "
                 "and model.estimator to what it needs"
             )
         self.adapters = load_adapters(file, base, name="generator").config
-        self._take_prompts(read_attached(file), extra)
+        self._take_prompts(header["attached"], extra)
         take_timestep(extra, self.generator)
 
     def _rates(self) -> dict[str, Any]:
@@ -370,8 +370,8 @@ class OneStepSRModule(L.LightningModule):
         base, adapters = self.generator.base, self.generator.adapters
         checkpoint["morsr"] = {
             "base_id": base.base_id,
-            "layers": prints_of_layers(base, adapters.name) if adapters is not None else [],
-            "saved": list(adapters.saved) if adapters is not None else [],
+            "layers": prints_of_layers(adapters) if adapters is not None else [],
+            "saved": list(adapters.copies) if adapters is not None else [],
             "adapters": self.adapters.to_dict(),
             "extra": self._recipe(),
             "optimizer": self._rates(),

@@ -10,7 +10,7 @@ import lightning as L
 import torch
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
-from morsr.adapters import adapter_parameter_groups
+from morsr.adapters.inject import report_of
 from morsr.errors import ConfigError
 from morsr.training.objective import Objective
 from morsr.training.step import Network
@@ -56,9 +56,17 @@ def build_networks(
     for name, parameters in trained.items():
         groups: list[dict[str, Any]] = [{"params": parameters}]
         if name == "generator":
-            groups = adapter_parameter_groups(
-                objective.base, "generator", lr=lr, router_lr_scale=router_lr_scale, saved_lr_scale=saved_lr_scale
-            )
+            adapters = report_of(objective.base)
+            ranks = [parameter for layer in adapters.layers for parameter in layer.sets[name].parameters()]
+            saved = [parameter for module in adapters.copies.values() for parameter in module.parameters()]
+            groups = [
+                {"params": ranks, "lr": lr, "name": "ranks"},
+                # The router's gradient comes through the small gates of a few slots, so it needs a higher rate.
+                {"params": list(adapters.router.parameters()), "lr": lr * router_lr_scale, "name": "router"},
+                # Weights that were pretrained without ranks have no reason to shrink.
+                {"params": saved, "lr": lr * saved_lr_scale, "name": "saved", "weight_decay": 0.0},
+            ]
+            groups = [group for group in groups if group["params"]]
         rate, start = (helpers[name].lr or lr, helpers[name].start) if name in helpers else (lr, 0)
         if name in optimizers:
             optimizer = optimizers[name](groups)

@@ -16,7 +16,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from morsr.adapters import plain_state_dict, switch_of
+from morsr.adapters.inject import plain_state_dict, switch_of
 from morsr.errors import ConfigError
 from morsr.files import save_tensors, write_text
 from morsr.functional.precision import keep_float32, without_autocast

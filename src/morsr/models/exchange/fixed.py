@@ -14,7 +14,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from morsr.adapters import layers_of_set, merged
+from morsr.adapters import merged
+from morsr.adapters.inject import layers_of_set
 from morsr.errors import ConfigError, InputError
 from morsr.files import save_tensors, write_text
 from morsr.imaging.files import read_planes
@@ -90,8 +91,8 @@ def export_lora(folder: str | os.PathLike[str], generator: OneStepGenerator) -> 
     adapters, base, folder = generator.adapters, generator.base, Path(folder)
     if adapters is None:
         raise ConfigError("this model has no adapters to export as a LoRA")
-    if adapters.saved:
-        raise ConfigError(f"{', '.join(adapters.saved)}: trained whole, no LoRA holds it; export as diffusers instead")
+    if adapters.copies:
+        raise ConfigError(f"{', '.join(adapters.copies)}: trained whole, no LoRA holds it; export as diffusers instead")
     parts = {name.partition(".")[0] for name in adapters.layer_names}
     written = {}
     if (network := base.network_name) in parts:

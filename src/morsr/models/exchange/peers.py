@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from morsr.adapters import MoRConfig, inject, layers_of_set, save_adapters
-from morsr.adapters.inject import add_saved_modules
+from morsr.adapters import MoRConfig, inject, save_adapters
+from morsr.adapters.inject import add_saved_modules, layers_of_set
 from morsr.errors import ConfigError, WeightsError
 from morsr.estimators import build_estimator
 from morsr.models.bases import load_base, random_base
