@@ -116,7 +116,10 @@ def test_foreign_requests_are_refused_by_the_server(served):
 @pytest.fixture
 def handlers(restorer):
     """What the page calls: restore, for its buttons, and leave, when a visitor cancels or closes it."""
-    return {made.fn.__name__: made.fn for made in demo.build_page(restorer, folder=Path("results")).fns.values()}
+    return {
+        made.fn.__name__: made.fn
+        for made in demo.build_page({"model": lambda: restorer}, folder=Path("results")).fns.values()
+    }
 
 
 def test_a_job_that_its_visitor_has_left_ends_and_the_next_one_runs(handlers, monkeypatch):
@@ -184,7 +187,7 @@ def outside(monkeypatch):
 
 @pytest.fixture
 def served(restorer, outside):
-    page = demo.build_page(restorer, examples=demo.write_examples(Path()))
+    page = demo.build_page({"model": lambda: restorer}, folder=Path("results"), examples=demo.write_examples(Path()))
     yield demo.launch(page, max_mb=1)
     page.close(verbose=False)
 

@@ -12,9 +12,9 @@ from typing import Any
 
 from morsr.cli_errors import configs_first
 from morsr.commands._common import existing
-from morsr.errors import MorsrError, class_at
+from morsr.errors import MorsrError, WeightsError, class_at
 from morsr.files import printable
-from morsr.hub import repository_of
+from morsr.hub import fetch
 
 
 def run(config: Path, *, overrides: list[str] | None = None) -> int:
@@ -102,26 +102,23 @@ def missing_base(base: Any) -> list[str]:
 
     if base is None or isinstance(base, Mapping):
         return _by_class(base, "model.base")
-    named = [base] if isinstance(base, str) else list(base)
-    candidates = [one for name in named for one in HUB_IDS.get(name, (name,))]
-    if any(one in SHIPPED_BASES or one.startswith("random:") or found_model(one) for one in candidates):
+    named = [base] if isinstance(base, str) else base
+    names = [one for name in named for one in HUB_IDS.get(name, (name,))]
+    if any(name in SHIPPED_BASES or name.startswith("random:") or has_weights(name) for name in names):
         return []
-    names = ", ".join(candidates)
-    return [f"model.base: no folder with safetensors and not in the hub's cache: {names}; let fit fetch it"]
+    said = ", ".join(names)
+    return [f"model.base: no folder with safetensors and not in the hub's cache: {said}; let fit fetch it"]
 
 
-def found_model(name: str) -> bool:
+def has_weights(name: str) -> bool:
     """Whether a folder of this name, or a repository of this id in the hub's cache, holds safetensors."""
     folder = Path(name).expanduser()
-    if folder.is_dir():
-        return next(folder.rglob("*.safetensors"), None) is not None
-    found = repository_of(name)
-    if found is None:
-        return False
-    from huggingface_hub.constants import HF_HUB_CACHE
-
-    snapshots = Path(HF_HUB_CACHE, "models--" + found[0].replace("/", "--"), "snapshots")
-    return snapshots.is_dir() and any(next(one.rglob("*.safetensors"), None) for one in snapshots.iterdir())
+    if not folder.is_dir():
+        try:
+            folder = fetch(name, ["*.safetensors"], local_files_only=True)
+        except WeightsError:
+            return False
+    return next(folder.rglob("*.safetensors"), None) is not None
 
 
 def missing_estimator(model: Mapping[str, Any]) -> list[str]:
@@ -136,7 +133,7 @@ def missing_estimator(model: Mapping[str, Any]) -> list[str]:
         from morsr.estimators.clip import CLIP_SOURCE
 
         named = str(settings.get("model") or CLIP_SOURCE)
-        if not found_model(named):
+        if not has_weights(named):
             return [f"model.estimator: CLIP is not in {named}; give a folder, or let fit fetch it"]
     weights = settings.get("weights")
     if weights and not Path(weights).expanduser().is_file():

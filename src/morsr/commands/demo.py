@@ -86,13 +86,10 @@ def run(
     )
     with tempfile.TemporaryDirectory(prefix="morsr-demo-", ignore_cleanup_errors=True) as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder  # uploads and results leave with the page
-        choices = {printable(model): lambda: restorer}
+        models = {printable(model): lambda: restorer}
         if base is prompt is None:
-            choices.setdefault("tiny", cache(partial(Restorer.from_pretrained, "tiny", device=device, dtype=dtype)))
-        page = build_page(
-            restorer, title=f"morsr: {printable(model)}", folder=Path(folder, "results"), models=choices,
-            examples=write_examples(Path(folder)),
-        )  # fmt: skip
+            models.setdefault("tiny", cache(partial(Restorer.from_pretrained, "tiny", device=device, dtype=dtype)))
+        page = build_page(models, folder=Path(folder, "results"), examples=write_examples(Path(folder)))
         try:
             url = launch(page, host=host, port=port, max_mb=max_mb, browser=open)
             with contextlib.suppress(KeyboardInterrupt):  # the page's usual end, from this line on
@@ -146,27 +143,18 @@ footer {display: none !important}
 """
 
 
-def build_page(
-    restorer: Restorer,
-    *,
-    title: str = "morsr",
-    folder: Path = Path("morsr-demo"),
-    models: Mapping[str, Callable[[], Restorer]] | None = None,
-    examples: Sequence[Path] = (),
-) -> Any:
+def build_page(models: Mapping[str, Callable[[], Restorer]], *, folder: Path, examples: Sequence[Path] = ()) -> Any:
     """The page, not yet served.
 
     Args:
-        restorer: the first model.
-        title: of the page.
+        models: by the names that the page offers, functions that load one; the first one is loaded now.
         folder: holds the results of the last image.
-        models: by the names that the page offers, functions that load one; without, `restorer` alone.
         examples: image files to try.
     """
     gr = import_gradio()
-    choices = {"model": lambda: restorer} if models is None else dict(models)
+    first, routed = next(iter(models)), is_routed(next(iter(models.values()))())
     left: set[str] = set()  # sessions whose page was closed, or that cancelled
-    with gr.Blocks(title=title, analytics_enabled=False, delete_cache=(600, 3600)) as page:
+    with gr.Blocks(title=f"morsr: {first}", analytics_enabled=False, delete_cache=(600, 3600)) as page:
         gr.Markdown("## Restore an image\nDrop a photograph or take an example: it is restored on this machine.")
         with gr.Row():
             with gr.Column(scale=1, min_width=280):
@@ -175,13 +163,13 @@ def build_page(
                     components=[gr.Image(visible=False)], samples=[[str(path)] for path in examples], type="index",
                     label="Examples", elem_id="examples", visible=bool(examples),
                 )  # fmt: skip
-                chosen = gr.Dropdown(list(choices), value=next(iter(choices)), label="Model", visible=len(choices) > 1)
+                chosen = gr.Dropdown(list(models), value=first, label="Model", visible=len(models) > 1)
                 with gr.Accordion("Settings", open=False):
                     scale = gr.Slider(1, 8, value=4, step=0.5, label="Scale", elem_id="scale")
                     strength = gr.Slider(
                         0, 1, value=1, step=0.05, label="Strength",
                         info="0 keeps the shared ranks only, nearer to the input; 1 is as trained",
-                        visible=is_routed(restorer),
+                        visible=routed,
                     )  # fmt: skip
                     color = gr.Dropdown(["wavelet", "adain", "none"], value="wavelet", label="Colour correction")
                 with gr.Row():
@@ -192,7 +180,7 @@ def build_page(
                     label="Bicubic | restored", format="png", interactive=False, elem_id="result", max_height=640
                 )
                 download = gr.File(label="Restored file, full size", interactive=False, elem_id="download", height=80)
-        with gr.Row(visible=is_routed(restorer)):
+        with gr.Row(visible=routed):
             with gr.Column(scale=1, min_width=280):
                 scores = gr.Label(label="Degradation (100 % is worst)", elem_id="scores", num_top_classes=12)
             with gr.Column(scale=3, min_width=320):
@@ -217,10 +205,8 @@ def build_page(
             try:
                 if path is None:
                     raise InputError("Drop an image first.")
-                settings: dict[str, Any] = {"scale": scale, "color": color}
-                model = choices[name]()
-                if is_routed(model):
-                    settings["strength"] = strength
+                model = models[name]()
+                settings = {"scale": scale, "color": color, "strength": strength if is_routed(model) else 1.0}
                 # gradio has copied the last result to where it serves files from; its copies are deleted after an hour.
                 shutil.rmtree(folder, ignore_errors=True)
                 os.makedirs(folder)
@@ -285,8 +271,8 @@ def restore_upload(
     from morsr.imaging.listing import FORMATS
     from morsr.restoring import Settings
 
-    checked, (height, width) = Settings(**settings), read(source).size
-    if (pixels := height * width * checked.scale**2) > MAX_OUTPUT:
+    checked, picture = Settings(**settings), read(source)
+    if (pixels := picture.size[0] * picture.size[1] * checked.scale**2) > MAX_OUTPUT:
         raise InputError(
             f"{source.name}: the output would have {pixels / 1e6:.0f} megapixels, at most {MAX_OUTPUT / 1e6:.0f} are "
             "made here; lower the scale, or use morsr upscale"
@@ -294,9 +280,9 @@ def restore_upload(
     suffix = source.suffix.lower() if source.suffix.lower() in FORMATS else ".png"
     target = folder / f"{source.stem}-x{checked.scale:g}{suffix}"
     restorer.restore_file(source, target, progress=progress, **vars(checked))
-    before, after = (Image.fromarray(read(path).rgb8) for path in (source, target))
+    after = Image.fromarray(read(target).rgb8)
     after.thumbnail((PREVIEW, PREVIEW))
-    before = before.resize(after.size)
+    before = Image.fromarray(picture.rgb8).resize(after.size)
     if not is_routed(restorer):
         return (before, after), str(target), None, None
     table = RoutingTable.from_images(restorer, [source])

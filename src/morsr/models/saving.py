@@ -38,8 +38,10 @@ def save_generator(
         raise InputError(f"{folder}: expected a folder to save into, this is a file")
     base, estimator = generator.base, generator.estimator
     source = base.source
-    if source is None or include_base is None:
-        include_base = source is None or not is_portable(source)
+    if source is None or include_base is None:  # a folder here, or no source, is found on no other machine
+        include_base = source not in (*SHIPPED_BASES, *HUB_IDS) and (
+            source is None or repository_of(source) is None or Path(source).expanduser().is_dir()
+        )
     adapters = generator.adapters
     described: dict[str, Any] = {
         "base": source or "base",
@@ -100,16 +102,12 @@ def read_description(folder: Path) -> dict[str, Any] | None:
     if estimator is not None:
         content["estimator"] = {
             "kind": estimator["kind"],
-            "args": {key: _placed(value, folder) for key, value in estimator["args"].items()},
+            "args": {
+                key: str(folder / value) if str(value).startswith("./estimator_") else value
+                for key, value in estimator["args"].items()
+            },
         }
     return content
-
-
-def is_portable(source: str) -> bool:
-    """Whether a base can be loaded by this name on another machine: a preset or a hub id, not a folder of this one."""
-    return source in (*SHIPPED_BASES, *HUB_IDS) or (
-        repository_of(source) is not None and not Path(source).expanduser().is_dir()
-    )
 
 
 def _with_files(spec: Mapping[str, Any], folder: Path) -> dict[str, Any]:
@@ -123,9 +121,3 @@ def _with_files(spec: Mapping[str, Any], folder: Path) -> dict[str, Any]:
                 shutil.copyfile(Path(value).expanduser(), folder / name)
             args[key] = f"./{name}"
     return {"kind": spec["kind"], "args": args}
-
-
-def _placed(value: Any, folder: Path) -> Any:
-    if isinstance(value, str) and value.startswith("./estimator_"):
-        return str(folder / value)
-    return value
