@@ -12,7 +12,7 @@ from PIL import Image
 
 from morsr.errors import ConfigError
 from morsr.restoring import Restorer, Settings
-from morsr.restoring import folder as folder_module
+from morsr.restoring import restorer as restorer_module
 from morsr.restoring.folder import Job, processes, restore_files
 
 
@@ -68,7 +68,7 @@ def test_what_fails_is_said_and_the_rest_goes_on(monkeypatch):
     jobs.append(Job(Path("in/line\nbreak.png"), Path("out/text.png")))
     jobs.append(Job(Path("in/alpha.png"), Path("out/alpha.jpg")))
     jobs.append(photo("in/huge.png"))
-    read = folder_module.read
+    read = restorer_module.read
 
     def hungry(path: Path) -> Any:
         if path.name == "huge.png":
@@ -78,7 +78,7 @@ def test_what_fails_is_said_and_the_rest_goes_on(monkeypatch):
     def black_breaks(images: torch.Tensor) -> torch.Tensor:
         return images * float("nan") if bool((images.mean(dim=(1, 2, 3)) == 0).any()) else images
 
-    monkeypatch.setattr(folder_module, "read", hungry)
+    monkeypatch.setattr(restorer_module, "read", hungry)
     failed = run(twins.fake(black_breaks), jobs)
     assert len(failed) == 4
     for name, reason in (("line\\nbreak.png", ""), ("alpha.png", "transparency"), ("1.png", "NaN"), ("huge", "Memory")):

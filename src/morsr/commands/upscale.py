@@ -93,7 +93,6 @@ def run(
     restorer = Restorer.from_pretrained(
         model, base=base, prompt=prompt, estimator=estimator, device=device, dtype=dtype
     )
-    settings.check_model(restorer.generator)
     if source.is_file():
         _restore_one(restorer, waiting[0], settings)
         return 0

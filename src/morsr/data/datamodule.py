@@ -108,24 +108,20 @@ class RealESRGANDataModule(L.LightningDataModule):
         self.samples_per_epoch = samples_per_epoch
         self.val_crop, self.val_multiple = val_crop, val_multiple
         self.num_workers, self.cache_mb, self.seed, self.scale = num_workers, cache_mb, seed, scale
-        self._check_settings()
+        if self.dead_leaves < 1 and not self.sources["train"]:
+            raise ConfigError("train: expected at least one source, or dead_leaves: 1.0 for synthetic images alone")
+        for name, side in (("crop_size", crop_size), ("val_multiple", val_multiple), ("patch_size", patch_size)):
+            if side is not None and (side % scale or side < 16):
+                raise ConfigError(f"{name}: expected a multiple of the scale {scale} from 16 on, got {side}")
+        if patch_size is not None and patch_size > crop_size:
+            raise ConfigError(f"patch_size: expected at most crop_size={crop_size}, got {patch_size}")
+        if val_crop is not None and val_crop < val_multiple:
+            raise ConfigError(f"val_crop: expected at least val_multiple={val_multiple}, got {val_crop}")
         self.skipped: dict[str, str] = {}  # reason by path of every file that was passed over
         self._training: TrainingCrops | None = None
         self._sampler: EpochSampler | None = None
         self._resumed_batches = 0
         self._sets: dict[str, list[Photo]] = {}
-
-    def _check_settings(self) -> None:
-        if self.dead_leaves < 1 and not self.sources["train"]:
-            raise ConfigError("train: expected at least one source, or dead_leaves: 1.0 for synthetic images alone")
-        sides = {"crop_size": self.crop_size, "val_multiple": self.val_multiple, "patch_size": self.patch_size}
-        for name, side in sides.items():
-            if side is not None and (side % self.scale or side < 16):
-                raise ConfigError(f"{name}: expected a multiple of the scale {self.scale} from 16 on, got {side}")
-        if self.patch_size is not None and self.patch_size > self.crop_size:
-            raise ConfigError(f"patch_size: expected at most crop_size={self.crop_size}, got {self.patch_size}")
-        if self.val_crop is not None and self.val_crop < self.val_multiple:
-            raise ConfigError(f"val_crop: expected at least val_multiple={self.val_multiple}, got {self.val_crop}")
 
     # ------------------------------------------------------------------------------------------------------ set-up
 
@@ -140,23 +136,18 @@ class RealESRGANDataModule(L.LightningDataModule):
             data = cls(**settings)
         except MorsrError as error:
             return [f"data: {error}"]
-        lacks: list[str] = []
-
-        def check(name: str, work: Any, given: Any) -> None:
+        checks: list[tuple[str, Any, Any]] = [
+            *(("recipe", DegradationRecipe.load, one) for one in (data.recipe, data.val_recipe)),
+            *((use, find_photos, source) for use in data.sources for source in data._sources(use)),
+            *((use, data._photos, use) for use in data.sources),
+        ]
+        lacks: dict[str, None] = {}  # what two checks find is said once
+        for name, work, given in checks:
             try:
                 work(given)
             except MorsrError as error:
-                lacks.append(f"data.{name}: {error}")
-
-        for recipe in dict.fromkeys(map(str, (data.recipe, data.val_recipe))):
-            check("recipe", DegradationRecipe.load, recipe)
-        for use in ("train", "val", "test", "predict"):
-            known = len(lacks)
-            for source in data._sources(use):
-                check(use, find_photos, source)
-            if len(lacks) == known:
-                check(use, data._photos, use)
-        return lacks
+                lacks[f"data.{name}: {error}"] = None
+        return list(lacks)
 
     def setup(self, stage: str) -> None:
         _ = self._degrading  # a wrong recipe is found now

@@ -221,10 +221,7 @@ def _embedded(which: str) -> list[str]:
     if which not in SKIMAGE:
         raise ConfigError(f"skimage:{which}: expected skimage:train or skimage:eval")
     folder = Path(str(resources.files("skimage"))) / "data"
-    paths = []
-    for name in SKIMAGE[which]:
-        paths.append(str(next(path for suffix in (".png", ".jpg") if (path := folder / f"{name}{suffix}").is_file())))
-    return paths
+    return [str(next(folder.glob(f"{name}.[pj][np]g"))) for name in SKIMAGE[which]]
 
 
 def _listed(path: str, root: Path) -> list[str]:

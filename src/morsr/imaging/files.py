@@ -87,15 +87,13 @@ def read_planes(image: Any) -> Tensor:
 def _read(source: Any, decoder: Callable[[bytes], Picture]) -> Picture:
     """Whatever goes wrong becomes one line that names the image."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            if isinstance(source, np.ndarray):
-                return from_samples(source)
-            if isinstance(source, Image.Image):
-                return _by_pillow(source)
-            if isinstance(source, (str, os.PathLike)):
-                return decoder(_content(source))
-            raise InputError("expected a path, PIL image or numpy array")
+        if isinstance(source, np.ndarray):
+            return from_samples(source)
+        if isinstance(source, Image.Image):
+            return _by_pillow(source)
+        if isinstance(source, (str, os.PathLike)):
+            return decoder(_content(source))
+        raise InputError("expected a path, PIL image or numpy array")
     except Exception as error:  # decoders of damaged files raise anything from struct.error to SyntaxError
         is_path = isinstance(source, (str, os.PathLike))
         name = printable(os.fspath(source)) if is_path else f"the {type(source).__name__}"
@@ -147,14 +145,16 @@ def _by_vips(data: bytes) -> Picture:
 
 def _by_pillow(source: bytes | Image.Image) -> Picture:
     """A file's content, or a PIL image, whose pixels may still have to be decoded from its file."""
-    image: Any = Image.open(BytesIO(source), formats=[_format(source)]) if isinstance(source, bytes) else source
-    _check_pixels(*image.size)
-    if image.format == "PNG" and (file := getattr(image, "fp", None)) is not None:
-        at = file.tell()
-        file.seek(0)
-        _check_png(file.read())
-        file.seek(at)
-    return from_pil(image)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        image: Any = Image.open(BytesIO(source), formats=[_format(source)]) if isinstance(source, bytes) else source
+        _check_pixels(*image.size)
+        if image.format == "PNG" and (file := getattr(image, "fp", None)) is not None:
+            at = file.tell()
+            file.seek(0)
+            _check_png(file.read())
+            file.seek(at)
+        return from_pil(image)
 
 
 def _check_pixels(width: int, height: int) -> None:

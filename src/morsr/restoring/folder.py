@@ -1,26 +1,24 @@
-"""Many files: read and written while the networks run, and a failed file stops nothing."""
+"""Many files: some are read and written while the networks run, and a failed one stops nothing."""
 
 from __future__ import annotations
 
 import os
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from morsr.errors import InputError, MorsrError
 from morsr.files import printable
-from morsr.imaging import list_images, read, write
+from morsr.imaging import list_images
 from morsr.imaging.files import file_format
 from morsr.restoring.devices import is_out_of_memory
 
 if TYPE_CHECKING:
-    from morsr.imaging import Picture
     from morsr.restoring.restorer import Restorer
     from morsr.restoring.settings import Settings
 
-AHEAD = 2  # files that are read before their turn, and files that may wait to be written
+AT_ONCE = 3  # files in work
 
 
 class Job(NamedTuple):
@@ -96,38 +94,16 @@ def restore_files(restorer: Restorer, jobs: Sequence[Job], settings: Settings) -
     """
     settings.check_model(restorer.generator)
 
-    def restored(job: Job, picture: Picture) -> Picture:
-        return restorer.restore_for(job.target, picture, settings)
-
-    with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as writer:
-        pictures = _ahead(reader, lambda job, _: read(job.source), ((job, None) for job in jobs))
-        made = ((job, _attempt(restored, job, picture)) for job, picture in pictures)
-        for job, error in _ahead(writer, lambda job, picture: write(picture, job.target), made):
+    def failure(job: Job) -> str | None:
+        try:
+            restorer.restore_file(*job, **vars(settings))
+        except Exception as error:
+            if not isinstance(error, MorsrError) and not is_out_of_memory(error):
+                raise  # of ours, not of this file
             text, name = printable(str(error) or type(error).__name__), printable(str(job.source))
-            yield None if error is None else text if name in text else f"{name}: {text}"
+            return text if name in text else f"{name}: {text}"
+        return None
 
-
-def _ahead(
-    thread: ThreadPoolExecutor, work: Callable[[Job, Any], Any], found: Iterator[tuple[Job, Any]]
-) -> Iterator[tuple[Job, Any]]:
-    """Jobs with what a piece of work makes of their present state, in order; a thread works ahead meanwhile."""
-    waiting: deque[tuple[Job, Future[Any]]] = deque()
-    for job, state in found:
-        waiting.append((job, thread.submit(_attempt, work, job, state)))
-        if len(waiting) > AHEAD:
-            job, future = waiting.popleft()
-            yield job, future.result()
-    for job, future in waiting:
-        yield job, future.result()
-
-
-def _attempt(work: Callable[[Job, Any], Any], job: Job, state: Any) -> Any:
-    """What a piece of work gives, or its error, if that is one file's alone, such as damage or too little memory."""
-    if isinstance(state, Exception):
-        return state
-    try:
-        return work(job, state)
-    except Exception as error:
-        if isinstance(error, MorsrError) or is_out_of_memory(error):
-            return error
-        raise
+    # The networks run for one thread at a time; meanwhile the others read, correct colours and write.
+    with ThreadPoolExecutor(AT_ONCE) as threads:
+        yield from threads.map(failure, jobs)

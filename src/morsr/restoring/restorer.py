@@ -238,21 +238,17 @@ class Restorer:
         checked.check_model(self.generator)
         if os.path.exists(target) and os.path.exists(source) and os.path.samefile(source, target):
             raise InputError(f"{target}: the output would overwrite the input")
-        write(self.restore_for(target, read(source), checked, progress), target)
-
-    def restore_for(
-        self, target: str | os.PathLike[str], picture: Picture, settings: Settings, progress: Progress | None = None
-    ) -> Picture:
-        """Restore a picture that is to be written to a file; see `restore_file`."""
-        size, folder = settings.output_size(*picture.size), None
+        picture, folder = read(source), None
+        size = checked.output_size(*picture.size)
         check_output(picture, target, size)
         try:
             if size[0] * size[1] > STREAM_PIXELS:
                 folder = Path(target).parent
                 folder.mkdir(parents=True, exist_ok=True)
-            return self.restore(picture, settings, folder=folder, progress=progress)[0]
+            restored, _ = self.restore(picture, checked, folder=folder, progress=progress)
         except OSError as error:
             raise InputError(f"{target}: cannot be written ({error.strerror or error})") from error
+        write(restored, target)
 
     @torch.no_grad()
     def restore(
@@ -273,7 +269,8 @@ class Restorer:
                 f"an output of {size[1]} x {size[0]} needs about {needed / 2**30:.1f} GiB of memory and "
                 f"{free / 2**30:.1f} GiB are free; take a smaller scale, or write a file by restore_file"
             )
-        canvas, routing = self._run(lr, settings, folder, progress)
+        with self._alone():  # from the choice of tiles on, which goes by the memory that is free
+            canvas, routing = self._run(lr, settings, folder, progress)
         samples = Canvas((*size, picture.samples.shape[2]), picture.samples.dtype, folder=folder)
         for rows in finished_rows(canvas.tensor, lr, settings):
             end, alpha = top + rows.shape[-2], picture.alpha_plane
@@ -300,8 +297,7 @@ class Restorer:
             windows = tiling(fine, side, math.lcm(self.generator.multiple, shrink))
             try:
                 canvas = Canvas((1, 3, *size), folder=folder)
-                with self._alone():
-                    return canvas, self._tiles(lr.to(self.device), canvas, windows, shrink, settings, progress)
+                return canvas, self._tiles(lr.to(self.device), canvas, windows, shrink, settings, progress)
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
