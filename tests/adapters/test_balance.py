@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from morsr.adapters import MoRConfig, Router
-from morsr.functional.balance import balance_loss
+from morsr.functional.losses import balance_loss
 
 
 def _router(layers: int = 2, **settings) -> Router:

@@ -106,6 +106,6 @@ def apply(hr: Tensor, parameters: DegradationParameters) -> Tensor:
 @torch.no_grad()
 def training_chain(hr: Tensor, recipe: DegradationRecipe) -> Tensor:
     """Real-ESRGAN's training chain, for speed: kernels are drawn per image, every other draw is the whole batch's."""
-    drawn = recipe.sample(len(hr))
+    drawn = recipe.sample(torch.randint(2**62, (len(hr),)))
     blurs = [kernels(part.blur).to(hr) for part in (drawn.first, drawn.second, drawn.final)]
     return degraded(hr, drawn.rows()[0], blurs, noise=True)

@@ -49,9 +49,8 @@ def test_replay_by_key_is_exact_and_leaves_the_global_generator_and_the_input_al
     hr = _photographs(4, 64)
     before, state = hr.clone(), torch.get_rng_state()
     recipe = dataclasses.replace(RECIPE, sharpen=True, single=dataclasses.replace(RECIPE.single, share=0.3))
-    parameters = recipe.sample(4, generator=torch.Generator().manual_seed(1))
-    lines = parameters.to_jsonl(extra=[{"file": f"{n}.png"} for n in range(4)]).splitlines()
-    read = recipe.sample(torch.tensor([json.loads(line)["key"] for line in lines]))
+    parameters = recipe.sample(sample_keys(1, 0, torch.arange(4)))
+    read = recipe.sample(torch.tensor([row["key"] for row in json.loads(json.dumps(parameters.rows()))]))
     assert read.rows() == parameters.rows()
     first, second = apply(hr.requires_grad_(), parameters), apply(hr, read)
     torch.testing.assert_close(first, second, rtol=0, atol=0)
@@ -110,4 +109,4 @@ def test_the_noiseless_chain_equals_basicsrs(monkeypatch):
 )
 def test_wrong_images_and_scales_are_refused(hr, settings):
     with pytest.raises(InputError):
-        apply(hr, RECIPE.sample(2), **settings)
+        apply(hr, RECIPE.sample(torch.arange(2)), **settings)

@@ -3,7 +3,6 @@
 import math
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -26,8 +25,8 @@ def draws():
 class Rain(DegradationRecipe):
     """A recipe of the user's own."""
 
-    def sample(self, keys: Any, *, generator: torch.Generator | None = None) -> DegradationParameters:
-        drawn = super().sample(keys, generator=generator)
+    def sample(self, keys: Tensor) -> DegradationParameters:
+        drawn = super().sample(keys)
         return replace(drawn, second=replace(drawn.second, jpeg_quality=torch.full_like(drawn.second.jpeg_quality, 7)))
 
 
@@ -60,7 +59,7 @@ def test_a_recipe_by_file_or_class_path(tmp_path):
     mine = DegradationRecipe.load(path)
     expected = replace(DegradationRecipe().first, jpeg=(50, 60))
     assert mine == DegradationRecipe(name="mine", first=expected, single=SingleRecipe(share=0.5))
-    assert DegradationRecipe.load(f"{__name__}.Rain").sample(3).second.jpeg_quality.tolist() == [7, 7, 7]
+    assert DegradationRecipe.load(f"{__name__}.Rain").sample(torch.arange(3)).second.jpeg_quality.tolist() == [7, 7, 7]
 
 
 @pytest.mark.parametrize(
@@ -181,9 +180,9 @@ def test_one_set_of_parameters_depends_on_its_key_alone():
     recipe = DegradationRecipe.load("mixed_single")
     keys = sample_keys(3, 1, torch.arange(9))
     together = recipe.sample(keys)
-    assert together[4].to_jsonl() == recipe.sample(keys[4:5]).to_jsonl() == together[-5].to_jsonl()
-    assert together[torch.tensor([6, 2])].to_jsonl() == recipe.sample(keys[[6, 2]]).to_jsonl()
-    assert DegradationParameters.concatenate([together[:3], together[3:]]).to_jsonl() == together.to_jsonl()
+    assert together[4].rows() == recipe.sample(keys[4:5]).rows() == together[-5].rows()
+    assert together[torch.tensor([6, 2])].rows() == recipe.sample(keys[[6, 2]]).rows()
+    assert DegradationParameters.concatenate([together[:3], together[3:]]).rows() == together.rows()
 
 
 def test_a_mix_draws_every_image_from_one_of_its_recipes(tmp_path):
@@ -223,7 +222,7 @@ def test_a_quarter_is_degraded_in_one_way_at_uniform_strength():
             _share(uniform < edge, edge)
 
 
-@pytest.mark.parametrize("keys", [0, -2, torch.zeros(3), torch.zeros(2, 2).long(), torch.zeros(0).long(), "9"])
+@pytest.mark.parametrize("keys", [torch.zeros(3), torch.zeros(2, 2).long(), torch.zeros(0).long()])
 def test_wrong_keys_are_refused(keys):
     with pytest.raises(InputError):
         DegradationRecipe().sample(keys)

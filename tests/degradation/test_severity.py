@@ -70,7 +70,9 @@ def test_known_widths():
     pixel = 0.0904  # the box of one LR pixel less that of an HR pixel, at half response
     still = {"second__blur__kind": 7, "final__blur__kind": 7, "first__blur__size": 21}
     plain = {"first__resize_scale": 1, "second__resize_scale": 1, "second__resize_mode": 0}
-    parameters = _change(RECIPE.sample(1), first__blur__kind=0, first__blur__sigma_x=2.0, **still, **plain)
+    parameters = _change(
+        RECIPE.sample(torch.arange(1)), first__blur__kind=0, first__blur__sigma_x=2.0, **still, **plain
+    )
     assert degradation_measures(parameters).blur.item() == pytest.approx(np.sqrt((2 / 4) ** 2 + pixel), rel=0.02)
     both = _change(parameters, second__blur__kind=0, second__blur__size=21, second__blur__sigma_x=1.5)
     both = _change(both, first__resize_scale=0.5, first__resize_mode=0)  # now a pixel is two HR pixels

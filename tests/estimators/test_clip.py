@@ -62,7 +62,7 @@ def _reference_scores(folder, images, prompts, temperature=None):
     estimator = build_estimator("clip", model=folder)
     pixels = (images - estimator.pixel_mean) / estimator.pixel_std
     scores = []
-    for (positive,), (negative,) in zip(prompts.positive, prompts.negative, strict=False):
+    for (positive,), (negative,) in prompts.values():
         tokens = tokenizer([positive, negative], padding=True, return_tensors="pt")
         with torch.no_grad():
             logits = model(pixel_values=pixels, **tokens).logits_per_image
@@ -150,7 +150,7 @@ def test_a_pickle_is_never_read(clip_folder, tmp_path):
 def test_ensembles_and_own_prompts(clip_folder, tmp_path):
     images = torch.rand(2, 3, SIZE, SIZE)
     ensemble = build_estimator("clip", model=clip_folder, prompts="ensemble")(images)
-    assert ensemble.names == load_prompts("pairs").names
+    assert ensemble.names == tuple(load_prompts("pairs"))
     own = tmp_path / "own.yaml"
     own.write_text("dimensions:\n  rain: {positive: dry photo, negative: [wet photo, wet photo]}\n")
     estimator = build_estimator("clip", model=clip_folder, prompts=own)

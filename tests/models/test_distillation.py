@@ -9,9 +9,8 @@ from twins import write_twin
 
 from morsr.adapters import MoRConfig, active_adapters, inject
 from morsr.errors import WeightsError
-from morsr.functional.adversarial import hinge_discriminator, hinge_generator
 from morsr.functional.diffusion import distillation_gradient, distillation_loss, scaled_linear_alphas_cumprod
-from morsr.functional.perceptual import feature_distances
+from morsr.functional.losses import feature_distances, hinge_discriminator, hinge_generator
 from morsr.models.bases import load_base
 from morsr.models.draws import Draws
 from morsr.models.losses import Losses, RestorationLoss, Weight, build_lpips

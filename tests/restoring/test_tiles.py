@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 from torch.testing import assert_close
 
-from morsr.functional.color import ChannelStatistics, adain_apply, wavelet_halo, wavelet_low
+from morsr.functional.color import WAVELET_HALO, ChannelStatistics, adain_apply, wavelet_low
 from morsr.functional.resample import bicubic_window
 from morsr.restoring import Settings, tiles
 from morsr.restoring.tiles import finished_rows, tiling
@@ -73,7 +73,7 @@ def test_low_frequencies_see_no_further_than_the_halo():
     images = torch.zeros(1, 1, 101, 101)
     images[..., 50, 50] = 1
     touched = wavelet_low(images)[0, 0].nonzero() - 50
-    assert touched.abs().max() == wavelet_halo() == 31
+    assert touched.abs().max() == WAVELET_HALO == 31
 
 
 def channel_statistics(images: torch.Tensor) -> ChannelStatistics:

@@ -37,7 +37,6 @@ class MoRConfig:
         routed_dropout: share of training images whose routed gates are all 0, for trained shared ranks.
         balance: "degradation" (zero slots weighed by the rank of the severity) or "plain".
         balance_alpha: strength of the balance loss. Open in the paper.
-        balance_reduction: "sum" or "mean" over layers.
         balance_window: images that the running share of choices remembers.
 
     Raises:
@@ -61,7 +60,6 @@ class MoRConfig:
     routed_dropout: float = 0.0
     balance: Literal["degradation", "plain"] = "degradation"
     balance_alpha: float = 0.01
-    balance_reduction: Literal["sum", "mean"] = "sum"
     balance_window: int = 512
 
     def __post_init__(self) -> None:
@@ -125,11 +123,8 @@ class MoRConfig:
 
     def computing(self) -> dict[str, Any]:
         """The settings that change what a set computes; those of its training and its targets are left out."""
-        free = {"targets", "modules_to_save", "routed_dropout", "init", "router_init_std"}
-        values = self.to_dict().items()
-        return {
-            key: value for key, value in values if key not in free and not key.startswith(("balance", "logit_noise"))
-        }
+        training = ("targets", "modules_to_save", "routed_dropout", "init", "router_init", "balance", "logit_noise")
+        return {key: value for key, value in self.to_dict().items() if not key.startswith(training)}
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, fit for JSON and YAML."""
@@ -139,7 +134,8 @@ class MoRConfig:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> MoRConfig:
         """The opposite of ``to_dict``; settings that older releases had are passed over, unknown ones an error."""
-        values = {key: value for key, value in values.items() if key not in ("dtype", "router", "router_hidden")}
+        gone = ("balance_reduction", "dtype", "router", "router_hidden")
+        values = {key: value for key, value in values.items() if key not in gone}
         unknown = sorted(set(values) - {field.name for field in dataclasses.fields(cls)})
         if unknown:
             raise ConfigError(f"adapters: unknown settings {', '.join(unknown)}")

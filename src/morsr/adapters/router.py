@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from morsr.adapters.config import MoRConfig
 from morsr.errors import InputError
-from morsr.functional.balance import balance_loss
+from morsr.functional.losses import balance_loss
 from morsr.functional.precision import keep_float32, without_autocast
 from morsr.functional.routing import Routing, rank_gates, route, slot_load
 from morsr.functional.severity import rank
@@ -138,7 +138,6 @@ class Router(nn.Module):
                 weight,
                 config.num_experts,
                 alpha=config.balance_alpha,
-                reduction=config.balance_reduction,
             )
 
     @torch.no_grad()

@@ -119,12 +119,12 @@ def _described(
 
     severity = true_severity(parameters, recipe, scale=scale)
     known = {"severity": severity, "measures": degradation_measures(parameters, scale=scale)}
-    about: list[dict[str, Any]] = []
-    for place, (name, path) in enumerate(sources.items()):
-        row = {"file": name, "source": path.name, "recipe": recipe.name, "recipe_hash": recipe.hash, "seed": seed}
+    made = {"recipe": recipe.name, "recipe_hash": recipe.hash, "seed": seed, "scale": scale}
+    lines = []
+    for place, ((name, path), row) in enumerate(zip(sources.items(), parameters.rows(), strict=True)):
         numbers = {
             what: {key: round(value[place].item(), 5) for key, value in values._asdict().items()}
             for what, values in known.items()
         }
-        about.append({**row, "scale": scale, **numbers})
-    return parameters.to_jsonl(extra=about).splitlines()
+        lines.append(json.dumps({"file": name, "source": path.name, **made, **numbers, **row}))
+    return lines

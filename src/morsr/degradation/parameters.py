@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from typing import Any, Self
 
@@ -45,7 +44,7 @@ class _Group:
         return len(getattr(self, fields(self)[0].name))
 
     def rows(self) -> list[dict[str, Any]]:
-        """One nested dictionary of plain numbers and names per image."""
+        """One nested dictionary of plain numbers and names per image; its key draws the same set again."""
         columns: dict[str, list[Any]] = {}
         for field in fields(self):
             value: Any = getattr(self, field.name)
@@ -109,14 +108,6 @@ class DegradationParameters(_Group):
     first: StageParameters
     second: StageParameters
     final: FinalParameters
-
-    def to_jsonl(self, *, extra: Sequence[dict[str, Any]] | None = None) -> str:
-        """One JSON object per line and image; `extra` adds entries (a file name, say) to each of them.
-
-        The recipe draws the same parameters again from the key of a line.
-        """
-        rows = zip(extra or [{}] * len(self), self.rows(), strict=True)
-        return "".join(json.dumps({**more, **row}) + "\n" for more, row in rows)
 
     @classmethod
     def concatenate(cls, parts: Iterable[DegradationParameters]) -> DegradationParameters:

@@ -76,7 +76,9 @@ def degrade(
     """
     recipe = DegradationRecipe.load(recipe)
     check_images(hr, name="hr")
-    return apply(hr, recipe.sample(hr.shape[0], generator=generator), scale=scale)
+    device = "cpu" if generator is None else generator.device
+    keys = torch.randint(0, 2**63 - 1, (len(hr),), generator=generator, device=device)
+    return apply(hr, recipe.sample(keys), scale=scale)
 
 
 def _degrade_one(image: Tensor, row: dict[str, Any], kernels: list[Tensor], scale: int) -> Tensor:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import hashlib
-import json
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field, is_dataclass, replace
 from importlib import resources
 from pathlib import Path
@@ -57,13 +54,7 @@ class DegradationRecipe:
 
     def __post_init__(self) -> None:
         check_numbers(self, final_sinc_probability=(0, 1), jpeg_last_probability=(0, 1))
-        try:
-            pairs = list(self.mix.items()) if isinstance(self.mix, Mapping) else list(self.mix)
-            mix = tuple((self.load(other, plain=True), float(share)) for other, share in pairs)
-        except (TypeError, ValueError) as error:
-            if isinstance(error, ConfigError):
-                raise
-            raise ConfigError(f"mix: expected recipes with their shares, got {self.mix!r}") from error
+        mix = tuple((self.load(other, plain=True), float(share)) for other, share in dict(self.mix).items())
         shares = [share for _, share in mix]
         if mix and not (min(shares) > 0 and sum(shares) <= 1 + 1e-9):
             raise ConfigError(f"mix: expected shares above 0, of at most 1 together, got {shares}")
@@ -100,27 +91,19 @@ class DegradationRecipe:
     @property
     def hash(self) -> str:
         """16 hexadecimal digits that change with any setting but the name."""
-        values = dataclasses.asdict(replace(self, mix=()))
-        values |= {"mix": [(other.hash, share) for other, share in self.mix], "kind": type(self).__qualname__}
-        del values["name"]
-        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+        return hashlib.sha256(repr(replace(self, name="")).encode()).hexdigest()[:16]
 
-    def sample(self, keys: Tensor | int, *, generator: torch.Generator | None = None) -> DegradationParameters:
+    def sample(self, keys: Tensor) -> DegradationParameters:
         """Draw one full set of parameters per image, on the CPU.
 
         Args:
-            keys: (B,) int64, one key per image; a set depends on its own key alone (see `sample_keys`). Or a
-                number of images, whose keys come from the generator.
-            generator: where the keys come from if only a number is given; None takes torch's global one.
+            keys: (B,) int64, one key per image; a set depends on its own key alone (see `sample_keys`).
 
         Raises:
-            InputError: keys that are not a vector of int64, or a number below 1.
+            InputError: keys that are not a vector of int64.
         """
-        if isinstance(keys, int) and keys > 0:
-            device = "cpu" if generator is None else generator.device
-            keys = torch.randint(0, 2**63 - 1, (keys,), generator=generator, device=device)
-        if not isinstance(keys, Tensor) or keys.dtype != torch.int64 or keys.ndim != 1 or len(keys) == 0:
-            raise InputError(f"keys: expected a number of images or an int64 tensor (B,), got {keys!r}")
+        if keys.dtype != torch.int64 or keys.ndim != 1 or len(keys) == 0:
+            raise InputError(f"keys: expected an int64 tensor (B,), got {keys.dtype} {tuple(keys.shape)}")
         keys = keys.cpu()
         # Every draw has a fixed number, so that a change of one setting leaves the other draws as they were.
         uniform = uniforms(keys, 48)
@@ -193,5 +176,5 @@ def _build(kind: Any, values: Any, where: str) -> Any:
         settings[key] = _build(wanted, value, f"{where}: {key}") if is_dataclass(wanted) else value
     try:
         return kind(**settings)
-    except ConfigError as error:
+    except (TypeError, ValueError) as error:
         raise ConfigError(f"{where}: {error}") from error

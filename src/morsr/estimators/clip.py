@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -24,12 +24,8 @@ PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)
 PIXEL_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
-class PromptSet(NamedTuple):
-    """Names of the dimensions and, for each, the texts of its positive and of its negative side."""
-
-    names: tuple[str, ...]
-    positive: tuple[tuple[str, ...], ...]
-    negative: tuple[tuple[str, ...], ...]
+Prompts = dict[str, list[list[str]]]
+"""By dimension: the texts of the positive and of the negative side."""
 
 
 class ClipEstimator(DegradationEstimator):
@@ -78,7 +74,7 @@ class ClipEstimator(DegradationEstimator):
             raise ConfigError(f"temperature: expected a positive number or None, got {temperature!r}")
         self_described = prompts if isinstance(prompts, str) and prompts in prompt_set_names() else _content(prompts)
         chosen = load_prompts(self_described)
-        super().__init__(chosen.names, worst=worst)
+        super().__init__(list(chosen), worst=worst)
         whole, embeddings = _load(str(model), chosen, digest)
         self.vision, self.projection = whole.vision_model, whole.visual_projection
         self.requires_grad_(False)
@@ -126,7 +122,7 @@ def prompt_set_names() -> tuple[str, ...]:
     return tuple(sorted(entry.name[: -len(".yaml")] for entry in folder.iterdir() if entry.name.endswith(".yaml")))
 
 
-def load_prompts(source: str | Path | Mapping[str, Any] = "pairs") -> PromptSet:
+def load_prompts(source: str | Path | Mapping[str, Any] = "pairs") -> Prompts:
     """A prompt set: the name of a shipped one, the path of a YAML file of the same form, or its content.
 
     Raises:
@@ -134,21 +130,24 @@ def load_prompts(source: str | Path | Mapping[str, Any] = "pairs") -> PromptSet:
     """
     content = _content(source)
     try:
-        pairs, templates = content["dimensions"], _texts(content.get("templates", "{}"))
-        fits = bool(pairs) and {"dimensions", "templates"}.issuperset(content)
-        if not fits or any(template.count("{}") != 1 for template in templates):
+        templates = _texts(content.get("templates", "{}"))
+        prompts = {
+            str(name): [
+                [template.format(text) for template in templates for text in _texts(sides[side])]
+                for side in ("positive", "negative")
+            ]
+            for name, sides in content["dimensions"].items()
+        }
+        unknown = set(content) - {"dimensions", "templates"}
+        if not prompts or unknown or any(template.count("{}") != 1 for template in templates):
             raise ValueError
-        sides: dict[str, list[tuple[str, ...]]] = {"positive": [], "negative": []}
-        for pair in pairs.values():
-            for side, texts in {**dict.fromkeys(sides), **pair}.items():
-                sides[side].append(tuple(one.format(text) for one in templates for text in _texts(texts)))
     except (AttributeError, LookupError, TypeError, ValueError) as error:
         where = "" if isinstance(source, Mapping) else f" {source}"
         raise ConfigError(
             f"prompts{where}: expected `dimensions` with texts for `positive` and `negative` each, and at most "
             "`templates` with one {} each"
         ) from error
-    return PromptSet(tuple(map(str, pairs)), tuple(sides["positive"]), tuple(sides["negative"]))
+    return prompts
 
 
 def _content(source: str | Path | Mapping[str, Any]) -> Any:
@@ -189,7 +188,7 @@ def _hub_id(source: str) -> str:
     return stored if repository_of(stored) is not None else folder.name
 
 
-def _load(source: str, prompts: PromptSet, digest: str | None) -> tuple[Any, Tensor]:
+def _load(source: str, prompts: Prompts, digest: str | None) -> tuple[Any, Tensor]:
     """A CLIPModel in evaluation mode, and the unit text embeddings (D, 2, E)."""
     import transformers
 
@@ -224,12 +223,11 @@ def _load(source: str, prompts: PromptSet, digest: str | None) -> tuple[Any, Ten
 
 
 @torch.no_grad()
-def _embed(model: Any, tokenizer: Any, prompts: PromptSet) -> Tensor:
-    def side(texts: Sequence[str]) -> Tensor:
-        tokens = tokenizer(list(texts), padding=True, truncation=True, return_tensors="pt")
+def _embed(model: Any, tokenizer: Any, prompts: Prompts) -> Tensor:
+    def side(texts: list[str]) -> Tensor:
+        tokens = tokenizer(texts, padding=True, truncation=True, return_tensors="pt")
         pooled = model.text_model(input_ids=tokens["input_ids"], attention_mask=tokens["attention_mask"]).pooler_output
         unit = F.normalize(model.text_projection(pooled).float(), dim=-1)
         return F.normalize(unit.mean(dim=0), dim=-1)
 
-    pairs = zip(prompts.positive, prompts.negative, strict=True)
-    return torch.stack([torch.stack([side(positive), side(negative)]) for positive, negative in pairs])
+    return torch.stack([torch.stack([side(texts) for texts in sides]) for sides in prompts.values()])

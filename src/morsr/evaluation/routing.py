@@ -24,7 +24,8 @@ from morsr.errors import ConfigError, InputError
 from morsr.evaluation.specialisation import Specialisation, specialise
 from morsr.files import save_tensors
 from morsr.functional.routing import effective_ranks, gate_mass, slot_load
-from morsr.functional.utilization import load_share, mid_ranks, zero_share
+from morsr.functional.severity import rank
+from morsr.functional.utilization import load_share, zero_share
 from morsr.imaging.files import read_planes
 from morsr.imaging.loads import load_figure
 from morsr.models.routed import routed_update
@@ -164,12 +165,11 @@ class RoutingTable:
         """Kinds whose severities vary, and the rank (I, G) of each image among all by each of them."""
         columns = dict(self.truth) or dict(zip(self.score_names, self.scores.unbind(1), strict=True))
         varying = {name: values for name, values in columns.items() if values.max() > values.min()}
-        return list(varying), torch.stack([mid_ranks(v) for v in varying.values()], 1) if varying else torch.empty(0)
+        return list(varying), torch.stack([rank(v) for v in varying.values()], 1) if varying else torch.empty(0)
 
     def severity_groups(self) -> tuple[str, ...]:
         """light, medium or severe for each image: thirds of the table by severity; equal severities stay together."""
-        places = (mid_ranks(self.severity) - 0.5) / len(self)
-        return tuple(SEVERITY_NAMES[min(2, int(place * 3))] for place in places.tolist())
+        return tuple(SEVERITY_NAMES[min(2, int(place * 3))] for place in rank(self.severity).tolist())
 
     def zero_share(self) -> Tensor:
         """Share (I, L) of the places that went to zero experts."""

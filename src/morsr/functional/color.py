@@ -12,17 +12,14 @@ LUMA = (0.299, 0.587, 0.114)
 """Weights of red, green and blue in the luma of ITU-R BT.601."""
 
 WAVELET_LEVELS = 5
+WAVELET_HALO = 2**WAVELET_LEVELS - 1
+"""How many pixels around a pixel decide its low frequencies: 1 + 2 + 4 + …"""
 _FLAT = 1e-4  # standard deviation of a channel without structure
 
 
 def luma(images: Tensor) -> Tensor:
     """Luma (B, 1, H, W) of RGB images (B, 3, H, W)."""
     return (images * images.new_tensor(LUMA).view(1, 3, 1, 1)).sum(dim=1, keepdim=True)
-
-
-def wavelet_halo() -> int:
-    """How many pixels around a pixel decide its low frequencies: 1 + 2 + 4 + …"""
-    return 2**WAVELET_LEVELS - 1
 
 
 def wavelet_low(images: Tensor) -> Tensor:

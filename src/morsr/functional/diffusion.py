@@ -42,14 +42,6 @@ def add_noise(latents: Tensor, noise: Tensor, alpha_bar: Tensor | float) -> Tens
     return alpha_bar.sqrt() * latents.float() + (1 - alpha_bar).sqrt() * noise.float()
 
 
-def residual_latents(latents: Tensor, prediction: Tensor) -> Tensor:
-    """Clean latents z − ε of a network that was trained to predict what has to go from a low-quality latent at t = 1.
-
-    Source: PiSA-SR (arXiv 2412.03017) eq. 4.
-    """
-    return latents.float() - prediction.float()
-
-
 def clean_latents(latents: Tensor, prediction: Tensor, alpha_bar: Tensor | float) -> Tensor:
     """Clean latents (z_t − √(1 − ᾱ) ε) / √ᾱ, as OSEDiff reads a low-quality latent at t = 999.
 

@@ -38,13 +38,14 @@ def worst(scores: Tensor, names: Sequence[str]) -> Tensor:
     return kinds_of(scores, names).amax(dim=1)
 
 
-def rank(values: Tensor, table: Tensor) -> Tensor:
+def rank(values: Tensor, table: Tensor | None = None) -> Tensor:
     """The empirical distribution function of a sample, (B,) float32; equal values share their mean rank.
 
     Args:
         values: (B,).
-        table: (N,) the sample, sorted; over its own values the ranks have the mean 1/2.
+        table: (N,) the sample, sorted, by default the values; over its own values the ranks have the mean 1/2.
     """
+    table = values.sort().values if table is None else table
     table, values = table.to(values.device), values.to(table.dtype).contiguous()
     below, up_to = (torch.searchsorted(table, values, right=right) for right in (False, True))
     return (below + up_to).float() / (2 * len(table))

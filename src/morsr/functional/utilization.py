@@ -11,6 +11,8 @@ import math
 import torch
 from torch import Tensor
 
+from morsr.functional.severity import rank
+
 DEAD_BELOW = 0.1  # of the even load 1/N
 
 
@@ -37,22 +39,15 @@ def zero_share(chosen_LBK: Tensor, num_real: int) -> Tensor:
     return (chosen_LBK >= num_real).float().mean(-1)
 
 
-def mid_ranks(values: Tensor) -> Tensor:
-    """Ranks (I,) of a vector from 1 to I in float64; equal values share the mean of their ranks."""
-    ordered = values.sort().values
-    below, up_to = (torch.searchsorted(ordered, values.contiguous(), right=right) for right in (False, True))
-    return (below + up_to + 1).double() / 2
-
-
 def spearman(first: Tensor, second: Tensor) -> float:
-    """Spearman's rank correlation of two vectors (I,), ties by mid-ranks; NaN where either is constant or I < 3.
+    """Spearman's rank correlation of two vectors (I,), ties by their mean rank; NaN where either is constant or I < 3.
 
     >>> round(spearman(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([10.0, 20.0, 15.0])), 6)
     0.5
     """
     if len(first) < 3:
         return math.nan
-    ranks = torch.stack([mid_ranks(first), mid_ranks(second)])
+    ranks = torch.stack([rank(first), rank(second)]).double()
     centred = ranks - ranks.mean(1, keepdim=True)
     norms = centred.norm(dim=1).prod().item()
     return (centred[0] @ centred[1]).item() / norms if norms > 0 else math.nan

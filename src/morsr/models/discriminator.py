@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from morsr.adapters import active_adapters
 from morsr.errors import ConfigError, check_fields, class_at
-from morsr.functional.adversarial import hinge_discriminator, hinge_generator
+from morsr.functional.losses import hinge_discriminator, hinge_generator
 from morsr.models.bases import Base
 from morsr.models.draws import Draws
 

@@ -13,8 +13,7 @@ from morsr.adapters import InjectionReport, MoRConfig, Router, Routing, inject
 from morsr.adapters.inject import RouterFactory
 from morsr.errors import ConfigError, InputError, check_fields
 from morsr.estimators import DegradationEstimator, DegradationScores
-from morsr.functional.diffusion import Parametrization, residual_latents
-from morsr.functional.precision import without_autocast
+from morsr.functional.diffusion import Parametrization
 from morsr.models.bases import Base
 
 
@@ -145,9 +144,8 @@ class OneStepGenerator(nn.Module):
             latents = latents * self.base.signal(t).to(latents.dtype)
         if self.one_step.parametrization == "epsilon":
             return self.base.clean(latents, t)
-        prediction = self.base.predict(latents, t)
-        with without_autocast(latents.device):
-            return residual_latents(latents, prediction)
+        # The network predicts what has to go (PiSA-SR, arXiv 2412.03017, eq. 4).
+        return latents.float() - self.base.predict(latents, t).float()
 
     def decode(self, latents: Tensor) -> Tensor:
         """Decode clean latents to images, nominally in [0, 1], not clamped."""

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from morsr.errors import ConfigError, WeightsError, check_fields
-from morsr.functional.perceptual import feature_distances
+from morsr.functional.losses import feature_distances
 from morsr.functional.quality import rgb_to_y
 from morsr.functional.routing import Routing
 from morsr.models.bases import Base

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from morsr.errors import ConfigError, InputError, MissingDependencyError, MorsrError, WeightsError, check_images
-from morsr.functional.perceptual import feature_distances
+from morsr.functional.losses import feature_distances
 from morsr.functional.quality import psnr_y, rgb_to_y, ssim_y
 from morsr.hub import say_fetching
 from morsr.models.imagenet import ImageNetFeatures

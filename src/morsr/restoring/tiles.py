@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from morsr.errors import WeightsError
-from morsr.functional.color import ChannelStatistics, adain_apply, luma, wavelet_halo, wavelet_low
+from morsr.functional.color import WAVELET_HALO, ChannelStatistics, adain_apply, luma, wavelet_low
 from morsr.functional.resample import bicubic_window, unit_range
 from morsr.restoring.settings import Settings
 
@@ -164,7 +164,7 @@ def finished_rows(image: Tensor, lr: Tensor, settings: Settings) -> Iterator[Ten
     for top, end in parts:
         rows = image[..., top:end, :]
         if settings.color == "wavelet":
-            first, last = max(0, top - wavelet_halo()), min(size[0], end + wavelet_halo())
+            first, last = max(0, top - WAVELET_HALO), min(size[0], end + WAVELET_HALO)
             low = wavelet_low(enlarged_rows(lr, size, first, last) - image[..., first:last, :])
             rows = rows + settings.color_strength * low[..., top - first : end - first, :]
         elif settings.color == "adain":
