@@ -24,7 +24,8 @@ from morsr.adapters.inject import (
     RouterFactory,
     add_saved_modules,
     inject,
-    module_places,
+    modules_of,
+    original,
     plain_state_dict,
     report_of,
     switch_of,
@@ -130,7 +131,7 @@ def load_adapters(
         WeightsError: an unreadable or damaged file, another base, or a set of that name with other settings.
         ConfigError: weights are merged. Nothing has changed then.
     """
-    header, tensors = _read_for(path, model, router)
+    header = _read_for(path, model, router)
     config, name, switch = header["config"], name or header["name"], switch_of(model)
     if switch is not None and name in switch.reports:
         report = switch.reports[name]
@@ -147,7 +148,7 @@ def load_adapters(
             )  # fmt: skip
         except ConfigError as error:
             raise WeightsError(f"{path}: does not fit this model: {error}") from error
-    _fill(report, tensors)
+    _fill(report, header["tensors"])
     report.score_names = tuple(header["condition_names"])
     return report
 
@@ -163,8 +164,8 @@ def start_from_adapters(path: str | os.PathLike[str], model: nn.Module) -> str:
     Raises:
         WeightsError: an unreadable file, another base, or settings of which nothing fits. Nothing has changed then.
     """
-    header, tensors = _read_for(path, model, Router)
-    report, config = report_of(model), header["config"]
+    header = _read_for(path, model, Router)
+    report, config, tensors = report_of(model), header["config"], header["tensors"]
     same = config.computing() == report.config.computing() and header["condition_dim"] == report.router.num_scores
     rank = config.stored_ranks
     if not same and (config.num_slots or rank > report.config.num_shared):
@@ -195,21 +196,20 @@ def _fill(report: InjectionReport, tensors: Mapping[str, Tensor]) -> None:
 # reading
 
 
-def read_adapters_header(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Header of an adapter file, without its ranks.
+def read_adapters_header(path: str | os.PathLike[str], *, whole: bool = False) -> dict[str, Any]:
+    """Header of an adapter file.
+
+    Args:
+        path: of the file.
+        whole: read all tensors too, and compare them with the digest.
 
     Returns:
         A dict with config (of MoRConfig), name, base_id, condition_dim, condition_names, layers (name, shape, print),
-        saved (names of modules trained whole), attached (tensors by name), extra and format_version.
+        saved (names of modules trained whole), attached (tensors by name), extra, and tensors.
 
     Raises:
         WeightsError: the file is missing, damaged, of another kind, or of a newer format.
     """
-    return _read(path, whole=False)[0]
-
-
-def _read(path: str | os.PathLike[str], *, whole: bool) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Header and tensors of a file, all of them, checked against the digest, or the attached ones alone."""
     path = Path(path)
     if path.suffix == ".ckpt":
         raise WeightsError(f"{path}: a training checkpoint; expected an adapters file (*.safetensors)")
@@ -237,7 +237,7 @@ def _read(path: str | os.PathLike[str], *, whole: bool) -> tuple[dict[str, Any],
         raise WeightsError(f"{path}: {odd[0]}: expected floating-point numbers, got {tensors[odd[0]].dtype}")
     if whole and version >= FORMAT_VERSION and metadata.get("digest") != digest(metadata["header"], tensors):
         raise WeightsError(f"{path}: damaged, its content does not fit its digest; copy it again")
-    return header, tensors
+    return {**header, "tensors": tensors if version >= FORMAT_VERSION else _upgraded(tensors)}
 
 
 def _checked(header: dict[str, Any], version: int) -> dict[str, Any]:
@@ -261,17 +261,12 @@ def _checked(header: dict[str, Any], version: int) -> dict[str, Any]:
         "saved": [*map(str, saved)],
         "attached": [*map(str, header.get("attached", ()))],
         "extra": dict(header.get("extra") or {}),
-        "format_version": version,
     }
 
 
-def _read_for(
-    path: str | os.PathLike[str], model: nn.Module, router: RouterFactory
-) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def _read_for(path: str | os.PathLike[str], model: nn.Module, router: RouterFactory) -> dict[str, Any]:
     """Header and tensors of a file, checked against each other and the base before anything of their size is made."""
-    header, tensors = _read(path, whole=True)
-    if header["format_version"] < FORMAT_VERSION:
-        tensors = _upgraded(tensors)
+    header = read_adapters_header(path, whole=True)
     check_base(path, header, model)
     config, wanted = header["config"], dict[str, tuple[int, ...]]()
     for layer in header["layers"]:
@@ -283,25 +278,23 @@ def _read_for(
     except (RuntimeError, OverflowError, TypeError) as error:  # sizes that no tensor can have
         raise WeightsError(f"{path}: its settings fit no router ({type(error).__name__})") from error
     wanted |= {f"router.{key}": tuple(value.shape) for key, value in skeleton.items()}
-    originals = {place.name: place.original for place in module_places(model)}
+    modules = {name: original(module) for name, module in modules_of(model)}
     for one in header["saved"]:
-        wanted |= {f"saved.{one}:{key}": tuple(value.shape) for key, value in plain_state_dict(originals[one]).items()}
+        wanted |= {f"saved.{one}:{key}": tuple(value.shape) for key, value in plain_state_dict(modules[one]).items()}
     wanted |= {f"attached.{key}": tuple(value.shape) for key, value in header["attached"].items()}
-    if odd := sorted(tensors.keys() ^ wanted.keys()):
-        raise WeightsError(f"{path}: {len(odd)} tensors are missing or unexpected, such as {odd[0]}")
-    for key, value in tensors.items():
-        if tuple(value.shape) != wanted[key]:
-            raise WeightsError(f"{path}: {key}: expected shape {wanted[key]}, got {tuple(value.shape)}")
-        if not value.isfinite().all():
-            raise WeightsError(f"{path}: {key} holds NaN or infinity")
-    return header, tensors
+    found = {key: tuple(value.shape) for key, value in header["tensors"].items()}
+    if odd := sorted(key for key in found | wanted if found.get(key) != wanted.get(key)):
+        expected, got = (side.get(odd[0], "no such tensor") for side in (wanted, found))
+        raise WeightsError(f"{path}: {odd[0]}: expected {expected}, got {got}")
+    if broken := [key for key, value in header["tensors"].items() if not value.isfinite().all()]:
+        raise WeightsError(f"{path}: {broken[0]} holds NaN or infinity")
+    return header
 
 
 def _upgraded(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors of a file of release 0.1 as the present format names them.
 
-    That release transposed ``lora_B``, knew no distribution of severities, and kept single parameters that are trained
-    whole.
+    That release transposed ``lora_B``, knew no distribution of severities, and kept single parameters.
     """
     found: dict[str, Tensor] = {}
     for key, value in tensors.items():
@@ -363,11 +356,11 @@ def check_base(path: str | os.PathLike[str], header: Mapping[str, Any], model: n
     Raises:
         WeightsError: with the first layer that differs.
     """
-    places = {place.name: place.original for place in module_places(model)}
+    modules = {name: original(module) for name, module in modules_of(model)}
     known = f" (made for {header['base_id']!r})" if header.get("base_id") else ""
     for layer in header.get("layers", ()):
         name = layer["name"]
-        weight = getattr(places.get(name), "weight", None)
+        weight = getattr(modules.get(name), "weight", None)
         if not isinstance(weight, Tensor) or list(weight.shape) != layer["shape"]:
             got = "no such layer" if not isinstance(weight, Tensor) else f"shape {list(weight.shape)}"
             raise WeightsError(f"{path}: another base{known}: {name}: expected shape {layer['shape']}, got {got}")
@@ -375,5 +368,5 @@ def check_base(path: str | os.PathLike[str], header: Mapping[str, Any], model: n
         pairs = zip(fingerprint(weight), layer["print"], strict=False)
         if any(abs(found - stored) > 0.01 * abs(stored) + 1e-6 for found, stored in pairs):
             raise WeightsError(f"{path}: another base{known}: the weights of {name} differ")
-    if missing := [one for one in header.get("saved", ()) if one not in places]:
+    if missing := [one for one in header.get("saved", ()) if one not in modules]:
         raise WeightsError(f"{path}: another base{known}: no module {missing[0]} here")

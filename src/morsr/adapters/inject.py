@@ -6,7 +6,7 @@ import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -125,27 +125,17 @@ class InjectionReport:
         return "\n".join([*lines, f"{counted}: {self.config.stored_ranks} ranks each, {trained:,} parameters"])
 
 
-class Place(NamedTuple):
-    """A module under its name in the bare model, and where it hangs."""
-
-    name: str
-    module: nn.Module
-    parent: nn.Module
-    key: str
-
-    @property
-    def original(self) -> Any:
-        """The base's own module."""
-        return self.module.base_layer if isinstance(self.module, AdaptedLayer) else self.module
-
-
-def module_places(module: nn.Module, prefix: str = "") -> Iterator[Place]:
-    """All modules under their names in the bare model; a module that is registered twice comes twice."""
-    inner = module.base_layer if isinstance(module, AdaptedLayer) else module
-    for key, child in inner._modules.items():
+def modules_of(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """All modules, wrappers for what they wrap, with their names in the bare model."""
+    for key, child in original(model)._modules.items():
         if child is not None:
-            yield Place(prefix + key, child, inner, key)
-            yield from module_places(child, f"{prefix}{key}.")
+            yield prefix + key, child
+            yield from modules_of(child, f"{prefix}{key}.")
+
+
+def original(module: nn.Module) -> Any:
+    """The base's own module."""
+    return module.base_layer if isinstance(module, AdaptedLayer) else module
 
 
 def inject(
@@ -185,17 +175,16 @@ def inject(
     >>> net(rand(5, 4)).shape
     torch.Size([5, 4])
     """
-    places = {place.name: place for place in module_places(model)}
+    modules = {module_name: original(module) for module_name, module in modules_of(model)}
     if layers is None:
-        layers = _matching(places, config.targets, "targets", (nn.Linear, nn.modules.conv._ConvNd))
+        layers = _matching(modules, config.targets, "targets", (nn.Linear, nn.modules.conv._ConvNd))
     if saved is None:
-        saved = _matching(places, config.modules_to_save, "modules_to_save", (nn.Module,))
+        saved = _matching(modules, config.modules_to_save, "modules_to_save", (nn.Module,))
         # a module inside another is part of that one
         saved = [one for one in saved if not one.startswith(tuple(f"{other}." for other in saved))]
-    if missing := [one for one in [*layers, *saved] if one not in places]:
+    if missing := [one for one in [*layers, *saved] if one not in modules]:
         raise ConfigError(f"the model has no layer {missing[0]!r} ({len(missing)} missing)")
-    chosen = [places[layer] for layer in layers]
-    _check_adaptable(model, chosen)
+    _check_adaptable(model, {layer: modules[layer] for layer in layers})
     switch = switch_of(model)
     if any(layer.switch is not switch for _, layer in adapted_layers(model)):
         raise ConfigError("parts of this model were adapted by themselves; inject every set into the whole model")
@@ -208,17 +197,17 @@ def inject(
     inside = tuple(f"{one}." for one in saved if one not in layers)
     if held := [layer for layer in layers if layer.startswith(inside)]:
         raise ConfigError(f"modules_to_save: {held[0]} is a target too, inside a module that is trained whole")
-    made = router(config, len(chosen), condition_dim).to(chosen[0].original.weight.device).train(model.training)
+    made = router(config, len(layers), condition_dim).to(modules[layers[0]].weight.device).train(model.training)
 
     if switch is None:
         model.requires_grad_(False)
         switch = Switch(active=name)
-    adapted = [_wrapped(place, switch) for place in chosen]
+    adapted = [_wrapped(model, layer, switch) for layer in layers]
     for index, layer in enumerate(adapted):
         layer.sets[name] = Ranks(layer.base_layer, config, index)
     adapted[0].routers[name] = made  # a place in the module tree: it moves and is saved with the model
     taken = set(layers)
-    skipped = tuple(place.name for place in places.values() if _kind(place.original) and place.name not in taken)
+    skipped = tuple(other for other, module in modules.items() if _kind(module) and other not in taken)
     report = InjectionReport(
         switch, name, config, made, adapted, tuple(layers), skipped, score_names=tuple(score_names)
     )
@@ -228,29 +217,30 @@ def inject(
 
 def add_saved_modules(model: nn.Module, report: InjectionReport, modules: Sequence[str]) -> None:
     """Give modules, by their names, a copy that is trained whole and runs while the set is active."""
-    places = {place.name: place for place in module_places(model)}
     for name in modules:
         if name not in report.copies:
-            wrapper = _wrapped(places[name], report.switch)
+            wrapper = _wrapped(model, name, report.switch)
             report.copies[name] = copy.deepcopy(wrapper.base_layer).requires_grad_(True)
             wrapper.copies[report.name] = report.copies[name]
 
 
-def _wrapped(place: Place, switch: Switch) -> AdaptedLayer:
+def _wrapped(model: nn.Module, name: str, switch: Switch) -> AdaptedLayer:
     """The wrapper of a module, which is made for the first set that wants it."""
-    if isinstance(place.module, AdaptedLayer):
-        return place.module
-    wrapper = AdaptedLayer(place.module, switch)
-    place.parent._modules[place.key] = wrapper
+    module = model.get_submodule(name)
+    if isinstance(module, AdaptedLayer):
+        return module
+    parent, _, key = name.rpartition(".")
+    wrapper = AdaptedLayer(module, switch)
+    original(model.get_submodule(parent))._modules[key] = wrapper
     return wrapper
 
 
 def _matching(
-    places: dict[str, Place], targets: Sequence[str], setting: str, kinds: tuple[type[nn.Module], ...]
+    modules: dict[str, nn.Module], targets: Sequence[str], setting: str, kinds: tuple[type[nn.Module], ...]
 ) -> list[str]:
     """Names of the modules of some kinds that targets name, in the model's order; every target must name one."""
     found: set[str] = set()
-    fitting = [name for name, place in places.items() if isinstance(place.original, kinds)]
+    fitting = [name for name, module in modules.items() if isinstance(module, kinds)]
     for target in targets:
         hits = matching(target, fitting)
         if not hits:
@@ -266,17 +256,16 @@ def _kind(base: nn.Module) -> type[nn.Module] | None:
     return kind if kind in (nn.Linear, nn.Conv2d) else None
 
 
-def _check_adaptable(model: nn.Module, chosen: Sequence[Place]) -> None:
+def _check_adaptable(model: nn.Module, chosen: dict[str, Any]) -> None:
     owners: dict[int, list[str]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        owners.setdefault(id(parameter), []).append(name)
-    for place in chosen:
-        base = place.original
+    for owner, parameter in model.named_parameters(remove_duplicate=False):
+        owners.setdefault(id(parameter), []).append(owner)
+    for name, base in chosen.items():
         if _kind(base) is None:
             got = type(base).__name__
-            raise ConfigError(f"{place.name}: expected torch's Linear or Conv2d, got {got}; leave it out")
+            raise ConfigError(f"{name}: expected torch's Linear or Conv2d, got {got}; leave it out")
         if isinstance(base, nn.Conv2d) and (base.groups > 1 or base.padding_mode != "zeros"):
-            raise ConfigError(f"{place.name}: convolutions with groups or padding other than zeros cannot be adapted")
+            raise ConfigError(f"{name}: convolutions with groups or padding other than zeros cannot be adapted")
         # The update of a layer that is registered twice, or shares its weight, would reach one place of two.
         if len(names := owners[id(base.weight)]) > 1:
             raise ConfigError(f"{' and '.join(names)} are one weight and cannot be adapted; leave them out")
@@ -284,7 +273,7 @@ def _check_adaptable(model: nn.Module, chosen: Sequence[Place]) -> None:
 
 def adapted_layers(model: nn.Module) -> list[tuple[str, AdaptedLayer]]:
     """Adapted layers of a model or of a part of one, with their names in it without wrappers."""
-    return [(place.name, place.module) for place in module_places(model) if isinstance(place.module, AdaptedLayer)]
+    return [(name, module) for name, module in modules_of(model) if isinstance(module, AdaptedLayer)]
 
 
 def switch_of(model: nn.Module) -> Switch | None:

@@ -11,12 +11,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange, reduce
 from torch import Tensor
 
 from morsr.errors import ConfigError, WeightsError
 from morsr.estimators.base import DegradationEstimator
-from morsr.estimators.views import native_crops
+from morsr.estimators.views import mean_over_crops
 from morsr.hub import half_precision, repository_of, say_fetching
 
 CLIP_SOURCE = "openai/clip-vit-base-patch32"
@@ -99,9 +98,7 @@ class ClipEstimator(DegradationEstimator):
         """Cosines (B, D, 2), positive first, of images (B, 3, H, W) in [0, 1]."""
         cosines = self._compare(images)
         if max(images.shape[-2:]) > self.size:
-            crops = native_crops(images, crop=self.size, grid=2)
-            inside = self._compare(rearrange(crops, "b k c h w -> (b k) c h w"))
-            cosines = (cosines + reduce(inside, "(b k) d s -> b d s", "mean", b=len(images))) / 2
+            cosines = (cosines + mean_over_crops(self._compare, images, crop=self.size, grid=2)) / 2
         return cosines
 
     def _compare(self, images: Tensor) -> Tensor:

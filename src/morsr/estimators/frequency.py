@@ -7,12 +7,11 @@ from importlib import resources
 from typing import Any
 
 import torch
-from einops import rearrange, reduce
 from torch import Tensor
 
 from morsr.estimators.base import DegradationEstimator
 from morsr.estimators.statistics import contrast, image_statistics, luma_chroma
-from morsr.estimators.views import bounded_view, native_crops, pad_to_smallest
+from morsr.estimators.views import CROP, bounded_view, mean_over_crops, pad_to_smallest
 
 
 class FrequencyEstimator(DegradationEstimator):
@@ -61,13 +60,14 @@ class FrequencyEstimator(DegradationEstimator):
     def measure(self, lr: Tensor) -> Tensor:
         """Raw statistics (B, number of statistics) of float32 images (B, 3, H, W) in [0, 1]."""
         padded = pad_to_smallest(lr)
-        crops = native_crops(padded)
-        parts = image_statistics(rearrange(crops, "b k c h w -> (b k) c h w"))
-        values = torch.stack([parts[name] for name in self.statistics], dim=-1)
-        values = reduce(values, "(b k) s -> b s", "mean", b=len(lr))
-        if crops.shape[1] > 1:
+        values = mean_over_crops(self._of_crops, padded)
+        if max(padded.shape[-2:]) > CROP:
             values[:, self.statistics.index("contrast")] = contrast(luma_chroma(bounded_view(padded))[0])
         return values
+
+    def _of_crops(self, crops: Tensor) -> Tensor:
+        known = image_statistics(crops)
+        return torch.stack([known[name] for name in self.statistics], dim=-1)
 
     def estimate(self, lr: Tensor) -> Tensor:
         values = self.measure(lr)

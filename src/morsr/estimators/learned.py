@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from einops import rearrange, reduce
 from torch import Tensor, nn
 
 from morsr.errors import WeightsError
 from morsr.estimators.base import DegradationEstimator
 from morsr.estimators.statistics import dct_profile, image_statistics, image_traces
-from morsr.estimators.views import native_crops, pad_to_smallest
+from morsr.estimators.views import mean_over_crops, pad_to_smallest
 from morsr.files import save_tensors
 
 NAMES = ("blur", "noise", "jpeg", "resize", "overall")
@@ -132,6 +131,4 @@ class LearnedEstimator(DegradationEstimator):
         return {**weights, **super().settings()}
 
     def estimate(self, lr: Tensor) -> Tensor:
-        crops = native_crops(pad_to_smallest(lr))
-        outputs = self.net(crop_statistics(rearrange(crops, "b k c h w -> (b k) c h w")))
-        return reduce(outputs, "(b k) d -> b d", "mean", b=len(lr))
+        return mean_over_crops(lambda crops: self.net(crop_statistics(crops)), pad_to_smallest(lr))

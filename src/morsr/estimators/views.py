@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -42,6 +44,14 @@ def native_crops(images: Tensor, *, crop: int = CROP, grid: int = GRID) -> Tenso
         ],
         dim=1,
     )
+
+
+def mean_over_crops(
+    function: Callable[[Tensor], Tensor], images: Tensor, *, crop: int = CROP, grid: int = GRID
+) -> Tensor:
+    """Mean over the crops of each image of what a function says of crops (N, C, h, w); other arguments as above."""
+    crops = native_crops(images, crop=crop, grid=grid)
+    return function(crops.flatten(0, 1)).unflatten(0, crops.shape[:2]).mean(dim=1)
 
 
 def bounded_view(images: Tensor) -> Tensor:
