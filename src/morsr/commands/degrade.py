@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -118,7 +119,7 @@ def _described(
     from morsr.degradation import degradation_measures, true_severity
 
     severity = true_severity(parameters, recipe, scale=scale)
-    known = {"severity": severity, "measures": degradation_measures(parameters, scale=scale)}
+    known: dict[str, Any] = {"severity": severity, "measures": degradation_measures(parameters, scale=scale)}
     made = {"recipe": recipe.name, "recipe_hash": recipe.hash, "seed": seed, "scale": scale}
     lines = []
     for place, ((name, path), row) in enumerate(zip(sources.items(), parameters.rows(), strict=True)):

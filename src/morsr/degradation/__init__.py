@@ -1,7 +1,6 @@
 """Real-world degradations, made on the device, one full set of parameters per image.
 
-Read in this order: recipe.py (distributions), parameters.py (what was drawn), pipeline.py (applying it),
-measures.py and severity.py (how bad it is).
+Read recipe.py (distributions), parameters.py (what was drawn), pipeline.py (applying it), severity.py (how bad it is).
 """
 
 from morsr.degradation.keys import sample_keys
@@ -9,13 +8,12 @@ from morsr.degradation.measures import DegradationMeasures, degradation_measures
 from morsr.degradation.parameters import DegradationParameters
 from morsr.degradation.pipeline import apply, degrade
 from morsr.degradation.recipe import DegradationRecipe, preset_names
-from morsr.degradation.severity import DegradationSeverity, true_severity
+from morsr.degradation.severity import true_severity
 
 __all__ = [
     "DegradationMeasures",
     "DegradationParameters",
     "DegradationRecipe",
-    "DegradationSeverity",
     "apply",
     "degradation_measures",
     "degrade",

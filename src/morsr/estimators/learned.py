@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -17,10 +16,7 @@ from morsr.estimators.views import mean_over_crops, pad_to_smallest
 from morsr.files import save_tensors
 
 NAMES = ("blur", "noise", "jpeg", "resize", "overall")
-FORMAT = 1
-_MARK = "morsr.degradation_net"
-LIMIT = 8.0
-"""Standardised statistics are clipped to this many standard deviations."""
+LIMIT = 8.0  # standard deviations that standardised statistics are clipped to
 
 
 def crop_statistics(crops: Tensor) -> Tensor:
@@ -42,7 +38,6 @@ class DegradationNet(nn.Module):
 
     def __init__(self, *, hidden: int = 512, dropout: float = 0.3) -> None:
         super().__init__()
-        self.settings = {"hidden": hidden, "dropout": dropout}
         count = crop_statistics(torch.full((1, 3, 16, 16), 0.5)).shape[1]
         self.register_buffer("mean", torch.zeros(count))
         self.register_buffer("deviation", torch.ones(count))
@@ -68,14 +63,13 @@ class DegradationNet(nn.Module):
 
 
 def save_net(path: str | Path, net: DegradationNet) -> None:
-    """Write a network and its settings as one safetensors file, with 16-bit weights."""
+    """Write a network as one safetensors file, with 16-bit weights."""
     # the statistics' mean and deviation reach beyond what 16 bits resolve
     state = {
         key: value.detach().cpu().to(torch.float16 if key.startswith("head") else torch.float32).contiguous()
         for key, value in net.state_dict().items()
     }
-    metadata = {"kind": _MARK, "format": str(FORMAT), "names": json.dumps(NAMES), "settings": json.dumps(net.settings)}
-    save_tensors(path, state, metadata)
+    save_tensors(path, state, {"kind": "morsr.degradation_net"})
 
 
 def load_net(path: str | Path) -> DegradationNet:
@@ -84,18 +78,14 @@ def load_net(path: str | Path) -> DegradationNet:
     Raises:
         WeightsError: no such file, cut short, or something else than a degradation network.
     """
-    from safetensors import SafetensorError, safe_open
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
 
     try:
-        with safe_open(str(path), framework="pt") as file:
-            metadata = file.metadata() or {}
-            state = {key: file.get_tensor(key).float() for key in file.keys()}  # noqa: SIM118
-        if (metadata.get("kind"), metadata.get("format")) != (_MARK, str(FORMAT)):
-            raise ValueError(f"expected {_MARK} of format {FORMAT}, got {metadata or 'no metadata'}")
-        settings = json.loads(metadata["settings"])  # older files have others too
-        net = DegradationNet(hidden=settings["hidden"], dropout=settings["dropout"])
+        state = load_file(str(path))
+        net = DegradationNet(hidden=len(state["head.1.bias"]))
         net.load_state_dict(state)
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (OSError, SafetensorError, KeyError, RuntimeError) as error:
         raise WeightsError(
             f"estimator weights {path}: cannot be used ({error}); train them with experiments/estimator/learned.yaml, "
             'or choose estimator "frequency", which needs none'
@@ -106,8 +96,7 @@ def load_net(path: str | Path) -> DegradationNet:
 class LearnedEstimator(DegradationEstimator):
     """Ranks of blur, noise, JPEG and resize among Real-ESRGAN's degradations, and their mean, by a trained network.
 
-    Dimensions: `blur`, `noise`, `jpeg`, `resize` and `overall`. At most 9 crops of 128 pixels at
-    native resolution are scored and their outputs averaged.
+    At most 9 crops of 128 pixels at native resolution are scored and their outputs averaged.
 
     Args:
         weights: file of `save_net`; None takes the shipped one.

@@ -37,11 +37,10 @@ def psnr_y(sr: Tensor, hr: Tensor) -> Tensor:
     """Peak signal-to-noise ratio on unrounded luma, no border crop.
 
     Args:
-        sr: restored images (B, 3, H, W), RGB in [0, 1].
-        hr: reference images of the same shape.
+        sr, hr: images of one shape (B, 3, H, W), RGB in [0, 1].
 
     Returns:
-        (B,) float64 in decibel, at most 80 (1e-8 is added to the squared error). Higher is better.
+        (B,) float64 in decibel, at most 80 (1e-8 is added to the squared error).
 
     Raises:
         InputError: shapes differ, or values are not finite images in [0, 1].
@@ -67,10 +66,7 @@ def ssim_y(sr: Tensor, hr: Tensor) -> Tensor:
         sr, hr: as for `psnr_y`, both sides at least 11 px.
 
     Returns:
-        (B,) float64, range [0, 1]. Higher is better.
-
-    Raises:
-        InputError: as `psnr_y`, and a side under 11 px.
+        (B,) float64 in [0, 1].
 
     Source: Wang et al., "Image quality assessment: from error visibility to structural similarity", IEEE TIP 2004,
         equation 13; in pyiqa `ssim` with `test_y_channel=True, color_space="ycbcr"`.
