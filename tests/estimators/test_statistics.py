@@ -9,8 +9,8 @@ from scenes import blurred, compressed, noisy, scene
 from morsr.estimators import build_estimator
 from morsr.estimators.statistics import (
     QUALITIES,
+    Planes,
     block_statistics,
-    luma_chroma,
     noise_statistics,
 )
 
@@ -46,8 +46,8 @@ def test_noise_level_is_that_of_the_noise_in_gray_and_in_colour():
 @pytest.mark.parametrize("quality", [35, 62, 86])
 def test_jpeg_shows_on_its_grid_and_by_its_table(quality):
     clean = noisy(scene(), 6)
-    luma, chroma = luma_chroma(compressed(clean, quality))
-    found, shifted = block_statistics(luma, chroma), block_statistics(luma[..., 3:, 3:], chroma[..., 3:, 3:])
+    lr = compressed(clean, quality)
+    found, shifted, without = (block_statistics(Planes.of(image)) for image in (lr, lr[..., 3:, 3:], clean))
     assert abs(100 - float(found["table"]) - quality) <= 2 * (QUALITIES[1] - QUALITIES[0])
     assert float(shifted["table"]) == 0
-    assert found["block"] > max(shifted["block"], block_statistics(*luma_chroma(clean))["block"])
+    assert found["block"] > max(shifted["block"], without["block"])

@@ -75,6 +75,8 @@ class Ranks(nn.Module):
             nn.init.normal_(self.lora_A, std=1 / config.num_ranks)
         else:
             nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
+        if self.lora_A.ndim == 4:
+            self.lora_A.data = self.lora_A.data.contiguous(memory_format=torch.channels_last)
 
 
 class AdaptedLayer(nn.Module):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from morsr.estimators.base import DegradationEstimator
-from morsr.estimators.statistics import contrast, image_statistics, luma_chroma
+from morsr.estimators.statistics import Planes, contrast, image_statistics, luma_chroma
 from morsr.estimators.views import CROP, bounded_view, mean_over_crops, pad_to_smallest
 
 
@@ -66,7 +66,7 @@ class FrequencyEstimator(DegradationEstimator):
         return values
 
     def _of_crops(self, crops: Tensor) -> Tensor:
-        known = image_statistics(crops)
+        known = image_statistics(Planes.of(crops))
         return torch.stack([known[name] for name in self.statistics], dim=-1)
 
     def estimate(self, lr: Tensor) -> Tensor:

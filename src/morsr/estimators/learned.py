@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from morsr.errors import WeightsError
 from morsr.estimators.base import DegradationEstimator
-from morsr.estimators.statistics import dct_profile, image_statistics, image_traces
+from morsr.estimators.statistics import Planes, dct_profile, image_statistics, image_traces
 from morsr.estimators.views import mean_over_crops, pad_to_smallest
 from morsr.files import save_tensors
 
@@ -21,8 +21,9 @@ LIMIT = 8.0  # standard deviations that standardised statistics are clipped to
 
 def crop_statistics(crops: Tensor) -> Tensor:
     """What the network reads of crops (N, 3, h, w) in [0, 1], h and w at least 16: (N, S)."""
-    known = torch.stack(list(image_statistics(crops).values()), dim=1)
-    return torch.cat([known, dct_profile(crops), image_traces(crops)], dim=1)
+    planes = Planes.of(crops)
+    known = torch.stack(list(image_statistics(planes).values()), dim=1)
+    return torch.cat([known, dct_profile(planes), image_traces(planes)], dim=1)
 
 
 class DegradationNet(nn.Module):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -35,6 +36,24 @@ def luma_chroma(crops: Tensor) -> tuple[Tensor, Tensor]:
     red, green, blue = (255 * crops).unbind(dim=1)
     luma = LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue
     return luma, torch.stack([(blue - luma) * 0.564, (red - luma) * 0.713], dim=1)
+
+
+class Planes(NamedTuple):
+    """What the statistics read of crops (N, 3, h, w) in [0, 1]: see `luma_chroma`, `block_dct`, `table_agreement`."""
+
+    crops: Tensor
+    luma: Tensor
+    chroma: Tensor
+    luma_dct: Tensor
+    chroma_dct: Tensor
+    agreement: Tensor
+
+    @classmethod
+    def of(cls, crops: Tensor) -> Planes:
+        """Planes of crops with sides of at least 16."""
+        luma, chroma = luma_chroma(crops)
+        luma_dct = block_dct(luma)
+        return cls(crops, luma, chroma, luma_dct, block_dct(chroma), table_agreement(luma_dct))
 
 
 def _log(values: Tensor, floor: float = 0.1) -> Tensor:
@@ -172,12 +191,11 @@ def table_agreement(coefficients: Tensor) -> Tensor:
     return (torch.cos(2 * math.pi * value / step) * usable).sum(dim=(-2, -1)) / (usable.sum(dim=(-2, -1)) + 8)
 
 
-def _table_fit(coefficients: Tensor) -> Tensor:
-    """The quality (0 to 100) whose standard table explains the DCT coefficients (N, M, 8, 8); 100 where none does.
+def _table_fit(agreement: Tensor) -> Tensor:
+    """The quality (0 to 100) by what `table_agreement` gives; 100 where no table fits.
 
     A divisor of the steps does as well: the lowest quality that comes close to the best is taken.
     """
-    agreement = table_agreement(coefficients)
     best = agreement.max(dim=-1).values
     first = (agreement > 0.6 * best[:, None]).float().argmax(dim=-1)
     qualities = agreement.new_tensor(QUALITIES)
@@ -198,14 +216,15 @@ def _range_masks(device: torch.device) -> Tensor:
     return (masks / masks.sum(dim=(1, 2), keepdim=True)).flatten(1).T.to(device)  # (64, ranges)
 
 
-def block_statistics(luma: Tensor, chroma: Tensor) -> dict[str, Tensor]:
+def block_statistics(planes: Planes) -> dict[str, Tensor]:
     """Traces of a grid of blocks, and the energy of the blocks' DCT coefficients in flat, usual and busy blocks.
 
     `block` compares the steps across the 8-pixel grid with the others (log ratio, 0 without JPEG). `block_zeros`
     compares how many coefficients are not zero on the grid and half a block away from it. `table` is 100 minus the
     quality of the table that fits (0 where none does).
     """
-    aligned, shifted = block_dct(luma), block_dct(luma[..., 4:-4, 4:-4])
+    luma, aligned = planes.luma, planes.luma_dct
+    shifted = block_dct(luma[..., 4:-4, 4:-4])
     (here, beside), (here_down, beside_down) = _grid_jump(luma), _grid_jump(luma.transpose(-2, -1))
     out = {"block": _log(here + here_down) - _log(beside + beside_down)}
     for name, threshold in (("block_zeros", 1.5), ("block_zeros_fine", 0.5)):
@@ -213,11 +232,11 @@ def block_statistics(luma: Tensor, chroma: Tensor) -> dict[str, Tensor]:
             (part.flatten(-2)[..., 1:].abs() > threshold).float().mean(dim=(-2, -1)) for part in (aligned, shifted)
         )
         out[name] = _log(off, 0.01) - _log(on, 0.01)
-    out["table"] = 100 - _table_fit(aligned)
+    out["table"] = 100 - _table_fit(planes.agreement)
     masks = _range_masks(luma.device)
     energy = (aligned.flatten(-2).square() @ masks).sqrt()
     quantiles = energy.quantile(energy.new_tensor([0.1, 0.5, 0.9]), dim=1)
-    colour = _median((block_dct(chroma).square().mean(dim=1).flatten(-2) @ masks).sqrt())
+    colour = _median((planes.chroma_dct.square().mean(dim=1).flatten(-2) @ masks).sqrt())
     for index, name in enumerate(DCT_RANGES):
         for part, value in zip(("flat", "usual", "busy"), quantiles, strict=False):
             out[f"dct_{name}_{part}"] = _log(value[:, index])
@@ -277,25 +296,23 @@ def blur_statistics(luma: Tensor) -> dict[str, Tensor]:
     return out
 
 
-def image_statistics(crops: Tensor) -> dict[str, Tensor]:
-    """All statistics of native-resolution crops (N, 3, h, w) in [0, 1], h and w at least 16; each (N,)."""
-    luma, chroma = luma_chroma(crops)
+def image_statistics(planes: Planes) -> dict[str, Tensor]:
+    """All statistics of N crops; each (N,)."""
     return {
-        **spectrum_statistics(luma),
-        **noise_statistics(crops),
-        **block_statistics(luma, chroma),
-        **blur_statistics(luma),
+        **spectrum_statistics(planes.luma),
+        **noise_statistics(planes.crops),
+        **block_statistics(planes),
+        **blur_statistics(planes.luma),
     }
 
 
-def dct_profile(crops: Tensor) -> Tensor:
+def dct_profile(planes: Planes) -> Tensor:
     """Log energy of every AC coefficient (N, 189): luma of all blocks, of the flattest quarter, and chroma."""
-    luma, chroma = luma_chroma(crops)
-    power = block_dct(luma).square().flatten(-2)[..., 1:]  # (N, M, 63)
+    power = planes.luma_dct.square().flatten(-2)[..., 1:]  # (N, M, 63)
     busy = power.sum(dim=-1)
     flat = (busy <= busy.quantile(0.25, dim=1, keepdim=True)).to(power.dtype)
     flat_power = torch.einsum("nm,nmf->nf", flat, power) / flat.sum(dim=1, keepdim=True).clamp_min(1)
-    colour = block_dct(chroma).square().flatten(-2)[..., 1:].mean(dim=(1, 2))
+    colour = planes.chroma_dct.square().flatten(-2)[..., 1:].mean(dim=(1, 2))
     return torch.cat([power.mean(dim=1), flat_power, colour], dim=1).add(0.01).log()
 
 
@@ -352,25 +369,36 @@ def noise_shape(luma: Tensor, chroma: Tensor) -> Tensor:
     """
     planes = torch.cat([luma[:, None], chroma], dim=1)
     residual = _filter(F.pad(planes, (1, 1, 1, 1), mode="replicate"), planes.new_tensor(IMMERKAER) / 6)  # (N, 3, h, w)
-    activity = F.avg_pool2d(residual.abs(), 9, stride=1, padding=4)
+    activity = _sum_of_nine(_sum_of_nine(F.pad(residual.abs(), (4, 4, 4, 4)), -1), -2)
     # every second pixel each way is enough for the bound, and a sort is dear
     bound = activity[..., ::2, ::2].flatten(2).quantile(0.4, dim=2)
     flat = (activity <= bound[..., None, None]).to(residual.dtype)
-    height, width = residual.shape[-2:]
-    chosen = residual * flat
-
-    def correlation(down: int, right: int) -> Tensor:
-        there = residual[..., : height - down, : width - right]
-        weight = flat[..., down:, right:].sum(dim=(-2, -1)).clamp_min(1)
-        return (chosen[..., down:, right:] * there).sum(dim=(-2, -1)) / weight
-
-    power = correlation(0, 0) + 0.01
-    lags = [(down, right) for down in range(LAGS) for right in range(LAGS) if (down, right) != (0, 0)]
-    shape = [correlation(*lag) / power for lag in lags]
-    return torch.stack([*shape, power.log()], dim=-1).flatten(1)
+    weight = _lagged_sum(flat, torch.ones_like(flat)).clamp_min(1)
+    shape = (_lagged_sum(residual * flat, residual) / weight).flatten(2)
+    power = shape[..., :1] + 0.01
+    return torch.cat([shape[..., 1:] / power, power.log()], dim=2).flatten(1)
 
 
-def image_traces(crops: Tensor) -> Tensor:
-    """All traces of native-resolution crops (N, 3, h, w) in [0, 1], h and w at least 16: (N, T)."""
-    luma, chroma = luma_chroma(crops)
-    return torch.cat([periodicity(luma), noise_shape(luma, chroma), table_agreement(block_dct(luma))], dim=1)
+def _sum_of_nine(planes: Tensor, dim: int) -> Tensor:
+    """Sums of nine neighbours along a dimension, valid region; exactly zero where all are."""
+
+    def pairs(sums: Tensor, apart: int) -> Tensor:
+        length = sums.shape[dim] - apart
+        return sums.narrow(dim, 0, length) + sums.narrow(dim, apart, length)
+
+    eight = pairs(pairs(pairs(planes, 1), 2), 4)
+    length = eight.shape[dim] - 1
+    return eight.narrow(dim, 0, length) + planes.narrow(dim, 8, length)
+
+
+def _lagged_sum(here: Tensor, there: Tensor) -> Tensor:
+    """Sums of here(y, x) there(y - i, x - j) for i, j below LAGS: (N, C, h, w) twice -> (N, C, LAGS, LAGS)."""
+    count, channels, height, width = here.shape
+    padded = F.pad(there, (LAGS - 1, 0, LAGS - 1, 0)).flatten(0, 1)[None]
+    sums = F.conv2d(padded, here.reshape(-1, 1, height, width), groups=count * channels)
+    return sums.unflatten(1, (count, channels))[0].flip(2, 3)
+
+
+def image_traces(planes: Planes) -> Tensor:
+    """All traces of N crops: (N, T)."""
+    return torch.cat([periodicity(planes.luma), noise_shape(planes.luma, planes.chroma), planes.agreement], dim=1)

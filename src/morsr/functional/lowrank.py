@@ -38,8 +38,7 @@ def merged_weight(weight: Tensor, lora_A: Tensor, lora_B: Tensor, gates: Tensor)
     The sum is made in float32 (float64 for float64) and rounded once to the weight's dtype.
     """
     dtype = torch.promote_types(torch.float32, weight.dtype)
-    used = gates.nonzero()[:, 0]
-    # in the order of channels_last, in which the weights lie
-    lora_A = lora_A[used].to(dtype).movedim(1, -1)
-    update = (lora_B[:, used].to(dtype) * gates[used].to(dtype)) @ lora_A.flatten(1)
-    return update.unflatten(1, lora_A.shape[1:]).movedim(-1, 1).add_(weight).to(weight.dtype)
+    # in the order of channels_last, in which weights and kernels of `lora_A` lie
+    weight, lora_A = weight.movedim(1, -1), lora_A.movedim(1, -1)
+    sums = torch.addmm(weight.flatten(1).to(dtype), lora_B.to(dtype) * gates.to(dtype), lora_A.flatten(1).to(dtype))
+    return sums.to(weight.dtype).unflatten(1, lora_A.shape[1:]).movedim(-1, 1)
