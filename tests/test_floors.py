@@ -20,7 +20,6 @@ FLOORS = {
 NEIGHBOURS = {
     ("hub", "errors"),
     ("hub", "files"),
-    ("cli_errors", "errors"),
     ("cli", "commands"),
     ("cli", "cli_parser"),
     ("__main__", "cli"),

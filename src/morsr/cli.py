@@ -129,8 +129,6 @@ def _overview() -> str:
 
 
 def _lightning(arguments: list[str]) -> int:
-    from morsr.cli_errors import configs_first
-
     if _settings_printed(arguments):
         return 0
     if "--print_config" not in arguments and not any(name in os.environ for name in ("LOCAL_RANK", "SLURM_PROCID")):
@@ -150,7 +148,7 @@ def _lightning(arguments: list[str]) -> int:
         # Written for modules whose step is wanted undone in the checkpoint; ours is to be in it.
         warnings.filterwarnings("ignore", message=".*ModelCheckpoint with manual optimization.*")
         warnings.filterwarnings("ignore", message=".*isinstance\\(treespec, LeafSpec\\).*")
-        return run(configs_first(arguments))
+        return run(arguments)
 
 
 def _settings_printed(arguments: Sequence[str]) -> bool:

@@ -14,8 +14,6 @@ from typing import Any
 
 from jsonargparse import ArgumentParser
 
-from morsr.errors import ConfigError
-
 LONGEST = 160  # characters of a line
 
 _WORDS = {
@@ -27,25 +25,6 @@ _WORDS = {
     "ClosedUnitInterval": "a number from 0 to 1", "OpenUnitInterval": "a number between 0 and 1",
     "Port": "a number from 1 to 65535",
 }  # fmt: skip
-
-
-def configs_first(arguments: Sequence[str]) -> list[str]:
-    """Move `--config FILE` before the overrides, which count wherever they stand; the subcommand stays first.
-
-    Raises:
-        ConfigError: a setting without a value.
-    """
-    first, rest = list(arguments[:1]), list(arguments[1:])
-    others: list[str] = []
-    while rest:
-        argument = rest.pop(0)
-        if argument in ("--config", "-c") and rest:
-            first += [argument, rest.pop(0)]
-        else:
-            if re.fullmatch(r"--[\w.]+\.(?!help)\w+", argument) and (not rest or rest[0].startswith("--")):
-                raise ConfigError(f"{argument[2:]}: expected a value, got none; give {argument}=VALUE")
-            (first if argument.startswith("--config=") else others).append(argument)
-    return first + others
 
 
 def closest(name: str, names: Iterable[str]) -> str:

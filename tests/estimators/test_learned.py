@@ -6,10 +6,11 @@ from safetensors.torch import save_file
 from scipy import stats
 
 from morsr.degradation import DegradationRecipe, apply, sample_keys
+from morsr.degradation.stages import SingleRecipe
 from morsr.errors import WeightsError
 from morsr.estimators import build_estimator
 from morsr.estimators.learned import DegradationNet, crop_statistics, load_net, save_net
-from morsr.training.estimator import FACTOR_RANGES, LearnedEstimatorTraining, single_factor
+from morsr.training.estimator import LearnedEstimatorTraining
 
 
 @pytest.fixture
@@ -56,31 +57,14 @@ def test_severity_of_the_shipped_estimator_follows_each_degradation_alone():
     assert sum(parameter.numel() for parameter in estimator.parameters()) <= 500_000
     images = [torch.from_numpy(image[:256, :256].copy()) for image in (data.astronaut(), data.coffee(), data.chelsea())]
     photographs = [image.permute(2, 0, 1)[None].float() / 255 for image in images]
-    for factor, (low, high) in FACTOR_RANGES.items():
-        strengths = torch.linspace(low, high, 6)
-        found = [
-            [float(estimator(single_factor(hr, factor, float(level), key=0)).severity) for level in strengths]
-            for hr in photographs
-        ]
+    recipe = SingleRecipe(blur=(0.4, 2.0), noise=(1.0, 30.0), jpeg=(30.0, 95.0))
+    for place, factor in enumerate(("blur", "noise", "jpeg")):
+        draws = torch.stack([torch.full((6,), (place + 0.5) / 3), torch.linspace(0, 1, 6), torch.ones(6)], dim=1)
+        parameters = recipe.draw(torch.arange(6), draws)  # which way, how strong, no gray noise
+        found = [estimator(apply(hr.expand(6, -1, -1, -1), parameters)).severity.tolist() for hr in photographs]
         sign = -1 if factor == "jpeg" else 1
-        rhos = [sign * stats.spearmanr(strengths, one).statistic for one in found]
+        rhos = [sign * stats.spearmanr(range(6), one).statistic for one in found]
         assert sum(rhos) / len(rhos) >= 0.95, (factor, rhos)
-
-
-def test_single_factors_do_what_they_say():
-    hr = torch.full((1, 3, 128, 128), 0.5)
-    clean = single_factor(hr, "clean", 0.0, key=0)
-    assert clean.shape == (1, 3, 32, 32)
-    torch.testing.assert_close(clean, torch.full_like(clean, 128 / 255))
-    noisy = single_factor(hr, "noise", 12.0, key=5)
-    assert 10.5 < 255 * float(noisy.std()) < 13.5
-    torch.testing.assert_close(noisy, single_factor(hr, "noise", 12.0, key=5), atol=0, rtol=0)
-    gray = single_factor(hr, "noise", 12.0, key=5, gray=True)
-    torch.testing.assert_close(gray[:, 0], gray[:, 2])
-    edge = (torch.arange(128) >= 64).float().expand(1, 3, 128, 128)
-    step = single_factor(edge, "blur", 1.5, key=0)[0, 0, 16].diff()
-    centre = (step * torch.arange(31)).sum()
-    assert abs(float((step * (torch.arange(31) - centre) ** 2).sum().sqrt()) - 1.5) < 0.15
 
 
 def test_training_step_learns_and_replays():

@@ -74,12 +74,12 @@ class Module(L.LightningModule):
         self.outputs: list[Output] = []
 
     @property
-    def last_output(self) -> Output:
-        return self.outputs[-1]
+    def last_outputs(self) -> list[Output]:
+        return self.outputs[-1:]
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         self.outputs.append(self.generator(batch["lr"]))
-        return F.mse_loss(self.last_output.sr, batch["hr"])
+        return F.mse_loss(self.outputs[-1].sr, batch["hr"])
 
     def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Tensor]:
         sr = self.generator(batch["lr"]).sr

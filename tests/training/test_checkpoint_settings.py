@@ -18,7 +18,6 @@ from morsr.models.bases import reading
 from morsr.models.bases.base import PROMPTS_FILE
 from morsr.models.generator import OneStepConfig
 from morsr.models.loading import load_generator
-from morsr.training.adapter_state import newest_adapters
 from morsr.training.module import OneStepSRModule
 
 
@@ -75,7 +74,6 @@ def test_a_base_is_known_by_its_weights_and_not_by_its_name(small_base, tmp_path
     keep = ModelCheckpoint(dirpath=tmp_path, filename="kept", every_n_train_steps=1)
     made = build(small_base)
     fit(made, tmp_path, 1, callbacks=[keep])
-    made.save_adapters(tmp_path / "runs" / "version_0" / "adapters.safetensors")
     mirror, ckpt = renamed(small_base, tmp_path / "mirror"), tmp_path / "kept.ckpt"
     again = build(mirror)
     assert again.generator.base.base_id == "someone/mirror"
@@ -84,8 +82,6 @@ def test_a_base_is_known_by_its_weights_and_not_by_its_name(small_base, tmp_path
     trainer.validate(build(mirror), datamodule=Pairs(), ckpt_path=str(ckpt))
     trainer.test(build(mirror), dataloaders=Pairs().val_dataloader(), ckpt_path=str(ckpt))
     assert load_generator(ckpt, base=mirror).base.base_id == "someone/mirror"
-    beside = SimpleNamespace(log_dir=str(tmp_path / "runs" / "version_1"))
-    assert newest_adapters(beside, build(mirror).generator) is not None
 
     unet = next((mirror / "unet").glob("*.safetensors"))
     save_file({key: value * 1.5 for key, value in load_file(unet).items()}, unet, {"format": "pt"})
@@ -93,7 +89,6 @@ def test_a_base_is_known_by_its_weights_and_not_by_its_name(small_base, tmp_path
         fit(build(mirror), tmp_path, 2, ckpt=ckpt)
     with pytest.raises(WeightsError, match="another base"):
         load_generator(ckpt, base=mirror)
-    assert newest_adapters(beside, build(mirror).generator) is None
 
 
 def test_optimizer_settings_that_a_resumed_run_does_not_take_are_told(small_base, tmp_path):
@@ -150,14 +145,3 @@ def test_adapters_bring_their_prompts(encoder, small_base, tmp_path):
     sea = {"clean": "sea"}
     own, expected = build(small_base, prompts=sea, weights=str(file)), build(small_base, prompts=sea)
     torch.testing.assert_close(own.generator.base.prompt_clean, expected.generator.base.prompt_clean, rtol=0, atol=0)
-
-
-def test_a_damaged_file_of_another_run_is_passed_over(small_base, tmp_path):
-    module = build(small_base)
-    whole, torn = (tmp_path / "runs" / name / "adapters.safetensors" for name in ("version_0", "version_1"))
-    module.save_adapters(whole)
-    torn.parent.mkdir()
-    torn.write_bytes(whole.read_bytes()[:300])
-    trainer: Any = SimpleNamespace(log_dir=str(tmp_path / "runs" / "version_2"), default_root_dir=".")
-    with pytest.warns(UserWarning, match=r"passed over: .*version_1.adapters\.safetensors: damaged"):
-        assert newest_adapters(trainer, module.generator) == whole

@@ -48,7 +48,7 @@ def test_a_circle_is_named(tmp_path):
 
 def test_a_byte_order_mark_is_no_part_of_the_first_key(tmp_path):
     write(tmp_path, parent="\ufeffa: 1\n", child="\ufeffextends: parent.yaml\nb: 2\n")
-    assert expand_configs(["fit", "--config", str(tmp_path / "child.yaml")]) == ["fit", "--config", "a: 1\nb: 2\n"]
+    assert expand_configs(["fit", "--config", str(tmp_path / "child.yaml")]) == ["fit", "--config=a: 1\nb: 2\n"]
 
 
 def test_a_file_that_is_no_text_is_one_line(tmp_path):

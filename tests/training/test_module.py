@@ -17,7 +17,6 @@ from morsr.errors import ConfigError, WeightsError
 from morsr.models.generator import OneStepConfig
 from morsr.models.loading import find_adapters, load_generator
 from morsr.models.losses import Losses, Weight
-from morsr.training.adapter_state import newest_adapters
 from morsr.training.callbacks import AdapterEMA
 from morsr.training.module import OneStepSRModule
 
@@ -81,14 +80,15 @@ def test_a_checkpoint_of_averaged_weights_restores_with_the_average(small_base, 
 
 
 def test_adapters_of_another_timestep_or_estimator_are_refused(small_base, tmp_path):
-    build(small_base).save_adapters(tmp_path / "runs" / "version_0" / "adapters.safetensors")
     file = tmp_path / "runs" / "version_0" / "adapters.safetensors"
+    build(small_base).save_adapters(file)
     later = OneStepConfig(timestep=400, scale_input=True)
     with pytest.raises(WeightsError, match="timestep 150, not 400"):
         build(small_base, one_step=later, weights=str(file))
-    trainer: Any = SimpleNamespace(log_dir=str(tmp_path / "runs" / "version_1"), default_root_dir=".")
-    assert newest_adapters(trainer, build(small_base, one_step=later).generator) is None
-    assert newest_adapters(trainer, build(small_base, estimator="learned").generator) is None
+    module = build(small_base, estimator="learned")
+    module.trainer = SimpleNamespace(log_dir=str(tmp_path / "runs" / "version_1"))  # type: ignore[assignment]
+    with pytest.raises(WeightsError, match="estimator"):  # of the newest run
+        module._find_weights()
 
 
 def test_a_run_may_end_by_the_clock(small_base, tmp_path):

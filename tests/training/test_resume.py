@@ -41,9 +41,7 @@ def diffusion(base: Path, out: Path) -> L.LightningModule:
 
 
 def estimator(base: Path, out: Path) -> L.LightningModule:
-    return LearnedEstimatorTraining(
-        out=f"{out}.safetensors", hidden=8, replay=2, pool=5, fill=0.25, single_share=0.5, warmup=0
-    )
+    return LearnedEstimatorTraining(out=f"{out}.safetensors", hidden=8, replay=2, pool=5, fill=0.25, warmup=0)
 
 
 MODULES: dict[str, Callable[[Path, Path], L.LightningModule]] = {

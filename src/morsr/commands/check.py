@@ -10,7 +10,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from morsr.cli_errors import configs_first
 from morsr.commands._common import existing
 from morsr.errors import MorsrError, WeightsError, class_at
 from morsr.files import printable
@@ -51,7 +50,7 @@ def parsed(arguments: Sequence[str]) -> dict[str, Any]:
             raise Stop
 
     with contextlib.suppress(Stop):
-        fit(configs_first(["fit", *arguments]), ParsingCLI)
+        fit(["fit", *arguments], ParsingCLI)
     return found
 
 

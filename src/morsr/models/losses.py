@@ -78,6 +78,7 @@ class TrainingStep(NamedTuple):
 
     lr: (B, 3, h, w), hr: (B, 3, H, W) in [0, 1]; sr: (B, 3, H, W), not clamped; z0: (B, C, H/f, W/f) clean latents.
     routing: None without routed adapters. draws: random numbers of these images. step: generator steps so far.
+    severity: (B,) in [0, 1]; None without an estimator and in `network_loss`.
     """
 
     lr: Tensor
@@ -87,6 +88,7 @@ class TrainingStep(NamedTuple):
     routing: Routing | None
     draws: Draws
     step: int
+    severity: Tensor | None = None
 
 
 class LossTerm(nn.Module):

@@ -119,7 +119,7 @@ class ScoreNetwork(Teacher):
         """What the score network trains."""
         return adapter_parameters(self.base, SCORE_SET)
 
-    def variational_loss(self, latents: Tensor, draws: Draws, hr: Tensor | None = None) -> Tensor:
+    def variational_loss(self, latents: Tensor, draws: Draws, real: Tensor | None = None) -> Tensor:
         """Variational score distillation of generated latents z, and target score distillation with a `target`.
 
         t ~ U{low..high} per image; the score network and the guided teacher each say what clean latents they see behind
@@ -129,7 +129,7 @@ class ScoreNetwork(Teacher):
         made for it, and the gradients are added up.
 
         Args:
-            latents, hr: generated and HR latents (B, C, h, w), scaled; the latter are needed with a `target`.
+            latents, real: generated and HR latents (B, C, h, w), scaled; the latter are needed with a `target`.
             draws: of these images.
 
         Source: OSEDiff (arXiv 2406.08177) section 3.3; for target and samples TSD-SR (arXiv 2411.18263) sections 3.2
@@ -138,16 +138,16 @@ class ScoreNetwork(Teacher):
         config, base, gradient = self.config, self.base, torch.zeros_like(latents, dtype=torch.float32)
         with torch.no_grad():
             noisy, t = self.noised(latents, draws, "distillation", config.low, config.high)
-            aim = self.noised(hr, draws, "distillation", config.low, config.high)[0] if hr is not None else None
+            aim = self.noised(real, draws, "distillation", config.low, config.high)[0] if real is not None else None
             for sample in range(config.samples):
                 with active_adapters(base, SCORE_SET):
                     fake = base.predict(noisy, t)
-                real, mixed, later = self.guided(noisy, t), fake, (t - config.stride).clamp_min(0)
+                guided, mixed, later = self.guided(noisy, t), fake, (t - config.stride).clamp_min(0)
                 if aim is not None:
                     wanted = self.guided(aim, t)
                     mixed = torch.lerp(fake, wanted, config.target)
                     aim = base.moved(aim, wanted, t, later)
-                seen = (base.clean_from(noisy, prediction, t) for prediction in (mixed, real))
+                seen = (base.clean_from(noisy, prediction, t) for prediction in (mixed, guided))
                 gradient += (config.later if sample else 1) * distillation_gradient(latents, *seen)
                 noisy, t = base.moved(noisy, fake, t, later), later
         return distillation_loss(latents, gradient)

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 import json
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-import lightning as L
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
-from morsr.adapters import MoRConfig, read_adapters_header
+from morsr.adapters import MoRConfig
 from morsr.adapters.files import check_base
 from morsr.errors import WeightsError
 from morsr.models.generator import OneStepGenerator
@@ -51,7 +47,7 @@ def check_settings(described: Mapping[str, Any], generator: OneStepGenerator) ->
         check_base("the checkpoint", described, generator.base)
     except WeightsError as error:
         raise WeightsError(f"{error}{_GO_ON}") from error
-    other = runs_otherwise(described.get("extra"), generator)
+    other = runs_otherwise(described.get("extra", {}), generator)
     if "adapters" in described and generator.adapters is not None:
         theirs = MoRConfig.from_dict(described["adapters"]).computing()
         other = _differences("adapters", theirs, generator.adapters.config.computing()) or other
@@ -87,14 +83,13 @@ def warn_of_kept(stored: Mapping[str, Any], now: Mapping[str, Any]) -> None:
         )
 
 
-def runs_otherwise(extra: Any, generator: OneStepGenerator) -> str:
+def runs_otherwise(extra: Mapping[str, Any], generator: OneStepGenerator) -> str:
     """What adapters were trained to run with, where it is not what a generator runs them with; else empty.
 
     Args:
         extra: of the adapters' header.
         generator: whose UNet call and estimator are compared.
     """
-    extra = extra if isinstance(extra, Mapping) else {}
     if extra.get("decoder"):
         return "a decoder apart from its base's, which only morsr 0.1 has"
     theirs, spec, estimator = extra.get("one_step") or {}, extra.get("estimator"), generator.estimator
@@ -114,13 +109,6 @@ def runs_otherwise(extra: Any, generator: OneStepGenerator) -> str:
     return _differences(f"the estimator {kind!r}", there, here, besides=(*_NO_RESULT, weights))
 
 
-def take_timestep(extra: Any, generator: OneStepGenerator) -> None:
-    """Run a generator whose timestep is still "auto" at the one that adapters were trained with."""
-    theirs = extra.get("one_step") if isinstance(extra, Mapping) else None
-    if generator.one_step.timestep == "auto" and isinstance(theirs, Mapping) and "timestep" in theirs:
-        generator.one_step = replace(generator.one_step, timestep=theirs["timestep"])
-
-
 def _differences(name: str, theirs: Mapping[str, Any], mine: Mapping[str, Any], besides: Iterable[str] = ()) -> str:
     """Settings of theirs that are others here, as "one_step with timestep 150, not 400"."""
     pairs = {key: (_plain(value), _plain(mine.get(key))) for key, value in theirs.items() if key not in besides}
@@ -131,23 +119,3 @@ def _differences(name: str, theirs: Mapping[str, Any], mine: Mapping[str, Any], 
 def _plain(value: Any) -> Any:
     """As a file gives it back: lists for tuples, and paths as text."""
     return json.loads(json.dumps(value, default=os.fspath))
-
-
-def newest_adapters(trainer: L.Trainer, generator: OneStepGenerator) -> Path | None:
-    """The newest file of adapters with the generator's configuration and base among the runs beside this one.
-
-    Files that were trained to run with another timestep or estimator are passed over, and damaged ones with a warning.
-    """
-    runs = Path(trainer.log_dir or trainer.default_root_dir).parent
-    config = generator.adapters.config if generator.adapters is not None else None
-    for path in sorted(runs.glob("*/adapters*.safetensors"), key=lambda path: path.stat().st_mtime, reverse=True):
-        try:
-            header = read_adapters_header(path)
-        except WeightsError as error:
-            rank_zero_warn(f"passed over: {error}")
-            continue
-        with contextlib.suppress(WeightsError):  # another base
-            check_base(path, header, generator.base)
-            if header["config"] == config and not runs_otherwise(header.get("extra"), generator):
-                return path
-    return None

@@ -23,40 +23,26 @@ from morsr.training.objective import known_severity
 def standardize_router(trainer: L.Trainer, generator: OneStepGenerator, *, images: int) -> None:
     """Standardise the router's input by mean and deviation over degraded training images, unless that has been done.
 
-    Each process scores its share of the images and the sums are added up, so several devices start as one does.
+    Each process scores its share of the images, and all take the statistics of all, so several devices start as one.
 
     Args:
         trainer: whose data module gives the images.
         generator: whose estimator scores them.
         images: at least so many are looked at, over all processes.
     """
-    adapters = generator.adapters
+    adapters, share = generator.adapters, -(-images // trainer.world_size)
     if adapters is None or generator.estimator is None or not adapters.is_routed or adapters.router.standardized:
         return
-    scores, severities = _scores(trainer, generator, -(-images // trainer.world_size))
-    sums = torch.cat([scores.new_tensor([len(scores)]), scores.sum(0), scores.square().sum(0)])
-    sums = _over_devices(trainer, sums)
-    count, (total, squares) = sums[0], sums[1:].chunk(2)
-    mean = total / count
-    deviation = ((squares - count * mean.square()) / (count - 1)).clamp_min(0).sqrt()
-    if trainer.world_size > 1:
-        severities = trainer.strategy.all_gather(severities.to(trainer.strategy.root_device)).flatten().cpu()
-    figures = (mean.float(), deviation.float(), severities.float())
-    adapters.router.standardize(*(figure.to(generator.device) for figure in figures))
-    rank_zero_info(f"router input standardised over {int(count)} degraded images")
-
-
-def _scores(trainer: L.Trainer, generator: Any, images: int) -> tuple[Tensor, Tensor]:
-    """Scores (I, D) and severities (I,) of at least so many images, in float64 on the host."""
-    found: list[Tensor] = []
-    severities: list[Tensor] = []
+    rows: list[Tensor] = []  # scores and severity of an image, in float64 on the host
     for batch in _batches(trainer, generator):
-        scores = generator.estimator(batch.get("score_lr", batch["lr"]))
-        found.append(scores.scores.double().cpu())
-        severities.append(known_severity(batch, scores.severity).double().cpu())
-        if sum(map(len, found)) >= images:
+        found = generator.estimator(batch.get("score_lr", batch["lr"]))
+        rows += torch.cat([found.scores, known_severity(batch, found.severity)[:, None]], dim=1).cpu().double()
+        if len(rows) >= share:
             break
-    return torch.cat(found)[:images], torch.cat(severities)[:images]
+    table = _of_all_devices(trainer, torch.stack(rows[:share]))
+    figures = table[:, :-1].mean(0), table[:, :-1].std(0), table[:, -1]
+    adapters.router.standardize(*(figure.float().to(generator.device) for figure in figures))
+    rank_zero_info(f"router input standardised over {len(table)} degraded images")
 
 
 @torch.no_grad()
@@ -80,7 +66,7 @@ def find_timestep(trainer: L.Trainer, generator: OneStepGenerator, *, pairs: int
             moments, seen = moments + pair_moments(z_lr, z_hr), seen + len(hr)
             if seen >= share:
                 break
-    moments = _over_devices(trainer, moments)
+    moments = _of_all_devices(trainer, moments[None]).sum(0)
     t = torch.arange(STEPS, device=base.device)
     ones = torch.ones(STEPS, 1, 1, 1, device=base.device)
     noise = base.noised(torch.zeros_like(ones), ones, t).flatten()
@@ -88,10 +74,11 @@ def find_timestep(trainer: L.Trainer, generator: OneStepGenerator, *, pairs: int
     rank_zero_info(f"timestep {generator.one_step.timestep}: found over {seen * trainer.world_size} pairs")
 
 
-def _over_devices(trainer: L.Trainer, sums: Tensor) -> Tensor:
+def _of_all_devices(trainer: L.Trainer, rows: Tensor) -> Tensor:
+    """Rows (N, C) of every process, one after the other, on the host."""
     if trainer.world_size == 1:
-        return sums
-    return trainer.strategy.reduce(sums.to(trainer.strategy.root_device), reduce_op="sum").cpu()
+        return rows
+    return trainer.strategy.all_gather(rows.to(trainer.strategy.root_device)).flatten(0, 1).cpu()
 
 
 def _batches(trainer: L.Trainer, generator: OneStepGenerator) -> Iterator[Mapping[str, Any]]:

@@ -31,7 +31,11 @@ def read_config(path: str | Path, below: Sequence[Path] = ()) -> dict[str, Any]:
     if path.resolve() in below:
         raise ConfigError(f"{path}: extends itself, by way of {' and '.join(map(str, below))}")
     try:
-        config = yaml.safe_load(_text(path))
+        text = path.read_text(encoding="utf-8-sig")  # some editors begin a file with a byte order mark
+        config = yaml.safe_load(text)
+    except (UnicodeDecodeError, OSError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(f"{path}: expected a YAML config in UTF-8, got: {reason}") from error
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
@@ -46,32 +50,27 @@ def read_config(path: str | Path, below: Sequence[Path] = ()) -> dict[str, Any]:
 
 
 def expand_configs(arguments: Sequence[str]) -> list[str]:
-    """Command-line arguments whose `--config FILE` is the joined config instead of a file that extends others."""
-    expanded = list(arguments)
-    for place, argument in enumerate(arguments):
+    """A command line with each `--config FILE` joined with what it extends, and before the overrides, which so count.
+
+    Raises:
+        ConfigError: a config that cannot be read, or a setting without a value.
+    """
+    configs: list[str] = []
+    others: list[str] = []
+    rest = list(arguments[1:])
+    while rest:
+        argument = rest.pop(0)
         name, equals, value = argument.partition("=")
-        if name in ("--config", "-c") and equals:
-            expanded[place] = f"{name}={_expanded(value)}"
-        elif place and arguments[place - 1] in ("--config", "-c"):
-            expanded[place] = _expanded(argument)
-    return expanded
-
-
-def _expanded(value: str) -> str:
-    path = Path(value)
-    if "\n" in value or not path.is_file():  # what the parser itself can read is left to it, such as a config's text
-        return value
-    config = read_config(path)
-    # The key begins a line.
-    return yaml.safe_dump(config, sort_keys=False) if re.search(r"^extends:", _text(path), re.MULTILINE) else value
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")  # some editors begin a file with a byte order mark
-    except (UnicodeDecodeError, OSError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ConfigError(f"{path}: expected a YAML config in UTF-8, got: {reason}") from error
+        if name in ("--config", "-c") and (equals or rest):
+            value = value if equals else rest.pop(0)
+            if "\n" not in value and Path(value).is_file():  # else the text of one, or missing
+                value = yaml.safe_dump(read_config(value), sort_keys=False)
+            configs.append(f"--config={value}")
+        elif re.fullmatch(r"--[\w.]+\.(?!help)\w+", argument) and (not rest or rest[0].startswith("--")):
+            raise ConfigError(f"{argument[2:]}: expected a value, got none; give {argument}=VALUE")
+        else:
+            others.append(argument)
+    return [*arguments[:1], *configs, *others]
 
 
 def _joined(parent: dict[str, Any], child: dict[str, Any]) -> dict[str, Any]:

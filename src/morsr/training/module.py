@@ -38,10 +38,8 @@ from morsr.models.scores import ScoreMeans
 from morsr.training.adapter_state import (
     check_settings,
     check_tensors,
-    newest_adapters,
     runs_otherwise,
     saved_tensors,
-    take_timestep,
     warn_of_kept,
 )
 from morsr.training.calibration import find_timestep, standardize_router
@@ -75,7 +73,7 @@ class OneStepSRModule(L.LightningModule):
         one_step: timestep and parametrization of the network's call.
         losses: the terms with their weights and settings; terms of your own under ``extra``.
         weights: adapters (file, folder or preset) to start from, to validate or to test. None: `fit` starts afresh;
-            the others take what the module was fitted to, else the newest adapters among the runs, else the shipped.
+            the others take what the module was fitted to, else the newest run's adapters, else the shipped.
         start_from: adapters file that `fit` alone starts from; a plain LoRA becomes the first shared ranks.
         lr, router_lr_scale, saved_lr_scale, weight_decay, betas, warmup, schedule: see `build_networks`.
         optimizers: by network ("generator", "score", "discriminator"), instead of AdamW; called with its groups.
@@ -148,7 +146,7 @@ class OneStepSRModule(L.LightningModule):
         self.calibration_images, self.seed = max(calibration_images, 2), seed
         self.weights_file, self.start_from = weights, start_from
         self.scores = ScoreMeans(val_metrics)
-        self.last_output: GeneratorOutput | None = None
+        self.last_outputs: list[GeneratorOutput] = []
         self.phase: OneStepPhase | None = None
         self._restored: Mapping[str, Any] | None = None  # what the checkpoint says of itself
         self._fitted = False
@@ -202,7 +200,7 @@ class OneStepSRModule(L.LightningModule):
             adapters.router.noise_sigma = self.adapters.noise_at(step / total if total > 0 else 1.0)
         draws = Draws.of_step(seed=self.seed, step=step, first=rank * count, count=count, device=self.device)
         report = self.phase.run(batch, draws, step=step)
-        self.last_output = report.output
+        self.last_outputs = report.outputs
         values = report.values(self.global_step)
         self.log("train/loss", values.pop("train/loss"), prog_bar=True, batch_size=count)
         self.log_dict(values, batch_size=count)
@@ -277,15 +275,15 @@ class OneStepSRModule(L.LightningModule):
         header = read_adapters_header(file)
         extra = header["extra"]
         rank_zero_info(start_from_adapters(file, self.generator.base))
-        self._take_prompts(header["attached"], extra)
-        take_timestep(extra, self.generator)
+        self._take(extra, header["attached"])
         if other := runs_otherwise(extra, self.generator):
             rank_zero_warn(f"{file} was trained to run with {other}; here it starts elsewhere")
 
-    def _take_prompts(self, embeddings: Mapping[str, Tensor], extra: Any) -> None:
-        """Run with the prompts that adapters were trained with, unless the config gave some; old files have none."""
-        if embeddings and not self.base_settings["prompts"]:
-            extra = extra if isinstance(extra, Mapping) else {}
+    def _take(self, extra: Mapping[str, Any], embeddings: Mapping[str, Tensor]) -> None:
+        """Run at the timestep and with the prompts that adapters were trained with, unless the config gave some."""
+        if self.generator.one_step.timestep == "auto" and "timestep" in (found := extra.get("one_step") or {}):
+            self.generator.one_step = replace(self.generator.one_step, timestep=found["timestep"])
+        if embeddings and not self.base_settings["prompts"]:  # old files have none
             texts = {"clean": extra["prompt"]} if extra.get("prompt") is not None else None  # of a saved folder
             self.prompts = extra.get("prompts") or texts
             self.generator.base.set_prompts(embeddings)
@@ -304,15 +302,16 @@ class OneStepSRModule(L.LightningModule):
     def _find_weights(self) -> None:
         if self.weights_file is not None or self._restored is not None or self._fitted:
             return
-        preset = self.generator.base.base_id.removeprefix("morsr/")
-        path = newest_adapters(self.trainer, self.generator) or shipped_adapters().get(preset)
+        runs = Path(self.trainer.log_dir or self.trainer.default_root_dir).parent
+        files = sorted(runs.glob("*/adapters.safetensors"), key=lambda path: path.stat().st_mtime)
+        path = files[-1] if files else shipped_adapters().get(self.generator.base.base_id.removeprefix("morsr/"))
         if path is None:
             raise WeightsError(
                 f"no adapters were given, none for the base {self.parts['base']!r} are shipped, and no run beside this "
-                "one left any of its configuration; train it first, or name some by model.weights"
+                "one left any; train it first, or name some by model.weights"
             )
-        self.load_adapters(path)
         rank_zero_info(f"adapters: {path}")
+        self.load_adapters(path)
 
     def averaged_parameters(self) -> dict[str, nn.Parameter]:
         """What `AdapterEMA` averages: the generator's own adapters."""
@@ -352,12 +351,11 @@ class OneStepSRModule(L.LightningModule):
                 "and model.estimator to what it needs"
             )
         self.adapters = load_adapters(file, base, name="generator").config
-        self._take_prompts(header["attached"], extra)
-        take_timestep(extra, self.generator)
+        self._take(extra, header["attached"])
 
     def _rates(self) -> dict[str, Any]:
         """Optimizer settings of all networks by their names in the config, which a checkpoint records."""
-        helpers = {f"{name}.lr": helper.lr for name, helper in self.objective.helpers().items() if helper.lr}
+        helpers = {f"{name}.lr": helper.lr for name, helper in self.objective.helpers.items() if helper.lr}
         return {**self.optimizer_settings, **helpers}
 
     def _saved_tensors(self) -> dict[str, Tensor]:
@@ -381,9 +379,8 @@ class OneStepSRModule(L.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         described = checkpoint.get("morsr", {})
         check_settings(described, self.generator)
-        take_timestep(described.get("extra"), self.generator)
         if self.generator.adapters is not None:
             add_saved_modules(self.generator.base, self.generator.adapters, described.get("saved", ()))
         check_tensors(checkpoint["state_dict"], self._saved_tensors())
-        self._take_prompts(described.get("prompts", {}), described.get("extra", {}))
+        self._take(described.get("extra", {}), described.get("prompts", {}))
         self._restored = described

@@ -49,7 +49,7 @@ def build_networks(
     Raises:
         ConfigError: an optimizer for a network that the losses do not ask for.
     """
-    optimizers, helpers, trained = optimizers or {}, objective.helpers(), objective.trained()
+    optimizers, helpers, trained = optimizers or {}, objective.helpers, objective.trained()
     if unknown := sorted(set(optimizers) - set(trained)):
         raise ConfigError(f"optimizers.{unknown[0]}: no such network; expected {', '.join(trained)}")
     networks = []

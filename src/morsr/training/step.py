@@ -16,9 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from morsr.adapters import Routing
 from morsr.errors import ConfigError, TrainingError
-from morsr.estimators import DegradationScores
 from morsr.models.draws import Draws
 from morsr.models.generator import GeneratorOutput
 from morsr.training.objective import Objective
@@ -63,14 +61,14 @@ class StepReport:
         terms: unweighted terms of the generator by name, then the losses of the other networks by theirs.
         total: the generator's weighted sum.
         norms: norm of each network's gradient before clipping.
-        output: the generator's pass over the whole batch, detached.
+        outputs: the generator's passes over the parts of the batch, detached.
         skipped: networks whose step was left out because a gradient was not finite.
         task_share: size of the router's gradient from all other terms over that plus the balance's.
     """
 
     terms: dict[str, Tensor]
     total: Tensor
-    output: GeneratorOutput
+    outputs: list[GeneratorOutput]
     norms: dict[str, Tensor] = field(default_factory=dict)
     skipped: list[str] = field(default_factory=list)
     task_share: Tensor | None = None
@@ -138,9 +136,8 @@ class OneStepPhase:
             self._finish(generator, report)
         if generator.name in report.skipped:
             return report  # the latents of such a step would only carry the damage on
-        starts = {name: helper.start for name, helper in self.objective.helpers().items()}
         for network in helpers:
-            if step >= starts[network.name]:
+            if step >= self.objective.helpers[network.name].start:
                 with toggled(self.networks, network):
                     self._helper_pass(network, batch, draws, parts, report, step)
                     self._finish(network, report)
@@ -155,20 +152,21 @@ class OneStepPhase:
         return [slice(first, last) for first, last in pairwise(edges)]
 
     def _generator_pass(self, batch: Mapping[str, Any], draws: Draws, parts: Sequence[slice], step: int) -> StepReport:
-        count, losses, router = len(batch["lr"]), [], _router_parameters(self.objective)
-        balance_factor, pulls = self.objective.weights["balance"].at(step), []
+        count, router = len(batch["lr"]), _router_parameters(self.objective)
+        losses, outputs, pulls = [], [], []
         for part in parts:
             images = {name: batch[name][part] for name in ("lr", "hr", "score_lr", "severity") if name in batch}
             share = (part.stop - part.start) / count
             loss = self.objective.generator_loss(images, draws[part], step=step)
             if router and "balance" in loss.terms:
                 pull = torch.autograd.grad(loss.terms["balance"], router, retain_graph=True, allow_unused=True)
-                pulls.append(_flat(pull, router) * share * balance_factor)
+                pulls.append(_flat(pull, router) * share * self.objective.terms["balance"][0].at(step))
             self.backward(loss.total * share, part is parts[-1])
             terms = {name: value.detach() * share for name, value in loss.terms.items()}
-            losses.append((terms, loss.total.detach() * share, _detached(loss.output)))
-        terms = {name: torch.stack([part[0][name] for part in losses]).sum() for name in losses[0][0]}
-        report = StepReport(terms, torch.stack([part[1] for part in losses]).sum(), _joined([p[2] for p in losses]))
+            losses.append((terms, loss.total.detach() * share))
+            outputs.append(_detached(loss.output))
+        terms = {name: torch.stack([part[name] for part, _ in losses]).sum() for name in losses[0][0]}
+        report = StepReport(terms, torch.stack([total for _, total in losses]).sum(), outputs)
         if pulls:
             balance = mean_over_devices(torch.stack(pulls).sum(0))
             task = _flat([parameter.grad for parameter in router], router) - balance
@@ -185,10 +183,9 @@ class OneStepPhase:
         step: int,
     ) -> None:
         count, values = len(batch["lr"]), []
-        for part in parts:
+        for part, made in zip(parts, report.outputs, strict=True):
             share = (part.stop - part.start) / count
             images = {name: batch[name][part] for name in ("lr", "hr")}
-            made = report.output._replace(sr=report.output.sr[part], z0=report.output.z0[part])
             loss = self.objective.helper_loss(network.name, made, images, draws[part], step=step)
             self.backward(loss * share, part is parts[-1])
             values.append(loss.detach() * share)
@@ -243,13 +240,3 @@ def _detached(output: GeneratorOutput) -> GeneratorOutput:
     """The same without its graph, so that whoever reads it later does not keep that alive."""
     routing = output.routing.detach() if output.routing is not None else None
     return output._replace(sr=output.sr.detach(), z0=output.z0.detach(), routing=routing)
-
-
-def _joined(outputs: Sequence[GeneratorOutput]) -> GeneratorOutput:
-    """The passes over the parts of a batch as one over the whole."""
-    sr, z0, routings, scores = zip(*outputs, strict=True)
-    routing = None if routings[0] is None else Routing(*(torch.cat(f, dim=1) for f in zip(*routings, strict=True)))
-    if scores[0] is not None:
-        values, severities, names = zip(*scores, strict=True)
-        scores = (DegradationScores(torch.cat(values), torch.cat(severities), names[0]),)
-    return GeneratorOutput(torch.cat(sr), torch.cat(z0), routing, scores[0])

@@ -121,30 +121,22 @@ class RunSummary(Callback):
         folder, steps, seconds = run_folder(trainer), trainer.global_step, time.perf_counter() - self._start
         if trainer.fast_dev_run or not trainer.is_global_zero:
             return
-        files = written_files(trainer, folder)
+        checkpoints = [one for one in trainer.checkpoint_callbacks if isinstance(one, ModelCheckpoint)]
+        boards = [one.log_dir for one in trainer.loggers if isinstance(one, TensorBoardLogger)]
+        places = {
+            "run folder": folder,
+            "adapters": folder / "adapters.safetensors",
+            "adapters, best": folder / "adapters-best.safetensors",
+            "before and after": folder / "before_after.png",
+            "load of the ranks": folder / "expert_load.png",
+            "metrics table": folder / "metrics.csv",
+            "checkpoint": next((one.last_model_path or one.best_model_path for one in checkpoints), ""),
+            "TensorBoard": next(iter(boards), ""),
+        }
+        files = {name: str(path) for name, path in places.items() if path and Path(path).exists()}
         values = {name: float(v) for name, v in trainer.callback_metrics.items() if name.startswith("val/")}
         facts = {"steps": steps, "seconds": round(seconds, 1), "files": files, "validation": values}
         write_text(folder / "summary.json", json.dumps(facts, indent=2) + "\n")
-        width = max(map(len, files), default=0)
         shown = {**files, **{name: f"{value:.4f}" for name, value in values.items()}}
-        lines = [f"  {name:<{width}}  {what}" for name, what in shown.items()]
+        lines = [f"  {name:<17}  {what}" for name, what in shown.items()]
         rank_zero_info("\n".join(["", f"Step {steps}, after {seconds:.0f} s:", *lines, ""]))
-
-
-def written_files(trainer: L.Trainer, folder: Path) -> dict[str, str]:
-    """Files and folders of a run, by what they hold."""
-    files: dict[str, str | Path] = {
-        "run folder": folder,
-        "adapters": folder / "adapters.safetensors",
-        "adapters, best": folder / "adapters-best.safetensors",
-        "before and after": folder / "before_after.png",
-        "load of the ranks": folder / "expert_load.png",
-        "metrics table": folder / "metrics.csv",
-    }
-    for one in trainer.checkpoint_callbacks:
-        if isinstance(one, ModelCheckpoint):
-            files.setdefault("checkpoint", one.last_model_path or one.best_model_path)
-    for logger in trainer.loggers:
-        if isinstance(logger, TensorBoardLogger):
-            files["TensorBoard"] = logger.log_dir
-    return {name: str(path) for name, path in files.items() if path and Path(path).exists()}

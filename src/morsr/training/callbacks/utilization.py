@@ -7,7 +7,6 @@ from typing import Any
 
 import lightning as L
 import torch
-import torch.nn.functional as F
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -24,7 +23,7 @@ BINS = 5  # of severity, each 0.2 wide
 class ExpertUtilization(Callback):
     """Logs how the routed ranks are used: gate mass, effective ranks, load, dead slots, zero slots by severity.
 
-    Every batch is added up on the device. Scalars go to every logger, the load of all slots as one histogram to
+    Values of every image are kept on the device. Scalars go to every logger, the load of all slots as one histogram to
     TensorBoard, and a picture of the load to TensorBoard and as `expert_load.png` into the run's folder.
     A load is a slot's share of the choices over the even share: 1 is even, below 0.1 a slot is dead.
 
@@ -41,37 +40,43 @@ class ExpertUtilization(Callback):
         self.load = torch.empty(0)
         self._report: Any = None
         self._names: tuple[str, ...] = ()
-        self._sums: dict[str, Tensor] = {}
+        self._counts: list[Tensor] = []  # of the choices of every slot (L, N), by batch
+        self._images: list[Tensor] = []  # what `use_of_images` gives, by batch
         self._file = Path()
         self._logged = self._drawn = -1
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         report = getattr(getattr(pl_module, "generator", None), "adapters", None)
         self._report = report if report is not None and report.config.is_routed else None
-        self._sums, self._logged, self._drawn = {}, trainer.global_step, trainer.global_step
+        self._counts, self._images = [], []
+        self._logged = self._drawn = trainer.global_step
         self._file = run_folder(trainer) / "expert_load.png"
 
     @torch.no_grad()
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *rest: Any) -> None:
-        output: Any = getattr(pl_module, "last_output", None)
-        if self._report is None or output is None or output.routing is None:
+        outputs: Any = getattr(pl_module, "last_outputs", ())
+        if self._report is None or not outputs:
             return
-        self._names = (*output.scores.names, "severity")
-        sums = batch_sums(output.routing, output.scores, self._report.config.num_zero)
-        self._sums = {name: self._sums[name] + value for name, value in sums.items()} if self._sums else sums
+        for output in outputs:
+            self._names = (*output.scores.names, "severity")
+            self._counts.append(slot_load(output.routing.chosen, output.routing.gates.shape[-1]))
+            self._images.append(use_of_images(output.routing, output.scores, self._report.config.num_zero))
         if trainer.global_step // self.every_n_steps > self._logged // self.every_n_steps:
             self._log(trainer)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if len(self.load) or self._sums:
+        if len(self.load) or self._counts:
             self._log(trainer, last=True)
 
     def _log(self, trainer: L.Trainer, *, last: bool = False) -> None:
         step = self._logged = trainer.global_step
-        if self._sums:
-            sums = {name: trainer.strategy.reduce(value, reduce_op="sum") for name, value in self._sums.items()}
-            self._sums = {}
-            scalars = self._evaluate({name: value.double().cpu() for name, value in sums.items()})
+        if self._counts:
+            counts = trainer.strategy.reduce(torch.stack(self._counts).sum(0), reduce_op="sum")
+            images = torch.cat(self._images)
+            if trainer.world_size > 1:
+                images = trainer.strategy.all_gather(images).flatten(0, 1)
+            self._counts, self._images = [], []
+            scalars = self._evaluate(load_share(counts.cpu().double()), images.cpu().double())
             for logger in trainer.loggers:
                 logger.log_metrics(scalars, step=step)
                 if isinstance(logger, TensorBoardLogger):
@@ -86,51 +91,39 @@ class ExpertUtilization(Callback):
                 )  # fmt: skip
                 show_picture(trainer, pixels_of(figure), tag="watch_routing/load_picture", files=[self._file])
 
-    def _evaluate(self, sums: dict[str, Tensor]) -> dict[str, float]:
-        """Scalars by name, from the sums over all processes since the last log."""
-        config, images, share = self._report.config, sums["images"], load_share(sums["counts"])
-        slots = share.shape[1]
-        self.load = share * slots
-        zero = share[:, slots - config.num_zero :].sum(1)
+    def _evaluate(self, share: Tensor, images: Tensor) -> dict[str, float]:
+        """Scalars by name, from the share of choices (L, N) and the use of all images since the last log."""
+        config = self._report.config
+        self.load = share * share.shape[1]
+        mass, effective, zero = images.T[:3]
         found = {
-            "gate_mass": (sums["mass"] / images).mean(),
-            "effective_ranks": (sums["effective"] / images).mean(),
-            "active_ranks": (config.num_shared + config.top_k * config.expert_rank * (1 - zero)).mean(),
+            "gate_mass": mass.mean(),
+            "effective_ranks": effective.mean(),
+            "active_ranks": config.num_shared + config.top_k * config.expert_rank * (1 - zero.mean()),
             "zero_share": zero.mean(),
             "load_cv": self.load.std(1, correction=0).mean(),
             "max_over_mean_load": self.load.amax(1).mean(),
             "dead_slots": dead_experts(share, config.num_zero).sum(1).double().mean(),
         }
-        for place, value in enumerate(sums["zeros"] / sums["bins"]):
-            if not value.isnan():  # no image was as severe
-                found[f"zero_share_at_severity_{place / BINS:.1f}"] = value
-        mean = sums["scores"] / images
-        width = (sums["squares"] / images - mean.square()).clamp_min(0).sqrt()
+        bins = (images[:, -1] * BINS).long().clamp(0, BINS - 1)
+        for place in bins.unique().tolist():
+            found[f"zero_share_at_severity_{place / BINS:.1f}"] = zero[bins == place].mean()
         scalars = {f"watch_routing/{name}": float(value) for name, value in found.items()}
-        for name, middle, deviation in zip(self._names, mean.tolist(), width.tolist(), strict=True):
-            scalars |= {f"watch/degradation_{name}": middle, f"watch/degradation_{name}_deviation": deviation}
+        for name, values in zip(self._names, images.T[3:], strict=True):
+            scalars[f"watch/degradation_{name}"] = float(values.mean())
+            scalars[f"watch/degradation_{name}_deviation"] = float(values.std(correction=0))
         return scalars
 
 
-def batch_sums(routing: Any, scores: Any, num_zero: int) -> dict[str, Tensor]:
-    """Sums over the images of a batch, on its device. Dimensions: L layers, B images, N slots, D scores.
+def use_of_images(routing: Any, scores: Any, num_zero: int) -> Tensor:
+    """Gate mass, effective ranks and zero share of each image, means over layers, its scores and severity: (B, 4 + D).
 
     Args:
         routing: gates (L, B, N) and chosen slots (L, B, K).
         scores: scores (B, D) and severity (B,).
         num_zero: how many of the last slots are zero slots.
     """
-    slots = routing.gates.shape[-1]
-    gates, severity = routing.gates.float(), scores.severity.float()
-    bins = F.one_hot((severity * BINS).long().clamp(0, BINS - 1), BINS).float()
-    values = torch.cat([scores.scores.float(), severity[:, None]], dim=1)
-    return {
-        "images": torch.ones_like(severity).sum(),
-        "counts": slot_load(routing.chosen, slots),
-        "mass": gate_mass(gates, slots - num_zero).sum(1),
-        "effective": effective_ranks(gates, slots - num_zero).sum(1),
-        "bins": bins.sum(0),
-        "zeros": zero_share(routing.chosen, slots - num_zero).mean(0) @ bins,
-        "scores": values.sum(0),
-        "squares": values.square().sum(0),
-    }
+    gates, real = routing.gates.float(), routing.gates.shape[-1] - num_zero
+    use = gate_mass(gates, real), effective_ranks(gates, real), zero_share(routing.chosen, real)
+    columns = [*(values.mean(0) for values in use), *scores.scores.float().unbind(1), scores.severity.float()]
+    return torch.stack(columns, dim=1)
