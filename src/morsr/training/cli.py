@@ -83,6 +83,9 @@ class MorsrCLI(LightningCLI):
         """The one that runs: parsers of the others would take most of the time of a start."""
         return {self._one: super().subcommands()[self._one]}
 
+    def _add_instantiators(self) -> None:
+        """None: Lightning's write the whole config out once more, for hyperparameters that no checkpoint here holds."""
+
     def _parse_ckpt_path(self) -> None:
         """Look for the checkpoint; unlike Lightning's, never take settings from it."""
         config, fit = self.config[self.config["subcommand"]], self.config["subcommand"] == "fit"
