@@ -54,10 +54,9 @@ def main(args: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")
     training = bool(arguments) and arguments[0] in LIGHTNING
     try:
-        if training:
-            with _signals_end_it():
-                return _lightning(arguments)
         with _signals_end_it():
+            if training:
+                return _lightning(arguments)
             try:
                 return _command(arguments)
             finally:
@@ -168,12 +167,10 @@ def _settings_printed(arguments: Sequence[str]) -> bool:
     kind = class_at(given.get(section, {}).get("class_path", ours[section]), f"--{section}")
     for place, name in enumerate(inside):
         known = settings_of(kind)
-        if name not in known:
+        if name not in known or class_in(known[name]) is None:
             where = ".".join([section, *inside[: place + 1]])
-            raise ConfigError(f"{where}: unknown setting; {closest(name, known) or f'see --{section}.help'}")
+            raise ConfigError(f"{where}: no group of settings; {closest(name, known) or f'see --{section}.help'}")
         kind = class_in(known[name])
-        if kind is None:
-            raise ConfigError(f"{asked}: {known[name]} has no settings; see --{section}.help")
     parser = ArgumentParser(prog="morsr fit", usage="morsr fit --config FILE [options]", add_help=False)
     parser.add_class_arguments(kind, ".".join([section, *inside]), fail_untyped=False)
     parser.print_help()

@@ -69,7 +69,7 @@ def test_severity_of_the_shipped_estimator_follows_each_degradation_alone():
 
 def test_training_step_learns_and_replays():
     torch.manual_seed(0)
-    module = LearnedEstimatorTraining(hidden=32, dropout=0.0, replay=2, pool=16, lr=5e-3)
+    module = LearnedEstimatorTraining(out="", hidden=32, dropout=0.0, replay=2, pool=16, lr=5e-3)
     module.log = lambda *args, **kwargs: None
     optimizer = torch.optim.AdamW(module.net.parameters(), lr=5e-3)
     batch, losses = recipe_batch(8), []

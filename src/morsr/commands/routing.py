@@ -31,8 +31,8 @@ def run(
     """Write one HTML page, which works offline, on the ranks that are active for each image.
 
     Images are routed with the degradation estimator and the router, which takes no UNet. The page shows the load of
-    every slot, what each slot is for, zero slots against severity, active ranks along the network, and a light, a
-    medium and a severe image with their routed ranks switched off. Returns 1 if some files could not be read.
+    every slot, what each slot is for, zero slots against severity, and a light, a medium and a severe image with their
+    routed ranks switched off. Returns 1 if some files could not be read.
 
     Args:
         input: image, folder of images, or a table that --table wrote

@@ -26,7 +26,7 @@ def run(
         lr: inputs of the same paths without suffix: adds the bicubic row
         metrics: names with commas
         out: folder for the tables
-        published: data set, such as realsr, whose published rows are printed beside
+        published: data set, such as realsr, whose published scores are printed below
         accelerator: run learned metrics on the accelerator, if any
     """
     if not pred:
@@ -37,13 +37,15 @@ def run(
     from morsr.evaluation.score import score_folders
     from morsr.evaluation.tables import published_rows
 
+    papers = published_rows(published) if published else {}
     report = score_folders(
         named_paths(pred), gt, lr, [name for name in metrics.split(",") if name.strip()],
         out=out,
         device=torch.accelerator.current_accelerator() if accelerator else None,
-        published=published_rows(published) if published else {},
     )  # fmt: skip
     print(report.to_text())
+    for method, scores in papers.items():
+        print(f"published, {method}: " + ", ".join(f"{name} {score:g}" for name, score in scores.items()))
     print(printable(f"Written to {out}: scores.csv, scores.txt"))
     return 1 if report.problems else 0
 

@@ -15,7 +15,7 @@ from morsr.adapters import active_adapters
 from morsr.errors import ConfigError
 from morsr.evaluation.images import to_uint8
 from morsr.evaluation.score import BICUBIC, Method, bicubic_method, evaluate
-from morsr.evaluation.tables import BenchmarkReport, ImageScore, published_rows
+from morsr.evaluation.tables import BenchmarkReport, ImageScore
 from morsr.files import write_text
 
 
@@ -44,9 +44,6 @@ class BenchmarkTable(L.Callback):
                 f"BenchmarkTable: expected one device, got {trainer.world_size}; set trainer.devices to 1"
             )
 
-    def on_test_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._pairs, self.reports = {}, {}
-
     def on_test_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int,
         dataloader_idx: int = 0,
@@ -58,12 +55,9 @@ class BenchmarkTable(L.Callback):
     def on_test_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         folder = Path(self.out or _run_folder(trainer) / "benchmark")
         methods = module_methods(pl_module, getattr(trainer.datamodule, "scale", 4))
+        self.reports = {}
         for name, pairs in self._pairs.items():
-            try:
-                published = published_rows(name)
-            except ConfigError:
-                published = {}
-            report = evaluate(methods, pairs, self.metrics, out=folder / name, published=published)
+            report = evaluate(methods, pairs, self.metrics, out=folder / name)
             self.reports[name] = report
             rank_zero_info(f"\n{name}: {report.to_text()}\nall scores and pictures: {folder / name}\n")
         self._pairs = {}

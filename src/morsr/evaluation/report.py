@@ -18,15 +18,12 @@ from torch import Tensor
 
 from morsr.errors import InputError, check_images
 from morsr.evaluation.images import to_uint8
-from morsr.evaluation.routing import SEVERITY_NAMES, RoutingTable
+from morsr.evaluation.routing import RoutingTable
 from morsr.evaluation.specialisation import Specialisation
 from morsr.files import write_text
-from morsr.functional.layer_names import flow_order
 from morsr.functional.utilization import dead_experts, load_entropy, spearman
 from morsr.imaging.loads import pixels_of
 from morsr.models.generator import OneStepGenerator, enlarge
-
-COLOURS = {"light": "#5ec962", "medium": "#21918c", "severe": "#440154"}
 
 
 @dataclass(frozen=True)
@@ -100,7 +97,7 @@ def write_report(
     """
     missing = list(notes)
     parts = [_overview(table), _kinds(table, kinds or {}), _load(table), _specialised(table, missing)]
-    parts += [_zero(table, missing), _ranks(table), *(_example(example, table) for example in examples)]
+    parts += [_zero(table, missing), *(_example(example, table) for example in examples)]
     if not examples:
         missing.append("Restored pictures with ranks switched off: no image was restored for this page.")
     rows = "".join(f"<li>{html.escape(note)}</li>" for note in missing)
@@ -227,27 +224,6 @@ def _zero(table: RoutingTable, missing: list[str]) -> str:
     if math.isnan(correlation):
         missing.append("Zero share against severity: expected at least three images that differ in both.")
     return _section("Zero slots against severity", _plot(figure), f"Spearman's rank correlation {correlation:+.2f}.")
-
-
-def _ranks(table: RoutingTable) -> str:
-    order, groups = flow_order(table.layer_names), table.severity_groups()
-    numbers = {"active ranks": table.active_ranks(), "gate mass": table.gate_mass()}
-    numbers |= {"effective experts": table.effective_ranks(), "routed / shared update": table.update}
-    figure = Figure(figsize=(9, 1.8 * len(numbers)), layout="constrained")
-    axes = figure.subplots(len(numbers), sharex=True)
-    for axis, (what, values) in zip(axes, numbers.items(), strict=True):
-        for name in SEVERITY_NAMES:
-            mine = torch.tensor([group == name for group in groups])
-            if mine.any():
-                axis.plot(values[mine][:, order].mean(0), color=COLOURS[name], label=f"{name} ({int(mine.sum())})")
-        axis.set(ylabel=what, ylim=(0, None))
-    axes[-1].set_xlabel("layers, input to output")
-    axes[0].legend()
-    lead = (
-        "Means over the images of each third of severity. Active ranks count shared ranks and chosen experts; gate "
-        "mass is the sum of the experts' gates; effective experts share that mass (exp of its entropy)."
-    )
-    return _section("Ranks along the network", _plot(figure), lead)
 
 
 def _example(example: Example, table: RoutingTable) -> str:

@@ -34,7 +34,6 @@ def evaluate(
     metrics: Sequence[str] = ("psnr", "ssim", "niqe"),
     *,
     out: str | Path | None = None,
-    published: Mapping[str, Mapping[str, float]] | None = None,
 ) -> BenchmarkReport:
     """Score methods over pairs; differences are taken to "bicubic" where it is there, else to the first method.
 
@@ -45,7 +44,6 @@ def evaluate(
             with a `load()` that reads one.
         metrics: names, see `morsr.models.metrics`.
         out: folder for scores.csv, scores.txt and side_by_side.png; None writes nothing.
-        published: rows of papers to print beside, see `published_rows`.
 
     Raises:
         ConfigError: unknown metrics.
@@ -74,7 +72,7 @@ def evaluate(
                 sheet.setdefault(group or pair.stem, shown)
             yield pair.stem, group, images, pair.hr
 
-    report = _scored(restored(), build_metrics(metrics), [], out, published)
+    report = _scored(restored(), build_metrics(metrics), [], out)
     if out is not None:
         from PIL import Image
 
@@ -95,7 +93,6 @@ def score_folders(
     *,
     out: str | Path | None = None,
     device: torch.device | None = None,
-    published: Mapping[str, Mapping[str, float]] | None = None,
 ) -> BenchmarkReport:
     """Score folders (or single files) of restored images; the report lists what cannot be paired, read or compared.
 
@@ -107,7 +104,6 @@ def score_folders(
         metrics: names, see `morsr.models.metrics`.
         out: folder for scores.csv and scores.txt.
         device: where learned metrics run; None is the CPU.
-        published: rows of papers to print beside, see `published_rows`.
 
     Raises:
         ConfigError: unknown metrics, none, no method, or a method called "bicubic" beside the bicubic row.
@@ -134,15 +130,11 @@ def score_folders(
             except InputError as error:
                 problems.append(f"{stem}: {error}")
 
-    return _scored(read(), MetricSet(built.metrics, absent), problems, out, published)
+    return _scored(read(), MetricSet(built.metrics, absent), problems, out)
 
 
 def _scored(
-    images: Iterable[Outputs],
-    built: MetricSet,
-    problems: list[str],
-    out: str | Path | None,
-    published: Mapping[str, Mapping[str, float]] | None,
+    images: Iterable[Outputs], built: MetricSet, problems: list[str], out: str | Path | None
 ) -> BenchmarkReport:
     """Score all outputs and write the tables; `problems` may grow while images are read."""
     rows: list[ImageScore] = []
@@ -160,7 +152,6 @@ def _scored(
         absent=built.absent,
         reference=min(methods, key=lambda name: name != BICUBIC) if len(methods) > 1 else None,
         problems=list(map(printable, problems)),
-        published=published or {},
     )
     if out is not None:
         report.save(out)

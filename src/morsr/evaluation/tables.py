@@ -70,7 +70,6 @@ class BenchmarkReport:
         absent: metrics that could not be computed, and why.
         reference: the method that differences are taken to, or None.
         problems: what was left out or failed, one text each.
-        published: scores quoted from papers, by method.
     """
 
     rows: Sequence[ImageScore]
@@ -78,7 +77,6 @@ class BenchmarkReport:
     absent: Mapping[str, str] = field(default_factory=dict)
     reference: str | None = None
     problems: Sequence[str] = ()
-    published: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     @cached_property
     def methods(self) -> tuple[str, ...]:
@@ -144,9 +142,6 @@ class BenchmarkReport:
                 # A mean over fewer images is not comparable with the others of its metric.
                 count = "" if known in (0, len(self.images)) else f" (n={known})"
                 lines.append([info.label, method, number(self.mean(method, info.name)) + count, *interval_cells(value)])
-            for method, scores in self.published.items():
-                if info.name in scores:
-                    lines.append([info.label, f"{method} (published)", f"{scores[info.name]:g}", "", ""])
         head = ["metric", "method", "mean", delta, "95 % interval (*: without 0)"]
         shown = text_table(head, lines)
         notes = [printable(f"{name} is absent: {reason}") for name, reason in self.absent.items()]

@@ -32,6 +32,7 @@ class SeededTraining(L.LightningModule):
     """A module trained by AdamW whose random numbers depend on seed, epoch, batch and process alone.
 
     Args:
+        out: file or folder of the result, written at the end.
         lr: peak learning rate.
         weight_decay: of AdamW.
         warmup: steps of linear rise.
@@ -44,6 +45,7 @@ class SeededTraining(L.LightningModule):
     def __init__(
         self,
         *,
+        out: str,
         lr: PositiveFloat = 1e-3,
         weight_decay: NonNegativeFloat = 0.0,
         warmup: NonNegativeInt = 0,
@@ -51,6 +53,7 @@ class SeededTraining(L.LightningModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        self.out = Path(out)
         self.lr, self.weight_decay, self.warmup, self.schedule, self.seed = lr, weight_decay, warmup, schedule, seed
 
     def trained(self) -> list[dict[str, Any]]:
@@ -86,10 +89,6 @@ class BasePhase(SeededTraining):
     """A phase of a base, written as a folder in diffusers' layout."""
 
     base: Any
-
-    def __init__(self, *, out: str, **settings: Any) -> None:
-        super().__init__(**settings)
-        self.out = Path(out)
 
     def build(self) -> tuple[Base, nn.Module]:
         """Make or read the base; returns it and the part that is trained."""
@@ -129,21 +128,12 @@ class AutoencoderTraining(BasePhase):
     Args:
         unet: settings of the UNet2DConditionModel that will be trained next; only stored here.
         vae: settings of the autoencoder.
-        out: folder for the base.
         base_id: name that adapters record as their base.
-        settings: of the optimizer and the seed, see `SeededTraining`.
+        settings: `out`, and those of the optimizer and the seed, see `SeededTraining`.
     """
 
-    def __init__(
-        self,
-        *,
-        unet: dict[str, Any],
-        vae: dict[str, Any],
-        out: str,
-        base_id: str = "custom",
-        **settings: Any,
-    ) -> None:
-        super().__init__(out=out, **settings)
+    def __init__(self, *, unet: dict[str, Any], vae: dict[str, Any], base_id: str = "custom", **settings: Any) -> None:
+        super().__init__(**settings)
         self.shapes: dict[str, Any] = {"unet": unet, "vae": vae, "base_id": base_id}
         self.register_buffer("latent_square", torch.ones(()))
 
@@ -187,12 +177,11 @@ class DiffusionTraining(BasePhase):
 
     Args:
         base: folder written by `AutoencoderTraining`.
-        out: folder for the finished base.
-        settings: of the optimizer and the seed, see `SeededTraining`.
+        settings: `out`, and those of the optimizer and the seed, see `SeededTraining`.
     """
 
-    def __init__(self, *, base: str, out: str, **settings: Any) -> None:
-        super().__init__(out=out, **settings)
+    def __init__(self, *, base: str, **settings: Any) -> None:
+        super().__init__(**settings)
         self.base_source = base
 
     def build(self) -> tuple[Base, nn.Module]:

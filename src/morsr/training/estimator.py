@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,32 +28,28 @@ class LearnedEstimatorTraining(SeededTraining):
     `realesrgan_single` does; else the network does not learn what clean is.
 
     Args:
-        out: file for the weights (.safetensors), written at the end.
         hidden: width of the network.
         dropout: of its first layer.
-        recipe: recipe among whose draws the ranks are taken.
         replay: how many earlier images are learned again beside every new one. Degrading an image costs far more than
             learning from it, since its statistics are kept.
         pool: how many earlier images are kept; checkpoints hold them.
         fill: share of the run, at its start, that only fills the pool. Without it the earliest images are learned ten
             times as often as the last ones, and the network remembers them.
-        settings: of the optimizer and the seed, see `SeededTraining`; the schedule starts after the fill.
+        settings: `out`, and those of the optimizer and the seed, see `SeededTraining`; the schedule starts after the
+            fill.
     """
 
     def __init__(
         self,
         *,
-        out: str = "runs/estimator/estimator.safetensors",
         hidden: PositiveInt = 512,
         dropout: ClosedUnitInterval = 0.3,
-        recipe: str = "realesrgan",
         replay: NonNegativeInt = 31,
         pool: PositiveInt = 20_000,
         fill: float = 0.0,
         **settings: Any,
     ) -> None:
         super().__init__(**settings)
-        self.out, self.recipe = Path(out), recipe
         self.replay, self.pool, self.fill = replay, pool, fill
         self._seen: list[tuple[Tensor, Tensor]] = []
         self.standardized: Tensor
@@ -69,7 +64,7 @@ class LearnedEstimatorTraining(SeededTraining):
         """True ranks (B, 5) of blur, noise, JPEG and resize, and their mean."""
         if "parameters" not in batch:
             raise InputError("the estimator learns from known parameters: give folders of sharp images, not pairs")
-        ranks = torch.stack(true_severity(batch["parameters"], self.recipe)[:4], dim=1)
+        ranks = torch.stack(true_severity(batch["parameters"])[:4], dim=1)
         return torch.cat([ranks, ranks.mean(dim=1, keepdim=True)], dim=1).to(batch["lr"].device)
 
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor | None:

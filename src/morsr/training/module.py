@@ -260,7 +260,12 @@ class OneStepSRModule(L.LightningModule):
         if self._restored is not None:
             warn_of_kept(self._restored.get("optimizer", {}), self._rates())
         elif self.start_from is not None:
-            self._start(find_adapters(self.start_from))
+            file = find_adapters(self.start_from)
+            header = read_adapters_header(file)
+            rank_zero_info(start_from_adapters(file, self.generator.base))
+            self._take(header["extra"], header["attached"])
+            if other := runs_otherwise(header["extra"], self.generator):
+                rank_zero_warn(f"{file} was trained to run with {other}; here it starts elsewhere")
         if self.generator.adapters is not None:
             self.generator.adapters.router.train()  # Lightning keeps modes as they are
             if self.adapters.is_routed and self.adapters.noise_at(0.0) > 0 and total_steps(self.trainer) < 1:
@@ -270,14 +275,6 @@ class OneStepSRModule(L.LightningModule):
         find_timestep(self.trainer, self.generator, pairs=min(256, self.calibration_images))
         standardize_router(self.trainer, self.generator, images=self.calibration_images)
         self._fitted = True
-
-    def _start(self, file: Path) -> None:
-        header = read_adapters_header(file)
-        extra = header["extra"]
-        rank_zero_info(start_from_adapters(file, self.generator.base))
-        self._take(extra, header["attached"])
-        if other := runs_otherwise(extra, self.generator):
-            rank_zero_warn(f"{file} was trained to run with {other}; here it starts elsewhere")
 
     def _take(self, extra: Mapping[str, Any], embeddings: Mapping[str, Tensor]) -> None:
         """Run at the timestep and with the prompts that adapters were trained with, unless the config gave some."""
@@ -344,14 +341,13 @@ class OneStepSRModule(L.LightningModule):
         """
         file, base = find_adapters(path), self.generator.base
         header = read_adapters_header(file)
-        extra = header["extra"]
-        if other := runs_otherwise(extra, self.generator):
+        if other := runs_otherwise(header["extra"], self.generator):
             raise WeightsError(
                 f"{file}: trained to run with {other}; take the config that it was trained by, or set model.one_step "
                 "and model.estimator to what it needs"
             )
         self.adapters = load_adapters(file, base, name="generator").config
-        self._take(extra, header["attached"])
+        self._take(header["extra"], header["attached"])
 
     def _rates(self) -> dict[str, Any]:
         """Optimizer settings of all networks by their names in the config, which a checkpoint records."""

@@ -145,8 +145,11 @@ class Objective:
         return self.helpers[network].loss(now)
 
     def _of_latents(self, loss: Callable[..., Tensor], aimed: bool, step: TrainingStep) -> Tensor:
-        """A network's loss on the generated latents and, if it is aimed at them, the real ones."""
-        real = {"real": self._real_latents(step.hr)} if aimed else {}
+        """A network's loss on the generated latents and, if it aims at them, on those of the HR images."""
+        real = {}
+        if aimed:
+            with torch.no_grad(), active_adapters(self.base, None):
+                real["real"] = self.generator.encode(pad_to_multiple(step.hr, self.generator.multiple))
         return loss(step.z0, draws=step.draws, **real)
 
     def _balance(self, step: TrainingStep) -> Tensor:
@@ -155,11 +158,6 @@ class Objective:
         assert routing is not None
         assert severity is not None
         return adapters.router.balance_loss(routing, severity)
-
-    def _real_latents(self, hr: Tensor) -> Tensor:
-        """Latents of HR images (B, 3, H, W) in [0, 1] by the frozen encoder, without a gradient."""
-        with torch.no_grad(), active_adapters(self.base, None):
-            return self.generator.encode(pad_to_multiple(hr, self.generator.multiple))
 
 
 def known_severity(batch: Mapping[str, Any], estimated: Tensor) -> Tensor:

@@ -152,13 +152,14 @@ class OneStepPhase:
         return [slice(first, last) for first, last in pairwise(edges)]
 
     def _generator_pass(self, batch: Mapping[str, Any], draws: Draws, parts: Sequence[slice], step: int) -> StepReport:
-        count, router = len(batch["lr"]), _router_parameters(self.objective)
+        count, adapters = len(batch["lr"]), self.objective.generator.adapters
+        router = [one for one in adapters.router.parameters() if one.requires_grad] if adapters is not None else []
         losses, outputs, pulls = [], [], []
         for part in parts:
             images = {name: batch[name][part] for name in ("lr", "hr", "score_lr", "severity") if name in batch}
             share = (part.stop - part.start) / count
             loss = self.objective.generator_loss(images, draws[part], step=step)
-            if router and "balance" in loss.terms:
+            if "balance" in loss.terms and router:
                 pull = torch.autograd.grad(loss.terms["balance"], router, retain_graph=True, allow_unused=True)
                 pulls.append(_flat(pull, router) * share * self.objective.terms["balance"][0].at(step))
             self.backward(loss.total * share, part is parts[-1])
@@ -222,13 +223,6 @@ def mean_over_devices(values: Tensor) -> Tensor:
         dist.all_reduce(values)
         values /= dist.get_world_size()
     return values
-
-
-def _router_parameters(objective: Objective) -> list[nn.Parameter]:
-    report = objective.generator.adapters
-    if report is None or not report.is_routed:
-        return []
-    return [one for one in report.router.parameters() if one.requires_grad]
 
 
 def _flat(gradients: Sequence[Tensor | None], parameters: Sequence[nn.Parameter]) -> Tensor:
