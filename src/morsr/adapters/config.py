@@ -66,8 +66,9 @@ class MoRConfig:
         for name in ("targets", "modules_to_save"):
             value = getattr(self, name)
             object.__setattr__(self, name, tuple(value) if isinstance(value, list) else value)
-        least = {"num_ranks": 1, "expert_rank": 1, "balance_window": 1, "scale": -float("inf")}
-        check_fields(self, least=least)
+        # A router that starts at zero ties all logits, so that every image gets the same slots.
+        least = {"num_ranks": 1, "expert_rank": 1, "balance_window": 1, "router_init_std": 1e-6}
+        check_fields(self, least={**least, "scale": -float("inf")})
         if self.routed_dropout >= 1:
             raise ConfigError(f"routed_dropout: expected a share below 1, got {self.routed_dropout}")
         if not self.targets:
@@ -79,8 +80,6 @@ class MoRConfig:
             )
         if self.num_shared == self.num_ranks:
             return
-        if self.router_init_std == 0:
-            raise ConfigError("router_init_std: 0 ties all logits, so that every image gets the same slots; try 0.02")
         routed = self.num_ranks - self.num_shared
         if routed % self.expert_rank:
             raise ConfigError(f"expert_rank: {self.expert_rank} does not divide the {routed} routed ranks")
@@ -136,7 +135,7 @@ class MoRConfig:
         """The opposite of ``to_dict``; settings that older releases had are passed over, unknown ones an error."""
         gone = ("balance_reduction", "dtype", "router", "router_hidden")
         values = {key: value for key, value in values.items() if key not in gone}
-        unknown = sorted(set(values) - {field.name for field in dataclasses.fields(cls)})
-        if unknown:
-            raise ConfigError(f"adapters: unknown settings {', '.join(unknown)}")
-        return cls(**values)
+        try:
+            return cls(**values)
+        except TypeError as error:
+            raise ConfigError(f"adapters: {error}") from error

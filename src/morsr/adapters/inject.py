@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -312,10 +312,7 @@ def active_adapters(model: nn.Module, name: str | None) -> Iterator[None]:
         ConfigError: the model has no such set.
     """
     switch = report_of(model, name).switch if name is not None else switch_of(model)
-    if switch is None:
-        yield
-        return
-    with switch.set(name):
+    with switch.set(name) if switch is not None else nullcontext():
         yield
 
 

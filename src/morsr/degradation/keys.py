@@ -12,13 +12,10 @@ from torch import Tensor
 from morsr.errors import ConfigError
 
 
-def _signed(value: int) -> int:
-    return value - (1 << 64) if value >= 1 << 63 else value
-
-
-STEP = _signed(0x9E3779B97F4A7C15)
-_FIRST = _signed(0xBF58476D1CE4E5B9)
-_SECOND = _signed(0x94D049BB133111EB)
+# splitmix64's constants, as signed numbers
+STEP = 0x9E3779B97F4A7C15 - 2**64
+_FIRST = 0xBF58476D1CE4E5B9 - 2**64
+_SECOND = 0x94D049BB133111EB - 2**64
 
 
 def mix(values: Tensor) -> Tensor:
@@ -44,10 +41,7 @@ def check_seed(seed: int) -> None:
 def sample_keys(seed: int, epoch: int, index: Tensor) -> Tensor:
     """Keys (B,) int64 for the samples at places `index` (B,) of a data set, by the seed of the run and the epoch.
 
-    Keys differ (but for chance 2^-64) for every (seed, epoch, index).
-
-    Raises:
-        ConfigError: a seed of more than 64 bits.
+    Keys differ (but for chance 2^-64) for every (seed, epoch, index). ConfigError for a seed of more than 64 bits.
     """
     check_seed(seed)
     start = torch.tensor([seed, epoch], dtype=torch.int64)

@@ -83,14 +83,10 @@ def _effective_blur(
         * _resize_response(second, one, host.final.resize_mode)
     )
     total = resized[:, None]  # (B, axes, F)
-    place = torch.arange(kernels[0].shape[-1] // 2 + 1, dtype=torch.float64)
+    place = torch.arange(kernels[0].shape[-1], dtype=torch.float64) - kernels[0].shape[-1] // 2
     for kernel, pitch in zip(kernels, (start, first, one), strict=True):
         profiles = torch.stack([kernel.sum(dim=1), kernel.sum(dim=2)], dim=1)
-        # A cosine is even, so the two halves of a profile are folded into one.
-        middle = profiles.shape[-1] // 2
-        folded = torch.cat([profiles[..., middle : middle + 1],
-                            profiles[..., middle + 1 :] + profiles[..., :middle].flip(-1)], dim=-1)  # fmt: skip
-        total = total * (folded @ (2 * math.pi * pitch[:, None, None] * place[:, None] * _FREQUENCIES).cos())
+        total = total * (profiles @ (2 * math.pi * pitch[:, None, None] * place[:, None] * _FREQUENCIES).cos())
     total = total.mean(dim=1)
     # where the response first falls under a half, between two frequencies by a straight line
     padded = torch.cat([torch.ones_like(total[:, :1]), total, torch.zeros_like(total[:, :1])], dim=1)

@@ -69,13 +69,8 @@ def degrade(
         hr, scale: see `apply`.
         recipe: see `DegradationRecipe.load`.
         generator: where the images' keys come from; None takes torch's global one.
-
-    Raises:
-        InputError: images that cannot be used.
-        ConfigError: an unknown or wrong recipe.
     """
     recipe = DegradationRecipe.load(recipe)
-    check_images(hr, name="hr")
     device = "cpu" if generator is None else generator.device
     keys = torch.randint(0, 2**63 - 1, (len(hr),), generator=generator, device=device)
     return apply(hr, recipe.sample(keys), scale=scale)

@@ -76,17 +76,21 @@ class DegradationRecipe:
         """
         if hasattr(recipe, "sample"):
             return recipe
-        source = str(recipe)
-        if source in preset_names():
-            text = (resources.files("morsr.degradation") / "recipes" / f"{source}.yaml").read_text(encoding="utf-8")
-        elif source.endswith((".yaml", ".yml")):
-            try:
-                text = Path(source).read_text(encoding="utf-8")
-            except (OSError, UnicodeDecodeError) as error:
-                raise ConfigError(f"recipe {source}: cannot be read ({error})") from error
-        else:
+        import yaml
+
+        source, shipped = str(recipe), str(recipe) in preset_names()
+        if not shipped and not source.endswith((".yaml", ".yml")):
             return _imported(source)
-        return _parse(text, source, plain)
+        path = resources.files("morsr.degradation") / "recipes" / f"{source}.yaml" if shipped else Path(source)
+        try:
+            values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise ConfigError(f"recipe {source}: cannot be read ({str(error).splitlines()[0]})") from error
+        if isinstance(values, dict):
+            values = {"name": Path(source).stem, **values}
+            if plain and "mix" in values:
+                raise ConfigError(f"mix: expected plain recipes, got a mix ({source})")
+        return _build(DegradationRecipe, values, f"recipe {source}")
 
     @property
     def hash(self) -> str:
@@ -145,20 +149,6 @@ def _imported(path: str) -> Any:
     if not hasattr(made, "sample"):
         raise ConfigError(f"recipe {path}: expected a class with `sample`, such as a subclass of DegradationRecipe")
     return made
-
-
-def _parse(text: str, source: str, plain: bool) -> DegradationRecipe:
-    import yaml
-
-    try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"recipe {source}: not valid YAML ({str(error).splitlines()[0]})") from error
-    if isinstance(values, dict):
-        values = {"name": Path(source).stem, **values}
-        if plain and "mix" in values:
-            raise ConfigError(f"mix: expected plain recipes, got a mix ({source})")
-    return _build(DegradationRecipe, values, f"recipe {source}")
 
 
 def _build(kind: Any, values: Any, where: str) -> Any:

@@ -34,12 +34,7 @@ class DegradationSeverity(NamedTuple):
 def true_severity(
     parameters: DegradationParameters, recipe: DegradationRecipe | str = REFERENCE, *, scale: int = 4
 ) -> DegradationSeverity:
-    """True labels of B sets: the rank of every measure among fixed draws of a recipe, and the severity.
-
-    Args:
-        parameters, scale: see `degradation_measures`.
-        recipe: to rank within.
-    """
+    """True labels of B sets: the rank of every measure among fixed draws of a recipe, and the severity."""
     ranks = measure_ranks(degradation_measures(parameters, scale=scale), recipe, scale=scale)
     ranks = ranks.to(parameters.key.device)
     blur, noise, jpeg, size = ranks.unbind(dim=1)

@@ -25,11 +25,7 @@ Range = tuple[float, float]
 
 
 def check_numbers(part: object, **bounds: Range) -> None:
-    """Check settings of a dataclass, numbers or ranges (low, high) by their defaults, against bounds.
-
-    Raises:
-        ConfigError: not a number, a reversed range, or a value out of bounds.
-    """
+    """Refuse settings of a dataclass, numbers or ranges (low, high) by their defaults, that are out of bounds."""
     for name, (least, most) in bounds.items():
         value = getattr(part, name)
         is_range = isinstance(getattr(type(part), name), tuple)

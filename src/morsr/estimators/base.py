@@ -137,18 +137,15 @@ def build_estimator(spec: DegradationEstimator | Mapping[str, Any] | str, **sett
         settings = {key: stored[key] for key in stored if key not in ("text_cache", "local_files_only")} | settings
     else:
         kind = spec
-    chosen = _find(_KINDS.get(kind, kind))
+    path = _KINDS.get(kind, kind)
+    chosen: Any = class_at(path, "estimator") if "." in path else None
+    if not (isinstance(chosen, type) and issubclass(chosen, DegradationEstimator)):
+        known = ", ".join(_KINDS)
+        raise ConfigError(
+            f"estimator: expected {known} or a subclass of DegradationEstimator, as mine.Mine, got {kind!r}"
+        )
     try:
         inspect.signature(chosen).bind(**settings)
     except TypeError as error:
         raise ConfigError(f"estimator {kind!r}: {error}") from error
     return chosen(**settings)
-
-
-def _find(path: str) -> type[DegradationEstimator]:
-    if "." not in path:
-        raise ConfigError(f'estimator: expected "clip", "frequency", "learned" or a path like mine.Mine, got {path!r}')
-    found: type[DegradationEstimator] = class_at(path, "estimator")
-    if not (isinstance(found, type) and issubclass(found, DegradationEstimator)):
-        raise ConfigError(f"estimator {path}: expected a subclass of DegradationEstimator")
-    return found

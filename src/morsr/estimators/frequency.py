@@ -57,20 +57,15 @@ class FrequencyEstimator(DegradationEstimator):
         }.items():
             self.register_buffer(name, value, persistent=False)
 
-    def measure(self, lr: Tensor) -> Tensor:
-        """Raw statistics (B, number of statistics) of float32 images (B, 3, H, W) in [0, 1]."""
-        padded = pad_to_smallest(lr)
-        values = mean_over_crops(self._of_crops, padded)
-        if max(padded.shape[-2:]) > CROP:
-            values[:, self.statistics.index("contrast")] = contrast(luma_chroma(bounded_view(padded))[0])
-        return values
-
     def _of_crops(self, crops: Tensor) -> Tensor:
         known = image_statistics(Planes.of(crops))
         return torch.stack([known[name] for name in self.statistics], dim=-1)
 
     def estimate(self, lr: Tensor) -> Tensor:
-        values = self.measure(lr)
+        padded = pad_to_smallest(lr)
+        values = mean_over_crops(self._of_crops, padded)
+        if max(padded.shape[-2:]) > CROP:
+            values[:, self.statistics.index("contrast")] = contrast(luma_chroma(bounded_view(padded))[0])
         low, high = self.low.float(), self.high.float()
         unit = ((values - low) / (high - low)).clamp(0, 1) * 2 - 1
         paired, count = unit[:, self.pairs], len(self.pairs)

@@ -26,32 +26,25 @@ def _starts(length: int, crop: int, grid: int) -> list[int]:
     return [round(index * (length - crop) / max(count - 1, 1)) // 8 * 8 for index in range(count)]
 
 
-def native_crops(images: Tensor, *, crop: int = CROP, grid: int = GRID) -> Tensor:
-    """Crops (B, K, C, h, w) at native resolution on a regular grid: noise and blocks do not survive down-scaling.
+def mean_over_crops(
+    function: Callable[[Tensor], Tensor], images: Tensor, *, crop: int = CROP, grid: int = GRID
+) -> Tensor:
+    """Mean of a function over crops of each image at native resolution: noise and blocks do not survive down-scaling.
 
     Args:
+        function: of crops (N, C, h, w), with N results.
         images: (B, C, H, W).
         crop: side of a crop in pixels; a shorter image gives its whole side.
         grid: at most so many crops along each side, so that the cost is bounded.
     """
     height, width = images.shape[-2:]
     high, wide = min(height, crop), min(width, crop)
-    return torch.stack(
-        [
-            images[..., top : top + high, left : left + wide]
-            for top in _starts(height, crop, grid)
-            for left in _starts(width, crop, grid)
-        ],
-        dim=1,
-    )
-
-
-def mean_over_crops(
-    function: Callable[[Tensor], Tensor], images: Tensor, *, crop: int = CROP, grid: int = GRID
-) -> Tensor:
-    """Mean over the crops of each image of what a function says of crops (N, C, h, w); other arguments as above."""
-    crops = native_crops(images, crop=crop, grid=grid)
-    return function(crops.flatten(0, 1)).unflatten(0, crops.shape[:2]).mean(dim=1)
+    crops = [
+        images[..., top : top + high, left : left + wide]
+        for top in _starts(height, crop, grid)
+        for left in _starts(width, crop, grid)
+    ]
+    return function(torch.cat(crops)).unflatten(0, (len(crops), len(images))).mean(dim=0)
 
 
 def bounded_view(images: Tensor) -> Tensor:

@@ -15,10 +15,7 @@ from torch import Tensor
 from morsr.errors import InputError, check_images
 
 _LUMA_WEIGHTS = (65.481, 128.553, 24.966)  # of 255, for RGB in [0, 1]
-_LUMA_OFFSET = 16.0
-_PSNR_FLOOR = 1e-8  # under the logarithm: identical images score 80 dB instead of infinity
 _SSIM_WINDOW = 11
-_SSIM_SIGMA = 1.5
 
 
 def quantize_8bit(images: Tensor) -> Tensor:
@@ -30,7 +27,7 @@ def rgb_to_y(images: Tensor) -> Tensor:
     """Luma of ITU-R BT.601 in studio swing, as MATLAB's `rgb2ycbcr`: RGB (B, 3, H, W) in [0, 1] to (B, 1, H, W) in
     [16/255, 235/255]."""
     weights = images.new_tensor(_LUMA_WEIGHTS).view(1, 3, 1, 1)
-    return ((images * weights).sum(dim=1, keepdim=True) + _LUMA_OFFSET) / 255
+    return ((images * weights).sum(dim=1, keepdim=True) + 16) / 255
 
 
 def psnr_y(sr: Tensor, hr: Tensor) -> Tensor:
@@ -53,7 +50,7 @@ def psnr_y(sr: Tensor, hr: Tensor) -> Tensor:
     """
     _check_pair(sr, hr, "psnr_y")
     error = (rgb_to_y(sr.double()) - rgb_to_y(hr.double())).square().mean(dim=(1, 2, 3))
-    return -10 * torch.log10(error + _PSNR_FLOOR)
+    return -10 * torch.log10(error + 1e-8)
 
 
 def ssim_y(sr: Tensor, hr: Tensor) -> Tensor:
@@ -99,7 +96,7 @@ def _check_pair(sr: Tensor, hr: Tensor, name: str) -> None:
 @lru_cache(maxsize=1)
 def _ssim_kernel() -> tuple[float, ...]:
     offsets = np.arange(_SSIM_WINDOW) - _SSIM_WINDOW // 2
-    weights = np.exp(-(offsets**2) / (2 * _SSIM_SIGMA**2))
+    weights = np.exp(-(offsets**2) / (2 * 1.5**2))
     return tuple(weights / weights.sum())
 
 

@@ -56,8 +56,6 @@ def bicubic_window(
 ) -> Tensor:
     """Enlarge images to `size` and return one window of the result, which may reach beyond it on the right and below.
 
-    Only the pixels under the window are touched, so time and memory go with the window, not with the image.
-
     Args:
         images: (B, C, H, W), floats, or uint8 or uint16 as fractions of their largest value.
         size: height and width of the whole enlarged image; beyond it its last row and column repeat.

@@ -75,7 +75,7 @@ class TensorGenerator(nn.Module):
 
 
 def _crops(lr: Tensor) -> tuple[Tensor, Tensor]:
-    """The crops of `native_crops` (9, 3, 128, 128) of one image, always as many, and their weights (9, 1), sum 1.
+    """The crops of `mean_over_crops` (9, 3, 128, 128) of one image, always as many, and their weights (9, 1), sum 1.
 
     An image with fewer crops along a side has the others too, with weight 0.
     """
