@@ -11,7 +11,6 @@ from torch import Tensor
 
 from morsr.errors import ConfigError
 
-
 # splitmix64's constants, as signed numbers
 STEP = 0x9E3779B97F4A7C15 - 2**64
 _FIRST = 0xBF58476D1CE4E5B9 - 2**64

@@ -126,6 +126,7 @@ def build_estimator(spec: DegradationEstimator | Mapping[str, Any] | str, **sett
 
     Raises:
         ConfigError: an unknown name or setting, a path that cannot be imported, or a file that needs the user's class.
+        WeightsError: weights that cannot be read.
     """
     if isinstance(spec, DegradationEstimator):
         return spec

@@ -48,10 +48,6 @@ class ClipEstimator(DegradationEstimator):
         digest: of the weights that a router was trained with; other weights are refused.
         worst: see `DegradationEstimator`.
 
-    Raises:
-        WeightsError: the weights cannot be loaded; the message says which would do.
-        ConfigError: prompts or temperature that cannot be used.
-
     Source: MoR-DASR, degradation estimation; the learned scale as in CLIP-IQA.
     """
 

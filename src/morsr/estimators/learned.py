@@ -102,9 +102,6 @@ class LearnedEstimator(DegradationEstimator):
     Args:
         weights: file of `save_net`; None takes the shipped one.
 
-    Raises:
-        WeightsError: weights that cannot be read.
-
     Source: the idea of S3Diff's degradation network (2 scores there).
     """
 

@@ -72,11 +72,7 @@ def flow_clean(latents: Tensor, velocity: Tensor, sigma: Tensor | float) -> Tens
 
 
 def pair_moments(degraded: Tensor, clean: Tensor) -> Tensor:
-    """What `matching_timestep` needs of pairs of latents of one shape; the moments of several batches add up.
-
-    Returns:
-        (4,), float64: number of values, Σ d c, Σ c², Σ d².
-    """
+    """What `matching_timestep` needs of pairs of latents, (4,) float64: number of values, Σ d c, Σ c², Σ d²."""
     degraded, clean = degraded.double(), clean.double()
     sums = ((degraded * clean).sum(), clean.square().sum(), degraded.square().sum())
     return torch.stack([clean.new_tensor(clean.numel()), *sums])
@@ -89,7 +85,7 @@ def matching_timestep(moments: Tensor, signal: Tensor, noise: Tensor) -> int:
     on a logarithmic scale.
 
     Args:
-        moments: (4,) of `pair_moments`, summed over the pairs.
+        moments: (4,) of `pair_moments`, summed over batches.
         signal, noise: a and b of every timestep, (T,).
 
     Source: OMGSR (arXiv 2508.08227) for the idea of a middle timestep that fits the degraded latents.

@@ -19,11 +19,7 @@ def edge_index(index: Tensor, size: int) -> Tensor:
 
 
 def cubic_taps(index: Tensor, in_size: int, out_size: int) -> tuple[Tensor, Tensor]:
-    """Source pixels (n, 4), clamped to the image, and their weights (n, 4) in float32, which sum to 1, along one axis.
-
-    Args:
-        index: int64 output positions (n,) in 0 … out_size − 1.
-        in_size, out_size: pixels along the axis before and after; out_size is not smaller.
+    """Source pixels (n, 4), clamped to the image, and their weights (n, 4) in float32, of output positions (n,), int64.
 
     Source: Keys 1981, with pixel centres at half-integers.
     """
