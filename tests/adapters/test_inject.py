@@ -48,7 +48,6 @@ def test_targets_that_cannot_be_adapted_are_refused_by_name(target):
         {"num_shared": 99},
         {"top_k": 13},
         {"num_zero": -1},
-        {"zero_slots": "among", "num_zero": 10},
         {"expert_rank": 3},
         {"gate": "hard"},
         {"balance_alpha": -1.0},

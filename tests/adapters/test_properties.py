@@ -13,7 +13,7 @@ SETTINGS = {
     "mor": ("mor", {}),
     "softmax gates, scale": ("mor", {"gate": "softmax", "scale": 2.0}),
     "gates of release 0.1": ("mor", {"gate": "renormalize"}),
-    "zero slots among": ("mor", {"zero_slots": "among", "num_zero": 3}),
+    "zero slots among the ranks' in release 0.1": ("mor", {"zero_slots": "among", "num_zero": 3, "expert_rank": 1}),
     "nothing shared, one slot": ("mor", {"num_shared": 0, "top_k": 1, "num_zero": 1}),
     "all slots": ("mor", {"top_k": 12}),
     "gaussian": ("mor", {"init": "gaussian"}),
@@ -49,7 +49,7 @@ def test_an_adapted_layer_is_the_sum_over_its_ranks(config, toy, images, scores)
         base = copy.deepcopy(layer.base_layer).double()
         x = torch.randn(3, base.weight.shape[1], *([8, 8] if base.weight.ndim == 4 else [])).double()
         expected = base(x)
-        for rank in range(config.stored_ranks):
+        for rank in range(config.num_ranks):
             one = copy.deepcopy(base)
             one.bias = None
             one.weight.data = torch.einsum("o,i...->oi...", ranks.lora_B[:, rank], ranks.lora_A[rank]).double()

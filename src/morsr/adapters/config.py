@@ -19,7 +19,8 @@ class MoRConfig:
         num_ranks: ranks per layer, shared and routed together (40).
         num_shared: ranks that are always active (8).
         top_k: gate slots chosen per image and layer (8).
-        num_zero: zero-expert slots, which take a place and output nothing (4). They count slots, never ranks.
+        num_zero: zero-expert slots, which take a place and output nothing (4). They lie beside the ranks' slots; the
+            paper leaves open whether they are among them, which is the same as so many ranks fewer.
         targets: layers to adapt: full regular expressions or dotted suffixes of layer names, or names of presets
             in ``morsr.adapters.targets.PRESETS``, if need be with the place of the network, as ``"sd_unet@unet"``.
         modules_to_save: modules that are trained whole and saved with the set, by the same kinds of patterns.
@@ -28,8 +29,6 @@ class MoRConfig:
         router_init_std: standard deviation of the router's initial weights and biases; never zero, or ties would send
             every image to the same slots.
         gate: form of the chosen gates, see `morsr.functional.routing.route`. Open in the paper.
-        zero_slots: "beside" the real experts (slots = experts + num_zero) or "among" them (num_zero of the experts
-            have no ranks). Open in the paper.
         init: initial ``lora_A``, "kaiming" (uniform, as torch's layers) or "gaussian" (standard deviation
             1 / num_ranks). ``lora_B`` starts at zero: freshly injected adapters leave the output bit-identical.
         logit_noise: standard deviation of the Gaussian noise on the logits at the start of training.
@@ -53,7 +52,6 @@ class MoRConfig:
     expert_rank: int = 1
     router_init_std: float = 0.02
     gate: Gate = "renormalize_real"
-    zero_slots: Literal["beside", "among"] = "beside"
     init: Literal["kaiming", "gaussian"] = "kaiming"
     logit_noise: float = 1.0
     logit_noise_until: float = 0.2
@@ -78,13 +76,11 @@ class MoRConfig:
                 f"num_shared: {self.num_shared} of {self.num_ranks} ranks leaves nothing to route; lower it, or set "
                 "top_k and num_zero to 0 for a plain LoRA"
             )
-        if self.num_shared == self.num_ranks:
+        if not self.is_routed:
             return
         routed = self.num_ranks - self.num_shared
         if routed % self.expert_rank:
             raise ConfigError(f"expert_rank: {self.expert_rank} does not divide the {routed} routed ranks")
-        if self.num_experts < 1:
-            raise ConfigError(f"num_zero: {self.num_zero} of {self.num_slots} slots leaves no real expert")
         if not 1 <= self.top_k <= self.num_slots:
             raise ConfigError(f"top_k: expected 1 to {self.num_slots} (the gate slots), got {self.top_k}")
 
@@ -101,18 +97,12 @@ class MoRConfig:
     @property
     def num_slots(self) -> int:
         """Gate outputs per layer N; 0 for a plain LoRA."""
-        experts = (self.num_ranks - self.num_shared) // self.expert_rank
-        return experts + (self.num_zero if self.zero_slots == "beside" else 0)
+        return self.num_experts + self.num_zero
 
     @property
     def num_experts(self) -> int:
         """Real routed experts E; 0 for a plain LoRA."""
-        return self.num_slots - self.num_zero
-
-    @property
-    def stored_ranks(self) -> int:
-        """Ranks that have weights; fewer than num_ranks where zero slots are among the experts."""
-        return self.num_shared + self.num_experts * self.expert_rank
+        return (self.num_ranks - self.num_shared) // self.expert_rank
 
     def noise_at(self, progress: float) -> float:
         """Standard deviation of the logit noise at a fraction of the training: linear, 0 from ``logit_noise_until``."""
@@ -133,9 +123,11 @@ class MoRConfig:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> MoRConfig:
         """The opposite of ``to_dict``; settings that older releases had are passed over, unknown ones an error."""
-        gone = ("balance_reduction", "dtype", "router", "router_hidden")
-        values = {key: value for key, value in values.items() if key not in gone}
+        gone = ("balance_reduction", "dtype", "router", "router_hidden", "zero_slots")
+        kept = {key: value for key, value in values.items() if key not in gone}
         try:
-            return cls(**values)
-        except TypeError as error:
+            if values.get("zero_slots") == "among":  # so many of the experts had no ranks
+                kept["num_ranks"] -= int(kept["num_zero"]) * int(kept["expert_rank"])
+            return cls(**kept)
+        except (TypeError, ValueError, KeyError) as error:
             raise ConfigError(f"adapters: {error}") from error

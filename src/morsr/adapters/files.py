@@ -167,7 +167,7 @@ def start_from_adapters(path: str | os.PathLike[str], model: nn.Module) -> str:
     header = _read_for(path, model, Router)
     report, config, tensors = report_of(model), header["config"], header["tensors"]
     same = config.computing() == report.config.computing() and header["condition_dim"] == report.router.num_scores
-    rank = config.stored_ranks
+    rank = config.num_ranks
     if not same and (config.num_slots or rank > report.config.num_shared):
         raise WeightsError(
             f"{path}: expected the settings of this run, or a plain LoRA of at most {report.config.num_shared} ranks, "
@@ -270,8 +270,8 @@ def _read_for(path: str | os.PathLike[str], model: nn.Module, router: RouterFact
     check_base(path, header, model)
     config, wanted = header["config"], dict[str, tuple[int, ...]]()
     for layer in header["layers"]:
-        wanted[f"layers.{layer['name']}.lora_A"] = (config.stored_ranks, *layer["shape"][1:])
-        wanted[f"layers.{layer['name']}.lora_B"] = (layer["shape"][0], config.stored_ranks)
+        wanted[f"layers.{layer['name']}.lora_A"] = (config.num_ranks, *layer["shape"][1:])
+        wanted[f"layers.{layer['name']}.lora_B"] = (layer["shape"][0], config.num_ranks)
     try:
         with torch.device("meta"):
             skeleton = router(config, len(header["layers"]), header["condition_dim"]).state_dict()

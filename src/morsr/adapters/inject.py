@@ -122,7 +122,7 @@ class InjectionReport:
         modules = [self.router, *(layer.sets[self.name] for layer in self.layers)]
         trained = sum(p.numel() for module in modules for p in module.parameters())
         counted = f"{len(lines)} layers adapted, {len(self.skipped)} skipped"
-        return "\n".join([*lines, f"{counted}: {self.config.stored_ranks} ranks each, {trained:,} parameters"])
+        return "\n".join([*lines, f"{counted}: {self.config.num_ranks} ranks each, {trained:,} parameters"])
 
 
 def modules_of(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:

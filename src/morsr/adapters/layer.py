@@ -65,7 +65,7 @@ class Ranks(nn.Module):
     def __init__(self, base: Any, config: MoRConfig, index: int) -> None:
         super().__init__()
         self.index, weight = index, base.weight
-        shape = (config.stored_ranks, *weight.shape[1:])
+        shape = (config.num_ranks, *weight.shape[1:])
         self.lora_A = nn.Parameter(torch.empty(shape, device=weight.device, dtype=torch.float32))
         self.lora_B = nn.Parameter(torch.zeros(len(weight), shape[0], device=weight.device, dtype=torch.float32))
         # A plain LoRA's gates are the constant 1; a buffer, so that it moves with the model.
