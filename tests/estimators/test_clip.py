@@ -166,6 +166,7 @@ def test_ensembles_and_own_prompts(clip_folder, tmp_path):
         "dimensions: {}",
         "dimensions: {a: {positive: x}}",
         "dimensions: {a: {positive: x, negative: []}}",
+        "dimensions: {a: {positive: x, negative: y, neutral: z}}",
         "dimensions: {a: {positive: x, negative: y}}\ntemplates: [no place]",
         "dimensions: {a: {positive: x, negative: y}}\nextra: 1",
         "dimensions: [",

@@ -131,7 +131,7 @@ def load_prompts(source: str | Path | Mapping[str, Any] = "pairs") -> Prompts:
             ]
             for name, sides in content["dimensions"].items()
         }
-        unknown = set(content) - {"dimensions", "templates"}
+        unknown = set(content) - {"dimensions", "templates"} or any(len(s) > 2 for s in content["dimensions"].values())
         if not prompts or unknown or any(template.count("{}") != 1 for template in templates):
             raise ValueError
     except (AttributeError, LookupError, TypeError, ValueError) as error:
