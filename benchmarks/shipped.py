@@ -27,7 +27,7 @@ from morsr.evaluation.score import Method, bicubic_method, evaluate
 from morsr.evaluation.statistics import bootstrap
 from morsr.evaluation.tables import BenchmarkReport
 from morsr.functional.quality import psnr_y, quantize_8bit
-from morsr.imaging.sheet import side_by_side
+from morsr.imaging.figures import side_by_side
 
 METRICS = ("psnr", "ssim", "niqe", "features")
 

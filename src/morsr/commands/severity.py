@@ -5,7 +5,7 @@ from __future__ import annotations
 from csv import writer
 from pathlib import Path
 
-from morsr.commands._common import existing, output_file, say
+from morsr.commands._common import output_file, say
 from morsr.errors import InputError
 from morsr.files import atomic_path, printable
 
@@ -31,7 +31,6 @@ def run(
         csv: write one line per image
         device: auto, cpu, cuda, cuda:1, mps, …
     """
-    existing(input)
     if csv is not None:
         output_file(csv, "--csv", ".csv")
 

@@ -22,7 +22,7 @@ from morsr.evaluation.routing import RoutingTable
 from morsr.evaluation.specialisation import Specialisation
 from morsr.files import write_text
 from morsr.functional.utilization import dead_experts, load_entropy, spearman
-from morsr.imaging.loads import pixels_of
+from morsr.imaging.figures import pixels_of
 from morsr.models.generator import OneStepGenerator, enlarge
 
 

@@ -26,8 +26,8 @@ from morsr.files import save_tensors
 from morsr.functional.routing import effective_ranks, gate_mass, slot_load
 from morsr.functional.severity import rank
 from morsr.functional.utilization import load_share, zero_share
+from morsr.imaging.figures import load_figure
 from morsr.imaging.files import read_planes
-from morsr.imaging.loads import load_figure
 from morsr.models.routed import routed_update
 
 FORMAT = "morsr-routing-1"

@@ -16,7 +16,7 @@ from morsr.evaluation.images import bicubic, read_rgb, to_tensor, to_uint8
 from morsr.evaluation.tables import BenchmarkReport, ImageScore
 from morsr.files import printable
 from morsr.imaging import list_images
-from morsr.imaging.sheet import side_by_side
+from morsr.imaging.figures import side_by_side
 from morsr.models.metrics import MetricSet, build_metrics, metric_info
 from morsr.models.scores import score_image
 

@@ -20,7 +20,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from morsr.adapters import Routing, merged
 from morsr.adapters.inject import switch_of
@@ -360,10 +360,8 @@ class Restorer:
                 # The VAE encoder has few weights and many pixels; a large UNet repays its merge over several tiles.
                 for network in (base.vae, base.denoiser):
                     repaid = network is base.vae or small or passes >= MERGE_PASSES
-                    if repaid and switch_of(network) and self._has_room(network):
+                    # A second copy of the weights has to fit, with room for a pass; else ranks are masked.
+                    room = 2 * sum(weight.nbytes for weight in network.parameters()) < free_memory(self.device)
+                    if repaid and room and switch_of(network):
                         stack.enter_context(merged(network))
             yield
-
-    def _has_room(self, network: nn.Module) -> bool:
-        """Whether the memory holds a second copy of a network's weights with room for a pass; else ranks are masked."""
-        return 2 * sum(weight.nbytes for weight in network.parameters()) < free_memory(self.device)

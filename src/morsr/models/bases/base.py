@@ -217,11 +217,6 @@ class Base(nn.Module):
         """What raw latents are multiplied by so that their deviation is about one."""
         return float(self.vae.config.scaling_factor)
 
-    @property
-    def shift_factor(self) -> float:
-        """What is taken from raw latents before they are scaled."""
-        return float(getattr(self.vae.config, "shift_factor", None) or 0.0)
-
     def condition(self, side: str = "clean") -> Condition:
         """The text embedding of a side, "clean" or "degraded"."""
         return Condition(getattr(self, f"prompt_{side}"), getattr(self, f"prompt_{side}_pooled", None))
@@ -255,12 +250,12 @@ class Base(nn.Module):
     def encode(self, images: Tensor) -> Tensor:
         """Encode images (B, 3, H, W) in [−1, 1] to scaled latents; the mean of the posterior, never a sample."""
         raw = self.vae.encode(images.to(dtype_of(self.vae)), return_dict=False)[0]
-        raw = raw if isinstance(raw, Tensor) else raw.mean
-        return (raw - self.shift_factor if self.shift_factor else raw) * self.scaling_factor
+        raw, shift = raw if isinstance(raw, Tensor) else raw.mean, getattr(self.vae.config, "shift_factor", None)
+        return (raw - shift if shift else raw) * self.scaling_factor
 
     def decode(self, latents: Tensor) -> Tensor:
         """Decode scaled latents to images (B, 3, H, W), nominally in [−1, 1], not clamped."""
-        raw = latents / self.scaling_factor + self.shift_factor
+        raw = latents / self.scaling_factor + (getattr(self.vae.config, "shift_factor", None) or 0.0)
         return self.vae.decode(raw.to(dtype_of(self.vae))).sample
 
     def set_checkpointing(self) -> None:

@@ -15,7 +15,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 
 from morsr.files import atomic_path
-from morsr.imaging.sheet import side_by_side
+from morsr.imaging.figures import side_by_side
 
 COLUMNS = ("LR (bicubic)", "ours", "HR")
 

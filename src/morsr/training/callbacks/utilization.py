@@ -14,7 +14,7 @@ from torch import Tensor
 
 from morsr.functional.routing import effective_ranks, gate_mass, slot_load
 from morsr.functional.utilization import dead_experts, load_share, zero_share
-from morsr.imaging.loads import load_figure, pixels_of
+from morsr.imaging.figures import load_figure, pixels_of
 from morsr.training.callbacks.images import run_folder, show_picture
 
 BINS = 5  # of severity, each 0.2 wide
