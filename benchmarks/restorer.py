@@ -27,7 +27,7 @@ from torch import nn
 from morsr import Restorer
 from morsr.models.bases import load_base
 from morsr.models.generator import OneStepGenerator
-from morsr.restoring.folder import folder_jobs, restore_files
+from morsr.restoring.folder import jobs_into, restore_files
 from morsr.restoring.settings import Settings
 
 UPSCALE = (
@@ -58,7 +58,7 @@ def compact(restorer: Restorer, options: argparse.Namespace) -> dict[str, Any]:
 def folder(restorer: Restorer, options: argparse.Namespace) -> dict[str, Any]:
     """Images per second of a folder over those of its files one by one."""
     with tempfile.TemporaryDirectory() as out:
-        jobs = folder_jobs(options.folder, Path(out, "folder"))
+        jobs = jobs_into(Path(out, "folder"), options.folder)
         restorer.restore_file(jobs[0].source, Path(out, "first.png"))
         together = seconds(lambda: list(restore_files(restorer, jobs, Settings())))
         single = seconds(lambda: [restorer.restore_file(job.source, Path(out, job.target.name)) for job in jobs])

@@ -99,16 +99,14 @@ def run(
 
 def _plan(source: Path, folders: Sequence[Path]) -> dict[str, Path]:
     """Name of an output, which keeps the subfolder, to its input."""
-    from morsr.restoring.folder import Job, check_jobs, folder_jobs
+    from morsr.restoring.folder import check_jobs, jobs_into
 
     if len({folder.resolve() for folder in folders}) < len(folders):
         raise InputError(f"--hr {folders[1]}: expected another folder than that of the low-quality images")
     for folder in folders:
         if source.resolve() in (folder.resolve(), *folder.resolve().parents):
             raise InputError(f"{folder}: lies among the inputs; choose a folder outside of {source}")
-        single = [Job(source, folder / f"{source.stem}.png")]
-        jobs = folder_jobs(source, folder, "png") if source.is_dir() else single
-        check_jobs(jobs)
+        check_jobs(jobs := jobs_into(folder, source, "png"))
     return {job.target.relative_to(folder).as_posix(): job.source for job in jobs}
 
 

@@ -60,7 +60,7 @@ def run(
     from tqdm import tqdm
 
     from morsr.restoring import Settings
-    from morsr.restoring.folder import Job, check_jobs, folder_jobs, output_name, processes, restore_files
+    from morsr.restoring.folder import Job, check_jobs, jobs_into, processes, restore_files
 
     settings = Settings(
         scale=scale, tile=None if tile == "none" else tile, color=color, color_strength=color_strength,
@@ -68,10 +68,8 @@ def run(
     )  # fmt: skip
     target = Path(output).expanduser()
     source = sample(str(input)) if str(input).startswith("sample:") else existing(input)
-    if source.is_dir():
-        jobs = folder_jobs(source, target, format)
-    elif target.is_dir() or output.endswith("/") or not target.suffix:
-        jobs = [Job(source, target / output_name(source, format))]
+    if source.is_dir() or target.is_dir() or output.endswith("/") or not target.suffix:
+        jobs = jobs_into(target, source, format)
     elif format:
         raise ConfigError(f"--format names outputs in a folder; {target} has its format in its name")
     else:

@@ -1,4 +1,4 @@
-"""Losses on the decoded image as a dictionary of named terms, and the weights that every term of the training has."""
+"""Losses on the decoded image as named terms, and the weights that every term of the training has."""
 
 from __future__ import annotations
 
@@ -130,8 +130,7 @@ class Losses:
     """The losses of a run; None leaves a term out.
 
     Args:
-        l1, l2, charbonnier, psnr, features: image terms, see `RestorationLoss`.
-        lpips: LPIPS with VGG features.
+        l1, l2, charbonnier, psnr, lpips, features: see `image_losses`.
         vsd: variational score distillation with a score network.
         csd: classifier score distillation, without one.
         gan: hinge loss of a discriminator.
@@ -159,10 +158,11 @@ class Losses:
             raise ConfigError("losses.csd: expected no target and one sample; they are settings of losses.vsd")
 
 
-class RestorationLoss(nn.Module):
-    """Weighted sum of pixel and perceptual distances between SR and HR images.
+def image_losses(
+    lpips: nn.Module | None = None, features: Features | None = None
+) -> dict[str, Callable[[Tensor, Tensor], Tensor]]:
+    """Distances of SR images (B, 3, H, W), nominally in [0, 1] and not clamped, from HR images in [0, 1], by name.
 
-    Its terms:
         l1: mean absolute error on images in [0, 1].
         l2: mean square error on images in [−1, 1] (OSEDiff: 1).
         charbonnier: √(e² + 1e-6), a smooth L1, on images in [0, 1].
@@ -172,56 +172,30 @@ class RestorationLoss(nn.Module):
         features: distance in the features of a frozen network, the stand-in for LPIPS where its weights are missing.
 
     Args:
-        losses: weights by term; others than these are left to the caller.
-        feature_network: gives the features (level → (B, C, h, w)) of images in [0, 1]; needed with `features`.
-        lpips: the network of `build_lpips`, where it is built already.
-
-    Raises:
-        WeightsError: LPIPS is asked for and its weights cannot be had.
+        lpips: the network of `build_lpips`, which "lpips" needs.
+        features: gives the features (level → (B, C, h, w)) of images in [0, 1], which "features" needs.
 
     Source: OSEDiff (arXiv 2406.08177) eq. 7 (L2, LPIPS); for the PSNR term HINet (arXiv 2105.06086) section 3.2.
     """
 
-    def __init__(
-        self, losses: Losses, *, feature_network: Features | None = None, lpips: nn.Module | None = None
-    ) -> None:
-        super().__init__()
-        names = ("l1", "l2", "charbonnier", "psnr", "lpips", "features")
-        self.weights = {name: getattr(losses, name) or Weight(weight=0) for name in names}
-        self.lpips = build_lpips() if losses.lpips and lpips is None else lpips
-        self._feature_network = feature_network
-
-    def forward(self, sr: Tensor, hr: Tensor, *, step: int = 0) -> dict[str, Tensor]:
-        """Return the unweighted terms that count at this step, and "total", their weighted sum.
-
-        Args:
-            sr: (B, 3, H, W), nominally in [0, 1]; not clamped, so that pixels outside keep their gradient.
-            hr: (B, 3, H, W) in [0, 1].
-            step: generator step that the weights are taken at.
-        """
-        sr = sr.float()
-        compute: dict[str, Callable[[], Tensor]] = {
-            "l1": lambda: F.l1_loss(sr, hr),
-            "l2": lambda: 4 * F.mse_loss(sr, hr),
-            "charbonnier": lambda: ((sr - hr).square() + 1e-6).sqrt().mean(),
-            "psnr": lambda: self._minus_psnr(sr, hr),
-            "lpips": lambda: self.lpips(sr.clamp(0, 1), hr, normalize=True).mean(),  # type: ignore[misc]
-            "features": lambda: self._distance(sr, hr),
-        }
-        factors = {name: factor for name, weight in self.weights.items() if (factor := weight.at(step)) > 0}
-        terms = {name: compute[name]() for name in factors}
-        total = sum((factors[name] * term for name, term in terms.items()), start=sr.new_zeros(()))
-        return {**terms, "total": total}
-
-    def _minus_psnr(self, sr: Tensor, hr: Tensor) -> Tensor:
+    def minus_psnr(sr: Tensor, hr: Tensor) -> Tensor:
         error = (rgb_to_y(sr) - rgb_to_y(hr)).square().mean((1, 2, 3))
         return 10 * (error + PSNR_FLOOR).log10().mean()
 
-    def _distance(self, sr: Tensor, hr: Tensor) -> Tensor:
-        assert self._feature_network is not None
+    def distance(sr: Tensor, hr: Tensor) -> Tensor:
+        assert features is not None
         with torch.no_grad():
-            target = self._feature_network(hr)
-        return feature_distances(self._feature_network(sr), target).mean()
+            target = features(hr)
+        return feature_distances(features(sr), target).mean()
+
+    return {
+        "l1": F.l1_loss,
+        "l2": lambda sr, hr: 4 * F.mse_loss(sr, hr),
+        "charbonnier": lambda sr, hr: ((sr - hr).square() + 1e-6).sqrt().mean(),
+        "psnr": minus_psnr,
+        "lpips": lambda sr, hr: lpips(sr.clamp(0, 1), hr, normalize=True).mean(),  # type: ignore[misc]
+        "features": distance,
+    }
 
 
 def encoder_features(base: Base, images: Tensor) -> list[Tensor]:

@@ -77,18 +77,18 @@ class Teacher:
         Source: PiSA-SR (arXiv 2412.03017), section on the semantic-level adapters.
         """
         with torch.no_grad():
-            noisy, timesteps = self.noised(latents, draws, "distillation", self.config.low, self.config.high)
+            noisy, _, timesteps = self.noised(latents, draws, "distillation", self.config.low, self.config.high)
             conditional, unconditional = self._both_sides(noisy, timesteps)
             guided = guide(conditional, unconditional, self.config.guidance)
             real, fake = (self.base.clean_from(noisy, noise, timesteps) for noise in (guided, unconditional))
             gradient = distillation_gradient(latents, fake, real)
         return distillation_loss(latents, gradient)
 
-    def noised(self, latents: Tensor, draws: Draws, name: str, low: int, high: int) -> tuple[Tensor, Tensor]:
-        """Latents with noise of a random timestep each, and the timesteps."""
+    def noised(self, latents: Tensor, draws: Draws, name: str, low: int, high: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Latents with noise of a random timestep each, the noise, and the timesteps."""
         timesteps = draws.timesteps(f"{name}/t", low, high)
         noise = draws.normal(f"{name}/noise", tuple(latents.shape[1:]))
-        return self.base.noised(latents, noise, timesteps), timesteps
+        return self.base.noised(latents, noise, timesteps), noise, timesteps
 
     def guided(self, noisy: Tensor, timesteps: Tensor) -> Tensor:
         """The teacher's prediction with guidance, in float32."""
@@ -137,7 +137,7 @@ class ScoreNetwork(Teacher):
         """
         config, base, gradient = self.config, self.base, torch.zeros_like(latents, dtype=torch.float32)
         with torch.no_grad():
-            noisy, t = self.noised(latents, draws, "distillation", config.low, config.high)
+            noisy, _, t = self.noised(latents, draws, "distillation", config.low, config.high)
             aim = self.noised(real, draws, "distillation", config.low, config.high)[0] if real is not None else None
             for sample in range(config.samples):
                 with active_adapters(base, SCORE_SET):
@@ -158,9 +158,7 @@ class ScoreNetwork(Teacher):
         The latents are detached here: the generator gets no gradient.
         """
         latents = latents.detach()
-        noise = draws.normal("score/noise", tuple(latents.shape[1:]))
-        timesteps = draws.timesteps("score/t", 0, STEPS - 1)
-        noisy = self.base.noised(latents, noise, timesteps)
+        noisy, noise, timesteps = self.noised(latents, draws, "score", 0, STEPS - 1)
         with active_adapters(self.base, SCORE_SET):
             predicted = self.base.predict(noisy, timesteps)
         return (predicted.float() - self.base.target(latents, noise)).square().mean()

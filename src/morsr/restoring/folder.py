@@ -28,33 +28,31 @@ class Job(NamedTuple):
     target: Path
 
 
-def folder_jobs(source: Path, target: Path, format: str | None = None) -> list[Job]:
-    """Image files of a folder and its subfolders in natural order; outputs keep subfolder and stem.
+def jobs_into(folder: Path, source: Path, format: str | None = None) -> list[Job]:
+    """One image file, or those of a folder and its subfolders in natural order, with their outputs in a folder.
 
     Args:
-        source: folder of images.
-        target: folder of the outputs; where it lies in the source, it is not searched.
+        folder: of the outputs, which keep subfolder and stem; where it lies in the source, it is not searched.
+        source: image file or folder of images.
         format: of the outputs ("png", "jpg", …); default that of each input.
 
     Raises:
-        InputError: the target is a file, the same folder or a parent of it, or there is no image.
+        InputError: the folder is a file, the source, or a parent of it, or there is no image.
     """
-    inside, outside = source.resolve(), target.resolve()
-    if target.is_file():
-        raise InputError(f"{target}: the input is a folder, so the output must be one too; this is a file")
+    inside, outside = source.resolve(), folder.resolve()
+    if folder.is_file():
+        raise InputError(f"{folder}: the output must be a folder; this is a file")
     if inside == outside:
-        raise InputError(f"{target}: the outputs would overwrite the inputs; choose another folder")
-    found = list_images(source)
-    if outside not in inside.parents:
+        raise InputError(f"{folder}: the outputs would overwrite the inputs; choose another folder")
+    found, root = list_images(source), source if source.is_dir() else source.parent
+    if source.is_dir() and outside not in inside.parents:
         found = [path for path in found if outside not in path.resolve().parents]
     if not found:
-        raise InputError(f"{source}: no image in this folder, but those in {target}")
-    return [Job(path, target / path.relative_to(source).parent / output_name(path, format)) for path in found]
-
-
-def output_name(source: Path, format: str | None = None) -> str:
-    """The file name of an image's output: its own, or its stem with the suffix of the format."""
-    return f"{source.stem}.{format.lower().lstrip('.')}" if format else source.name
+        raise InputError(f"{source}: no image in this folder, but those in {folder}")
+    targets = [folder / path.relative_to(root) for path in found]
+    if format:
+        targets = [target.with_name(f"{target.stem}.{format.lower().lstrip('.')}") for target in targets]
+    return list(map(Job, found, targets))
 
 
 def check_jobs(jobs: Sequence[Job]) -> None:

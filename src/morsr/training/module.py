@@ -176,7 +176,7 @@ class OneStepSRModule(L.LightningModule):
             self.objective = Objective(generator, losses, lpips=lpips)
         # Registered here, so that they move with the module and are saved with it.
         self.generator = generator
-        self.loss, self.discriminator = self.objective.restoration, self.objective.discriminator
+        self.lpips, self.discriminator = self.objective.lpips, self.objective.discriminator
         self.extra_losses = nn.ModuleDict(self.objective.extra)
         if self.weights_file is not None:
             self.load_adapters(self.weights_file)

@@ -19,7 +19,7 @@ from morsr.errors import ConfigError
 from morsr.models.discriminator import Discriminator
 from morsr.models.draws import Draws
 from morsr.models.generator import GeneratorOutput, OneStepGenerator, pad_to_multiple
-from morsr.models.losses import Losses, RestorationLoss, TrainingStep, Weight, encoder_features
+from morsr.models.losses import Losses, TrainingStep, Weight, build_lpips, encoder_features, image_losses
 from morsr.models.score_network import ScoreNetwork, Teacher
 
 Loss = Callable[[TrainingStep], Tensor]
@@ -52,10 +52,10 @@ class Objective:
     Args:
         generator: the one-step generator; score network and discriminator share its base.
         losses: the terms; None: l2 and the balance.
-        lpips: see `RestorationLoss`.
+        lpips: the network of `build_lpips`, where it is built already.
 
     Attributes:
-        terms: weight and loss of every term beside those of `RestorationLoss`.
+        terms: weight and loss of every term.
         helpers: "score" and "discriminator", and the networks of the user's own terms.
 
     Raises:
@@ -69,9 +69,12 @@ class Objective:
         losses = losses or Losses()
         if taken := [name for name in losses.extra if hasattr(losses, name)]:
             raise ConfigError(f"losses.extra.{taken[0]}: this name is a term of morsr's; choose another")
-        self.restoration = RestorationLoss(losses, feature_network=self._features, lpips=lpips)
+        self.lpips = build_lpips() if losses.lpips and lpips is None else lpips
         self.discriminator: Discriminator | None = None
         self.terms: dict[str, tuple[Weight, Loss]] = {}
+        for name, distance in image_losses(self.lpips, self._features).items():
+            if weight := getattr(losses, name):
+                self.terms[name] = weight, partial(self._of_images, distance)
         self.helpers: dict[str, Helper] = {}
         if vsd := losses.vsd:
             score = ScoreNetwork(self.base, vsd)
@@ -92,7 +95,7 @@ class Objective:
             for network, parameters in term.trained().items():
                 loss = partial(term.network_loss, network)
                 self.helpers[network] = Helper(parameters, loss, term.lr, term.schedule.start)
-        if not any([*self.restoration.weights.values(), *(weight for weight, _ in self.terms.values())]):
+        if not any(weight for weight, _ in self.terms.values()):
             raise ConfigError("losses: expected at least one term with a weight above 0, got none")
         if losses.balance and generator.adapters is not None and generator.adapters.is_routed:
             self.terms["balance"] = losses.balance, self._balance
@@ -129,8 +132,8 @@ class Objective:
         )
         severity = None if output.scores is None else known_severity(batch, output.scores.severity)
         now = TrainingStep(lr, hr, output.sr, output.z0, output.routing, draws, step, severity)
-        terms = self.restoration(output.sr, hr, step=step)
-        total = terms.pop("total")
+        terms: dict[str, Tensor] = {}
+        total = output.sr.new_zeros(())
         for name, (weight, loss) in self.terms.items():
             if (factor := weight.at(step)) > 0:
                 terms[name] = loss(now)
@@ -143,6 +146,9 @@ class Objective:
         """Loss of a network that helps the generator, on what the generator made of a batch; it is detached."""
         now = TrainingStep(batch["lr"], batch["hr"], output.sr, output.z0, output.routing, draws, step)
         return self.helpers[network].loss(now)
+
+    def _of_images(self, distance: Callable[[Tensor, Tensor], Tensor], step: TrainingStep) -> Tensor:
+        return distance(step.sr.float(), step.hr)
 
     def _of_latents(self, loss: Callable[..., Tensor], aimed: bool, step: TrainingStep) -> Tensor:
         """A network's loss on the generated latents and, if it aims at them, on those of the HR images."""

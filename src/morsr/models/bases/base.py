@@ -197,11 +197,6 @@ class Base(nn.Module):
         return getattr(self, self.network_name)
 
     @property
-    def networks(self) -> tuple[nn.Module, nn.Module, nn.Module]:
-        """What a pass runs: denoiser, encoder and decoder."""
-        return self.denoiser, self.vae.encoder, self.vae.decoder
-
-    @property
     def device(self) -> torch.device:
         """Where the weights are."""
         return self.prompt_clean.device
