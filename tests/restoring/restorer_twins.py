@@ -31,7 +31,7 @@ class FakeGenerator(nn.Module):
     def __init__(self, function: Callable[[Tensor], Tensor] = lambda images: images, multiple: int = 16) -> None:
         super().__init__()
         self.multiple, self.function, self.adapters = multiple, function, None
-        self.base, self.one_step = SimpleNamespace(latent_factor=4), OneStepConfig()
+        self.base, self.one_step = SimpleNamespace(latent_factor=4, multiple=multiple), OneStepConfig()
         self.sizes: list[tuple[int, int]] = []
 
     def encode(self, images: Tensor) -> Tensor:

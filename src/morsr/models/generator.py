@@ -110,16 +110,6 @@ class OneStepGenerator(nn.Module):
         if checkpointing:
             base.set_checkpointing()
 
-    @property
-    def device(self) -> torch.device:
-        """Where the base's weights are."""
-        return self.base.device
-
-    @property
-    def multiple(self) -> int:
-        """Sides of the enlarged image that the networks take as they are; `forward` pads to it by itself."""
-        return self.base.multiple
-
     def route(self, lr: Tensor, *, noise: Tensor | None = None, keep: Tensor | None = None) -> DegradationScores | None:
         """Score the LR images (B, 3, h, w) in [0, 1] and route every layer by the scores."""
         if self.adapters is None or self.estimator is None:
@@ -178,7 +168,7 @@ class OneStepGenerator(nn.Module):
         if min(height, width) < 1:
             raise InputError(f"the output would be {height}x{width} pixels; give a larger scale or size")
         scores = self.route(lr if score_lr is None else score_lr, noise=noise, keep=keep)
-        z0 = self.denoise(self.encode(pad_to_multiple(enlarge(lr, (height, width)), self.multiple)))
+        z0 = self.denoise(self.encode(pad_to_multiple(enlarge(lr, (height, width)), self.base.multiple)))
         sr = self.decode(z0)[..., :height, :width]
         return GeneratorOutput(sr, z0, self.adapters.routing if self.adapters is not None else None, scores)
 

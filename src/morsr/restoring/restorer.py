@@ -30,7 +30,7 @@ from morsr.imaging import Canvas, Picture, read, write
 from morsr.imaging.files import check_output, read_planes
 from morsr.restoring.devices import free_memory, is_out_of_memory, resolve_device, resolve_dtype
 from morsr.restoring.settings import Settings
-from morsr.restoring.tiles import Window, enlarged_rows, finished_rows, run_pass, tile_side, tiling
+from morsr.restoring.tiles import enlarged_rows, finished_rows, run_pass, tile_side, tiling
 
 if TYPE_CHECKING:
     from morsr.estimators import DegradationEstimator
@@ -291,13 +291,22 @@ class Restorer:
             folder: of the canvas's file; None keeps the canvas in memory.
         """
         size, shrink = settings.output_size(*lr.shape[-2:]), settings.shrink(self.generator.one_step.scale)
-        fine = (size[0] * shrink, size[1] * shrink)
+        fine, multiple = (size[0] * shrink, size[1] * shrink), self.generator.base.multiple
         side = tile_side(self.generator, fine, settings.tile, free_memory(self.device))
         while True:
-            windows = tiling(fine, side, math.lcm(self.generator.multiple, shrink))
+            windows = tiling(fine, side, math.lcm(multiple, shrink))
             try:
-                canvas = Canvas((1, 3, *size), folder=folder)
-                return canvas, self._tiles(lr.to(self.device), canvas, windows, shrink, settings, progress)
+                canvas, image = Canvas((1, 3, *size), folder=folder), lr.to(self.device)
+                with self._routed(image, settings) as routing, self._merged(len(windows)):
+                    for done, window in enumerate(windows):
+                        place = {"top": window.top, "left": window.left, "height": window.height, "width": window.width}
+                        enlarged = bicubic_window(image, fine, **place).clamp(0, 1)
+                        window.add(canvas.tensor, run_pass(self.generator, enlarged, self.dtype), shrink)
+                        if done % RELEASE_EVERY == 0:
+                            canvas.release()
+                        if progress is not None:
+                            progress(done + 1, len(windows))
+                return canvas, routing
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
@@ -305,32 +314,10 @@ class Restorer:
             if self.device.type != "cpu":
                 torch.accelerator.empty_cache()
             tried = max(windows[0].height, windows[0].width)
-            side = tried // 2 // self.generator.multiple * self.generator.multiple
-            if side < 2 * self.generator.multiple:
+            side = tried // 2 // multiple * multiple
+            if side < 2 * multiple:
                 raise InputError(f"memory ran out even with tiles of {tried} pixels; free some")
             warnings.warn(f"memory ran out at {tried} pixels a side; trying tiles of {side}", stacklevel=3)
-
-    def _tiles(
-        self,
-        lr: Tensor,
-        canvas: Canvas,
-        windows: list[Window],
-        shrink: int,
-        settings: Settings,
-        progress: Progress | None,
-    ) -> Routing | None:
-        height, width = canvas.tensor.shape[-2:]
-        size = (height * shrink, width * shrink)
-        with self._routed(lr, settings) as routing, self._merged(len(windows)):
-            for done, window in enumerate(windows):
-                place = {"top": window.top, "left": window.left, "height": window.height, "width": window.width}
-                enlarged = bicubic_window(lr, size, **place).clamp(0, 1)
-                window.add(canvas.tensor, run_pass(self.generator, enlarged, self.dtype), shrink)
-                if done % RELEASE_EVERY == 0:
-                    canvas.release()
-                if progress is not None:
-                    progress(done + 1, len(windows))
-        return routing
 
     @contextlib.contextmanager
     def _routed(self, lr: Tensor, settings: Settings) -> Iterator[Routing | None]:

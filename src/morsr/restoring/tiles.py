@@ -116,7 +116,7 @@ def tile_side(generator: OneStepGenerator, size: tuple[int, int], tile: int | st
     wanted = AUTO_LATENTS * generator.base.latent_factor
     if size[0] * size[1] <= min(affordable, (SINGLE_PASS * wanted) ** 2):
         return max(size)
-    return min(wanted, math.isqrt(affordable)) // generator.multiple * generator.multiple
+    return min(wanted, math.isqrt(affordable)) // generator.base.multiple * generator.base.multiple
 
 
 def run_pass(generator: OneStepGenerator, enlarged: Tensor, dtype: torch.dtype) -> Tensor:

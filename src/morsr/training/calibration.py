@@ -41,7 +41,7 @@ def standardize_router(trainer: L.Trainer, generator: OneStepGenerator, *, image
             break
     table = _of_all_devices(trainer, torch.stack(rows[:share]))
     figures = table[:, :-1].mean(0), table[:, :-1].std(0), table[:, -1]
-    adapters.router.standardize(*(figure.float().to(generator.device) for figure in figures))
+    adapters.router.standardize(*(figure.float().to(generator.base.device) for figure in figures))
     rank_zero_info(f"router input standardised over {len(table)} degraded images")
 
 
@@ -62,7 +62,7 @@ def find_timestep(trainer: L.Trainer, generator: OneStepGenerator, *, pairs: int
         for batch in _batches(trainer, generator):
             hr = batch["hr"]
             both = (enlarge(batch["lr"], (hr.shape[-2], hr.shape[-1])), hr)
-            z_lr, z_hr = (generator.encode(pad_to_multiple(one, generator.multiple)).cpu() for one in both)
+            z_lr, z_hr = (generator.encode(pad_to_multiple(one, generator.base.multiple)).cpu() for one in both)
             moments, seen = moments + pair_moments(z_lr, z_hr), seen + len(hr)
             if seen >= share:
                 break
@@ -89,6 +89,6 @@ def _batches(trainer: L.Trainer, generator: OneStepGenerator) -> Iterator[Mappin
         empty = True
         for batch in loader:
             empty = False
-            yield data.finish_batch(data.transfer_batch_to_device(batch, generator.device, 0))
+            yield data.finish_batch(data.transfer_batch_to_device(batch, generator.base.device, 0))
         if empty:
             raise ConfigError("calibration: the training data give no batch")

@@ -155,7 +155,7 @@ class Objective:
         real = {}
         if aimed:
             with torch.no_grad(), active_adapters(self.base, None):
-                real["real"] = self.generator.encode(pad_to_multiple(step.hr, self.generator.multiple))
+                real["real"] = self.generator.encode(pad_to_multiple(step.hr, self.generator.base.multiple))
         return loss(step.z0, draws=step.draws, **real)
 
     def _balance(self, step: TrainingStep) -> Tensor:

@@ -48,7 +48,7 @@ def fix_routing(generator: OneStepGenerator, *, image: Any = None, strength: flo
     if image is None:
         raise ConfigError("image: expected the one whose routing is exported")
     adapters.strength = strength
-    estimated = generator.route(read_planes(image)[:1].to(generator.device))
+    estimated = generator.route(read_planes(image)[:1].to(generator.base.device))
     assert estimated is not None
     return dict(zip(estimated.names, estimated.scores[0].tolist(), strict=True))
 

@@ -54,7 +54,7 @@ class TensorGenerator(nn.Module):
 
     def restore(self, lr: Tensor) -> Tensor:
         """Enlarge, pad, run the networks once, cut."""
-        factor, multiple = float(self.scale), self.generator.multiple
+        factor, multiple = float(self.scale), self.generator.base.multiple
         enlarged = F.interpolate(lr, scale_factor=(factor, factor), mode="bicubic", align_corners=False).clamp(0, 1)
         height, width = enlarged.shape[-2:]
         rows, columns = (
