@@ -60,7 +60,7 @@ class TestEveryMetric:
         self.noisy = quantize_8bit(coarse + 0.2 * grain)
 
     def score(self, sr: Tensor, hr: Tensor) -> Tensor:
-        return self.metric(sr, hr if self.metric.info.kind == "full" else None)
+        return self.metric(sr, hr if self.metric.kind == "full" else None)
 
     def test_golden(self, name):
         if name in GOLDEN:
@@ -70,8 +70,8 @@ class TestEveryMetric:
     def test_direction_and_best_value(self, name):
         worse, best = self.score(self.noisy, self.clean), self.score(self.clean, self.clean)
         assert (worse.shape, worse.dtype) == ((2,), torch.float64)
-        if self.metric.info.kind == "full":
-            assert ((worse > best) == self.metric.info.lower_is_better).all()
+        if self.metric.kind == "full":
+            assert ((worse > best) == self.metric.lower_is_better).all()
             expected = {"psnr": 80.0, "ssim": 1.0, "features": 0.0, "gmsd": 0.0}[name]
             torch.testing.assert_close(best, torch.full_like(best, expected), atol=1e-6, rtol=0)
 
@@ -91,7 +91,7 @@ class TestEveryMetric:
             self.score(self.clean[:, :1], self.clean)
 
     def test_a_reference_of_the_same_size_is_needed(self, name):
-        if self.metric.info.kind == "full":
+        if self.metric.kind == "full":
             for hr in (None, self.clean[..., :-1]):
                 with pytest.raises(InputError):
                     self.metric(self.clean, hr)

@@ -75,7 +75,7 @@ def missing(settings: Mapping[str, Any]) -> Iterator[str]:
             yield f"model.{name}: no such file {path}; give an adapters file"
     for metric in model.get("val_metrics") or ():
         try:
-            files = [str(getattr(weight, "cached", weight)) for weight in missing_weights(metric_info(str(metric)))]
+            files = missing_weights(metric_info(str(metric)))
         except MorsrError as error:
             yield f"model.val_metrics: {error}"
         else:

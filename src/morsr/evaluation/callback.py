@@ -100,7 +100,7 @@ class ScoreDump(L.Callback):
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         if self._rows:
-            report = BenchmarkReport(self._rows, [metric.info for metric in pl_module.scores.metrics.values()])
+            report = BenchmarkReport(self._rows, list(pl_module.scores.metrics.values()))
             process = f".{trainer.global_rank}" if trainer.world_size > 1 else ""  # each writes its share of the images
             name = f"step_{trainer.global_step:06d}{process}.csv"
             write_text(_run_folder(trainer) / "scores" / name, report.to_csv())

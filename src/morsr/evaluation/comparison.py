@@ -12,7 +12,7 @@ from morsr.errors import ConfigError, InputError
 from morsr.evaluation.statistics import Interval, mean_of, paired_difference, shared_images
 from morsr.evaluation.tables import FACTS, BenchmarkReport, ImageScore, interval_cells, number, text_table
 from morsr.files import printable
-from morsr.models.metrics import ALIASES, MetricInfo, metric_info
+from morsr.models.metrics import ALIASES, Metric, metric_info
 
 _STEP = re.compile(r"step_(\d+)(?:\.\d+)?\.csv")
 
@@ -31,7 +31,7 @@ class Comparison:
 
     name_a: str
     name_b: str
-    rows: Sequence[tuple[MetricInfo, float, float, Interval]]
+    rows: Sequence[tuple[Metric, float, float, Interval]]
     seeds: int
     images: int
     unmatched: Sequence[str] = ()
@@ -144,7 +144,7 @@ def read_table(path: Path) -> BenchmarkReport:
     return BenchmarkReport(rows, [_info(name) for name in names])
 
 
-def verdict_of(info: MetricInfo, value: Interval) -> str:
+def verdict_of(info: Metric, value: Interval) -> str:
     """ "better", "worse", "not distinguishable"; "higher" or "lower" where the direction is not known."""
     if not value.excludes_zero:
         return "not distinguishable"
@@ -162,8 +162,8 @@ def _method(table: BenchmarkReport, wanted: str | None, path: str | Path, option
     return wanted or names[0]
 
 
-def _info(name: str) -> MetricInfo:
+def _info(name: str) -> Metric:
     try:
         return metric_info(name)
     except ConfigError:
-        return MetricInfo(name, "other", False)
+        return Metric(name, "other", False)

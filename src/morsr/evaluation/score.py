@@ -148,7 +148,7 @@ def _scored(
     methods = list(dict.fromkeys(row.method for row in rows))
     report = BenchmarkReport(
         rows,
-        [metric.info for metric in built.metrics.values()],
+        list(built.metrics.values()),
         absent=built.absent,
         reference=min(methods, key=lambda name: name != BICUBIC) if len(methods) > 1 else None,
         problems=list(map(printable, problems)),

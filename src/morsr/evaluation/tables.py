@@ -15,7 +15,7 @@ from pathlib import Path
 from morsr.errors import ConfigError, InputError
 from morsr.evaluation.statistics import Interval, mean_of, paired_difference
 from morsr.files import printable, write_text
-from morsr.models.metrics import MetricInfo
+from morsr.models.metrics import Metric
 
 PROTOCOL = (
     "protocol stablesr: outputs rounded to 8 bits, whole image without border crop, "
@@ -73,7 +73,7 @@ class BenchmarkReport:
     """
 
     rows: Sequence[ImageScore]
-    metrics: Sequence[MetricInfo]
+    metrics: Sequence[Metric]
     absent: Mapping[str, str] = field(default_factory=dict)
     reference: str | None = None
     problems: Sequence[str] = ()

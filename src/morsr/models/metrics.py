@@ -15,7 +15,7 @@ import io
 import os
 import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -42,8 +42,8 @@ _TIMEOUT = 15.0  # seconds that a download may stay silent
 
 
 @dataclass(frozen=True)
-class MetricInfo:
-    """What a table must say of a metric.
+class Metric:
+    """What a table must say of a metric; once it is built, `metric(sr, hr)` scores a batch.
 
     Attributes:
         name: how it is asked for and what the column is called.
@@ -51,6 +51,8 @@ class MetricInfo:
         lower_is_better: the direction.
         weights: what it downloads once: addresses of files, or ids of the Hugging Face hub.
         options: settings of pyiqa that differ from its defaults.
+        function: images (B, 3, H, W), and references for a "full" metric, to (B,); None until it is built.
+        device: where a learned metric runs; None computes where the images are.
     """
 
     name: str
@@ -58,56 +60,13 @@ class MetricInfo:
     lower_is_better: bool
     weights: tuple[str, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    function: Callable[..., Tensor] | None = field(default=None, repr=False)
+    device: torch.device | None = None
 
     @property
     def label(self) -> str:
         """The name with an arrow that points to better values, where that is known."""
         return self.name if self.kind == "other" else f"{self.name} {'↓' if self.lower_is_better else '↑'}"
-
-
-_VGG16 = _TORCHVISION + "vgg16-397923af.pth"
-_VIT = "timm/vit_base_patch8_224.augreg2_in21k_ft_in1k"
-_ALL = (
-    MetricInfo("psnr", "full", False),
-    MetricInfo("ssim", "full", False),
-    MetricInfo("niqe", "none", True),
-    MetricInfo("niqe-yiq", "none", True),
-    MetricInfo("features", "full", True),
-    MetricInfo("lpips", "full", True,
-               (_PYIQA + "LPIPS_v0.1_alex-df73285e.pth", _TORCHVISION + "alexnet-owt-7be5be79.pth")),
-    MetricInfo("lpips-vgg", "full", True, (_PYIQA + "LPIPS_v0.1_vgg-a78928a0.pth", _VGG16)),
-    MetricInfo("dists", "full", True, (_PYIQA + "DISTS_weights-f5e65c96.pth", _VGG16)),
-    MetricInfo("musiq", "none", False, (_PYIQA + "musiq_koniq_ckpt-e95806b9.pth",)),
-    MetricInfo("maniqa", "none", False, (_PYIQA + "ckpt_koniq10k.pt", _VIT)),
-    MetricInfo("maniqa-pipal", "none", False, (_PYIQA + "MANIQA_PIPAL-ae6d356b.pth", _VIT)),
-    MetricInfo("clipiqa", "none", False, (_CLIP_RN50,)),
-    MetricInfo("topiq_nr", "none", False, (_PYIQA + "cfanet_nr_koniq_res50-9a73138b.pth",), {"base_pretrain": False}),
-    MetricInfo("tres", "none", False,
-               (_PYIQA + "tres_koniq-f0502926.pth", _TORCHVISION + "resnet50-0676ba61.pth")),
-)  # fmt: skip
-METRICS: Mapping[str, MetricInfo] = {info.name: info for info in _ALL}
-"""Metrics whose weights are known; docs/evaluation.md says what each one is."""
-
-# The column names of published tables of scores per image.
-ALIASES: Mapping[str, str] = {
-    "psnr_y": "psnr", "ssim_y": "ssim", "lpips_alex": "lpips", "lpips_vgg": "lpips-vgg", "topiq": "topiq_nr",
-    "maniqa_pipal": "maniqa-pipal", "maniqa-koniq": "maniqa", "niqe_yiq": "niqe-yiq",
-}  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Metric:
-    """One metric, ready to use: `metric(sr, hr)` scores a batch.
-
-    Attributes:
-        info: what it is.
-        function: images (B, 3, H, W), and references for a "full" metric, to (B,).
-        device: where a learned metric runs; None computes where the images are.
-    """
-
-    info: MetricInfo
-    function: Callable[..., Tensor] = field(repr=False)
-    device: torch.device | None = None
 
     @torch.no_grad()
     def __call__(self, sr: Tensor, hr: Tensor | None = None) -> Tensor:
@@ -118,14 +77,45 @@ class Metric:
         Raises:
             InputError: values that are not images in [0, 1], a missing reference, two sizes, or too small an image.
         """
+        assert self.function is not None
         images = [sr]
-        if self.info.kind == "full":
+        if self.kind == "full":
             if hr is None or hr.shape != sr.shape:
                 got = "none" if hr is None else tuple(hr.shape)
-                raise InputError(f"{self.info.name}: expected a reference of shape {tuple(sr.shape)}, got {got}")
+                raise InputError(f"{self.name}: expected a reference of shape {tuple(sr.shape)}, got {got}")
             images.append(hr)
-        images = [check_images(each, name=self.info.name).float().to(self.device) for each in images]
+        images = [check_images(each, name=self.name).float().to(self.device) for each in images]
         return self.function(*images).detach().double().cpu().reshape(-1)
+
+
+_VGG16 = _TORCHVISION + "vgg16-397923af.pth"
+_VIT = "timm/vit_base_patch8_224.augreg2_in21k_ft_in1k"
+_ALL = (
+    Metric("psnr", "full", False),
+    Metric("ssim", "full", False),
+    Metric("niqe", "none", True),
+    Metric("niqe-yiq", "none", True),
+    Metric("features", "full", True),
+    Metric("lpips", "full", True,
+               (_PYIQA + "LPIPS_v0.1_alex-df73285e.pth", _TORCHVISION + "alexnet-owt-7be5be79.pth")),
+    Metric("lpips-vgg", "full", True, (_PYIQA + "LPIPS_v0.1_vgg-a78928a0.pth", _VGG16)),
+    Metric("dists", "full", True, (_PYIQA + "DISTS_weights-f5e65c96.pth", _VGG16)),
+    Metric("musiq", "none", False, (_PYIQA + "musiq_koniq_ckpt-e95806b9.pth",)),
+    Metric("maniqa", "none", False, (_PYIQA + "ckpt_koniq10k.pt", _VIT)),
+    Metric("maniqa-pipal", "none", False, (_PYIQA + "MANIQA_PIPAL-ae6d356b.pth", _VIT)),
+    Metric("clipiqa", "none", False, (_CLIP_RN50,)),
+    Metric("topiq_nr", "none", False, (_PYIQA + "cfanet_nr_koniq_res50-9a73138b.pth",), {"base_pretrain": False}),
+    Metric("tres", "none", False,
+               (_PYIQA + "tres_koniq-f0502926.pth", _TORCHVISION + "resnet50-0676ba61.pth")),
+)  # fmt: skip
+METRICS: Mapping[str, Metric] = {info.name: info for info in _ALL}
+"""Metrics whose weights are known; docs/evaluation.md says what each one is."""
+
+# The column names of published tables of scores per image.
+ALIASES: Mapping[str, str] = {
+    "psnr_y": "psnr", "ssim_y": "ssim", "lpips_alex": "lpips", "lpips_vgg": "lpips-vgg", "topiq": "topiq_nr",
+    "maniqa_pipal": "maniqa-pipal", "maniqa-koniq": "maniqa", "niqe_yiq": "niqe-yiq",
+}  # fmt: skip
 
 
 class MetricSet(NamedTuple):
@@ -135,7 +125,7 @@ class MetricSet(NamedTuple):
     absent: dict[str, str]
 
 
-def metric_info(name: str) -> MetricInfo:
+def metric_info(name: str) -> Metric:
     """What a metric is: kind, direction, weights.
 
     Args:
@@ -154,7 +144,7 @@ def metric_info(name: str) -> MetricInfo:
 
         if entry := DEFAULT_CONFIGS.get(key):
             kind: Literal["full", "none"] = "full" if entry["metric_mode"] == "FR" else "none"
-            return MetricInfo(key, kind, entry.get("lower_better", False))
+            return Metric(key, kind, entry.get("lower_better", False))
     near = " or ".join(difflib.get_close_matches(key, METRICS, n=3, cutoff=0.4)) or ", ".join(METRICS)
     raise ConfigError(f"unknown metric {name!r}; expected {near}, or another name of pyiqa")
 
@@ -182,7 +172,7 @@ def build_metrics(names: Iterable[str], *, device: torch.device | None = None, d
     return found
 
 
-def missing_weights(info: MetricInfo) -> list[str]:
+def missing_weights(info: Metric) -> list[str]:
     """The files of a metric that lie in no cache: where each is looked for, and where it comes from."""
     from huggingface_hub import try_to_load_from_cache
 
@@ -199,16 +189,16 @@ def missing_weights(info: MetricInfo) -> list[str]:
     return missing
 
 
-def _build(info: MetricInfo, device: torch.device, download: bool) -> Metric:
+def _build(info: Metric, device: torch.device, download: bool) -> Metric:
     if info.name == "psnr":
-        return Metric(info, psnr_y)
+        return replace(info, function=psnr_y)
     if info.name == "ssim":
-        return Metric(info, ssim_y)
+        return replace(info, function=ssim_y)
     if info.name in ("niqe", "niqe-yiq"):
-        return Metric(info, _niqe(studio_swing=info.name == "niqe"), torch.device("cpu"))
+        return replace(info, function=_niqe(studio_swing=info.name == "niqe"), device=torch.device("cpu"))
     if info.name == "features":
         network = ImageNetFeatures().to(device)
-        return Metric(info, lambda sr, hr: feature_distances(network(sr), network(hr)), device)
+        return replace(info, function=lambda sr, hr: feature_distances(network(sr), network(hr)), device=device)
     pyiqa, missing = _pyiqa(), missing_weights(info)
     if missing and (not download or os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0")):
         raise WeightsError(f"{info.name} needs {', '.join(missing)}; downloads are switched off")
@@ -220,7 +210,7 @@ def _build(info: MetricInfo, device: torch.device, download: bool) -> Metric:
     except Exception as error:  # pyiqa and its loaders raise anything
         files = ", ".join(missing or info.weights) or "weights that pyiqa does not list"
         raise WeightsError(f"{info.name} cannot be loaded ({error}); it needs {files}") from error
-    return Metric(info, metric.requires_grad_(False), device)
+    return replace(info, function=metric.requires_grad_(False), device=device)
 
 
 class ImageNetFeatures(nn.Module):
