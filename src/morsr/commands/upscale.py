@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from jsonargparse.typing import ClosedUnitInterval, NonNegativeFloat, PositiveInt
 
 from morsr.commands._common import Dtype, existing, report_failures, say
 from morsr.errors import ConfigError, InputError
-
-if TYPE_CHECKING:
-    from morsr.restoring import Restorer, Settings
-    from morsr.restoring.folder import Job
+from morsr.files import printable
 
 SAMPLES = ("astronaut", "chelsea", "coffee")
 
@@ -59,7 +56,7 @@ def run(
     """
     from tqdm import tqdm
 
-    from morsr.restoring import Settings
+    from morsr.restoring import Restorer, Settings
     from morsr.restoring.folder import Job, check_jobs, jobs_into, processes, restore_files
 
     settings = Settings(
@@ -76,23 +73,25 @@ def run(
         jobs = [Job(source, target)]
     check_jobs(jobs)
     index, count = processes()
-    if index and source.is_file():
-        return 0
     jobs = jobs[index::count]
-
     waiting = [job for job in jobs if overwrite or not job.target.exists()]
     if skipped := len(jobs) - len(waiting):
         say(f"{skipped} of {len(jobs)} outputs exist and are kept, whatever made them; --overwrite restores them again")
     if not waiting:
         return 0
 
-    from morsr.restoring import Restorer
-
     restorer = Restorer.from_pretrained(
         model, base=base, prompt=prompt, estimator=estimator, device=device, dtype=dtype
     )
     if source.is_file():
-        _restore_one(restorer, waiting[0], settings)
+        with tqdm(unit="tile", desc=printable(source.name), leave=False, disable=None) as bar:
+
+            def progress(done: int, total: int) -> None:
+                bar.total = total
+                bar.update(done - bar.n)  # backwards too, when an image starts anew with smaller tiles
+
+            restorer.restore_file(*waiting[0], progress=progress, **vars(settings))
+        say(str(waiting[0].target))
         return 0
     lines = tqdm(restore_files(restorer, waiting, settings), total=len(waiting), unit="image", disable=None)
     failed = [line for line in lines if line]
@@ -106,18 +105,3 @@ def sample(name: str) -> Path:
     if wanted not in SAMPLES:
         raise InputError(f"{name}: no such sample; there are {', '.join(f'sample:{one}' for one in SAMPLES)}")
     return Path(str(resources.files("skimage.data"))) / f"{wanted}.png"
-
-
-def _restore_one(restorer: Restorer, job: Job, settings: Settings) -> None:
-    from tqdm import tqdm
-
-    from morsr.files import printable
-
-    with tqdm(unit="tile", desc=printable(job.source.name), leave=False, disable=None) as bar:
-
-        def progress(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)  # backwards too, when an image starts anew with smaller tiles
-
-        restorer.restore_file(*job, progress=progress, **vars(settings))
-    say(f"{job.target}")

@@ -153,7 +153,19 @@ class RealESRGANDataModule(L.LightningDataModule):
         _ = self._degrading  # a wrong recipe is found now
         if stage == "fit":
             self._resumed_batches = 0
-            self._training = self._training or self._training_set()
+            photos, wanted = self._photos("train"), self.samples_per_epoch
+            if wanted is None:
+                wanted = max(round(len(photos) / (1 - self.dead_leaves)) if photos else 0, 100 * self.batch_size)
+            at_once = self.batch_size * (self.trainer.world_size if self.trainer is not None else 1)
+            self._training = self._training or TrainingCrops(
+                photos,
+                samples=-(-wanted // at_once) * at_once,
+                crop_size=self.crop_size,
+                seed=self.seed,
+                synthetic=self.dead_leaves,
+                cache_mb=self.cache_mb,
+                scale=self.scale,
+            )
         if stage in ("fit", "validate"):
             self._evaluation_set("val")
         if stage == "test":
@@ -174,22 +186,6 @@ class RealESRGANDataModule(L.LightningDataModule):
         if use == "train" and sources and not photos:
             raise InputError(f"train: none of the optional sources is there: {sources}")
         return photos
-
-    def _training_set(self) -> TrainingCrops:
-        photos = self._photos("train")
-        wanted = self.samples_per_epoch
-        if wanted is None:
-            wanted = max(round(len(photos) / (1 - self.dead_leaves)) if photos else 0, 100 * self.batch_size)
-        at_once = self.batch_size * (self.trainer.world_size if self.trainer is not None else 1)
-        return TrainingCrops(
-            photos,
-            samples=-(-wanted // at_once) * at_once,
-            crop_size=self.crop_size,
-            seed=self.seed,
-            synthetic=self.dead_leaves,
-            cache_mb=self.cache_mb,
-            scale=self.scale,
-        )
 
     def _evaluation_set(self, use: str) -> list[Photo]:
         """The images of val or test that can be read: a damaged one is found now, not at the first validation."""

@@ -208,20 +208,16 @@ def some(names: Sequence[str]) -> str:
 
 def _single(where: str, root: str | None) -> list[Photo]:
     if where.startswith("skimage:"):
-        paths, top = _embedded(where.removeprefix("skimage:")), Path()
+        if (which := where.removeprefix("skimage:")) not in SKIMAGE:
+            raise ConfigError(f"{where}: expected skimage:train or skimage:eval")
+        folder = Path(str(resources.files("skimage"))) / "data"
+        paths, top = [str(next(folder.glob(f"{name}.[pj][np]g"))) for name in SKIMAGE[which]], Path()
     elif where.lower().endswith(".txt"):
         top = Path(root) if root is not None else Path(where).parent
         paths = _listed(where, top)
     else:
         paths, top = find_images(where), Path(where)
     return [Photo(stem, path) for path, stem in distinct_names(dict.fromkeys(paths, top)).items()]
-
-
-def _embedded(which: str) -> list[str]:
-    if which not in SKIMAGE:
-        raise ConfigError(f"skimage:{which}: expected skimage:train or skimage:eval")
-    folder = Path(str(resources.files("skimage"))) / "data"
-    return [str(next(folder.glob(f"{name}.[pj][np]g"))) for name in SKIMAGE[which]]
 
 
 def _listed(path: str, root: Path) -> list[str]:

@@ -147,35 +147,6 @@ def read_network(folder: Path, *kinds: str) -> Any:
     return network
 
 
-def read_prompts(
-    folder: Path, name: str, texts: Mapping[str, str] | None = None, *, family: type[Base]
-) -> dict[str, Tensor]:
-    """The two prompt embeddings of a base: those cached in its folder, or texts through its text encoder.
-
-    Args:
-        folder: of the base.
-        name: its hub id, from which the text encoder can be fetched if the folder has none; else anything.
-        texts: texts for "clean" and "degraded" instead of the fixed ones.
-        family: whose pipeline's text encoders make the embeddings.
-
-    Returns:
-        {"clean": (1, T, width), "degraded": (1, T, width)} in float32, and "clean_pooled", "degraded_pooled" where the
-        pipeline has them.
-    """
-    texts = dict(texts or {})
-    if texts.get("clean") is not None and texts["clean"] == saved_notes(folder).get("prompt"):
-        del texts["clean"]
-    cached = folder / PROMPTS_FILE
-    prompts: dict[str, Tensor] = {}
-    if cached.is_file():
-        prompts = load_file(cached)
-    else:
-        texts = {"clean": POSITIVE_PROMPT, "degraded": NEGATIVE_PROMPT, **texts}
-    if texts:
-        prompts |= encode_texts(folder, name, texts, family)
-    return prompts
-
-
 def saved_notes(folder: Path) -> dict[str, str]:
     """What a saved base says of itself: its base_id, and the prompt behind the "clean" embedding if it is known."""
     try:
@@ -185,12 +156,30 @@ def saved_notes(folder: Path) -> dict[str, str]:
         return {}
 
 
-def encode_texts(folder: Path, name: str, texts: Mapping[str, str], family: type[Base]) -> dict[str, Tensor]:
-    """Embeddings of texts by the text encoders of a family's pipeline, which are dropped afterwards.
+def read_prompts(folder: Path, name: str, texts: Mapping[str, str], *, family: type[Base]) -> dict[str, Tensor]:
+    """The prompt embeddings of a base: those cached in its folder, or texts through the text encoders of its pipeline.
+
+    Args:
+        folder: of the base.
+        name: its hub id, from which the text encoder can be fetched if the folder has none; else anything.
+        texts: texts for "clean" and "degraded" instead of the fixed ones.
+        family: whose pipeline's text encoders make the embeddings; they are dropped afterwards.
+
+    Returns:
+        {"clean": (1, T, width), "degraded": (1, T, width)} in float32, and "clean_pooled", "degraded_pooled" where the
+        pipeline has them.
 
     Raises:
         WeightsError: no text encoder or tokenizer.
     """
+    texts, cached = dict(texts), folder / PROMPTS_FILE
+    if texts.get("clean") == saved_notes(folder).get("prompt"):
+        texts.pop("clean", None)
+    found = load_file(cached) if cached.is_file() else {}
+    if not found:
+        texts = {"clean": POSITIVE_PROMPT, "degraded": NEGATIVE_PROMPT, **texts}
+    if not texts:
+        return found
     import diffusers
 
     if not (folder / "text_encoder" / "config.json").is_file() and repository_of(name) is not None:
@@ -215,7 +204,6 @@ def encode_texts(folder: Path, name: str, texts: Mapping[str, str], family: type
                 "do_classifier_free_guidance": False}  # fmt: skip
     known = inspect.signature(pipe.encode_prompt).parameters
     options = {key: value for key, value in settings.items() if key in known}
-    found: dict[str, Tensor] = {}
     for side, text in texts.items():
         with torch.no_grad():
             tokens, pooled = family.embedded(pipe.encode_prompt(prompt=text, **options))
