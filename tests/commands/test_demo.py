@@ -17,7 +17,7 @@ import pytest
 import restorer_twins as twins
 from PIL import Image
 
-from morsr.commands import _demo_guard, demo
+from morsr.commands import demo
 from morsr.errors import InputError
 from morsr.restoring import Restorer
 
@@ -99,7 +99,7 @@ def test_only_the_pages_own_requests_are_answered_and_no_file_is_fetched_by_its_
 
     scope = {"type": "http", "method": "POST" if body else "GET", "path": path, "headers": headers}
     names = ("127.0.0.1", "localhost", "::1")
-    asyncio.run(_demo_guard.OwnPagesOnly(app, names)(scope, receive, send))
+    asyncio.run(demo.OwnPagesOnly(app, names)(scope, receive, send))
     assert seen[0] == ("answered" if answered else 403)
 
 

@@ -11,6 +11,7 @@ import torch
 from jsonargparse.typing import ClosedUnitInterval, NonNegativeFloat, NonNegativeInt, PositiveInt
 from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
 from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
@@ -23,9 +24,10 @@ from morsr.data.dataset import (
     TrainingLoader,
     collate,
 )
-from morsr.data.degrading import Degrading
+from morsr.data.dead_leaves import dead_leaves
 from morsr.data.sources import Photo, Source, check_names, find_photos, source_name
-from morsr.degradation import DegradationRecipe
+from morsr.degradation import DegradationRecipe, apply, true_severity
+from morsr.degradation.keys import mix, uniforms
 from morsr.errors import ConfigError, InputError, MorsrError
 
 
@@ -122,6 +124,7 @@ class RealESRGANDataModule(L.LightningDataModule):
         self._sampler: EpochSampler | None = None
         self._resumed_batches = 0
         self._sets: dict[str, list[Photo]] = {}
+        self._degraded: dict[tuple[str, str], Tensor] = {}  # LR images of evaluation, for the next one
 
     # ------------------------------------------------------------------------------------------------------ set-up
 
@@ -150,7 +153,7 @@ class RealESRGANDataModule(L.LightningDataModule):
         return list(lacks)
 
     def setup(self, stage: str) -> None:
-        _ = self._degrading  # a wrong recipe is found now
+        _ = self._recipes  # a wrong recipe is found now
         if stage == "fit":
             self._resumed_batches = 0
             photos, wanted = self._photos("train"), self.samples_per_epoch
@@ -266,7 +269,7 @@ class RealESRGANDataModule(L.LightningDataModule):
     # ------------------------------------------------------------------------------------------------ on the device
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        batch = self._degrading.draw(batch)
+        batch = self._drawn(batch)
         parameters = batch.pop("parameters", None)  # drawn and read on the CPU: no pause of the device
         batch = super().transfer_batch_to_device(batch, device, dataloader_idx)
         return batch if parameters is None else {**batch, "parameters": parameters}
@@ -274,19 +277,62 @@ class RealESRGANDataModule(L.LightningDataModule):
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         return self.finish_batch(batch)
 
+    @functools.cached_property
+    def _recipes(self) -> tuple[DegradationRecipe, DegradationRecipe]:
+        return DegradationRecipe.load(self.recipe), DegradationRecipe.load(self.val_recipe)
+
+    def _drawn(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """A batch with all that is made on the CPU: parameters, severity, places of windows, LR images of evaluation.
+
+        The noise of a CPU and of a GPU differ, and scores are to be compared between them.
+        """
+        if "kind" not in batch or "parameters" in batch:
+            return dict(batch)
+        evaluated = "set" in batch
+        parameters = self._recipes[evaluated].sample(batch["key"])
+        severity = true_severity(parameters, scale=self.scale).combined
+        severity[_places(batch, "pair")] = torch.nan
+        drawn = {**batch, "parameters": parameters, "severity": severity}
+        if evaluated:
+            for place in _places(batch, "photo"):
+                name = (batch["set"][place], batch["stem"][place])
+                if name not in self._degraded:
+                    hr = batch["hr"][place, None].float().div(255)
+                    lr = apply(hr, parameters[place, None], scale=self.scale)
+                    self._degraded[name] = lr[0].mul(255).round().byte()
+                drawn["lr"][place] = self._degraded[name]
+        elif self.patch_size is not None:
+            room = (self.crop_size - self.patch_size) // self.scale
+            places = uniforms(mix(batch["key"] + 2), 2) * (room + 1)
+            drawn["windows"] = places.long().clamp(max=room).tolist()
+        return drawn
+
+    @torch.no_grad()
     def finish_batch(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Turn what a loader gives into what a model gets; Lightning's hook calls it, and so can a loop of your own."""
-        finished = self._degrading.finish(batch)
-        for skipped in finished.pop("skipped", ()):
+        batch = self._drawn(batch)
+        batch |= {name: batch[name].float().div_(255) for name in ("hr", "lr") if name in batch}
+        if "kind" in batch and "set" not in batch:  # of training: synthetic HR images, and all LR images but real ones
+            hr, leaves = batch["hr"], _places(batch, "leaves")
+            if leaves:
+                hr[leaves] = dead_leaves(batch["key"][leaves], hr.shape[-1])
+            if made := sorted([*leaves, *_places(batch, "photo")]):
+                batch["lr"][made] = apply(hr[made], batch["parameters"][made], scale=self.scale)
+        if "pair" in batch.pop("kind", []):
+            del batch["parameters"]
+        if windows := batch.pop("windows", None):
+            batch["score_lr"] = batch["lr"]
+            for name, factor in (("hr", self.scale), ("lr", 1)):
+                side = self.patch_size // self.scale * factor  # type: ignore[operator]
+                batch[name] = torch.stack(
+                    [
+                        image[:, factor * top : factor * top + side, factor * left : factor * left + side]
+                        for image, (top, left) in zip(batch[name], windows, strict=True)
+                    ]
+                )
+        for skipped in batch.pop("skipped", ()):
             self.skipped.update(skipped)
-        return finished
-
-    @functools.cached_property
-    def _degrading(self) -> Degrading:
-        side, room = 0, None
-        if self.patch_size is not None:
-            side, room = self.patch_size // self.scale, (self.crop_size - self.patch_size) // self.scale
-        return Degrading(self.recipe, self.val_recipe, scale=self.scale, room=room, side=side)
+        return batch
 
     # ------------------------------------------------------------------------------------------ bad files and resume
 
@@ -319,6 +365,10 @@ class RealESRGANDataModule(L.LightningDataModule):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         if self._fits():
             self._resumed_batches = state_dict.get("batches", 0)
+
+
+def _places(batch: dict[str, Any], kind: str) -> list[int]:
+    return [place for place, found in enumerate(batch["kind"]) if found == kind]
 
 
 def _one_thread(worker: int) -> None:
