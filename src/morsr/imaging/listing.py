@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Iterator
 from pathlib import Path
 
 from morsr.errors import InputError
@@ -45,8 +44,15 @@ def list_images(source: str | os.PathLike[str]) -> list[Path]:
     if not source.is_dir():
         check_regular(source)
         return [source]
-    images = (path for path in walk(source) if path.suffix.lower() in SUFFIXES)
-    found = [path for path in images if path.is_file()]
+    found, seen = [], set()
+    for parent, below, names in os.walk(source, followlinks=True):
+        below[:] = sorted(name for name in below if not name.startswith("."))
+        if (place := os.path.realpath(parent)) in seen:
+            below.clear()
+            continue
+        seen.add(place)
+        paths = (Path(parent, name) for name in names if not name.startswith("."))
+        found += [path for path in paths if path.suffix.lower() in SUFFIXES and path.is_file()]
     if not found:
         raise InputError(
             f"{printable(str(source))}: no image in this folder; expected files ending in {KNOWN_SUFFIXES}"
@@ -72,15 +78,3 @@ def natural_key(path: Path) -> tuple[str, list[tuple[int, str]], str]:
     """Sorts by folder, then by name with its numbers as numbers."""
     parts = re.split(r"([0-9]+)", path.name)
     return str(path.parent), [(int(part), "") if part.isdecimal() else (-1, part) for part in parts], path.name
-
-
-def walk(folder: str | os.PathLike[str]) -> Iterator[Path]:
-    """Files of a folder and its subfolders that are not hidden; a folder that links lead to again is walked once."""
-    seen = set()
-    for parent, below, names in os.walk(folder, followlinks=True):
-        below[:] = sorted(name for name in below if not name.startswith("."))
-        if (place := os.path.realpath(parent)) in seen:
-            below.clear()
-            continue
-        seen.add(place)
-        yield from (Path(parent, name) for name in names if not name.startswith("."))
