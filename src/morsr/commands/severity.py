@@ -5,7 +5,7 @@ from __future__ import annotations
 from csv import writer
 from pathlib import Path
 
-from morsr.commands._common import output_file, say
+from morsr.commands._common import output_file, report_failures
 from morsr.errors import InputError
 from morsr.files import atomic_path, printable
 
@@ -42,20 +42,17 @@ def run(
     paths, where = list_images(input), resolve_device(device)
     settings = {"model" if estimator == "clip" else "weights": weights, "prompts": prompts}
     scorer = build_estimator(estimator, **{key: value for key, value in settings.items() if value is not None})
-    scorer, rows, failed = scorer.to(where), [], 0
+    scorer, rows, failed = scorer.to(where), [], []
     for path in paths:
         try:
             found = scorer(read(path).rgb.to(where))
         except InputError as error:
-            if not input.is_dir():
-                raise
-            say(f"morsr: {error}")
-            failed += 1
+            failed.append(str(error))
             continue
         name = printable(str(path.relative_to(input)) if input.is_dir() else path.name)
         rows.append((name, [*found.scores[0].tolist(), float(found.severity[0])]))
     if not rows:
-        raise InputError(f"{input}: none of its {len(paths)} images can be read")
+        raise InputError(f"{input}: none of {len(paths)} images can be read; the first: {failed[0]}")
 
     rows.sort(key=lambda row: -row[1][-1])
     head = ["image", *scorer.names, "severity"]
@@ -67,4 +64,4 @@ def run(
             lines = [[name, *(f"{value:.6f}" for value in values)] for name, values in rows]
             writer(file).writerows([head, *lines])
         print(printable(str(csv)))
-    return 1 if failed else 0
+    return report_failures(failed)

@@ -15,15 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-from morsr.data.dataset import (
-    EpochSampler,
-    EvaluationImages,
-    ImageLoader,
-    LowQualityImages,
-    TrainingCrops,
-    TrainingLoader,
-    collate,
-)
+from morsr.data.dataset import EpochSampler, EvaluationImages, ImageLoader, LowQualityImages, TrainingCrops, collate
 from morsr.data.dead_leaves import dead_leaves
 from morsr.data.sources import Photo, Source, check_names, find_photos, source_name
 from morsr.degradation import DegradationRecipe, apply, true_severity
@@ -228,7 +220,7 @@ class RealESRGANDataModule(L.LightningDataModule):
         self._sampler = EpochSampler(
             batches=batches, batch_size=self.batch_size, epoch=epoch, start=start, replicas=replicas, rank=rank
         )
-        return TrainingLoader(self._training, sampler=self._sampler, **self._loading(self.batch_size))
+        return ImageLoader(self._training, sampler=self._sampler, **self._loading(self.batch_size))
 
     def val_dataloader(self) -> DataLoader | list[DataLoader]:
         return self._evaluation_loader("val")

@@ -243,14 +243,13 @@ class LowQualityImages(Dataset):
 
 
 class ImageLoader(DataLoader):
-    """A DataLoader that raises an error of the data set in a worker as if it had been read in this process."""
+    """A DataLoader that raises an error of the data set in a worker as if it had been read in this process.
+
+    Its state is empty, since the data module places the sampler where a run resumes within an epoch.
+    """
 
     def __iter__(self) -> Any:
         return _read(super().__iter__())
-
-
-class TrainingLoader(ImageLoader):
-    """An ImageLoader that resumes within an epoch: the data module places its sampler, and keeps nothing here."""
 
     def state_dict(self) -> dict[str, Any]:
         return {}
