@@ -1,6 +1,7 @@
 """Folders: names, failures that stop nothing, and the share of one of several processes."""
 
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,14 @@ def test_our_own_mistakes_stop_the_run():
         run(twins.fake(broken), [photo("in/a.png")])
     with pytest.raises(ConfigError, match="routed adapters"):
         run(twins.fake(), [photo("in/a.png")], strength=0.5)
+
+
+def test_a_stopped_folder_does_not_go_on():
+    jobs = [photo(f"in/{index}.png") for index in range(20)]
+    lines = restore_files(twins.fake(lambda images: (time.sleep(0.02), images)[1]), jobs, Settings())
+    assert next(lines) is None
+    lines.close()  # type: ignore[attr-defined]
+    assert 1 <= len(list(Path("out").rglob("*.png"))) < 20
 
 
 def test_a_full_disk_fails_each_file_and_leaves_nothing(monkeypatch):

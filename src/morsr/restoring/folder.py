@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -91,10 +92,15 @@ def restore_files(restorer: Restorer, jobs: Sequence[Job], settings: Settings) -
         ConfigError: settings that the model cannot follow.
     """
     settings.check_model(restorer.generator)
+    stopped = threading.Event()
+
+    def go_on(done: int, total: int) -> None:
+        if stopped.is_set():
+            raise MorsrError("stopped")
 
     def failure(job: Job) -> str | None:
         try:
-            restorer.restore_file(*job, **vars(settings))
+            restorer.restore_file(*job, progress=go_on, **vars(settings))
         except Exception as error:
             if not isinstance(error, MorsrError) and not is_out_of_memory(error):
                 raise  # of ours, not of this file
@@ -104,4 +110,7 @@ def restore_files(restorer: Restorer, jobs: Sequence[Job], settings: Settings) -
 
     # The networks run for one thread at a time; meanwhile the others read, correct colours and write.
     with ThreadPoolExecutor(AT_ONCE) as threads:
-        yield from threads.map(failure, jobs)
+        try:
+            yield from threads.map(failure, jobs)
+        finally:
+            stopped.set()  # by Ctrl-C: the files in work end with their present tile
