@@ -34,9 +34,6 @@ class Draws:
         """Draws of one generator step for the samples `first` to `first + count` of the batch over all devices."""
         return cls(sample_keys(seed, step, torch.arange(first, first + count, device=device)))
 
-    def __len__(self) -> int:
-        return len(self.keys)
-
     def __getitem__(self, images: slice) -> Draws:
         return Draws(self.keys[images])
 

@@ -11,9 +11,8 @@ from torch import Tensor, nn
 
 from morsr.errors import ConfigError
 from morsr.functional.diffusion import flow_clean, flow_noised
-from morsr.models.bases.base import STEPS, Base, Condition, at_timesteps, dtype_of
+from morsr.models.bases.base import STEPS, Base, Condition, dtype_of, to_float32
 from morsr.models.bases.reading import read_json
-from morsr.models.precision import to_float32
 
 
 class Flow(Base):
@@ -88,7 +87,8 @@ class Flow(Base):
         condition, dtype = condition or self.condition(), dtype_of(self.transformer)
         tokens = condition.tokens.to(dtype).expand(len(z_t), -1, -1)
         pooled = None if condition.pooled is None else condition.pooled.to(dtype).expand(len(z_t), -1)
-        output = self.velocity(z_t.to(dtype), self.sigmas[at_timesteps(z_t, t)], Condition(tokens, pooled))
+        sigma = self.sigmas[torch.as_tensor(t, device=z_t.device).expand(len(z_t))]
+        output = self.velocity(z_t.to(dtype), sigma, Condition(tokens, pooled))
         return output.to(torch.promote_types(output.dtype, torch.float32))
 
     def signal(self, t: Tensor | int) -> Tensor:

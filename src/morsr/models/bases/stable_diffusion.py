@@ -10,9 +10,8 @@ from torch import Tensor, nn
 
 from morsr.errors import ConfigError
 from morsr.functional.diffusion import add_noise, clean_latents, epsilon_from_velocity, scaled_linear_alphas_cumprod
-from morsr.models.bases.base import STEPS, Architecture, Base, Condition, at_timesteps, dtype_of
+from morsr.models.bases.base import STEPS, Architecture, Base, Condition, dtype_of, to_float32
 from morsr.models.bases.reading import read_json
-from morsr.models.precision import to_float32
 
 SD_VAE: dict[str, Any] = {
     "block_out_channels": [128, 256, 512, 512],
@@ -147,7 +146,7 @@ class StableDiffusion(Base):
     def predict(self, z_t: Tensor, t: Tensor | int, condition: Condition | None = None) -> Tensor:
         """The noise, in float32 (float64 for a float64 UNet) from the last norm on; see `Base.predict`."""
         condition = condition or self.condition()
-        steps = at_timesteps(z_t, t)
+        steps = torch.as_tensor(t, device=z_t.device).expand(len(z_t))
         states = condition.tokens.to(dtype_of(self.unet)).expand(len(z_t), -1, -1)
         extra = self.extra(z_t, condition)
         output = self.unet(z_t.to(dtype_of(self.unet)), steps, encoder_hidden_states=states, **extra).sample
