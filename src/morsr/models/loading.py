@@ -17,7 +17,7 @@ from morsr.adapters.inject import add_saved_modules
 from morsr.errors import ConfigError, WeightsError
 from morsr.estimators import DegradationEstimator, build_estimator
 from morsr.hub import fetch, repository_of
-from morsr.models.bases import load_base, package_weights
+from morsr.models.bases import SHIPPED_BASES, load_base, package_weights
 from morsr.models.generator import OneStepConfig, OneStepGenerator
 from morsr.models.saving import ADAPTERS_FILE, read_description
 
@@ -26,11 +26,6 @@ def find_adapters(name_or_path: str | os.PathLike[str]) -> Path:
     """Return the adapters file behind a shipped preset, a file, or a folder that holds `adapters.safetensors`."""
     path = find_model(name_or_path)
     return path / ADAPTERS_FILE if path.is_dir() else path
-
-
-def shipped_adapters() -> dict[str, Path]:
-    """The adapters files in the package by the names of their presets, which are those of their bases too."""
-    return {path.parent.name: path for path in package_weights("tiny").parent.glob(f"*/{ADAPTERS_FILE}")}
 
 
 def find_model(name_or_path: str | os.PathLike[str], **hub: Any) -> Path:
@@ -47,16 +42,15 @@ def find_model(name_or_path: str | os.PathLike[str], **hub: Any) -> Path:
     if path.exists():
         return path
     name = os.fspath(name_or_path)
-    shipped = shipped_adapters()
-    if name in shipped:
-        return shipped[name]
+    if name in SHIPPED_BASES:
+        return package_weights(name) / ADAPTERS_FILE
     if repository_of(name) is not None and not name.endswith((".safetensors", ".ckpt")):
         try:
             return fetch(name, ["*.safetensors", "*.json", "*.txt"], **hub)
         except WeightsError as error:
             raise WeightsError(f"{name}: no such file or folder here, and not on the hub ({error})") from error
     raise WeightsError(
-        f"{name}: no such adapters file or folder, and no shipped preset has this name ({', '.join(sorted(shipped))})"
+        f"{name}: no such adapters file or folder, and no shipped preset has this name ({', '.join(SHIPPED_BASES)})"
     )
 
 

@@ -29,10 +29,10 @@ from morsr.adapters.inject import add_saved_modules
 from morsr.errors import ConfigError, WeightsError
 from morsr.estimators import DegradationEstimator, build_estimator
 from morsr.functional.quality import quantize_8bit
-from morsr.models.bases import Base, load_base
+from morsr.models.bases import SHIPPED_BASES, Base, load_base
 from morsr.models.draws import Draws
 from morsr.models.generator import GeneratorOutput, OneStepConfig, OneStepGenerator
-from morsr.models.loading import find_adapters, shipped_adapters
+from morsr.models.loading import find_adapters
 from morsr.models.losses import Losses, build_lpips
 from morsr.models.scores import ScoreMeans
 from morsr.training.adapter_state import (
@@ -301,7 +301,8 @@ class OneStepSRModule(L.LightningModule):
             return
         runs = Path(self.trainer.log_dir or self.trainer.default_root_dir).parent
         files = sorted(runs.glob("*/adapters.safetensors"), key=lambda path: path.stat().st_mtime)
-        path = files[-1] if files else shipped_adapters().get(self.generator.base.base_id.removeprefix("morsr/"))
+        preset = self.generator.base.base_id.removeprefix("morsr/")
+        path = files[-1] if files else find_adapters(preset) if preset in SHIPPED_BASES else None
         if path is None:
             raise WeightsError(
                 f"no adapters were given, none for the base {self.parts['base']!r} are shipped, and no run beside this "

@@ -26,9 +26,6 @@ from morsr.models.generator import OneStepConfig
 PEFT_DEFAULT_ALPHA = 8
 """lora_alpha of a LoraConfig that does not set it; the update's factor is alpha / rank, 2 at their rank of 4."""
 
-ESTIMATOR: Mapping[str, Any] = {"kind": "frequency", "args": {}}
-"""The imported models route nothing by degradation; scores are for the reports only, so the cheapest will do."""
-
 _GROUPS = "(?:encoder|decoder|others)"
 
 
@@ -129,7 +126,7 @@ def save_peer(
         loaded = load_base(base)
     parts = [peer.shared, *([peer.routed] if peer.routed else [])]
     routed_ranks = peer.routed.rank if peer.routed else 0
-    estimator = build_estimator(ESTIMATOR)
+    estimator = build_estimator("frequency")  # nothing is routed by degradation; scores are for the reports only
     config = MoRConfig(
         num_ranks=peer.shared.rank + routed_ranks,
         num_shared=peer.shared.rank,
@@ -163,7 +160,7 @@ def save_peer(
             setattr(module, key, nn.Parameter(whole))
     extra = {
         "base": os.fspath(base),
-        "estimator": dict(ESTIMATOR),
+        "estimator": estimator.spec,
         "one_step": peer.one_step.to_dict(),
         "prompt": prompt,
     }
