@@ -1,7 +1,6 @@
 """Adapters against named peers: one image over the bare base, and a training step over peft's LoRA of rank 40.
 
-    python benchmarks/adapters.py image [--base random:sd21] [--size 512] [--rounds 9]
-    python benchmarks/adapters.py step [--base random:sd21] [--size 512] [--rounds 9]
+    python benchmarks/adapters.py image|step [--base random:sd21] [--size 512] [--rounds 9]
 
 `image`: one image through the whole pass, autoencoder, estimator, router and merge included, over the same base without
 adapters. `step`: forward and backward of the UNet, ranks of one image each, over peft's LoRA on the same layers; with
@@ -10,10 +9,10 @@ the memory of one step above the weights. Weights are random in the true shapes:
 
 from __future__ import annotations
 
-import argparse
 from typing import Any
 
 import torch
+from jsonargparse import auto_cli
 from timing import compare, peak_megabytes, print_table
 from torch import nn
 
@@ -32,7 +31,7 @@ def generator(base: str, targets: tuple[str, ...], dtype: torch.dtype = torch.fl
     return OneStepGenerator(load_base(base, dtype=dtype), estimator, adapters=config).eval()
 
 
-def image(base: str, size: int, rounds: int) -> dict[str, Any]:
+def image(base: str = "random:sd21", size: int = 512, rounds: int = 9) -> dict[str, Any]:
     """One image, everything counted, over the bare base."""
     lr = torch.rand(1, 3, size // 4, size // 4)
     adapted, bare = (Restorer(generator(base, targets)) for targets in (TARGETS, ()))
@@ -40,7 +39,7 @@ def image(base: str, size: int, rounds: int) -> dict[str, Any]:
     return {"what": f"one image of {size}², adapters over bare", **found._asdict()}
 
 
-def step(base: str, size: int, rounds: int) -> dict[str, Any]:
+def step(base: str = "random:sd21", size: int = 512, rounds: int = 9) -> dict[str, Any]:
     """A training step of the UNet over peft's LoRA of the same rank on the same layers."""
     from peft import LoraConfig, inject_adapter_in_model
 
@@ -64,10 +63,4 @@ def step(base: str, size: int, rounds: int) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=("image", "step"))
-    parser.add_argument("--base", default="random:sd21")
-    parser.add_argument("--size", type=int, default=512)
-    parser.add_argument("--rounds", type=int, default=9)
-    options = parser.parse_args()
-    print_table([{"image": image, "step": step}[options.part](options.base, options.size, options.rounds)])
+    print_table([auto_cli([image, step])])

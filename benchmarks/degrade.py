@@ -9,12 +9,12 @@ not slow down.
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
 from pathlib import Path
 
 import torch
+from jsonargparse import auto_cli
 from timing import print_table, timer
 
 from morsr.degradation import DegradationRecipe, degrade
@@ -22,24 +22,24 @@ from morsr.degradation import DegradationRecipe, degrade
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "degradation"))
 import oracle
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--size", type=int, default=512, help="side of the HR images")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--rounds", type=int, default=64, help="batches per chain, taken in turns")
-    options = parser.parse_args()
+
+def main(batch: int = 16, size: int = 512, device: str = "cpu", rounds: int = 64) -> None:
+    """Take so many batches by each chain, in turns; the size is the side of the HR images."""
     torch.manual_seed(0)
-    hr = torch.rand(options.batch, 3, options.size // 4, options.size // 4, device=options.device)
+    hr = torch.rand(batch, 3, size // 4, size // 4, device=device)
     hr = torch.nn.functional.interpolate(hr, scale_factor=4, mode="bicubic").clamp(0, 1)
     recipe = DegradationRecipe()
     chains = {"morsr": degrade, "basicsr": oracle.training_chain}
-    clock = time.process_time if hr.device.type == "cpu" else timer
+    clock = time.process_time if device == "cpu" else timer
     seconds = dict.fromkeys(chains, 0.0)
-    for number in range(options.rounds + 1):
+    for number in range(rounds + 1):
         for name, chain in chains.items():
             start = clock()
             chain(hr, recipe)
             seconds[name] += clock() - start if number else 0.0  # the first round does not count
-    row = {f"{name}, images/s": options.batch * options.rounds / total for name, total in seconds.items()}
+    row = {f"{name}, images/s": batch * rounds / total for name, total in seconds.items()}
     print_table([{**row, "ratio": seconds["basicsr"] / seconds["morsr"]}])
+
+
+if __name__ == "__main__":
+    auto_cli(main)

@@ -1,15 +1,14 @@
 """What a GPU does in ten minutes: degradation, a training step by parts, adapters over bare, inference; table and JSON.
 
     python benchmarks/gpu.py [--base random:sd21] [--size 512] [--out gpu.json]
-    python benchmarks/gpu.py --base random:small --size 64 --batches 1 2 --rounds 1      # dry run on a processor
+    python benchmarks/gpu.py --base random:small --size 64 --batches [1,2] --rounds 1      # dry run on a processor
 
 Weights are random in the true shapes, in bfloat16 on an accelerator. A part that fails (a compiler that is missing,
-memory that runs out) is a row that says so. Parts stop when --minutes are over.
+memory that runs out) is a row that says so. Parts stop after nine minutes.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import time
 from collections.abc import Iterator
@@ -17,55 +16,47 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jsonargparse import auto_cli
 from timing import compare, peak_megabytes, print_table, seconds
 from torch import Tensor
 
 from adapters import TARGETS, generator
 from morsr.adapters import adapter_parameters
 from morsr.degradation import degrade
-from morsr.models.generator import OneStepGenerator
 
-Row = dict[str, Any]
+MINUTES = 9
 
 
-class Bench:
-    """Networks and images of one run."""
+def main(
+    base: str = "random:sd21", size: int = 512, batches: tuple[int, ...] = (1, 4, 16), rounds: int = 5,
+    out: Path = Path("gpu.json"),
+) -> None:  # fmt: skip
+    """Run all parts that fit into the time, print the table and write the JSON."""
+    device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+    dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+    adapted, bare = (generator(base, targets, dtype).to(device) for targets in (TARGETS, ()))
 
-    def __init__(self, options: argparse.Namespace) -> None:
-        self.options = options
-        self.device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-        self.dtype = torch.float32 if self.device.type == "cpu" else torch.bfloat16
-        self.adapted, self.bare = (generator(options.base, one, self.dtype).to(self.device) for one in (TARGETS, ()))
-        self.side = options.size // 4
+    def images(batch: int, side: int) -> Tensor:
+        return torch.rand(batch, 3, side, side, device=device)
 
-    def images(self, batch: int, side: int) -> Tensor:
-        return torch.rand(batch, 3, side, side, device=self.device)
+    def call(network: Any, lr: Tensor) -> Any:
+        """A pass in mixed precision, as in training."""
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            return network(lr)
 
-    def cast(self) -> torch.autocast:
-        """Mixed precision as in training."""
-        return torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32)
-
-    @torch.inference_mode()
-    def restore(self, network: OneStepGenerator, lr: Tensor) -> None:
-        with self.cast():
-            network(lr)
-
-    def degradation(self) -> Iterator[Row]:
-        batch = max(self.options.batches)
-        hr = self.images(batch, self.options.size)
+    def degradation() -> Iterator[dict[str, Any]]:
+        hr = images(max(batches), size)
         degrade(hr)
-        yield {"what": f"degradation, batch {batch}", "images/s": batch / seconds(lambda: degrade(hr))}
+        yield {"what": f"degradation, batch {len(hr)}", "images/s": len(hr) / seconds(lambda: degrade(hr))}
 
-    def step(self) -> Iterator[Row]:
-        """One training step by parts."""
-        lr, hr = self.images(1, self.side), self.images(1, self.options.size)
-        self.adapted.train()
-        optimizer = torch.optim.AdamW(adapter_parameters(self.adapted.base), lr=1e-5)
+    def step() -> Iterator[dict[str, Any]]:
+        lr, hr = images(1, size // 4), images(1, size)
+        adapted.train()
+        optimizer = torch.optim.AdamW(adapter_parameters(adapted.base), lr=1e-5)
         kept: list[Tensor] = []
 
         def forward() -> None:
-            with self.cast():
-                kept[:] = [(self.adapted(lr).sr.float() - hr).square().mean()]
+            kept[:] = [(call(adapted, lr).sr.float() - hr).square().mean()]
 
         def backward() -> None:
             kept.pop().backward()
@@ -80,56 +71,42 @@ class Bench:
         whole()
         for part in (forward, backward, update):
             yield {"what": f"step, {part.__name__}", "ours": seconds(part)}
-        yield {"what": "step, whole", "ours": seconds(whole), "MB above weights": peak_megabytes(whole, self.device)}
-        self.adapted.eval()
+        yield {"what": "step, whole", "ours": seconds(whole), "MB above weights": peak_megabytes(whole, device)}
+        adapted.eval()
 
-    def over_bare(self) -> Iterator[Row]:
-        for batch in self.options.batches:
-            lr = self.images(batch, self.side)
-            ours, peer = (lambda g=g, lr=lr: self.restore(g, lr) for g in (self.adapted, self.bare))
-            found, held = compare(ours, peer, rounds=self.options.rounds), peak_megabytes(ours, self.device)
+    @torch.inference_mode()
+    def over_bare() -> Iterator[dict[str, Any]]:
+        for batch in batches:
+            lr = images(batch, size // 4)
+            ours, peer = (lambda network=network, lr=lr: call(network, lr) for network in (adapted, bare))
+            found, held = compare(ours, peer, rounds=rounds), peak_megabytes(ours, device)
             yield {"what": f"adapters over bare, batch {batch}", **found._asdict(), "MB above weights": held}
 
-    def compiled(self) -> Iterator[Row]:
+    @torch.inference_mode()
+    def compiled() -> Iterator[dict[str, Any]]:
         """One-step inference with the networks compiled, over the same before."""
-        if self.device.type == "cpu":
-            return
-        lr, best = self.images(1, self.side), []
+        lr, best = images(1, size // 4), []
         for warm_up in (1, 2):
-            times = [seconds(lambda: self.restore(self.adapted, lr)) for _ in range(self.options.rounds + warm_up)]
-            best.append(min(times[warm_up:]))
-            base = self.adapted.base
-            for network in (base.denoiser, base.vae.encoder, base.vae.decoder):
+            best.append(min([seconds(lambda: call(adapted, lr)) for _ in range(rounds + warm_up)][warm_up:]))
+            for network in (adapted.base.denoiser, adapted.base.vae.encoder, adapted.base.vae.decoder):
                 network.compile()
         yield {"what": "inference, compiled over plain", "ours": best[1], "peer": best[0], "ratio": best[1] / best[0]}
 
-
-def main(arguments: list[str] | None = None) -> None:
-    """Run all parts that fit into the time, print the table and write the JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--base", default="random:sd21")
-    parser.add_argument("--size", type=int, default=512)
-    parser.add_argument("--batches", type=int, nargs="+", default=[1, 4, 16])
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--minutes", type=float, default=9.0)
-    parser.add_argument("--out", type=Path, default=Path("gpu.json"))
-    options = parser.parse_args(arguments)
-    start, bench, rows = time.perf_counter(), Bench(options), list[Row]()
-    for part in (bench.degradation, bench.step, bench.over_bare, bench.compiled):
+    start, rows = time.perf_counter(), list[dict[str, Any]]()
+    for part in (degradation, step, over_bare, compiled)[: 3 if device.type == "cpu" else 4]:
         try:
             for row in part():
                 rows.append(row)
-                if time.perf_counter() - start > 60 * options.minutes:
+                if time.perf_counter() - start > 60 * MINUTES:
                     raise RuntimeError("time is over")
         except RuntimeError as error:  # out of memory and no compiler are ones too
             rows.append({"what": f"{part.__name__}: {str(error).splitlines()[0][:80]}"})
-    name = torch.cuda.get_device_name(bench.device) if bench.device.type == "cuda" else str(bench.device)
-    settings = {"base": options.base, "size": options.size, "device": name, "dtype": str(bench.dtype)}
-    settings["torch"] = torch.__version__
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
+    settings = {"base": base, "size": size, "device": name, "dtype": str(dtype), "torch": torch.__version__}
     print(", ".join(f"{key} {value}" for key, value in settings.items()) + "\n")
     print_table(rows)
-    options.out.write_text(json.dumps({"settings": settings, "rows": rows}, indent=1) + "\n")
+    out.write_text(json.dumps({"settings": settings, "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
-    main()
+    auto_cli(main)

@@ -1,12 +1,11 @@
 """What routing does: every image restored under its own routing, the other kinds', and by the shared ranks alone.
 
-    python benchmarks/kinds.py MODEL [MODEL ...] PHOTOS [--base BASE] [--gains-only]
+    python benchmarks/kinds.py MODEL [MODEL ...] PHOTOS [--base BASE]
 
 Of several models, such as those of the ablation's seeds, the mean is reported, and the correlations of the first.
 PHOTOS is a folder of sharp photographs, such as BSDS500's validation images: the first twelve of every eighth from the
 second, by name, top left 256x256, in five kinds of LR images at a quarter of the size. Reported in dB of PSNR-Y, with
-95 % intervals over photographs: own - bicubic, own - shared only, own - others (mean of the other four routings; a
-router can raise it by making wrong routings worse), and regret (best other routing - own) of the worst pair of kinds.
+95 % intervals over photographs: own - bicubic, own - shared only, and regret (best other routing - own).
 Then, for each degradation alone, Spearman's correlation of its strength with the severity and with the share of zero
 slots: the mean over ten photographs.
 """
@@ -37,6 +36,7 @@ KINDS = {  # blur in LR pixels, noise of 255, quality of JPEG
     "JPEG": (0.0, 0.0, 20),
     "all": (1.0, 12.0, 40),
 }
+NAMES = (*KINDS, "shared only", "bicubic")
 STRENGTHS = {
     "blur": [(sigma, 0.0, None) for sigma in np.linspace(0.3, 3.0, 10)],
     "noise": [(0.0, sigma, None) for sigma in np.linspace(2, 50, 10)],
@@ -64,37 +64,20 @@ def photographs(folder: Path, side: int = 256, count: int = 12) -> list[np.ndarr
 
 
 @torch.no_grad()
-def measure(restorer: Restorer, photos: list[np.ndarray]) -> dict[str, dict[str, list[float]]]:
-    """PSNR-Y by kind and by the routing: of each kind, "shared only", and "bicubic"; one value per photograph."""
+def measure(restorer: Restorer, photos: list[np.ndarray]) -> np.ndarray:
+    """PSNR-Y of every kind by the routing of each kind, by the shared ranks and by bicubic: (kinds, NAMES, photos)."""
     generator = restorer.generator
-    found: dict[str, dict[str, list[float]]] = {kind: {} for kind in KINDS}
+    found = np.empty((len(KINDS), len(NAMES), len(photos)))
     for index, hr in enumerate(tqdm(photos, unit="photo", disable=None)):
-        truth = to_tensor(hr)
-        images = {kind: degraded(hr, *how, seed=index).to(restorer.device) for kind, how in KINDS.items()}
-        for kind, lr in images.items():
-            outputs = {other: generator(lr, score_lr=scored).sr for other, scored in images.items()}
+        images = [degraded(hr, *how, seed=index) for how in KINDS.values()]
+        for row, lr in enumerate(images):
+            outputs = [generator(lr, score_lr=scored).sr for scored in images]
             generator.adapters.strength = 0.0
-            outputs["shared only"] = generator(lr).sr
+            outputs.append(generator(lr).sr)
             generator.adapters.strength = 1.0
-            outputs["bicubic"] = to_tensor(bicubic(to_uint8(lr), *hr.shape[:2]))
-            for name, sr in outputs.items():
-                found[kind].setdefault(name, []).append(psnr_y(quantize_8bit(sr.cpu()), truth).item())
+            outputs.append(to_tensor(bicubic(to_uint8(lr), *hr.shape[:2])))
+            found[row, :, index] = [psnr_y(quantize_8bit(sr), to_tensor(hr)).item() for sr in outputs]
     return found
-
-
-def differences(found: dict[str, dict[str, list[float]]]) -> dict[str, dict[str, list[float]]]:
-    """By kind: what own routing gains, per photograph."""
-    gains: dict[str, dict[str, list[float]]] = {}
-    for kind, values in found.items():
-        own = np.array(values[kind])
-        others = {name: np.array(values[name]) for name in KINDS if name != kind}
-        gains[kind] = {
-            "own - bicubic": list(own - values["bicubic"]),
-            "own - shared only": list(own - values["shared only"]),
-            "own - others": list(own - np.mean(list(others.values()), axis=0)),
-            "regret": [max(float(np.mean(other - own)) for other in others.values())],
-        }
-    return gains
 
 
 def correlations(restorer: Restorer, photos: list[np.ndarray]) -> list[list[str]]:
@@ -116,28 +99,21 @@ def main() -> None:
     parser.add_argument("models", nargs="+", help="shipped preset, adapters file or saved folder")
     parser.add_argument("photos", type=Path, help="folder of sharp photographs")
     parser.add_argument("--base", help="folder or hub id of the base model, if the adapters do not bring it")
-    parser.add_argument("--count", type=int, default=12, help="photographs (default: %(default)s)")
-    parser.add_argument("--gains-only", action="store_true", help="leave out the correlations, which take most time")
     options = parser.parse_args()
     load = partial(Restorer.from_pretrained, base=options.base, device="cpu", dtype="float32")
-    restorers = [load(model) for model in options.models]
-    photos = photographs(options.photos, count=options.count)
-    measured = [measure(restorer, photos) for restorer in restorers]
-    found = {
-        kind: {name: list(np.mean([one[kind][name] for one in measured], axis=0)) for name in values}
-        for kind, values in measured[0].items()
-    }
-    gains = differences(found)
-    columns = list(gains["clean"])
-    lines = [[kind, *(number(float(np.mean(gain[name])), 3) for name in columns)] for kind, gain in gains.items()]
-    means = {name: bootstrap(np.mean([gain[name] for gain in gains.values()], axis=0)) for name in columns[:-1]}
-    worst = max(gain["regret"][0] for gain in gains.values())
-    lines.append(["mean", *(str(value) for value in means.values()), f"{worst:.3f} at worst"])
-    print(f"{len(photos)} photographs, dB of PSNR-Y\n\n{text_table(['kind', *columns], lines)}\n")
-    if not options.gains_only:
-        print(
-            text_table(["strength of", "ρ with severity", "ρ with zero share"], correlations(restorers[0], photos[:10]))
-        )
+    restorers, photos = [load(model) for model in options.models], photographs(options.photos)
+    found = np.mean([measure(restorer, photos) for restorer in restorers], axis=0)
+    kinds = range(len(KINDS))
+    own = found[kinds, kinds]
+    gains = {"own - bicubic": own - found[:, -1], "own - shared only": own - found[:, -2]}
+    regrets = [max((found[kind, other] - own[kind]).mean() for other in kinds if other != kind) for kind in kinds]
+    lines = [
+        [name, *(number(gain[kind].mean(), 3) for gain in gains.values()), number(regrets[kind], 3)]
+        for kind, name in enumerate(KINDS)
+    ]
+    lines.append(["mean", *(str(bootstrap(gain.mean(0))) for gain in gains.values()), f"{max(regrets):.3f} at worst"])
+    print(f"{len(photos)} photographs, dB of PSNR-Y\n\n{text_table(['kind', *gains, 'regret'], lines)}\n")
+    print(text_table(["strength of", "ρ with severity", "ρ with zero share"], correlations(restorers[0], photos[:10])))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Memory of a training step from shapes alone, on the meta device: the table of docs/scaling.md.
 
-    python benchmarks/memory.py [--bases sd21 sd3 flux2-klein] [--size 512]
-    python benchmarks/memory.py --run sd3 --size 256     # its network once at true size on this processor
-    python benchmarks/memory.py --step sd21 --size 256   # one training step with every loss
+    python benchmarks/memory.py table [--bases "[sd21, sd3, flux2-klein]"] [--size 512]
+    python benchmarks/memory.py run sd3 --size 256     # its network once at true size on this processor
+    python benchmarks/memory.py step sd21 --size 256   # one training step with every loss
 
 Estimates. Counted are what autograd keeps of one image's pass through encoder, network, decoder, LPIPS and the
 discriminator's features, as bfloat16 mixed precision and fused attention store it, the frozen weights in bfloat16, and
@@ -11,7 +11,6 @@ the trained parameters with their gradients and AdamW's moments. Workspaces, fra
 
 from __future__ import annotations
 
-import argparse
 import resource
 import time
 from typing import Any
@@ -20,6 +19,7 @@ from unittest import mock
 import torch
 import torch.nn.functional as F
 import torchvision
+from jsonargparse import auto_cli
 from timing import print_table
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
@@ -141,7 +141,7 @@ def activations(base: Base, size: int, *, recomputed: bool) -> int:
     return ledger.kept + ledger.block
 
 
-def run(name: str, size: int) -> None:
+def run(name: str, size: int = 512) -> None:
     """Forward and backward pass of a network at true size with checkpointing.
 
     The weights are stored in bfloat16; the arithmetic is float32 (`widened`).
@@ -159,7 +159,7 @@ def run(name: str, size: int) -> None:
         base.predict(z, 250).square().mean().backward()
 
 
-def step(name: str, size: int) -> None:
+def step(name: str, size: int = 512) -> None:
     """One training step with every loss and all three networks, batch 1, float32; VGG-16 has random weights too."""
     base, vgg = load_base(f"random:{name}"), torchvision.models.vgg16(weights=None)
     with mock.patch("torchvision.models.vgg16", return_value=vgg):
@@ -179,33 +179,23 @@ def step(name: str, size: int) -> None:
     phase.run(batch, draws, step=0)
 
 
-def main() -> None:
-    """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--bases", nargs="+", default=["sd21", "sdxl", "sd3", "flux2-klein"])
-    parser.add_argument("--size", type=int, default=512)
-    parser.add_argument("--run", metavar="NAME")
-    parser.add_argument("--step", metavar="NAME")
-    options = parser.parse_args()
-    if options.run or options.step:
-        (run if options.run else step)(options.run or options.step, options.size)
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-        print(f"{time.process_time():.0f} processor seconds with the start, peak {peak:.1f} GiB")
-        return
+def table(bases: tuple[str, ...] = ("sd21", "sdxl", "sd3", "flux2-klein"), size: int = 512) -> None:
+    """Print the estimates, in GB, and the largest part of a batch of 16 that fits on each card."""
     rows = []
-    for name in options.bases:
+    for name in bases:
         base = adapted(name)
         trained = sum(one.numel() for set_name in ("generator", "score") for one in adapter_parameters(base, set_name))
         frozen = sum(one.numel() * one.element_size() for one in base.parameters()) - 4 * trained
-        kept, again = (activations(base, options.size, recomputed=recomputed) for recomputed in (False, True))
-        row = {"base": name, "frozen": frozen, "trained": 16 * trained, "kept": kept, "recomputed": again}
-        row = {key: value if key == "base" else f"{value / 1e9:.2f}" for key, value in row.items()}
+        kept, again = (activations(base, size, recomputed=recomputed) for recomputed in (False, True))
+        row = {"frozen": frozen, "trained": 16 * trained, "kept": kept, "recomputed": again}
+        rows.append({"base": name, **{key: f"{value / 1e9:.2f}" for key, value in row.items()}})
         for card in CARDS:
             room = FITS * card * 1e9 - frozen - 16 * trained
-            row[f"{card} GB"] = next((str(part) for part in PARTS if part * again <= room), "none")
-        rows.append(row)
+            rows[-1][f"{card} GB"] = next((str(part) for part in PARTS if part * again <= room), "none")
     print_table(rows)
 
 
 if __name__ == "__main__":
-    main()
+    auto_cli([table, run, step], as_positional=True)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    print(f"{time.process_time():.0f} processor seconds with the start, peak {peak:.1f} GiB")

@@ -1,7 +1,6 @@
 """The restorer: `tiny` over its bare base and over a compact network, a folder, and the peak memory of large outputs.
 
-    python benchmarks/restorer.py base [--rounds 15]
-    python benchmarks/restorer.py compact [--rounds 15]
+    python benchmarks/restorer.py base|compact [--rounds 15]
     python benchmarks/restorer.py folder FOLDER
     python benchmarks/restorer.py memory
 
@@ -13,7 +12,6 @@ peak in MiB of an 8192² output over that of a 4096² one, each in a process of 
 
 from __future__ import annotations
 
-import argparse
 import subprocess
 import sys
 import tempfile
@@ -21,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jsonargparse import auto_cli
 from timing import compare, print_table, seconds
 from torch import nn
 
@@ -37,35 +36,36 @@ UPSCALE = (
 )
 
 
-def base(restorer: Restorer, options: argparse.Namespace) -> dict[str, Any]:
+def base(rounds: int = 15) -> dict[str, Any]:
     """The shipped model over its base without adapters, with the same one-step settings."""
+    restorer, lr = Restorer.from_pretrained("tiny"), torch.rand(1, 3, 128, 128)
     plain = Restorer(OneStepGenerator(load_base("tiny"), None, one_step=restorer.generator.one_step).eval())
-    lr = torch.rand(1, 3, 128, 128)
-    return compare(lambda: restorer(lr, tile=None), lambda: plain(lr, tile=None), rounds=options.rounds)._asdict()
+    return compare(lambda: restorer(lr, tile=None), lambda: plain(lr, tile=None), rounds=rounds)._asdict()
 
 
-def compact(restorer: Restorer, options: argparse.Namespace) -> dict[str, Any]:
+def compact(rounds: int = 15) -> dict[str, Any]:
     """The shipped model, from image to image, over one pass of a network of compact Real-ESRGAN's shape."""
+    restorer, lr = Restorer.from_pretrained("tiny"), torch.rand(1, 3, 128, 128)
     layers: list[nn.Module] = [nn.Conv2d(3, 64, 3, padding=1), nn.PReLU(64)]
     for _ in range(32):
         layers += [nn.Conv2d(64, 64, 3, padding=1), nn.PReLU(64)]
     network = nn.Sequential(*layers, nn.Conv2d(64, 48, 3, padding=1), nn.PixelShuffle(4))
-    lr = torch.rand(1, 3, 128, 128)
     with torch.inference_mode():
-        return compare(lambda: restorer(lr, tile=None), lambda: network(lr), rounds=options.rounds)._asdict()
+        return compare(lambda: restorer(lr, tile=None), lambda: network(lr), rounds=rounds)._asdict()
 
 
-def folder(restorer: Restorer, options: argparse.Namespace) -> dict[str, Any]:
+def folder(folder: Path) -> dict[str, Any]:
     """Images per second of a folder over those of its files one by one."""
+    restorer = Restorer.from_pretrained("tiny")
     with tempfile.TemporaryDirectory() as out:
-        jobs = jobs_into(Path(out, "folder"), options.folder)
+        jobs = jobs_into(Path(out, "folder"), folder)
         restorer.restore_file(jobs[0].source, Path(out, "first.png"))
         together = seconds(lambda: list(restore_files(restorer, jobs, Settings())))
         single = seconds(lambda: [restorer.restore_file(job.source, Path(out, job.target.name)) for job in jobs])
     return {"ours": len(jobs) / together, "peer": len(jobs) / single, "ratio": single / together}
 
 
-def memory(restorer: Restorer, options: argparse.Namespace) -> dict[str, Any]:
+def memory() -> dict[str, Any]:
     """Peak of the process by the side of the output."""
     peaks = []
     for side in (2048, 1024):
@@ -76,13 +76,4 @@ def memory(restorer: Restorer, options: argparse.Namespace) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    parts = {part.__name__: part for part in (base, compact, folder, memory)}
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=parts)
-    parser.add_argument("folder", type=Path, nargs="?")
-    parser.add_argument("--rounds", type=int, default=15)
-    options = parser.parse_args()
-    if options.part == "folder" and options.folder is None:
-        parser.error("folder: give a folder of images")
-    found = parts[options.part](Restorer.from_pretrained("tiny"), options)
-    print_table([{"what": options.part, **found}])
+    print_table([auto_cli([base, compact, folder, memory], as_positional=True)])

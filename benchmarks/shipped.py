@@ -1,7 +1,7 @@
 """The shipped model on the embedded held-out photographs, RealSR, degraded BSDS500 photographs, and sharp ones.
 
     python benchmarks/shipped.py [--sets embedded realsr bench40 held] [--data ../shared/data] [--model tiny]
-        [--gallery docs/images/gallery] [--out runs/shipped]
+        [--gallery docs/images/gallery]
 
 Each set is scored in one run (PSNR-Y, SSIM-Y, NIQE, features; outputs as 8-bit files) for bicubic, the model, its
 shared ranks alone, and the outputs of a compact Real-ESRGAN where the folder has them, with paired 95 % intervals. The
@@ -14,17 +14,16 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import cv2
 from PIL import Image
-from torch import Tensor
 
 from morsr import Restorer
 from morsr.data import Pair, Photo, RealESRGANDataModule, paired_folder
 from morsr.evaluation.images import read_rgb, to_tensor, to_uint8
 from morsr.evaluation.score import Method, bicubic_method, evaluate
-from morsr.evaluation.statistics import bootstrap
 from morsr.evaluation.tables import BenchmarkReport
 from morsr.functional.quality import psnr_y, quantize_8bit
 from morsr.imaging.figures import side_by_side
@@ -32,27 +31,10 @@ from morsr.imaging.figures import side_by_side
 METRICS = ("psnr", "ssim", "niqe", "features")
 
 
-def method(restorer: Restorer, color: str, strength: float) -> Method:
-    """Restore with the default settings in one pass, scores and routing of the image itself."""
-
-    def restore(lr: Tensor) -> Tensor:
-        return restorer(lr, tile=None, color=color, strength=strength)
-
-    return restore
-
-
 def compact_method(pairs: Sequence[Photo], folder: Path) -> Method:
     """The outputs that another network made of the same LR images, known by their pixels."""
     outputs = {to_tensor(pair.load().lr).numpy().tobytes(): folder / f"{pair.stem}.webp" for pair in pairs}
     return lambda lr: to_tensor(read_rgb(outputs[lr.numpy().tobytes()]))
-
-
-def above(report: BenchmarkReport, other: str, metric: str) -> str:
-    """By how much `tiny` is above another method: the mean, and its 95 % interval over photographs."""
-    ours, theirs = report.values("tiny", metric), report.values(other, metric)
-    return str(
-        bootstrap([ours[stem] - theirs[stem] for stem in ours], [report.groups.get(stem, stem) for stem in ours])
-    )
 
 
 def gallery(report: BenchmarkReport, pairs: Sequence[Pair], methods: dict[str, Method], target: Path) -> None:
@@ -103,15 +85,12 @@ def unchanged(restorer: Restorer, pairs: Sequence[Pair], report: BenchmarkReport
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="tiny", help="shipped preset or adapters file")
-    parser.add_argument("--base", help="base of an adapters file")
     parser.add_argument("--sets", nargs="+", default=["embedded"], choices=("embedded", "realsr", "bench40", "held"))
     parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder with realsr and bench40")
-    parser.add_argument("--color", default="wavelet", choices=("wavelet", "adain", "none"), help="colour correction")
     parser.add_argument("--gallery", type=Path, help="folder for the pictures of the embedded set")
-    parser.add_argument("--out", type=Path, help="folder for the tables")
     options = parser.parse_args()
-    restorer = Restorer.from_pretrained(options.model, base=options.base, device="cpu", dtype="float32")
-    common: dict[str, Method] = {"bicubic": bicubic_method(), "tiny": method(restorer, options.color, 1.0)}
+    restorer = Restorer.from_pretrained(options.model, device="cpu", dtype="float32")
+    common: dict[str, Method] = {"bicubic": bicubic_method(), "tiny": partial(restorer, tile=None)}
     sets: dict[str, Callable[[], Sequence[Pair | Photo]]] = {
         "embedded": embedded,
         "realsr": lambda: paired_folder(options.data / "realsr/LR", options.data / "realsr/HR"),
@@ -120,14 +99,14 @@ def main() -> None:
     }
     for name in options.sets:
         pairs = list(sets[name]())
-        methods = common | {"shared only": method(restorer, options.color, 0.0)}
+        methods = common | {"shared only": partial(restorer, tile=None, strength=0.0)}
         if (compact := options.data / name / "compact").is_dir():
             methods["compact"] = compact_method([pair for pair in pairs if isinstance(pair, Photo)], compact)
-        out = options.out / name if options.out else None
-        report = evaluate(methods, pairs, METRICS, out=out)
+        report = evaluate(methods, pairs, METRICS)
         print(f"\n{name}: {len(pairs)} images\n\n{report.to_text()}\n")
         for other in [key for key in methods if key not in common]:
-            print(f"tiny - {other}: {', '.join(f'{metric} {above(report, other, metric)}' for metric in METRICS)}")
+            differences = [f"{metric} {report.difference('tiny', metric, other)}" for metric in METRICS]
+            print(f"tiny - {other}: {', '.join(differences)}")
         if name == "held":
             unchanged(restorer, [pair for pair in pairs if isinstance(pair, Pair)], report)
         if name == "embedded" and options.gallery:

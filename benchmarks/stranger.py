@@ -1,13 +1,12 @@
 """A stranger's path, timed: clone, setup, first picture, `make train`, an estimator of ten lines.
 
-    python benchmarks/stranger.py [--repository .]
+    python benchmarks/stranger.py
 
-Works in a temporary folder with a fresh clone. The package cache should be warm, as after one installation.
+Works in a temporary folder with a fresh clone of this one. The package cache should be warm, as after one installation.
 """
 
 from __future__ import annotations
 
-import argparse
 import os
 import subprocess
 import tempfile
@@ -27,13 +26,10 @@ class Darkness(DegradationEstimator):
 """
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repository", default=str(Path(__file__).resolve().parents[1]))
-    options = parser.parse_args()
+if __name__ == "__main__":
     fit = ".venv/bin/morsr fit --config experiments/tiny/mor.yaml --trainer.max_steps=2 --trainer.limit_val_batches=1"
     commands = {
-        "clone and setup": f"git clone -q {options.repository} . && make setup",
+        "clone and setup": f"git clone -q {Path(__file__).resolve().parents[1]} . && make setup",
         "first picture": ".venv/bin/morsr upscale sample:chelsea out.png",
         "make train": "make train",
         "own estimator, 2 steps": f"{fit} --model.estimator=mine.Darkness",
@@ -47,7 +43,3 @@ def main() -> None:
             started = time.perf_counter()
             subprocess.run(["bash", "-ec", command], cwd=folder, check=True, stdout=subprocess.DEVNULL)
             print(f"| {name} | {time.perf_counter() - started:.0f} | {GOALS[name]} |", flush=True)
-
-
-if __name__ == "__main__":
-    main()

@@ -7,8 +7,7 @@ from pathlib import Path
 
 def test_the_gpu_script_in_a_dry_run(repo_root, monkeypatch, capsys):
     monkeypatch.syspath_prepend(str(repo_root / "benchmarks"))
-    sizes = ["--base=random:small", "--size=32", "--batches", "1", "2", "--rounds=1", "--out=gpu.json"]
-    importlib.import_module("gpu").main(sizes)
+    importlib.import_module("gpu").main("random:small", 32, (1, 2), rounds=1, out=Path("gpu.json"))
     rows = {row["what"]: row for row in json.loads(Path("gpu.json").read_text())["rows"]}
     assert rows["degradation, batch 2"]["images/s"] > 0
     assert all(rows[f"step, {part}"]["ours"] > 0 for part in ("forward", "backward", "update"))
