@@ -21,7 +21,7 @@ PYTEST_ARGS ?=
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.setup-stamp
 MORSR := $(PY) -m morsr
-PYTEST := $(PY) -m pytest -n $(JOBS) --dist loadfile
+PYTEST := $(PY) -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 # What the commands import, a quarter of what is installed: setup compiles it, the rest is compiled where it is used.
 COMPILED := import morsr.training.cli, morsr.training.module, morsr.data, morsr.restoring, torch.utils.tensorboard; \
 	from diffusers import AutoencoderTiny, DDPMScheduler, UNet2DConditionModel

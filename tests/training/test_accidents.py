@@ -1,6 +1,5 @@
 """A full disk or a dead worker ends a run with one clear line, and its last checkpoint is whole."""
 
-import json
 import os
 import signal
 import time
@@ -41,17 +40,15 @@ class KillWorker(L.Callback):
             time.sleep(10)  # until torch notices
 
 
-def options(base: Path, folder: Path, *, workers: int, callbacks: list[dict[str, Any]]) -> list[str]:
-    """Eight steps of all three networks, with a checkpoint after every second one."""
+def options(base: Path, folder: Path, *callbacks: str, steps: int = 8) -> list[str]:
+    """Some steps of all three networks, with a checkpoint after every second one."""
     checkpoints = {"dirpath": str(folder / "out"), "every_n_train_steps": 2, "save_last": True,
                    "save_on_exception": True, "filename": "at-{step}", "auto_insert_metric_name": False}  # fmt: skip
     keep = {"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": checkpoints}
-    return [
-        *run_options("tiny/mor_full.yaml", base), "--model.warmup=0",
-        f"--data.num_workers={workers}", "--data.samples_per_epoch=100", "--trainer.max_steps=8",
-        "--trainer.logger=false", f"--trainer.callbacks={json.dumps([*callbacks, keep])}",
-        f"--trainer.default_root_dir={folder}",
-    ]  # fmt: skip
+    return run_options(
+        "tiny/mor_full.yaml", base, samples=100, max_steps=steps, logger=False, default_root_dir=str(folder),
+        callbacks=[*({"class_path": one} for one in callbacks), keep],
+    )  # fmt: skip
 
 
 def whole_step(path: Path) -> int:
@@ -72,7 +69,7 @@ def test_a_disk_that_fills_up_leaves_the_checkpoint_before(small_base, tmp_path,
         save(checkpoint, file)
 
     monkeypatch.setattr(torch, "save", filling)
-    assert main(options(small_base, tmp_path, workers=0, callbacks=[])) == 2
+    assert main(options(small_base, tmp_path)) == 2
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("morsr: ")]
     assert len(lines) == 1
     assert "the checkpoint could not be written" in lines[0]
@@ -82,14 +79,10 @@ def test_a_disk_that_fills_up_leaves_the_checkpoint_before(small_base, tmp_path,
 
 
 def test_adapters_that_have_gone_nan_leave_the_file_before(small_base, tmp_path, capsys):
-    callbacks = [
-        {"class_path": "test_accidents.Poison"},
-        {"class_path": "morsr.training.callbacks.AdapterCheckpoint"},
-    ]
+    callbacks = ("test_accidents.Poison", "morsr.training.callbacks.AdapterCheckpoint")
     file = tmp_path / "adapters.safetensors"
     file.write_bytes(b"of an earlier run")
-    steps = ["--trainer.max_steps=2"]
-    assert main([*options(small_base, tmp_path, workers=0, callbacks=callbacks), *steps]) == 2
+    assert main(options(small_base, tmp_path, *callbacks, steps=2)) == 2
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("morsr: ")]
     assert len(lines) == 1
     assert "hold NaN or infinity" in lines[0]
@@ -98,15 +91,13 @@ def test_adapters_that_have_gone_nan_leave_the_file_before(small_base, tmp_path,
 
 
 def test_sigterm_in_the_calibration_stops_at_once_and_says_so(small_base, tmp_path, capsys):
-    callbacks = [{"class_path": "test_accidents.Terminate"}]
-    assert main(options(small_base, tmp_path, workers=0, callbacks=callbacks)) == 143
+    assert main(options(small_base, tmp_path, "test_accidents.Terminate")) == 143
     assert "morsr: stopped" in capsys.readouterr().err
     assert not (tmp_path / "out").exists(), "nothing is saved before the first step"
 
 
 def test_a_dead_worker_is_one_line(small_base, tmp_path, capsys):
-    callbacks = [{"class_path": "test_accidents.KillWorker"}]
-    assert main(options(small_base, tmp_path, workers=1, callbacks=callbacks)) == 2
+    assert main([*options(small_base, tmp_path, "test_accidents.KillWorker"), "--data.num_workers=1"]) == 2
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("morsr: ")]
     assert len(lines) == 1
     assert "DataLoader worker (pid" in lines[0]

@@ -25,9 +25,8 @@ def mine(tmp_path, monkeypatch):
 def options(folder: Path) -> list[str]:
     """A step of the shipped config on its own base."""
     return [
-        *run_options("tiny/mor.yaml", "tiny"), "--model.adapters.targets=[sd_unet@unet, tiny_vae_encoder@vae]",
-        "--data.batch_size=2", "--data.crop_size=64", "--trainer.max_steps=1",
-        f"--trainer.default_root_dir={folder / 'out'}",
+        *run_options("tiny/mor.yaml", "tiny", max_steps=1, default_root_dir=str(folder / "out")),
+        "--model.adapters.targets=[sd_unet@unet, tiny_vae_encoder@vae]", "--data.batch_size=2",
     ]  # fmt: skip
 
 

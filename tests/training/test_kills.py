@@ -38,12 +38,12 @@ def train(base: Path, folder: Path, ckpt_path: str | None = None) -> int:
     folder.mkdir(exist_ok=True)
     os.chdir(folder)
     ParsedOnce.ckpt_path = ckpt_path
-    keep = (
-        '[{"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": {"every_n_train_steps": 1,'
-        ' "save_last": true, "save_on_exception": true}}, {"class_path": "morsr.training.callbacks.AdapterCheckpoint"}]'
-    )
-    size = ["--data.samples_per_epoch=5", f"--trainer.max_steps={STEPS}"]
-    return run([*run_options("tiny/mor.yaml", base), *size, f"--trainer.callbacks={keep}"], ParsedOnce)
+    every = {"every_n_train_steps": 1, "save_last": True, "save_on_exception": True}
+    keep = [
+        {"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": every},
+        {"class_path": "morsr.training.callbacks.AdapterCheckpoint"},
+    ]
+    return run(run_options("tiny/mor.yaml", base, samples=5, max_steps=STEPS, callbacks=keep), ParsedOnce)
 
 
 def start(*arguments: Any) -> multiprocessing.process.BaseProcess:

@@ -37,8 +37,8 @@ def train(base: Path, out: Path, *more: str, stop: Stop | None = None) -> subpro
     if stop is not None:
         callbacks.append({"class_path": "test_stopping_two_processes.Stop", "init_args": vars(stop)})
     command = [
-        sys.executable, "-m", "morsr", *run_options("tiny/mor_full.yaml", base),
-        "--model.warmup=0", "--data.samples_per_epoch=6", f"--trainer.max_steps={STEPS}", "--trainer.devices=2",
+        sys.executable, "-m", "morsr", *run_options("tiny/mor_full.yaml", base, samples=6, max_steps=STEPS),
+        "--trainer.devices=2",
         "--trainer.logger=false", "--trainer.strategy=ddp_find_unused_parameters_true",
         f"--trainer.callbacks={json.dumps(callbacks)}", f"--trainer.default_root_dir={out}", *more,
     ]  # fmt: skip

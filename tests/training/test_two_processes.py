@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 
 from morsr.models.generator import OneStepConfig
 
-STEPS = 3
+STEPS = 2
 
 
 class Joined(twins.Pairs):

@@ -97,17 +97,21 @@ def fit(
     return trainer
 
 
-def run_options(config: str, base: Path | str) -> list[str]:
-    """`morsr fit` with a config on dead leaves and the small base, one small crop a step, all losses from the first."""
+def run_options(config: str, base: Path | str, samples: int | None = None, **trainer: Any) -> list[str]:
+    """`morsr fit` with a config on dead leaves and the small base, one small crop a step, all losses from the first.
+
+    It is one text, which is parsed once; every override on a command line costs another pass.
+    """
     settings = read_config(EXPERIMENTS / config)
     model, data = settings["model"]["init_args"], settings["data"]["init_args"]
-    model |= {"base": str(base), "calibration_images": 2}
+    model |= {"base": str(base), "calibration_images": 2, "warmup": 0}
     model["adapters"]["targets"] = ["sd_unet@unet"]
     for name in {"vsd", "gan"} & set(model["losses"]):
         model["losses"][name] |= {"start": 0, "ramp": 0}
     data |= {"train": [], "val": [], "test": [], "dead_leaves": 1.0, "batch_size": 1, "crop_size": 32, "num_workers": 0}
+    data["samples_per_epoch"] = samples
     settings["trainer"] |= {"accelerator": "cpu", "limit_val_batches": 0, "val_check_interval": None}
-    settings["trainer"]["enable_progress_bar"] = False
+    settings["trainer"] |= {"enable_progress_bar": False, **trainer}
     return ["fit", "--config", yaml.safe_dump(settings)]
 
 
