@@ -17,10 +17,10 @@ from typing import Any
 
 import torch
 from jsonargparse import auto_cli
+from speed import TARGETS, generator
 from timing import compare, peak_megabytes, print_table, seconds
 from torch import Tensor
 
-from adapters import TARGETS, generator
 from morsr.adapters import adapter_parameters
 from morsr.degradation import degrade
 

@@ -51,7 +51,6 @@ def main(
     target: Path,
     size: PositiveInt = 512,  # type: ignore[assignment]
     step: PositiveInt = 480,  # type: ignore[assignment]
-    workers: PositiveInt | None = None,
 ) -> int:
     """Cut large photographs into overlapping sub-images.
 
@@ -60,7 +59,6 @@ def main(
         target: folder of the sub-images, outside the source.
         size: side of a sub-image in pixels.
         step: distance between sub-images, at most the size.
-        workers: processes; None takes one per core.
     """
     source, target = source.resolve(), target.resolve()
     try:
@@ -72,7 +70,7 @@ def main(
         often = Counter(Path(path).with_suffix("") for path in paths)
         if twins := [str(stem) for stem, count in often.items() if count > 1]:
             raise InputError(f"images of one name would share their sub-images: {some(twins)}; rename some")
-        with ProcessPoolExecutor(min(workers or os.cpu_count() or 1, len(paths))) as pool:
+        with ProcessPoolExecutor(min(os.cpu_count() or 1, len(paths))) as pool:
             problems = [found for found in tqdm(pool.map(work, paths), total=len(paths), unit="image") if found]
     except (MorsrError, OSError) as error:
         print(f"cut_subimages: {error}", file=sys.stderr)

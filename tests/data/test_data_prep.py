@@ -24,7 +24,7 @@ def cut(repo_root, monkeypatch):
     monkeypatch.setitem(sys.modules, spec.name, script)
     spec.loader.exec_module(script)
     monkeypatch.setattr(script, "ProcessPoolExecutor", ThreadPoolExecutor)
-    return lambda *arguments: auto_cli(script.main, args=[*map(str, arguments), "--workers=1"], as_positional=True)
+    return lambda *arguments: auto_cli(script.main, args=[*map(str, arguments)], as_positional=True)
 
 
 def test_sub_images_cover_the_photograph(cut, photos, tmp_path, capsys):
