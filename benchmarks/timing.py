@@ -10,6 +10,8 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.benchmark.utils.timer import timer
 
+from morsr.evaluation.statistics import bootstrap
+
 
 class Ratio(NamedTuple):
     """Median seconds of both calls, and the ratio (geometric mean over the rounds) with its 95 % bootstrap interval."""
@@ -32,11 +34,9 @@ def compare(ours: Callable[[], Any], peer: Callable[[], Any], *, rounds: int = 9
     """Time both calls in turn, after one call of each that does not count."""
     seconds(ours), seconds(peer)
     pairs = np.array([(seconds(ours), seconds(peer)) for _ in range(rounds)])
-    logarithms = np.log(pairs[:, 0] / pairs[:, 1])
-    resampled = logarithms[np.random.default_rng(0).integers(0, rounds, (2000, rounds))].mean(axis=1)
-    low, high = np.exp(np.quantile(resampled, [0.025, 0.975]))
-    first, second = np.median(pairs, axis=0)
-    return Ratio(float(first), float(second), float(np.exp(logarithms.mean())), float(low), float(high))
+    found = bootstrap(np.log(pairs[:, 0] / pairs[:, 1]))
+    first, second = np.median(pairs, axis=0).tolist()
+    return Ratio(first, second, *np.exp([found.mean, found.low, found.high]).tolist())
 
 
 def peak_megabytes(call: Callable[[], Any], device: torch.device) -> float:

@@ -39,6 +39,10 @@ def pytest_collection_finish():
     gc.freeze()
 
 
+def pytest_unconfigure():
+    gc.unfreeze()
+
+
 @pytest.fixture(autouse=True)
 def _reproducible(tmp_path, tmp_path_factory, monkeypatch):
     """Seed every generator and work in an empty folder, so that no test depends on another or litters the checkout.

@@ -56,7 +56,7 @@ def photos(tmp_path):
     folder = tmp_path / "photos"
     folder.mkdir()
     for index in range(5):
-        noise = torch.rand(3, 48, 48) * (index / 4) + 0.5 * (1 - index / 4)
+        noise = torch.rand(3, 64, 64) * (index / 4) + 0.5 * (1 - index / 4)
         Image.fromarray((noise * 255).byte().permute(1, 2, 0).numpy()).save(folder / f"photo{index}.png")
     return folder
 

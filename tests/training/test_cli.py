@@ -127,8 +127,6 @@ def test_a_resume_with_nothing_left_to_do_says_so(small_base, photos, tmp_path, 
 CALLBACK = "--trainer.callbacks+=lightning.pytorch.callbacks"
 REFUSED = [
     (["--model.base=/nowhere/at/all"], "/nowhere/at/all"),
-    (["--model.losses.l2.weight=-1"], "weight"),
-    (["--data.recipe=sunshine"], "sunshine"),
     (["--data.train=[empty]"], "empty"),
     (["--trainer.gradient_clip_val=1.0"], "model.clip"),
     (["--trainer.precision=bf16-true"], "bf16-mixed"),
