@@ -55,8 +55,8 @@ def loads(monkeypatch):
 def photos(tmp_path):
     folder = tmp_path / "photos"
     folder.mkdir()
-    for index in range(5):
-        noise = torch.rand(3, 64, 64) * (index / 4) + 0.5 * (1 - index / 4)
+    for index in range(9):
+        noise = torch.rand(3, 64, 64) * (index / 8) + 0.5 * (1 - index / 8)
         Image.fromarray((noise * 255).byte().permute(1, 2, 0).numpy()).save(folder / f"photo{index}.png")
     return folder
 
@@ -124,11 +124,11 @@ def test_unreadable_files_and_odd_names(loads, generator, photos, capsys):
     words = ["routing", str(photos), "--out", "report.html", "--table", "t.safetensors"]
     assert main(words) == 1
     page = Path("report.html").read_text()
-    assert "1 of 6 images" in page
+    assert "1 of 10 images" in page
     assert "broken.png" in capsys.readouterr().err
     names = RoutingTable.load("t.safetensors").names
     assert {"photo0_png", "sub/photo0_png"} <= set(names)
-    assert len(set(names)) == 5
+    assert len(set(names)) == 9
     assert all(name.isprintable() for name in names)
 
 
