@@ -5,8 +5,8 @@
 Of several models, such as those of the ablation's seeds, the mean is reported, and the correlations of the first.
 PHOTOS is a folder of sharp photographs, such as BSDS500's validation images: the first twelve of every eighth from the
 second, by name, top left 256x256, in five kinds of LR images at a quarter of the size. Reported in dB of PSNR-Y, with
-95 % intervals over photographs: own - bicubic, own - shared only, and regret (best other routing - own).
-Then, for each degradation alone, Spearman's correlation of its strength with the severity and with the share of zero
+95 % intervals over photographs: own - bicubic, own - shared only, own - others (mean of the other four routings; a
+router can raise it by making wrong routings worse), and regret (best other routing - own). Then, for each degradation alone, Spearman's correlation of its strength with the severity and with the share of zero
 slots: the mean over ten photographs.
 """
 
@@ -105,7 +105,8 @@ def main() -> None:
     found = np.mean([measure(restorer, photos) for restorer in restorers], axis=0)
     kinds = range(len(KINDS))
     own = found[kinds, kinds]
-    gains = {"own - bicubic": own - found[:, -1], "own - shared only": own - found[:, -2]}
+    others = (found[:, : len(KINDS)].sum(axis=1) - own) / (len(KINDS) - 1)
+    gains = {"own - bicubic": own - found[:, -1], "own - shared only": own - found[:, -2], "own - others": own - others}
     regrets = [max((found[kind, other] - own[kind]).mean() for other in kinds if other != kind) for kind in kinds]
     lines = [
         [name, *(number(gain[kind].mean(), 3) for gain in gains.values()), number(regrets[kind], 3)]
