@@ -6,8 +6,9 @@ Of several models, such as those of the ablation's seeds, the mean is reported, 
 PHOTOS is a folder of sharp photographs, such as BSDS500's validation images: the first twelve of every eighth from the
 second, by name, top left 256x256, in five kinds of LR images at a quarter of the size. Reported in dB of PSNR-Y, with
 95 % intervals over photographs: own - bicubic, own - shared only, own - others (mean of the other four routings; a
-router can raise it by making wrong routings worse), and regret (best other routing - own). Then, for each degradation alone, Spearman's correlation of its strength with the severity and with the share of zero
-slots: the mean over ten photographs.
+router can raise it by making wrong routings worse), and regret (best other routing - own). Then, for each degradation
+alone, Spearman's correlation of its strength with the severity and with the share of zero slots: the mean over ten
+photographs.
 """
 
 from __future__ import annotations
