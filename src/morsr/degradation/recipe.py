@@ -54,6 +54,8 @@ class DegradationRecipe:
 
     def __post_init__(self) -> None:
         check_numbers(self, final_sinc_probability=(0, 1), jpeg_last_probability=(0, 1))
+        if not isinstance(self.mix, (dict, list, tuple)):
+            raise ConfigError(f"mix: expected recipes with their shares, got {self.mix!r}")
         mix = tuple((self.load(other, plain=True), float(share)) for other, share in dict(self.mix).items())
         shares = [share for _, share in mix]
         if mix and not (min(shares) > 0 and sum(shares) <= 1 + 1e-9):
