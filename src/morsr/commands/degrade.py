@@ -70,7 +70,7 @@ def run(
         for path in there:
             path.unlink()
     elif record.is_file():
-        if not set(record.read_text(encoding="utf-8").splitlines()) <= set(lines):
+        if not set(record.read_text(encoding="utf-8", errors="replace").splitlines()) <= set(lines):
             raise InputError(
                 f"{record}: of other images, recipe, seed or scale; choose an empty folder, or --overwrite"
             )
