@@ -14,8 +14,9 @@ from training_twins import ADAPTERS, Pairs, batch, build, fit
 
 from morsr.adapters import MoRConfig, read_adapters_header
 from morsr.errors import WeightsError
-from morsr.models.bases import reading
+from morsr.models.bases import loading
 from morsr.models.bases.base import PROMPTS_FILE
+from morsr.models.bases.reading import read_prompts
 from morsr.models.generator import OneStepConfig
 from morsr.models.loading import load_generator
 from morsr.training.module import OneStepSRModule
@@ -115,10 +116,11 @@ def test_optimizer_settings_that_a_resumed_run_does_not_take_are_told(small_base
 def encoder(monkeypatch):
     """A text encoder for the small base, which has none: the letters' codes."""
 
-    def encode(folder: Path, name: str, texts: dict[str, str], family: type) -> dict[str, torch.Tensor]:
-        return {side: torch.tensor([[[ord(one) / 50 for one in text.ljust(8)[:8]]]]) for side, text in texts.items()}
+    def encoded(folder: Path, name: str, texts: dict[str, str], *, family: type) -> dict[str, torch.Tensor]:
+        made = {side: torch.tensor([[[ord(one) / 50 for one in text.ljust(8)[:8]]]]) for side, text in texts.items()}
+        return read_prompts(folder, name, {}, family=family) | made
 
-    monkeypatch.setattr(reading, "encode_texts", encode)
+    monkeypatch.setattr(loading, "read_prompts", encoded)
 
 
 def test_adapters_bring_their_prompts(encoder, small_base, tmp_path):
