@@ -25,7 +25,6 @@ BAND_NAMES = ("band_low", "band_mid", "band_high", "band_top")
 DCT_RANGES = {"coarse": (1, 3), "middle": (3, 6), "fine": (6, 9), "finest": (9, 15)}
 # the low coefficients that JPEG keeps, by (row, column)
 LOW_PLACES = ((0, 1), (1, 0), (1, 1), (0, 2), (2, 0), (1, 2), (2, 1), (2, 2), (0, 3), (3, 0), (1, 3), (3, 1))
-IMMERKAER = ((1.0, -2.0, 1.0), (-2.0, 4.0, -2.0), (1.0, -2.0, 1.0))  # blind to smooth gradients and to edges
 QUALITIES = tuple(range(20, 98, 3))
 FREQUENCIES = 40  # of the periodicity, from 0.05 to 0.5 cycles per pixel
 LAGS = 4  # of the autocorrelation, each way
@@ -124,6 +123,12 @@ def _band_masks(height: int, width: int, device: torch.device) -> Tensor:
 # noise
 
 
+def _immerkaer(planes: Tensor) -> Tensor:
+    """A sixth of the second difference each way, which is blind to smooth gradients and to edges; valid region."""
+    across = planes.diff(n=2, dim=-1)
+    return across.diff(n=2, dim=-2) / 6
+
+
 def _block_deviation(planes: Tensor) -> Tensor:
     """Root mean square in half-overlapping 8 x 8 blocks: (N, C, h, w) -> (N, M), all channels together."""
     return F.avg_pool2d(planes.square().mean(dim=1, keepdim=True), 8, stride=4).flatten(1).sqrt()
@@ -138,9 +143,8 @@ def noise_statistics(crops: Tensor) -> dict[str, Tensor]:
 
     Source: J. Immerkaer, Fast noise variance estimation, 1996 (the mask); the flat-block quantile replaces its mean.
     """
-    mask = crops.new_tensor(IMMERKAER) * (255 / 6)
-    full = _filter(crops, mask)
-    half = _filter(F.avg_pool2d(F.pad(crops, (0, 4, 0, 4), mode="replicate"), 2), mask)
+    full = 255 * _immerkaer(crops)
+    half = 255 * _immerkaer(F.avg_pool2d(F.pad(crops, (0, 4, 0, 4), mode="replicate"), 2))
     # the mask is linear: luma and chroma of the residual are those of the image, filtered
     luma, chroma = luma_chroma(full / 255)
     blocks, halved, coloured = _block_deviation(full), _block_deviation(half), _block_deviation(chroma)
@@ -368,15 +372,23 @@ def noise_shape(luma: Tensor, chroma: Tensor) -> Tensor:
         chroma: (N, 2, h, w).
     """
     planes = torch.cat([luma[:, None], chroma], dim=1)
-    residual = _filter(F.pad(planes, (1, 1, 1, 1), mode="replicate"), planes.new_tensor(IMMERKAER) / 6)  # (N, 3, h, w)
+    residual = _immerkaer(F.pad(planes, (1, 1, 1, 1), mode="replicate"))  # (N, 3, h, w)
     activity = _sum_of_nine(_sum_of_nine(F.pad(residual.abs(), (4, 4, 4, 4)), -1), -2)
     # every second pixel each way is enough for the bound, and a sort is dear
     bound = activity[..., ::2, ::2].flatten(2).quantile(0.4, dim=2)
     flat = (activity <= bound[..., None, None]).to(residual.dtype)
-    weight = _lagged_sum(flat, torch.ones_like(flat)).clamp_min(1)
-    shape = (_lagged_sum(residual * flat, residual) / weight).flatten(2)
-    power = shape[..., :1] + 0.01
-    return torch.cat([shape[..., 1:] / power, power.log()], dim=2).flatten(1)
+    height, width = residual.shape[-2:]
+    chosen = residual * flat
+
+    def correlation(down: int, right: int) -> Tensor:
+        there = residual[..., : height - down, : width - right]
+        weight = flat[..., down:, right:].sum(dim=(-2, -1)).clamp_min(1)
+        return (chosen[..., down:, right:] * there).sum(dim=(-2, -1)) / weight
+
+    power = correlation(0, 0) + 0.01
+    lags = [(down, right) for down in range(LAGS) for right in range(LAGS) if (down, right) != (0, 0)]
+    shape = [correlation(*lag) / power for lag in lags]
+    return torch.stack([*shape, power.log()], dim=-1).flatten(1)
 
 
 def _sum_of_nine(planes: Tensor, dim: int) -> Tensor:
@@ -389,14 +401,6 @@ def _sum_of_nine(planes: Tensor, dim: int) -> Tensor:
     eight = pairs(pairs(pairs(planes, 1), 2), 4)
     length = eight.shape[dim] - 1
     return eight.narrow(dim, 0, length) + planes.narrow(dim, 8, length)
-
-
-def _lagged_sum(here: Tensor, there: Tensor) -> Tensor:
-    """Sums of here(y, x) there(y - i, x - j) for i, j below LAGS: (N, C, h, w) twice -> (N, C, LAGS, LAGS)."""
-    count, channels, height, width = here.shape
-    padded = F.pad(there, (LAGS - 1, 0, LAGS - 1, 0)).flatten(0, 1)[None]
-    sums = F.conv2d(padded, here.reshape(-1, 1, height, width), groups=count * channels)
-    return sums.unflatten(1, (count, channels))[0].flip(2, 3)
 
 
 def image_traces(planes: Planes) -> Tensor:
