@@ -108,5 +108,7 @@ def test_a_killed_run_goes_on_and_ends_alike():
     for other in ("--seed 1", "--scale 2", "--recipe pisasr"):
         with pytest.raises(InputError):
             run(f"photos cut {other}")
-    assert run("photos cut --seed 1 --overwrite") == 0
+    Path("photos/gray.png").write_bytes(b"damaged since")
+    assert run("photos cut --seed 1 --overwrite") == 1
     assert Path("cut/a.png").read_bytes() != Path("whole/a.png").read_bytes()
+    assert Path("cut/gray.png").read_bytes() == Path("whole/gray.png").read_bytes()  # not lost

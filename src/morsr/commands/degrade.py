@@ -67,8 +67,7 @@ def run(
     lines = _described(parameters, loaded, sources, seed=seed, scale=scale)
     there = [folder / name for name in sources for folder in folders if (folder / name).exists()]
     if overwrite:
-        for path in there:
-            path.unlink()
+        record.unlink(missing_ok=True)
     elif record.is_file():
         if not set(record.read_text(encoding="utf-8", errors="replace").splitlines()) <= set(lines):
             raise InputError(
@@ -78,10 +77,11 @@ def run(
         raise InputError(f"{there[0]}: exists; choose an empty folder, or --overwrite")
     for folder in folders:
         folder.mkdir(parents=True, exist_ok=True)
-    write_text(record, "".join(f"{line}\n" for line in lines))  # before the images, so that a stopped run resumes
+    if not overwrite:  # before the images, so that a stopped run resumes
+        write_text(record, "".join(f"{line}\n" for line in lines))
     failed: dict[str, str] = {}
     for place, (name, path) in enumerate(tqdm(sources.items(), unit="image", disable=None)):
-        if all((folder / name).is_file() for folder in folders):
+        if not overwrite and all((folder / name).is_file() for folder in folders):
             continue
         try:
             sharp = crop_to_multiple(read_rgb(path), scale)
