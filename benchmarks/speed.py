@@ -10,8 +10,8 @@
 adapters. `step`: forward and backward of the UNet, ranks of one image each, over peft's LoRA of rank 40 on the same
 layers; with the memory of one step above the weights. Their weights are random in the true shapes.
 `base`: `tiny`, 128² to 512², over its base without adapters. `compact`: the same over a network of compact
-Real-ESRGAN's shape (34 convolutions of 64 channels, PReLU, pixel shuffle; random weights). `folder`: a folder, as
-`morsr upscale` restores it, over its images one after another, by one loaded model. `memory`: resident peak in MiB of
+Real-ESRGAN's shape (34 convolutions of 64 channels, PReLU, pixel shuffle; random weights). `folder`: its images
+one after another over the folder as `morsr upscale` restores it, by one loaded model. `memory`: resident peak in MiB of
 an 8192² output over that of a 4096² one, each in a process of its own.
 `degradation`: ours draws one set of parameters per image; basicsr's chain shares all draws but the kernels within a
 batch, so its time varies fourfold between batches: take many rounds. On a CPU the processor's time counts, which other
@@ -29,7 +29,7 @@ from typing import Any
 
 import torch
 from jsonargparse import auto_cli
-from timing import compare, peak_megabytes, print_table, seconds, timer
+from timing import compare, peak_megabytes, print_table, timer
 from torch import nn
 
 from morsr import Restorer
@@ -104,15 +104,17 @@ def compact(rounds: int = 15) -> dict[str, Any]:
         return compare(lambda: restorer(lr, tile=None), lambda: network(lr), rounds=rounds)._asdict()
 
 
-def folder(folder: Path) -> dict[str, Any]:
-    """Images per second of a folder over those of its files one by one."""
+def folder(folder: Path, rounds: int = 3) -> dict[str, Any]:
+    """Seconds of the files one by one over those of the folder."""
     restorer = Restorer.from_pretrained("tiny")
     with tempfile.TemporaryDirectory() as out:
         jobs = jobs_into(Path(out, "folder"), folder)
-        restorer.restore_file(jobs[0].source, Path(out, "first.png"))
-        together = seconds(lambda: list(restore_files(restorer, jobs, Settings())))
-        single = seconds(lambda: [restorer.restore_file(job.source, Path(out, job.target.name)) for job in jobs])
-    return {"ours": len(jobs) / together, "peer": len(jobs) / single, "ratio": single / together}
+
+        def one_by_one() -> None:
+            for job in jobs:
+                restorer.restore_file(job.source, Path(out, job.target.name))
+
+        return compare(one_by_one, lambda: list(restore_files(restorer, jobs, Settings())), rounds=rounds)._asdict()
 
 
 def memory() -> dict[str, Any]:
