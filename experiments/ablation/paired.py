@@ -11,7 +11,7 @@ class Paired(RealESRGANDataModule):
     """The second half of a training batch shows the windows of the first half, each with a degradation of its own."""
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        batch = self._degrading.draw(batch)
+        batch = self._drawn(batch)
         if self.trainer is not None and self.trainer.training:
             first = slice(0, len(batch["kind"]) // 2)
             for name in ("hr", "key"):
