@@ -148,7 +148,7 @@ def prepare() -> None:
     """What the lines find in their working folder: photographs, configs and a run."""
     Path("experiments").symlink_to(REPO / "experiments")
     photo = Image.fromarray(data.chelsea()[60:188, 100:228])
-    for folder, side in {"hr": 128, "lr": 32, "outputs": 128, "photos": 96, "FOLDER": 128}.items():
+    for folder, side in {"hr": 192, "lr": 48, "outputs": 192, "photos": 96, "FOLDER": 128}.items():
         Path(folder).mkdir()
         for name in "ab":
             photo.resize((side, side)).save(Path(folder, f"{name}.png"))
