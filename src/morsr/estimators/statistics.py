@@ -373,7 +373,8 @@ def noise_shape(luma: Tensor, chroma: Tensor) -> Tensor:
     """
     planes = torch.cat([luma[:, None], chroma], dim=1)
     residual = _immerkaer(F.pad(planes, (1, 1, 1, 1), mode="replicate"))  # (N, 3, h, w)
-    activity = _sum_of_nine(_sum_of_nine(F.pad(residual.abs(), (4, 4, 4, 4)), -1), -2)
+    # sums of 9 x 9 neighbours, exactly zero where all are
+    activity = F.pad(residual.abs(), (4, 4, 4, 4)).unfold(-1, 9, 1).sum(-1).unfold(-2, 9, 1).sum(-1)
     # every second pixel each way is enough for the bound, and a sort is dear
     bound = activity[..., ::2, ::2].flatten(2).quantile(0.4, dim=2)
     flat = (activity <= bound[..., None, None]).to(residual.dtype)
@@ -389,18 +390,6 @@ def noise_shape(luma: Tensor, chroma: Tensor) -> Tensor:
     lags = [(down, right) for down in range(LAGS) for right in range(LAGS) if (down, right) != (0, 0)]
     shape = [correlation(*lag) / power for lag in lags]
     return torch.stack([*shape, power.log()], dim=-1).flatten(1)
-
-
-def _sum_of_nine(planes: Tensor, dim: int) -> Tensor:
-    """Sums of nine neighbours along a dimension, valid region; exactly zero where all are."""
-
-    def pairs(sums: Tensor, apart: int) -> Tensor:
-        length = sums.shape[dim] - apart
-        return sums.narrow(dim, 0, length) + sums.narrow(dim, apart, length)
-
-    eight = pairs(pairs(pairs(planes, 1), 2), 4)
-    length = eight.shape[dim] - 1
-    return eight.narrow(dim, 0, length) + planes.narrow(dim, 8, length)
 
 
 def image_traces(planes: Planes) -> Tensor:
