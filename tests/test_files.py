@@ -24,6 +24,13 @@ def test_modes_follow_the_umask(tmp_path):
     torch.testing.assert_close(load_file(tmp_path / "folder" / "b.safetensors"), {"x": torch.ones(3)})
 
 
+def test_an_error_names_the_file_that_was_asked_for(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="file") as caught:
+        write_text(tmp_path / "file" / "inside.txt", "text")
+    assert ".morsr-" not in str(caught.value)
+
+
 @pytest.mark.parametrize("flush", [False, True])
 def test_a_failed_write_leaves_the_old_file(flush, tmp_path):
     path = tmp_path / "file.txt"

@@ -47,7 +47,8 @@ def atomic_path(path: str | os.PathLike[str], *, flush: bool = False) -> Iterato
             raise
         raise OSError(error.errno, error.strerror, os.fspath(target)) from error
     finally:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            part.unlink()
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:

@@ -71,8 +71,3 @@ def half_precision(folder: Path, stem: str) -> str | None:
     """
     whole = any((folder / f"{stem}.safetensors{end}").is_file() for end in ("", ".index.json"))
     return None if whole or not any(folder.glob(f"{stem}*fp16*.safetensors")) else "fp16"
-
-
-def half_patterns(folder: str, stem: str) -> list[str]:
-    """Patterns of a network's files in half precision, in one file or several."""
-    return [f"{folder}{stem}*fp16*.{end}" for end in ("safetensors", "json")]

@@ -7,15 +7,16 @@ import random
 import resource
 import struct
 import time
+from typing import Any
 
 import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from morsr.adapters import load_adapters, read_adapters_header, save_adapters
+from morsr.adapters import Router, inject, load_adapters, read_adapters_header, save_adapters
 from morsr.adapters.files import start_from_adapters
-from morsr.adapters.inject import layers_of_set, switch_of
+from morsr.adapters.inject import layers_of_set, report_of, switch_of
 from morsr.errors import ConfigError, InputError, MorsrError, WeightsError
 
 
@@ -233,3 +234,33 @@ def test_start_from_what_does_not_fit_changes_nothing(saved, toy, tmp_path):
         with pytest.raises(WeightsError):
             start_from_adapters(path, model)
         assert all(not ranks.lora_B.any() for _, _, ranks in layers_of_set(model, "generator"))
+
+
+def test_start_from_takes_modules_trained_whole_only_where_the_set_trains_them(toy, tmp_path):
+    source, _ = toy.make(toy.small(modules_to_save=("norm",)))
+    save_adapters(tmp_path / "whole.safetensors", source)
+    model, report = toy.make(filled=False)
+    with pytest.raises(WeightsError, match="modules_to_save"):  # no optimizer would move them
+        start_from_adapters(tmp_path / "whole.safetensors", model)
+    assert not report.copies
+    model, report = toy.make(toy.small(modules_to_save=("norm",)), filled=False)
+    start_from_adapters(tmp_path / "whole.safetensors", model)
+    assert list(report.copies) == ["norm"]
+
+
+class Deep(Router):
+    """A router with parameters of its own."""
+
+    def __init__(self, *settings: Any) -> None:
+        super().__init__(*settings)
+        self.inner = torch.nn.Linear(self.num_scores, self.num_scores)
+
+
+def test_a_set_with_a_router_of_ones_own_starts_from_its_file(toy, tmp_path):
+    model = toy.Toy()
+    again = copy.deepcopy(model)
+    inject(model, toy.small(), condition_dim=3, router=Deep)
+    save_adapters(tmp_path / "deep.safetensors", model)
+    report = inject(again, toy.small(), condition_dim=3, router=Deep)
+    start_from_adapters(tmp_path / "deep.safetensors", again, Deep)
+    assert torch.equal(report.router.inner.weight, report_of(model).router.inner.weight)

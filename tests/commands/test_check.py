@@ -25,10 +25,11 @@ def test_a_config_that_needs_nothing_is_ready(capsys):
 def test_everything_that_is_missing_is_in_one_answer(monkeypatch, capsys):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(Path("hub").absolute()))
     Path("run.yaml").write_text(yaml.safe_dump({"extends": str(EXPERIMENTS / "sd21/mor.yaml")}))
-    overrides = ["--model.start_from=lost.safetensors", "--model.val_metrics=[psnr, lpips]"]
+    Path("empty").mkdir()
+    overrides = ["--model.start_from=lost.safetensors", "--model.weights=empty", "--model.val_metrics=[psnr, lpips]"]
     assert main(["check", "run.yaml", "--data.train=[nowhere]", "--data.val=[]", "--data.test=[]", *overrides]) == 1
     said = lines(capsys)
-    for words in ("model.base", "model.estimator", "vgg16", "lost.safetensors", "lpips", "nowhere"):
+    for words in ("model.base", "model.estimator", "vgg16", "lost.safetensors", "file empty", "lpips", "nowhere"):
         assert any(line.startswith("missing") and words in line for line in said), words
     assert said[-1] == f"run.yaml: {len(said) - 1} missing"
 

@@ -58,9 +58,10 @@ def test_an_image_depends_on_its_name_and_the_seed_alone():
 def test_what_cannot_be_read_is_named_and_the_rest_is_made(capsys):
     Path("photos/broken.png").write_bytes(Path("photos/a.png").read_bytes()[:500])
     Image.new("RGB", (3, 9)).save("photos/small.png")
+    Image.new("RGB", (12, 12)).save("photos/aa_less_than_four_lr_pixels.png")
     assert run("photos lr") == 1
     said = capsys.readouterr().err
-    for words in ("broken.png", "small.png", "3 of 5"):
+    for words in ("broken.png", "small.png", "aa_less_than", "3 of 6"):
         assert words in said
     assert len(Path("lr/parameters.jsonl").read_text().splitlines()) == 3
 

@@ -44,7 +44,7 @@ def test_a_file_becomes_a_file(model, capsys):
     assert main(["upscale", "photo.jpg", "new/out.png"]) == 0
     assert Image.open("new/out.png").size == (48, 36)
     assert "out.png" in capsys.readouterr().err
-    defaults = {**dict.fromkeys(("base", "prompt", "estimator")), "device": "auto", "dtype": "auto"}
+    defaults = {**dict.fromkeys(("base", "prompt", "estimator", "router")), "device": "auto", "dtype": "auto"}
     assert model.asked == [("tiny", defaults)]  # type: ignore[attr-defined]
 
 

@@ -9,6 +9,7 @@ import lightning as L
 import pytest
 import torch
 from data_files import save, smooth
+from PIL import Image
 
 from morsr.data import RealESRGANDataModule
 from morsr.degradation import DegradationRecipe, apply, true_severity
@@ -132,6 +133,23 @@ def test_windows_are_cut_from_the_degraded_crops(make_data):
             assert len(found) == 1
             places.update(found)
     assert len(places) > 4
+
+
+def test_sets_of_validation_and_test_may_share_names(make_data, photos, tmp_path):
+    other = tmp_path / "other" / photos.name
+    other.mkdir(parents=True)
+    for path in photos.glob("*.png"):
+        Image.open(path).rotate(180).save(other / path.name)
+    data = make_data(val=[str(photos)], test=[str(other)], test_seeds=[0], val_crop=48)
+    found = []
+    for use in ("validate", "test"):
+        data.setup(use)
+        loader = data.val_dataloader() if use == "validate" else data.test_dataloader()
+        found.append(data.finish_batch(next(iter(loader))))
+    assert found[0]["stem"] == found[1]["stem"]
+    fresh = make_data(test=[str(other)], test_seeds=[0])
+    fresh.setup("test")
+    assert torch.equal(found[1]["lr"], fresh.finish_batch(next(iter(fresh.test_dataloader())))["lr"])
 
 
 @pytest.mark.parametrize("use", ["validate", "test"])

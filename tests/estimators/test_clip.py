@@ -176,7 +176,7 @@ def test_ensembles_and_own_prompts(clip_folder, tmp_path):
 def test_prompts_that_cannot_be_used(tmp_path, text):
     (tmp_path / "prompts.yaml").write_text(text)
     with pytest.raises(ConfigError, match="prompts"):
-        load_prompts(tmp_path / "prompts.yaml")
+        build_estimator("clip", prompts=tmp_path / "prompts.yaml")
 
 
 def test_missing_weights_say_what_would_do(tmp_path):

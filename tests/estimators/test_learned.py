@@ -1,13 +1,15 @@
 """The learned estimator: its file, its face, its training."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from safetensors.torch import save_file
 from scipy import stats
 
-from morsr.degradation import DegradationRecipe, apply, sample_keys
+from morsr.degradation import DegradationRecipe, apply, sample_keys, true_severity
 from morsr.degradation.stages import SingleRecipe
-from morsr.errors import WeightsError
+from morsr.errors import ConfigError, WeightsError
 from morsr.estimators import build_estimator
 from morsr.estimators.learned import DegradationNet, crop_statistics, load_net, save_net
 from morsr.training.estimator import LearnedEstimatorTraining
@@ -82,3 +84,18 @@ def test_training_step_learns_and_replays():
     assert sum(losses[-5:]) < 0.6 * sum(losses[:5])
     assert len(module._seen) == 16
     assert not bool((module.net.deviation == 1).all())
+
+
+def test_several_devices_are_refused():
+    module = LearnedEstimatorTraining(out="")
+    module.trainer = SimpleNamespace(world_size=2)
+    with pytest.raises(ConfigError, match="devices"):  # the pool is one process's
+        module.configure_optimizers()
+
+
+def test_labels_are_those_of_the_batch_s_scale():
+    module, batch = LearnedEstimatorTraining(out=""), recipe_batch(8)
+    wide = {**batch, "hr": torch.rand(8, 3, 48, 48)}  # twice the LR images' size
+    expected = torch.stack(true_severity(batch["parameters"], scale=2)[:4], dim=1)
+    assert torch.equal(module.targets(wide)[:, :4], expected)
+    assert not torch.equal(module.targets(batch)[:, :4], expected)

@@ -3,6 +3,7 @@
 import csv
 import math
 import re
+import shutil
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -71,7 +72,8 @@ def table_of(text: str, metric: str) -> dict[str, list[str]]:
 
 
 def test_score_command_writes_and_prints_one_table(folders, capsys):
-    words = f"--pred {folders}/good worse={folders}/bad --gt {folders}/gt --lr {folders}/lr --published RealSR"
+    shutil.copytree(folders / "bad", folders / "rate=1")
+    words = f"--pred {folders}/good worse={folders}/rate=1 --gt {folders}/gt --lr {folders}/lr --published RealSR"
     assert main(["score", *words.split(), "--metrics", "psnr,ssim,lpips", "--out", "out"]) == 0
     printed = capsys.readouterr().out
     lines = rows_of(Path("out/scores.csv"))

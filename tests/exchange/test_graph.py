@@ -62,7 +62,7 @@ def test_scores_on_tensors_are_the_estimator_s(worst, size, generator):
     found = {name: network.scores(image) for name, image in degraded(*size).items()}
     for name, image in degraded(*size).items():
         if name != "noisy":
-            torch.testing.assert_close(found[name], generator.estimator(image).scores, atol=1e-5, rtol=0)
+            torch.testing.assert_close(found[name], generator.estimator(image).scores, atol=1e-4, rtol=0)
     assert (found["noisy"] - found["blurred"]).abs().max() > 0.3
 
 

@@ -64,6 +64,8 @@ def test_text_prompts_replace_the_fixed_ones(sd_original):
     own = load_base(sd_original, prompts={"clean": "a photo"})
     torch.testing.assert_close(own.prompt_degraded, fixed.prompt_degraded)
     assert not torch.equal(own.prompt_clean, fixed.prompt_clean)
+    with pytest.raises(ConfigError, match="cleen"):
+        load_base(sd_original, prompts={"cleen": "a photo"})
 
 
 @pytest.mark.parametrize("cached", [True, False])

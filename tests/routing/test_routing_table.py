@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from morsr.errors import InputError
-from morsr.evaluation.routing import RoutingTable
+from morsr.evaluation.routing import FORMAT, RoutingTable
 from morsr.functional.routing import route
 
 KINDS = ("blur", "jpeg", "noise")
@@ -175,7 +175,10 @@ def test_a_file_holds_the_whole_table():
 def test_a_damaged_or_foreign_file_is_refused():
     Path("half.safetensors").write_bytes(b"\x10\x00")
     save_file({"a": torch.zeros(1)}, "other.safetensors")
-    for name in ("half", "other", "absent"):
+    for name, table in (("none", None), ("cut", '{"names": '), ("empty", "{}")):
+        metadata = {"format": FORMAT} | ({} if table is None else {"table": table})
+        save_file({"gates": torch.zeros(1)}, f"{name}.safetensors", metadata)
+    for name in ("half", "other", "absent", "none", "cut", "empty"):
         with pytest.raises(InputError):
             RoutingTable.load(f"{name}.safetensors")
 

@@ -30,7 +30,7 @@ def options(folder: Path) -> list[str]:
     ]  # fmt: skip
 
 
-def test_every_class_of_the_page_trains(mine, capsys):
+def test_every_class_of_the_page_trains_and_restores(mine, capsys):
     assert len(OPTIONS) == 7
     assert main([*options(mine), *OPTIONS]) == 0
     (file,) = mine.rglob("adapters*.safetensors")
@@ -39,6 +39,11 @@ def test_every_class_of_the_page_trains(mine, capsys):
     header = read_adapters_header(file)
     assert header["condition_names"] == ["darkness", "contrast"]
     assert header["extra"]["estimator"]["kind"] == "mine.Darkness"
+    assert header["extra"]["router"] == "mine.Worst"
+    restore = ["upscale", "sample:chelsea", "out.png", f"--model={file}", "--estimator=mine.Darkness"]
+    assert main(restore) == 2
+    assert "--router mine.Worst" in capsys.readouterr().err
+    assert main([*restore, "--router=mine.Worst"]) == 0
 
 
 @pytest.mark.parametrize(

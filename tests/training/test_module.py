@@ -14,6 +14,7 @@ from training_twins import ADAPTERS, build
 
 from morsr.adapters import MoRConfig, read_adapters_header
 from morsr.errors import ConfigError, WeightsError
+from morsr.models.bases import load_base
 from morsr.models.generator import OneStepConfig
 from morsr.models.loading import find_adapters, load_generator
 from morsr.models.losses import Losses, Weight
@@ -89,6 +90,26 @@ def test_adapters_of_another_timestep_or_estimator_are_refused(small_base, tmp_p
     module.trainer = SimpleNamespace(log_dir=str(tmp_path / "runs" / "version_1"))  # type: ignore[assignment]
     with pytest.raises(WeightsError, match="estimator"):  # of the newest run
         module._find_weights()
+
+
+def test_adapters_of_a_base_made_by_hand_say_which_base_they_want(small_base, tmp_path):
+    base = load_base(small_base)
+    base.source, base.base_id = None, "by hand"
+    OneStepSRModule(base=base, adapters=ADAPTERS).save_adapters(tmp_path / "adapters.safetensors")
+    with pytest.raises(WeightsError, match="by hand"):
+        load_generator(tmp_path / "adapters.safetensors")
+
+
+def test_predictions_have_the_scale_of_the_data(small_base):
+    module = build(small_base)
+    module.trainer = SimpleNamespace(datamodule=SimpleNamespace(scale=2))  # type: ignore[assignment]
+    assert module.eval().predict_step({"lr": torch.rand(1, 3, 8, 8)}, 0)["sr"].shape == (1, 3, 16, 16)
+
+
+def test_loaders_without_a_data_module_are_refused(small_base, tmp_path):
+    trainer = L.Trainer(default_root_dir=tmp_path, accelerator="cpu", max_steps=1, logger=False)
+    with pytest.raises(ConfigError, match="data module"):
+        trainer.fit(build(small_base), twins.Pairs().train_dataloader())
 
 
 def test_a_run_may_end_by_the_clock(small_base, tmp_path):

@@ -159,7 +159,7 @@ def test_scores_come_from_the_whole_crops(module, accumulate):
 
 def test_calibration_scores_the_whole_crops(module, tmp_path):
     class Windows(twins.Pairs):
-        def finish_batch(self, batch: dict[str, Any]) -> dict[str, Any]:
+        def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
             return {**batch, "score_lr": torch.full((len(batch["lr"]), 3, 16, 16), 0.5)}
 
     twins.fit(module, tmp_path, 1, data=Windows())

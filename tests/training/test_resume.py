@@ -16,6 +16,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from morsr.adapters import MoRConfig
 from morsr.data import RealESRGANDataModule
+from morsr.models.bases import load_base
 from morsr.training.base_phases import AutoencoderTraining, DiffusionTraining
 from morsr.training.callbacks import AdapterEMA, StopBetweenSteps
 from morsr.training.checkpoints import AtomicCheckpointIO, read_checkpoint
@@ -47,6 +48,15 @@ def estimator(base: Path, out: Path) -> L.LightningModule:
 MODULES: dict[str, Callable[[Path, Path], L.LightningModule]] = {
     made.__name__: made for made in (one_step, autoencoder, diffusion, estimator)
 }
+
+
+def test_the_scaling_factor_belongs_to_the_raw_latents(small_base, tmp_path):
+    module = autoencoder(small_base, tmp_path / "out")
+    module.shapes["vae"]["scaling_factor"] = 0.5
+    module.configure_model()
+    module.latent_square.fill_(4.0)  # of latents that were multiplied by 0.5
+    module.write()
+    assert load_base(tmp_path / "out").scaling_factor == 0.25
 
 
 class Stop(L.Callback):

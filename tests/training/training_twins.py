@@ -49,9 +49,6 @@ class Pairs(L.LightningDataModule):
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         return batch
 
-    def finish_batch(self, batch: dict[str, Any]) -> dict[str, Any]:
-        return batch
-
 
 def build(base: Path, **settings: Any) -> OneStepSRModule:
     """A seeded module on a small base."""

@@ -153,7 +153,7 @@ def load_adapters(
     return report
 
 
-def start_from_adapters(path: str | os.PathLike[str], model: nn.Module) -> str:
+def start_from_adapters(path: str | os.PathLike[str], model: nn.Module, router: RouterFactory = Router) -> str:
     """Give the generator's set what a file holds: all of the same settings, or a plain LoRA as the first shared ranks.
 
     Layers are found by name. Ranks that the file does not fill keep their initial values, whose update is zero.
@@ -162,9 +162,10 @@ def start_from_adapters(path: str | os.PathLike[str], model: nn.Module) -> str:
         One line that says what was taken.
 
     Raises:
-        WeightsError: an unreadable file, another base, or settings of which nothing fits. Nothing has changed then.
+        WeightsError: an unreadable file, another base, settings of which nothing fits, or a module that it has whole
+            and the set has not. Nothing has changed then.
     """
-    header = _read_for(path, model, Router)
+    header = _read_for(path, model, router)
     report, config, tensors = report_of(model), header["config"], header["tensors"]
     same = config.computing() == report.config.computing() and header["condition_dim"] == report.router.num_scores
     rank = config.num_ranks
@@ -177,7 +178,8 @@ def start_from_adapters(path: str | os.PathLike[str], model: nn.Module) -> str:
     taken = layers & {layer["name"] for layer in header["layers"]}
     if not taken:
         raise WeightsError(f"{path}: none of its layers is adapted here")
-    add_saved_modules(model, report, header["saved"])
+    if whole := [one for one in header["saved"] if one not in report.copies]:  # no optimizer would have them
+        raise WeightsError(f"{path}: {whole[0]} was trained whole; name it in model.adapters.modules_to_save")
     if not same or taken != layers:
         tensors = {key: value for key, value in tensors.items() if not key.startswith("router.")}
     factor = config.scale / report.config.scale

@@ -57,6 +57,12 @@ class Router(nn.Module):
         self.register_buffer("severities", torch.linspace(0, 1, QUANTILES))
         self.register_buffer("images_seen", torch.zeros(()))
 
+    @property
+    def class_path(self) -> str | None:
+        """Import path of a class of the user's own, which files record; None for this one."""
+        kind = type(self)
+        return None if kind is Router else f"{kind.__module__}.{kind.__qualname__}"
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Router:
         # .to(bfloat16) of the whole model moves the router but keeps its precision: gates are float32 by contract.
         return super()._apply(keep_float32(fn), recurse)

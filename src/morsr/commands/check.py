@@ -71,7 +71,11 @@ def missing(settings: Mapping[str, Any]) -> Iterator[str]:
             yield f"model.losses.lpips: {VGG_FILE} is not in {place}; put it there, or let fit fetch it"
     for name in ("start_from", "weights"):
         path = model.get(name)
-        if path is not None and path not in SHIPPED_BASES and not Path(path).expanduser().exists():
+        if (
+            path is not None
+            and path not in SHIPPED_BASES
+            and not (Path(path).expanduser().is_file() or has_weights(path))
+        ):
             yield f"model.{name}: no such file {path}; give an adapters file"
     for metric in model.get("val_metrics") or ():
         try:

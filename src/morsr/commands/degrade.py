@@ -85,10 +85,10 @@ def run(
             continue
         try:
             sharp = crop_to_multiple(read_rgb(path), scale)
+            low = to_uint8(apply(to_tensor(sharp).to(where), parameters[place], scale=scale))
         except InputError as error:
             failed[name] = str(error) if printable(str(path)) in str(error) else f"{path}: {error}"
             continue
-        low = to_uint8(apply(to_tensor(sharp).to(where), parameters[place], scale=scale))
         for folder, image in zip(folders, (low, sharp), strict=False):
             write(read(image), folder / name)
     made = [line for name, line in zip(sources, lines, strict=True) if name not in failed]

@@ -61,6 +61,7 @@ def run(
     base: str | None = None,
     prompt: str | None = None,
     estimator: str | None = None,
+    router: str | None = None,
     device: str = "auto",
     dtype: Dtype = "auto",
     host: str = "127.0.0.1",
@@ -78,6 +79,7 @@ def run(
         base: folder or hub id of the base model, if the adapters do not bring it
         prompt: text instead of the model's own; the base must have its text encoder
         estimator: class path of an estimator of your own, or folder or hub id of CLIP's weights
+        router: class path of a router of your own
         device: auto, cpu, cuda, cuda:1, mps, …
         dtype: precision
         host: address to listen at
@@ -90,7 +92,7 @@ def run(
     from morsr.restoring import Restorer
 
     restorer = Restorer.from_pretrained(
-        model, base=base, prompt=prompt, estimator=estimator, device=device, dtype=dtype
+        model, base=base, prompt=prompt, estimator=estimator, router=router, device=device, dtype=dtype
     )
     with tempfile.TemporaryDirectory(prefix="morsr-demo-", ignore_cleanup_errors=True) as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder  # uploads and results leave with the page

@@ -19,6 +19,7 @@ def run(
     base: str | None = None,
     prompt: str | None = None,
     estimator: str | None = None,
+    router: str | None = None,
     image: Path | None = None,
     strength: NonNegativeFloat = 1.0,
     scale: PositiveInt | None = None,
@@ -34,6 +35,7 @@ def run(
         base: folder or hub id of the base model, if the adapters do not bring it
         prompt: text instead of the model's own; the base must have its text encoder
         estimator: class path of an estimator of your own, or folder or hub id of CLIP's weights
+        router: class path of a router of your own
         image: the image whose routing is fixed
         strength: factor on the routed ranks
         scale: whole enlargement, 1 to 8, onnx (default: 4)
@@ -47,7 +49,7 @@ def run(
         raise InputError(f"{output}: expected a folder to export into, this is a file")
     if form == "onnx" and output.is_dir():
         raise InputError(f"{output}: expected a file to export into, this is a folder")
-    generator = load_generator(model, base=base, prompt=prompt, estimator=estimator)
+    generator = load_generator(model, base=base, prompt=prompt, estimator=estimator, router=router)
     adapters = generator.adapters
     live = form == "onnx" and image is None
     if live and adapters is not None and adapters.is_routed:

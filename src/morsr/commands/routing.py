@@ -22,6 +22,7 @@ def run(
     model: str = "tiny",
     base: str | None = None,
     estimator: str | None = None,
+    router: str | None = None,
     table: Path | None = None,
     degrade: str | None = None,
     copies: PositiveInt = 1,
@@ -40,6 +41,7 @@ def run(
         model: shipped preset, adapters file, saved folder or checkpoint
         base: folder or hub id of the base model, if the adapters do not bring it
         estimator: class path of an estimator of your own, or folder or hub id of CLIP's weights
+        router: class path of a router of your own
         table: also write the routing as one .safetensors
         degrade: the images are sharp: degrade them by this recipe first, so that the true degradations are known
         copies: with --degrade: degradations per image
@@ -74,7 +76,9 @@ def run(
 
     paths = list_images(input)
     names = [printable(name) for name in distinct_names(dict.fromkeys(map(str, paths), input)).values()]
-    restorer = Restorer.from_pretrained(model, base=base, estimator=estimator, device=device, dtype="float32")
+    restorer = Restorer.from_pretrained(
+        model, base=base, estimator=estimator, router=router, device=device, dtype="float32"
+    )
     pictures, routed_names, drawn, failed = _lr_images(paths, names, recipe, copies, seed or 0)
     if not pictures:
         raise InputError(f"{input}: none of the {len(paths)} images can be read; the first: {failed[0]}")

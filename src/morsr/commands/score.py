@@ -54,7 +54,7 @@ def named_paths(texts: list[str]) -> dict[str, Path]:
     """Row name to path, from `PATH` (called after its last part) or `NAME=PATH`."""
     found: dict[str, Path] = {}
     for text in texts:
-        name, _, rest = text.rpartition("=")
+        name, _, rest = ("", "", text) if Path(text).expanduser().exists() else text.partition("=")
         path = Path(rest).expanduser()
         name = name.strip() or (path.resolve().stem if path.is_file() else path.resolve().name)
         if name in found:

@@ -23,6 +23,7 @@ def run(
     base: str | None = None,
     prompt: str | None = None,
     estimator: str | None = None,
+    router: str | None = None,
     scale: float = 4.0,
     tile: PositiveInt | Literal["auto", "none"] = "auto",
     color: Literal["wavelet", "adain", "none"] = "wavelet",
@@ -44,8 +45,9 @@ def run(
         base: folder or hub id of the base model, if the adapters do not bring it
         prompt: text instead of the model's own; the base must have its text encoder
         estimator: class path of an estimator of your own, such as mine.Mine; or folder or hub id of CLIP's weights
+        router: class path of a router of your own
         scale: enlargement, 1 to 8
-        tile: side of tiles in output pixels
+        tile: side of tiles in the networks' pixels
         color: colour correction
         color_strength: 0 to 1
         strength: factor on the routed ranks
@@ -81,7 +83,7 @@ def run(
         return 0
 
     restorer = Restorer.from_pretrained(
-        model, base=base, prompt=prompt, estimator=estimator, device=device, dtype=dtype
+        model, base=base, prompt=prompt, estimator=estimator, router=router, device=device, dtype=dtype
     )
     if source.is_file():
         with tqdm(unit="tile", desc=printable(source.name), leave=False, disable=None) as bar:

@@ -146,6 +146,7 @@ class RealESRGANDataModule(L.LightningDataModule):
 
     def setup(self, stage: str) -> None:
         _ = self._recipes  # a wrong recipe is found now
+        self._degraded.clear()  # sets of validation and of test may share their names
         if stage == "fit":
             self._resumed_batches = 0
             photos, wanted = self._photos("train"), self.samples_per_epoch

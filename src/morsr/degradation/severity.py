@@ -35,18 +35,12 @@ def true_severity(
     parameters: DegradationParameters, recipe: DegradationRecipe | str = REFERENCE, *, scale: int = 4
 ) -> DegradationSeverity:
     """True labels of B sets: the rank of every measure among fixed draws of a recipe, and the severity."""
-    ranks = measure_ranks(degradation_measures(parameters, scale=scale), recipe, scale=scale)
+    harms = _harm(degradation_measures(parameters, scale=scale))
+    tables = _measure_tables(DegradationRecipe.load(recipe), scale)
+    ranks = torch.stack([rank(value, table) for value, table in zip(harms, tables, strict=True)], dim=1)
     ranks = ranks.to(parameters.key.device)
     blur, noise, jpeg, size = ranks.unbind(dim=1)
     return DegradationSeverity(blur, noise, jpeg, size, noisy_or(ranks, DegradationMeasures._fields))
-
-
-def measure_ranks(
-    measures: DegradationMeasures, recipe: DegradationRecipe | str = REFERENCE, *, scale: int = 4
-) -> Tensor:
-    """Ranks (B, 4) of blur, noise, JPEG and resize among fixed draws of a recipe, higher is worse."""
-    tables = _measure_tables(DegradationRecipe.load(recipe), scale)
-    return torch.stack([rank(value, table) for value, table in zip(_harm(measures), tables, strict=True)], dim=1)
 
 
 def _harm(measures: DegradationMeasures) -> tuple[Tensor, ...]:

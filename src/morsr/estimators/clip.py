@@ -68,7 +68,7 @@ class ClipEstimator(DegradationEstimator):
         if temperature is not None and not (0 < temperature < float("inf")):
             raise ConfigError(f"temperature: expected a positive number or None, got {temperature!r}")
         self_described = prompts if isinstance(prompts, str) and prompts in prompt_set_names() else _content(prompts)
-        chosen = load_prompts(self_described)
+        chosen = load_prompts(prompts)
         super().__init__(list(chosen), worst=worst)
         whole, embeddings = _load(str(model), chosen, digest)
         self.vision, self.projection = whole.vision_model, whole.visual_projection

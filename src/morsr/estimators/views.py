@@ -48,10 +48,8 @@ def mean_over_crops(
 
 
 def bounded_view(images: Tensor) -> Tensor:
-    """The whole image with its longer side at most 128 pixels, by area averages (which do not alias)."""
+    """The whole image with its longer side at 128 pixels, by area averages (which do not alias)."""
     height, width = images.shape[-2:]
     longest = max(height, width)
-    if longest <= CROP:
-        return images
     high, wide = (max(1, round(side * CROP / longest)) for side in (height, width))
     return F.interpolate(images, size=(high, wide), mode="area")

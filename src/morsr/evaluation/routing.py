@@ -282,14 +282,14 @@ class RoutingTable:
                 facts = json.loads(metadata["table"])
                 tensors = {name: file.get_tensor(name) for name in _TENSORS}
                 truth = {name: file.get_tensor(f"truth.{name}") for name in facts["truth"]}
-        except (OSError, SafetensorError) as error:
+            return cls(
+                **{name: tuple(facts[name]) for name in _TUPLES},  # type: ignore[arg-type]
+                **{name: facts[name] for name in _NUMBERS},
+                **tensors | {"chosen": tensors["chosen"].long()},
+                truth=truth,
+            )
+        except (OSError, SafetensorError, LookupError, TypeError, json.JSONDecodeError) as error:
             raise InputError(f"{path}: cannot be read as a routing table ({error})") from error
-        return cls(
-            **{name: tuple(facts[name]) for name in _TUPLES},  # type: ignore[arg-type]
-            **{name: facts[name] for name in _NUMBERS},
-            **tensors | {"chosen": tensors["chosen"].long()},
-            truth=truth,
-        )
 
     def _real_gates(self) -> Tensor:
         return self.gates * (self.chosen < self.num_real)

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from morsr.adapters import MoRConfig, load_adapters, read_adapters_header
+from morsr.adapters import MoRConfig, Router, load_adapters, read_adapters_header
 from morsr.adapters.files import check_base
-from morsr.adapters.inject import add_saved_modules
-from morsr.errors import ConfigError, WeightsError
+from morsr.adapters.inject import RouterFactory, add_saved_modules
+from morsr.errors import ConfigError, WeightsError, class_at
 from morsr.estimators import DegradationEstimator, build_estimator
 from morsr.hub import fetch, repository_of
 from morsr.models.bases import SHIPPED_BASES, load_base, package_weights
@@ -60,6 +60,7 @@ def load_generator(
     base: str | os.PathLike[str] | None = None,
     prompt: str | None = None,
     estimator: DegradationEstimator | str | None = None,
+    router: RouterFactory | str | None = None,
     **hub: Any,
 ) -> OneStepGenerator:
     """Load a generator with its base, estimator and adapters, in evaluation mode, on the CPU in float32.
@@ -68,7 +69,7 @@ def load_generator(
     """
     path = find_model(name_or_path, **hub)
     prompts = None if prompt is None else {"clean": prompt}
-    given: dict[str, Any] = {"base": base, "prompts": prompts, "estimator": estimator}
+    given: dict[str, Any] = {"base": base, "prompts": prompts, "estimator": estimator, "router": router}
     described = None
     if path.is_dir():
         described = read_description(path)
@@ -80,7 +81,7 @@ def load_generator(
     header = read_adapters_header(path)
     extra = described or _described(path, header.get("extra"))
     generator = _build(path, None, extra, given, header["attached"])
-    generator.adapters = load_adapters(path, generator.base, name="generator")
+    generator.adapters = load_adapters(path, generator.base, name="generator", router=_router(path, extra, router))
     expected, found = generator.adapters.router.num_scores, generator.estimator.dim if generator.estimator else 0
     if generator.adapters.is_routed and found != expected:
         kind = type(generator.estimator).__name__
@@ -115,7 +116,15 @@ def _build(
     text = extra.get("prompt")
     prompts = given["prompts"] or cached or extra.get("prompts") or (None if text is None else {"clean": text})
     base = load_base(given["base"] or extra["base"], prompts=prompts)
-    return OneStepGenerator(base, estimator, adapters=config, one_step=one_step)
+    router = _router(path, extra, given["router"])
+    return OneStepGenerator(base, estimator, adapters=config, router=router, one_step=one_step)
+
+
+def _router(path: Path, extra: Mapping[str, Any], given: RouterFactory | str | None) -> RouterFactory:
+    """The class that the user gives; a file only says that it needs one, and nothing is imported because it says so."""
+    if given is None and (wanted := extra.get("router")):
+        raise WeightsError(f"{path}: this model needs the router {wanted!r}: give it, as in --router {wanted}")
+    return class_at(given, "router") if isinstance(given, str) else given or Router
 
 
 def _estimator(path: Path, spec: Any, given: DegradationEstimator | str | None) -> DegradationEstimator | None:

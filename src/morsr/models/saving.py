@@ -49,6 +49,8 @@ def save_generator(
         "one_step": generator.one_step.to_dict(),
         "prompt": base.prompt,
     }
+    if adapters is not None and (router := adapters.router.class_path):
+        described["router"] = router
     file = folder / ADAPTERS_FILE
     if adapters is not None:  # first, since ranks that are not finite are refused
         save_adapters(file, base, name=adapters.name, base_id=base.base_id, extra=described, attached=base.prompts)

@@ -38,7 +38,7 @@ def jobs_into(folder: Path, source: Path, format: str | None = None) -> list[Job
         format: of the outputs ("png", "jpg", …); default that of each input.
 
     Raises:
-        InputError: the folder is a file, the source, or a parent of it, or there is no image.
+        InputError: the folder is a file or the source, or there is no image.
     """
     inside, outside = source.resolve(), folder.resolve()
     if folder.is_file():

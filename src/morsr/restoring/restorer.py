@@ -33,6 +33,7 @@ from morsr.restoring.settings import Settings
 from morsr.restoring.tiles import enlarged_rows, finished_rows, run_pass, tile_side, tiling
 
 if TYPE_CHECKING:
+    from morsr.adapters.inject import RouterFactory
     from morsr.estimators import DegradationEstimator
     from morsr.models.generator import OneStepGenerator
 
@@ -86,6 +87,7 @@ class Restorer:
         base: str | os.PathLike[str] | None = None,
         prompt: str | None = None,
         estimator: DegradationEstimator | str | None = None,
+        router: RouterFactory | str | None = None,
         device: str | torch.device = "auto",
         dtype: str | torch.dtype = "auto",
         **hub: Any,
@@ -98,6 +100,7 @@ class Restorer:
             base: folder or hub id of the base model, where the adapters do not bring it.
             prompt: text instead of the prompt that comes with the model; needs the base's text encoder.
             estimator: one of your own, or its class path; or the folder or hub id of CLIP's weights.
+            router: class of the router, or its path, where it is one of your own.
             device, dtype: see the class.
             hub: revision, cache_dir, token and local_files_only, as `huggingface_hub.snapshot_download` takes them.
 
@@ -108,7 +111,7 @@ class Restorer:
         from morsr.models.loading import load_generator
 
         resolve_dtype(dtype, resolve_device(device))  # a wrong setting is refused before seconds of loading
-        generator = load_generator(name_or_path, base=base, prompt=prompt, estimator=estimator, **hub)
+        generator = load_generator(name_or_path, base=base, prompt=prompt, estimator=estimator, router=router, **hub)
         return cls(generator, device=device, dtype=dtype)
 
     def save_pretrained(self, folder: str | os.PathLike[str], *, include_base: bool | None = None) -> Path:

@@ -88,7 +88,7 @@ def runs_otherwise(extra: Mapping[str, Any], generator: OneStepGenerator) -> str
 
     Args:
         extra: of the adapters' header.
-        generator: whose UNet call and estimator are compared.
+        generator: whose UNet call, router and estimator are compared.
     """
     if extra.get("decoder"):
         return "a decoder apart from its base's, which only morsr 0.1 has"
@@ -96,6 +96,9 @@ def runs_otherwise(extra: Mapping[str, Any], generator: OneStepGenerator) -> str
     mine = generator.one_step.to_dict()
     if other := _differences("one_step", theirs, mine, besides=["scale", *(k for k in mine if mine[k] == "auto")]):
         return other
+    router = generator.adapters.router.class_path if generator.adapters is not None else None
+    if extra.get("router") not in (None, router):
+        return f"the router {extra['router']!r}"
     if not isinstance(spec, Mapping) or estimator is None:
         return ""
     kind = estimator.spec["kind"]

@@ -163,7 +163,7 @@ class AutoencoderTraining(BasePhase):
         self.log("val/psnr", (-10 * error.log10()).mean(), prog_bar=True, batch_size=len(images))
 
     def write(self) -> None:
-        self.base.vae.register_to_config(scaling_factor=float(1 / self.latent_square.sqrt()))
+        self.base.vae.register_to_config(scaling_factor=self.base.scaling_factor / float(self.latent_square.sqrt()))
         super().write()
 
 

@@ -84,11 +84,13 @@ def _of_all_devices(trainer: L.Trainer, rows: Tensor) -> Tensor:
 def _batches(trainer: L.Trainer, generator: OneStepGenerator) -> Iterator[Mapping[str, Any]]:
     """Degraded training batches on the generator's device, without end: every new iterator is the next epoch."""
     data: Any = trainer.datamodule
+    if data is None:
+        raise ConfigError("fit: expected a data module, whose first batches standardise the router; got a loader")
     loader = data.train_dataloader()
     while True:
         empty = True
         for batch in loader:
             empty = False
-            yield data.finish_batch(data.transfer_batch_to_device(batch, generator.base.device, 0))
+            yield data.on_after_batch_transfer(data.transfer_batch_to_device(batch, generator.base.device, 0), 0)
         if empty:
             raise ConfigError("calibration: the training data give no batch")

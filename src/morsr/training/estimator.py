@@ -12,7 +12,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from morsr.degradation import true_severity
-from morsr.errors import InputError
+from morsr.errors import ConfigError, InputError
 from morsr.estimators.learned import NAMES, DegradationNet, crop_statistics, save_net
 from morsr.functional.utilization import spearman
 from morsr.training.base_phases import SeededTraining
@@ -64,7 +64,9 @@ class LearnedEstimatorTraining(SeededTraining):
         """True ranks (B, 5) of blur, noise, JPEG and resize, and their mean."""
         if "parameters" not in batch:
             raise InputError("the estimator learns from known parameters: give folders of sharp images, not pairs")
-        ranks = torch.stack(true_severity(batch["parameters"])[:4], dim=1)
+        ranks = torch.stack(
+            true_severity(batch["parameters"], scale=batch["hr"].shape[-1] // batch["lr"].shape[-1])[:4], dim=1
+        )
         return torch.cat([ranks, ranks.mean(dim=1, keepdim=True)], dim=1).to(batch["lr"].device)
 
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor | None:
@@ -114,6 +116,8 @@ class LearnedEstimatorTraining(SeededTraining):
         self._validation.clear()
 
     def configure_optimizers(self) -> Any:
+        if self.trainer.world_size > 1:
+            raise ConfigError("trainer.devices: expected 1, since the pool of earlier images is one process's")
         steps = total_steps(self.trainer)
         self.waiting = max(0, min(round(self.fill * steps), steps - 1))
         return super().configure_optimizers()

@@ -218,7 +218,8 @@ class OneStepSRModule(L.LightningModule):
         """Nothing here: `BenchmarkTable` collects the pairs and runs every row of the table alike."""
 
     def predict_step(self, batch: Mapping[str, Any], batch_idx: int) -> dict[str, Any]:
-        return {"sr": self(batch["lr"]), "stem": batch.get("stem")}
+        scale = getattr(self.trainer.datamodule, "scale", self.generator.one_step.scale)
+        return {"sr": self.generator(batch["lr"], scale=scale).sr.clamp(0, 1), "stem": batch.get("stem")}
 
     def build_networks(self, total_steps: int = -1) -> list[Network]:
         """Generator, and score network and discriminator where there are any, each with its optimizer."""
@@ -262,7 +263,7 @@ class OneStepSRModule(L.LightningModule):
         elif self.start_from is not None:
             file = find_adapters(self.start_from)
             header = read_adapters_header(file)
-            rank_zero_info(start_from_adapters(file, self.generator.base))
+            rank_zero_info(start_from_adapters(file, self.generator.base, self.parts["router"]))
             self._take(header["extra"], header["attached"])
             if other := runs_otherwise(header["extra"], self.generator):
                 rank_zero_warn(f"{file} was trained to run with {other}; here it starts elsewhere")
@@ -308,7 +309,7 @@ class OneStepSRModule(L.LightningModule):
                 f"no adapters were given, none for the base {self.parts['base']!r} are shipped, and no run beside this "
                 "one left any; train it first, or name some by model.weights"
             )
-        rank_zero_info(f"adapters: {path}")
+        rank_zero_info(f"adapters: {path} (model.weights names others)")
         self.load_adapters(path)
 
     def averaged_parameters(self) -> dict[str, nn.Parameter]:
@@ -323,11 +324,13 @@ class OneStepSRModule(L.LightningModule):
 
     def _recipe(self) -> dict[str, Any]:
         """What a file of adapters needs beside them to be run again."""
-        estimator, base = self.generator.estimator, self.parts["base"]
+        estimator, base, adapters = self.generator.estimator, self.parts["base"], self.generator.adapters
+        router = adapters.router.class_path if adapters is not None else None
         return {
             "estimator": None if estimator is None else estimator.spec,
             "one_step": self.generator.one_step.to_dict(),
-            "base": self.generator.base.source if isinstance(base, Base) else base,
+            "base": (self.generator.base.source or self.generator.base.base_id) if isinstance(base, Base) else base,
+            **({"router": router} if router else {}),
             **({"prompts": self.prompts} if self.prompts else {}),
         }
 
@@ -347,7 +350,7 @@ class OneStepSRModule(L.LightningModule):
                 f"{file}: trained to run with {other}; take the config that it was trained by, or set model.one_step "
                 "and model.estimator to what it needs"
             )
-        self.adapters = load_adapters(file, base, name="generator").config
+        self.adapters = load_adapters(file, base, name="generator", router=self.parts["router"]).config
         self._take(header["extra"], header["attached"])
 
     def _rates(self) -> dict[str, Any]:

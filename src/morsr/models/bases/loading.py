@@ -65,6 +65,8 @@ def load_base(
         ConfigError: a scheduler, UNet or autoencoder that a one-step generator cannot use.
     """
     storage = float_type(dtype or "float32")
+    if odd := sorted({*(prompts or {})} - {"clean", "degraded", "clean_pooled", "degraded_pooled"}):
+        raise ConfigError(f"prompts: expected clean and degraded, got {odd[0]}")
     origin = os.fspath(source) if isinstance(source, (str, os.PathLike)) else None
     if origin is not None and origin.startswith("random:"):
         return random_base(origin.removeprefix("random:")).to(storage)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from morsr.errors import ConfigError, WeightsError
 from morsr.files import say
-from morsr.hub import PICKLES, fetch, half_patterns, half_precision, repository_of
+from morsr.hub import PICKLES, fetch, half_precision, repository_of
 from morsr.models.bases.base import PROMPTS_FILE, Base
 
 POSITIVE_PROMPT = "A high-resolution, 8K, ultra-realistic image with sharp focus, vibrant colors, and natural lighting."
@@ -102,7 +102,7 @@ def _fetched(name: str, files: Sequence[str], parts: Sequence[str], stem: str) -
     lacking = [part for part in parts if (folder / part / "config.json").is_file()
                and not any((folder / part).glob(f"{stem}*safetensors*"))]  # fmt: skip
     if lacking:
-        fetch(name, [pattern for part in lacking for pattern in half_patterns(part, stem)])
+        fetch(name, [f"{part}{stem}*fp16*.{end}" for part in lacking for end in ("safetensors", "json")])
     return folder
 
 
