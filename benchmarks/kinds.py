@@ -37,7 +37,6 @@ KINDS = {  # blur in LR pixels, noise of 255, quality of JPEG
     "JPEG": (0.0, 0.0, 20),
     "all": (1.0, 12.0, 40),
 }
-NAMES = (*KINDS, "shared only", "bicubic")
 STRENGTHS = {
     "blur": [(sigma, 0.0, None) for sigma in np.linspace(0.3, 3.0, 10)],
     "noise": [(0.0, sigma, None) for sigma in np.linspace(2, 50, 10)],
@@ -66,9 +65,9 @@ def photographs(folder: Path, side: int = 256, count: int = 12) -> list[np.ndarr
 
 @torch.no_grad()
 def measure(restorer: Restorer, photos: list[np.ndarray]) -> np.ndarray:
-    """PSNR-Y of every kind by the routing of each kind, by the shared ranks and by bicubic: (kinds, NAMES, photos)."""
+    """PSNR-Y of every kind by the routing of each kind, by the shared ranks and by bicubic: (5, 7, photos)."""
     generator = restorer.generator
-    found = np.empty((len(KINDS), len(NAMES), len(photos)))
+    found = np.empty((len(KINDS), len(KINDS) + 2, len(photos)))
     for index, hr in enumerate(tqdm(photos, unit="photo", disable=None)):
         images = [degraded(hr, *how, seed=index) for how in KINDS.values()]
         for row, lr in enumerate(images):

@@ -33,8 +33,7 @@ from morsr.training.step import OneStepPhase
 
 CARDS = (16, 24, 48, 80)
 PARTS = (16, 8, 4, 2, 1)
-FITS = 0.9
-"""Share of a card that the estimate may take."""
+FITS = 0.9  # share of a card that the estimate may take
 HALF = torch.bfloat16
 
 
@@ -46,10 +45,6 @@ class Attention(torch.autograd.Function):
         output = query.new_empty(*query.shape[:-1], value.shape[-1])
         ctx.save_for_backward(query, key, value, output)
         return output
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Any:
-        raise NotImplementedError
 
 
 class MixedPrecision(TorchFunctionMode):
@@ -102,14 +97,10 @@ class Ledger:
             if isinstance(one, Tensor):
                 self.count(one)
         before, self.kept = self.kept, 0
-        with self.counting():
+        with torch.autograd.graph.saved_tensors_hooks(self.count, lambda one: one):
             output = function(*args, **kwargs)
         self.block, self.kept = max(self.block, self.kept), before
         return output
-
-    def counting(self) -> Any:
-        """Counts what is saved inside a ``with`` block."""
-        return torch.autograd.graph.saved_tensors_hooks(self.count, lambda one: one)
 
 
 def adapted(name: str) -> Base:
@@ -133,19 +124,15 @@ def activations(base: Base, size: int, *, recomputed: bool) -> int:
         image, t = torch.empty(1, 3, size, size), torch.full((1,), 250)
     ledger.known |= {one.untyped_storage()._cdata: one for one in vgg.parameters()}
     base.train()
-    with ledger.counting(), MixedPrecision():
+    with torch.autograd.graph.saved_tensors_hooks(ledger.count, lambda one: one), MixedPrecision():
         z0 = base.clean(base.encode(image), t)
-        seen = vgg(base.decode(z0).float())
-        told = base.features(z0, t)
-    del seen, told
+        vgg(base.decode(z0).float())
+        base.features(z0, t)
     return ledger.kept + ledger.block
 
 
 def run(name: str, size: int = 512) -> None:
-    """Forward and backward pass of a network at true size with checkpointing.
-
-    The weights are stored in bfloat16; the arithmetic is float32 (`widened`).
-    """
+    """Forward and backward pass at true size with checkpointing: weights in bfloat16, arithmetic in float32."""
     torch.set_default_dtype(HALF)
     base = load_base(f"random:{name}").train()
     torch.set_default_dtype(torch.float32)

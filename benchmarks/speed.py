@@ -4,18 +4,11 @@
     python benchmarks/speed.py base|compact [--rounds 15]
     python benchmarks/speed.py folder FOLDER
     python benchmarks/speed.py memory
-    python benchmarks/speed.py degradation [--batch 16] [--size 512] [--device cpu] [--rounds 64]
+    python benchmarks/speed.py degradation [--batch 16] [--size 512] [--rounds 64]
 
-`image`: one image through the whole pass, autoencoder, estimator, router and merge included, over the same base without
-adapters. `step`: forward and backward of the UNet, ranks of one image each, over peft's LoRA of rank 40 on the same
-layers; with the memory of one step above the weights. Their weights are random in the true shapes.
-`base`: `tiny`, 128² to 512², over its base without adapters. `compact`: the same over a network of compact
-Real-ESRGAN's shape (34 convolutions of 64 channels, PReLU, pixel shuffle; random weights). `folder`: its images
-one after another over the folder as `morsr upscale` restores it, by one loaded model. `memory`: resident peak in MiB of
-an 8192² output over that of a 4096² one, each in a process of its own.
-`degradation`: ours draws one set of parameters per image; basicsr's chain shares all draws but the kernels within a
-batch, so its time varies fourfold between batches: take many rounds. On a CPU the processor's time counts, which other
-programs do not slow down.
+`python benchmarks/speed.py NAME --help` says what each measures; weights that are not shipped are random in the true
+shapes. basicsr's chain shares all draws but the kernels within a batch, so its time varies fourfold between batches:
+take many rounds.
 """
 
 from __future__ import annotations
@@ -29,7 +22,7 @@ from typing import Any
 
 import torch
 from jsonargparse import auto_cli
-from timing import compare, peak_megabytes, print_table, timer
+from timing import compare, peak_megabytes, print_table
 from torch import nn
 
 from morsr import Restorer
@@ -56,15 +49,15 @@ def generator(base: str, targets: tuple[str, ...], dtype: torch.dtype = torch.fl
 
 
 def image(base: str = "random:sd21", size: int = 512, rounds: int = 9) -> dict[str, Any]:
-    """One image, everything counted, over the bare base."""
+    """One image through the whole pass, autoencoder, estimator, router and merge included, over the bare base."""
     lr = torch.rand(1, 3, size // 4, size // 4)
     adapted, bare = (Restorer(generator(base, targets)) for targets in (TARGETS, ()))
-    found = compare(lambda: adapted(lr, tile=None), lambda: bare(lr, tile=None), rounds=rounds)
-    return found._asdict()
+    return compare(lambda: adapted(lr, tile=None), lambda: bare(lr, tile=None), rounds=rounds)
 
 
 def step(base: str = "random:sd21", size: int = 512, rounds: int = 9) -> dict[str, Any]:
-    """A training step of the UNet over peft's LoRA of the same rank on the same layers."""
+    """Forward and backward of the UNet, ranks of one image each, over peft's LoRA of rank 40 on the same layers, with
+    the memory of one step above the weights."""
     from peft import LoraConfig, inject_adapter_in_model
 
     ours, bare = generator(base, TARGETS[:1]).train(), generator(base, ())
@@ -83,29 +76,29 @@ def step(base: str = "random:sd21", size: int = 512, rounds: int = 9) -> dict[st
 
     found = compare(own, lambda: once(peer), rounds=rounds)
     memory = [peak_megabytes(call, torch.device("cpu")) for call in (own, lambda: once(peer))]
-    return {**found._asdict(), "memory ratio": memory[0] / memory[1]}
+    return {**found, "memory ratio": memory[0] / memory[1]}
 
 
 def base(rounds: int = 15) -> dict[str, Any]:
-    """The shipped model over its base without adapters, with the same one-step settings."""
+    """`tiny`, 128² to 512², over its base without adapters, with the same one-step settings."""
     restorer, lr = Restorer.from_pretrained("tiny"), torch.rand(1, 3, 128, 128)
     plain = Restorer(OneStepGenerator(load_base("tiny"), None, one_step=restorer.generator.one_step).eval())
-    return compare(lambda: restorer(lr, tile=None), lambda: plain(lr, tile=None), rounds=rounds)._asdict()
+    return compare(lambda: restorer(lr, tile=None), lambda: plain(lr, tile=None), rounds=rounds)
 
 
 def compact(rounds: int = 15) -> dict[str, Any]:
-    """The shipped model, from image to image, over one pass of a network of compact Real-ESRGAN's shape."""
+    """The same over a network of compact Real-ESRGAN's shape: 34 convolutions of 64 channels, PReLU, pixel shuffle."""
     restorer, lr = Restorer.from_pretrained("tiny"), torch.rand(1, 3, 128, 128)
     layers: list[nn.Module] = [nn.Conv2d(3, 64, 3, padding=1), nn.PReLU(64)]
     for _ in range(32):
         layers += [nn.Conv2d(64, 64, 3, padding=1), nn.PReLU(64)]
     network = nn.Sequential(*layers, nn.Conv2d(64, 48, 3, padding=1), nn.PixelShuffle(4))
     with torch.inference_mode():
-        return compare(lambda: restorer(lr, tile=None), lambda: network(lr), rounds=rounds)._asdict()
+        return compare(lambda: restorer(lr, tile=None), lambda: network(lr), rounds=rounds)
 
 
 def folder(folder: Path, rounds: int = 3) -> dict[str, Any]:
-    """Seconds of the files one by one over those of the folder."""
+    """Files restored one after another over the folder as `morsr upscale` restores it, by one loaded model."""
     restorer = Restorer.from_pretrained("tiny")
     with tempfile.TemporaryDirectory() as out:
         jobs = jobs_into(Path(out, "folder"), folder)
@@ -114,11 +107,11 @@ def folder(folder: Path, rounds: int = 3) -> dict[str, Any]:
             for job in jobs:
                 restorer.restore_file(job.source, Path(out, job.target.name))
 
-        return compare(one_by_one, lambda: list(restore_files(restorer, jobs, Settings())), rounds=rounds)._asdict()
+        return compare(one_by_one, lambda: list(restore_files(restorer, jobs, Settings())), rounds=rounds)
 
 
 def memory() -> dict[str, Any]:
-    """Peak of the process by the side of the output."""
+    """Resident peak in MiB of an 8192² output over that of a 4096² one, each in a process of its own."""
     peaks = []
     for side in (2048, 1024):
         with tempfile.TemporaryDirectory() as scratch:
@@ -127,23 +120,20 @@ def memory() -> dict[str, Any]:
     return {"ours": peaks[0], "peer": peaks[1], "ratio": peaks[0] / peaks[1]}
 
 
-def degradation(batch: int = 16, size: int = 512, device: str = "cpu", rounds: int = 64) -> dict[str, Any]:
-    """Images per second of the chain over basicsr's training chain, on the same batches of HR images of one size."""
+def degradation(batch: int = 16, size: int = 512, rounds: int = 64) -> dict[str, Any]:
+    """Images per second of processor time of the chain over basicsr's, on the same batches of HR images of one size."""
     sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "degradation"))
     import oracle
 
     torch.manual_seed(0)
-    hr = torch.rand(batch, 3, size // 4, size // 4, device=device)
+    hr = torch.rand(batch, 3, size // 4, size // 4)
     hr = torch.nn.functional.interpolate(hr, scale_factor=4, mode="bicubic").clamp(0, 1)
-    recipe = DegradationRecipe()
-    chains = {"morsr": degrade, "basicsr": oracle.training_chain}
-    clock = time.process_time if device == "cpu" else timer
-    total = dict.fromkeys(chains, 0.0)
+    recipe, total = DegradationRecipe(), {degrade: 0.0, oracle.training_chain: 0.0}
     for number in range(rounds + 1):
-        for name, chain in chains.items():
-            start = clock()
+        for chain in total:
+            start = time.process_time()
             chain(hr, recipe)
-            total[name] += clock() - start if number else 0.0  # the first round does not count
+            total[chain] += time.process_time() - start if number else 0.0  # the first round does not count
     ours, peer = (batch * rounds / taken for taken in total.values())
     return {"ours": ours, "peer": peer, "ratio": ours / peer}
 

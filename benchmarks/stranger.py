@@ -13,8 +13,6 @@ import tempfile
 import time
 from pathlib import Path
 
-GOALS = {"clone and setup": 60, "first picture": 90, "make train": 360, "own estimator, 2 steps": 90}
-
 ESTIMATOR = """from morsr.estimators import DegradationEstimator
 
 
@@ -28,18 +26,18 @@ class Darkness(DegradationEstimator):
 
 if __name__ == "__main__":
     fit = ".venv/bin/morsr fit --config experiments/tiny/mor.yaml --trainer.max_steps=2 --trainer.limit_val_batches=1"
-    commands = {
-        "clone and setup": f"git clone -q {Path(__file__).resolve().parents[1]} . && make setup",
-        "first picture": ".venv/bin/morsr upscale sample:chelsea out.png",
-        "make train": "make train",
-        "own estimator, 2 steps": f"{fit} --model.estimator=mine.Darkness",
-    }
+    steps = [
+        ("clone and setup", 60, f"git clone -q {Path(__file__).resolve().parents[1]} . && make setup"),
+        ("first picture", 90, ".venv/bin/morsr upscale sample:chelsea out.png"),
+        ("make train", 360, "make train"),
+        ("own estimator, 2 steps", 90, f"{fit} --model.estimator=mine.Darkness"),
+    ]
     print(f"load average at the start: {os.getloadavg()[0]:.1f}\n")
     print("| step | seconds | goal |\n|---|---:|---:|")
     with tempfile.TemporaryDirectory() as folder:
-        for name, command in commands.items():
+        for name, goal, command in steps:
             if "mine." in command:
                 Path(folder, "mine.py").write_text(ESTIMATOR, encoding="utf-8")
             started = time.perf_counter()
             subprocess.run(["bash", "-ec", command], cwd=folder, check=True, stdout=subprocess.DEVNULL)
-            print(f"| {name} | {time.perf_counter() - started:.0f} | {GOALS[name]} |", flush=True)
+            print(f"| {name} | {time.perf_counter() - started:.0f} | {goal} |", flush=True)

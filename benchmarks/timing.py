@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,16 +13,6 @@ from torch.utils.benchmark.utils.timer import timer
 from morsr.evaluation.statistics import bootstrap
 
 
-class Ratio(NamedTuple):
-    """Median seconds of both calls, and the ratio (geometric mean over the rounds) with its 95 % bootstrap interval."""
-
-    ours: float
-    peer: float
-    ratio: float
-    low: float
-    high: float
-
-
 def seconds(call: Callable[[], Any]) -> float:
     """Seconds of one call; the device is waited for."""
     start = timer()
@@ -30,13 +20,15 @@ def seconds(call: Callable[[], Any]) -> float:
     return float(timer() - start)
 
 
-def compare(ours: Callable[[], Any], peer: Callable[[], Any], *, rounds: int = 9) -> Ratio:
-    """Time both calls in turn, after one call of each that does not count."""
+def compare(ours: Callable[[], Any], peer: Callable[[], Any], *, rounds: int = 9) -> dict[str, Any]:
+    """Median seconds of both calls, timed in turn after one each that does not count, and the ratio (geometric mean
+    over the rounds) with its 95 % bootstrap interval."""
     seconds(ours), seconds(peer)
     pairs = np.array([(seconds(ours), seconds(peer)) for _ in range(rounds)])
     found = bootstrap(np.log(pairs[:, 0] / pairs[:, 1]))
     first, second = np.median(pairs, axis=0).tolist()
-    return Ratio(first, second, *np.exp([found.mean, found.low, found.high]).tolist())
+    ratio, low, high = np.exp([found.mean, found.low, found.high]).tolist()
+    return {"ours": first, "peer": second, "ratio": ratio, "low": low, "high": high}
 
 
 def peak_megabytes(call: Callable[[], Any], device: torch.device) -> float:

@@ -46,12 +46,7 @@ def cut(path: str, *, source: Path, target: Path, size: int, step: int) -> str:
     return ""
 
 
-def main(
-    source: Path,
-    target: Path,
-    size: PositiveInt = 512,  # type: ignore[assignment]
-    step: PositiveInt = 480,  # type: ignore[assignment]
-) -> int:
+def main(source: Path, target: Path, size: PositiveInt = 512, step: PositiveInt = 480) -> int:
     """Cut large photographs into overlapping sub-images.
 
     Args:
