@@ -45,7 +45,7 @@ class Settings:
                 raise ConfigError(f"{name}: expected at most {most}, got {getattr(self, name):g}")
         whole = isinstance(self.tile, int) and not isinstance(self.tile, bool)
         if self.tile not in ("auto", None) and not (whole and self.tile > 0):
-            raise ConfigError(f'tile: expected "auto", None or a number of output pixels, got {self.tile!r}')
+            raise ConfigError(f'tile: expected "auto", None or a number of pixels, got {self.tile!r}')
         if self.routing is not None and (not isinstance(self.routing, Routing) or self.routing.batch != 1):
             raise ConfigError(
                 f"routing: expected one image's Routing, got {type(self.routing).__name__}; see .image(0)"
