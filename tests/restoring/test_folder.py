@@ -1,6 +1,7 @@
 """Folders: names, failures that stop nothing, and the share of one of several processes."""
 
 import os
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import restorer_twins as twins
 import torch
 from PIL import Image
 
-from morsr.errors import ConfigError
+from morsr.errors import ConfigError, InputError
 from morsr.restoring import Restorer, Settings
 from morsr.restoring import restorer as restorer_module
 from morsr.restoring.folder import Job, processes, restore_files
@@ -34,6 +35,24 @@ def run(restorer: Restorer, jobs: list[Job], **settings: Any) -> list[str]:
     lines = list(restore_files(restorer, jobs, Settings(**settings)))
     assert len(lines) == len(jobs)
     return [line for line in lines if line is not None]
+
+
+def test_an_accelerator_works_on_several_files_and_a_processor_on_one():
+    seen: dict[str, set[int]] = {"cpu": set(), "cuda": set()}
+    for device, threads in seen.items():
+
+        def restore(source: Path, target: Path, *, threads: set[int] = threads, **options: Any) -> None:
+            threads.add(threading.get_ident())
+            time.sleep(0.02)
+            if source.name == "b":
+                raise InputError("b: damaged")
+
+        restorer: Any = twins.fake()
+        restorer.device, restorer.restore_file = torch.device(device), restore
+        jobs = [Job(Path(name), Path(name)) for name in "abcd"]
+        assert list(restore_files(restorer, jobs, Settings())) == [None, "b: damaged", None, None]
+    assert seen["cpu"] == {threading.get_ident()}
+    assert len(seen["cuda"]) > 1
 
 
 @pytest.mark.parametrize(
