@@ -108,7 +108,7 @@ def restore_files(restorer: Restorer, jobs: Sequence[Job], settings: Settings) -
             return text if name in text else f"{name}: {text}"
         return None
 
-    if restorer.device.type == "cpu":  # the networks take all cores, and a thread of its own has no warm memory
+    if restorer.device.type == "cpu":  # the networks take all cores, and another thread would allocate anew
         yield from map(failure, jobs)
         return
     # The networks run for one thread at a time; meanwhile the others read, correct colours and write.
