@@ -43,6 +43,8 @@ def test_every_class_of_the_page_trains_and_restores(mine, capsys):
     restore = ["upscale", "sample:chelsea", "out.png", f"--model={file}", "--estimator=mine.Darkness"]
     assert main(restore) == 2
     assert "--router mine.Worst" in capsys.readouterr().err
+    assert main([*restore, "--router=mine.Head"]) == 2
+    assert "subclass" in capsys.readouterr().err
     assert main([*restore, "--router=mine.Worst"]) == 0
 
 

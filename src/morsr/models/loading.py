@@ -124,7 +124,12 @@ def _router(path: Path, extra: Mapping[str, Any], given: RouterFactory | str | N
     """The class that the user gives; a file only says that it needs one, and nothing is imported because it says so."""
     if given is None and (wanted := extra.get("router")):
         raise WeightsError(f"{path}: this model needs the router {wanted!r}: give it, as in --router {wanted}")
-    return class_at(given, "router") if isinstance(given, str) else given or Router
+    if not isinstance(given, str):
+        return given or Router
+    chosen = class_at(given, "router")
+    if not (isinstance(chosen, type) and issubclass(chosen, Router)):
+        raise ConfigError(f"router: expected a subclass of morsr.adapters.Router, got {given}")
+    return chosen
 
 
 def _estimator(path: Path, spec: Any, given: DegradationEstimator | str | None) -> DegradationEstimator | None:
