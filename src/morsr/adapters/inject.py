@@ -278,7 +278,7 @@ def adapted_layers(model: nn.Module) -> list[tuple[str, AdaptedLayer]]:
 
 def switch_of(model: nn.Module) -> Switch | None:
     """The switch of an adapted model or part of one; None where no layer is adapted."""
-    return next((layer.switch for _, layer in adapted_layers(model)), None)
+    return next((module.switch for _, module in modules_of(model) if isinstance(module, AdaptedLayer)), None)
 
 
 def report_of(model: nn.Module, name: str = "generator") -> InjectionReport:

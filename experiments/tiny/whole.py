@@ -1,0 +1,97 @@
+"""Training of a small model whole: the base's own weights, ranks and router, with losses on structure and features."""
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from morsr.functional.losses import feature_distances
+from morsr.functional.quality import rgb_to_y
+from morsr.models.losses import LossTerm, TrainingStep
+from morsr.models.metrics import ImageNetFeatures
+from morsr.training.module import OneStepSRModule
+from morsr.training.step import Network
+
+
+class WholeModel(OneStepSRModule):
+    """As `OneStepSRModule`, with the base's weights trained too, and written to `base/` beside every adapters file.
+
+    Args:
+        base_lr: their learning rate.
+        settings: those of `OneStepSRModule`.
+    """
+
+    def __init__(self, *, base_lr: float = 3e-4, **settings: Any) -> None:
+        super().__init__(**settings, optimizers={"generator": self._optimizer})
+        self.base_lr = base_lr
+
+    def _base(self) -> Iterator[tuple[str, nn.Parameter]]:
+        return (item for item in self.generator.named_parameters() if item[0] in self._names)
+
+    def configure_model(self) -> None:
+        if "generator" not in self._modules:
+            super().configure_model()
+            mine = {id(one) for one in self.objective.trained()["generator"]}
+            kept = {id(one) for one in self.generator.estimator.parameters()}
+            self._names = {k for k, one in self.generator.named_parameters() if id(one) not in mine | kept}
+            for _, parameter in self._base():
+                parameter.requires_grad_(True)
+
+    def _optimizer(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        weights = {"params": [one for _, one in self._base()], "lr": self.base_lr, "name": "base"}
+        return torch.optim.AdamW([*groups, weights], weight_decay=self.optimizer_settings["weight_decay"])
+
+    def build_networks(self, total_steps: int = -1) -> list[Network]:
+        generator, *helpers = super().build_networks(total_steps)
+        generator.parameters = [*generator.parameters, *(one for _, one in self._base())]
+        return [generator, *helpers]
+
+    def averaged_parameters(self) -> dict[str, nn.Parameter]:
+        return super().averaged_parameters() | dict(self._base())
+
+    def save_adapters(self, path: str | os.PathLike[str]) -> None:
+        super().save_adapters(path)
+        self.generator.base.save(Path(path).parent / "base")
+
+
+class ImageNetDistance(LossTerm):
+    """Distance in the features of EfficientNet-Lite1 and Lite2, the images shifted by up to 7 pixels.
+
+    The shift hides the networks' grids, to which a picture could otherwise be fitted (Kettunen et al., E-LPIPS, arXiv
+    1906.03973). The metric `features` reads another network, Lite0.
+    """
+
+    def __init__(self, weight: float = 1.0, start: int = 0, ramp: int = 0, sizes: Sequence[int] = (1, 2)) -> None:
+        super().__init__(weight, start, ramp)
+        self.networks = nn.ModuleList(ImageNetFeatures(size).to(memory_format=torch.channels_last) for size in sizes)
+
+    def forward(self, step: TrainingStep) -> Tensor:
+        network = self.networks[step.step % len(self.networks)]
+        top, left = torch.randint(8, (2,)).tolist()
+        some = -(-len(step.sr) // 4)  # of the batch: the networks cost more than the rest of the step
+        sr, hr = (images[:some, :, top:, left:] for images in (step.sr, step.hr))
+        with torch.no_grad():
+            target = network(hr)
+        return feature_distances(network(sr), target).mean()
+
+
+class Dissimilarity(LossTerm):
+    """1 − SSIM on luma; Wang et al., IEEE TIP 2004, equation 13, with a Gaussian window of 11 pixels."""
+
+    def forward(self, step: TrainingStep) -> Tensor:
+        places = torch.arange(-5.0, 6.0)
+        window = torch.exp(-places.square() / (2 * 1.5**2))
+        window = window / window.sum()
+        with torch.autocast(step.sr.device.type, enabled=False):
+            x, y = rgb_to_y(step.sr.float()), rgb_to_y(step.hr)
+            maps = torch.cat([x, y, x * x + y * y, x * y], dim=1)
+            for shape in ((1, 1, 11, 1), (1, 1, 1, 11)):
+                maps = F.conv2d(maps, window.view(shape).expand(4, *shape[1:]), groups=4)
+            mean_x, mean_y, power, product = maps.split(1, dim=1)
+            means = mean_x.square() + mean_y.square()
+            structure = (2 * (product - mean_x * mean_y) + 0.03**2) / (power - means + 0.03**2)
+            return 1 - (structure * (2 * mean_x * mean_y + 0.01**2) / (means + 0.01**2)).mean()
