@@ -49,7 +49,7 @@ def arguments(name: str, base: Path, photos: Path, out: Path, steps: int = 0) ->
     else:
         trainer["fast_dev_run"] = 1
     data |= {"train": [str(photos)], "val": [str(photos)], "batch_size": 2, "num_workers": 0, "val_multiple": 16}
-    if data["recipe"].endswith(".yml"):  # written from the root of the repository
+    if str(data.get("recipe")).endswith(".yml"):  # written from the root of the repository
         data["recipe"] = str(EXPERIMENTS.parent / data["recipe"])
     data["crop_size"] = 64 if kind == "LearnedEstimatorTraining" else 32
     if kind in ("OneStepSRModule", "WholeModel"):
