@@ -53,6 +53,13 @@ class WholeModel(OneStepSRModule):
     def averaged_parameters(self) -> dict[str, nn.Parameter]:
         return super().averaged_parameters() | dict(self._base())
 
+    def _saved_tensors(self) -> dict[str, Tensor]:
+        return super()._saved_tensors() | {f"generator.{name}": one for name, one in self._base()}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["morsr"]["layers"] = []  # by which the base is known that a run goes on from: here it is inside
+
     def save_adapters(self, path: str | os.PathLike[str]) -> None:
         super().save_adapters(path)
         self.generator.base.save(Path(path).parent / "base")
@@ -71,7 +78,7 @@ class ImageNetDistance(LossTerm):
 
     def forward(self, step: TrainingStep) -> Tensor:
         network = self.networks[step.step % len(self.networks)]
-        top, left = torch.randint(8, (2,)).tolist()
+        top, left = torch.randint(8, (2,), generator=torch.Generator().manual_seed(step.step)).tolist()
         some = -(-len(step.sr) // 4)  # of the batch: the networks cost more than the rest of the step
         sr, hr = (images[:some, :, top:, left:] for images in (step.sr, step.hr))
         with torch.no_grad():

@@ -1,6 +1,5 @@
 """The command line in-process: every config runs, and what a user gets wrong is one line."""
 
-import copy
 import re
 from pathlib import Path
 from typing import Any
@@ -69,7 +68,7 @@ def arguments(name: str, base: Path, photos: Path, out: Path, steps: int = 0) ->
 
 def from_the_start(loss: dict[str, Any]) -> dict[str, Any]:
     """The terms of a config without LPIPS, whose weights are not here, and without the wait before their start."""
-    extra = copy.deepcopy(loss.get("extra", {}))
+    extra = loss.get("extra", {})
     if "imagenet" in extra:  # Lite1 and Lite2 are not installed with the tests
         extra["imagenet"]["init_args"]["sizes"] = [0]
     terms = {name: value and {**value, "start": 0, "ramp": 0} for name, value in loss.items() if name != "extra"}
