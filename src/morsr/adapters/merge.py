@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from torch import nn
 
 from morsr.adapters.inject import adapted_layers, report_of, switch_of
+from morsr.adapters.layer import AdaptedLayer
 from morsr.errors import ConfigError
 
 
@@ -30,10 +31,16 @@ def merged(model: nn.Module, name: str | None = None) -> Iterator[None]:
     name = name or (switch.active if switch else None)
     if name is None:
         raise ConfigError("no adapter set is active; name the one to merge")
-    report = report_of(model, name)
-    if report.router.training:
+    report_of(model, name)
+    with merged_layers([layer for _, layer in adapted_layers(model) if name in layer.sets], name):
+        yield
+
+
+@contextmanager
+def merged_layers(layers: Sequence[AdaptedLayer], name: str) -> Iterator[None]:
+    """`merged` for some layers that carry a set."""
+    if any(layer.switch.reports[name].router.training for layer in layers[:1]):
         raise ConfigError("merged weights pass no gradient to the ranks; call model.eval() first")
-    layers = [layer for _, layer in adapted_layers(model) if name in layer.sets]
     if any(layer.merged is not None for layer in layers):
         raise ConfigError("these weights are merged already; leave that block first")
     weights = [layer.torch_layer(name).weight for layer in layers]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from morsr.estimators.base import DegradationEstimator
-from morsr.estimators.statistics import Planes, contrast, image_statistics, luma_chroma
+from morsr.estimators.statistics import STATISTICS, Planes, color_planes, contrast, image_statistics
 from morsr.estimators.views import CROP, bounded_view, mean_over_crops, pad_to_smallest
 
 
@@ -58,14 +58,13 @@ class FrequencyEstimator(DegradationEstimator):
             self.register_buffer(name, value, persistent=False)
 
     def _of_crops(self, crops: Tensor) -> Tensor:
-        known = image_statistics(Planes.of(crops))
-        return torch.stack([known[name] for name in self.statistics], dim=-1)
+        return image_statistics(Planes.of(crops))[:, [STATISTICS.index(name) for name in self.statistics]]
 
     def estimate(self, lr: Tensor) -> Tensor:
         padded = pad_to_smallest(lr)
         values = mean_over_crops(self._of_crops, padded)
         if max(padded.shape[-2:]) > CROP:
-            values[:, self.statistics.index("contrast")] = contrast(luma_chroma(bounded_view(padded))[0])
+            values[:, self.statistics.index("contrast")] = contrast(color_planes(bounded_view(padded))[:, 3])
         low, high = self.low.float(), self.high.float()
         unit = ((values - low) / (high - low)).clamp(0, 1) * 2 - 1
         paired, count = unit[:, self.pairs], len(self.pairs)

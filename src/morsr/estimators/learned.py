@@ -22,8 +22,7 @@ LIMIT = 8.0  # standard deviations that standardised statistics are clipped to
 def crop_statistics(crops: Tensor) -> Tensor:
     """What the network reads of crops (N, 3, h, w) in [0, 1], h and w at least 16: (N, S)."""
     planes = Planes.of(crops)
-    known = torch.stack(list(image_statistics(planes).values()), dim=1)
-    return torch.cat([known, dct_profile(planes), image_traces(planes)], dim=1)
+    return torch.cat([image_statistics(planes), dct_profile(planes), image_traces(planes)], dim=1)
 
 
 class DegradationNet(nn.Module):

@@ -6,21 +6,20 @@ N crops, M blocks of 8 x 8, F frequencies, h and w pixels (at least 16 each).
 
 from __future__ import annotations
 
-import functools
 import itertools
 import math
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor
 
+from morsr.estimators.filters import Taps, constant, filtered, median, quantile
 from morsr.functional.color import LUMA
 from morsr.functional.corrupt import LUMA_TABLE, dct_matrix
 
 BAND_EDGES = (0.0, 0.06, 0.14, 0.27, 0.75)  # cycles per pixel; the last reaches past the corner of the spectrum
-BAND_NAMES = ("band_low", "band_mid", "band_high", "band_top")
 # zigzag ranges of the 8 x 8 DCT (sum of the two indices), from coarse to fine
 DCT_RANGES = {"coarse": (1, 3), "middle": (3, 6), "fine": (6, 9), "finest": (9, 15)}
 # the low coefficients that JPEG keeps, by (row, column)
@@ -29,60 +28,78 @@ QUALITIES = tuple(range(20, 98, 3))
 FREQUENCIES = 40  # of the periodicity, from 0.05 to 0.5 cycles per pixel
 LAGS = 4  # of the autocorrelation, each way
 
+# The second difference, and a sixth of it; the same of a line at half resolution, 4 more pixels repeated. The order
+# matters where a flat area has to give 0 exactly: whole numbers first.
+SECOND, SECOND_SIXTH = (Taps((unit, -2 * unit, unit), (1, 1)) for unit in (1.0, 1 / 6))
+HALF, HALF_SIXTH = (
+    Taps((unit / 2, unit / 2, -unit, -unit, unit / 2, unit / 2), (0, 4), stride=2) for unit in (1.0, 1 / 6)
+)
+BOX = Taps((1.0,) * 9, (4, 4), "constant")
+# the two parts of Sobel's mask, and both after a Gaussian of sigma 1
+SMOOTH, STEP = Taps((0.125, 0.25, 0.125)), Taps((1.0, 0.0, -1.0))
+_GAUSSIAN = np.exp(-0.5 * np.arange(-2.0, 3.0) ** 2)
+SMOOTH_AFTER, STEP_AFTER = (
+    Taps(tuple(np.convolve(_GAUSSIAN / _GAUSSIAN.sum(), part.kernel)), (2, 2)) for part in (SMOOTH, STEP)
+)
 
-def luma_chroma(crops: Tensor) -> tuple[Tensor, Tensor]:
-    """Luma (N, h, w) and the two BT.601 chroma planes (N, 2, h, w), in grey levels of 255."""
-    red, green, blue = (255 * crops).unbind(dim=1)
-    luma = LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue
-    return luma, torch.stack([(blue - luma) * 0.564, (red - luma) * 0.713], dim=1)
-
-
-class Planes(NamedTuple):
-    """What the statistics read of crops (N, 3, h, w) in [0, 1]: see `luma_chroma`, `block_dct`, `table_agreement`."""
-
-    crops: Tensor
-    luma: Tensor
-    chroma: Tensor
-    luma_dct: Tensor
-    chroma_dct: Tensor
-    agreement: Tensor
-
-    @classmethod
-    def of(cls, crops: Tensor) -> Planes:
-        """Planes of crops with sides of at least 16."""
-        luma, chroma = luma_chroma(crops)
-        luma_dct = block_dct(luma)
-        return cls(crops, luma, chroma, luma_dct, block_dct(chroma), table_agreement(luma_dct))
+STATISTICS = (  # names of what `image_statistics` gives
+    *("band_low", "band_mid", "band_high", "band_top", "low_to_high", "noise", "noise_half", "noise_median"),
+    *("noise_blocks", "noise_chroma", "noise_chroma_blocks", "noise_next"),
+    *("block", "block_zeros", "block_zeros_fine", "table"),
+    *(
+        f"dct_{name}_{part}" if part else f"chroma_{name}"
+        for name in DCT_RANGES
+        for part in ("flat", "usual", "busy", "")
+    ),
+    *("edge_ratio", "edge_ratio_strong", "gradient_loss", "gradient_top", "contrast"),
+    *("gradient_next", "gradient_second", "gradient_tail"),
+)
 
 
 def _log(values: Tensor, floor: float = 0.1) -> Tensor:
     return (values + floor).log()
 
 
-def _median(values: Tensor) -> Tensor:
-    """The lower median over dimension 1."""
-    if torch.compiler.is_exporting():  # ONNX has no median
-        return values.topk((values.shape[1] + 1) // 2, dim=1, largest=False).values[:, -1]
-    return values.median(dim=1).values
+class Planes(NamedTuple):
+    """What the statistics read of crops: see `color_planes`, `noise_statistics`, `block_dct` and `table_agreement`.
+
+    Attributes:
+        colors, residual: (N, 6, h, w), of R, G, B, luma and chroma.
+        luma: (N, h, w).
+        dct: (N, 3, 64, M), of luma and chroma.
+        agreement: (N, qualities).
+    """
+
+    colors: Tensor
+    residual: Tensor
+    luma: Tensor
+    dct: Tensor
+    agreement: Tensor
+
+    @classmethod
+    def of(cls, crops: Tensor) -> Planes:
+        """Planes of crops (N, 3, h, w) in [0, 1] with sides of at least 16."""
+        colors = color_planes(crops)
+        dct = block_dct(colors[:, 3:])
+        residual = filtered(colors, SECOND, SECOND_SIXTH)
+        return cls(colors, residual, colors[:, 3], dct, table_agreement(dct[:, 0]))
 
 
-def _hypot(first: Tensor, second: Tensor) -> Tensor:
-    if torch.compiler.is_exporting():  # nor hypot
-        return (first.square() + second.square()).sqrt()
-    return torch.hypot(first, second)
+def color_planes(crops: Tensor) -> Tensor:
+    """R, G, B, luma and the two BT.601 chroma planes (N, 6, h, w) of crops, in grey levels of 255."""
+    return (_color_matrix(crops.device) @ crops.flatten(2)).unflatten(2, crops.shape[2:])
 
 
-def _filter(planes: Tensor, kernel: Tensor) -> Tensor:
-    """Correlate every plane (..., h, w) with one kernel, valid region."""
-    flat = planes.reshape(-1, 1, *planes.shape[-2:])
-    out = F.conv2d(flat, kernel[None, None])
-    return out.view(*planes.shape[:-2], *out.shape[-2:])
+@constant
+def _color_matrix() -> Tensor:
+    rgb, luma = torch.eye(3, dtype=torch.float64), torch.tensor([LUMA], dtype=torch.float64)
+    return 255 * torch.cat([rgb, luma, (rgb[2:] - luma) * 0.564, (rgb[:1] - luma) * 0.713])
 
 
 # spectrum
 
 
-def spectrum_statistics(luma: Tensor) -> dict[str, Tensor]:
+def spectrum_statistics(luma: Tensor) -> Tensor:
     """Logarithms of the shares of the spectrum's energy in 4 radial bands, and of the low half over the high half.
 
     A constant image is all low band.
@@ -90,162 +107,151 @@ def spectrum_statistics(luma: Tensor) -> dict[str, Tensor]:
     Source: the frequency features of FreqOrtho-SR, here on the LR image itself and under a Hann window, without which
     the jump between opposite borders fills the high bands.
     """
-    height, width = luma.shape[-2:]
-    window = (
-        torch.hann_window(height, periodic=False, device=luma.device)[:, None]
-        * torch.hann_window(width, periodic=False, device=luma.device)[None, :]
-    )
+    window, masks = _hann(*luma.shape[-2:], luma.device), _band_masks(*luma.shape[-2:], luma.device)
     centred = luma - (luma * window).sum(dim=(-2, -1), keepdim=True) / window.sum()
-    power = torch.fft.rfft2(centred * window).abs().square() / window.square().sum()
-    bands = power.flatten(1) @ _band_masks(height, width, luma.device)
+    bands = torch.fft.rfft2(centred * window).abs().square().flatten(1) @ masks
     bands = bands + bands.new_tensor([1e-3, 0.0, 0.0, 0.0])
-    bands = (bands / bands.sum(dim=-1, keepdim=True)).clamp_min(1e-7)
-    out = {name: bands[:, index].log() for index, name in enumerate(BAND_NAMES)}
-    out["low_to_high"] = ((bands[:, 0] + bands[:, 1]) / (bands[:, 2] + bands[:, 3])).log()
-    return out
+    shares = (bands / bands.sum(dim=-1, keepdim=True)).clamp_min(1e-7)
+    halves = shares.unflatten(1, (2, 2)).sum(dim=-1).log()
+    return torch.cat([shares.log(), halves[:, :1] - halves[:, 1:]], dim=1)
 
 
-@functools.lru_cache(maxsize=64)
-def _band_masks(height: int, width: int, device: torch.device) -> Tensor:
-    radius = torch.hypot(
-        torch.fft.fftfreq(height, device=device)[:, None], torch.fft.rfftfreq(width, device=device)[None, :]
-    )
+@constant
+def _hann(height: int, width: int) -> Tensor:
+    """A Hann window (h, w) of unit energy."""
+    window = torch.outer(*(torch.hann_window(side, periodic=False) for side in (height, width)))
+    return window / window.norm()
+
+
+@constant
+def _band_masks(height: int, width: int) -> Tensor:
+    """Which frequencies of `rfft2` belong to which band (places, bands)."""
+    radius = torch.hypot(torch.fft.fftfreq(height)[:, None], torch.fft.rfftfreq(width)[None, :])
     # a column strictly between 0 and Nyquist stands for its mirror image too
-    twice = torch.full((width // 2 + 1,), 2.0, device=device)
+    twice = torch.full((width // 2 + 1,), 2.0)
     twice[0] = 1.0
     if width % 2 == 0:
         twice[-1] = 1.0
     masks = torch.stack([(radius >= low) & (radius < high) for low, high in itertools.pairwise(BAND_EDGES)])
-    with torch.inference_mode(False):
-        return (masks * twice).flatten(1).T
+    return (masks * twice).flatten(1).T.contiguous()
 
 
 # noise
 
 
-def _immerkaer(planes: Tensor) -> Tensor:
-    """A sixth of the second difference each way, which is blind to smooth gradients and to edges; valid region."""
-    across = planes.diff(n=2, dim=-1)
-    return across.diff(n=2, dim=-2) / 6
-
-
-def _block_deviation(planes: Tensor) -> Tensor:
-    """Root mean square in half-overlapping 8 x 8 blocks: (N, C, h, w) -> (N, M), all channels together."""
-    return F.avg_pool2d(planes.square().mean(dim=1, keepdim=True), 8, stride=4).flatten(1).sqrt()
-
-
-def noise_statistics(crops: Tensor) -> dict[str, Tensor]:
+def noise_statistics(planes: Planes) -> Tensor:
     """Noise level (log grey levels) in the flattest tenth of the blocks, by Immerkaer's difference of two Laplacians.
 
-    The mean of R, G and B makes gray and coloured noise of one sigma count the same. `noise_half` is taken at half
-    resolution, where noise that was resized or compressed still shows; `noise_next` is the correlation of neighbours in
-    the filtered image, which tells noise of single pixels from noise that was spread.
+    It is a sixth of the second difference each way, which is blind to smooth gradients and to edges. The mean of R, G
+    and B makes gray and coloured noise of one sigma count the same. `noise_half` is taken at half resolution, where
+    noise that was resized or compressed still shows; `noise_next` is the correlation of neighbours in the filtered
+    image, which tells noise of single pixels from noise that was spread.
 
     Source: J. Immerkaer, Fast noise variance estimation, 1996 (the mask); the flat-block quantile replaces its mean.
     """
-    full = 255 * _immerkaer(crops)
-    half = 255 * _immerkaer(F.avg_pool2d(F.pad(crops, (0, 4, 0, 4), mode="replicate"), 2))
-    # the mask is linear: luma and chroma of the residual are those of the image, filtered
-    luma, chroma = luma_chroma(full / 255)
-    blocks, halved, coloured = _block_deviation(full), _block_deviation(half), _block_deviation(chroma)
-    power = luma.square().mean(dim=(1, 2)) + 0.01
+    inner = planes.residual[..., 1:-1, 1:-1]
+    power = F.avg_pool2d(inner.square(), 8, stride=4).flatten(2)  # of half-overlapping 8 x 8 blocks
+    gray, coloured = power[:, :3].mean(dim=1).sqrt(), power[:, 4:].mean(dim=1).sqrt()
+    half = filtered(planes.colors[:, :3], HALF, HALF_SIXTH).square().mean(dim=1, keepdim=True)
+    halved = F.avg_pool2d(half, 8, stride=4).flatten(1).sqrt()
+    luma = inner[:, 3]
     across = (luma[..., 1:] * luma[..., :-1]).mean(dim=(1, 2))
     down = (luma[..., 1:, :] * luma[..., :-1, :]).mean(dim=(1, 2))
-    return {
-        "noise": _log(blocks.quantile(0.1, dim=1)),
-        "noise_half": _log(halved.quantile(0.1, dim=1)),
-        "noise_median": _log(_median(luma[:, ::2, ::2].abs().flatten(1))),
-        "noise_blocks": _log(_median(blocks)),
-        "noise_chroma": _log(coloured.quantile(0.1, dim=1)),
-        "noise_chroma_blocks": _log(_median(coloured)),
-        "noise_next": (across + down) / (2 * power),
-    }
+    levels = [
+        quantile(gray, 0.1),
+        quantile(halved, 0.1),
+        median(luma[:, ::2, ::2].abs().flatten(1)),
+        median(gray),
+        quantile(coloured, 0.1),
+        median(coloured),
+    ]
+    following = (across + down) / (2 * (luma.square().mean(dim=(1, 2)) + 0.01))
+    return torch.cat([_log(torch.stack(levels, dim=1)), following[:, None]], dim=1)
 
 
 # blocks
 
 
-@functools.lru_cache(maxsize=8)
-def _dct_matrix(device: torch.device) -> Tensor:
-    return dct_matrix().float().to(device)
-
-
 def block_dct(planes: Tensor) -> Tensor:
-    """Orthonormal 8 x 8 DCT of whole blocks counted from the upper left corner: (..., h, w) -> (..., M, 8, 8)."""
+    """Orthonormal 8 x 8 DCT of whole blocks from the upper left corner on: (N, C, h, w) to (N, C, 64, M)."""
     height, width = planes.shape[-2:]
-    blocks = rearrange(planes[..., : height // 8 * 8, : width // 8 * 8], "... (a u) (b v) -> ... (a b) u v", u=8, v=8)
-    matrix = _dct_matrix(planes.device)
-    return matrix @ blocks @ matrix.T
+    blocks = F.pixel_unshuffle(planes[..., : height // 8 * 8, : width // 8 * 8], 8).flatten(2).unflatten(1, (-1, 64))
+    return _dct_basis(planes.device) @ blocks
+
+
+@constant
+def _dct_basis() -> Tensor:
+    return torch.kron(dct_matrix(), dct_matrix())
 
 
 def table_agreement(coefficients: Tensor) -> Tensor:
-    """How well the standard table of each of `QUALITIES` explains DCT coefficients (N, M, 8, 8): (N, qualities).
+    """How well the standard table of each of `QUALITIES` explains DCT coefficients (N, 64, M): (N, qualities).
 
     In a JPEG that was not resized since, every coefficient is a multiple of its step, so the mean cosine of
     2 pi c / step over the coefficients that are not quantised to zero is near 1 at the right quality.
     """
-    chosen = torch.stack([coefficients[..., row, column] for row, column in LOW_PLACES], dim=-1)
-    qualities = chosen.new_tensor(QUALITIES)
-    factor = torch.where(qualities < 50, 50 / qualities, 2 - qualities / 50)
-    table = chosen.new_tensor([LUMA_TABLE[row][column] for row, column in LOW_PLACES])
-    steps = (table * factor[:, None]).round().clamp_min(1)
-    value = chosen[:, None]  # (N, 1, M, places) against steps (qualities, 1, places)
-    step = steps[:, None]
-    usable = (value.abs() > 0.6 * step) & (step >= 3)
-    return (torch.cos(2 * math.pi * value / step) * usable).sum(dim=(-2, -1)) / (usable.sum(dim=(-2, -1)) + 8)
+    steps = _table_steps(coefficients.device)
+    value = coefficients[:, None, [8 * row + column for row, column in LOW_PLACES]]  # (N, 1, places, M)
+    usable = (value.abs() > 0.6 * steps) & (steps >= 3)
+    return (torch.cos(2 * math.pi / steps * value) * usable).sum(dim=(-2, -1)) / (usable.sum(dim=(-2, -1)) + 8)
+
+
+@constant
+def _table_steps() -> Tensor:
+    """Steps (qualities, places, 1) of the standard table."""
+    factor = torch.tensor([50 / quality if quality < 50 else 2 - quality / 50 for quality in QUALITIES])
+    table = torch.tensor([float(LUMA_TABLE[row][column]) for row, column in LOW_PLACES])
+    return (factor[:, None] * table).round().clamp_min(1)[..., None]
 
 
 def _table_fit(agreement: Tensor) -> Tensor:
-    """The quality (0 to 100) by what `table_agreement` gives; 100 where no table fits.
+    """100 minus the quality by what `table_agreement` gives; 0 where no table fits.
 
     A divisor of the steps does as well: the lowest quality that comes close to the best is taken.
     """
-    best = agreement.max(dim=-1).values
+    best = agreement.amax(dim=-1)
     first = (agreement > 0.6 * best[:, None]).float().argmax(dim=-1)
-    qualities = agreement.new_tensor(QUALITIES)
-    return torch.where(best > 0.35, qualities[first], torch.full_like(best, 100.0))
+    return (100 - QUALITIES[0] - (QUALITIES[1] - QUALITIES[0]) * first) * (best > 0.35)
 
 
-def _grid_jump(luma: Tensor) -> tuple[Tensor, Tensor]:
-    """The mean absolute step across the borders of 8-pixel columns, and across all others."""
-    steps = (luma[..., 1:] - luma[..., :-1]).abs().mean(dim=-2)
-    on_grid = torch.arange(steps.shape[-1], device=steps.device) % 8 == 7
-    return steps[:, on_grid].mean(dim=-1), steps[:, ~on_grid].mean(dim=-1)
+@constant
+def _on_grid(length: int) -> Tensor:
+    """Means (length, 2) of a line of steps between pixels: of those across the borders of 8 pixels, and the others."""
+    on = torch.arange(length) % 8 == 7
+    masks = torch.stack([on, ~on], dim=1).float()
+    return masks / masks.sum(dim=0)
 
 
-@functools.lru_cache(maxsize=8)
-def _range_masks(device: torch.device) -> Tensor:
+@constant
+def _range_masks() -> Tensor:
+    """Means (ranges, 64) of the coefficients of each range."""
     order = torch.arange(8)[:, None] + torch.arange(8)[None, :]
     masks = torch.stack([((order >= low) & (order < high)).float() for low, high in DCT_RANGES.values()])
-    return (masks / masks.sum(dim=(1, 2), keepdim=True)).flatten(1).T.to(device)  # (64, ranges)
+    return (masks / masks.sum(dim=(1, 2), keepdim=True)).flatten(1)
 
 
-def block_statistics(planes: Planes) -> dict[str, Tensor]:
+def block_statistics(planes: Planes) -> Tensor:
     """Traces of a grid of blocks, and the energy of the blocks' DCT coefficients in flat, usual and busy blocks.
 
     `block` compares the steps across the 8-pixel grid with the others (log ratio, 0 without JPEG). `block_zeros`
     compares how many coefficients are not zero on the grid and half a block away from it. `table` is 100 minus the
     quality of the table that fits (0 where none does).
     """
-    luma, aligned = planes.luma, planes.luma_dct
-    shifted = block_dct(luma[..., 4:-4, 4:-4])
-    (here, beside), (here_down, beside_down) = _grid_jump(luma), _grid_jump(luma.transpose(-2, -1))
-    out = {"block": _log(here + here_down) - _log(beside + beside_down)}
-    for name, threshold in (("block_zeros", 1.5), ("block_zeros_fine", 0.5)):
-        on, off = (
-            (part.flatten(-2)[..., 1:].abs() > threshold).float().mean(dim=(-2, -1)) for part in (aligned, shifted)
-        )
-        out[name] = _log(off, 0.01) - _log(on, 0.01)
-    out["table"] = 100 - _table_fit(planes.agreement)
-    masks = _range_masks(luma.device)
-    energy = (aligned.flatten(-2).square() @ masks).sqrt()
-    quantiles = energy.quantile(energy.new_tensor([0.1, 0.5, 0.9]), dim=1)
-    colour = _median((planes.chroma_dct.square().mean(dim=1).flatten(-2) @ masks).sqrt())
-    for index, name in enumerate(DCT_RANGES):
-        for part, value in zip(("flat", "usual", "busy"), quantiles, strict=False):
-            out[f"dct_{name}_{part}"] = _log(value[:, index])
-        out[f"chroma_{name}"] = _log(colour[:, index])
-    return out
+    luma, aligned = planes.luma, planes.dct[:, 0]
+    lines = [luma.diff(dim=-1).abs().mean(dim=-2), luma.diff(dim=-2).abs().mean(dim=-1)]
+    jumps = torch.stack([line @ _on_grid(line.shape[-1], line.device) for line in lines]).sum(dim=0)
+    grid = _log(jumps)
+    thresholds = luma.new_tensor([1.5, 0.5])[:, None, None]
+    on, off = (
+        _log((part[:, None, 1:].abs() > thresholds).float().mean(dim=(-2, -1)), 0.01)
+        for part in (aligned, block_dct(luma[:, None, 4:-4, 4:-4])[:, 0])
+    )
+    energy = _range_masks(luma.device) @ planes.dct.square()  # (N, 3, ranges, M)
+    colour = median(energy[:, 1:].mean(dim=1).sqrt())
+    level = energy[:, 0].sqrt()
+    parts = torch.stack([*(quantile(level, share) for share in (0.1, 0.5, 0.9)), colour], dim=-1)  # (N, ranges, 4)
+    table = _table_fit(planes.agreement)[:, None]
+    return torch.cat([grid[:, :1] - grid[:, 1:], off - on, table, _log(parts).flatten(1)], dim=1)
 
 
 # blur
@@ -256,7 +262,7 @@ def contrast(luma: Tensor) -> Tensor:
     return _log(luma[:, ::2, ::2].flatten(1).std(dim=1))
 
 
-def blur_statistics(luma: Tensor) -> dict[str, Tensor]:
+def blur_statistics(luma: Tensor) -> Tensor:
     """How wide edges are, whatever their height.
 
     `edge_ratio` is the gradient at strong edges over the gradient there after one more blur of sigma 1: for a step
@@ -266,58 +272,48 @@ def blur_statistics(luma: Tensor) -> dict[str, Tensor]:
     Source: S. Zhuo, T. Sim, Defocus map estimation from a single image, 2011 (the ratio); the loss of gradient
     follows F. Crete et al., The blur effect, 2007.
     """
-    sobel = luma.new_tensor([[1.0, 2.0, 1.0], [0.0, 0.0, 0.0], [-1.0, -2.0, -1.0]]) / 8
-    kernel = (-0.5 * torch.arange(-2.0, 3.0, device=luma.device).square()).exp()
-    kernel = kernel / kernel.sum()
-    padded = F.pad(luma[:, None], (2, 2, 2, 2), mode="replicate")[:, 0]
-    blurred = _filter(_filter(padded, kernel[None, :]), kernel[:, None])
-    down, across = _filter(luma, sobel), _filter(luma, sobel.T)
-    before = _hypot(down, across)
-    after = _hypot(_filter(blurred, sobel), _filter(blurred, sobel.T))
+    pairs = ((STEP, SMOOTH), (SMOOTH, STEP), (STEP_AFTER, SMOOTH_AFTER), (SMOOTH_AFTER, STEP_AFTER))
+    down, across, down_after, across_after = (filtered(luma, *pair) for pair in pairs)
+    before = (down.square() + across.square()).sqrt()
+    after = (down_after.square() + across_after.square()).sqrt()
     inner = before[:, 1:-1, 1:-1]
     # the ridge of an edge: the largest gradient along its own direction, to the nearest axis
     level = (across.abs() >= down.abs())[:, 1:-1, 1:-1]
-    beside = inner >= torch.maximum(before[:, 1:-1, 2:], before[:, 1:-1, :-2])
-    above = inner >= torch.maximum(before[:, 2:, 1:-1], before[:, :-2, 1:-1])
-    peak = (level & beside) | (~level & above)
-    sample = before[:, ::2, ::2].flatten(1)
-    usual, strongest, top = sample.quantile(sample.new_tensor([0.7, 0.9, 0.98]), dim=1)
-    out = {}
-    spread = contrast(luma)
+    beside = torch.maximum(before[:, 1:-1, 2:], before[:, 1:-1, :-2])
+    above = torch.maximum(before[:, 2:, 1:-1], before[:, :-2, 1:-1])
+    peak = inner >= torch.where(level, beside, above)
+    usual, strongest, top = (quantile(before[:, ::2, ::2].flatten(1), share) for share in (0.7, 0.9, 0.98))
+    strong = peak[:, None] & (inner[:, None] >= torch.stack([usual, strongest], dim=1)[..., None, None])
     # the floors let a flat area count as neither sharp nor blurred
-    ratio = ((before + 0.3) / (after + 0.3))[:, 1:-1, 1:-1]
-    for name, bound in (("edge_ratio", usual), ("edge_ratio_strong", strongest)):
-        strong = peak & (inner >= bound[:, None, None])
-        out[name] = (ratio * strong).sum(dim=(1, 2)) / strong.sum(dim=(1, 2)).clamp_min(1)
-    out["gradient_loss"] = _log(after.mean(dim=(1, 2))) - _log(before.mean(dim=(1, 2)))
-    out["gradient_top"] = _log(top) - spread
-    out["contrast"] = spread
-    step = luma[..., 1:] - luma[..., :-1]
-    power = step.square().mean(dim=(1, 2)) + 0.01
-    out["gradient_next"] = (step[..., 1:] * step[..., :-1]).mean(dim=(1, 2)) / power
-    out["gradient_second"] = (step[..., 2:] * step[..., :-2]).mean(dim=(1, 2)) / power
-    out["gradient_tail"] = (step.square().square().mean(dim=(1, 2)) + 1e-4).log() - 2 * power.log()
-    return out
+    ratio = ((before + 0.3) / (after + 0.3))[:, None, 1:-1, 1:-1]
+    ratios = (ratio * strong).sum(dim=(2, 3)) / strong.sum(dim=(2, 3)).clamp_min(1)
+    levels = _log(torch.stack([after.mean(dim=(1, 2)), before.mean(dim=(1, 2)), top], dim=1))
+    spread = contrast(luma)[:, None]
+    edges = [ratios, levels[:, :1] - levels[:, 1:2], levels[:, 2:] - spread, spread]
+
+    step = luma.diff(dim=-1)
+    square = step.square()
+    power = square.mean(dim=(1, 2)) + 0.01
+    following = [(step[..., lag:] * step[..., :-lag]).mean(dim=(1, 2)) / power for lag in (1, 2)]
+    tail = (square.square().mean(dim=(1, 2)) + 1e-4).log() - 2 * power.log()
+    return torch.cat([*edges, torch.stack([*following, tail], dim=1)], dim=1)
 
 
-def image_statistics(planes: Planes) -> dict[str, Tensor]:
-    """All statistics of N crops; each (N,)."""
-    return {
-        **spectrum_statistics(planes.luma),
-        **noise_statistics(planes.crops),
-        **block_statistics(planes),
-        **blur_statistics(planes.luma),
-    }
+def image_statistics(planes: Planes) -> Tensor:
+    """All statistics of N crops, as STATISTICS: (N, S)."""
+    luma = planes.luma
+    parts = [spectrum_statistics(luma), noise_statistics(planes), block_statistics(planes), blur_statistics(luma)]
+    return torch.cat(parts, dim=1)
 
 
 def dct_profile(planes: Planes) -> Tensor:
     """Log energy of every AC coefficient (N, 189): luma of all blocks, of the flattest quarter, and chroma."""
-    power = planes.luma_dct.square().flatten(-2)[..., 1:]  # (N, M, 63)
-    busy = power.sum(dim=-1)
-    flat = (busy <= busy.quantile(0.25, dim=1, keepdim=True)).to(power.dtype)
-    flat_power = torch.einsum("nm,nmf->nf", flat, power) / flat.sum(dim=1, keepdim=True).clamp_min(1)
-    colour = planes.chroma_dct.square().flatten(-2)[..., 1:].mean(dim=(1, 2))
-    return torch.cat([power.mean(dim=1), flat_power, colour], dim=1).add(0.01).log()
+    power = planes.dct[:, :, 1:].square()
+    luma = power[:, 0]  # (N, 63, M)
+    busy = luma.sum(dim=1)
+    flat = (busy <= quantile(busy, 0.25)[:, None]).to(luma.dtype)
+    flat_power = (luma @ flat[..., None])[..., 0] / flat.sum(dim=1, keepdim=True).clamp_min(1)
+    return _log(torch.cat([luma.mean(dim=-1), flat_power, power[:, 1:].mean(dim=(1, 3))], dim=1), 0.01)
 
 
 # traces of resizing and JPEG in noise and edges
@@ -337,30 +333,27 @@ def periodicity(luma: Tensor) -> Tensor:
     Source: A. C. Gallagher, Detection of linear and cubic interpolation in JPEG compressed images, 2005.
     """
     found = []
-    for order in (1, 2):
-        power = torch.zeros(())
-        for plane in (luma, luma.transpose(-2, -1)):
-            line = (plane.diff(dim=-1, n=order).abs() + 1).log().mean(dim=-2)
-            smooth = F.avg_pool1d(F.pad(line[:, None], (6, 6), mode="reflect"), 13, stride=1)[:, 0]
-            basis, energy = _fourier(line.shape[-1], line.device)
-            parts = (line - smooth) @ basis
-            power = parts.square().unflatten(-1, (2, FREQUENCIES)).sum(dim=1) / energy + power.to(luma.device)
-        logarithm = (power + 1e-7).log()
-        found.append(logarithm - _median(logarithm)[:, None])
-    return torch.cat(found, dim=1)
+    for order, dim in itertools.product((1, 2), (-1, -2)):
+        line = luma.diff(dim=dim, n=order).abs().log1p().mean(dim=-3 - dim)
+        found.append(line @ _fourier(line.shape[-1], line.device))
+    power = torch.stack(found, dim=1).square().view(-1, 2, 4, FREQUENCIES).sum(dim=2)  # (N, orders, F)
+    logarithm = (power + 1e-7).log()
+    return (logarithm - median(logarithm)[..., None]).flatten(1)
 
 
-@functools.lru_cache(maxsize=64)
-def _fourier(length: int, device: torch.device) -> tuple[Tensor, float]:
+@constant
+def _fourier(length: int) -> Tensor:
+    """Cosines and sines (length, 2 F) of a line, its mean of 13 neighbours taken off, under a Hann window."""
     window = torch.hann_window(length, periodic=False, dtype=torch.float64)
     frequency = torch.linspace(0.05, 0.5, FREQUENCIES, dtype=torch.float64)
     phase = 2 * math.pi * torch.arange(length, dtype=torch.float64)[:, None] * frequency
-    basis = torch.cat([phase.cos(), phase.sin()], dim=1) * window[:, None]
-    with torch.inference_mode(False):
-        return basis.float().to(device), float(window.square().sum())
+    basis = torch.cat([phase.cos(), phase.sin()], dim=1) * (window / window.norm())[:, None]
+    lines = torch.eye(length, dtype=torch.float64)[:, None]
+    smooth = F.avg_pool1d(F.pad(lines, (6, 6), mode="reflect"), 13, stride=1)
+    return (lines - smooth)[:, 0] @ basis
 
 
-def noise_shape(luma: Tensor, chroma: Tensor) -> Tensor:
+def noise_shape(residual: Tensor) -> Tensor:
     """Autocorrelation of what Immerkaer's mask leaves in the flatter part of a crop, in luma and both chroma planes.
 
     White noise, noise that was enlarged or filtered since, and noise that JPEG took from the fine coefficients differ
@@ -368,30 +361,26 @@ def noise_shape(luma: Tensor, chroma: Tensor) -> Tensor:
     (N, 3 LAGS^2).
 
     Args:
-        luma: (N, h, w) in grey levels of 255.
-        chroma: (N, 2, h, w).
+        residual: (N, 3, h, w).
     """
-    planes = torch.cat([luma[:, None], chroma], dim=1)
-    residual = _immerkaer(F.pad(planes, (1, 1, 1, 1), mode="replicate"))  # (N, 3, h, w)
-    # sums of 9 x 9 neighbours, exactly zero where all are
-    activity = F.pad(residual.abs(), (4, 4, 4, 4)).unfold(-1, 9, 1).sum(-1).unfold(-2, 9, 1).sum(-1)
-    # every second pixel each way is enough for the bound, and a sort is dear
-    bound = activity[..., ::2, ::2].flatten(2).quantile(0.4, dim=2)
+    activity = filtered(residual.abs(), BOX, BOX)
+    bound = quantile(activity[..., ::2, ::2].flatten(2), 0.4)  # of every second pixel each way: enough
     flat = (activity <= bound[..., None, None]).to(residual.dtype)
     height, width = residual.shape[-2:]
-    chosen = residual * flat
+    ahead = F.pad(residual * flat, (0, LAGS - 1, 0, LAGS - 1)).unfold(-2, height, 1).unfold(-2, width, 1)
+    products = (ahead * residual[:, :, None, None]).sum(dim=(-2, -1))  # (N, 3, lags down, lags right)
+    counts = _tails(height, residual.device).T @ flat @ _tails(width, residual.device)
+    correlations = (products / counts.clamp_min(1)).flatten(2)
+    power = correlations[..., :1] + 0.01
+    return torch.cat([correlations[..., 1:] / power, power.log()], dim=-1).flatten(1)
 
-    def correlation(down: int, right: int) -> Tensor:
-        there = residual[..., : height - down, : width - right]
-        weight = flat[..., down:, right:].sum(dim=(-2, -1)).clamp_min(1)
-        return (chosen[..., down:, right:] * there).sum(dim=(-2, -1)) / weight
 
-    power = correlation(0, 0) + 0.01
-    lags = [(down, right) for down in range(LAGS) for right in range(LAGS) if (down, right) != (0, 0)]
-    shape = [correlation(*lag) / power for lag in lags]
-    return torch.stack([*shape, power.log()], dim=-1).flatten(1)
+@constant
+def _tails(length: int) -> Tensor:
+    """Sums (length, LAGS) of a line from its first, second, ... pixel on."""
+    return torch.ones(length, LAGS).tril()
 
 
 def image_traces(planes: Planes) -> Tensor:
     """All traces of N crops: (N, T)."""
-    return torch.cat([periodicity(planes.luma), noise_shape(planes.luma, planes.chroma), planes.agreement], dim=1)
+    return torch.cat([periodicity(planes.luma), noise_shape(planes.residual[:, 3:]), planes.agreement], dim=1)

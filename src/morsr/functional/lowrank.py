@@ -38,7 +38,7 @@ def merged_weight(weight: Tensor, lora_A: Tensor, lora_B: Tensor, gates: Tensor)
     The sum is made in float32 (float64 for float64) and rounded once to the weight's dtype.
     """
     dtype = torch.promote_types(torch.float32, weight.dtype)
-    # in the order of channels_last, in which weights and kernels of `lora_A` lie
-    weight, lora_A = weight.movedim(1, -1), lora_A.movedim(1, -1)
-    sums = torch.addmm(weight.flatten(1).to(dtype), lora_B.to(dtype) * gates.to(dtype), lora_A.flatten(1).to(dtype))
-    return sums.to(weight.dtype).unflatten(1, lora_A.shape[1:]).movedim(-1, 1)
+    wide = weight.movedim(1, -1)  # in the order of channels_last, in which weights and kernels of `lora_A` lie
+    scaled, kernels = lora_B.to(dtype) * gates.to(dtype), lora_A.movedim(1, -1).flatten(1).to(dtype)
+    sums = torch.addmm(wide.flatten(1).to(dtype), scaled, kernels)
+    return sums.to(weight.dtype).view(wide.shape).movedim(-1, 1)

@@ -22,8 +22,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from morsr.adapters import Routing, merged
-from morsr.adapters.inject import switch_of
+from morsr.adapters import Routing
+from morsr.adapters.merge import merged_layers
 from morsr.errors import InputError
 from morsr.functional.resample import bicubic_window, unit_range
 from morsr.imaging import Canvas, Picture, read, write
@@ -42,7 +42,7 @@ Progress = Callable[[int, int], None]
 STREAM_PIXELS = 16_000_000  # larger outputs of files are held in unnamed files instead of memory
 OUTPUT_BYTES = 40  # main memory per pixel of an output that is held: canvas, finished rows, and samples made of them
 
-SMALL_NETWORK = 100_000_000  # parameters of a UNet below which a merge costs less than the ranks of a single pass
+SMALL_NETWORK = 100_000_000  # adapted weights of a UNet below which a merge costs less than the ranks of a single pass
 RELEASE_EVERY = 8  # tiles after which the memory of a canvas in a file is given back
 MERGE_PASSES = 8  # tiles of an image from which a merge of a larger UNet is repaid
 
@@ -295,12 +295,13 @@ class Restorer:
         """
         size, shrink = settings.output_size(*lr.shape[-2:]), settings.shrink(self.generator.one_step.scale)
         fine, multiple = (size[0] * shrink, size[1] * shrink), self.generator.base.multiple
-        side = tile_side(self.generator, fine, settings.tile, free_memory(self.device))
+        free = free_memory(self.device)
+        side = tile_side(self.generator, fine, settings.tile, free)
         while True:
             windows = tiling(fine, side, math.lcm(multiple, shrink))
             try:
                 canvas, image = Canvas((1, 3, *size), folder=folder), lr.to(self.device)
-                with self._routed(image, settings) as routing, self._merged(len(windows)):
+                with self._routed(image, settings) as routing, self._merged(len(windows), free):
                     for done, window in enumerate(windows):
                         place = {"top": window.top, "left": window.left, "height": window.height, "width": window.width}
                         enlarged = bicubic_window(image, fine, **place).clamp(0, 1)
@@ -341,17 +342,18 @@ class Restorer:
             adapters.strength = before
 
     @contextlib.contextmanager
-    def _merged(self, passes: int) -> Iterator[None]:
+    def _merged(self, passes: int, free: int) -> Iterator[None]:
         """Ranks in the weights where one image's passes repay it; decided once per image and network."""
-        base, switch = self.generator.base, switch_of(self.generator)
+        report = self.generator.adapters
         with contextlib.ExitStack() as stack:
-            if switch is not None and switch.active is not None:
-                small = sum(weight.numel() for weight in base.denoiser.parameters()) < SMALL_NETWORK
+            if report is not None and report.switch.active == report.name:
+                named = list(zip(report.layer_names, report.layers, strict=True))
                 # The VAE encoder has few weights and many pixels; a large UNet repays its merge over several tiles.
-                for network in (base.vae, base.denoiser):
-                    repaid = network is base.vae or small or passes >= MERGE_PASSES
+                for of_vae in (True, False):
+                    layers = [layer for name, layer in named if name.startswith("vae.") == of_vae]
+                    small = sum(layer.weight.numel() for layer in layers) < SMALL_NETWORK
                     # A second copy of the weights has to fit, with room for a pass; else ranks are masked.
-                    room = 2 * sum(weight.nbytes for weight in network.parameters()) < free_memory(self.device)
-                    if repaid and room and switch_of(network):
-                        stack.enter_context(merged(network))
+                    free -= 2 * sum(layer.weight.nbytes for layer in layers)
+                    if free > 0 and (of_vae or small or passes >= MERGE_PASSES):
+                        stack.enter_context(merged_layers(layers, report.name))
             yield
