@@ -18,7 +18,7 @@ from morsr.training.step import Network
 
 
 class WholeModel(OneStepSRModule):
-    """As `OneStepSRModule`, with the base's weights trained too, and written to `base/` beside every adapters file.
+    """As `OneStepSRModule`, with the base's weights trained too, and written to `base/` beside the newest adapters.
 
     Args:
         base_lr: their learning rate.
@@ -43,7 +43,8 @@ class WholeModel(OneStepSRModule):
 
     def _optimizer(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
         weights = {"params": [one for _, one in self._base()], "lr": self.base_lr, "name": "base"}
-        return torch.optim.AdamW([*groups, weights], weight_decay=self.optimizer_settings["weight_decay"])
+        settings = {key: self.optimizer_settings[key] for key in ("betas", "weight_decay")}
+        return torch.optim.AdamW([*groups, weights], **settings)
 
     def build_networks(self, total_steps: int = -1) -> list[Network]:
         generator, *helpers = super().build_networks(total_steps)
@@ -61,8 +62,10 @@ class WholeModel(OneStepSRModule):
         checkpoint["morsr"]["layers"] = []  # by which the base is known that a run goes on from: here it is inside
 
     def save_adapters(self, path: str | os.PathLike[str]) -> None:
+        base = Path(path).absolute().parent / "base"
+        self.generator.base.save(base)
+        self.parts["base"] = str(base)  # where the file says that its base is
         super().save_adapters(path)
-        self.generator.base.save(Path(path).parent / "base")
 
 
 class ImageNetDistance(LossTerm):
@@ -90,7 +93,7 @@ class Dissimilarity(LossTerm):
     """1 − SSIM on luma; Wang et al., IEEE TIP 2004, equation 13, with a Gaussian window of 11 pixels."""
 
     def forward(self, step: TrainingStep) -> Tensor:
-        places = torch.arange(-5.0, 6.0)
+        places = torch.arange(-5.0, 6.0, device=step.sr.device)
         window = torch.exp(-places.square() / (2 * 1.5**2))
         window = window / window.sum()
         with torch.autocast(step.sr.device.type, enabled=False):

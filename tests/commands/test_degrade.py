@@ -113,3 +113,12 @@ def test_a_killed_run_goes_on_and_ends_alike():
     assert run("photos cut --seed 1 --overwrite") == 1
     assert Path("cut/a.png").read_bytes() != Path("whole/a.png").read_bytes()
     assert Path("cut/gray.png").read_bytes() == Path("whole/gray.png").read_bytes()  # not lost
+
+
+def test_any_class_with_sample_degrades():
+    Path("mine.py").write_text(
+        "from morsr.degradation import DegradationRecipe\n"
+        "class Rain:\n    def sample(self, keys):\n        return DegradationRecipe().sample(keys)\n"
+    )
+    assert run("photos lr --recipe mine.Rain") == 0
+    assert json.loads(Path("lr/parameters.jsonl").read_text().splitlines()[0])["recipe"] == "Rain"

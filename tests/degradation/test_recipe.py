@@ -226,3 +226,16 @@ def test_a_quarter_is_degraded_in_one_way_at_uniform_strength():
 def test_wrong_keys_are_refused(keys):
     with pytest.raises(InputError):
         DegradationRecipe().sample(keys)
+
+
+class Plain:
+    """Not even a subclass."""
+
+    def sample(self, keys: Tensor) -> DegradationParameters:
+        return DegradationRecipe.load("light").sample(keys)
+
+
+def test_any_class_with_sample_is_a_recipe_alone_and_in_a_mix():
+    keys = torch.arange(50)
+    qualities = DegradationRecipe(mix={f"{__name__}.Plain": 1.0}).sample(keys).second.jpeg_quality
+    assert torch.equal(qualities, Plain().sample(keys).second.jpeg_quality)

@@ -1,6 +1,7 @@
 """What holds for every estimator, the user's own included, and how one is built."""
 
 import itertools
+from functools import partial
 
 import pytest
 import torch
@@ -43,12 +44,16 @@ def test_any_size_is_finite_and_independent_of_batch_mates(estimator, size):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_float32_whatever_is_around_and_no_gradient(estimator, dtype):
+def test_float32_whatever_is_around_and_no_gradient(estimator, dtype, request):
     image = noisy(scene(), 5).requires_grad_()
     plain = estimator(image)
     assert not plain.scores.requires_grad
     with torch.autocast("cpu", dtype=dtype):
         torch.testing.assert_close(estimator(image).scores, plain.scores, atol=0, rtol=0)
+    request.addfinalizer(partial(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision()))
+    torch.set_float32_matmul_precision("medium")
+    torch.testing.assert_close(estimator(image).scores, plain.scores, atol=0, rtol=0)
+    assert torch.get_float32_matmul_precision() == "medium"
     around = torch.nn.Sequential(build_estimator(estimator.spec["kind"], worst=True)).to(dtype).train()
     torch.testing.assert_close(around(image).scores, plain.scores, atol=0, rtol=0)
     assert estimator(image.detach().to(dtype)).scores.dtype == torch.float32

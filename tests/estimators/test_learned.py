@@ -42,6 +42,13 @@ def test_dropout_stays_off_and_the_weights_travel(weights):
     assert not any(parameter.requires_grad for parameter in estimator.parameters())
 
 
+def test_statistics_are_the_same_in_a_training_of_half_precision():
+    images = photographs(2)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = crop_statistics(images)
+    torch.testing.assert_close(found, crop_statistics(images), atol=0, rtol=0)
+
+
 def test_files_that_cannot_be_used(weights, tmp_path):
     (tmp_path / "cut.safetensors").write_bytes(weights.read_bytes()[:100])
     save_file({"a": torch.zeros(1)}, tmp_path / "other.safetensors")

@@ -116,10 +116,18 @@ def test_what_cannot_be_saved_or_loaded(generator, small_base, tmp_path):
     bare = OneStepGenerator(load_base(small_base))
     bare.base.source = None
     Restorer(bare, device="cpu").save_pretrained("model")
-    for text, message in (("{", "not the description"), ('{"library_name": "other"}', "not the description")):
-        Path("model/config.json").write_text(text)
-        with pytest.raises(WeightsError, match=message):
+    content = json.loads(Path("model/config.json").read_text())
+    for damage in ({"library_name": "other"}, {"estimator": "learned"}, {"estimator": {"kind": "learned"}}):
+        Path("model/config.json").write_text(json.dumps(content | damage))
+        with pytest.raises(WeightsError, match="not the description"):
             load_generator("model")
+    for one_step in ({"timestep": "x"}, {"timestep": 1.5}):
+        Path("model/config.json").write_text(json.dumps(content | {"one_step": one_step}))
+        with pytest.raises(WeightsError, match="description cannot be read"):
+            load_generator("model")
+    Path("model/config.json").write_text("{")
+    with pytest.raises(WeightsError, match="not the description"):
+        load_generator("model")
     Path("model/config.json").unlink()
     with pytest.raises(WeightsError, match=r"adapters\.safetensors: no such adapters file"):
         load_generator("model")

@@ -16,8 +16,9 @@ import torch
 from PIL import Image
 
 from morsr import Restorer
+from morsr.adapters import save_adapters
 from morsr.cli import main
-from morsr.errors import InputError
+from morsr.errors import InputError, WeightsError
 from morsr.evaluation.images import read_rgb
 from morsr.imaging import read_rgb as read_for_training
 
@@ -120,3 +121,14 @@ def test_no_checkpoint_runs_code(command, remote, served, small_base, repo_root,
     assert not ran.exists()
     assert status == 2
     assert name in capsys.readouterr().err
+
+
+def test_no_adapters_file_names_a_class_to_import(tmp_path, monkeypatch):
+    (tmp_path / "evil.py").write_text("open('ran', 'w')")
+    monkeypatch.chdir(tmp_path)
+    model = Restorer.from_pretrained("tiny", device="cpu").generator
+    described = {"estimator": "evil.Thing", "one_step": model.one_step.to_dict(), "base": "tiny"}
+    save_adapters("a.safetensors", model.base, extra=described)
+    with pytest.raises(WeightsError):
+        Restorer.from_pretrained("a.safetensors", device="cpu")
+    assert not Path("ran").exists()

@@ -233,7 +233,8 @@ def test_ctrl_c_leaves_the_newest_adapters(tmp_path):
 
 
 @pytest.mark.parametrize("interval", [5, 100])
-def test_a_run_ends_with_a_validation(interval, tmp_path):
+@pytest.mark.parametrize("length", [{"steps": 7}, {"max_epochs": 2, "steps": -1}])
+def test_a_run_ends_with_a_validation(interval, length, tmp_path):
     seen: list[int] = []
 
     class Record(L.Callback):
@@ -241,8 +242,8 @@ def test_a_run_ends_with_a_validation(interval, tmp_path):
             seen.append(trainer.global_step)
 
     settings = {"val_check_interval": interval, "check_val_every_n_epoch": None, "num_sanity_val_steps": 0}
-    fit(tmp_path, Module(), [FinalValidation(), Record()], steps=7, **settings)
-    assert seen == [*range(interval, 7, interval), 7]
+    fit(tmp_path, Module(), [FinalValidation(), Record()], **settings, **length)
+    assert seen == [*range(interval, seen[-1], interval), {"steps": 7, "max_epochs": 24}[next(iter(length))]]
 
 
 def test_the_average_is_validated_and_saved_while_training_keeps_its_own(tmp_path):

@@ -10,6 +10,7 @@ import pytest
 import torch
 import training_twins as twins
 from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import nn
 from training_twins import ADAPTERS, build
 
 from morsr.adapters import MoRConfig, read_adapters_header
@@ -17,7 +18,7 @@ from morsr.errors import ConfigError, WeightsError
 from morsr.models.bases import load_base
 from morsr.models.generator import OneStepConfig
 from morsr.models.loading import find_adapters, load_generator
-from morsr.models.losses import Losses, Weight
+from morsr.models.losses import Distillation, Losses, LossTerm, Weight
 from morsr.training.callbacks import AdapterEMA
 from morsr.training.module import OneStepSRModule
 
@@ -42,6 +43,23 @@ def test_the_constructor_only_stores_and_networks_are_read_on_the_cpu(small_base
     with torch.device("meta"):  # as Lightning does it with the device of the run
         module.configure_model()
     assert {tensor.device.type for tensor in module.state_dict().values()} == {"cpu"}
+
+
+class Judge(LossTerm):
+    def __init__(self, network: str) -> None:
+        super().__init__()
+        self.network, self.scale = network, nn.Parameter(torch.ones(()))
+
+    def trained(self) -> dict[str, list[nn.Parameter]]:
+        return {self.network: [self.scale]}
+
+
+@pytest.mark.parametrize("networks", [("judge", "judge"), ("generator", "judge"), ("judge", "score")])
+def test_networks_of_one_name_are_refused(networks, small_base):
+    extra = {f"term{index}": Judge(network) for index, network in enumerate(networks)}
+    vsd = Distillation(weight=1.0) if "score" in networks else None
+    with pytest.raises(ConfigError, match="network"):
+        build(small_base, losses=Losses(l2=Weight(), vsd=vsd, extra=extra))
 
 
 def test_checkpoint_and_adapters_file_give_the_same_generator(small_base, tmp_path):

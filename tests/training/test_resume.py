@@ -82,9 +82,7 @@ def run(name: str, base: Path, folder: Path, *, stop: int | None = None, ckpt: P
     data = RealESRGANDataModule(
         train=(), test=(), dead_leaves=1.0, batch_size=2, crop_size=size, samples_per_epoch=6, num_workers=0
     )
-    keep = ModelCheckpoint(
-        dirpath=folder, filename="at-{step}", every_n_train_steps=4, save_last=True, save_on_exception=True
-    )
+    keep = ModelCheckpoint(dirpath=folder, filename="at-{step}", every_n_train_steps=4, save_last=True)
     callbacks = [AdapterEMA(decay=0.9), *([Stop(stop)] if stop else []), StopBetweenSteps(), keep]
     trainer = twins.fit(module, folder, 4, ckpt=ckpt, callbacks=callbacks, data=data, plugins=[AtomicCheckpointIO()])  # type: ignore[arg-type]
     return module, trainer

@@ -8,6 +8,7 @@ import torch
 import training_twins as twins
 from torch.utils.data import DataLoader
 
+from morsr.evaluation.callback import ScoreDump
 from morsr.models.generator import OneStepConfig
 
 STEPS = 2
@@ -85,3 +86,36 @@ def test_losses_and_gradients_equal_the_joined_batch(small_base, tmp_path):
     assert first["timestep"] == second["timestep"] == one["timestep"]
     torch.testing.assert_close(first["standardization"], one["standardization"], rtol=1e-6, atol=1e-7)
     torch.testing.assert_close(second["standardization"], first["standardization"], rtol=0, atol=0)
+
+
+class OneImage(twins.Pairs):
+    """A single image, which the first process counts."""
+
+    def val_dataloader(self) -> DataLoader:
+        return DataLoader([{**self.pair(100), "repeated": self.trainer.global_rank > 0}], collate_fn=self.collate)
+
+    def collate(self, pairs: list[dict[str, Any]]) -> dict[str, Any]:
+        return {**super().collate(pairs), "repeated": [pair["repeated"] for pair in pairs]}
+
+
+class Means(L.Callback):
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+        torch.save(dict(trainer.callback_metrics), self.folder / f"{trainer.world_size}-{trainer.global_rank}.pt")
+
+
+def test_a_process_whose_images_others_count_validates_with_them(small_base, tmp_path):
+    module = twins.build(small_base, val_metrics=["psnr"])
+    module.weights_file = "none is loaded: the module as it is"
+    for devices in (1, 2):
+        trainer = L.Trainer(
+            accelerator="cpu", devices=devices, strategy="ddp_fork" if devices > 1 else "auto", logger=False,
+            callbacks=[Means(tmp_path), ScoreDump()], enable_progress_bar=False, default_root_dir=tmp_path,
+            use_distributed_sampler=False,
+        )  # fmt: skip
+        trainer.validate(module, datamodule=OneImage(), verbose=False)
+    one, *both = (torch.load(tmp_path / name, weights_only=True) for name in ("1-0.pt", "2-0.pt", "2-1.pt"))
+    for process in both:
+        torch.testing.assert_close(process["val/psnr"], one["val/psnr"])

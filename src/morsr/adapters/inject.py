@@ -220,7 +220,9 @@ def add_saved_modules(model: nn.Module, report: InjectionReport, modules: Sequen
     for name in modules:
         if name not in report.copies:
             wrapper = _wrapped(model, name, report.switch)
-            report.copies[name] = copy.deepcopy(wrapper.base_layer).requires_grad_(True)
+            # other sets' ranks inside stay with the original
+            bare = {id(layer): copy.deepcopy(layer.base_layer) for _, layer in adapted_layers(wrapper.base_layer)}
+            report.copies[name] = copy.deepcopy(wrapper.base_layer, bare).requires_grad_(True)
             wrapper.copies[report.name] = report.copies[name]
 
 
@@ -267,7 +269,10 @@ def _check_adaptable(model: nn.Module, chosen: dict[str, Any]) -> None:
         if isinstance(base, nn.Conv2d) and (base.groups > 1 or base.padding_mode != "zeros"):
             raise ConfigError(f"{name}: convolutions with groups or padding other than zeros cannot be adapted")
         # The update of a layer that is registered twice, or shares its weight, would reach one place of two.
-        if len(names := owners[id(base.weight)]) > 1:
+        names = owners.get(id(base.weight), [])
+        if not names:
+            raise ConfigError(f"{name}: its weight is computed from others and cannot be adapted; leave it out")
+        if len(names) > 1:
             raise ConfigError(f"{' and '.join(names)} are one weight and cannot be adapted; leave them out")
 
 

@@ -118,7 +118,8 @@ def _described(
 
     severity = true_severity(parameters, recipe, scale=scale)
     known: dict[str, Any] = {"severity": severity, "measures": degradation_measures(parameters, scale=scale)}
-    made = {"recipe": recipe.name, "recipe_hash": recipe.hash, "seed": seed, "scale": scale}
+    called = {"recipe": getattr(recipe, "name", type(recipe).__name__), "recipe_hash": getattr(recipe, "hash", "")}
+    made = {**called, "seed": seed, "scale": scale}
     lines = []
     for place, ((name, path), row) in enumerate(zip(sources.items(), parameters.rows(), strict=True)):
         numbers = {

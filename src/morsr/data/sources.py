@@ -157,7 +157,8 @@ def is_absent(source: Source) -> bool:
     """Whether a source is optional and not there."""
     if isinstance(source, str) or not source.get("optional"):
         return False
-    return not all(Path(source[key]).exists() for key in ("lr", "hr", "source") if key in source)
+    places = [str(source[key]) for key in ("lr", "hr", "source") if key in source]
+    return not all(place.startswith("skimage:") or Path(place).exists() for place in places)
 
 
 def check_names(sources: Sequence[Source]) -> None:

@@ -60,7 +60,7 @@ class DegradationRecipe:
         shares = [share for _, share in mix]
         if mix and not (min(shares) > 0 and sum(shares) <= 1 + 1e-9):
             raise ConfigError(f"mix: expected shares above 0, of at most 1 together, got {shares}")
-        if any(getattr(other, "mix", True) for other, _ in mix):
+        if any(getattr(other, "mix", ()) for other, _ in mix):
             raise ConfigError("mix: expected plain recipes, got a mix")
         object.__setattr__(self, "mix", mix)
 

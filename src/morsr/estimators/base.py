@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from morsr.errors import ConfigError, InputError, check_images, class_at
-from morsr.functional.precision import keep_float32
+from morsr.functional.precision import exact_products, keep_float32, without_autocast
 from morsr.functional.severity import noisy_or, worst
 
 # Imported on demand: CLIP needs transformers.
@@ -95,7 +95,7 @@ class DegradationEstimator(nn.Module):
             InputError: not a batch of RGB images in [0, 1], or NaN or infinity in it.
         """
         check_images(lr, name="lr")
-        with torch.autocast(device_type=lr.device.type, enabled=False):
+        with without_autocast(lr.device), exact_products():
             scores = self.estimate(lr.float().clamp(0, 1))
             expected = (len(lr), len(self.names) - self.worst)
             if tuple(scores.shape) != expected:

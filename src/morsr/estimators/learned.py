@@ -14,6 +14,7 @@ from morsr.estimators.base import DegradationEstimator
 from morsr.estimators.statistics import Planes, dct_profile, image_statistics, image_traces
 from morsr.estimators.views import mean_over_crops, pad_to_smallest
 from morsr.files import save_tensors
+from morsr.functional.precision import without_autocast
 
 NAMES = ("blur", "noise", "jpeg", "resize", "overall")
 LIMIT = 8.0  # standard deviations that standardised statistics are clipped to
@@ -21,8 +22,9 @@ LIMIT = 8.0  # standard deviations that standardised statistics are clipped to
 
 def crop_statistics(crops: Tensor) -> Tensor:
     """What the network reads of crops (N, 3, h, w) in [0, 1], h and w at least 16: (N, S)."""
-    planes = Planes.of(crops)
-    return torch.cat([image_statistics(planes), dct_profile(planes), image_traces(planes)], dim=1)
+    with without_autocast(crops.device):
+        planes = Planes.of(crops.float())
+        return torch.cat([image_statistics(planes), dct_profile(planes), image_traces(planes)], dim=1)
 
 
 class DegradationNet(nn.Module):

@@ -99,11 +99,12 @@ class ScoreDump(L.Callback):
             self._rows.append(ImageScore(f"{name}:{stem}", "morsr", values, group))
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        folder = _run_folder(trainer)  # which asks all processes
         if self._rows:
             report = BenchmarkReport(self._rows, list(pl_module.scores.metrics.values()))
             process = f".{trainer.global_rank}" if trainer.world_size > 1 else ""  # each writes its share of the images
             name = f"step_{trainer.global_step:06d}{process}.csv"
-            write_text(_run_folder(trainer) / "scores" / name, report.to_csv())
+            write_text(folder / "scores" / name, report.to_csv())
         self._rows = []
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -43,3 +43,21 @@ def keep_float32(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Ten
 def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
     """Switch autocast off inside a ``with`` block; on the meta device, which has none, nothing happens."""
     return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
+
+
+@contextmanager
+def exact_products() -> Iterator[None]:
+    """Multiply float32 matrices as float32 inside a ``with`` block, whatever `torch.set_float32_matmul_precision` says.
+
+    The setting is the process's, so that other threads have it too for so long.
+    """
+    mkldnn: Any = torch.backends.mkldnn
+    backends: tuple[Any, ...] = (torch.backends.cuda.matmul, mkldnn.matmul)
+    before = [backend.fp32_precision for backend in backends]
+    try:
+        for backend in backends:
+            backend.fp32_precision = "ieee"
+        yield
+    finally:
+        for backend, precision in zip(backends, before, strict=True):
+            backend.fp32_precision = precision

@@ -55,8 +55,8 @@ class OneStepConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        if self.timestep != "auto" and not 0 <= int(self.timestep) <= 999:
-            raise ConfigError(f'timestep: expected 0 to 999 or "auto", got {self.timestep}')
+        if self.timestep != "auto" and not (type(self.timestep) is int and 0 <= self.timestep <= 999):
+            raise ConfigError(f'timestep: expected 0 to 999 or "auto", got {self.timestep!r}')
         if self.scale_input and self.parametrization == "residual":
             raise ConfigError("scale_input goes with parametrization 'epsilon' only")
 

@@ -110,7 +110,7 @@ def _build(
         raise WeightsError(f"{path}: it was trained with a decoder apart from its base's, which only morsr 0.1 runs")
     try:
         one_step = OneStepConfig(**extra["one_step"])
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ConfigError) as error:
         raise WeightsError(f"{path}: its description cannot be read ({error})") from error
     estimator = _estimator(path, extra["estimator"], given["estimator"])
     text = extra.get("prompt")
@@ -136,7 +136,10 @@ def _estimator(path: Path, spec: Any, given: DegradationEstimator | str | None) 
     """What a file describes, unless the user gives another, its class, or the place of its weights."""
     if isinstance(given, DegradationEstimator) or (spec is None and given is None):
         return given  # type: ignore[return-value]
-    kind, args = (spec.get("kind"), spec.get("args", {})) if isinstance(spec, Mapping) else (None, {})
+    if spec is not None and not isinstance(spec, Mapping):  # a name would be imported
+        raise WeightsError(f"{path}: its description cannot be read (estimator {spec!r})")
+    spec = spec or {}
+    kind, args = spec.get("kind"), spec.get("args", {})
     if given is not None:
         if kind == "clip" and (Path(given).is_dir() or repository_of(given) is not None):
             return build_estimator(spec, model=given)

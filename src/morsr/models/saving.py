@@ -92,7 +92,8 @@ def read_description(folder: Path) -> dict[str, Any] | None:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         version = int(content["format_version"])
-        base, estimator = content["base"], content["estimator"]
+        base, estimator, _ = str(content["base"]), content["estimator"], content["adapters"]
+        kind, args = (estimator["kind"], dict(estimator["args"])) if estimator is not None else (None, {})
         if content["library_name"] != "morsr":
             raise KeyError("library_name")
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -102,13 +103,10 @@ def read_description(folder: Path) -> dict[str, Any] | None:
     if base in (".", "base"):
         content["base"] = str(folder / base)
     if estimator is not None:
-        content["estimator"] = {
-            "kind": estimator["kind"],
-            "args": {
-                key: str(folder / value) if str(value).startswith("./estimator_") else value
-                for key, value in estimator["args"].items()
-            },
+        placed = {
+            key: str(folder / value) if str(value).startswith("./estimator_") else value for key, value in args.items()
         }
+        content["estimator"] = {"kind": kind, "args": placed}
     return content
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import textwrap
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -51,6 +52,8 @@ def resolve_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype
         if device.type == "cpu":
             return torch.float32
         supported = getattr(getattr(torch, device.type, None), "is_bf16_supported", None)
+        if device.type in ("cuda", "xpu") and supported is not None:
+            supported = partial(supported, including_emulation=False)
         return torch.bfloat16 if supported is not None and supported() else torch.float16
     return float_type(dtype)
 

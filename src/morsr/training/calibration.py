@@ -91,6 +91,7 @@ def _batches(trainer: L.Trainer, generator: OneStepGenerator) -> Iterator[Mappin
         empty = True
         for batch in loader:
             empty = False
-            yield data.on_after_batch_transfer(data.transfer_batch_to_device(batch, generator.base.device, 0), 0)
+            moved = data.transfer_batch_to_device(data.on_before_batch_transfer(batch, 0), generator.base.device, 0)
+            yield data.on_after_batch_transfer(moved, 0)
         if empty:
             raise ConfigError("calibration: the training data give no batch")

@@ -211,6 +211,8 @@ class OneStepSRModule(L.LightningModule):
         return {"sr": sr}
 
     def on_validation_epoch_end(self) -> None:
+        if not self.scores.rows:  # a process whose images others count: gathering wants its columns
+            self.scores.rows.append(torch.empty(0, len(self.scores.metrics), device=self.device))
         self.log_dict({f"val/{name}": mean for name, mean in self.scores.compute().items()}, prog_bar=True)
         self.scores.reset()
 

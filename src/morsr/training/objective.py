@@ -93,6 +93,8 @@ class Objective:
             term.setup(self.base)
             self.terms[name] = term.schedule, term
             for network, parameters in term.trained().items():
+                if network in ("generator", *self.helpers):
+                    raise ConfigError(f"losses.extra.{name}: there is a network {network!r} already; rename it")
                 loss = partial(term.network_loss, network)
                 self.helpers[network] = Helper(parameters, loss, term.lr, term.schedule.start)
         if not any(weight for weight, _ in self.terms.values()):

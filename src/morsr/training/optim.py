@@ -43,7 +43,8 @@ def build_networks(
         warmup: steps of linear rise, counted from each network's first step.
         schedule: "constant" or "cosine" to zero at the last step.
         total_steps: generator steps of the run, for the cosine; a helper that starts later has as many fewer.
-        optimizers: by network, what makes its optimizer from its parameter groups, rather than AdamW.
+        optimizers: by network, what makes its optimizer from its parameter groups, rather than AdamW; the
+            groups bring the learning rates above, so that its own has no effect.
         scheduler: what makes a schedule from an optimizer, rather than the schedule.
 
     Raises:
@@ -54,7 +55,8 @@ def build_networks(
         raise ConfigError(f"optimizers.{unknown[0]}: no such network; expected {', '.join(trained)}")
     networks = []
     for name, parameters in trained.items():
-        groups: list[dict[str, Any]] = [{"params": parameters}]
+        rate, start = (helpers[name].lr or lr, helpers[name].start) if name in helpers else (lr, 0)
+        groups: list[dict[str, Any]] = [{"params": parameters, "lr": rate}]
         if name == "generator":
             adapters = report_of(objective.base)
             ranks = [parameter for layer in adapters.layers for parameter in layer.sets[name].parameters()]
@@ -67,7 +69,6 @@ def build_networks(
                 {"params": saved, "lr": lr * saved_lr_scale, "name": "saved", "weight_decay": 0.0},
             ]
             groups = [group for group in groups if group["params"]]
-        rate, start = (helpers[name].lr or lr, helpers[name].start) if name in helpers else (lr, 0)
         if name in optimizers:
             optimizer = optimizers[name](groups)
         else:

@@ -25,6 +25,7 @@ from morsr.functional.severity import worst
 from morsr.models.exchange.fixed import export_diffusers
 from morsr.models.generator import OneStepGenerator
 from morsr.models.loading import load_generator
+from morsr.restoring.settings import Settings
 
 ONE_FILE_BYTES = 1_500_000_000
 """Above this the weights go beside the ONNX file, for a protobuf message holds 2 GiB at most."""
@@ -53,8 +54,9 @@ class TensorGenerator(nn.Module):
             return self.restore(lr), scores
 
     def restore(self, lr: Tensor) -> Tensor:
-        """Enlarge, pad, run the networks once, cut."""
-        factor, multiple = float(self.scale), self.generator.base.multiple
+        """Enlarge, pad, run the networks once, cut, and shrink where they work at a larger scale, as the restorer."""
+        shrink = Settings(scale=self.scale).shrink(self.generator.one_step.scale)
+        factor, multiple = float(self.scale * shrink), self.generator.base.multiple
         enlarged = F.interpolate(lr, scale_factor=(factor, factor), mode="bicubic", align_corners=False).clamp(0, 1)
         height, width = enlarged.shape[-2:]
         rows, columns = (
@@ -62,7 +64,8 @@ class TensorGenerator(nn.Module):
         )
         padded = enlarged.index_select(-2, rows).index_select(-1, columns)
         latents = self.generator.denoise(self.generator.encode(padded))
-        return self.generator.decode(latents).clamp(0, 1)[..., :height, :width]
+        images = self.generator.decode(latents)[..., :height, :width]
+        return (F.avg_pool2d(images, shrink) if shrink > 1 else images).clamp(0, 1)
 
     def scores(self, lr: Tensor) -> Tensor:
         """Degradation scores (1, D), as the estimator gives them, of an image of at least 128 pixels a side."""

@@ -25,10 +25,10 @@ _SAME = 1.0  # seconds: launchers pass the terminal's Ctrl-C on to processes tha
 class StopBetweenSteps(Callback):
     """Stops on Ctrl-C and SIGTERM between two steps; the second Ctrl-C stops at once.
 
-    Within a step some networks have moved and others have not, so no checkpoint is saved on an exception there, nor
-    before the first step of this process. With several processes the signal may reach any of them: all leave after the
-    same step. Lightning's own handler of SIGTERM is set aside during training, because it exchanges tensors wherever a
-    process happens to be. `morsr fit` adds this callback.
+    Such a stop leaves a checkpoint by every ModelCheckpoint. Within a step some networks have moved and others have
+    not, so none is saved on an exception there, nor before the first step of this process. With several processes the
+    signal may reach any of them: all leave after the same step. Lightning's own handler of SIGTERM is set aside during
+    training, because it exchanges tensors wherever a process happens to be. `morsr fit` adds this callback.
 
     Attributes:
         steps: batches that this process has trained on.
@@ -85,11 +85,11 @@ class StopBetweenSteps(Callback):
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         self._restore()
-        if self.steps and not self._within:
-            return
+        between = bool(self.steps) and not self._within
+        stopped = isinstance(exception, (KeyboardInterrupt, SIGTERMException))
         for callback in trainer.checkpoint_callbacks:  # Lightning calls them after all others
             if isinstance(callback, ModelCheckpoint):
-                callback.save_on_exception = False
+                callback.save_on_exception = between and (stopped or callback.save_on_exception)
 
     def _restore(self) -> None:
         for number, handler in self._before.items():
@@ -101,7 +101,8 @@ class FinalValidation(Callback):
     """Validates after the last step, however short the run is."""
 
     def on_train_batch_end(self, trainer: L.Trainer, *rest: Any) -> None:
-        if 0 < trainer.max_steps <= trainer.global_step:
+        last_epoch = trainer.is_last_batch and trainer.current_epoch + 1 == trainer.max_epochs
+        if last_epoch or 0 < trainer.max_steps <= trainer.global_step:
             trainer.should_stop = True  # Lightning validates before it stops
 
 
