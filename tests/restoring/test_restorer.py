@@ -17,6 +17,7 @@ from torch.testing import assert_close
 import morsr
 from morsr.errors import ConfigError, InputError, MorsrError, WeightsError
 from morsr.imaging import read, write
+from morsr.models.generator import OneStepConfig
 from morsr.restoring import Restorer, Settings
 from morsr.restoring import restorer as restorer_module
 from morsr.restoring.tiles import tiling
@@ -47,7 +48,7 @@ def uneven() -> Tensor:
     color=st.sampled_from(["wavelet", "adain", "none"]),
 )
 def test_a_network_that_does_nothing_gives_the_exact_enlargement(height, width, scale, tile, color):
-    images, shrink = torch.rand(1, 3, height, width), Settings(scale=scale).shrink(4)
+    images, shrink = torch.rand(1, 3, height, width), OneStepConfig(scale=4).shrink(scale)
     before = images.clone()
     restored = twins.fake()(images, scale, tile=tile, color=color if shrink == 1 else "none")
     fine = [round(side * scale) * shrink for side in (height, width)]

@@ -60,6 +60,17 @@ class OneStepConfig:
         if self.scale_input and self.parametrization == "residual":
             raise ConfigError("scale_input goes with parametrization 'epsilon' only")
 
+    def shrink(self, scale: float) -> int:
+        """How many of the networks' pixels make one of the output along each axis, at a scale below the trained one.
+
+        >>> [OneStepConfig(scale=4).shrink(scale) for scale in (1, 1.5, 2, 2.5, 3, 4, 8)]
+        [4, 2, 2, 2, 1, 1, 1]
+        """
+        factor = 1
+        while 1.5 * factor * scale <= self.scale:
+            factor *= 2
+        return factor
+
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 

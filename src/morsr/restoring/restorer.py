@@ -293,7 +293,7 @@ class Restorer:
             lr: floats in [0, 1], or uint8 or uint16 as fractions of their largest value.
             folder: of the canvas's file; None keeps the canvas in memory.
         """
-        size, shrink = settings.output_size(*lr.shape[-2:]), settings.shrink(self.generator.one_step.scale)
+        size, shrink = settings.output_size(*lr.shape[-2:]), self.generator.one_step.shrink(settings.scale)
         fine, multiple = (size[0] * shrink, size[1] * shrink), self.generator.base.multiple
         free = free_memory(self.device)
         side = tile_side(self.generator, fine, settings.tile, free)

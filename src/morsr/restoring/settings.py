@@ -63,17 +63,6 @@ class Settings:
         if not routed and (self.strength != 1 or self.routing is not None):
             raise ConfigError("strength and routing need a model with routed adapters; this one has none")
 
-    def shrink(self, trained: float) -> int:
-        """How many of the networks' pixels make one of the output along each axis, for a model's trained scale.
-
-        >>> [Settings(scale=scale).shrink(4) for scale in (1, 1.5, 2, 2.5, 3, 4, 8)]
-        [4, 2, 2, 2, 1, 1, 1]
-        """
-        factor = 1
-        while 1.5 * factor * self.scale <= trained:
-            factor *= 2
-        return factor
-
     def output_size(self, height: int, width: int) -> tuple[int, int]:
         """Exact height and width of the output."""
         return round(height * self.scale), round(width * self.scale)

@@ -25,7 +25,6 @@ from morsr.functional.severity import worst
 from morsr.models.exchange.fixed import export_diffusers
 from morsr.models.generator import OneStepGenerator
 from morsr.models.loading import load_generator
-from morsr.restoring.settings import Settings
 
 ONE_FILE_BYTES = 1_500_000_000
 """Above this the weights go beside the ONNX file, for a protobuf message holds 2 GiB at most."""
@@ -55,7 +54,7 @@ class TensorGenerator(nn.Module):
 
     def restore(self, lr: Tensor) -> Tensor:
         """Enlarge, pad, run the networks once, cut, and shrink where they work at a larger scale, as the restorer."""
-        shrink = Settings(scale=self.scale).shrink(self.generator.one_step.scale)
+        shrink = self.generator.one_step.shrink(self.scale)
         factor, multiple = float(self.scale * shrink), self.generator.base.multiple
         enlarged = F.interpolate(lr, scale_factor=(factor, factor), mode="bicubic", align_corners=False).clamp(0, 1)
         height, width = enlarged.shape[-2:]
