@@ -31,7 +31,7 @@ def merged(model: nn.Module, name: str | None = None) -> Iterator[None]:
     name = name or (switch.active if switch else None)
     if name is None:
         raise ConfigError("no adapter set is active; name the one to merge")
-    report_of(model, name)
+    report_of(model, name)  # or its error
     with merged_layers([layer for _, layer in adapted_layers(model) if name in layer.sets], name):
         yield
 
@@ -39,7 +39,7 @@ def merged(model: nn.Module, name: str | None = None) -> Iterator[None]:
 @contextmanager
 def merged_layers(layers: Sequence[AdaptedLayer], name: str) -> Iterator[None]:
     """`merged` for some layers that carry a set."""
-    if any(layer.switch.reports[name].router.training for layer in layers[:1]):
+    if layers and layers[0].switch.reports[name].router.training:
         raise ConfigError("merged weights pass no gradient to the ranks; call model.eval() first")
     if any(layer.merged is not None for layer in layers):
         raise ConfigError("these weights are merged already; leave that block first")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from morsr.errors import ConfigError
 
+_PRODUCTS = threading.RLock()
 _HALF = (torch.float16, torch.bfloat16)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -49,15 +51,16 @@ def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
 def exact_products() -> Iterator[None]:
     """Multiply float32 matrices as float32 inside a ``with`` block, whatever `torch.set_float32_matmul_precision` says.
 
-    The setting is the process's, so that other threads have it too for so long.
+    The setting is the process's: other threads have it too for so long, and wait before they change it themselves.
     """
     mkldnn: Any = torch.backends.mkldnn
     backends: tuple[Any, ...] = (torch.backends.cuda.matmul, mkldnn.matmul)
-    before = [backend.fp32_precision for backend in backends]
-    try:
-        for backend in backends:
-            backend.fp32_precision = "ieee"
-        yield
-    finally:
-        for backend, precision in zip(backends, before, strict=True):
-            backend.fp32_precision = precision
+    with _PRODUCTS:  # else one of two threads would restore the other's setting
+        before = [backend.fp32_precision for backend in backends]
+        try:
+            for backend in backends:
+                backend.fp32_precision = "ieee"
+            yield
+        finally:
+            for backend, precision in zip(backends, before, strict=True):
+                backend.fp32_precision = precision

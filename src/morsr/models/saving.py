@@ -92,7 +92,7 @@ def read_description(folder: Path) -> dict[str, Any] | None:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         version = int(content["format_version"])
-        base, estimator, _ = str(content["base"]), content["estimator"], content["adapters"]
+        base, estimator, _ = content["base"], content["estimator"], content["adapters"]
         kind, args = (estimator["kind"], dict(estimator["args"])) if estimator is not None else (None, {})
         if content["library_name"] != "morsr":
             raise KeyError("library_name")
