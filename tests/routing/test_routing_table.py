@@ -1,6 +1,7 @@
 """Routing tables of a hand-made model whose routing is known: slots are wired to blur, noise and JPEG."""
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,9 +13,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from morsr.adapters import InjectionReport
 from morsr.errors import InputError
 from morsr.evaluation.routing import FORMAT, RoutingTable
-from morsr.functional.routing import route
+from morsr.functional.routing import rank_gates, route
 
 KINDS = ("blur", "jpeg", "noise")
 LAYERS, SLOTS, ZERO, TOP_K, SHARED = 2, 14, 2, 4, 3
@@ -46,6 +48,9 @@ class Router(nn.Module):
         logits[..., SLOTS - ZERO :] += 5
         return route(logits, TOP_K, SLOTS - ZERO)
 
+    def rank_gates(self, routing: Any) -> Tensor:
+        return rank_gates(routing, SLOTS - ZERO, SHARED, 1)
+
 
 class Generator(nn.Module):
     def __init__(self, *, is_routed: bool = True) -> None:
@@ -62,6 +67,7 @@ class Generator(nn.Module):
             name="generator", is_routed=is_routed, router=Router(), config=config,
             layer_names=("unet.down_blocks.0.a", "unet.up_blocks.1.b"), layers=layers,
         )  # fmt: skip
+        self.adapters.routed_update = partial(InjectionReport.routed_update, self.adapters)
 
 
 def painted(count: int = 96) -> tuple[Tensor, dict[str, Tensor]]:

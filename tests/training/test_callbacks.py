@@ -48,7 +48,9 @@ class Generator(nn.Module):
         self.offset = nn.Parameter(torch.zeros(3, 1, 1))
         self.kind = kind
         config = SimpleNamespace(top_k=TOP_K, num_zero=ZERO, num_shared=SHARED, expert_rank=1, is_routed=True)
-        self.adapters = SimpleNamespace(layer_names=NAMES, config=config) if kind != "none" else None
+        update = lambda routing: routing.gates.sum(-1)  # noqa: E731
+        adapters = SimpleNamespace(layer_names=NAMES, config=config, routed_update=update)
+        self.adapters = adapters if kind != "none" else None
 
     def route(self, severity: Tensor) -> Routing:
         logits = torch.randn(LAYERS, len(severity), SLOTS)
@@ -159,6 +161,8 @@ def test_the_log_holds_the_use_of_the_ranks_since_the_last_log(kind, tmp_path):
     assert [int(row["step"]) for row in found] == [4, 8, 12]
     for name, value in expected_use(module.outputs[4:8]).items():
         assert float(found[1][f"watch_routing/{name}"]) == pytest.approx(value, rel=1e-4, abs=1e-5), name
+    update = module.outputs[7].routing.gates.sum(-1).mean().item()  # of the last batch
+    assert float(found[1]["watch_routing/routed_over_shared_update"]) == pytest.approx(update, abs=1e-5)
     levels = torch.cat([output.scores.severity for output in module.outputs[4:8]])
     assert float(found[1]["watch/degradation_brightness"]) == pytest.approx(levels.mean().item(), abs=1e-5)
     width = levels.std(correction=0).item()

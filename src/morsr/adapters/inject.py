@@ -8,6 +8,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from morsr.adapters.config import MoRConfig
@@ -15,6 +16,7 @@ from morsr.adapters.layer import AdaptedLayer, Ranks, Switch
 from morsr.adapters.router import Router
 from morsr.adapters.targets import matching
 from morsr.errors import ConfigError, InputError
+from morsr.functional.lowrank import routed_update
 from morsr.functional.routing import Routing
 
 RouterFactory = Callable[[MoRConfig, int, int], Router]
@@ -104,6 +106,16 @@ class InjectionReport:
             raise InputError(f"scores: expected a tensor (B, {self.router.num_scores}), got {type(scores).__name__}")
         self._apply()
         return self.routing
+
+    @torch.no_grad()
+    def routed_update(self, routing: Routing) -> Tensor:
+        """Size of the routed ranks' update over that of the shared ranks, (L, B); see `functional.lowrank`."""
+        gates, ranks = self.router.rank_gates(routing), [layer.sets[self.name] for layer in self.layers]
+        sizes = [
+            routed_update(row, one.lora_A, one.lora_B, self.config.num_shared)
+            for row, one in zip(gates, ranks, strict=True)
+        ]
+        return torch.stack(sizes)
 
     def _apply(self) -> None:
         gates = None

@@ -298,7 +298,8 @@ def restore_upload(
     table = RoutingTable.from_images(restorer, [source])
     found = dict(zip(table.score_names, table.scores[0].tolist(), strict=True))
     scores = {BARS[name]: value for name, value in found.items() if name in BARS} or found
-    return (before, after), str(target), scores, ranks_figure(replace(table, gates=table.gates * checked.strength))
+    table = replace(table, gates=table.gates * checked.strength, update=table.update * checked.strength)
+    return (before, after), str(target), scores, ranks_figure(table)
 
 
 def ranks_figure(table: RoutingTable) -> Figure:
@@ -309,7 +310,8 @@ def ranks_figure(table: RoutingTable) -> Figure:
     gates = shown.new_zeros(len(shown), table.num_slots).scatter(-1, table.chosen[0], shown)
     title = (
         f"{table.active_ranks().mean():.1f} active ranks, {table.num_shared} of them shared\n"
-        f"gate mass {table.gate_mass().mean():.2f}, effective ranks {table.effective_ranks().mean():.1f}"
+        f"gate mass {table.gate_mass().mean():.2f}, effective ranks {table.effective_ranks().mean():.1f}, "
+        f"routed update {table.update.nanmean():.2f} × the shared one"
     )
     return load_figure({title: gates}, table.layer_names, table.num_zero, label="gate")
 

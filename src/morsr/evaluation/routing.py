@@ -17,14 +17,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from morsr.adapters import InjectionReport
 from morsr.degradation.parameters import DegradationParameters
 from morsr.degradation.recipe import DegradationRecipe
 from morsr.degradation.severity import true_severity
 from morsr.errors import ConfigError, InputError
 from morsr.evaluation.specialisation import Specialisation, specialise
 from morsr.files import save_tensors
-from morsr.functional.routing import Routing, effective_ranks, gate_mass, rank_gates, slot_load
+from morsr.functional.routing import effective_ranks, gate_mass, slot_load
 from morsr.functional.severity import rank
 from morsr.functional.utilization import load_share, zero_share
 from morsr.imaging.figures import load_figure
@@ -124,7 +123,7 @@ class RoutingTable:
             severity=torch.cat([part.severity for part in scored]).float().cpu(),
             chosen=torch.cat([routing.chosen.transpose(0, 1) for routing in routings]).cpu(),
             gates=torch.cat([routing.selected.transpose(0, 1) for routing in routings]).float().cpu(),
-            update=torch.cat([routed_update(adapters, routing).T for routing in routings]).cpu(),
+            update=torch.cat([adapters.routed_update(routing).T for routing in routings]).cpu(),
             truth=truth,
             **{name: getattr(adapters.config, name) for name in _NUMBERS},
         )
@@ -310,28 +309,3 @@ def _true_severities(parameters: Any, recipe: DegradationRecipe | str, count: in
         if values.shape != (count,) or not values.isfinite().all():
             raise InputError(f"parameters: {name}: expected {count} finite severities, got shape {tuple(values.shape)}")
     return truth
-
-
-@torch.no_grad()
-def routed_update(adapters: InjectionReport, routing: Routing) -> Tensor:
-    """Frobenius norm of the routed ranks' weight update over that of the shared ranks, per layer and image.
-
-    Args:
-        adapters: a routed set.
-        routing: of B images.
-
-    Returns:
-        (L, B); NaN where the shared ranks' update is zero.
-    """
-    config = adapters.config
-    gates = rank_gates(routing, config.num_experts, config.num_shared, config.expert_rank)
-    gates[..., : config.num_shared] = 0
-    sizes = []
-    for gates_BR, layer in zip(gates, adapters.layers, strict=True):
-        ranks = layer.sets[adapters.name]
-        down, up = ranks.lora_A.flatten(1).float(), ranks.lora_B.float()
-        products = (down @ down.T) * (up.T @ up)  # of every two ranks' updates
-        routed = torch.einsum("br,rs,bs->b", gates_BR, products, gates_BR)
-        shared = products[: config.num_shared, : config.num_shared].sum()
-        sizes.append((routed.clamp_min(0) / shared).sqrt() if shared > 0 else torch.full_like(routed, torch.nan))
-    return torch.stack(sizes)

@@ -42,3 +42,20 @@ def merged_weight(weight: Tensor, lora_A: Tensor, lora_B: Tensor, gates: Tensor)
     scaled, kernels = lora_B.to(dtype) * gates.to(dtype), lora_A.movedim(1, -1).flatten(1).to(dtype)
     sums = torch.addmm(wide.flatten(1).to(dtype), scaled, kernels)
     return sums.to(weight.dtype).view(wide.shape).movedim(-1, 1)
+
+
+def routed_update(gates: Tensor, lora_A: Tensor, lora_B: Tensor, num_shared: int) -> Tensor:
+    """Frobenius norm of the routed ranks' update of a weight over that of the shared ranks: (B,), NaN where that is 0.
+
+    Args:
+        gates: (B, R), shared ranks first.
+        lora_A: (R, I), or (R, I, kh, kw).
+        lora_B: (O, R).
+        num_shared: how many ranks are shared.
+    """
+    kernels, columns = lora_A.flatten(1).float(), lora_B.float()
+    products = (kernels @ kernels.T) * (columns.T @ columns)  # of every two ranks' updates
+    routed, shared = gates.clone(), gates.clone()
+    routed[:, :num_shared], shared[:, num_shared:] = 0, 0
+    squares = [torch.einsum("br,rs,bs->b", part, products, part).clamp_min(0) for part in (routed, shared)]
+    return (squares[0] / squares[1].where(squares[1] > 0, torch.nan)).sqrt()

@@ -21,7 +21,7 @@ BINS = 5  # of severity, each 0.2 wide
 
 
 class ExpertUtilization(Callback):
-    """Logs how the routed ranks are used: gate mass, effective ranks, load, dead slots, zero slots by severity.
+    """Logs how the routed ranks are used: gate mass, effective ranks, update, load, dead and zero slots.
 
     Values of every image are kept on the device. Scalars go to every logger, the load of all slots as one histogram to
     TensorBoard, and a picture of the load to TensorBoard and as `expert_load.png` into the run's folder.
@@ -39,6 +39,7 @@ class ExpertUtilization(Callback):
         self.every_n_steps, self.heatmap_every_n_steps = every_n_steps, heatmap_every_n_steps
         self.load = torch.empty(0)
         self._report: Any = None
+        self._routing: Any = None  # of the last batch
         self._names: tuple[str, ...] = ()
         self._counts: list[Tensor] = []  # of the choices of every slot (L, N), by batch
         self._images: list[Tensor] = []  # what `use_of_images` gives, by batch
@@ -60,6 +61,7 @@ class ExpertUtilization(Callback):
         for output in outputs:
             self._names = (*output.scores.names, "severity")
             self._counts.append(slot_load(output.routing.chosen, output.routing.gates.shape[-1]))
+            self._routing = output.routing
             self._images.append(use_of_images(output.routing, output.scores, self._report.config.num_zero))
         if trainer.global_step // self.every_n_steps > self._logged // self.every_n_steps:
             self._log(trainer)
@@ -77,6 +79,9 @@ class ExpertUtilization(Callback):
                 images = trainer.strategy.all_gather(images).flatten(0, 1)
             self._counts, self._images = [], []
             scalars = self._evaluate(load_share(counts.cpu().double()), images.cpu().double())
+            update = trainer.strategy.reduce(self._report.routed_update(self._routing).nanmean(), reduce_op="mean")
+            if not update.isnan():  # without shared ranks there is nothing to compare with
+                scalars["watch_routing/routed_over_shared_update"] = float(update)
             for logger in trainer.loggers:
                 logger.log_metrics(scalars, step=step)
                 if isinstance(logger, TensorBoardLogger):
