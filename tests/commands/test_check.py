@@ -40,6 +40,9 @@ def test_overrides_are_those_of_a_run(capsys):
     config = str(EXPERIMENTS / "tiny/mor.yaml")
     assert main(["check", config, "--data.train=[photos]", "--trainer.max_steps", "5"]) == 0
     assert main(["check", config, "--data.train=[lost]"]) == 1
+    capsys.readouterr()
+    assert main(["check", config, "--model.estimator=mine.Nope", "--ckpt_path=lost.ckpt"]) == 1
+    assert [line.split()[1] for line in lines(capsys)[:-1]] == ["model.estimator:", "ckpt_path:"]
     assert main(["check", config, "--data.trian=[photos]"]) == 2
     assert "data.trian" in capsys.readouterr().err
 

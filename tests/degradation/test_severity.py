@@ -43,6 +43,18 @@ def test_labels_are_uniform_ranks_and_severity_is_their_noisy_or():
     torch.testing.assert_close(labels.combined, expected)
 
 
+def test_a_recipe_that_cannot_be_hashed_gives_the_same_labels():
+    @dataclasses.dataclass
+    class Mine:
+        strength: float = 1.0
+
+        def sample(self, key: Tensor) -> DegradationParameters:
+            return RECIPE.sample(key)
+
+    drawn = RECIPE.sample(sample_keys(9, 0, torch.arange(8)))
+    torch.testing.assert_close(true_severity(drawn, Mine()), true_severity(drawn, RECIPE))
+
+
 def test_severity_of_named_scores():
     scores = torch.tensor([[0.0, 0.9, 0.2, 0.0], [0.5, 0.0, 0.5, 0.5]])
     found = noisy_or(scores, ("blur", "resize", "compression", "noise"))

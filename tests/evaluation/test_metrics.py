@@ -3,6 +3,7 @@
 import csv
 import functools
 import importlib.util
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -230,3 +231,15 @@ def test_names_of_published_columns_and_of_pyiqa():
     needs("pyiqa")
     info = metric_info("brisque")
     assert (info.kind, info.lower_is_better) == ("none", True)
+    assert metric_info("CLIPIQA+_vitL14_512").name == "clipiqa+_vitL14_512"
+
+
+def test_a_metric_whose_weights_are_not_known_asks_no_network_when_downloads_are_off(tmp_path, monkeypatch):
+    needs("pyiqa")
+    monkeypatch.setattr("pyiqa.utils.download_util.DEFAULT_CACHE_DIR", str(tmp_path))
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    asked: list[str] = []
+    monkeypatch.setattr(socket, "getaddrinfo", lambda host, *_, **__: asked.append(host) or [])
+    for settings in ({}, {"download": False}):  # HF_HUB_OFFLINE is set in tests
+        assert "switched off" in build_metrics(["brisque"], **settings).absent["brisque"]
+    assert asked == []

@@ -294,10 +294,12 @@ class Cheat(L.LightningModule):
     def __init__(self, answers: dict[float, torch.Tensor]) -> None:
         super().__init__()
         self.answers = answers
-        self.generator = SimpleNamespace(base=torch.nn.Linear(1, 1))
+        self.generator = SimpleNamespace(base=torch.nn.Linear(1, 1), one_step=SimpleNamespace(scale=4))
+        self.autocast: list[bool] = []
         self.scores = ScoreMeans(["psnr"])
 
     def forward(self, lr: torch.Tensor, size: tuple[int, int] | None = None) -> torch.Tensor:
+        self.autocast.append(torch.is_autocast_enabled("cpu"))
         return self.answers[round(lr.double().mean().item(), 6)]
 
     def test_step(self, batch, batch_idx):
@@ -325,12 +327,13 @@ class Pairs(L.LightningDataModule):
     val_dataloader = test_dataloader
 
 
-def trained(callback: L.Callback, scale: int = 4) -> tuple[L.Trainer, Cheat, Pairs]:
+def trained(callback: L.Callback, scale: int = 4, **settings: Any) -> tuple[L.Trainer, Cheat, Pairs]:
     data = Pairs(scale)
     answers = {round(batch["lr"].double().mean().item(), 6): batch["hr"] for batch in data.batches}
     trainer = L.Trainer(
-        accelerator="cpu", logger=False, callbacks=[callback], enable_progress_bar=False, enable_checkpointing=False
-    )
+        accelerator="cpu", logger=False, callbacks=[callback], enable_progress_bar=False, enable_checkpointing=False,
+        **settings,
+    )  # fmt: skip
     return trainer, Cheat(answers), data
 
 
@@ -349,6 +352,22 @@ def test_a_test_run_ends_with_one_table_per_set(monkeypatch, capsys, scale):
     assert "|" not in text
     assert table_of(text, "psnr")["morsr"][1].startswith("+")
     assert Path("out/first/side_by_side.png").is_file()
+
+
+def test_pairs_of_a_plain_data_module_are_numbered_and_restored_in_the_precision_of_the_run(monkeypatch):
+    monkeypatch.setattr(callback_module, "active_adapters", lambda *_: nullcontext())
+    table = BenchmarkTable(metrics=["psnr"], out="out")
+    trainer, module, data = trained(table, precision="bf16-mixed")
+    trainer.callbacks.append(ScoreDump())
+    plain = L.LightningDataModule()
+    plain.test_dataloader = plain.val_dataloader = lambda: DataLoader(  # type: ignore[method-assign]
+        [{side: batch[side] for side in ("lr", "hr")} for batch in data.batches], batch_size=None
+    )
+    trainer.test(module, plain, verbose=False)
+    assert sorted(table.reports["test"].values("morsr", "psnr")) == ["00000", "00001", "00002", "00003"]
+    assert module.autocast == [True] * 8
+    trainer.validate(module, plain, verbose=False)
+    assert [line["image"] for line in rows_of(Path("scores/step_000000.csv"))] == [f"val:0000{i}" for i in range(4)]
 
 
 def test_several_devices_are_refused():

@@ -118,3 +118,11 @@ def test_a_revision_is_asked_for(sd_original, tmp_path, monkeypatch):
             asked.clear()
         assert find_model("org/v1.5@v1").is_dir()
         assert any(path.endswith("revision/v1") for path in asked), asked
+
+
+def test_a_folder_without_adapters_does_not_hide_the_shipped_model(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("tiny").mkdir()
+    assert find_model("tiny").parts[-2:] == ("tiny", "adapters.safetensors")
+    Path("tiny/adapters.safetensors").touch()
+    assert find_model("tiny") == Path("tiny")

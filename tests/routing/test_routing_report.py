@@ -1,11 +1,15 @@
 """The report and its command, on a small random model from the classes that the real ones use."""
 
+import base64
 import os
 import re
 import sys
+from dataclasses import replace
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -14,7 +18,7 @@ from morsr.adapters import MoRConfig, adapter_parameters
 from morsr.cli import main
 from morsr.errors import ConfigError
 from morsr.estimators import build_estimator
-from morsr.evaluation.report import examine
+from morsr.evaluation.report import examine, write_report
 from morsr.evaluation.routing import RoutingTable
 from morsr.models.bases import load_base
 from morsr.models.generator import OneStepConfig, OneStepGenerator
@@ -88,6 +92,17 @@ def test_one_image_in_depth(generator):
     finally:
         generator.adapters.strength = 1.0
     torch.testing.assert_close(found.shared, shared)
+
+
+def test_a_model_of_another_scale_is_shown_at_its_scale(generator, monkeypatch, tmp_path):
+    monkeypatch.setattr(generator, "one_step", replace(generator.one_step, scale=2))
+    found = examine(generator, torch.rand(1, 3, 20, 24))
+    assert found.restored.shape == (3, 40, 48)
+    write_report(found.routing, tmp_path / "page.html", examples=[replace(found, shared=found.restored + 0.1)])
+    page = (tmp_path / "page.html").read_text()
+    assert "the difference, 5 times" in page  # 0.5 + 5 × 0.1 is white
+    data = re.findall(r'base64,([^"]+)" alt=""><figcaption>the difference', page)[0]
+    assert np.asarray(Image.open(BytesIO(base64.b64decode(data)))).min() == 255
 
 
 def test_the_page_of_a_folder(loads, generator, photos):

@@ -103,6 +103,12 @@ def test_the_image_that_shows_a_kind_has_little_of_the_others(table):
     assert table.truth["blur"][shown["blur"]] > table.truth["blur"].quantile(0.9)
 
 
+def test_a_score_that_the_others_make_up_is_no_kind(table):
+    scores = torch.cat([table.scores, table.scores.mean(1, keepdim=True)], dim=1)
+    more = replace(table, truth={}, scores=scores, score_names=(*KINDS, "overall"))
+    assert more.kinds() == replace(table, truth={}).kinds()
+
+
 def test_without_a_relation_nothing_is_found():
     generator = Generator()
     generator.adapters.router.weight.zero_()

@@ -71,6 +71,14 @@ def kill(process: multiprocessing.process.BaseProcess, folder: Path, *, writes: 
 @pytest.mark.timeout(3000)
 @pytest.mark.parametrize("kills", [1, pytest.param(50, marks=pytest.mark.slow)])
 def test_killed_runs_resume_whole(kills, small_base, tmp_path):
+    # in a new process: one in which other tests have started autograd's threads cannot be forked
+    process = multiprocessing.get_context("spawn").Process(target=kill_and_resume, args=(kills, small_base, tmp_path))
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+
+
+def kill_and_resume(kills: int, small_base: Path, tmp_path: Path) -> None:
     """Every killed run is resumed, and the resumed one may be killed again; what ends is the straight run."""
     assert train(small_base, tmp_path / "straight") == 0
     expected = load_file(tmp_path / "straight" / RUNS / "version_0" / "adapters.safetensors")

@@ -87,6 +87,9 @@ def missing(settings: Mapping[str, Any]) -> Iterator[str]:
                 wanted = ", ".join(files)
                 yield f"model.val_metrics: {metric} needs {wanted} in torch.hub's cache; score once online"
     yield from _by_class(settings.get("data"), "data")
+    checkpoint = str(settings.get("ckpt_path") or "last")
+    if checkpoint not in ("last", "best", "hpc") and "://" not in checkpoint and not Path(checkpoint).exists():
+        yield f"ckpt_path: no such checkpoint {checkpoint}"
     yield from missing_disk(settings.get("trainer") or {}, model.get("base"))
 
 
@@ -125,13 +128,20 @@ def has_weights(name: str) -> bool:
 
 
 def missing_estimator(model: Mapping[str, Any]) -> list[str]:
-    """CLIP's weights, or a file of the learned estimator."""
+    """Its class, CLIP's weights, or a file of the learned estimator."""
+    from morsr.estimators.base import estimator_class
+
     estimator, settings = model.get("estimator"), model.get("estimator_args") or {}
     if isinstance(estimator, Mapping):
         if lines := _by_class(estimator, "model.estimator"):
             return lines
         settings = estimator.get("init_args") or {}
         estimator = str(estimator.get("class_path"))
+    elif isinstance(estimator, str):
+        try:
+            estimator_class(estimator)
+        except MorsrError as error:
+            return [f"model.{error}"]
     if estimator == "clip" or str(estimator).endswith(".ClipEstimator"):
         from morsr.estimators.clip import CLIP_SOURCE
 

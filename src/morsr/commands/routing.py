@@ -79,7 +79,9 @@ def run(
     restorer = Restorer.from_pretrained(
         model, base=base, estimator=estimator, router=router, device=device, dtype="float32"
     )
-    pictures, routed_names, drawn, failed = _lr_images(paths, names, recipe, copies, seed or 0)
+    pictures, routed_names, drawn, failed = _lr_images(
+        paths, names, recipe, copies=copies, seed=seed or 0, scale=restorer.generator.one_step.scale
+    )
     if not pictures:
         raise InputError(f"{input}: none of the {len(paths)} images can be read; the first: {failed[0]}")
     routed = RoutingTable.from_images(restorer, pictures, drawn, recipe=recipe or "realesrgan", names=routed_names)
@@ -101,7 +103,7 @@ def run(
 
 
 def _lr_images(
-    paths: list[Path], names: list[str], recipe: DegradationRecipe | None, copies: int, seed: int
+    paths: list[Path], names: list[str], recipe: DegradationRecipe | None, *, copies: int, seed: int, scale: int
 ) -> tuple[list[Any], list[str], DegradationParameters | None, list[str]]:
     """LR images that can be read, their names and parameters if degraded here, and complaints about the others."""
     import torch
@@ -123,13 +125,13 @@ def _lr_images(
                 kept.append(name)
                 continue
             hr = centre(image, 512)
-            hr = hr[..., : hr.shape[-2] // 4 * 4, : hr.shape[-1] // 4 * 4]  # as the recipes need it
+            hr = hr[..., : hr.shape[-2] // scale * scale, : hr.shape[-1] // scale * scale]  # as the recipes need it
             if min(hr.shape[-2:]) < 64:
                 raise InputError(f"{path}: expected at least 64 pixels each way to degrade")
         except InputError as error:
             failed.append(str(error) if str(path) in str(error) else f"{path}: {error}")
             continue
         drawn.append(recipe.sample(sample_keys(seed, 0, index * copies + torch.arange(copies))))
-        pictures += apply(hr.expand(copies, -1, -1, -1), drawn[-1]).split(1)
+        pictures += apply(hr.expand(copies, -1, -1, -1), drawn[-1], scale=scale).split(1)
         kept += [f"{name}-{copy}" if copies > 1 else name for copy in range(copies)]
     return pictures, kept, DegradationParameters.concatenate(drawn) if drawn else None, failed

@@ -41,7 +41,7 @@ def run(
     report = score_folders(
         named_paths(pred), gt, lr, [name for name in metrics.split(",") if name.strip()],
         out=out,
-        device=torch.accelerator.current_accelerator() if accelerator else None,
+        device=torch.accelerator.current_accelerator(check_available=True) if accelerator else None,
     )  # fmt: skip
     print(report.to_text())
     for method, scores in papers.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Hashable
 from typing import NamedTuple
 
 import torch
@@ -36,7 +37,9 @@ def true_severity(
 ) -> DegradationSeverity:
     """True labels of B sets: the rank of every measure among fixed draws of a recipe, and the severity."""
     harms = _harm(degradation_measures(parameters, scale=scale))
-    tables = _measure_tables(DegradationRecipe.load(recipe), scale)
+    recipe = DegradationRecipe.load(recipe)
+    measured = _measure_tables if isinstance(recipe, Hashable) else _measure_tables.__wrapped__
+    tables = measured(recipe, scale)
     ranks = torch.stack([rank(value, table) for value, table in zip(harms, tables, strict=True)], dim=1)
     ranks = ranks.to(parameters.key.device)
     blur, noise, jpeg, size = ranks.unbind(dim=1)

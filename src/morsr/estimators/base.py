@@ -138,6 +138,20 @@ def build_estimator(spec: DegradationEstimator | Mapping[str, Any] | str, **sett
         settings = {key: stored[key] for key in stored if key not in ("text_cache", "local_files_only")} | settings
     else:
         kind = spec
+    chosen = estimator_class(kind)
+    try:
+        inspect.signature(chosen).bind(**settings)
+    except TypeError as error:
+        raise ConfigError(f"estimator {kind!r}: {error}") from error
+    return chosen(**settings)
+
+
+def estimator_class(kind: str) -> type[DegradationEstimator]:
+    """The class that a short name or an import path names.
+
+    Raises:
+        ConfigError: no such name, a path that cannot be imported, or another kind of class.
+    """
     path = _KINDS.get(kind, kind)
     chosen: Any = class_at(path, "estimator") if "." in path else None
     if not (isinstance(chosen, type) and issubclass(chosen, DegradationEstimator)):
@@ -145,8 +159,4 @@ def build_estimator(spec: DegradationEstimator | Mapping[str, Any] | str, **sett
         raise ConfigError(
             f"estimator: expected {known} or a subclass of DegradationEstimator, as mine.Mine, got {kind!r}"
         )
-    try:
-        inspect.signature(chosen).bind(**settings)
-    except TypeError as error:
-        raise ConfigError(f"estimator {kind!r}: {error}") from error
-    return chosen(**settings)
+    return chosen

@@ -48,13 +48,14 @@ class BenchmarkTable(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:  # fmt: skip
-        for index, (stem, name, group) in enumerate(_names(batch, "test")):
+        first = sum(map(len, self._pairs.values()))
+        for index, (stem, name, group) in enumerate(_names(batch, "test", range(first, first + len(batch["hr"])))):
             lr, hr = (to_uint8(batch[side][index : index + 1]) for side in ("lr", "hr"))
             self._pairs.setdefault(name, []).append(SimpleNamespace(stem=stem, lr=lr, hr=hr, group=group))
 
     def on_test_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         folder = Path(self.out or _run_folder(trainer) / "benchmark")
-        methods = module_methods(pl_module, getattr(trainer.datamodule, "scale", 4))
+        methods = module_methods(pl_module, trainer)
         self.reports = {}
         for name, pairs in self._pairs.items():
             report = evaluate(methods, pairs, self.metrics, out=folder / name)
@@ -63,11 +64,14 @@ class BenchmarkTable(L.Callback):
         self._pairs = {}
 
 
-def module_methods(module: Any, scale: int = 4) -> dict[str, Method]:
-    """The rows "bicubic", "base" (adapters off) and "morsr" of a module with a `generator`."""
+def module_methods(module: Any, trainer: L.Trainer) -> dict[str, Method]:
+    """The rows "bicubic", "base" (adapters off) and "morsr" of a module with a `generator`, in the run's precision."""
+    scale, precision = getattr(trainer.datamodule, "scale", module.generator.one_step.scale), trainer.precision_plugin
 
     def with_adapters(lr: Tensor) -> Tensor:
-        return module(lr.to(module.device), size=(scale * lr.shape[-2], scale * lr.shape[-1])).cpu()
+        with precision.test_step_context():
+            lr = precision.convert_input(lr.to(module.device))
+            return module(lr, size=(scale * lr.shape[-2], scale * lr.shape[-1])).float().cpu()
 
     def without_adapters(lr: Tensor) -> Tensor:
         with active_adapters(module.generator.base, None):
@@ -91,8 +95,10 @@ class ScoreDump(L.Callback):
     ) -> None:
         if trainer.sanity_checking or trainer.fast_dev_run:
             return
-        repeated = batch.get("repeated") or [False] * len(batch["stem"])  # another process has those
-        names = [name for name, again in zip(_names(batch, "val"), repeated, strict=True) if not again]
+        count, first = len(batch["hr"]), len(self._rows)
+        places = [place * trainer.world_size + trainer.global_rank for place in range(first, first + count)]
+        repeated = batch.get("repeated") or [False] * count  # another process has those
+        names = [name for name, again in zip(_names(batch, "val", places), repeated, strict=True) if not again]
         scored, metrics = pl_module.scores.rows, pl_module.scores.metrics
         for (stem, name, group), row in zip(names, scored[len(scored) - len(names) :], strict=True):
             values = dict(zip(metrics, row[0].tolist(), strict=True))
@@ -108,14 +114,11 @@ class ScoreDump(L.Callback):
         self._rows = []
 
 
-def _names(batch: Mapping[str, Any], default: str) -> list[tuple[str, str, str | None]]:
-    """(stem, set, photograph) of every image of a batch."""
-    count = len(batch["stem"])
-    sets, photographs = batch.get("set") or [default] * count, batch.get("image") or [None] * count
-    return [
-        (str(s), str(n), p if p is None else f"{n}:{p}")
-        for s, n, p in zip(batch["stem"], sets, photographs, strict=True)
-    ]
+def _names(batch: Mapping[str, Any], default: str, places: Sequence[int]) -> list[tuple[str, str, str | None]]:
+    """(stem, set, photograph) of every image of a batch; where the data module gives no stems, its place."""
+    stems, sets = batch.get("stem") or [f"{place:05d}" for place in places], batch.get("set") or [default] * len(places)
+    photographs = batch.get("image") or [None] * len(places)
+    return [(str(s), str(n), p if p is None else f"{n}:{p}") for s, n, p in zip(stems, sets, photographs, strict=True)]
 
 
 def _run_folder(trainer: L.Trainer) -> Path:

@@ -42,8 +42,8 @@ class Comparison:
             [info.label, number(a), number(b), *interval_cells(value), verdict_of(info, value)]
             for info, a, b, value in self.rows
         ]
-        first = self.rows[0][3]
-        photographs = f" of {first.count} photographs" if first.count < self.images else ""
+        count = max(value.count for *_, value in self.rows)
+        photographs = f" of {count} photographs" if count < self.images else ""
         seeds = f", {self.seeds} seeds" if self.seeds > 1 else ""
         head = ["metric", "A", "B", "B - A", "95 % interval (*: without 0)", "B is"]
         text = f"A: {printable(self.name_a)}\nB: {printable(self.name_b)}\n{self.images} images{photographs}{seeds}\n\n"

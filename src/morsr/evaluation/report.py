@@ -63,7 +63,7 @@ def examine(generator: OneStepGenerator, lr: Tensor, *, name: str = "image", max
     try:
         for strength in (kept, 0.0):
             adapters.strength = strength
-            images.append(generator(crop, score_lr=lr).sr[0].clamp(0, 1).cpu())
+            images.append(generator(crop, scale=generator.one_step.scale, score_lr=lr).sr[0].clamp(0, 1).cpu())
     finally:
         adapters.strength = kept
     return Example(table, enlarge(crop, (images[0].shape[-2], images[0].shape[-1]))[0].cpu(), *images)
@@ -223,7 +223,8 @@ def _zero(table: RoutingTable, missing: list[str]) -> str:
     correlation = spearman(table.severity, share)
     if math.isnan(correlation):
         missing.append("Zero share against severity: expected at least three images that differ in both.")
-    return _section("Zero slots against severity", _plot(figure), f"Spearman's rank correlation {correlation:+.2f}.")
+    lead = "" if math.isnan(correlation) else f"Spearman's rank correlation {correlation:+.2f}."
+    return _section("Zero slots against severity", _plot(figure), lead)
 
 
 def _example(example: Example, table: RoutingTable) -> str:
@@ -237,12 +238,12 @@ def _example(example: Example, table: RoutingTable) -> str:
         f"The routed ranks change it by {difference.square().mean().sqrt() * 255:.2f} of 255 (root mean square).",
         f"The routed update has {routing.update.nanmean():.2f} times the size of the shared one.",
     ]
-    gain = 1 / max(difference.abs().max().item(), 1 / 255)
+    gain = 0.5 / max(difference.abs().max().item(), 1 / 255)
     images = {
         "input, bicubic": example.enlarged,
         "restored": example.restored,
         "by the shared ranks alone": example.shared,
-        f"the difference, {gain:.0f} times": 0.5 + 0.5 * gain * difference,
+        f"the difference, {gain:.0f} times": 0.5 + gain * difference,
     }
     pictures = "".join(_picture(to_uint8(image[None]), caption) for caption, image in images.items())
     groups = dict(zip(table.names, table.severity_groups(), strict=True))

@@ -31,6 +31,7 @@ from morsr.imaging.files import read_planes
 
 FORMAT = "morsr-routing-1"
 SEVERITY_NAMES = ("light", "medium", "severe")
+_COMPOSITE = ("combined", "overall", "worst")  # no kinds: they would win or lose against their own parts
 _TUPLES = ("names", "layer_names", "score_names")
 _TENSORS = ("scores", "severity", "chosen", "gates", "update")
 _NUMBERS = ("num_slots", "num_zero", "num_shared", "expert_rank")
@@ -101,7 +102,7 @@ class RoutingTable:
             raise ConfigError("this model has no routing: its ranks are all active for every image")
         if not count or (names and len(names) != count):
             raise InputError(f"routing: expected images and a name for each, got {count} and {len(names)} names")
-        truth = _true_severities(parameters, recipe, count)
+        truth = _true_severities(parameters, recipe, count, generator)
         tensors = images.split(batch_size) if isinstance(images, Tensor) else map(_planes, images)
         device = next(generator.parameters(), torch.empty(0)).device
         scored, routings = [], []
@@ -163,6 +164,7 @@ class RoutingTable:
     def _places(self) -> tuple[list[str], Tensor]:
         """Kinds whose severities vary, and the rank (I, G) of each image among all by each of them."""
         columns = dict(self.truth) or dict(zip(self.score_names, self.scores.unbind(1), strict=True))
+        columns = {name: values for name, values in columns.items() if name not in _COMPOSITE}
         varying = {name: values for name, values in columns.items() if values.max() > values.min()}
         return list(varying), torch.stack([rank(v) for v in varying.values()], 1) if varying else torch.empty(0)
 
@@ -298,13 +300,12 @@ def _planes(image: Any) -> Tensor:
     return read_planes(image[None] if isinstance(image, Tensor) and image.ndim == 3 else image)
 
 
-def _true_severities(parameters: Any, recipe: DegradationRecipe | str, count: int) -> dict[str, Tensor]:
+def _true_severities(parameters: Any, recipe: DegradationRecipe | str, count: int, generator: Any) -> dict[str, Tensor]:
     """What is known of the degradations as severities by kind, each (I,)."""
     if isinstance(parameters, DegradationParameters):
-        parameters = true_severity(parameters, recipe)
+        parameters = true_severity(parameters, recipe, scale=generator.one_step.scale)
     named = parameters._asdict() if hasattr(parameters, "_asdict") else parameters or {}
-    # The combined severity is no kind: it would win or lose against its own parts.
-    truth = {name: torch.as_tensor(values).float().cpu() for name, values in named.items() if name != "combined"}
+    truth = {name: torch.as_tensor(values).float().cpu() for name, values in named.items() if name not in _COMPOSITE}
     for name, values in truth.items():
         if values.shape != (count,) or not values.isfinite().all():
             raise InputError(f"parameters: {name}: expected {count} finite severities, got shape {tuple(values.shape)}")

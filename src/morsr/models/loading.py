@@ -38,11 +38,11 @@ def find_model(name_or_path: str | os.PathLike[str], **hub: Any) -> Path:
     Raises:
         WeightsError: there is none; the message says what was looked for.
     """
-    path = Path(name_or_path).expanduser()
-    if path.exists():
+    path, name = Path(name_or_path).expanduser(), os.fspath(name_or_path)
+    shipped = name in SHIPPED_BASES
+    if path.exists() and not (shipped and path.is_dir() and not (path / ADAPTERS_FILE).exists()):  # as experiments/tiny
         return path
-    name = os.fspath(name_or_path)
-    if name in SHIPPED_BASES:
+    if shipped:
         return package_weights(name) / ADAPTERS_FILE
     if repository_of(name) is not None and not name.endswith((".safetensors", ".ckpt")):
         try:

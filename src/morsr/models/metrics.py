@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, NoReturn
 
 import numpy as np
 import torch
@@ -142,7 +142,8 @@ def metric_info(name: str) -> Metric:
         _pyiqa()
         from pyiqa.default_model_configs import DEFAULT_CONFIGS
 
-        if entry := DEFAULT_CONFIGS.get(key):
+        names = {known.lower(): known for known in DEFAULT_CONFIGS}
+        if entry := DEFAULT_CONFIGS.get(key := names.get(key, key)):
             kind: Literal["full", "none"] = "full" if entry["metric_mode"] == "FR" else "none"
             return Metric(key, kind, entry.get("lower_better", False))
     near = " or ".join(difflib.get_close_matches(key, METRICS, n=3, cutoff=0.4)) or ", ".join(METRICS)
@@ -200,12 +201,13 @@ def _build(info: Metric, device: torch.device, download: bool) -> Metric:
         network = ImageNetFeatures().to(device)
         return replace(info, function=lambda sr, hr: feature_distances(network(sr), network(hr)), device=device)
     pyiqa, missing = _pyiqa(), missing_weights(info)
-    if missing and (not download or os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0")):
+    offline = not download or os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0")
+    if missing and offline:
         raise WeightsError(f"{info.name} needs {', '.join(missing)}; downloads are switched off")
     for file in missing:
         say_fetching(*file.split(" from "))
     try:
-        with _quiet_and_safe():
+        with _quiet_and_safe(offline=offline):
             metric = pyiqa.create_metric(info.name, device=device, **info.options)
     except Exception as error:  # pyiqa and its loaders raise anything
         files = ", ".join(missing or info.weights) or "weights that pyiqa does not list"
@@ -296,16 +298,28 @@ def _pyiqa() -> Any:
 
 
 @contextlib.contextmanager
-def _quiet_and_safe() -> Iterator[None]:
-    """Loading by pyiqa: nothing printed, no download that hangs, no code run from a file of weights."""
+def _quiet_and_safe(*, offline: bool = False) -> Iterator[None]:
+    """Loading by pyiqa: nothing printed, no download that hangs, no code run from a file of weights.
+
+    Args:
+        offline: no address is resolved, as which weights most of its metrics fetch is not known beforehand.
+    """
     timeout, forced = socket.getdefaulttimeout(), os.environ.get("TORCH_FORCE_WEIGHTS_ONLY_LOAD")
+    resolve = socket.getaddrinfo
     socket.setdefaulttimeout(_TIMEOUT)
+    if offline:
+        socket.getaddrinfo = _no_address
     os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             yield
     finally:
         socket.setdefaulttimeout(timeout)
+        socket.getaddrinfo = resolve
         del os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"]
         if forced is not None:
             os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = forced
+
+
+def _no_address(*_: Any, **__: Any) -> NoReturn:
+    raise OSError("downloads are switched off")
