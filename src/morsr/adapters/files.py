@@ -331,10 +331,9 @@ def _check_same(path: str | os.PathLike[str], report: InjectionReport, header: d
 
 def prints_of_layers(report: InjectionReport) -> list[dict[str, Any]]:
     """Name, shape and fingerprint of every base weight under a set, by which a base is known again."""
-    weights: list[Any] = [layer.base_layer.weight for layer in report.layers]
     return [
-        {"name": name, "shape": list(weight.shape), "print": fingerprint(weight)}
-        for name, weight in zip(report.layer_names, weights, strict=True)
+        {"name": name, "shape": list(layer.weight.shape), "print": fingerprint(layer.weight)}
+        for name, layer in zip(report.layer_names, report.layers, strict=True)
     ]
 
 
@@ -362,10 +361,10 @@ def check_base(path: str | os.PathLike[str], header: Mapping[str, Any], model: n
     known = f" (made for {header['base_id']!r})" if header.get("base_id") else ""
     for layer in header.get("layers", ()):
         name = layer["name"]
-        weight = getattr(modules.get(name), "weight", None)
-        if not isinstance(weight, Tensor) or list(weight.shape) != layer["shape"]:
-            got = "no such layer" if not isinstance(weight, Tensor) else f"shape {list(weight.shape)}"
-            raise WeightsError(f"{path}: another base{known}: {name}: expected shape {layer['shape']}, got {got}")
+        weight: Any = getattr(modules.get(name), "weight", None)
+        shape = list(weight.shape) if isinstance(weight, Tensor) else "no such layer"
+        if shape != layer["shape"]:
+            raise WeightsError(f"{path}: another base{known}: {name}: expected shape {layer['shape']}, got {shape}")
         # an empty fingerprint, of the meta device, is never compared
         pairs = zip(fingerprint(weight), layer["print"], strict=False)
         if any(abs(found - stored) > 0.01 * abs(stored) + 1e-6 for found, stored in pairs):
