@@ -235,10 +235,10 @@ def read_adapters_header(path: str | os.PathLike[str], *, whole: bool = False) -
         raise WeightsError(f"{path}: damaged ({error}); copy or download it again") from error
     except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
         raise WeightsError(f"{path}: its header cannot be read ({type(error).__name__}: {error})"[:300]) from error
-    if odd := [key for key, value in tensors.items() if value.dtype not in _DTYPES]:
-        raise WeightsError(f"{path}: {odd[0]}: expected floating-point numbers, got {tensors[odd[0]].dtype}")
     if whole and version >= FORMAT_VERSION and metadata.get("digest") != digest(metadata["header"], tensors):
         raise WeightsError(f"{path}: damaged, its content does not fit its digest; copy it again")
+    if odd := [key for key, value in tensors.items() if value.dtype not in _DTYPES or not value.isfinite().all()]:
+        raise WeightsError(f"{path}: {odd[0]}: expected finite floating-point numbers")
     return {**header, "tensors": tensors if version >= FORMAT_VERSION else _upgraded(tensors)}
 
 
@@ -288,8 +288,6 @@ def _read_for(path: str | os.PathLike[str], model: nn.Module, router: RouterFact
     if odd := sorted(key for key in found | wanted if found.get(key) != wanted.get(key)):
         expected, got = (side.get(odd[0], "no such tensor") for side in (wanted, found))
         raise WeightsError(f"{path}: {odd[0]}: expected {expected}, got {got}")
-    if broken := [key for key, value in header["tensors"].items() if not value.isfinite().all()]:
-        raise WeightsError(f"{path}: {broken[0]} holds NaN or infinity")
     return header
 
 
