@@ -82,8 +82,7 @@ def test_a_recipe_by_file_or_class_path(tmp_path):
         "first: {jpeg: [1",
     ],
 )
-def test_a_wrong_file_is_refused_in_one_line(tmp_path, monkeypatch, text):
-    monkeypatch.chdir(tmp_path)
+def test_a_wrong_file_is_refused_in_one_line(text):
     Path("wrong.yaml").write_text(text)
     with pytest.raises(ConfigError, match=r"wrong\.yaml") as caught:
         DegradationRecipe.load("wrong.yaml")

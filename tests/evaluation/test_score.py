@@ -136,8 +136,7 @@ def test_what_cannot_be_scored_is_named_and_left_out(folders, kind):
         ({"hr": "gt/a.png"}, InputError),
     ],
 )
-def test_arguments_that_cannot_work(folders, options, error, monkeypatch):
-    monkeypatch.chdir(folders)
+def test_arguments_that_cannot_work(folders, options, error):
     Path("empty").mkdir()
     with pytest.raises(error):
         quiet(folders, out="out", **options)
