@@ -157,10 +157,9 @@ def test_what_a_run_refuses_is_one_line_and_leaves_no_folder(extra, word, small_
     Path("half.ckpt").write_bytes(Path("weights.ckpt").read_bytes()[:2000])
     out = tmp_path / "out"
     code = main([*arguments("tiny/mor.yaml", small_base, photos, out, 1), *extra])
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("morsr: ")]
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("morsr: ")]
     assert code == 2
-    assert len(lines) == 1
-    assert word in lines[0]
+    assert word in line
     assert not list(out.glob("mor_tiny/*"))
 
 
