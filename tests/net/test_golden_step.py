@@ -22,8 +22,6 @@ def load_page() -> ModuleType:
     """experiments/train_minimal.py as a module."""
     path = Path(__file__).resolve().parents[2] / "experiments" / "train_minimal.py"
     spec = importlib.util.spec_from_file_location("train_minimal", path)
-    assert spec is not None
-    assert spec.loader is not None
     page = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(page)
     return page
