@@ -1,9 +1,9 @@
 """`morsr upscale`: files and folders, resuming, what fails and what is never touched."""
 
 import os
+from functools import partial
 from pathlib import Path
 
-import numpy as np
 import pytest
 import restorer_twins as twins
 from PIL import Image
@@ -26,12 +26,7 @@ def model(monkeypatch):
     return restorer
 
 
-def photo(path: str, size: tuple[int, int] = (12, 9), mode: str = "RGB") -> Path:
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (*size[::-1], 3)).astype(np.uint8)).convert(mode).save(
-        path
-    )
-    return Path(path)
+photo = partial(twins.photo, size=(12, 9))
 
 
 def sizes(folder: str) -> dict[str, tuple[int, int]]:
@@ -64,7 +59,7 @@ def test_options_reach_the_restorer(model, monkeypatch):
 
 def test_a_folder_is_restored_with_its_subfolders():
     photo("in/a.png")
-    photo("in/sub/b.jpg", (7, 5))
+    photo("in/sub/b.jpg", size=(7, 5))
     photo("in/sub/gray.TIF", mode="L")
     Path("in/notes.txt").write_text("not an image")
     photo("in/.hidden.png")

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from restorer_twins import photo
 
 from morsr import Restorer
 from morsr.adapters import save_adapters
@@ -106,9 +107,8 @@ def test_no_checkpoint_runs_code(command, remote, served, small_base, repo_root,
     name, ran = f"{command}-{remote}.ckpt", tmp_path / "ran"
     torch.save({"state_dict": {}, "morsr": Payload(ran)}, folder / name)
     photos = tmp_path / "photos"
-    photos.mkdir()
     for index in range(2):
-        Image.effect_noise((96, 96), 50).convert("RGB").save(photos / f"{index}.png")
+        photo(photos / f"{index}.png", (96, 96))
     source = f"{address}/{name}" if remote else folder / name
     status = main([
         command, "--config", str(repo_root / "experiments" / "tiny/mor.yaml"), "--trainer.accelerator=cpu",

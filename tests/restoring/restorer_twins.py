@@ -3,9 +3,12 @@
 import copy
 import functools
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -14,6 +17,17 @@ from morsr.estimators import DegradationEstimator
 from morsr.models.bases import build_base
 from morsr.models.generator import OneStepConfig, OneStepGenerator
 from morsr.restoring import Restorer
+
+
+def photo(
+    path: Path | str, size: tuple[int, int] = (24, 16), *, mode: str = "RGB", low: int = 0, high: int = 256
+) -> Path:
+    """Write an image of random colours, which its name decides, with the folders above it."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    colours = np.random.default_rng(sum(path.name.encode())).integers(low, high, (*size[::-1], 3), np.uint8)
+    Image.fromarray(colours).convert(mode).save(path)
+    return path
 
 
 class MeanEstimator(DegradationEstimator):

@@ -4,11 +4,10 @@ import re
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import yaml
-from PIL import Image
+from restorer_twins import photo
 from safetensors.torch import load_file
 
 from morsr.cli import main
@@ -24,12 +23,9 @@ KINDS = ("tiny/pisasr.yaml", "sd21/mor_16gb.yaml", "base/tiny_autoencoder.yaml",
 
 @pytest.fixture
 def photos(tmp_path):
-    folder = tmp_path / "photos"
-    folder.mkdir()
-    noise = np.random.default_rng(0)
     for index in range(3):
-        Image.fromarray(noise.integers(0, 256, (96, 80, 3), dtype=np.uint8)).save(folder / f"{index}.png")
-    return folder
+        photo(tmp_path / "photos" / f"{index}.png", (80, 96))
+    return tmp_path / "photos"
 
 
 def arguments(name: str, base: Path, photos: Path, out: Path, steps: int = 0) -> list[str]:
