@@ -95,7 +95,7 @@ def test_a_stopped_run_goes_on_where_it_was(model, capsys):
     assert Image.open("out/b.png").size == (48, 36)
 
 
-def test_outputs_inside_the_input_folder_are_not_inputs_of_the_next_run(model):
+def test_outputs_inside_the_input_folder_are_not_inputs_of_the_next_run():
     photo("in/a.png")
     assert main(["upscale", "in", "in/out"]) == 0
     assert main(["upscale", "in", "in/out", "--overwrite"]) == 0
@@ -132,7 +132,7 @@ def test_a_folder_as_output_of_one_file_takes_its_name(output, made):
     assert Path("in/a.png").read_bytes() == before
 
 
-def test_processes_share_a_folder(monkeypatch, capsys):
+def test_processes_share_a_folder(monkeypatch):
     for index in range(5):
         photo(f"in/{index}.png")
     monkeypatch.setenv("WORLD_SIZE", "2")

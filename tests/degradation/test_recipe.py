@@ -43,7 +43,7 @@ def test_presets_are_the_published_ones():
     assert s3diff.second.blur == BlurRecipe(probability=0.5, sigma=(0.2, 1.0), **shapes)
 
 
-def test_the_hash_tells_settings_and_not_names(tmp_path):
+def test_the_hash_tells_settings_and_not_names():
     recipes = [DegradationRecipe.load(name) for name in preset_names()]
     assert len({recipe.hash for recipe in recipes} | {Rain().hash}) == len(recipes) + 1
     assert replace(recipes[0], name="other").hash == recipes[0].hash

@@ -334,7 +334,7 @@ def trained(callback: L.Callback, scale: int = 4) -> tuple[L.Trainer, Cheat, Pai
 
 
 @pytest.mark.parametrize("scale", [2, 4])
-def test_a_test_run_ends_with_one_table_per_set(monkeypatch, capsys, scale):
+def test_a_test_run_ends_with_one_table_per_set(monkeypatch, scale):
     monkeypatch.setattr(callback_module, "active_adapters", lambda *_: nullcontext())
     table = BenchmarkTable(metrics=["psnr", "ssim"], out="out")
     trainer, module, data = trained(table, scale)

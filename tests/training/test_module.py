@@ -22,8 +22,6 @@ from morsr.models.losses import Distillation, Losses, LossTerm, Weight
 from morsr.training.callbacks import AdapterEMA
 from morsr.training.module import OneStepSRModule
 
-CONFIG = Path(__file__).resolve().parents[2] / "experiments" / "tiny/mor.yaml"
-
 
 def fit(module: OneStepSRModule, folder: Path, steps: int, *, ckpt: Path | None = None, save_at: int = 0) -> L.Trainer:
     keep = ModelCheckpoint(dirpath=folder, filename="at-{step}", every_n_train_steps=save_at, save_top_k=-1)
