@@ -13,9 +13,10 @@ of ×1 on their middle, to the photograph itself. A scoring on RealSR belongs in
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import cv2
 from PIL import Image
@@ -88,24 +89,22 @@ def main() -> None:
     options = parser.parse_args()
     restorer = Restorer.from_pretrained("tiny", device="cpu", dtype="float32")
     common: dict[str, Method] = {"bicubic": bicubic_method(), "tiny": partial(restorer, tile=None)}
-    made: dict[str, Callable[[], Sequence[Pair]]] = {
-        "embedded": embedded, "held": lambda: held_out(options.data / "photos"),
-    }  # fmt: skip
+    made = {"embedded": embedded, "held": partial(held_out, options.data / "photos")}
     for name in options.sets:
         folder = options.data / name
-        pairs: list[Pair | Photo] = list(made[name]() if name in made else paired_folder(folder / "LR", folder / "HR"))
+        pairs: Any = made[name]() if name in made else paired_folder(folder / "LR", folder / "HR")
         methods = common | {"shared only": partial(restorer, tile=None, strength=0.0)}
         if (compact := folder / "compact").is_dir():
-            methods["compact"] = compact_method([pair for pair in pairs if isinstance(pair, Photo)], compact)
+            methods["compact"] = compact_method(pairs, compact)
         report = evaluate(methods, pairs, METRICS)
         print(f"\n{name}: {len(pairs)} images\n\n{report.to_text()}\n")
         for other in [key for key in methods if key not in common]:
             differences = [f"{metric} {report.difference('tiny', metric, other)}" for metric in METRICS]
             print(f"tiny - {other}: {', '.join(differences)}")
         if name == "held":
-            unchanged(restorer, [pair for pair in pairs if isinstance(pair, Pair)])
+            unchanged(restorer, pairs)
         if name == "embedded" and options.gallery:
-            gallery(report, [pair for pair in pairs if isinstance(pair, Pair)], common, options.gallery)
+            gallery(report, pairs, common, options.gallery)
 
 
 if __name__ == "__main__":

@@ -52,10 +52,9 @@ def blocks(page: Path) -> str:
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)], ids=lambda page: page.stem)
-def test_the_python_of_a_page_runs(page, tmp_path, monkeypatch):
+def test_the_python_of_a_page_runs(page):
     from morsr.degradation import DegradationRecipe, sample_keys
 
-    monkeypatch.chdir(tmp_path)
     photo = Image.fromarray(data.chelsea()[100:228, 150:278])
     for folder, side in (("lr", 32), ("hr", 128), ("datasets/RealSR/test_LR", 32), ("datasets/RealSR/test_HR", 128)):
         Path(folder).mkdir(parents=True)

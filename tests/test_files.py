@@ -2,15 +2,12 @@
 
 import errno
 import os
-from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from morsr.files import atomic_path, save_tensors, write_text
-
-SOURCE = Path(__file__).resolve().parents[1] / "src" / "morsr"
 
 
 def test_modes_follow_the_umask(tmp_path):

@@ -18,7 +18,7 @@ def _peft_twin(toy, folder):
     return peft.PeftModel.from_pretrained(toy.Toy().eval(), folder).eval()
 
 
-def test_even_gates_are_a_plain_lora_of_that_rank(toy, images, tmp_path):
+def test_even_gates_are_a_plain_lora_of_that_rank(toy, images):
     model, report = toy.make(toy.small("mor_v1", num_shared=2, top_k=10, targets=PLAIN, scale=2.0))
     torch.manual_seed(0)
     twin = toy.Toy().eval()

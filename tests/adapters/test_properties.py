@@ -41,7 +41,7 @@ def test_fresh_set_leaves_the_output_bit_identical(config, toy, images, scores):
 
 
 @torch.no_grad()
-def test_an_adapted_layer_is_the_sum_over_its_ranks(config, toy, images, scores):
+def test_an_adapted_layer_is_the_sum_over_its_ranks(config, toy, scores):
     """The definition: W x + scale · Σ_r g_r B_r (A_r x), rank by rank, in float64."""
     model, report = toy.make(config)
     toy.apply(report, scores)

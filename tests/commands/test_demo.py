@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import restorer_twins as twins
 from PIL import Image
+from restorer_twins import photo
 
 from morsr.commands import demo
 from morsr.errors import InputError
@@ -23,11 +24,6 @@ from morsr.restoring import Restorer
 
 if importlib.util.find_spec("gradio") is None:  # importing it takes seconds, in every process that collects
     pytest.skip("needs the extra `demo`", allow_module_level=True)
-
-
-def photo(path: str, size: tuple[int, int] = (24, 16)) -> Path:
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (*size[::-1], 3), np.uint8)).save(path)
-    return Path(path)
 
 
 def test_a_file_becomes_previews_a_file_scores_and_a_plot(restorer):
@@ -160,7 +156,6 @@ def test_a_stopped_demo_leaves_nothing_behind(number, code, tmp_path):
     with subprocess.Popen(
         command, env={**os.environ, "TMPDIR": str(place)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
-        assert process.stdout is not None
         assert process.stdout.readline().startswith("http://127.0.0.1:")
         (folder,) = place.glob("morsr-demo-*")
         (folder / "upload.png").touch()

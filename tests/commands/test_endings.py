@@ -83,8 +83,6 @@ def printing(text: str) -> list[str]:
 
 def test_a_reader_that_has_gone_ends_it_quietly():
     with subprocess.Popen(printing("a table"), stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        assert process.stderr is not None
         process.stdout.close()
         assert process.stderr.read() == b""
         assert process.wait(timeout=120) == 141

@@ -1,9 +1,9 @@
 """`morsr upscale`: files and folders, resuming, what fails and what is never touched."""
 
 import os
+from functools import partial
 from pathlib import Path
 
-import numpy as np
 import pytest
 import restorer_twins as twins
 from PIL import Image
@@ -26,12 +26,7 @@ def model(monkeypatch):
     return restorer
 
 
-def photo(path: str, size: tuple[int, int] = (12, 9), mode: str = "RGB") -> Path:
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.random.default_rng(0).integers(0, 256, (*size[::-1], 3)).astype(np.uint8)).convert(mode).save(
-        path
-    )
-    return Path(path)
+photo = partial(twins.photo, size=(12, 9))
 
 
 def sizes(folder: str) -> dict[str, tuple[int, int]]:
@@ -64,7 +59,7 @@ def test_options_reach_the_restorer(model, monkeypatch):
 
 def test_a_folder_is_restored_with_its_subfolders():
     photo("in/a.png")
-    photo("in/sub/b.jpg", (7, 5))
+    photo("in/sub/b.jpg", size=(7, 5))
     photo("in/sub/gray.TIF", mode="L")
     Path("in/notes.txt").write_text("not an image")
     photo("in/.hidden.png")
@@ -100,7 +95,7 @@ def test_a_stopped_run_goes_on_where_it_was(model, capsys):
     assert Image.open("out/b.png").size == (48, 36)
 
 
-def test_outputs_inside_the_input_folder_are_not_inputs_of_the_next_run(model):
+def test_outputs_inside_the_input_folder_are_not_inputs_of_the_next_run():
     photo("in/a.png")
     assert main(["upscale", "in", "in/out"]) == 0
     assert main(["upscale", "in", "in/out", "--overwrite"]) == 0
@@ -137,7 +132,7 @@ def test_a_folder_as_output_of_one_file_takes_its_name(output, made):
     assert Path("in/a.png").read_bytes() == before
 
 
-def test_processes_share_a_folder(monkeypatch, capsys):
+def test_processes_share_a_folder(monkeypatch):
     for index in range(5):
         photo(f"in/{index}.png")
     monkeypatch.setenv("WORLD_SIZE", "2")

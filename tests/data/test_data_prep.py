@@ -1,7 +1,6 @@
 """The script that cuts photographs: what it writes, starting it again, and what it refuses."""
 
-import importlib.util
-import sys
+import importlib
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -17,12 +16,8 @@ SIZES = ["--size=32", "--step=24"]
 @pytest.fixture
 def cut(repo_root, monkeypatch):
     """The script's command line in this process; it returns the exit code."""
-    spec = importlib.util.spec_from_file_location("cut_subimages", repo_root / "data_prep" / "cut_subimages.py")
-    assert spec is not None
-    assert spec.loader is not None
-    script = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, spec.name, script)
-    spec.loader.exec_module(script)
+    monkeypatch.syspath_prepend(str(repo_root / "data_prep"))
+    script = importlib.import_module("cut_subimages")
     monkeypatch.setattr(script, "ProcessPoolExecutor", ThreadPoolExecutor)
     return lambda *arguments: auto_cli(script.main, args=[*map(str, arguments)], as_positional=True)
 

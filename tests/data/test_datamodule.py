@@ -279,7 +279,6 @@ def test_a_batch_is_made_on_the_device(make_data):
     data.setup("fit")
     raw = next(iter(data.train_dataloader()))
     device = torch.accelerator.current_accelerator()
-    assert device is not None
     batch = data.finish_batch(data.transfer_batch_to_device(raw, device, 0))
     assert batch["lr"].device.type == batch["hr"].device.type == batch["severity"].device.type == device.type
     assert batch["parameters"].key.device.type == "cpu"

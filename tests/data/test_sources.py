@@ -50,7 +50,7 @@ def test_images_that_share_a_stem_are_called_by_their_paths(tmp_path):
         ("a b.png, photos/other.png", "a b.png"),
     ],
 )
-def test_a_list_has_a_path_a_line_and_numbers_behind_it_are_cut_off(tmp_path, line, name):
+def test_a_list_has_a_path_a_line_and_numbers_behind_it_are_cut_off(line, name):
     Path("list.txt").write_text(f"# chosen\n\n{line}\n", encoding="utf-8-sig")
     assert [photo.hr for photo in find_photos("list.txt")] == [name]
     assert [photo.hr for photo in find_photos({"source": "list.txt", "root": "r"})] == [f"r/{name}"]
@@ -72,7 +72,6 @@ def test_folders_are_paired_by_stem(pairs):
     pair = photos[0].load()
     np.testing.assert_array_equal(pair.hr, pair.lr.repeat(4, 0).repeat(4, 1))
     hr, lr = photos[0].read(multiple=64, largest=48)  # 96x80: the middle of the LR image, at whole pixels
-    assert lr is not None
     np.testing.assert_array_equal(lr, pair.lr[6:18, 4:16])
     np.testing.assert_array_equal(hr, pair.hr[24:72, 16:64])
 

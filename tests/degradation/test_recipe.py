@@ -43,7 +43,7 @@ def test_presets_are_the_published_ones():
     assert s3diff.second.blur == BlurRecipe(probability=0.5, sigma=(0.2, 1.0), **shapes)
 
 
-def test_the_hash_tells_settings_and_not_names(tmp_path):
+def test_the_hash_tells_settings_and_not_names():
     recipes = [DegradationRecipe.load(name) for name in preset_names()]
     assert len({recipe.hash for recipe in recipes} | {Rain().hash}) == len(recipes) + 1
     assert replace(recipes[0], name="other").hash == recipes[0].hash
@@ -82,8 +82,7 @@ def test_a_recipe_by_file_or_class_path(tmp_path):
         "first: {jpeg: [1",
     ],
 )
-def test_a_wrong_file_is_refused_in_one_line(tmp_path, monkeypatch, text):
-    monkeypatch.chdir(tmp_path)
+def test_a_wrong_file_is_refused_in_one_line(text):
     Path("wrong.yaml").write_text(text)
     with pytest.raises(ConfigError, match=r"wrong\.yaml") as caught:
         DegradationRecipe.load("wrong.yaml")

@@ -15,34 +15,20 @@ transformers = pytest.importorskip("transformers")
 SIZE = 32
 
 
-def _save_tokenizer(folder):
+def _save_clip(folder, seed=0):
     letters = [chr(code) for code in range(33, 127)]
-    words = ["sh", "ph", "oto</w>", "photo</w>", "no", "is"]
-    vocabulary = letters + [letter + "</w>" for letter in letters] + ["ot", "oto</w>", "pho", "photo</w>"]
-    vocabulary += [word for word in words if word not in vocabulary] + ["<|startoftext|>", "<|endoftext|>"]
-    merges = [("o", "t"), ("ot", "o</w>"), ("p", "h"), ("ph", "oto</w>"), ("s", "h"), ("n", "o"), ("i", "s")]
-    tokenizer = transformers.CLIPTokenizer(
-        vocab={token: index for index, token in enumerate(vocabulary)}, merges=merges, model_max_length=77
-    )
-    tokenizer.save_pretrained(folder)
-    return len(vocabulary)
-
-
-def _save_clip(folder, seed=0, projection=24):
-    size = _save_tokenizer(folder)
+    words = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    vocabulary, size = {word: place for place, word in enumerate(words)}, len(words)
+    transformers.CLIPTokenizer(vocab=vocabulary, merges=[], model_max_length=77).save_pretrained(folder)
     torch.manual_seed(seed)
     common = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
     config = transformers.CLIPConfig(
         text_config={
-            **common,
-            "vocab_size": size,
-            "eos_token_id": size - 1,
-            "bos_token_id": size - 2,
-            "pad_token_id": size - 1,
+            **common, "vocab_size": size, "eos_token_id": size - 1, "bos_token_id": size - 2, "pad_token_id": size - 1,
         },
         vision_config={**common, "image_size": SIZE, "patch_size": 8},
-        projection_dim=projection,
-    )
+        projection_dim=24,
+    )  # fmt: skip
     model = transformers.CLIPModel(config)
     for parameter in model.parameters():  # default weights are so small that all embeddings coincide
         if parameter.ndim > 1:

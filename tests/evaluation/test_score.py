@@ -136,8 +136,7 @@ def test_what_cannot_be_scored_is_named_and_left_out(folders, kind):
         ({"hr": "gt/a.png"}, InputError),
     ],
 )
-def test_arguments_that_cannot_work(folders, options, error, monkeypatch):
-    monkeypatch.chdir(folders)
+def test_arguments_that_cannot_work(folders, options, error):
     Path("empty").mkdir()
     with pytest.raises(error):
         quiet(folders, out="out", **options)
@@ -338,7 +337,7 @@ def trained(callback: L.Callback, scale: int = 4, **settings: Any) -> tuple[L.Tr
 
 
 @pytest.mark.parametrize("scale", [2, 4])
-def test_a_test_run_ends_with_one_table_per_set(monkeypatch, capsys, scale):
+def test_a_test_run_ends_with_one_table_per_set(monkeypatch, scale):
     monkeypatch.setattr(callback_module, "active_adapters", lambda *_: nullcontext())
     table = BenchmarkTable(metrics=["psnr", "ssim"], out="out")
     trainer, module, data = trained(table, scale)

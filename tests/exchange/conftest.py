@@ -39,7 +39,6 @@ def generator(small_base):
         load_base(small_base), build_estimator("frequency"), adapters=adapters, one_step=OneStepConfig(timestep=150)
     ).eval()
     torch.manual_seed(1)
-    assert generator.adapters is not None
     torch.nn.init.normal_(generator.adapters.router.weight, std=2.0)
     for parameter in adapter_parameters(generator.base):
         if parameter.ndim == 2:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hub_server import cached
 from torch import Tensor
 
 from morsr import Restorer
@@ -24,7 +25,7 @@ def same_image(one: Restorer, other: Restorer, lr: Tensor) -> None:
     torch.testing.assert_close(other(lr), expected, atol=0, rtol=0)
 
 
-def test_round_trip_of_a_folder_that_holds_its_base(generator, lr, tmp_path):
+def test_round_trip_of_a_folder_that_holds_its_base(generator, lr):
     """A base known by its place on this machine only goes along, so that the folder can be moved."""
     restorer = Restorer(generator, device="cpu")
     assert restorer.save_pretrained("model") == Path("model")
@@ -38,7 +39,7 @@ def test_round_trip_of_a_folder_that_holds_its_base(generator, lr, tmp_path):
         load_generator("moved", base="tiny")
 
 
-def test_a_preset_is_named_and_not_copied(tmp_path):
+def test_a_preset_is_named_and_not_copied():
     restorer = Restorer.from_pretrained("tiny", device="cpu")
     restorer.save_pretrained("model")
     held = {path.name for path in Path("model").iterdir()}
@@ -61,7 +62,7 @@ def test_without_adapters_and_over_an_earlier_save(generator, small_base, lr):
     same_image(bare, loaded, lr)
 
 
-def test_a_decoder_of_release_0_1_is_refused(generator, adapters_file, small_base):
+def test_a_decoder_of_release_0_1_is_refused(generator, adapters_file):
     """Another decoder than the training's would give another image."""
     Restorer(generator, device="cpu").save_pretrained("model")
     edit = json.loads(Path("model/config.json").read_text())
@@ -85,22 +86,13 @@ def test_files_of_the_estimator_go_along(small_base, lr, tmp_path):
     torch.testing.assert_close(loaded.estimator(lr).scores, expected)
 
 
-def hub(root: Path, repository: str, model: Path, revision: str = "main") -> None:
-    """A repository in the layout of the hub's local cache, as a download would leave it."""
-    folder = root / f"models--{repository.replace('/', '--')}"
-    commit = "0" * 39 + str(len(list(folder.glob("refs/*"))))
-    shutil.copytree(model, folder / "snapshots" / commit)
-    (folder / "refs").mkdir(exist_ok=True)
-    (folder / "refs" / revision).write_text(commit)
-
-
 def test_hub_id(generator, lr, tmp_path):
     restorer = Restorer(generator, device="cpu")
     restorer.save_pretrained("model")
-    hub(tmp_path / "cache", "someone/mor", Path("model"))
+    cached(tmp_path / "cache", "someone/mor", Path("model"))
     generator.one_step = OneStepConfig(timestep=70)
     restorer.save_pretrained("other")
-    hub(tmp_path / "cache", "someone/mor", Path("other"), revision="v2")
+    cached(tmp_path / "cache", "someone/mor", Path("other"), revision="v2")
     where = {"cache_dir": tmp_path / "cache", "local_files_only": True}
     second = Restorer.from_pretrained("someone/mor", device="cpu", revision="v2", **where)
     same_image(restorer, second, lr)

@@ -31,7 +31,6 @@ def session(path: str) -> Any:
 
 def with_estimator(generator: OneStepGenerator, worst: bool) -> OneStepGenerator:
     """The generator with the learned estimator, and its router cut to as many scores."""
-    assert generator.adapters is not None
     generator.estimator, router = build_estimator("learned", worst=worst), generator.adapters.router
     dim = router.num_scores = generator.estimator.dim
     router.weight = nn.Parameter(torch.randn(*router.weight.shape[:2], dim) * 2)

@@ -9,10 +9,8 @@ import torch
 
 from morsr.models.bases.loading import ARCHITECTURES
 
-WIDTH = 32
 
-
-def write_text_encoder(folder: Path, *, width: int = WIDTH) -> None:
+def write_text_encoder(folder: Path) -> None:
     """text_encoder/ by transformers, tokenizer/ as the plain files that Stable Diffusion 2 has."""
     from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -32,7 +30,7 @@ def write_text_encoder(folder: Path, *, width: int = WIDTH) -> None:
     settings = {"do_lower_case": True, "model_max_length": 7, "tokenizer_class": "CLIPTokenizer"}
     (tokenizer / "tokenizer_config.json").write_text(json.dumps({**special, **settings, "pad_token": "<|endoftext|>"}))
     config = CLIPTextConfig(
-        vocab_size=len(ids), hidden_size=width, intermediate_size=width, num_hidden_layers=2, num_attention_heads=2,
+        vocab_size=len(ids), hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
         max_position_embeddings=7, eos_token_id=ids["<|endoftext|>"], bos_token_id=ids["<|startoftext|>"],
         hidden_act="gelu",
     )  # fmt: skip

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -81,6 +82,15 @@ class Hub(BaseHTTPRequestHandler):
         if not whole:
             self.wfile.flush()
             self.close_connection = True
+
+
+def cached(cache: Path, repository: str, model: Path, revision: str = "main") -> None:
+    """A repository in the layout of the hub's local cache, as a download would leave it."""
+    folder = cache / f"models--{repository.replace('/', '--')}"
+    commit = "0" * 39 + str(len(list(folder.glob("refs/*"))))
+    shutil.copytree(model, folder / "snapshots" / commit)
+    (folder / "refs").mkdir(exist_ok=True)
+    (folder / "refs" / revision).write_text(commit)
 
 
 @contextmanager

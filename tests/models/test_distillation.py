@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from training_twins import draws
 from twins import write_twin
 
 from morsr.adapters import MoRConfig, active_adapters, inject
@@ -12,7 +13,6 @@ from morsr.errors import WeightsError
 from morsr.functional.diffusion import distillation_gradient, distillation_loss, scaled_linear_alphas_cumprod
 from morsr.functional.losses import feature_distances, hinge_discriminator, hinge_generator
 from morsr.models.bases import load_base
-from morsr.models.draws import Draws
 from morsr.models.losses import build_lpips, image_losses
 from morsr.models.score_network import ScoreConfig, ScoreNetwork, Teacher
 
@@ -20,10 +20,6 @@ from morsr.models.score_network import ScoreConfig, ScoreNetwork, Teacher
 @pytest.fixture
 def base(small_base):
     return load_base(small_base).requires_grad_(False)
-
-
-def draws(count: int = 2) -> Draws:
-    return Draws.of_step(seed=0, step=0, first=0, count=count, device=torch.device("cpu"))
 
 
 def test_the_gradient_is_scaled_per_image_and_the_loss_has_it_as_derivative():
@@ -107,14 +103,11 @@ def test_feature_distance_is_zero_for_equal_and_ignores_length():
 
 
 def test_draws_are_the_samples_own():
-    whole = Draws.of_step(seed=0, step=5, first=0, count=4, device=torch.device("cpu"))
-    second = Draws.of_step(seed=0, step=5, first=2, count=2, device=torch.device("cpu"))
+    whole, second, next_step = draws(4, step=5), draws(2, step=5, first=2), draws(4, step=6)
     torch.testing.assert_close(whole[2:].normal("a", (3, 3)), second.normal("a", (3, 3)), rtol=0, atol=0)
     assert not torch.equal(whole.normal("a", (3,)), whole.normal("b", (3,)))
-    next_step = Draws.of_step(seed=0, step=6, first=0, count=4, device=torch.device("cpu"))
     assert not torch.equal(whole.normal("a", (3,)), next_step.normal("a", (3,)))
-    steps = Draws.of_step(seed=1, step=0, first=0, count=500, device=torch.device("cpu")).timesteps("t", 20, 23)
-    assert sorted(set(steps.tolist())) == [20, 21, 22, 23]
+    assert set(draws(500).timesteps("t", 20, 23).tolist()) == {20, 21, 22, 23}
 
 
 def test_lpips_without_its_weights_says_what_to_do(monkeypatch):

@@ -9,12 +9,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from training_twins import draws, plain_phase
 from twins import FAMILIES, adapters, awaken, build, images, write_twin
 
 from morsr.adapters import active_adapters, adapter_parameters, merged
 from morsr.errors import ConfigError, WeightsError
 from morsr.models.bases import load_base
-from morsr.models.draws import Draws
 from morsr.models.exchange.fixed import export_lora
 from morsr.models.generator import OneStepConfig, OneStepGenerator
 from morsr.models.loading import load_generator
@@ -22,7 +22,6 @@ from morsr.models.losses import Distillation, Gan, Losses, Weight
 from morsr.models.saving import save_generator
 from morsr.models.score_network import ScoreConfig, Teacher
 from morsr.training.module import OneStepSRModule
-from morsr.training.step import OneStepPhase
 
 
 class Twin(NamedTuple):
@@ -58,10 +57,6 @@ def twin(request, tmp_path_factory):
         with active_adapters(generator.base, None):
             bare = generator(images()).sr
     return Twin(name, folder, awaken(generator), bare, fresh)
-
-
-def draws(step: int = 0) -> Draws:
-    return Draws.of_step(seed=0, step=step, first=0, count=2, device=torch.device("cpu"))
 
 
 def pipeline(base: Any) -> Any:
@@ -164,17 +159,13 @@ class TestEveryFamily:
             one_step=OneStepConfig(timestep=family.timestep),
             losses=Losses(features=Weight(), vsd=vsd, gan=Gan(width=4)),
         )  # fmt: skip
-        module.train()
         base, trained = module.generator.base, module.objective.trained()
         before = {name: value.clone() for name, value in base.named_parameters()}
         router = module.generator.adapters.router
         router.standardize(torch.zeros(router.num_scores), torch.ones(router.num_scores), torch.linspace(0, 1, 9))
-        phase = OneStepPhase(
-            module.objective, module.build_networks(), backward=lambda loss, average: loss.backward(),
-            update=lambda network: network.optimizer.step(), **module.step_settings,
-        )  # fmt: skip
+        phase = plain_phase(module, **module.step_settings)
         for step in range(2):
-            report = phase.run({"lr": images(2), "hr": torch.rand(2, 3, 16, 16)}, draws(step), step=step)
+            report = phase.run({"lr": images(2), "hr": torch.rand(2, 3, 16, 16)}, draws(step=step), step=step)
             assert {"l2", "features", "vsd", "gan", "balance"} <= report.terms.keys()
             assert {"generator", "score", "discriminator"} == report.norms.keys()
             assert all(norm.isfinite() and norm > 0 for norm in report.norms.values())

@@ -3,9 +3,8 @@
 from pathlib import Path
 
 import lightning as L
-import numpy as np
 import pytest
-from PIL import Image
+from restorer_twins import photo
 from twins import FAMILIES, write_twin
 
 from morsr.adapters import MoRConfig, read_adapters_header
@@ -22,11 +21,8 @@ CONFIGS = sorted((Path(__file__).resolve().parents[2] / "experiments" / "familie
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
 def test_a_config_trains_two_steps_on_its_family(config, tmp_path):
     name = config.stem.removeprefix("mor_").replace("_", "-")
-    photos = tmp_path / "photos"
-    photos.mkdir()
     for index in range(2):
-        noise = np.random.default_rng(index).integers(0, 256, (72, 64, 3), dtype=np.uint8)
-        Image.fromarray(noise).save(photos / f"{index}.png")
+        photo(tmp_path / "photos" / f"{index}.png", (64, 72))
     settings = read_config(config)["model"]["init_args"]
     assert settings["adapters"]["targets"] == list(FAMILIES[name].targets)
     kinds = {"vsd": Distillation, "gan": Gan}
@@ -42,7 +38,7 @@ def test_a_config_trains_two_steps_on_its_family(config, tmp_path):
         max_steps=2, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
         enable_model_summary=False, limit_val_batches=0, default_root_dir=tmp_path,
     )  # fmt: skip
-    data = RealESRGANDataModule(train=[str(photos)], batch_size=2, crop_size=32, num_workers=0)
+    data = RealESRGANDataModule(train=[str(tmp_path / "photos")], batch_size=2, crop_size=32, num_workers=0)
     trainer.fit(module, datamodule=data)
     assert trainer.global_step == 2
     assert {"train/vsd", "train/gan", "train/balance"} <= trainer.callback_metrics.keys()

@@ -81,9 +81,8 @@ def test_the_next_mirror_is_tried_where_one_cannot_be_used(
     (bad / "README.md").touch()
     name = str(bad) if local else "bad/sd"
     assert load_base([name, str(sd_original)]).base_id == sd_original.name
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("morsr: no base model from")]
-    assert len(lines) == 1
-    assert name in lines[0]
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("morsr: no base model from")]
+    assert name in line
     with pytest.raises(WeightsError, match=told) as refused:
         load_base(name)
     assert name in str(refused.value)
@@ -95,9 +94,8 @@ def test_a_mirror_that_answers_badly_is_one_line(name, sd_original, hub, capsys)
     for organisation in ("cut", "good"):
         shutil.copytree(sd_original, hub / organisation / "sd")
     assert load_base([name, str(sd_original)]).base_id == sd_original.name
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("morsr: no base model from")]
-    assert len(lines) == 1
-    assert name in lines[0]
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("morsr: no base model from")]
+    assert name in line
     with pytest.raises(WeightsError) as refused:
         load_base([name, "none/other"])
     assert "\n" not in str(refused.value)

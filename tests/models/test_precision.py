@@ -17,6 +17,13 @@ def base():
     return load_base("random:small").requires_grad_(False).eval()
 
 
+@pytest.fixture
+def generator():
+    torch.manual_seed(0)
+    config = MoRConfig(num_ranks=6, num_shared=2, top_k=2, num_zero=1, targets=("sd_unet@unet",))
+    return OneStepGenerator(load_base("random:small"), build_estimator("frequency"), adapters=config).eval()
+
+
 def autocast() -> torch.autocast:
     return torch.autocast("cpu", dtype=torch.bfloat16)
 
@@ -34,14 +41,11 @@ def test_from_the_last_norm_on_nothing_is_rounded(base):
     torch.testing.assert_close(noise, expected, atol=0, rtol=0)
 
 
-def test_the_update_of_a_float32_layer_is_computed_in_float32():
-    torch.manual_seed(0)
-    config = MoRConfig(num_ranks=6, num_shared=2, top_k=2, num_zero=1, targets=("sd_unet@unet",))
-    generator = OneStepGenerator(load_base("random:small"), build_estimator("frequency"), adapters=config)
+def test_the_update_of_a_float32_layer_is_computed_in_float32(generator):
     layer = generator.base.unet.conv_out
     assert isinstance(layer, AdaptedLayer)
     nn.init.normal_(layer.sets["generator"].get_parameter("lora_B"))
-    generator.eval().route(torch.rand(2, 3, 16, 16))
+    generator.route(torch.rand(2, 3, 16, 16))
     features = torch.randn(2, 32, 8, 8)
     with torch.no_grad():
         exact = layer(features)
@@ -56,12 +60,7 @@ def test_the_update_of_a_float32_layer_is_computed_in_float32():
             torch.testing.assert_close(layer(features[:1]), gathered, atol=1e-5, rtol=1e-5)
 
 
-def test_scores_gates_and_clean_latents_are_float32_under_autocast():
-    torch.manual_seed(0)
-    config = MoRConfig(num_ranks=6, num_shared=2, top_k=2, num_zero=1, targets=("sd_unet@unet",))
-    generator = OneStepGenerator(
-        load_base("random:small"), build_estimator("frequency"), adapters=config, one_step=OneStepConfig()
-    ).eval()
+def test_scores_gates_and_clean_latents_are_float32_under_autocast(generator):
     lr = torch.rand(2, 3, 16, 16)
     with torch.no_grad():
         scores = generator.route(lr).scores

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from hub_server import cached
 from safetensors.torch import load_file, save_file
 
 from morsr.adapters import MoRConfig, read_adapters_header, save_adapters
@@ -151,12 +152,8 @@ def test_the_presets_try_their_mirrors():
 def test_a_model_in_the_hubs_cache_is_used_offline(sd_original, tmp_path, monkeypatch):
     from huggingface_hub import constants
 
-    cache = tmp_path / "hub"
-    repository = cache / "models--someone--copy"
-    shutil.copytree(sd_original, repository / "snapshots" / "abc")
-    (repository / "refs").mkdir()
-    (repository / "refs" / "main").write_text("abc")
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    cached(tmp_path / "hub", "someone/copy", sd_original)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     base = load_base(["no/such-model", "someone/copy"])
     assert base.base_id == "someone/copy"
     assert base.prompt_clean.shape == (1, 7, 32)

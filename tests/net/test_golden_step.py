@@ -22,8 +22,6 @@ def load_page() -> ModuleType:
     """experiments/train_minimal.py as a module."""
     path = Path(__file__).resolve().parents[2] / "experiments" / "train_minimal.py"
     spec = importlib.util.spec_from_file_location("train_minimal", path)
-    assert spec is not None
-    assert spec.loader is not None
     page = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(page)
     return page
@@ -71,11 +69,12 @@ def save_base(page: ModuleType, method: Any, folder: Path) -> None:
 
 def real_steps(page: ModuleType, method: Any, folder: Path) -> Numbers:
     """The numbers of the real training from the page's initial values: the one place here that knows its insides."""
+    import training_twins
+
     import morsr.training.module as real
     from morsr.adapters import MoRConfig, adapter_parameters
     from morsr.estimators.base import DegradationEstimator
     from morsr.models.losses import Distillation, Gan, Losses, Weight
-    from morsr.training.step import OneStepPhase
 
     class PageEstimator(DegradationEstimator):
         names = ("rows", "columns", "flatness")
@@ -117,11 +116,7 @@ def real_steps(page: ModuleType, method: Any, folder: Path) -> Numbers:
                 mine.data if mine.shape == yours.shape and not is_up(name, mine, method) else mine.data.t()
             )
     adapters.router.standardize(method.mean, method.std, page.SEVERITIES)
-    module.train()
-    phase = OneStepPhase(
-        module.objective, module.build_networks(), clip=page.CLIP, backward=lambda loss, average: loss.backward(),
-        update=lambda network: network.optimizer.step(),
-    )  # fmt: skip
+    phase = training_twins.plain_phase(module, clip=page.CLIP)
     found = []
     for step in range(page.STEPS):
         adapters.router.noise_sigma = module.adapters.noise_at(step / page.STEPS)

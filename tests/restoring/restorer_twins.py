@@ -3,9 +3,12 @@
 import copy
 import functools
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -14,6 +17,17 @@ from morsr.estimators import DegradationEstimator
 from morsr.models.bases import build_base
 from morsr.models.generator import OneStepConfig, OneStepGenerator
 from morsr.restoring import Restorer
+
+
+def photo(
+    path: Path | str, size: tuple[int, int] = (24, 16), *, mode: str = "RGB", low: int = 0, high: int = 256
+) -> Path:
+    """Write an image of random colours, which its name decides, with the folders above it."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    colours = np.random.default_rng(sum(path.name.encode())).integers(low, high, (*size[::-1], 3), np.uint8)
+    Image.fromarray(colours).convert(mode).save(path)
+    return path
 
 
 class MeanEstimator(DegradationEstimator):
@@ -28,14 +42,14 @@ class MeanEstimator(DegradationEstimator):
 class FakeGenerator(nn.Module):
     """The generator's face over any function of images; sees which sizes came."""
 
-    def __init__(self, function: Callable[[Tensor], Tensor] = lambda images: images, multiple: int = 16) -> None:
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
-        self.multiple, self.function, self.adapters = multiple, function, None
-        self.base, self.one_step = SimpleNamespace(latent_factor=4, multiple=multiple), OneStepConfig()
+        self.function, self.adapters = function, None
+        self.base, self.one_step = SimpleNamespace(latent_factor=4, multiple=16), OneStepConfig()
         self.sizes: list[tuple[int, int]] = []
 
     def encode(self, images: Tensor) -> Tensor:
-        assert images.shape[-1] % self.multiple == images.shape[-2] % self.multiple == 0
+        assert images.shape[-1] % 16 == images.shape[-2] % 16 == 0
         self.sizes.append((images.shape[-2], images.shape[-1]))
         return images
 
@@ -52,8 +66,8 @@ def smoothing(images: Tensor) -> Tensor:
     return F.avg_pool2d(padded, 7, stride=1)
 
 
-def fake(function: Callable[[Tensor], Tensor] = lambda images: images, multiple: int = 16) -> Restorer:
-    return Restorer(FakeGenerator(function, multiple), device="cpu")  # type: ignore[arg-type]
+def fake(function: Callable[[Tensor], Tensor] = lambda images: images) -> Restorer:
+    return Restorer(FakeGenerator(function), device="cpu")  # type: ignore[arg-type]
 
 
 MIXTURE = MoRConfig(num_ranks=12, num_shared=4, top_k=3, num_zero=2, targets=("sd_unet@unet",))

@@ -18,12 +18,8 @@ from morsr.restoring import restorer as restorer_module
 from morsr.restoring.folder import Job, processes, restore_files
 
 
-def photo(name: str, size: tuple[int, int] = (12, 8), *, low: int = 0, high: int = 256) -> Job:
-    path = Path(name)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    seed = sum(name.encode())
-    Image.fromarray(np.random.default_rng(seed).integers(low, high, (*size[::-1], 3), np.uint8)).save(path)
-    return Job(path, Path("out") / path)
+def photo(name: str, **colours: int) -> Job:
+    return Job(twins.photo(name, (12, 8), **colours), Path("out", name))
 
 
 def pixels(path: Path | str) -> np.ndarray:

@@ -32,13 +32,6 @@ def weights(restorer: Restorer) -> dict[str, Tensor]:
     return {name: value.clone() for name, value in restorer.generator.state_dict().items()}
 
 
-def uneven() -> Tensor:
-    """Dark and flat on the left, bright and noisy on the right: the router sees two different images."""
-    images = torch.full((1, 3, 16, 64), 0.1)
-    images[..., 32:] = 0.5 + 0.5 * torch.rand(1, 3, 16, 32)
-    return images
-
-
 @settings(max_examples=30)
 @given(
     height=st.integers(1, 40),
@@ -266,7 +259,8 @@ def test_strength_scales_the_gates_and_leaves_the_model_as_it_was(restorer):
 
 
 def test_all_tiles_of_an_image_share_one_routing_merged_or_not(restorer, monkeypatch):
-    images, calls, before = uneven(), [], weights(restorer)
+    images, calls, before = torch.full((1, 3, 16, 64), 0.1), [], weights(restorer)
+    images[..., 32:] = 0.5 + 0.5 * torch.rand(1, 3, 16, 32)  # half of it would be routed otherwise
     condition = restorer.generator.route
     monkeypatch.setattr(restorer.generator, "route", lambda lr: (calls.append(tuple(lr.shape)), condition(lr))[1])
     merged, routing = restorer(images, tile=64, return_routing=True)

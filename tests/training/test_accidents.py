@@ -70,10 +70,9 @@ def test_a_disk_that_fills_up_leaves_the_checkpoint_before(small_base, tmp_path,
 
     monkeypatch.setattr(torch, "save", filling)
     assert main(options(small_base, tmp_path)) == 2
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("morsr: ")]
-    assert len(lines) == 1
-    assert "the checkpoint could not be written" in lines[0]
-    assert "No space left" in lines[0]
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("morsr: ")]
+    assert "the checkpoint could not be written" in line
+    assert "No space left" in line
     assert whole_step(tmp_path / "out" / "last.ckpt") == whole_step(tmp_path / "out" / "at-2.ckpt") == 2
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["at-2.ckpt", "last.ckpt"]
 
@@ -83,9 +82,8 @@ def test_adapters_that_have_gone_nan_leave_the_file_before(small_base, tmp_path,
     file = tmp_path / "adapters.safetensors"
     file.write_bytes(b"of an earlier run")
     assert main(options(small_base, tmp_path, *callbacks, steps=2)) == 2
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("morsr: ")]
-    assert len(lines) == 1
-    assert "hold NaN or infinity" in lines[0]
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("morsr: ")]
+    assert "hold NaN or infinity" in line
     assert [path.name for path in tmp_path.glob("*.safetensors")] == ["adapters.safetensors"]
     assert file.read_bytes() == b"of an earlier run"
 
@@ -98,7 +96,6 @@ def test_sigterm_in_the_calibration_stops_at_once_and_says_so(small_base, tmp_pa
 
 def test_a_dead_worker_is_one_line(small_base, tmp_path, capsys):
     assert main([*options(small_base, tmp_path, "test_accidents.KillWorker"), "--data.num_workers=1"]) == 2
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("morsr: ")]
-    assert len(lines) == 1
-    assert "DataLoader worker (pid" in lines[0]
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("morsr: ")]
+    assert "DataLoader worker (pid" in line
     assert whole_step(tmp_path / "out" / "last.ckpt") == 2

@@ -2,6 +2,7 @@
 
 import shutil
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,7 +13,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from safetensors.torch import load_file, save_file
 from training_twins import ADAPTERS, Pairs, batch, build, fit
 
-from morsr.adapters import MoRConfig, read_adapters_header
+from morsr.adapters import read_adapters_header
 from morsr.errors import WeightsError
 from morsr.models.bases import loading
 from morsr.models.bases.base import PROMPTS_FILE
@@ -20,10 +21,6 @@ from morsr.models.bases.reading import read_prompts
 from morsr.models.generator import OneStepConfig
 from morsr.models.loading import load_generator
 from morsr.training.module import OneStepSRModule
-
-
-def adapters(**settings: Any) -> MoRConfig:
-    return MoRConfig.from_dict({**ADAPTERS.to_dict(), **settings})
 
 
 def checkpoint(module: OneStepSRModule) -> dict[str, Any]:
@@ -47,9 +44,9 @@ def made(small_base):
     ("told", "settings"),
     [
         ("one_step with timestep 150, not 400", {"one_step": OneStepConfig(timestep=400, scale_input=True)}),
-        ("adapters with scale 1.0, not 2.0", {"adapters": adapters(scale=2.0)}),
-        ("adapters with gate 'renormalize_real', not 'softmax'", {"adapters": adapters(gate="softmax")}),
-        ("num_shared 2, not 3, num_zero 1, not 2", {"adapters": adapters(num_shared=3, num_zero=2)}),
+        ("adapters with scale 1.0, not 2.0", {"adapters": replace(ADAPTERS, scale=2.0)}),
+        ("adapters with gate 'renormalize_real', not 'softmax'", {"adapters": replace(ADAPTERS, gate="softmax")}),
+        ("num_shared 2, not 3, num_zero 1, not 2", {"adapters": replace(ADAPTERS, num_shared=3, num_zero=2)}),
         ("the estimator 'frequency', not 'learned'", {"estimator": "learned"}),
     ],
 )

@@ -4,11 +4,10 @@ import re
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 import yaml
-from PIL import Image
+from restorer_twins import photo
 from safetensors.torch import load_file
 
 from morsr.cli import main
@@ -24,12 +23,9 @@ KINDS = ("tiny/pisasr.yaml", "sd21/mor_16gb.yaml", "base/tiny_autoencoder.yaml",
 
 @pytest.fixture
 def photos(tmp_path):
-    folder = tmp_path / "photos"
-    folder.mkdir()
-    noise = np.random.default_rng(0)
     for index in range(3):
-        Image.fromarray(noise.integers(0, 256, (96, 80, 3), dtype=np.uint8)).save(folder / f"{index}.png")
-    return folder
+        photo(tmp_path / "photos" / f"{index}.png", (80, 96))
+    return tmp_path / "photos"
 
 
 def arguments(name: str, base: Path, photos: Path, out: Path, steps: int = 0) -> list[str]:
@@ -157,10 +153,9 @@ def test_what_a_run_refuses_is_one_line_and_leaves_no_folder(extra, word, small_
     Path("half.ckpt").write_bytes(Path("weights.ckpt").read_bytes()[:2000])
     out = tmp_path / "out"
     code = main([*arguments("tiny/mor.yaml", small_base, photos, out, 1), *extra])
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("morsr: ")]
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("morsr: ")]
     assert code == 2
-    assert len(lines) == 1
-    assert word in lines[0]
+    assert word in line
     assert not list(out.glob("mor_tiny/*"))
 
 

@@ -16,9 +16,8 @@ OPTIONS = [line for block in re.findall(r"```\n(--.*?)```", PAGE, re.DOTALL) for
 
 
 @pytest.fixture
-def mine(tmp_path, monkeypatch):
+def mine(tmp_path):
     (tmp_path / "mine.py").write_text("\n\n".join(CLASSES[:-1]))
-    monkeypatch.chdir(tmp_path)
     return tmp_path
 
 

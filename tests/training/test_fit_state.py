@@ -1,5 +1,6 @@
 """What `Trainer.fit` itself must set up: the router's training mode, calibration, and where weights are read from."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from torch import Tensor
 from training_twins import ADAPTERS, build, fit
 
-from morsr.adapters import MoRConfig
 from morsr.models.draws import Draws
-
-
-def routed(**settings: Any) -> MoRConfig:
-    return MoRConfig.from_dict({**ADAPTERS.to_dict(), **settings})
 
 
 def ranks(module: L.LightningModule) -> Tensor:
@@ -31,7 +27,7 @@ def validate(module: L.LightningModule, folder: Path, **settings: Any) -> float:
 
 
 def test_running_means_of_the_balance_take_in_every_training_batch_and_no_other(small_base, tmp_path):
-    module = build(small_base, adapters=routed(logit_noise=0.0))
+    module = build(small_base, adapters=replace(ADAPTERS, logit_noise=0.0))
     module.eval()  # as after a validation
     context = module.generator.adapters.router
     twins.fit(module, tmp_path, 3, data=twins.Pairs())
@@ -51,7 +47,7 @@ def test_the_routers_noise_is_drawn_in_a_fit_and_ends(small_base, tmp_path):
 
     ends = []
     for noise in (0.0, 5.0):
-        module = build(small_base, adapters=routed(logit_noise=noise, logit_noise_until=0.5))
+        module = build(small_base, adapters=replace(ADAPTERS, logit_noise=noise, logit_noise_until=0.5))
         fit(module, tmp_path / str(noise), 4, callbacks=[Look()])
         ends.append(ranks(module))
     assert seen[4:] == [5.0, 2.5, 0.0, 0.0]
@@ -85,7 +81,7 @@ def test_a_resumed_run_needs_no_start_file(small_base, tmp_path):
 
 
 def test_shared_ranks_alone_restore_a_share_of_the_images(small_base):
-    module = build(small_base, adapters=routed(routed_dropout=0.4))
+    module = build(small_base, adapters=replace(ADAPTERS, routed_dropout=0.4))
     batch, draws = {"lr": torch.rand(64, 3, 4, 4), "hr": torch.rand(64, 3, 16, 16)}, Draws(torch.arange(64))
     module.generator.adapters.router.train()
     with torch.no_grad():

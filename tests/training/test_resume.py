@@ -5,6 +5,7 @@ import json
 import os
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,6 @@ import torch
 import training_twins as twins
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from morsr.adapters import MoRConfig
 from morsr.data import RealESRGANDataModule
 from morsr.models.bases import load_base
 from morsr.training.base_phases import AutoencoderTraining, DiffusionTraining
@@ -23,7 +23,7 @@ from morsr.training.checkpoints import AtomicCheckpointIO, read_checkpoint
 from morsr.training.estimator import LearnedEstimatorTraining
 
 # Noise on the logits to the end, so that a resumed run has to draw the same.
-NOISY = MoRConfig.from_dict({**twins.ADAPTERS.to_dict(), "logit_noise_until": 2.0})
+NOISY = replace(twins.ADAPTERS, logit_noise_until=2.0)
 
 
 def one_step(base: Path, out: Path) -> L.LightningModule:

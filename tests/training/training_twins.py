@@ -25,13 +25,8 @@ ALL_LOSSES = {"l2": 1.0, "features": 0.5, "vsd": 1.0, "gan": 0.1}
 class Pairs(L.LightningDataModule):
     """Random pairs that depend on their number alone."""
 
-    def __init__(self, batch_size: int = 2, count: int = 6) -> None:
-        super().__init__()
-        self.batch_size, self.count = batch_size, count
-
     def train_dataloader(self) -> DataLoader:
-        pairs = [self.pair(index) for index in range(self.count)]
-        return DataLoader(pairs, batch_size=self.batch_size, collate_fn=self.collate)
+        return DataLoader([self.pair(index) for index in range(6)], batch_size=2, collate_fn=self.collate)
 
     def val_dataloader(self) -> DataLoader:
         return DataLoader([self.pair(index) for index in range(100, 102)], batch_size=1, collate_fn=self.collate)
@@ -112,10 +107,10 @@ def run_options(config: str, base: Path | str, samples: int | None = None, **tra
     return ["fit", "--config", yaml.safe_dump(settings)]
 
 
-def batch(count: int = 2, first: int = 0) -> dict[str, Any]:
+def batch(count: int = 2) -> dict[str, Any]:
     """A batch of random pairs."""
     pairs = Pairs()
-    return pairs.collate([pairs.pair(first + index) for index in range(count)])
+    return pairs.collate([pairs.pair(index) for index in range(count)])
 
 
 def draws(count: int = 2, *, step: int = 0, first: int = 0) -> Draws:

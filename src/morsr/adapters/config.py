@@ -64,7 +64,6 @@ class MoRConfig:
         for name in ("targets", "modules_to_save"):
             value = getattr(self, name)
             object.__setattr__(self, name, tuple(value) if isinstance(value, list) else value)
-        # A router that starts at zero ties all logits, so that every image gets the same slots.
         least = {"num_ranks": 1, "expert_rank": 1, "balance_window": 1, "router_init_std": 1e-6}
         check_fields(self, least={**least, "scale": -float("inf")})
         if self.routed_dropout >= 1:

@@ -235,10 +235,10 @@ def read_adapters_header(path: str | os.PathLike[str], *, whole: bool = False) -
         raise WeightsError(f"{path}: damaged ({error}); copy or download it again") from error
     except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
         raise WeightsError(f"{path}: its header cannot be read ({type(error).__name__}: {error})"[:300]) from error
-    if odd := [key for key, value in tensors.items() if value.dtype not in _DTYPES]:
-        raise WeightsError(f"{path}: {odd[0]}: expected floating-point numbers, got {tensors[odd[0]].dtype}")
     if whole and version >= FORMAT_VERSION and metadata.get("digest") != digest(metadata["header"], tensors):
         raise WeightsError(f"{path}: damaged, its content does not fit its digest; copy it again")
+    if odd := [key for key, value in tensors.items() if value.dtype not in _DTYPES or not value.isfinite().all()]:
+        raise WeightsError(f"{path}: {odd[0]}: expected finite floating-point numbers")
     return {**header, "tensors": tensors if version >= FORMAT_VERSION else _upgraded(tensors)}
 
 
@@ -288,8 +288,6 @@ def _read_for(path: str | os.PathLike[str], model: nn.Module, router: RouterFact
     if odd := sorted(key for key in found | wanted if found.get(key) != wanted.get(key)):
         expected, got = (side.get(odd[0], "no such tensor") for side in (wanted, found))
         raise WeightsError(f"{path}: {odd[0]}: expected {expected}, got {got}")
-    if broken := [key for key, value in header["tensors"].items() if not value.isfinite().all()]:
-        raise WeightsError(f"{path}: {broken[0]} holds NaN or infinity")
     return header
 
 
@@ -331,10 +329,9 @@ def _check_same(path: str | os.PathLike[str], report: InjectionReport, header: d
 
 def prints_of_layers(report: InjectionReport) -> list[dict[str, Any]]:
     """Name, shape and fingerprint of every base weight under a set, by which a base is known again."""
-    weights: list[Any] = [layer.base_layer.weight for layer in report.layers]
     return [
-        {"name": name, "shape": list(weight.shape), "print": fingerprint(weight)}
-        for name, weight in zip(report.layer_names, weights, strict=True)
+        {"name": name, "shape": list(layer.weight.shape), "print": fingerprint(layer.weight)}
+        for name, layer in zip(report.layer_names, report.layers, strict=True)
     ]
 
 
@@ -362,10 +359,10 @@ def check_base(path: str | os.PathLike[str], header: Mapping[str, Any], model: n
     known = f" (made for {header['base_id']!r})" if header.get("base_id") else ""
     for layer in header.get("layers", ()):
         name = layer["name"]
-        weight = getattr(modules.get(name), "weight", None)
-        if not isinstance(weight, Tensor) or list(weight.shape) != layer["shape"]:
-            got = "no such layer" if not isinstance(weight, Tensor) else f"shape {list(weight.shape)}"
-            raise WeightsError(f"{path}: another base{known}: {name}: expected shape {layer['shape']}, got {got}")
+        weight: Any = getattr(modules.get(name), "weight", None)
+        shape = list(weight.shape) if isinstance(weight, Tensor) else "no such layer"
+        if shape != layer["shape"]:
+            raise WeightsError(f"{path}: another base{known}: {name}: expected shape {layer['shape']}, got {shape}")
         # an empty fingerprint, of the meta device, is never compared
         pairs = zip(fingerprint(weight), layer["print"], strict=False)
         if any(abs(found - stored) > 0.01 * abs(stored) + 1e-6 for found, stored in pairs):

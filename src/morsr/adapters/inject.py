@@ -189,9 +189,10 @@ def inject(
     """
     modules = {module_name: original(module) for module_name, module in modules_of(model)}
     if layers is None:
-        layers = _matching(modules, config.targets, "targets", (nn.Linear, nn.modules.conv._ConvNd))
+        weighted = [one for one, module in modules.items() if isinstance(module, (nn.Linear, nn.modules.conv._ConvNd))]
+        layers = _matching(config.targets, weighted, "targets: {!r} matches no Linear or convolution")
     if saved is None:
-        saved = _matching(modules, config.modules_to_save, "modules_to_save", (nn.Module,))
+        saved = _matching(config.modules_to_save, list(modules), "modules_to_save: {!r} matches no module")
         # a module inside another is part of that one
         saved = [one for one in saved if not one.startswith(tuple(f"{other}." for other in saved))]
     if missing := [one for one in [*layers, *saved] if one not in modules]:
@@ -249,19 +250,12 @@ def _wrapped(model: nn.Module, name: str, switch: Switch) -> AdaptedLayer:
     return wrapper
 
 
-def _matching(
-    modules: dict[str, nn.Module], targets: Sequence[str], setting: str, kinds: tuple[type[nn.Module], ...]
-) -> list[str]:
-    """Names of the modules of some kinds that targets name, in the model's order; every target must name one."""
-    found: set[str] = set()
-    fitting = [name for name, module in modules.items() if isinstance(module, kinds)]
-    for target in targets:
-        hits = matching(target, fitting)
-        if not hits:
-            wanted = " or ".join(kind.__name__.strip("_") for kind in kinds)
-            raise ConfigError(f"{setting}: {target!r} matches no {wanted}; see named_modules()")
-        found.update(hits)
-    return [name for name in fitting if name in found]
+def _matching(targets: Sequence[str], names: Sequence[str], problem: str) -> list[str]:
+    """The names that targets match, in the model's order; a target that matches none is a problem."""
+    found = {target: matching(target, names) for target in targets}
+    if idle := [target for target, hits in found.items() if not hits]:
+        raise ConfigError(f"{problem.format(idle[0])}; see named_modules()")
+    return [name for name in names if any(name in hits for hits in found.values())]
 
 
 def _kind(base: nn.Module) -> type[nn.Module] | None:

@@ -12,6 +12,7 @@ _ADDED = r"(?:add_q_proj|add_k_proj|add_v_proj|to_add_out)"
 _FEED_FORWARD = r"ff\.net\.(?:0\.proj|2)"
 _RESNET = r"(?:conv1|conv2|conv_shortcut)"
 _SAMPLERS = r"(?:down|up)samplers\.\d+\.conv"
+_MMDIT = rf"transformer_blocks\.\d+\.(?:attn2?\.(?:{_ATTENTION}|{_ADDED})|(?:ff|ff_context)\.net\.(?:0\.proj|2))"
 _BLOCKS = rf"(?:{_ATTENTION}|{_FEED_FORWARD}|proj_in|proj_out|{_RESNET}|{_SAMPLERS})"
 
 # Roles, not lists: the same preset fits the real networks and small ones of the same classes. Time embeddings, norms
@@ -28,11 +29,7 @@ PRESETS: dict[str, tuple[str, ...]] = {
     "tiny_vae_encoder": (r"encoder\.layers\..*",),
     # Both streams of the MM-DiT, image and text, and the image's way in and out. Left alone in every transformer:
     # modulation, norms, and the embeddings of time, pooled text and text tokens.
-    "sd3": (
-        rf"transformer_blocks\.\d+\.(?:attn2?\.(?:{_ATTENTION}|{_ADDED})|(?:ff|ff_context)\.net\.(?:0\.proj|2))",
-        r"pos_embed\.proj",
-        r"proj_out",
-    ),
+    "sd3": (_MMDIT, r"pos_embed\.proj", r"proj_out"),
     "flux2": (
         rf"transformer_blocks\.\d+\.(?:attn\.(?:{_ATTENTION}|{_ADDED})|(?:ff|ff_context)\.linear_(?:in|out))",
         r"single_transformer_blocks\.\d+\.attn\.(?:to_qkv_mlp_proj|to_out)",
@@ -40,7 +37,7 @@ PRESETS: dict[str, tuple[str, ...]] = {
         r"proj_out",
     ),
     "flux1": (
-        rf"transformer_blocks\.\d+\.(?:attn\.(?:{_ATTENTION}|{_ADDED})|(?:ff|ff_context)\.net\.(?:0\.proj|2))",
+        _MMDIT,
         r"single_transformer_blocks\.\d+\.(?:attn\.to_[qkv]|proj_mlp|proj_out)",
         r"x_embedder",
         r"proj_out",

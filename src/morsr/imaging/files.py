@@ -130,14 +130,15 @@ def _by_vips(data: bytes) -> Picture:
         _check_png(data)
     image = getattr(_vips().Image, f"{format.lower()}load_buffer")(data, fail_on="warning", access="sequential")
     _check_pixels(image.width, image.height)
-    if (pages := _value(image, "n-pages", 1)) > 1:
+    fields = image.get_fields()
+    if "n-pages" in fields and (pages := image.get("n-pages")) > 1:
         raise InputError(f"the image has {pages} frames or pages; split it and give one at a time")
-    names = [name for name in image.get_fields() if name in _KEPT or name.startswith("png-comment-")]
+    names = [name for name in fields if name in _KEPT or name.startswith("png-comment-")]
     notes = {name: image.get(name) for name in names} | {"dpi": (image.xres * 25.4, image.yres * 25.4)}
     if image.interpretation in ("cmyk", "lab", "labs"):
         image = image.colourspace("rgb16" if image.format == "ushort" else "srgb")
         notes.pop("icc-profile-data", None)
-    if _value(image, "orientation", 1) > 1:
+    if "orientation" in fields and image.get("orientation") > 1:
         image = image.copy_memory().autorot()
     lossless = format != "JPEG" and (format != "WEBP" or b"VP8L" in data)  # the name of a lossless part
     return from_samples(image.numpy(), format=format, lossless=lossless, notes=notes)
@@ -190,10 +191,6 @@ def _vips() -> Any:
     if process != os.getpid():
         raise InputError("libvips hangs in a forked process; start it by spawn, or use morsr.imaging.read_rgb")
     return vips
-
-
-def _value(image: Any, name: str, default: Any = None) -> Any:
-    return image.get(name) if image.get_typeof(name) else default
 
 
 def file_format(path: str | os.PathLike[str]) -> str:
