@@ -310,10 +310,10 @@ def ranks_figure(table: RoutingTable) -> Figure:
     gates = shown.new_zeros(len(shown), table.num_slots).scatter(-1, table.chosen[0], shown)
     title = (
         f"{table.active_ranks().mean():.1f} active ranks, {table.num_shared} of them shared\n"
-        f"gate mass {table.gate_mass().mean():.2f}, effective ranks {table.effective_ranks().mean():.1f}, "
+        f"gate mass {table.gate_mass().mean():.2f}, effective ranks {table.effective_ranks().mean():.1f}\n"
         f"routed update {table.update.nanmean():.2f} × the shared one"
     )
-    return load_figure({title: gates}, table.layer_names, table.num_zero, label="gate")
+    return load_figure({title: gates}, table.layer_names, table.num_zero, label="gate", middle=None)
 
 
 class OwnPagesOnly:

@@ -42,18 +42,19 @@ def side_by_side(lines: Sequence[Mapping[str, np.ndarray]], *, crop: int = 160, 
 
 
 def load_figure(
-    panels: Mapping[str, Tensor], layers: Sequence[str], num_zero: int, *, label: str, middle: float = 0.0
+    panels: Mapping[str, Tensor], layers: Sequence[str], num_zero: int, *, label: str, middle: float | None = 0.0
 ) -> Figure:
-    """Draw maps of layers by slots beside one another, on one diverging scale.
+    """Draw maps of layers by slots beside one another, on one scale.
 
     Args:
         panels: title to values (L, N), in even loads; zero slots last.
         layers: names of the L layers.
         num_zero: how many of the last slots are zero slots.
         label: of the scale.
-        middle: value of the scale's white middle: 1 for loads, which are never negative, 0 for differences of loads.
+        middle: value of a diverging scale's white middle: 1 for loads, which are never negative, 0 for differences of
+            loads; None for gates: white is 0, darker is more.
     """
-    from matplotlib.colors import TwoSlopeNorm
+    from matplotlib.colors import Normalize, TwoSlopeNorm
     from matplotlib.figure import Figure
 
     order = flow_order(layers)
@@ -62,14 +63,16 @@ def load_figure(
     # Without pyplot no window system is touched, and a user's own backend stays as it is.
     figure = Figure(figsize=(2.4 * len(panels) + 2.5, max(3.5, min(9, len(layers) / 9))), layout="constrained")
     axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
-    scale = TwoSlopeNorm(middle, vmin=0 if middle else -2, vmax=middle + 2)
+    colors, scale = "Reds", Normalize(0, 2)
+    if middle is not None:
+        colors, scale = "RdBu_r", TwoSlopeNorm(middle, vmin=0 if middle else -2, vmax=middle + 2)
     for axis, (title, values) in zip(axes, panels.items(), strict=True):
         slots = values.shape[1]
-        shown = axis.imshow(values.cpu()[order], aspect="auto", cmap="RdBu_r", norm=scale, interpolation="nearest")
+        shown = axis.imshow(values.cpu()[order], aspect="auto", cmap=colors, norm=scale, interpolation="nearest")
         axis.axvline(slots - num_zero - 0.5, color="black", linewidth=0.8)
         axis.set(title=title, xlabel=f"{slots - num_zero} routed | {num_zero} zero slots", xticks=[])
     axes[0].set_yticks(starts, [blocks[row] for row in starts], fontsize=7)
-    figure.colorbar(shown, ax=axes, label=label, extend="both")
+    figure.colorbar(shown, ax=axes, label=label, extend="both" if middle == 0 else "max")
     return figure
 
 
