@@ -2,12 +2,18 @@
 
 import errno
 import os
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from morsr.files import atomic_path, save_tensors, write_text
+from morsr.files import atomic_path, expanded, save_tensors, write_text
+
+
+def test_a_home_folder_that_nobody_has_is_a_name():
+    assert expanded("~/a") == Path.home() / "a"
+    assert expanded("~$draft/a") == Path("~$draft/a")
 
 
 def test_modes_follow_the_umask(tmp_path):

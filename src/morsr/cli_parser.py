@@ -13,13 +13,15 @@ from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter
 
 from morsr.cli_errors import explain
 from morsr.errors import ConfigError
+from morsr.files import expanded
 
 
 def call(function: Callable[..., int | None], name: str, arguments: Sequence[str]) -> int:
     """Parse the arguments of a command, call its function and return the exit code.
 
     Required parameters are positional, the others options: `--color-strength 1`, `--overwrite`, `--pred A B`. A ~ at
-    the begin of a path is the home folder. A parameter `overrides` gets all from the first `--section.setting` on.
+    the begin of a path is the home folder. A parameter `overrides` gets all from the first
+    option on that is none of the function's.
 
     Args:
         function: typed, with an Args section in its docstring; what stands above it is the command's description.
@@ -33,7 +35,9 @@ def call(function: Callable[..., int | None], name: str, arguments: Sequence[str
     flags = {f"--{key.replace('_', mark)}" for key, kind in hints.items() if kind is bool for mark in "_-"}
     given, overrides = list(arguments), []
     if "overrides" in hints:
-        first = next((i for i, one in enumerate(given) if one.startswith("--") and "." in one), len(given))
+        own = {"--help", *(f"--{key}" for key in hints)}
+        options = (i for i, one in enumerate(given) if one.startswith("--") and one.partition("=")[0] not in own)
+        first = next(options, len(given))
         given, overrides = given[:first], given[first:]
     for place, one in enumerate(given):
         option, equals, value = one.partition("=")
@@ -49,7 +53,7 @@ def call(function: Callable[..., int | None], name: str, arguments: Sequence[str
     except ArgumentError as error:
         raise ConfigError(_as_option(explain(error, parser), function)) from error
     values = {key: options[key] for key in hints if key not in ("return", "overrides")}
-    values |= {key: value.expanduser() for key, value in values.items() if isinstance(value, Path)}
+    values |= {key: expanded(value) for key, value in values.items() if isinstance(value, Path)}
     return function(**values, **({"overrides": overrides} if "overrides" in hints else {})) or 0
 
 

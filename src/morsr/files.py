@@ -7,6 +7,7 @@ import os
 import secrets
 import stat
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -49,6 +50,24 @@ def atomic_path(path: str | os.PathLike[str], *, flush: bool = False) -> Iterato
     finally:
         with contextlib.suppress(OSError):
             part.unlink()
+
+
+def expanded(path: str | os.PathLike[str]) -> Path:
+    """A path in which ~ at the begin is the home folder; as it is where no user is called so, as in `~$draft`."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
+
+
+def check_writable(folder: Path) -> None:
+    """Raise OSError, which names the folder, if no file can be made in it or in the nearest one above that exists."""
+    near = next(one for one in (folder.absolute(), *folder.absolute().parents) if one.exists())
+    try:
+        with tempfile.TemporaryFile(dir=near):
+            pass
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, os.fspath(folder)) from error
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:

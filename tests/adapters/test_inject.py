@@ -22,6 +22,7 @@ class Odd(nn.Module):
         self.normed = nn.utils.parametrizations.weight_norm(nn.Linear(4, 4))
         self.spectral = nn.utils.spectral_norm(nn.Linear(4, 4))
         self.attention = nn.MultiheadAttention(4, 1)
+        self.encoder = nn.TransformerEncoderLayer(4, 1, 8)  # in evaluation it reads weights itself
         self.twice = nn.ModuleList([nn.Linear(4, 4)] * 2)
         self.tied = nn.Linear(4, 4)
         self.embedding = nn.Embedding(4, 4)
@@ -29,7 +30,7 @@ class Odd(nn.Module):
 
 
 REFUSED = ["grouped", "reflected", "transposed", "subclass", "normed", "spectral", "tied"]
-REFUSED += [r"attention\.out_proj", r"twice\.\d"]
+REFUSED += [r"attention\.out_proj", r"encoder\.linear1", r"twice\.\d"]
 
 
 @pytest.mark.parametrize("target", [*REFUSED, "nothing", "plai", "lain", "embedding", "(", "nonesuch@plain"])
@@ -69,6 +70,19 @@ def test_targets_match_whole_names_and_dotted_suffixes(toy):
     assert report.layer_names == ("conv_in", "head.0")
     assert set(report.skipped) == {"downsample", "dilated", "shortcut", "to_q", "pooled"}
     assert "conv_in" in str(report)
+
+
+@pytest.mark.parametrize(("layer", "x"), [(nn.Linear(4, 3), torch.rand(4)), (nn.Conv2d(2, 3, 3), torch.rand(2, 6, 5))])
+def test_an_input_without_a_batch_keeps_its_shape(layer, x):
+    model = nn.Sequential(layer)
+    report = inject(model, MoRConfig(num_ranks=4, num_shared=1, top_k=2, num_zero=1, targets=("0",)), condition_dim=2)
+    nn.init.normal_(model[0].sets["generator"].lora_B)
+    report.route(torch.rand(1, 2))
+    torch.testing.assert_close(model(x), model(x[None])[0])
+    torch.testing.assert_close(model[0](input=x), model(x))
+    report.route(torch.rand(2, 2))
+    with pytest.raises(InputError):
+        model(x)
 
 
 def test_two_sets_work_one_at_a_time(toy, images, scores):

@@ -34,6 +34,7 @@ BAD = [
     ("compare a.csv b.csv --method-a=", "--method-a"),
     ("score", "--pred"),
     ("score --pred a --out=", "--out"),
+    ("score --pred resutls --metrics psnr", "resutls"),
     ("score --pred folder --pred empty", "--pred A B"),
     ("severity missing.png", "missing.png"),
     ("severity photo.png --csv nowhere/a.csv", "nowhere"),

@@ -43,6 +43,8 @@ def test_overrides_are_those_of_a_run(capsys):
     capsys.readouterr()
     assert main(["check", config, "--model.estimator=mine.Nope", "--ckpt_path=lost.ckpt"]) == 1
     assert [line.split()[1] for line in lines(capsys)[:-1]] == ["model.estimator:", "ckpt_path:"]
+    assert main(["check", config, "--model.base=random:nope"]) == 1
+    assert main(["check", config, "--seed_everything=3"]) == 0
     assert main(["check", config, "--data.trian=[photos]"]) == 2
     assert "data.trian" in capsys.readouterr().err
 

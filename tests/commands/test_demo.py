@@ -134,7 +134,9 @@ def test_a_job_that_its_visitor_has_left_ends_and_the_next_one_runs(handlers, mo
     assert len(tiles) == 1, "it does not run to its end"
     assert not list(Path("results").iterdir())
     assert Path(handlers["restore"](image, "model", 1.0, 1.0, "none", here, lambda done: None)[1]).is_file()
-    # The same visitor comes back.
+    with pytest.raises(Exception, match="Cancelled"):  # a job that had waited since before
+        handlers["restore"](image, "model", 1.0, 1.0, "none", gone, lambda done: None)
+    handlers["arrive"](gone)  # the same visitor comes back
     assert Path(handlers["restore"](image, "model", 1.0, 1.0, "none", gone, lambda done: None)[1]).is_file()
 
 

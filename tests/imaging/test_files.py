@@ -2,7 +2,9 @@
 
 import os
 import resource
+import signal
 import stat
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +14,7 @@ import tifffile
 from PIL import Image, ImageCms
 
 from morsr.errors import InputError
-from morsr.imaging import read, read_rgb, write
+from morsr.imaging import Canvas, read, read_rgb, write
 from morsr.imaging.files import check_output, file_format
 
 FORMATS = {
@@ -176,6 +178,7 @@ BAD = {
     "eps": lambda: Path("bad.png").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EOF\n"),
     "half a jpeg": lambda: Path("bad.jpg").write_bytes(jpeg()[:600]),
     "animated gif": lambda: frames("gif"),
+    "animated png": lambda: frames("png"),
     "animated webp": lambda: frames("webp"),
     "two pages": lambda: frames("tif"),
     "too many pixels": lambda: Path("bad.jpg").write_bytes(jpeg().replace(b"\0\x18\0\x21", b"\x4e\x20\x27\x10")),
@@ -230,6 +233,37 @@ def test_a_written_file_has_a_new_files_mode_and_any_name():
     Path("plain").touch()
     assert stat.S_IMODE((folder / "c [n=2].png").stat().st_mode) == stat.S_IMODE(Path("plain").stat().st_mode)
     np.testing.assert_array_equal(read(folder / "c [n=2].png").pixels, smooth(3))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of other systems are Unicode")
+def test_a_folders_name_may_be_in_another_code():
+    target = Path(os.fsdecode(b"caf\xe9"), "out.png")
+    write(read(smooth(3)), target)
+    np.testing.assert_array_equal(read(target).pixels, smooth(3))
+
+
+def test_an_interrupt_during_a_write_ends_it():
+    class Interrupting(Canvas):
+        sent = False
+
+        def release(self) -> None:
+            if not self.sent:
+                self.sent = True
+                signal.raise_signal(signal.SIGINT)
+
+    canvas = Interrupting((1024, 1024, 3), np.uint8)
+    with pytest.raises(KeyboardInterrupt):
+        write(replace(read(canvas.values), canvas=canvas), "out.png")
+    assert not list(Path().iterdir())
+
+
+def test_a_cmyk_image_has_the_colours_of_its_file():
+    import pyvips
+
+    image = pyvips.Image.new_from_array(smooth(3)).copy(interpretation="srgb").icc_export(output_profile="cmyk")
+    image.tiffsave("in.tif")
+    by_path, by_image = (read(source).pixels.astype(int) for source in ("in.tif", Image.open("in.tif")))
+    assert np.abs(by_path - by_image).mean() < 3
 
 
 def test_a_rewritten_file_gives_the_new_pixels():

@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -46,6 +47,20 @@ def test_linked_folders_are_followed_but_not_in_circles():
     Path("in/sub/back").symlink_to(Path("in").resolve())
     Path("beside/on").symlink_to(Path("in").resolve())
     assert list_images("in") == [Path("in/linked/b.png"), Path("in/sub/a.png")]
+
+
+def test_a_folder_that_cannot_be_read_is_said(monkeypatch):
+    touch("in/a.png", "in/locked/b.png")
+    scan = os.scandir
+
+    def refuse(path: Any) -> Any:
+        if str(path).endswith("locked"):
+            raise PermissionError(13, "Permission denied", path)
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(InputError, match="locked: cannot be read"):
+        list_images("in")
 
 
 @pytest.mark.parametrize("source", ["missing", "empty", "pipe.png"])

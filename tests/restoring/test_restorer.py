@@ -341,7 +341,7 @@ def test_targets_that_cannot_be_written_are_refused_before_the_work(target):
     with pytest.raises(InputError):
         restorer.restore_file("in.png", target)
     assert Path("in.png").read_bytes() == before
-    assert not restorer.generator.sizes or target == "in.png/out.png"
+    assert not restorer.generator.sizes
 
 
 def test_every_odd_image_is_restored(shared_data):

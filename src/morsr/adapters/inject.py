@@ -265,6 +265,8 @@ def _kind(base: nn.Module) -> type[nn.Module] | None:
 
 
 def _check_adaptable(model: nn.Module, chosen: dict[str, Any]) -> None:
+    encoders = [name for name, module in model.named_modules() if isinstance(module, nn.TransformerEncoderLayer)]
+    past = tuple(f"{name}.".lstrip(".") for name in encoders)
     owners: dict[int, list[str]] = {}
     for owner, parameter in model.named_parameters(remove_duplicate=False):
         owners.setdefault(id(parameter), []).append(owner)
@@ -272,6 +274,8 @@ def _check_adaptable(model: nn.Module, chosen: dict[str, Any]) -> None:
         if _kind(base) is None:
             got = type(base).__name__
             raise ConfigError(f"{name}: expected torch's Linear or Conv2d, got {got}; leave it out")
+        if past and name.startswith(past):
+            raise ConfigError(f"{name}: torch's TransformerEncoderLayer reads its weights past the ranks; leave it out")
         if isinstance(base, nn.Conv2d) and (base.groups > 1 or base.padding_mode != "zeros"):
             raise ConfigError(f"{name}: convolutions with groups or padding other than zeros cannot be adapted")
         # The update of a layer that is registered twice, or shares its weight, would reach one place of two.

@@ -115,9 +115,10 @@ class AdaptedLayer(nn.Module):
             return output
         if name is None or name not in self.sets:
             return output
-        (x,), ranks, gates = args, self.sets[name], self.gates(name)
-        if len(gates) not in (1, len(x)):
-            raise InputError(f"the routing is for {len(gates)} images, the layer got a batch of {len(x)}")
+        x, ranks, gates = (*args, *kwargs.values())[0], self.sets[name], self.gates(name)
+        batch = len(x) if x.ndim > (3 if isinstance(layer, nn.Conv2d) else 1) else 1
+        if len(gates) not in (1, batch):
+            raise InputError(f"the routing is for {len(gates)} images, the layer got a batch of {batch}")
         # In the precision of the layer's output, whatever autocast would make of it: some layers stay in float32.
         with without_autocast(x.device):
             return output + lowrank_update(x.to(output.dtype), ranks.lora_A, ranks.lora_B, gates, layer)

@@ -12,7 +12,7 @@ from typing import Any
 
 from morsr.commands._common import existing
 from morsr.errors import MorsrError, WeightsError, class_at
-from morsr.files import printable
+from morsr.files import expanded, printable
 from morsr.hub import fetch
 
 
@@ -71,11 +71,7 @@ def missing(settings: Mapping[str, Any]) -> Iterator[str]:
             yield f"model.losses.lpips: {VGG_FILE} is not in {place}; put it there, or let fit fetch it"
     for name in ("start_from", "weights"):
         path = model.get(name)
-        if (
-            path is not None
-            and path not in SHIPPED_BASES
-            and not (Path(path).expanduser().is_file() or has_weights(path))
-        ):
+        if path is not None and path not in SHIPPED_BASES and not (expanded(path).is_file() or has_weights(path)):
             yield f"model.{name}: no such file {path}; give an adapters file"
     for metric in model.get("val_metrics") or ():
         try:
@@ -104,13 +100,15 @@ def _by_class(part: Any, section: str) -> list[str]:
 def missing_base(base: Any) -> list[str]:
     """Whether none of the bases that a config names is shipped, a local folder or in the hub's cache."""
     from morsr.models.bases import SHIPPED_BASES
+    from morsr.models.bases.loading import ARCHITECTURES
     from morsr.models.bases.reading import HUB_IDS
 
     if base is None or isinstance(base, Mapping):
         return _by_class(base, "model.base")
     named = [base] if isinstance(base, str) else base
     names = [one for name in named for one in HUB_IDS.get(name, (name,))]
-    if any(name in SHIPPED_BASES or name.startswith("random:") or has_weights(name) for name in names):
+    known = {*SHIPPED_BASES, *(f"random:{one}" for one in ARCHITECTURES)}
+    if any(name in known or has_weights(name) for name in names):
         return []
     said = ", ".join(names)
     return [f"model.base: no folder with safetensors and not in the hub's cache: {said}; let fit fetch it"]
@@ -118,7 +116,7 @@ def missing_base(base: Any) -> list[str]:
 
 def has_weights(name: str) -> bool:
     """Whether a folder of this name, or a repository of this id in the hub's cache, holds safetensors."""
-    folder = Path(name).expanduser()
+    folder = expanded(name)
     if not folder.is_dir():
         try:
             folder = fetch(name, ["*.safetensors"], local_files_only=True)
@@ -149,7 +147,7 @@ def missing_estimator(model: Mapping[str, Any]) -> list[str]:
         if not has_weights(named):
             return [f"model.estimator: CLIP is not in {named}; give a folder, or let fit fetch it"]
     weights = settings.get("weights")
-    if weights and not Path(weights).expanduser().is_file():
+    if weights and not expanded(weights).is_file():
         return [f"model.estimator: no such file {weights}; train one or give another"]
     return []
 

@@ -203,16 +203,19 @@ def build_page(models: Mapping[str, Callable[[], Restorer]], *, folder: Path, ex
             progress: Any = bar,
         ) -> tuple[Any, ...]:  # fmt: skip
             session, started = getattr(request, "session_hash", None), time.monotonic()
-            left.discard(session)
 
-            def watched(done: int, total: int) -> None:
+            def stop_if_left() -> None:
                 if session in left:
                     raise MorsrError("Cancelled.")  # or the page was closed: the next visitor need not wait
+
+            def watched(done: int, total: int) -> None:
+                stop_if_left()
                 if time.monotonic() - started > MAX_SECONDS:
                     raise MorsrError(f"This takes more than {MAX_SECONDS} s; lower the scale, or use morsr upscale.")
                 progress((done, total))
 
             try:
+                stop_if_left()
                 if path is None:
                     raise InputError("Drop an image first.")
                 model = models[name]()
@@ -224,21 +227,22 @@ def build_page(models: Mapping[str, Callable[[], Restorer]], *, folder: Path, ex
             except MorsrError as error:
                 raise gr.Error(str(error).replace(str(path), Path(path or "").name), print_exception=False) from error
 
+        def arrive(request: Any) -> None:
+            left.discard(request.session_hash)
+
         def leave(request: Any) -> None:
             left.add(request.session_hash)
 
-        # gradio hands in the request where the annotation says so.
-        restore.__annotations__["request"] = leave.__annotations__["request"] = gr.Request
+        for function in (restore, arrive, leave):  # gradio hands in the request where the annotation says so
+            function.__annotations__["request"] = gr.Request
         page.unload(leave)
-        cancel.click(leave, queue=False, api_visibility="private")
+        at_once = {"queue": False, "api_visibility": "private"}
+        cancel.click(leave, **at_once)
         inputs, outputs = [upload, chosen, scale, strength, color], [slider, download, scores, ranks]
         shared = {"concurrency_id": "model", "concurrency_limit": 1, "api_visibility": "private"}
-        for event in (upload.upload, again.click):
-            event(restore, inputs, outputs, **shared)
-        taken = thumbnails.click(
-            lambda index: str(examples[index]), thumbnails, upload, queue=False, api_visibility="private"
-        )
-        taken.then(restore, inputs, outputs, **shared)
+        taken = thumbnails.click(lambda index: str(examples[index]), thumbnails, upload, **at_once)
+        for event in (upload.upload, again.click, taken.then):
+            event(arrive, **at_once).then(restore, inputs, outputs, **shared)
     return page
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from morsr.errors import ConfigError
-from morsr.files import printable
+from morsr.files import expanded, printable
 
 
 def run(
@@ -54,8 +54,8 @@ def named_paths(texts: list[str]) -> dict[str, Path]:
     """Row name to path, from `PATH` (called after its last part) or `NAME=PATH`."""
     found: dict[str, Path] = {}
     for text in texts:
-        name, _, rest = ("", "", text) if Path(text).expanduser().exists() else text.partition("=")
-        path = Path(rest).expanduser()
+        name, _, rest = ("", "", text) if "=" not in text or expanded(text).exists() else text.partition("=")
+        path = expanded(rest)
         name = name.strip() or (path.resolve().stem if path.is_file() else path.resolve().name)
         if name in found:
             raise ConfigError(f"score: two rows would be called {name!r}; name them: --pred NAME={path}")

@@ -10,7 +10,7 @@ from jsonargparse.typing import ClosedUnitInterval, NonNegativeFloat, PositiveIn
 
 from morsr.commands._common import Dtype, existing, report_failures, say
 from morsr.errors import ConfigError, InputError
-from morsr.files import printable
+from morsr.files import expanded, printable
 
 SAMPLES = ("astronaut", "chelsea", "coffee")
 
@@ -65,7 +65,7 @@ def run(
         scale=scale, tile=None if tile == "none" else tile, color=color, color_strength=color_strength,
         strength=strength,
     )  # fmt: skip
-    target = Path(output).expanduser()
+    target = expanded(output)
     source = sample(str(input)) if str(input).startswith("sample:") else existing(input)
     if source.is_dir() or target.is_dir() or output.endswith("/") or not target.suffix:
         jobs = jobs_into(target, source, format)

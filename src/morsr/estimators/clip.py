@@ -16,6 +16,7 @@ from torch import Tensor
 from morsr.errors import ConfigError, WeightsError
 from morsr.estimators.base import DegradationEstimator
 from morsr.estimators.views import mean_over_crops
+from morsr.files import expanded
 from morsr.hub import half_precision, repository_of, say_fetching
 
 CLIP_SOURCE = "openai/clip-vit-base-patch32"
@@ -174,7 +175,7 @@ def weights_digest(model: Any) -> str:
 
 def _hub_id(source: str) -> str:
     """What to call the weights on another machine: a hub id itself, or the one that a folder's config.json names."""
-    folder = Path(source).expanduser()
+    folder = expanded(source)
     if not folder.is_dir():
         return source
     stored = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("_name_or_path", "")
@@ -185,7 +186,7 @@ def _load(source: str, prompts: Prompts, digest: str | None) -> tuple[Any, Tenso
     """A CLIPModel in evaluation mode, and the unit text embeddings (D, 2, E)."""
     import transformers
 
-    folder = Path(source).expanduser()
+    folder = expanded(source)
     place, revision = (None if folder.is_dir() else repository_of(source)) or (str(folder), None)
     if not folder.is_dir():
         say_fetching(source)

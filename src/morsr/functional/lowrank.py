@@ -15,7 +15,7 @@ def lowrank_update(inputs: Tensor, lora_A: Tensor, lora_B: Tensor, gates: Tensor
     """The update of a layer's output: ``((x Aᵀ) ⊙ g) Bᵀ``, for a convolution with the layer's own geometry.
 
     Args:
-        inputs: (B, ..., I), or (B, I, H, W) for a convolution.
+        inputs: (B, ..., I), or (B, I, H, W) for a convolution; for B = 1 the first dimension may be missing.
         lora_A: (R, I), or (R, I, kh, kw).
         lora_B: (O, R).
         gates: (B or 1, R).
@@ -26,9 +26,11 @@ def lowrank_update(inputs: Tensor, lora_A: Tensor, lora_B: Tensor, gates: Tensor
     lora_A, lora_B = lora_A.to(inputs.dtype), lora_B.to(inputs.dtype)
     if isinstance(layer, nn.Conv2d):
         hidden = F.conv2d(inputs, lora_A, None, layer.stride, layer.padding, layer.dilation)
-        return F.conv2d(hidden * gates.to(hidden.dtype)[:, :, None, None], lora_B[:, :, None, None])
+        factors = gates.to(hidden.dtype)[:, :, None, None]
+        return F.conv2d(hidden * (factors if hidden.ndim == 4 else factors[0]), lora_B[:, :, None, None])
     hidden = F.linear(inputs, lora_A)
-    gates = gates.to(hidden.dtype).view(len(gates), *[1] * (hidden.ndim - 2), -1)
+    gates = gates.to(hidden.dtype)
+    gates = gates.view(len(gates), *[1] * (hidden.ndim - 2), -1) if hidden.ndim > 1 else gates[0]
     return F.linear(hidden * gates, lora_B)
 
 

@@ -12,6 +12,7 @@ import struct
 import warnings
 import zlib
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
@@ -173,6 +174,8 @@ def _check_png(data: bytes) -> None:
             break
         if name == b"IEND":
             return
+        if name == b"acTL" and (frames := int.from_bytes(view[at + 8 : at + 12])) > 1:
+            raise InputError(f"the image has {frames} frames; split it and give one at a time")
         at = end + 4
     raise InputError("damaged or cut short (a checksum does not match)")
 
@@ -243,7 +246,9 @@ def write(picture: Picture, path: str | os.PathLike[str]) -> None:
             if name == "BMP":
                 to_pil(Picture(samples=samples)).save(part, format=name, dpi=picture.notes.get("dpi", (96, 96)))
             else:
-                _save(part, name, replace(picture, samples=samples))
+                # In a thread: Ctrl-C during a callback of libvips would be lost.
+                with ThreadPoolExecutor(1) as thread:
+                    thread.submit(_save, part, name, replace(picture, samples=samples)).result()
     except Exception as error:  # of the system or of an encoder, libvips' own among them
         text = getattr(error, "strerror", None) or printable(" ".join(str(error).split()))[:200]
         raise InputError(f"{printable(os.fspath(path))}: cannot be written ({text})") from error
@@ -277,4 +282,4 @@ def _save(part: Path, name: str, picture: Picture) -> None:
         "TIFF": {"compression": "deflate", "predictor": "horizontal", "bigtiff": samples.nbytes > 4_000_000_000},
         "GIF": {},
     }[name]
-    getattr(image, f"{name.lower()}save")(os.fspath(part), **options)
+    getattr(image, f"{name.lower()}save")(os.fsencode(part), **options)

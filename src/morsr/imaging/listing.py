@@ -6,6 +6,7 @@ import os
 import re
 import stat
 from pathlib import Path
+from typing import NoReturn
 
 from morsr.errors import InputError
 from morsr.files import printable
@@ -45,7 +46,7 @@ def list_images(source: str | os.PathLike[str]) -> list[Path]:
         check_regular(source)
         return [source]
     found, seen = [], set()
-    for parent, below, names in os.walk(source, followlinks=True):
+    for parent, below, names in os.walk(source, followlinks=True, onerror=_unreadable):
         below[:] = sorted(name for name in below if not name.startswith("."))
         if (place := os.path.realpath(parent)) in seen:
             below.clear()
@@ -58,6 +59,10 @@ def list_images(source: str | os.PathLike[str]) -> list[Path]:
             f"{printable(str(source))}: no image in this folder; expected files ending in {KNOWN_SUFFIXES}"
         )
     return sorted(found, key=natural_key)
+
+
+def _unreadable(error: OSError) -> NoReturn:
+    raise InputError(f"{printable(str(error.filename))}: cannot be read ({error.strerror})") from error
 
 
 def check_regular(path: str | os.PathLike[str]) -> os.stat_result:

@@ -9,12 +9,13 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from io import BytesIO
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageCms, ImageOps
 from torch import Tensor
 
 from morsr.errors import InputError
@@ -179,7 +180,11 @@ def from_pil(image: Image.Image) -> Picture:
             samples = samples.astype(np.uint16)
     else:
         if image.mode in ("CMYK", "LAB"):
-            notes.pop("icc-profile-data", None)  # does not describe the RGB that comes of it
+            profile = notes.pop("icc-profile-data", None)  # does not describe the RGB that comes of it
+            if profile and image.mode == "CMYK":
+                srgb = ImageCms.createProfile("sRGB")
+                with contextlib.suppress(ImageCms.PyCMSError, OSError):  # a profile that does not fit counts as none
+                    image = ImageCms.profileToProfile(image, BytesIO(profile), srgb, outputMode="RGB") or image
         mode = "L" if image.mode in ("1", "L", "LA", "La") else "RGB"
         samples = np.array(image.convert(mode + "A" if image.has_transparency_data else mode))
     lossless = format not in ("JPEG", "MPO", "WEBP")

@@ -16,6 +16,7 @@ from morsr.adapters.files import check_base
 from morsr.adapters.inject import RouterFactory, add_saved_modules
 from morsr.errors import ConfigError, WeightsError, class_at
 from morsr.estimators import DegradationEstimator, build_estimator
+from morsr.files import expanded
 from morsr.hub import fetch, repository_of
 from morsr.models.bases import SHIPPED_BASES, load_base, package_weights
 from morsr.models.generator import OneStepConfig, OneStepGenerator
@@ -38,7 +39,7 @@ def find_model(name_or_path: str | os.PathLike[str], **hub: Any) -> Path:
     Raises:
         WeightsError: there is none; the message says what was looked for.
     """
-    path, name = Path(name_or_path).expanduser(), os.fspath(name_or_path)
+    path, name = expanded(name_or_path), os.fspath(name_or_path)
     shipped = name in SHIPPED_BASES
     if path.exists() and not (shipped and path.is_dir() and not (path / ADAPTERS_FILE).exists()):  # as experiments/tiny
         return path

@@ -12,7 +12,7 @@ from typing import Any
 from morsr import __version__
 from morsr.adapters import save_adapters
 from morsr.errors import InputError, WeightsError
-from morsr.files import write_text
+from morsr.files import expanded, write_text
 from morsr.hub import repository_of
 from morsr.models.bases import SHIPPED_BASES
 from morsr.models.bases.reading import HUB_IDS
@@ -33,14 +33,14 @@ def save_generator(
 
     Arguments and errors are those of `morsr.restoring.Restorer.save_pretrained`.
     """
-    folder = Path(folder).expanduser()
+    folder = expanded(folder)
     if folder.is_file():
         raise InputError(f"{folder}: expected a folder to save into, this is a file")
     base, estimator = generator.base, generator.estimator
     source = base.source
     if source is None or include_base is None:  # a folder here, or no source, is found on no other machine
         include_base = source not in (*SHIPPED_BASES, *HUB_IDS) and (
-            source is None or repository_of(source) is None or Path(source).expanduser().is_dir()
+            source is None or repository_of(source) is None or expanded(source).is_dir()
         )
     adapters = generator.adapters
     described: dict[str, Any] = {
@@ -115,9 +115,9 @@ def _with_files(spec: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     args: dict[str, Any] = {}
     for key, value in spec["args"].items():
         args[key] = value
-        if isinstance(value, (str, os.PathLike)) and Path(value).expanduser().is_file():
+        if isinstance(value, (str, os.PathLike)) and expanded(value).is_file():
             name = f"estimator_{key}{Path(value).suffix}"
-            if Path(value).expanduser().resolve() != (folder / name).resolve():
-                shutil.copyfile(Path(value).expanduser(), folder / name)
+            if expanded(value).resolve() != (folder / name).resolve():
+                shutil.copyfile(expanded(value), folder / name)
             args[key] = f"./{name}"
     return {"kind": spec["kind"], "args": args}

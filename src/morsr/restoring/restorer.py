@@ -25,6 +25,7 @@ from torch import Tensor
 from morsr.adapters import Routing
 from morsr.adapters.merge import merged_layers
 from morsr.errors import InputError
+from morsr.files import check_writable
 from morsr.functional.resample import bicubic_window, unit_range
 from morsr.imaging import Canvas, Picture, read, write
 from morsr.imaging.files import check_output, read_planes
@@ -245,6 +246,7 @@ class Restorer:
         size = checked.output_size(*picture.size)
         check_output(picture, target, size)
         try:
+            check_writable(Path(target).parent)
             if size[0] * size[1] > STREAM_PIXELS:
                 folder = Path(target).parent
                 folder.mkdir(parents=True, exist_ok=True)

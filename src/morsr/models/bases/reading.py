@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from morsr.errors import ConfigError, WeightsError
-from morsr.files import say
+from morsr.files import expanded, say
 from morsr.hub import PICKLES, fetch, half_precision, repository_of
 from morsr.models.bases.base import PROMPTS_FILE, Base
 
@@ -84,7 +84,7 @@ def first_readable(source: str | os.PathLike[str] | Sequence[str], read: Callabl
 
 def _folder_of(candidate: str) -> tuple[Path, str]:
     """The folder of a base, and the name that it was asked for under."""
-    folder = Path(candidate).expanduser()
+    folder = expanded(candidate)
     if folder.is_dir():
         return folder, folder.resolve().name
     if repository_of(candidate) is None or folder.is_file():

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from morsr.adapters import merged
 from morsr.adapters.inject import layers_of_set
 from morsr.errors import ConfigError, InputError
-from morsr.files import save_tensors, write_text
+from morsr.files import expanded, save_tensors, write_text
 from morsr.imaging.files import read_planes
 from morsr.models.generator import OneStepGenerator
 from morsr.models.saving import write_description
@@ -61,7 +61,7 @@ def export_diffusers(folder: str | os.PathLike[str], generator: OneStepGenerator
     Raises:
         InputError: no routing is set.
     """
-    folder, adapters = Path(folder).expanduser(), generator.adapters
+    folder, adapters = expanded(folder), generator.adapters
     name = adapters.name if adapters is not None else None
     with merged(generator.base, name) if adapters is not None else contextlib.nullcontext():
         generator.base.save(folder, name=name)

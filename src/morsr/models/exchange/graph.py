@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from morsr.errors import ConfigError, InputError, MissingDependencyError
 from morsr.estimators.learned import LearnedEstimator, crop_statistics
 from morsr.estimators.views import CROP, GRID
+from morsr.files import expanded
 from morsr.functional.resample import edge_index
 from morsr.functional.severity import worst
 from morsr.models.exchange.fixed import export_diffusers
@@ -124,7 +125,7 @@ def export_onnx(
 
     if not 1 <= scale <= 8:
         raise ConfigError(f"scale: expected a whole number from 1 to 8 for ONNX, got {scale}")
-    path, adapters = Path(path).expanduser(), generator.adapters
+    path, adapters = expanded(path), generator.adapters
     live = live and adapters is not None and adapters.is_routed
     described = {"scale": scale, "color": "none", "routing": "live" if live else "fixed"}
     described |= {} if adapters is None else {"strength": adapters.strength}
