@@ -45,6 +45,7 @@ def test_overrides_are_those_of_a_run(capsys):
     assert [line.split()[1] for line in lines(capsys)[:-1]] == ["model.estimator:", "ckpt_path:"]
     assert main(["check", config, "--model.base=random:nope"]) == 1
     assert main(["check", config, "--seed_everything=3"]) == 0
+    assert main(["check", config, "--model.losses.extra.edge=null"]) == 0
     assert main(["check", config, "--data.trian=[photos]"]) == 2
     assert "data.trian" in capsys.readouterr().err
 

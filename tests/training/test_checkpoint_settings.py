@@ -3,6 +3,7 @@
 import shutil
 import warnings
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -56,6 +57,14 @@ def test_a_checkpoint_of_other_settings_is_refused(told, settings, small_base, m
         build(small_base, **settings).on_load_checkpoint(made)
     assert "model.start_from" in str(stopped.value)
     assert "\n" not in str(stopped.value)
+
+
+def test_a_checkpoint_with_the_states_of_another_optimizer_is_refused(small_base, tmp_path):
+    keep = ModelCheckpoint(dirpath=tmp_path, filename="kept", every_n_train_steps=1)
+    fit(build(small_base), tmp_path, 1, callbacks=[keep])
+    sgd = {"generator": partial(torch.optim.SGD, momentum=0.9)}
+    with pytest.raises(WeightsError, match="AdamW -> SGD"):
+        fit(build(small_base, optimizers=sgd), tmp_path, 2, ckpt=tmp_path / "kept.ckpt")
 
 
 def renamed(base: Path, folder: Path) -> Path:

@@ -124,6 +124,14 @@ def test_a_resume_with_nothing_left_to_do_says_so(small_base, photos, tmp_path, 
     torch.testing.assert_close(load_file(second), load_file(first), rtol=0, atol=0)
 
 
+def test_a_run_with_a_name_goes_on(small_base, photos, tmp_path, caplog):
+    options = arguments("tiny/mor.yaml", small_base, photos, tmp_path / "out", 1)
+    options += ["--trainer.logger.init_args.version=first", "--ckpt_path=last"]
+    for _ in range(2):
+        assert main(options) == 0
+    assert "Nothing left to do at step 1" in caplog.text
+
+
 # options, and what the one line names; those that a parser refuses alone are in tests/commands/test_slips.py
 CALLBACK = "--trainer.callbacks+=lightning.pytorch.callbacks"
 REFUSED = [
@@ -132,6 +140,7 @@ REFUSED = [
     (["--trainer.gradient_clip_val=1.0"], "model.clip"),
     (["--trainer.precision=bf16-true"], "bf16-mixed"),
     (["--trainer.strategy=ddp_spawn"], "ddp_spawn"),
+    (["--trainer.strategy=ddp_fork"], "ddp_fork"),
     ([f"{CALLBACK}.BatchSizeFinder"], "BatchSizeFinder"),
     ([f"{CALLBACK}.ModelCheckpoint", "--trainer.callbacks.monitor=val/psnr",
       "--trainer.callbacks.every_n_train_steps=4"], "every_n_train_steps"),

@@ -1,5 +1,6 @@
 """The module under Lightning, on a small base: what is trained, saved, resumed and refused."""
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,12 +14,12 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 from training_twins import ADAPTERS, build
 
-from morsr.adapters import read_adapters_header
+from morsr.adapters import active_adapters, read_adapters_header
 from morsr.errors import ConfigError, WeightsError
 from morsr.models.bases import load_base
 from morsr.models.generator import OneStepConfig
 from morsr.models.loading import find_adapters, load_generator
-from morsr.models.losses import Distillation, Losses, LossTerm, Weight
+from morsr.models.losses import Distillation, Gan, Losses, LossTerm, Weight, encoder_features
 from morsr.training.callbacks import AdapterEMA
 from morsr.training.module import OneStepSRModule
 
@@ -41,6 +42,41 @@ def test_the_constructor_only_stores_and_networks_are_read_on_the_cpu(small_base
     with torch.device("meta"):  # as Lightning does it with the device of the run
         module.configure_model()
     assert {tensor.device.type for tensor in module.state_dict().values()} == {"cpu"}
+
+
+def test_modules_trained_whole_are_not_stored_in_16_bits():
+    with pytest.raises(ConfigError, match="base_dtype"):
+        OneStepSRModule(base_dtype="bfloat16", adapters=replace(ADAPTERS, modules_to_save=("vae.decoder",)))
+
+
+def test_encoder_features_are_those_of_the_original_where_a_copy_is_trained(small_base):
+    images, found = torch.rand(1, 3, 32, 32), []
+    for saved in ((), ("vae.encoder",)):
+        base = build(
+            small_base, adapters=replace(ADAPTERS, targets=("sd_unet@unet",), modules_to_save=saved)
+        ).generator.base
+        with active_adapters(base, None):
+            found.append(encoder_features(base, images))
+    torch.testing.assert_close(found[1], found[0])
+
+
+class Running(LossTerm):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.ones(()))
+
+
+def head(channels: int) -> nn.Module:
+    return nn.utils.parametrizations.spectral_norm(nn.Conv2d(channels, 1, 1))
+
+
+def test_a_checkpoint_holds_the_buffers_of_heads_and_of_terms_of_ones_own(small_base):
+    module = build(small_base, losses=Losses(gan=Gan(head=head), extra={"mine": Running()}))
+    made = {"state_dict": module.state_dict()}
+    module.on_save_checkpoint(made)
+    names = {name.rpartition(".")[2] for name in made["state_dict"] if "lora" not in name}
+    assert {"mean", "_u", "_v"} <= names
+    assert "extra_losses.mine.mean" in made["state_dict"]
 
 
 class Judge(LossTerm):

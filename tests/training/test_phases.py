@@ -83,6 +83,32 @@ def test_parts_of_a_batch_add_up_to_its_gradient(small_base):
     torch.testing.assert_close(torch.cat([made.sr for made in three.outputs]), one.outputs[0].sr, rtol=1e-5, atol=1e-6)
 
 
+def test_a_smaller_last_batch_is_split_into_fewer_parts(small_base):
+    phase = twins.plain_phase(twins.build(small_base), accumulate=2)
+    with pytest.raises(ConfigError, match="accumulate=2"):
+        phase.run(twins.batch(1), twins.draws(1), step=0)
+    for step, count in enumerate((2, 1)):
+        assert len(phase.run(twins.batch(count), twins.draws(count), step=step).outputs) == count
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"scheduler": lambda optimizer: torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer)}, "ReduceLROnPlateau"),
+        ({"optimizers": {"generator": torch.optim.LBFGS}}, "optimizers.generator"),
+    ],
+)
+def test_optimizers_and_schedules_that_do_not_go_step_by_step_are_refused(settings, told, small_base):
+    with pytest.raises(ConfigError, match=told):
+        twins.build(small_base, **settings).build_networks()
+
+
+def test_a_rate_of_zero_is_one(small_base):
+    module = twins.build(small_base, loss={"gan": {"weight": 1.0, "lr": 0.0}})
+    rates = {one.name: one.optimizer.param_groups[0]["lr"] for one in module.build_networks()}
+    assert rates == {"generator": 1e-2, "discriminator": 0.0}
+
+
 def test_terms_wait_for_their_start_and_their_networks_rest(small_base):
     loss = {"l2": 1.0, "vsd": {"weight": 2.0, "start": 1}, "gan": {"weight": 1.0, "start": 2, "ramp": 2}}
     module = twins.build(small_base, loss=loss)

@@ -50,6 +50,14 @@ MODULES: dict[str, Callable[[Path, Path], L.LightningModule]] = {
 }
 
 
+def test_an_autoencoder_trains_in_bfloat16(small_base, tmp_path):
+    module = autoencoder(small_base, tmp_path / "out")
+    module.configure_model()
+    with torch.autocast("cpu", torch.bfloat16):
+        module.training_step({"hr": torch.rand(1, 3, 32, 32)}, 0)
+    assert module.latent_square.dtype == torch.float32
+
+
 def test_the_scaling_factor_belongs_to_the_raw_latents(small_base, tmp_path):
     module = autoencoder(small_base, tmp_path / "out")
     module.shapes["vae"]["scaling_factor"] = 0.5

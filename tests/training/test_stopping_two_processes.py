@@ -39,7 +39,7 @@ def train(base: Path, out: Path, *more: str, stop: Stop | None = None) -> subpro
     command = [
         sys.executable, "-m", "morsr", *run_options("tiny/mor_full.yaml", base, samples=6, max_steps=STEPS),
         "--trainer.devices=2",
-        "--trainer.logger=false", "--trainer.strategy=ddp_find_unused_parameters_true",
+        "--trainer.strategy=ddp_find_unused_parameters_true",
         f"--trainer.callbacks={json.dumps(callbacks)}", f"--trainer.default_root_dir={out}", *more,
     ]  # fmt: skip
     paths = os.pathsep.join([str(Path(__file__).parent), os.environ["PYTHONPATH"]])
@@ -47,6 +47,13 @@ def train(base: Path, out: Path, *more: str, stop: Stop | None = None) -> subpro
         command, env={**os.environ, "PYTHONPATH": paths}, cwd=out.parent, start_new_session=True,
         capture_output=True, text=True, timeout=240,
     )  # fmt: skip
+
+
+def test_the_command_trains_in_two_processes(small_base, tmp_path):
+    options = run_options("tiny/mor.yaml", small_base, samples=4, max_steps=1, devices=2, callbacks=None)
+    subprocess.run([sys.executable, "-m", "morsr", *options], cwd=tmp_path, check=True, timeout=120)
+    (folder,) = tmp_path.rglob("version_0")
+    assert {"config.yaml", "versions.json"} <= {path.name for path in folder.iterdir()}
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from morsr.adapters.inject import modules_of, original
 from morsr.errors import ConfigError, WeightsError, check_fields
 from morsr.functional.losses import feature_distances
 from morsr.functional.quality import rgb_to_y
@@ -151,7 +152,7 @@ class Losses:
     csd: Distillation | None = None
     gan: Gan | None = None
     balance: Weight | None = field(default_factory=Weight)
-    extra: dict[str, LossTerm] = field(default_factory=dict)
+    extra: dict[str, LossTerm | None] | None = None
 
     def __post_init__(self) -> None:
         if self.csd and (self.csd.target or self.csd.samples > 1):
@@ -209,7 +210,8 @@ def encoder_features(base: Base, images: Tensor) -> list[Tensor]:
         One tensor (B, C, h, w) per level, the finest first.
     """
     encoder = base.vae.encoder
-    convolutions = [layer for layer in encoder.modules() if isinstance(layer, nn.Conv2d)]
+    layers = [original(module) for _, module in modules_of(encoder)]  # without copies of modules_to_save, which rest
+    convolutions = [layer for layer in layers if isinstance(layer, nn.Conv2d)]
     watched = [layer for layer in convolutions if max(layer.stride) > 1]
     watched += [convolutions[-1]] if convolutions[-1] not in watched else []
     found: list[Tensor] = []

@@ -24,7 +24,7 @@ _GO_ON = (
 _NO_RESULT = ("text_cache", "local_files_only")
 
 
-def saved_tensors(module: nn.Module, trained: Iterable[nn.Parameter], generator: OneStepGenerator) -> dict[str, Tensor]:
+def saved_tensors(module: nn.Module, trained: Iterable[Tensor], generator: OneStepGenerator) -> dict[str, Tensor]:
     """What a checkpoint holds, by name: the trained tensors, the router's statistics, and modules_to_save.
 
     The trained tensors are told apart by identity: which of them take a gradient changes within a step.
@@ -66,20 +66,25 @@ def check_tensors(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> 
         )
 
 
-def warn_of_kept(stored: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+def check_optimizers(stored: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     """Name optimizer settings that a resumed run does not take, since the optimizers' states hold the old ones.
 
     Warm-up and schedule are no part of those states: a resumed run follows what its config says.
+
+    Raises:
+        WeightsError: an optimizer of another class, which cannot take such a state.
     """
-    changed = [
-        f"{name} {stored[name]} -> {value}"
+    changed = {
+        name: f"{name} {stored[name]} -> {value}"
         for name, value in now.items()
         if name not in ("warmup", "schedule") and name in stored and _plain(stored[name]) != _plain(value)
-    ]
+    }
+    if other := [text for name, text in changed.items() if name.startswith("optimizers.")]:
+        raise WeightsError(f"the checkpoint holds the states of other optimizers: {other[0]}{_GO_ON}")
     if changed:
         rank_zero_warn(
-            f"the optimizers keep the settings of the checkpoint, so this has no effect: {', '.join(changed)}; "
-            "to change it, start a new run from an adapters file with model.start_from"
+            "the optimizers keep the settings of the checkpoint, so this has no effect: "
+            f"{', '.join(changed.values())}; to change it, start a new run from an adapters file with model.start_from"
         )
 
 

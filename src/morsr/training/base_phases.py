@@ -147,7 +147,7 @@ class AutoencoderTraining(BasePhase):
     def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> Tensor:
         images = some_enlarged(batch["hr"]) * 2 - 1
         latents = self.base.encode(images)
-        square = latents.square().mean()
+        square = latents.float().square().mean()
         self.latent_square.lerp_(square.detach(), 0.01)
         noise = LATENT_NOISE * square.detach().sqrt() * torch.randn_like(latents)
         error = self.base.decode(latents + noise) - images

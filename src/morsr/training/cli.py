@@ -60,6 +60,8 @@ class SaveConfig(SaveConfigCallback):
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if stage != "predict" and trainer.loggers:
+            # Asked of all processes together; the config is saved by the first one alone.
+            self._folder = Path(trainer.log_dir or "")
             super().setup(trainer, pl_module, stage)
 
     def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -67,7 +69,7 @@ class SaveConfig(SaveConfigCallback):
         for name in _PACKAGES:
             with contextlib.suppress(metadata.PackageNotFoundError):
                 versions[name] = metadata.version(name)
-        Path(trainer.log_dir or "", "versions.json").write_text(json.dumps(versions, indent=2) + "\n")
+        (self._folder / "versions.json").write_text(json.dumps(versions, indent=2) + "\n")
 
 
 class MorsrCLI(LightningCLI):
@@ -122,8 +124,9 @@ class MorsrCLI(LightningCLI):
         return f"{places[0].replace('.init_args', '').removesuffix(name)}{message}" if len(places) == 1 else message
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> L.Trainer:
-        if "spawn" in str(config.get("strategy")):
-            raise ConfigError("trainer.strategy: expected ddp or ddp_fork, got ddp_spawn, whose processes need a copy")
+        strategy = str(config.get("strategy"))
+        if any(kind in strategy for kind in ("spawn", "fork", "notebook")):
+            raise ConfigError(f"trainer.strategy: expected ddp, got {strategy}, whose processes hand over no adapters")
         given = config.get("callbacks") or []
         given = _usable(given if isinstance(given, list) else [given], config)
         if config.get("enable_progress_bar") is not False and not any(isinstance(one, ProgressBar) for one in given):
@@ -274,8 +277,12 @@ def _runs(trainer: Any) -> list[Path]:
     logger = loggers[0] if isinstance(loggers, list) and loggers else loggers  # the first one names the folder
     save_dir = settings(logger).get("save_dir") if hasattr(logger, "get") else None
     versions = Path(save_dir, settings(logger).get("name") or "") if save_dir else root / "lightning_logs"
+    version = settings(logger).get("version") if hasattr(logger, "get") else None
+    if isinstance(version, int):
+        version = f"version_{version}"
     numbered = sorted(versions.expanduser().glob("version_*"), key=_version, reverse=True)
     folders = [Path(folder).expanduser() for folder in named if folder]
+    folders += [versions.expanduser() / version] if version else []
     return [*folders, *numbered, *([] if save_dir else [(root / "checkpoints").expanduser()])]
 
 

@@ -36,11 +36,11 @@ from morsr.models.loading import find_adapters
 from morsr.models.losses import Losses, build_lpips
 from morsr.models.scores import ScoreMeans
 from morsr.training.adapter_state import (
+    check_optimizers,
     check_settings,
     check_tensors,
     runs_otherwise,
     saved_tensors,
-    warn_of_kept,
 )
 from morsr.training.calibration import find_timestep, standardize_router
 from morsr.training.objective import Objective
@@ -87,7 +87,7 @@ class OneStepSRModule(L.LightningModule):
         val_metrics: what validation logs, by the names of `morsr score`.
 
     Raises:
-        ConfigError: weights and start_from at once, or an unknown metric.
+        ConfigError: weights and start_from at once, modules_to_save of a base in 16 bits, or an unknown metric.
     """
 
     generator: OneStepGenerator
@@ -127,6 +127,11 @@ class OneStepSRModule(L.LightningModule):
         super().__init__()
         if weights is not None and start_from is not None:
             raise ConfigError("weights and start_from both name adapters to start from; give one of them")
+        if adapters is not None and adapters.modules_to_save and base_dtype not in (None, "float32"):
+            raise ConfigError(
+                f"base_dtype: expected float32 with modules_to_save, got {base_dtype}, in whose precision a small step "
+                "moves hardly any weight"
+            )
         self.automatic_optimization = False
         self.strict_loading = False  # checkpoints hold the adapters alone; `on_load_checkpoint` checks them
         self.adapters, self.one_step = adapters or MoRConfig(), one_step or OneStepConfig()
@@ -261,7 +266,7 @@ class OneStepSRModule(L.LightningModule):
 
     def on_fit_start(self) -> None:
         if self._restored is not None:
-            warn_of_kept(self._restored.get("optimizer", {}), self._rates())
+            check_optimizers(self._restored.get("optimizer", {}), self._rates())
         elif self.start_from is not None:
             file = find_adapters(self.start_from)
             header = read_adapters_header(file)
@@ -356,13 +361,16 @@ class OneStepSRModule(L.LightningModule):
         self._take(header["extra"], header["attached"])
 
     def _rates(self) -> dict[str, Any]:
-        """Optimizer settings of all networks by their names in the config, which a checkpoint records."""
-        helpers = {f"{name}.lr": helper.lr for name, helper in self.objective.helpers.items() if helper.lr}
-        return {**self.optimizer_settings, **helpers}
+        """Optimizers of all networks and their settings by their names in the config, which a checkpoint records."""
+        helpers = {f"{name}.lr": helper.lr for name, helper in self.objective.helpers.items() if helper.lr is not None}
+        networks = self.phase.networks if self.phase is not None else ()
+        kinds = {f"optimizers.{one.name}": type(one.optimizer).__name__ for one in networks}
+        return {**self.optimizer_settings, **helpers, **kinds}
 
     def _saved_tensors(self) -> dict[str, Tensor]:
         trained = [parameter for network in self.objective.trained().values() for parameter in network]
-        return saved_tensors(self, trained, self.generator)
+        helpers = [one for one in (self.discriminator, self.extra_losses) if one is not None]
+        return saved_tensors(self, [*trained, *(one for helper in helpers for one in helper.buffers())], self.generator)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         keep = self._saved_tensors()

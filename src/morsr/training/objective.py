@@ -67,7 +67,8 @@ class Objective:
     ) -> None:
         self.generator, self.base = generator, generator.base
         losses = losses or Losses()
-        if taken := [name for name in losses.extra if hasattr(losses, name)]:
+        self.extra = {name: term for name, term in (losses.extra or {}).items() if term is not None}
+        if taken := [name for name in self.extra if hasattr(losses, name)]:
             raise ConfigError(f"losses.extra.{taken[0]}: this name is a term of morsr's; choose another")
         self.lpips = build_lpips() if losses.lpips and lpips is None else lpips
         self.discriminator: Discriminator | None = None
@@ -88,7 +89,6 @@ class Objective:
             self.terms["gan"] = gan, partial(self._of_latents, judge.generator_loss, False)
             own = partial(self._of_latents, judge.loss, True)
             self.helpers["discriminator"] = Helper(list(judge.parameters()), own, gan.lr, gan.start)
-        self.extra = dict(losses.extra)
         for name, term in self.extra.items():
             term.setup(self.base)
             self.terms[name] = term.schedule, term

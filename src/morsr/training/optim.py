@@ -45,17 +45,18 @@ def build_networks(
         total_steps: generator steps of the run, for the cosine; a helper that starts later has as many fewer.
         optimizers: by network, what makes its optimizer from its parameter groups, rather than AdamW; the
             groups bring the learning rates above, so that its own has no effect.
-        scheduler: what makes a schedule from an optimizer, rather than the schedule.
+        scheduler: what makes a schedule from an optimizer, rather than warmup and schedule.
 
     Raises:
-        ConfigError: an optimizer for a network that the losses do not ask for.
+        ConfigError: an optimizer for a network that the losses do not ask for, or that cannot take its groups.
     """
     optimizers, helpers, trained = optimizers or {}, objective.helpers, objective.trained()
     if unknown := sorted(set(optimizers) - set(trained)):
         raise ConfigError(f"optimizers.{unknown[0]}: no such network; expected {', '.join(trained)}")
     networks = []
     for name, parameters in trained.items():
-        rate, start = (helpers[name].lr or lr, helpers[name].start) if name in helpers else (lr, 0)
+        rate, start = (helpers[name].lr, helpers[name].start) if name in helpers else (None, 0)
+        rate = lr if rate is None else rate
         groups: list[dict[str, Any]] = [{"params": parameters, "lr": rate}]
         if name == "generator":
             adapters = report_of(objective.base)
@@ -70,13 +71,18 @@ def build_networks(
             ]
             groups = [group for group in groups if group["params"]]
         if name in optimizers:
-            optimizer = optimizers[name](groups)
+            try:
+                optimizer = optimizers[name](groups)
+            except (TypeError, ValueError) as error:
+                raise ConfigError(f"optimizers.{name}: {error}") from error
         else:
             optimizer = torch.optim.AdamW(groups, lr=rate, betas=betas, weight_decay=weight_decay)
         # A helper whose start lies after the end of the run never moves, but its cosine still needs a step.
         steps = max(total_steps - start, 1) if total_steps > 0 else total_steps
         if scheduler is not None:
             course = scheduler(optimizer)
+            if isinstance(course, torch.optim.lr_scheduler.ReduceLROnPlateau):
+                raise ConfigError("scheduler: expected one that goes by the step, got ReduceLROnPlateau, which waits")
         else:
             factor = learning_rate_factor(schedule, warmup=warmup, total=steps)
             course = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)

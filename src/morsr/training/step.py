@@ -115,6 +115,7 @@ class OneStepPhase:
         self.objective, self.networks = objective, list(networks)
         self.backward, self.update = backward, update
         self.accumulate, self.clip, self.max_skipped = accumulate, clip, max_skipped
+        self._most = 0  # images of the largest batch so far
         self.skipped_in_a_row = dict.fromkeys((network.name for network in networks), 0)
 
     def run(self, batch: Mapping[str, Any], draws: Draws, *, step: int) -> StepReport:
@@ -127,7 +128,7 @@ class OneStepPhase:
 
         Raises:
             TrainingError: too many steps in a row had gradients that are not finite.
-            ConfigError: fewer images than parts.
+            ConfigError: fewer images than parts in every batch so far.
         """
         parts = self._parts(len(batch["lr"]))
         generator, *helpers = self.networks
@@ -144,11 +145,13 @@ class OneStepPhase:
         return report
 
     def _parts(self, count: int) -> list[slice]:
-        if count < self.accumulate:
+        self._most = max(self._most, count)
+        if self._most < self.accumulate:
             raise ConfigError(
                 f"accumulate={self.accumulate}: the batch has {count} images only, one per part is needed"
             )
-        edges = [count * index // self.accumulate for index in range(self.accumulate + 1)]
+        parts = min(self.accumulate, count)  # the last batch of an epoch may be smaller
+        edges = [count * index // parts for index in range(parts + 1)]
         return [slice(first, last) for first, last in pairwise(edges)]
 
     def _generator_pass(self, batch: Mapping[str, Any], draws: Draws, parts: Sequence[slice], step: int) -> StepReport:
