@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
 from safetensors.torch import load_file, save_file
 from training_twins import ADAPTERS, Pairs, batch, build, fit
 
@@ -60,11 +59,10 @@ def test_a_checkpoint_of_other_settings_is_refused(told, settings, small_base, m
 
 
 def test_a_checkpoint_with_the_states_of_another_optimizer_is_refused(small_base, tmp_path):
-    keep = ModelCheckpoint(dirpath=tmp_path, filename="kept", every_n_train_steps=1)
-    fit(build(small_base), tmp_path, 1, callbacks=[keep])
+    fit(build(small_base), tmp_path, 1, save_at=1)
     sgd = {"generator": partial(torch.optim.SGD, momentum=0.9)}
     with pytest.raises(WeightsError, match="AdamW -> SGD"):
-        fit(build(small_base, optimizers=sgd), tmp_path, 2, ckpt=tmp_path / "kept.ckpt")
+        fit(build(small_base, optimizers=sgd), tmp_path, 2, ckpt=tmp_path / "at-step=1.ckpt")
 
 
 def renamed(base: Path, folder: Path) -> Path:
@@ -78,10 +76,8 @@ def renamed(base: Path, folder: Path) -> Path:
 
 def test_a_base_is_known_by_its_weights_and_not_by_its_name(small_base, tmp_path):
     """Else a lost mirror or a renamed folder would lock a half-done run out of its own base."""
-    keep = ModelCheckpoint(dirpath=tmp_path, filename="kept", every_n_train_steps=1)
-    made = build(small_base)
-    fit(made, tmp_path, 1, callbacks=[keep])
-    mirror, ckpt = renamed(small_base, tmp_path / "mirror"), tmp_path / "kept.ckpt"
+    fit(build(small_base), tmp_path, 1, save_at=1)
+    mirror, ckpt = renamed(small_base, tmp_path / "mirror"), tmp_path / "at-step=1.ckpt"
     again = build(mirror)
     assert again.generator.base.base_id == "someone/mirror"
     trainer = fit(again, tmp_path, 2, ckpt=ckpt)
@@ -99,8 +95,7 @@ def test_a_base_is_known_by_its_weights_and_not_by_its_name(small_base, tmp_path
 
 
 def test_optimizer_settings_that_a_resumed_run_does_not_take_are_told(small_base, tmp_path):
-    keep = ModelCheckpoint(dirpath=tmp_path, filename="at-{step}", every_n_train_steps=1, save_top_k=-1)
-    fit(build(small_base), tmp_path, 1, callbacks=[keep])
+    fit(build(small_base), tmp_path, 1, save_at=1)
     path = tmp_path / "at-step=1.ckpt"
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

@@ -7,7 +7,7 @@ from typing import Any
 import lightning as L
 import torch
 import training_twins as twins
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback
 from torch import Tensor
 from training_twins import ADAPTERS, build, fit
 
@@ -73,8 +73,7 @@ def test_calibration_goes_on_into_further_epochs(small_base, tmp_path, monkeypat
 def test_a_resumed_run_needs_no_start_file(small_base, tmp_path):
     start = tmp_path / "start.safetensors"
     build(small_base).save_adapters(start)
-    keep = ModelCheckpoint(dirpath=tmp_path, filename="at-{step}", every_n_train_steps=1, save_top_k=-1)
-    fit(build(small_base, start_from=str(start)), tmp_path, 1, callbacks=[keep])
+    fit(build(small_base, start_from=str(start)), tmp_path, 1, save_at=1)
     start.unlink()
     trainer = fit(build(small_base, start_from=str(start)), tmp_path / "on", 2, ckpt=tmp_path / "at-step=1.ckpt")
     assert trainer.global_step == 2

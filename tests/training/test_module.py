@@ -1,7 +1,6 @@
 """The module under Lightning, on a small base: what is trained, saved, resumed and refused."""
 
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import Mock
@@ -10,7 +9,6 @@ import lightning as L
 import pytest
 import torch
 import training_twins as twins
-from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 from training_twins import ADAPTERS, build
 
@@ -22,11 +20,6 @@ from morsr.models.loading import find_adapters, load_generator
 from morsr.models.losses import Distillation, Gan, Losses, LossTerm, Weight, encoder_features
 from morsr.training.callbacks import AdapterEMA
 from morsr.training.module import OneStepSRModule
-
-
-def fit(module: OneStepSRModule, folder: Path, steps: int, *, ckpt: Path | None = None, save_at: int = 0) -> L.Trainer:
-    keep = ModelCheckpoint(dirpath=folder, filename="at-{step}", every_n_train_steps=save_at, save_top_k=-1)
-    return twins.fit(module, folder, steps, ckpt=ckpt, callbacks=[keep] if save_at else None)
 
 
 def test_the_constructor_only_stores_and_networks_are_read_on_the_cpu(small_base, monkeypatch, tmp_path):
@@ -98,7 +91,7 @@ def test_networks_of_one_name_are_refused(networks, small_base):
 
 def test_checkpoint_and_adapters_file_give_the_same_generator(small_base, tmp_path):
     module = build(small_base)
-    fit(module, tmp_path, 2, save_at=2)
+    twins.fit(module, tmp_path, 2, save_at=2)
     stored = torch.load(tmp_path / "at-step=2.ckpt", weights_only=True)
     assert stored["state_dict"]
     assert not any("base_layer" in key or "vae.decoder" in key or "norm" in key for key in stored["state_dict"])
@@ -120,14 +113,13 @@ def test_checkpoint_and_adapters_file_give_the_same_generator(small_base, tmp_pa
 
 def test_a_checkpoint_of_averaged_weights_restores_with_the_average(small_base, tmp_path):
     module, average = build(small_base), AdapterEMA(decay=0.9, warmup=0)
-    keep = ModelCheckpoint(dirpath=tmp_path, filename="kept", every_n_train_steps=4)
-    twins.fit(module, tmp_path, 4, callbacks=[average, keep])
+    twins.fit(module, tmp_path, 4, callbacks=[average], save_at=4)
     lr = torch.rand(1, 3, 8, 8)
     with torch.no_grad():
         raw = module.eval().generator(lr).sr
         with average.averaged(module):
             expected = module.generator(lr).sr
-        found = load_generator(tmp_path / "kept.ckpt")(lr).sr
+        found = load_generator(tmp_path / "at-step=4.ckpt")(lr).sr
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
     assert not torch.allclose(raw, expected, atol=1e-6)
 

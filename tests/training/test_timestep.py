@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
 from training_twins import Pairs, build, fit
 
 from morsr.adapters import read_adapters_header
@@ -43,8 +42,7 @@ def test_it_is_found_once_before_the_first_step_and_goes_into_every_file(small_b
     module = build(small_base, one_step=auto)
     with pytest.raises(ConfigError, match="auto"):
         module.generator(torch.rand(1, 3, 8, 8))
-    keep = ModelCheckpoint(dirpath=tmp_path, filename="kept", every_n_train_steps=1)
-    fit(module, tmp_path, 1, callbacks=[keep])
+    fit(module, tmp_path, 1, save_at=1)
     found = module.generator.one_step.timestep
     assert found in range(1, 1000)
     module.save_adapters(tmp_path / "adapters.safetensors")
@@ -52,7 +50,7 @@ def test_it_is_found_once_before_the_first_step_and_goes_into_every_file(small_b
     assert load_generator(tmp_path / "adapters.safetensors").one_step.timestep == found
 
     resumed = build(small_base, one_step=auto)
-    fit(resumed, tmp_path, 2, ckpt=tmp_path / "kept.ckpt", data=Smooth())
+    fit(resumed, tmp_path, 2, ckpt=tmp_path / "at-step=1.ckpt", data=Smooth())
     assert resumed.generator.one_step.timestep == found
     given = build(small_base, one_step=auto, weights=str(tmp_path / "adapters.safetensors"))
     assert given.generator.one_step.timestep == found

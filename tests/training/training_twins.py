@@ -1,11 +1,13 @@
 """What the tests of the training core share: random pairs, a small module, and how it is run."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
 import yaml
+from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -72,15 +74,19 @@ def fit(
     steps: int,
     *,
     ckpt: Path | None = None,
-    callbacks: list[L.Callback] | None = None,
+    callbacks: Sequence[L.Callback] = (),
+    save_at: int = 0,
     data: L.LightningDataModule | None = None,
     **settings: Any,
 ) -> L.Trainer:
-    """Train for so many steps on the CPU, without validation."""
+    """Train for so many steps on the CPU, without validation; save_at: steps from one at-{step}.ckpt to the next."""
+    if save_at:
+        keep = ModelCheckpoint(dirpath=folder, filename="at-{step}", every_n_train_steps=save_at, save_top_k=-1)
+        callbacks = [*callbacks, keep]
     trainer = L.Trainer(
         **{
             "max_steps": steps, "accelerator": "cpu", "logger": False, "default_root_dir": folder,
-            "callbacks": callbacks, "enable_checkpointing": bool(callbacks), "enable_progress_bar": False,
+            "callbacks": list(callbacks), "enable_checkpointing": bool(callbacks), "enable_progress_bar": False,
             "enable_model_summary": False, "num_sanity_val_steps": 0, "limit_val_batches": 0, **settings,
         }
     )  # fmt: skip
