@@ -43,13 +43,6 @@ def _bare(toy):
     return toy.Toy().eval()
 
 
-def test_header_and_attached_tensors(saved, toy):
-    header = read_adapters_header(saved)
-    assert header["config"] == toy.small()
-    assert (header["base_id"], header["condition_dim"], header["extra"]) == ("toy", 3, {"base": "toy", "n": 1})
-    assert header["attached"]["prompt"].shape == (2, 3)
-
-
 def test_a_base_is_known_by_its_weights_in_any_precision(saved, toy):
     load_adapters(saved, _bare(toy).to(torch.float16))
     other = _bare(toy)

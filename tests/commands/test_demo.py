@@ -48,12 +48,6 @@ def test_large_previews_are_reduced(monkeypatch):
     assert [preview.size for preview in previews] == [(20, 5), (20, 5)]
 
 
-def test_a_broken_file_is_told():
-    Path("text.png").write_text("Dear Sir or Madam")
-    with pytest.raises(InputError, match="not a PNG"):
-        demo.restore_upload(twins.fake(), Path("text.png"), {}, Path("made"))
-
-
 def test_an_output_beyond_the_cap_is_refused(restorer, monkeypatch):
     monkeypatch.setattr(demo, "MAX_OUTPUT", 24 * 16 * 16)
     with pytest.raises(InputError, match=r"photo\.png"):

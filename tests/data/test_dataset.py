@@ -74,14 +74,6 @@ def test_a_crop_is_a_mirrored_or_turned_window_of_its_photograph(photos):
     assert len(turned) > 5
 
 
-def test_both_images_of_a_pair_are_cropped_and_turned_together(pairs):
-    data = crops(find_photos(pairs))
-    found = [data[number] for number in range(16)]
-    for item in found:
-        assert torch.equal(item["hr"], item["lr"].repeat_interleave(4, 1).repeat_interleave(4, 2))
-    assert len({int(item["lr"].sum()) for item in found}) == 16
-
-
 def test_files_that_cannot_be_used_are_passed_over_and_named(photos):
     (photos / "text.jpg").write_text("hello")
     (photos / "cut.png").write_bytes((photos / "photo0.png").read_bytes()[:-40])

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from morsr.adapters import MoRConfig, active_adapters
+from morsr.adapters import MoRConfig
 from morsr.errors import ConfigError, InputError
 from morsr.estimators import build_estimator
 from morsr.functional.diffusion import add_noise, epsilon_from_velocity, scaled_linear_alphas_cumprod
@@ -18,8 +18,8 @@ ADAPTERS = MoRConfig(
 )
 
 
-def build(base: Path, **one_step: object) -> OneStepGenerator:
-    config = OneStepConfig(**{"timestep": 150, "scale_input": True, **one_step})
+def build(base: Path) -> OneStepGenerator:
+    config = OneStepConfig(timestep=150, scale_input=True)
     return OneStepGenerator(load_base(base), build_estimator("frequency"), adapters=ADAPTERS, one_step=config)
 
 
@@ -30,15 +30,6 @@ def test_output_has_the_size_that_was_asked_for(small_base, size, scale):
     with torch.no_grad():
         sr = generator(torch.rand(1, 3, *size), scale=scale).sr
     assert sr.shape == (1, 3, round(size[0] * scale), round(size[1] * scale))
-
-
-def test_epsilon_step_at_999_is_osediffs_line(small_base):
-    generator = build(small_base, timestep=999, scale_input=False).eval()
-    latents = torch.randn(1, 4, 4, 4)
-    with torch.no_grad(), active_adapters(generator.base, None):
-        z0 = generator.denoise(latents)
-        epsilon = generator.base.predict(latents, 999)
-    torch.testing.assert_close(z0, 14.6488 * latents - 14.6146 * epsilon, atol=2e-3, rtol=1e-4)
 
 
 def test_enlarging_is_opencvs_bicubic():
