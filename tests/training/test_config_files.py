@@ -34,15 +34,10 @@ def test_another_class_takes_nothing_over(tmp_path):
     assert read_config(tmp_path / "child.yaml")["model"] == {"class_path": "x.Z", "init_args": {"width": 2}}
 
 
-def test_a_missing_parent_is_named(tmp_path):
-    write(tmp_path, lone="extends: nowhere.yaml\n")
-    with pytest.raises(ConfigError, match=r"nowhere\.yaml"):
-        read_config(tmp_path / "lone.yaml")
-
-
-def test_a_circle_is_named(tmp_path):
-    write(tmp_path, one="extends: two.yaml\n", two="extends: one.yaml\n")
-    with pytest.raises(ConfigError, match=r"one\.yaml"):
+@pytest.mark.parametrize("parent", ["nowhere", "one"])
+def test_a_missing_parent_and_a_circle_are_named(parent, tmp_path):
+    write(tmp_path, one="extends: two.yaml\n", two=f"extends: {parent}.yaml\n")
+    with pytest.raises(ConfigError, match=rf"{parent}\.yaml"):
         read_config(tmp_path / "one.yaml")
 
 
