@@ -36,6 +36,12 @@ class Toy(nn.Module):
         return self.head(hidden + tokens * scale.sigmoid())
 
 
+def bare() -> Toy:
+    """The seeded network in evaluation mode, before it is adapted."""
+    torch.manual_seed(0)
+    return Toy().eval()
+
+
 TARGETS = ("conv_in", "downsample", "dilated", "shortcut", "to_q", "pooled", r"head\.0")
 
 _KINDS: dict[str, dict[str, Any]] = {
@@ -59,8 +65,7 @@ def fill(model: nn.Module, name: str = "generator", std: float = 0.3) -> None:
 
 def make(config: MoRConfig | None = None, *, filled: bool = True, **settings: Any) -> tuple[Toy, InjectionReport]:
     """A seeded toy network in evaluation mode with one adapter set, whose images differ in their choices."""
-    torch.manual_seed(0)
-    model = Toy().eval()
+    model = bare()
     config = config or small(**settings)
     report = inject(model, config, condition_dim=SCORES if config.is_routed else 0)
     if filled:
@@ -88,7 +93,7 @@ def scores():
 
 @pytest.fixture
 def toy():
-    """This module: Toy, small, make, fill, apply."""
+    """This module: Toy, bare, small, make, fill, apply."""
     import sys
 
     return sys.modules[__name__]

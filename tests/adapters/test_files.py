@@ -38,18 +38,13 @@ def _written(path, metadata, tensors):
     return path
 
 
-def _bare(toy):
-    torch.manual_seed(0)
-    return toy.Toy().eval()
-
-
 def test_a_base_is_known_by_its_weights_in_any_precision(saved, toy):
-    load_adapters(saved, _bare(toy).to(torch.float16))
-    other = _bare(toy)
+    load_adapters(saved, toy.bare().to(torch.float16))
+    other = toy.bare()
     with torch.no_grad():
         other.dilated.weight.add_(0.05)
     wider = toy.Toy(16)
-    for model in (other, wider, torch.nn.Sequential(_bare(toy))):
+    for model in (other, wider, torch.nn.Sequential(toy.bare())):
         with pytest.raises(WeightsError, match="base"):
             load_adapters(saved, model)
         assert switch_of(model) is None
@@ -71,7 +66,7 @@ def test_a_file_of_release_0_1_loads(saved, toy, tmp_path):
     header = json.loads(metadata["header"]) | {"whole": {"norm.weight": [8], "norm.bias": [8]}}
     header["config"] |= {"gate": "renormalize", "dtype": "float32", "router": "linear", "router_hidden": 32}
     metadata = {"format": "morsr-adapters", "format_version": "2", "header": json.dumps(header)}
-    model, base = _bare(toy), _bare(toy)
+    model, base = toy.bare(), toy.bare()
     load_adapters(saved, model)
     report = load_adapters(_written(tmp_path / "old.safetensors", metadata, old), base)
     assert (report.config.gate, list(report.copies)) == ("renormalize", ["norm"])
@@ -117,7 +112,7 @@ def test_flipped_bits_are_refused(saved, toy):
         damaged[place // 8] ^= 1 << place % 8
         saved.write_bytes(bytes(damaged))
         try:
-            load_adapters(saved, _bare(toy))
+            load_adapters(saved, toy.bare())
             accepted.append(place)
         except WeightsError:
             pass
@@ -150,11 +145,11 @@ def test_hostile_headers(saved, toy, count):
     """Any header is loaded or refused by a WeightsError, without a digest to hide behind and without large memory."""
     metadata, tensors = _parts(saved)
     header, tensors, draw = json.loads(metadata["header"]), _of_release_0_1(tensors), random.Random(0)
-    load_adapters(saved, _bare(toy))  # what is imported on first use is not counted
+    load_adapters(saved, toy.bare())  # what is imported on first use is not counted
     for _ in range(count):
         text = json.dumps(_mutated(header, draw))
         _written(saved, {"format": "morsr-adapters", "format_version": "2", "header": text}, tensors)
-        model, before, start = _bare(toy), _peak(), time.process_time()
+        model, before, start = toy.bare(), _peak(), time.process_time()
         with contextlib.suppress(WeightsError):
             load_adapters(saved, model)
         assert time.process_time() - start < 5, text
@@ -181,7 +176,7 @@ def test_damaged_files(saved, toy, change):
     metadata, tensors = _parts(saved)
     change(metadata, tensors)
     _written(saved, metadata, tensors)
-    model = _bare(toy)
+    model = toy.bare()
     with pytest.raises(WeightsError):
         load_adapters(saved, model)
     assert switch_of(model) is None

@@ -13,17 +13,10 @@ peft = pytest.importorskip("peft")
 PLAIN = ("conv_in", "downsample", "shortcut", "to_q", "pooled", r"head\.0")
 
 
-def _peft_twin(toy, folder):
-    torch.manual_seed(0)
-    return peft.PeftModel.from_pretrained(toy.Toy().eval(), folder).eval()
-
-
 def test_even_gates_are_a_plain_lora_of_that_rank(toy, images):
     model, report = toy.make(toy.small("mor_v1", num_shared=2, top_k=10, targets=PLAIN, scale=2.0))
-    torch.manual_seed(0)
-    twin = toy.Toy().eval()
     config = peft.LoraConfig(r=12, lora_alpha=24, target_modules=[name.replace("\\", "") for name in PLAIN])
-    twin = peft.get_peft_model(twin, config).eval()
+    twin = peft.get_peft_model(toy.bare(), config).eval()
     with torch.no_grad():
         for name, _, ranks in layers_of_set(model, "generator"):
             theirs = twin.base_model.model.get_submodule(name)
@@ -41,8 +34,9 @@ def test_the_routing_of_one_image_loads_in_peft(toy, images, scores, tmp_path, s
     report.strength = strength
     report.route(scores[:1])
     export_peft(tmp_path, model)
+    twin = peft.PeftModel.from_pretrained(toy.bare(), tmp_path).eval()
     with torch.no_grad():
-        torch.testing.assert_close(_peft_twin(toy, tmp_path)(images), model(images), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(twin(images), model(images), rtol=1e-4, atol=1e-5)
 
 
 def test_what_cannot_be_exported(toy, scores):
