@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+from twins import on_base, save
 
 from morsr.errors import ConfigError, WeightsError
 from morsr.estimators import build_estimator
@@ -87,20 +88,14 @@ def test_a_file_stores_a_hub_id_and_the_weights_digest(clip_folder, tmp_path):
 
 
 def test_adapters_move_to_a_machine_whose_clip_lies_elsewhere(clip_folder, small_base, tmp_path):
-    from morsr.adapters import MoRConfig, save_adapters
-    from morsr.models.bases import load_base
-    from morsr.models.generator import OneStepConfig, OneStepGenerator
+    from morsr.adapters import read_adapters_header
     from morsr.models.loading import load_generator
     from morsr.training.adapter_state import runs_otherwise
 
     here = shutil.copytree(clip_folder, tmp_path / "here")
-    config = MoRConfig(num_ranks=8, num_shared=2, top_k=3, num_zero=2, targets=("sd_unet@unet",))
-    made = OneStepGenerator(
-        load_base(small_base), build_estimator("clip", model=here), adapters=config,
-        one_step=OneStepConfig(timestep=150),
-    )  # fmt: skip
-    extra = {"base": str(small_base), "estimator": made.estimator.spec, "one_step": made.one_step.to_dict()}
-    file = save_adapters(tmp_path / "adapters.safetensors", made.base, extra=extra)
+    made = on_base(small_base, build_estimator("clip", model=here))
+    file = save(tmp_path / "adapters.safetensors", made)
+    extra = read_adapters_header(file)["extra"]
     assert str(tmp_path) not in str(extra["estimator"])
     there = here.rename(tmp_path / "there")
     with pytest.raises(WeightsError, match=r"--estimator FOLDER_OR_ID"):

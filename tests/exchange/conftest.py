@@ -10,12 +10,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from twins import write_twin
+from twins import on_base, save, write_twin
 
-from morsr.adapters import MoRConfig, adapter_parameters, save_adapters
-from morsr.estimators import build_estimator
+from morsr.adapters import adapter_parameters
 from morsr.models.bases import load_base
-from morsr.models.generator import OneStepConfig, OneStepGenerator
+from morsr.models.generator import OneStepGenerator
 from morsr.restoring import Restorer
 
 
@@ -32,12 +31,7 @@ def kl_base(tmp_path_factory):
 @pytest.fixture
 def generator(small_base):
     """A generator over the small base whose ranks change the output of UNet and encoder, by routes that differ."""
-    adapters = MoRConfig(
-        num_ranks=8, num_shared=2, top_k=3, num_zero=2, targets=("sd_unet@unet", "tiny_vae_encoder@vae")
-    )
-    generator = OneStepGenerator(
-        load_base(small_base), build_estimator("frequency"), adapters=adapters, one_step=OneStepConfig(timestep=150)
-    ).eval()
+    generator = on_base(small_base, targets=("sd_unet@unet", "tiny_vae_encoder@vae"))
     torch.manual_seed(1)
     torch.nn.init.normal_(generator.adapters.router.weight, std=2.0)
     for parameter in adapter_parameters(generator.base):
@@ -47,13 +41,9 @@ def generator(small_base):
 
 
 @pytest.fixture
-def adapters_file(generator, small_base, tmp_path):
+def adapters_file(generator, tmp_path):
     """Its adapters as training saves them."""
-    extra = {
-        "base": str(small_base), "estimator": {"kind": "frequency", "args": {}},
-        "one_step": generator.one_step.to_dict(),
-    }  # fmt: skip
-    return save_adapters(tmp_path / "adapters.safetensors", generator.base, base_id="morsr/test", extra=extra)
+    return save(tmp_path / "adapters.safetensors", generator)
 
 
 @pytest.fixture

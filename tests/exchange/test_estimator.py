@@ -5,13 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from twins import on_base, save
 
-from morsr.adapters import MoRConfig, save_adapters
 from morsr.cli import main
 from morsr.errors import ConfigError
-from morsr.estimators import build_estimator
-from morsr.models.bases import load_base
-from morsr.models.generator import OneStepConfig, OneStepGenerator
 from morsr.models.loading import load_generator
 
 CLASSES = """import torch
@@ -30,13 +27,7 @@ def file(small_base, tmp_path, monkeypatch):
     """Adapters that were trained with a class of the user's own."""
     Path("own_scores.py").write_text(CLASSES)
     monkeypatch.syspath_prepend(str(tmp_path))
-    estimator = build_estimator("own_scores.Two")
-    config = MoRConfig(num_ranks=8, num_shared=2, top_k=3, num_zero=2, targets=("sd_unet@unet",))
-    generator = OneStepGenerator(
-        load_base(small_base), estimator, adapters=config, one_step=OneStepConfig(timestep=150)
-    )
-    extra = {"base": str(small_base), "estimator": estimator.spec, "one_step": generator.one_step.to_dict()}
-    saved = save_adapters(tmp_path / "own.safetensors", generator.base, base_id="morsr/test", extra=extra)
+    saved = save(tmp_path / "own.safetensors", on_base(small_base, "own_scores.Two"))
     sys.modules.pop("own_scores")
     return saved
 

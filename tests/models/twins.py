@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from safetensors.torch import save_file
 
-from morsr.adapters import MoRConfig, adapter_parameters
+from morsr.adapters import MoRConfig, adapter_parameters, save_adapters
 from morsr.estimators import build_estimator
 from morsr.models.bases import load_base
 from morsr.models.generator import OneStepConfig, OneStepGenerator
@@ -155,6 +155,21 @@ def build(folder: Path, name: str, *, checkpointing: bool = False) -> OneStepGen
         load_base(folder), build_estimator("frequency"), adapters=adapters(name), checkpointing=checkpointing,
         one_step=OneStepConfig(timestep=FAMILIES[name].timestep),
     ).eval()  # fmt: skip
+
+
+def on_base(base: Path, estimator: Any = "frequency", targets: tuple[str, ...] = ("sd_unet@unet",)) -> OneStepGenerator:
+    """A generator on the base of a folder, with fresh adapters."""
+    config = MoRConfig(num_ranks=8, num_shared=2, top_k=3, num_zero=2, targets=targets)
+    return OneStepGenerator(
+        load_base(base), build_estimator(estimator), adapters=config, one_step=OneStepConfig(timestep=150)
+    ).eval()
+
+
+def save(path: Path, generator: OneStepGenerator) -> Path:
+    """Its adapters as training saves them."""
+    base = generator.base
+    extra = {"base": base.source, "estimator": generator.estimator.spec, "one_step": generator.one_step.to_dict()}
+    return save_adapters(path, base, base_id=base.base_id, extra=extra)
 
 
 def awaken(generator: OneStepGenerator) -> OneStepGenerator:
