@@ -59,13 +59,14 @@ def test_a_sharp_photograph_is_hardly_changed_at_scale_1(tile):
     assert -10 * (restored - photo).square().mean().log10() > 34
 
 
-@pytest.mark.parametrize("size", [(9, 13), (1, 1), (5, 40), (16, 24)])
-def test_one_pass_equals_the_generator(restorer, size):
+@pytest.mark.parametrize(("size", "scale"), [((9, 13), 4), ((1, 1), 4), ((5, 40), 4.5), ((16, 24), 4)])
+def test_one_pass_equals_the_generator(restorer, size, scale):
     """Padding included: no size of the first three fits the grid, and networks look beyond the image's border."""
     images = torch.rand(2, 3, *size)
     with torch.no_grad():
-        expected = restorer.generator(images).sr.clamp(0, 1)
-    assert_close(restorer(images, tile=None, color="none"), expected, atol=1e-5, rtol=0)
+        expected = restorer.generator(images, scale=scale).sr.clamp(0, 1)
+    assert expected.shape == (2, 3, round(size[0] * scale), round(size[1] * scale))
+    assert_close(restorer(images, scale, tile=None, color="none"), expected, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
