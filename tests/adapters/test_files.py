@@ -33,11 +33,6 @@ def _parts(path):
         return file.metadata(), {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
 
 
-def _written(path, metadata, tensors):
-    save_file(tensors, path, metadata)
-    return path
-
-
 def test_a_base_is_known_by_its_weights_in_any_precision(saved, toy):
     load_adapters(saved, toy.bare().to(torch.float16))
     other = toy.bare()
@@ -68,7 +63,8 @@ def test_a_file_of_release_0_1_loads(saved, toy, tmp_path):
     metadata = {"format": "morsr-adapters", "format_version": "2", "header": json.dumps(header)}
     model, base = toy.bare(), toy.bare()
     load_adapters(saved, model)
-    report = load_adapters(_written(tmp_path / "old.safetensors", metadata, old), base)
+    save_file(old, tmp_path / "old.safetensors", metadata)
+    report = load_adapters(tmp_path / "old.safetensors", base)
     assert (report.config.gate, list(report.copies)) == ("renormalize", ["norm"])
     for (_, _, ranks), (_, _, wanted) in zip(
         layers_of_set(base, "generator"), layers_of_set(model, "generator"), strict=True
@@ -148,7 +144,7 @@ def test_hostile_headers(saved, toy, count):
     load_adapters(saved, toy.bare())  # what is imported on first use is not counted
     for _ in range(count):
         text = json.dumps(_mutated(header, draw))
-        _written(saved, {"format": "morsr-adapters", "format_version": "2", "header": text}, tensors)
+        save_file(tensors, saved, {"format": "morsr-adapters", "format_version": "2", "header": text})
         model, before, start = toy.bare(), _peak(), time.process_time()
         with contextlib.suppress(WeightsError):
             load_adapters(saved, model)
@@ -175,7 +171,7 @@ def test_hostile_headers(saved, toy, count):
 def test_damaged_files(saved, toy, change):
     metadata, tensors = _parts(saved)
     change(metadata, tensors)
-    _written(saved, metadata, tensors)
+    save_file(tensors, saved, metadata)
     model = toy.bare()
     with pytest.raises(WeightsError):
         load_adapters(saved, model)

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from safetensors.torch import save_file
+from scenes import scene
 from scipy import stats
 
 from morsr.degradation import DegradationRecipe, apply, sample_keys, true_severity
@@ -23,14 +24,8 @@ def weights(tmp_path):
     return tmp_path / "net.safetensors"
 
 
-def photographs(count, side=96):
-    """Smooth colourful blobs: enough structure for a degradation to show."""
-    coarse = torch.rand((count, 3, side // 8, side // 8), generator=torch.Generator().manual_seed(3))
-    return torch.nn.functional.interpolate(coarse, size=(side, side), mode="bicubic").clamp(0, 1)
-
-
 def recipe_batch(count, epoch=0):
-    hr = photographs(count)
+    hr = torch.cat([scene(96, 96, seed) for seed in range(count)])
     parameters = DegradationRecipe.load("realesrgan").sample(sample_keys(0, epoch, torch.arange(count)))
     return {"hr": hr, "lr": apply(hr, parameters), "parameters": parameters}
 
@@ -43,7 +38,7 @@ def test_dropout_stays_off_and_the_weights_travel(weights):
 
 
 def test_statistics_are_the_same_in_a_training_of_half_precision():
-    images = photographs(2)
+    images = scene()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found = crop_statistics(images)
     torch.testing.assert_close(found, crop_statistics(images), atol=0, rtol=0)

@@ -14,10 +14,6 @@ from training_twins import ADAPTERS, build, fit
 from morsr.models.draws import Draws
 
 
-def ranks(module: L.LightningModule) -> Tensor:
-    return torch.cat([p.detach().flatten() for p in module.parameters() if p.requires_grad])
-
-
 def validate(module: L.LightningModule, folder: Path, **settings: Any) -> float:
     trainer = L.Trainer(
         accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False, default_root_dir=folder
@@ -49,7 +45,7 @@ def test_the_routers_noise_is_drawn_in_a_fit_and_ends(small_base, tmp_path):
     for noise in (0.0, 5.0):
         module = build(small_base, adapters=replace(ADAPTERS, logit_noise=noise, logit_noise_until=0.5))
         fit(module, tmp_path / str(noise), 4, callbacks=[Look()])
-        ends.append(ranks(module))
+        ends.append(torch.cat([p.detach().flatten() for p in module.parameters() if p.requires_grad]))
     assert seen[4:] == [5.0, 2.5, 0.0, 0.0]
     assert not torch.equal(*ends)
 
