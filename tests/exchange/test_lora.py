@@ -1,11 +1,10 @@
 """One fixed routing as LoRA files: diffusers and peft load them and give the same images."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, StableDiffusionPipeline
+from twins import pipeline
 
 from morsr.cli import main
 from morsr.errors import ConfigError, InputError
@@ -13,16 +12,6 @@ from morsr.models.bases import load_base
 from morsr.models.exchange.fixed import export_lora, fix_routing
 from morsr.models.generator import OneStepGenerator
 from morsr.models.loading import load_generator
-
-
-def pipeline(base: Any) -> StableDiffusionPipeline:
-    """diffusers' pipeline around a base's networks."""
-    made = StableDiffusionPipeline(
-        unet=base.unet, vae=base.vae, scheduler=DDIMScheduler(), text_encoder=None, tokenizer=None,
-        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
-    )  # fmt: skip
-    made.set_progress_bar_config(disable=True)
-    return made
 
 
 def test_the_folder_holds_the_whole_restoration(adapters_file, photo, small_base, restored, capsys):

@@ -1,6 +1,5 @@
 """Every family of bases: one table of small twins, one list of properties."""
 
-import inspect
 import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from training_twins import draws, plain_phase
-from twins import FAMILIES, adapters, awaken, build, images, write_twin
+from twins import FAMILIES, adapters, awaken, build, images, pipeline, write_twin
 
 from morsr.adapters import active_adapters, adapter_parameters, merged
 from morsr.errors import ConfigError, WeightsError
@@ -57,24 +56,6 @@ def twin(request, tmp_path_factory):
         with active_adapters(generator.base, None):
             bare = generator(images()).sr
     return Twin(name, folder, awaken(generator), bare, fresh)
-
-
-def pipeline(base: Any) -> Any:
-    """diffusers' pipeline of a base's family around its networks, without text encoders."""
-    import diffusers
-
-    kind = getattr(diffusers, base.pipeline)
-    wanted = inspect.signature(kind).parameters
-    parts: dict[str, Any] = {key: None for key, one in wanted.items() if one.default is one.empty}
-    scheduler = base.scheduler()
-    if hasattr(base, "betas"):  # one step of DDIM from the last timestep to none of the noise
-        scheduler = diffusers.DDIMScheduler.from_config(
-            scheduler.config, timestep_spacing="trailing", clip_sample=False
-        )
-    parts |= {"scheduler": scheduler, "vae": base.vae, base.network_name: base.denoiser}
-    made = kind(**parts, **({"requires_safety_checker": False} if "requires_safety_checker" in wanted else {}))
-    made.set_progress_bar_config(disable=True)
-    return made
 
 
 def drawn(made: Any, base: Any, z: Tensor) -> Tensor:

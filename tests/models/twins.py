@@ -1,5 +1,6 @@
 """Small twins of every family: the real classes with random weights, saved as diffusers saves them."""
 
+import inspect
 import json
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -185,3 +186,21 @@ def images(count: int = 3) -> torch.Tensor:
     """LR images (B, 3, 4, 4) of different contrast."""
     strength = torch.linspace(0.2, 1, count).view(-1, 1, 1, 1)
     return torch.rand(count, 3, 4, 4, generator=torch.Generator().manual_seed(0)) * strength
+
+
+def pipeline(base: Any) -> Any:
+    """diffusers' pipeline of a base's family around its networks, without text encoders."""
+    import diffusers
+
+    kind = getattr(diffusers, base.pipeline)
+    wanted = inspect.signature(kind).parameters
+    parts: dict[str, Any] = {key: None for key, one in wanted.items() if one.default is one.empty}
+    scheduler = base.scheduler()
+    if hasattr(base, "betas"):  # one step of DDIM from the last timestep to none of the noise
+        scheduler = diffusers.DDIMScheduler.from_config(
+            scheduler.config, timestep_spacing="trailing", clip_sample=False
+        )
+    parts |= {"scheduler": scheduler, "vae": base.vae, base.network_name: base.denoiser}
+    made = kind(**parts, **({"requires_safety_checker": False} if "requires_safety_checker" in wanted else {}))
+    made.set_progress_bar_config(disable=True)
+    return made
