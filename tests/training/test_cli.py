@@ -149,8 +149,6 @@ REFUSED = [
     (["--optimizer=Adam", "--optimizer.lr=0.01"], "model.lr"),
     (["--seed_everything=-5"], "seed"),
     (["--model.estimator=morsr.estimators.Absent"], "Absent"),
-    (["--model.losses.extra.edge=morsr.estimators.Absent"], "Absent"),
-    (["--model.losses.gna.start=7"], "gna"),
     (["--model.optimizers={judge: {class_path: torch.optim.Adam, init_args: {lr: 0.1}}}"], "judge"),
     (["--ckpt_path=best"], "best"),
     (["--ckpt_path=absent.ckpt"], "absent.ckpt"),
