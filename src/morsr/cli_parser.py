@@ -44,6 +44,8 @@ def call(function: Callable[..., int | None], name: str, arguments: Sequence[str
         is_empty = not one or (option.startswith("--") and equals and not value)
         if is_empty and "--prompt" not in (option, given[place - 1]):  # as a path it would be the current folder
             raise ConfigError(f"{option or f'argument {place + 1}'}: expected a value, got an empty one")
+        if option in [f"--{key}" for key in _positional(function)]:
+            raise ConfigError(f"{option}: expected without its name, as in morsr {name} {option[2:].upper()}")
     parser = build_parser(function, name)
     for option, count in Counter(one.partition("=")[0] for one in given).items():
         if count > 1 and getattr(parser._option_string_actions.get(option), "nargs", None) == "+":
@@ -94,11 +96,16 @@ class _Formatter(DefaultHelpFormatter):
         return str(action.dest).upper()
 
 
+def _positional(function: Callable[..., Any]) -> list[str]:
+    """Names of the parameters that are given without them."""
+    parameters = inspect.signature(function).parameters.values()
+    return [one.name for one in parameters if one.default is one.empty and one.kind is not one.KEYWORD_ONLY]
+
+
 def _as_option(line: str, function: Callable[..., Any]) -> str:
     """A parser's line with the name of an option or argument as it is written."""
     name, colon, rest = line.partition(":")
     parameter = inspect.signature(function).parameters.get(name)
     if parameter is None:
         return line
-    positional = parameter.default is parameter.empty and parameter.kind is not parameter.KEYWORD_ONLY
-    return f"{name.upper() if positional else '--' + name.replace('_', '-')}{colon}{rest}"
+    return f"{name.upper() if name in _positional(function) else '--' + name.replace('_', '-')}{colon}{rest}"

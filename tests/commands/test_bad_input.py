@@ -52,6 +52,7 @@ BAD = [
     ("export onnx out --dtype float16", "--dtype"),
     ("demo --port 99999", "--port"),
     ("check nowhere.yaml", "nowhere.yaml"),
+    ("check --config nowhere.yaml", "morsr check CONFIG"),
 ]
 
 

@@ -1,5 +1,7 @@
 """`morsr upscale`: files and folders, resuming, what fails and what is never touched."""
 
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -126,8 +128,19 @@ def test_a_folder_as_output_of_one_file_takes_its_name(output, made):
 def test_processes_share_a_folder(monkeypatch):
     for index in range(5):
         photo(f"in/{index}.png")
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("WORLD_SIZE", "2")  # without torchrun none waits for another
     for rank, names in ((1, {"1.png", "3.png"}), (0, {"0.png", "1.png", "2.png", "3.png", "4.png"})):
         monkeypatch.setenv("RANK", str(rank))
         assert main(["upscale", "in", "out", "--scale", "1"]) == 0
         assert set(sizes("out")) == names
+
+
+@pytest.mark.slow
+def test_a_file_that_fails_in_one_process_of_torchrun_costs_no_other():
+    for index in range(8):
+        twins.photo(f"in/{index}.png", (16, 16) if index % 2 == 0 else (96, 96))
+    Path("in/0.png").write_bytes(b"no picture")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "morsr"]
+    ended = subprocess.run([*command, "upscale", "in", "out", "--device=cpu"], timeout=250, check=False)
+    assert ended.returncode == 1
+    assert set(sizes("out")) == {f"{index}.png" for index in range(1, 8)}

@@ -1,5 +1,7 @@
 """RealESRGANDataModule: its batches, resuming, several devices, and what is refused or found missing."""
 
+import multiprocessing
+import os
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
@@ -282,3 +284,14 @@ def test_a_batch_is_made_on_the_device(make_data):
     batch = data.finish_batch(data.transfer_batch_to_device(raw, device, 0))
     assert batch["lr"].device.type == batch["hr"].device.type == batch["severity"].device.type == device.type
     assert batch["parameters"].key.device.type == "cpu"
+
+
+def test_a_signal_to_the_group_of_the_run_does_not_reach_its_workers(make_data, mixed):
+    data = make_data(**mixed, num_workers=1)
+    data.prepare_data()
+    data.setup("fit")
+    batches = iter(data.train_dataloader())
+    next(batches)
+    workers = multiprocessing.active_children()
+    assert workers
+    assert all(os.getpgid(one.pid) == one.pid for one in workers)

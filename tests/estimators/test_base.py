@@ -21,6 +21,19 @@ class Darkness(DegradationEstimator):
         return torch.stack([dark, dark / 2], dim=1)
 
 
+def test_arguments_that_no_file_holds_are_known():
+    class Adjusted(Darkness):
+        def __init__(self, width: int = 4, *, worst: bool = False) -> None:
+            super().__init__(worst=worst)
+
+    class Kept(Adjusted):
+        def settings(self):
+            return {"width": 4}
+
+    assert [made.unsaved() for made in (Darkness(), Adjusted(), Kept())] == [[], ["width"], []]
+    assert all(build_estimator(kind).unsaved() == [] for kind in ("frequency", "learned"))
+
+
 KINDS = ("frequency", "learned", f"{__name__}.Darkness")
 
 

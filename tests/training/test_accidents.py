@@ -4,14 +4,18 @@ import os
 import signal
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
+import pytest
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from training_twins import run_options
 
 from morsr.adapters import adapter_parameters
 from morsr.cli import main
+from morsr.training.callbacks import StopBetweenSteps
 from morsr.training.checkpoints import read_checkpoint
 
 
@@ -99,3 +103,14 @@ def test_a_dead_worker_is_one_line(small_base, tmp_path, capsys):
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("morsr: ")]
     assert "DataLoader worker (pid" in line
     assert whole_step(tmp_path / "out" / "last.ckpt") == 2
+
+
+@pytest.mark.parametrize(
+    ("processes", "error", "saves"), [(1, OSError(), True), (2, OSError(), False), (2, KeyboardInterrupt(), True)]
+)
+def test_an_error_of_one_process_alone_saves_nothing(processes, error, saves):
+    keep, stop = ModelCheckpoint(save_on_exception=True), StopBetweenSteps()
+    stop.steps = 1
+    trainer: Any = SimpleNamespace(world_size=processes, checkpoint_callbacks=[keep])
+    stop.on_exception(trainer, None, error)  # type: ignore[arg-type]
+    assert keep.save_on_exception == saves  # where the others would be waited for

@@ -9,6 +9,7 @@ import torch
 import yaml
 from restorer_twins import photo
 from safetensors.torch import load_file
+from training_twins import Pairs
 
 from morsr.cli import main
 from morsr.models.bases import load_base
@@ -122,6 +123,18 @@ def test_a_resume_with_nothing_left_to_do_says_so(small_base, photos, tmp_path, 
     assert "Nothing left to do at step 1" in caplog.text
     first, second = sorted((tmp_path / "out").rglob("adapters.safetensors"))
     torch.testing.assert_close(load_file(second), load_file(first), rtol=0, atol=0)
+
+
+class Shared(Pairs):
+    """A data module of one's own with an argument that the config's has too, of another type."""
+
+    def __init__(self, batch_size: int = 1, side: int = 32) -> None:
+        super().__init__()
+
+
+def test_a_data_module_may_share_settings_with_the_configs(small_base, photos, tmp_path):
+    options = arguments("tiny/mor.yaml", small_base, photos, tmp_path / "out", 1)
+    assert main([*options, f"--data={__name__}.Shared"]) == 0
 
 
 def test_a_run_with_a_name_goes_on(small_base, photos, tmp_path, caplog):

@@ -59,7 +59,7 @@ def run(
     from tqdm import tqdm
 
     from morsr.restoring import Restorer, Settings
-    from morsr.restoring.folder import Job, check_jobs, jobs_into, processes, restore_files
+    from morsr.restoring.folder import Job, check_jobs, jobs_into, processes, restore_files, wait_for_others
 
     settings = Settings(
         scale=scale, tile=None if tile == "none" else tile, color=color, color_strength=color_strength,
@@ -80,6 +80,8 @@ def run(
     if skipped := len(jobs) - len(waiting):
         say(f"{skipped} of {len(jobs)} outputs exist and are kept, whatever made them; --overwrite restores them again")
     if not waiting:
+        if source.is_dir():
+            wait_for_others()
         return 0
 
     restorer = Restorer.from_pretrained(
@@ -98,6 +100,7 @@ def run(
     lines = tqdm(restore_files(restorer, waiting, settings), total=len(waiting), unit="image", disable=None)
     failed = [line for line in lines if line]
     say(f"{len(waiting) - len(failed)} of {len(waiting)} images restored")
+    wait_for_others()
     return report_failures(failed)
 
 

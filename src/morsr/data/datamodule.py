@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import os
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +12,6 @@ import lightning as L
 import torch
 from jsonargparse.typing import ClosedUnitInterval, NonNegativeFloat, NonNegativeInt, PositiveInt
 from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
@@ -255,7 +256,7 @@ class RealESRGANDataModule(L.LightningDataModule):
             "collate_fn": collate,
             "num_workers": workers,
             "persistent_workers": workers > 0,
-            "worker_init_fn": _one_thread if workers else None,
+            "worker_init_fn": _start_worker if workers else None,
             "pin_memory": torch.accelerator.is_available(),
         }
 
@@ -333,7 +334,8 @@ class RealESRGANDataModule(L.LightningDataModule):
         new = list(self.skipped.values())
         if new:
             more = f"\n  and {len(new) - 20} more" if len(new) > 20 else ""
-            rank_zero_warn(f"image files passed over: {len(new)}\n  " + "\n  ".join(new[:20]) + more)
+            # by each process, which has seen other files
+            warnings.warn(f"image files passed over: {len(new)}\n  " + "\n  ".join(new[:20]) + more, stacklevel=2)
         self.skipped.clear()
 
     def _fits(self, status: TrainerStatus | None = None) -> bool:
@@ -364,8 +366,10 @@ def _places(batch: dict[str, Any], kind: str) -> list[int]:
     return [place for place, found in enumerate(batch["kind"]) if found == kind]
 
 
-def _one_thread(worker: int) -> None:
+def _start_worker(worker: int) -> None:
     torch.set_num_threads(1)
+    if hasattr(os, "setpgid"):
+        os.setpgid(0, 0)  # a SIGTERM to the run's whole group, as by `timeout`, leaves the data of its last step
 
 
 def _limited(trainer: Any, batches: int) -> int:

@@ -78,6 +78,15 @@ class DegradationEstimator(nn.Module):
         """Constructor arguments that differ from their defaults, as plain values: what a file stores."""
         return {"worst": True} if self.worst else {}
 
+    def unsaved(self) -> list[str]:
+        """Arguments of a constructor of the user's own that no file holds, since `settings` is not overridden."""
+        if type(self).settings is not DegradationEstimator.settings:
+            return []
+        parameters = inspect.signature(type(self)).parameters.values()
+        return [
+            one.name for one in parameters if one.kind is not one.VAR_KEYWORD and one.name not in ("names", "worst")
+        ]
+
     @property
     def spec(self) -> dict[str, Any]:
         """{"kind", "args"}: what an adapters file stores, and `build_estimator` takes."""

@@ -6,8 +6,11 @@ import os
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
+
+import torch.distributed as dist
 
 from morsr.errors import InputError, MorsrError
 from morsr.files import printable
@@ -80,6 +83,14 @@ def processes() -> tuple[int, int]:
         if index in os.environ and count in os.environ:
             return int(os.environ[index]), int(os.environ[count])
     return 0, 1
+
+
+def wait_for_others() -> None:
+    """Under torchrun, wait until all processes are here: it ends them all once one has failed on some file."""
+    if "TORCHELASTIC_RUN_ID" in os.environ and processes()[1] > 1:
+        dist.init_process_group("gloo", timeout=timedelta(days=7))
+        dist.barrier()
+        dist.destroy_process_group()
 
 
 def restore_files(restorer: Restorer, jobs: Sequence[Job], settings: Settings) -> Iterator[str | None]:

@@ -160,7 +160,7 @@ class AutoencoderTraining(BasePhase):
         images = batch["hr"]
         decoded = self.base.decode(self.base.encode(images * 2 - 1)) / 2 + 0.5
         error = (decoded.clamp(0, 1) - images).square().mean((1, 2, 3))
-        self.log("val/psnr", (-10 * error.log10()).mean(), prog_bar=True, batch_size=len(images))
+        self.log("val/psnr", (-10 * error.log10()).mean(), prog_bar=True, batch_size=len(images), sync_dist=True)
 
     def write(self) -> None:
         self.base.vae.register_to_config(scaling_factor=self.base.scaling_factor / float(self.latent_square.sqrt()))
@@ -198,7 +198,7 @@ class DiffusionTraining(BasePhase):
         return loss
 
     def validation_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
-        self.log("val/diffusion", self._loss(batch), prog_bar=True, batch_size=len(batch["hr"]))
+        self.log("val/diffusion", self._loss(batch), prog_bar=True, batch_size=len(batch["hr"]), sync_dist=True)
 
     def write(self) -> None:
         self.base.prompt_clean.copy_(self.prompts["clean"])

@@ -11,7 +11,7 @@ import re
 import shutil
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import Enum
 from importlib import metadata
 from itertools import count
@@ -45,6 +45,9 @@ from morsr.training.config_files import expand_configs
 
 # Lightning's own callbacks have enums as defaults, which the dump of a config could not represent.
 yaml.SafeDumper.add_multi_representer(Enum, lambda dumper, choice: dumper.represent_data(choice.value))
+# So are jsonargparse's kinds of numbers, such as PositiveInt, where another class takes a setting over.
+yaml.SafeDumper.add_multi_representer(int, lambda dumper, number: dumper.represent_int(int(number)))
+yaml.SafeDumper.add_multi_representer(float, lambda dumper, number: dumper.represent_float(float(number)))
 
 # jsonargparse hands on a null inside a module's settings as this word: --model.losses.gan=null.
 _load_yaml = get_loader("yaml")
@@ -95,7 +98,7 @@ class MorsrCLI(LightningCLI):
         if path == "best":
             raise ConfigError("ckpt_path: expected a file or last, got best, which is known within one process only")
         if path == "last":
-            found = newest_checkpoint(_runs(config.trainer), resumes=fit)
+            found = _same_for_all(lambda: newest_checkpoint(_runs(config.trainer), resumes=fit))
             if found is None and not fit:
                 raise WeightsError("ckpt_path: expected a run with a whole checkpoint, found none; name a file")
             rank_zero_info(f"ckpt_path: {found or 'no checkpoint yet, the run starts at step 0'}")
@@ -262,6 +265,13 @@ def claim_folder(logger: Any) -> Path:
             os.makedirs(logger.log_dir)
             return Path(logger.log_dir)
     raise AssertionError
+
+
+def _same_for_all(search: Callable[[], Path | None]) -> Path | None:
+    """What the first process finds; those that Lightning starts later could find a newer one."""
+    if "LOCAL_RANK" not in os.environ or "MORSR_LAST" not in os.environ:
+        os.environ["MORSR_LAST"] = str(search() or "")
+    return Path(found) if (found := os.environ["MORSR_LAST"]) else None
 
 
 def _runs(trainer: Any) -> list[Path]:

@@ -172,6 +172,8 @@ class OneStepSRModule(L.LightningModule):
         with torch.device("cpu"):
             # The base last, which takes longest: what else is missing is said before it is read.
             estimator, losses = build_estimator(parts["estimator"], **parts["estimator_args"]), parts["losses"]
+            if lost := estimator.unsaved():
+                rank_zero_warn(f"no file will hold the estimator's {', '.join(lost)}: override its settings()")
             lpips = build_lpips() if losses and losses.lpips else None
             base = parts["base"] if isinstance(parts["base"], Base) else load_base(parts["base"], **self.base_settings)
             generator = OneStepGenerator(

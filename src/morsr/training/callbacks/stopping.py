@@ -87,9 +87,10 @@ class StopBetweenSteps(Callback):
         self._restore()
         between = bool(self.steps) and not self._within
         stopped = isinstance(exception, (KeyboardInterrupt, SIGTERMException))
+        alone = trainer.world_size == 1  # an error may be one process's: saving would wait for the others for ever
         for callback in trainer.checkpoint_callbacks:  # Lightning calls them after all others
             if isinstance(callback, ModelCheckpoint):
-                callback.save_on_exception = between and (stopped or callback.save_on_exception)
+                callback.save_on_exception = between and (stopped or (alone and callback.save_on_exception))
 
     def _restore(self) -> None:
         for number, handler in self._before.items():
