@@ -87,7 +87,7 @@ class StopBetweenSteps(Callback):
         self._restore()
         between = bool(self.steps) and not self._within
         stopped = isinstance(exception, (KeyboardInterrupt, SIGTERMException))
-        alone = trainer.world_size == 1  # an error may be one process's: saving would wait for the others for ever
+        alone = trainer.world_size == 1  # an error may be of one process, and saving waits for all
         for callback in trainer.checkpoint_callbacks:  # Lightning calls them after all others
             if isinstance(callback, ModelCheckpoint):
                 callback.save_on_exception = between and (stopped or (alone and callback.save_on_exception))
