@@ -301,8 +301,7 @@ def _pyiqa() -> Any:
 def _quiet_and_safe(*, offline: bool = False) -> Iterator[None]:
     """Loading by pyiqa: nothing printed, no download that hangs, no code run from a file of weights.
 
-    Args:
-        offline: no address is resolved, as which weights most of its metrics fetch is not known beforehand.
+    Offline, no address is resolved, since it is not known beforehand what most of its metrics fetch.
     """
     timeout, forced = socket.getdefaulttimeout(), os.environ.get("TORCH_FORCE_WEIGHTS_ONLY_LOAD")
     resolve = socket.getaddrinfo

@@ -285,14 +285,13 @@ def _runs(trainer: Any) -> list[Path]:
     root = Path(trainer.get("default_root_dir") or ".")
     loggers = trainer.get("logger")
     logger = loggers[0] if isinstance(loggers, list) and loggers else loggers  # the first one names the folder
-    save_dir = settings(logger).get("save_dir") if hasattr(logger, "get") else None
+    save_dir = settings(logger).get("save_dir")
     versions = Path(save_dir, settings(logger).get("name") or "") if save_dir else root / "lightning_logs"
-    version = settings(logger).get("version") if hasattr(logger, "get") else None
-    if isinstance(version, int):
-        version = f"version_{version}"
+    version = settings(logger).get("version")
     numbered = sorted(versions.expanduser().glob("version_*"), key=_version, reverse=True)
     folders = [Path(folder).expanduser() for folder in named if folder]
-    folders += [versions.expanduser() / version] if version else []
+    if version is not None:
+        folders.append(versions.expanduser() / (version if isinstance(version, str) else f"version_{version}"))
     return [*folders, *numbered, *([] if save_dir else [(root / "checkpoints").expanduser()])]
 
 
