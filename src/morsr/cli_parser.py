@@ -20,8 +20,8 @@ def call(function: Callable[..., int | None], name: str, arguments: Sequence[str
     """Parse the arguments of a command, call its function and return the exit code.
 
     Required parameters are positional, the others options: `--color-strength 1`, `--overwrite`, `--pred A B`. A ~ at
-    the begin of a path is the home folder. A parameter `overrides` gets all from the first
-    option on that is none of the function's.
+    the begin of a path is the home folder. A parameter `overrides` gets all from the first option on that is none of
+    the function's.
 
     Args:
         function: typed, with an Args section in its docstring; what stands above it is the command's description.

@@ -84,7 +84,7 @@ def missing(settings: Mapping[str, Any]) -> Iterator[str]:
                 yield f"model.val_metrics: {metric} needs {wanted} in torch.hub's cache; score once online"
     yield from _by_class(settings.get("data"), "data")
     checkpoint = str(settings.get("ckpt_path") or "last")
-    if checkpoint not in ("last", "best", "hpc") and "://" not in checkpoint and not Path(checkpoint).exists():
+    if checkpoint != "last" and not Path(checkpoint).exists():
         yield f"ckpt_path: no such checkpoint {checkpoint}"
     yield from missing_disk(settings.get("trainer") or {}, model.get("base"))
 
