@@ -1,4 +1,4 @@
-"""What a GPU does in ten minutes: degradation, a training step by parts, adapters over bare, inference; table and JSON.
+"""What a GPU does: degradation, a training step by parts, adapters over bare, inference; table and JSON.
 
     python benchmarks/gpu.py [--base random:sd21] [--size 512] [--out gpu.json]
     python benchmarks/gpu.py --base random:small --size 64 --batches [1,2] --rounds 1      # dry run on a processor
@@ -28,7 +28,7 @@ def main(
     base: str = "random:sd21", size: int = 512, batches: tuple[int, ...] = (1, 4, 16), rounds: int = 5,
     out: Path = Path("gpu.json"),
 ) -> None:  # fmt: skip
-    """Run all parts that fit into the time, print the table and write the JSON."""
+    """Run all parts, print the table and write the JSON."""
     device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
     adapted, bare = (generator(base, targets, dtype).to(device) for targets in (TARGETS, ()))

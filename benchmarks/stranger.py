@@ -1,4 +1,4 @@
-"""A stranger's path, timed: clone, setup, first picture, `make train`, an estimator of ten lines.
+"""A stranger's path, timed: clone, setup, first picture, `make train`, the estimator of docs/extend.md.
 
     python benchmarks/stranger.py
 
@@ -13,17 +13,6 @@ import tempfile
 import time
 from pathlib import Path
 
-ESTIMATOR = """from morsr.estimators import DegradationEstimator
-
-
-class Darkness(DegradationEstimator):
-    names = ("darkness",)
-
-    def estimate(self, lr):
-        return 1 - lr.mean((1, 2, 3))[:, None]
-"""
-
-
 if __name__ == "__main__":
     fit = ".venv/bin/morsr fit --config experiments/tiny/mor.yaml --trainer.max_steps=2 --trainer.limit_val_batches=1"
     steps = [
@@ -37,7 +26,8 @@ if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as folder:
         for name, goal, command in steps:
             if "mine." in command:
-                Path(folder, "mine.py").write_text(ESTIMATOR, encoding="utf-8")
+                page = Path(folder, "docs/extend.md").read_text(encoding="utf-8")
+                Path(folder, "mine.py").write_text(page.split("```")[1].removeprefix("python\n"), encoding="utf-8")
             started = time.perf_counter()
             subprocess.run(["bash", "-ec", command], cwd=folder, check=True, stdout=subprocess.DEVNULL)
             print(f"| {name} | {time.perf_counter() - started:.0f} | {goal} |", flush=True)

@@ -27,7 +27,6 @@ SHOWN = {"clean": "clean", "noise": "noisy, σ = 25", "blur": "blurred, σ = 1.5
 
 @torch.inference_mode()
 def main() -> None:
-    """Draw the strip, and print a line of figures per condition."""
     restorer = Restorer.from_pretrained("tiny", device="cpu")
     adapters = restorer.generator.adapters
     photograph = np.ascontiguousarray(data.chelsea()[:, 60:360])

@@ -62,15 +62,16 @@ def check_images(images: Tensor, *, name: str = "images") -> Tensor:
     return images
 
 
-def class_at(path: str, setting: str) -> Any:
+def class_at(path: str, setting: str, kind: type | None = None) -> Any:
     """What an import path such as mine.Mine names, in the current folder too.
 
     Args:
         path: module and name.
         setting: what the message calls the place where the path was given.
+        kind: a class that it must be a subclass of.
 
     Raises:
-        ConfigError: it cannot be imported, or is neither a class nor a function.
+        ConfigError: it cannot be imported, or is neither a class nor a function, or no such subclass.
     """
     if (here := os.getcwd()) not in sys.path:
         sys.path.append(here)
@@ -79,8 +80,9 @@ def class_at(path: str, setting: str) -> Any:
         found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError(f"{setting}: cannot import {path} ({error}); check its name and its folder") from error
-    if not callable(found):
-        raise ConfigError(f"{setting}: expected a class, got {path}, which is {found!r}")
+    if not (callable(found) if kind is None else isinstance(found, type) and issubclass(found, kind)):
+        expected = "class" if kind is None else f"subclass of {kind.__module__}.{kind.__name__}"
+        raise ConfigError(f"{setting}: expected a {expected}, got {path}, which is {found!r}")
     return found
 
 

@@ -21,9 +21,11 @@ def test_everything_that_is_missing_is_in_one_answer(monkeypatch, capsys):
     Path("run.yaml").write_text(yaml.safe_dump({"extends": str(EXPERIMENTS / "sd21/mor.yaml")}))
     Path("empty").mkdir()
     overrides = ["--model.start_from=lost.safetensors", "--model.weights=empty", "--model.val_metrics=[psnr, lpips]"]
+    table = "--trainer.callbacks+=morsr.evaluation.callback.BenchmarkTable"
+    overrides += [table, "--trainer.callbacks.metrics=[musiq]"]
     assert main(["check", "run.yaml", "--data.train=[nowhere]", "--data.val=[]", "--data.test=[]", *overrides]) == 1
     said = lines(capsys)
-    for words in ("model.base", "model.estimator", "vgg16", "lost.safetensors", "file empty", "lpips", "nowhere"):
+    for words in ("model.base", "model.estimator", "vgg16", "lost.saf", "file empty", "lpips", "musiq", "nowhere"):
         assert any(line.startswith("missing") and words in line for line in said), words
     assert said[-1] == f"run.yaml: {len(said) - 1} missing"
 

@@ -106,7 +106,7 @@ def test_a_killed_run_goes_on_and_ends_alike():
     assert Path("cut/a.png").stat().st_mtime_ns == made
     for name in ("parameters.jsonl", "a.png", "gray.png", "more/b.png"):
         assert Path("cut", name).read_bytes() == Path("whole", name).read_bytes(), name
-    for other in ("--seed 1", "--scale 2", "--recipe pisasr"):
+    for other in ("--seed 1", "--scale 2", "--recipe pisasr", "--hr sharp"):
         with pytest.raises(InputError):
             run(f"photos cut {other}")
     Path("photos/gray.png").write_bytes(b"damaged since")

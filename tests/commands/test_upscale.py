@@ -99,6 +99,10 @@ def test_outputs_inside_the_input_folder_are_not_inputs_of_the_next_run():
     assert main(["upscale", "in", "in/out"]) == 0
     assert main(["upscale", "in", "in/out", "--overwrite"]) == 0
     assert sizes("in") == {"a.png": (12, 9), "out/a.png": (48, 36)}
+    Path("picked").mkdir()
+    Path("picked/b.png").symlink_to(Path("in/out/a.png").absolute())  # of an earlier run, and chosen
+    assert main(["upscale", "picked", "in/out", "--scale", "1"]) == 0
+    assert sizes("in/out") == {"a.png": (48, 36), "b.png": (48, 36)}
 
 
 def test_a_failed_file_does_not_stop_the_others(capsys):

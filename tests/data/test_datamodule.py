@@ -198,7 +198,7 @@ def test_a_resumed_run_sees_what_a_straight_one_sees(make_data, mixed, tmp_path)
     run = fit(make_data(**mixed), tmp_path, steps=7)
     assert run.epochs == [0] * 4 + [1] * 3
     assert len({tuple(keys) for keys, _ in run.seen}) == 7
-    for stop, before, after in ((2, 0, 2), (4, 1, 0), (6, 0, 0)):  # number of steps, workers before and after
+    for stop, before, after in ((2, 0, 2), (4, 1, 2), (6, 0, 0)):  # number of steps, workers before and after
         head = fit(make_data(**mixed, num_workers=before), tmp_path, steps=stop).seen
         tail = fit(make_data(**mixed, num_workers=after), tmp_path, steps=7, resume=tmp_path / "end.ckpt").seen
         assert head + tail == run.seen
@@ -214,6 +214,13 @@ def test_resume_from_a_checkpoint_written_during_validation(make_data, tmp_path,
     fit(make_data(**settings), tmp_path, steps=5, callbacks=[saver], **checks)
     (kept,) = sorted((tmp_path / "kept").glob("step=3*.ckpt"))
     assert fit(make_data(**settings, num_workers=1), tmp_path, steps=7, resume=kept, **checks).seen == straight[3:]
+
+
+def test_an_epoch_has_a_hundred_joined_batches_at_least(make_data, photos):
+    data = make_data(train=[str(photos)], samples_per_epoch=None)
+    data.trainer = SimpleNamespace(world_size=2, global_rank=0, state=SimpleNamespace(fn=None))
+    data.setup("fit")
+    assert len(data.train_dataloader()) == 100
 
 
 def test_two_devices_see_together_what_one_sees_with_both_batches(make_data, mixed):

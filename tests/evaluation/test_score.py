@@ -242,7 +242,7 @@ def test_the_last_scores_of_all_seeds_are_paired(capsys):
         write_run("mor", seed, 21.0 + seed)
     write_run("mor", 7, 99.0)  # no partner
     found = compare_tables("lora", "mor")
-    _, mean_a, mean_b, value = found.rows[0]
+    _, mean_a, mean_b, value, _ = found.rows[0]
     assert (mean_a, mean_b, value.mean) == pytest.approx((21.5, 23.5, 2.0))
     assert (found.seeds, found.images, value.count) == (3, 4, 2)
     assert value.low == pytest.approx(1.0, abs=0.35)
@@ -278,11 +278,13 @@ def test_tables_that_cannot_be_compared(text, error):
 
 
 def test_a_method_is_chosen_by_its_name_and_of_other_columns_the_direction_is_not_known():
-    lines = ["a,m,21,0.5", "b,m,23,0.5", "a,n,20,1", "b,n,20,1"]
+    lines = ["a,m,21,0.5", "b,m,23,", "c,m,22,0.5", "a,n,20,1", "b,n,20,1", "c,n,20,1"]
     Path("ours.csv").write_text("\n".join(["image,method,psnr_y,beauty", *lines]))
     found = compare_tables("ours.csv", "ours.csv", method_a="n", method_b="m")
-    assert {info.name: value.mean for info, *_, value in found.rows} == {"psnr": 2, "beauty": -0.5}
+    assert {info.name: value.mean for info, *_, value, _ in found.rows} == {"psnr": 2, "beauty": -0.5}
     assert "lower" in found.to_text()
+    assert "beauty (n=2)" in found.to_text()
+    assert "3 images\n" in found.to_text()
     with pytest.raises(ConfigError):
         compare_tables("ours.csv", "ours.csv", method_a="m", method_b="z")
 

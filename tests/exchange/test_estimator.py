@@ -1,5 +1,6 @@
 """A model whose estimator is the user's own class runs where the class is given again; its file imports nothing."""
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -7,8 +8,9 @@ import pytest
 import torch
 from twins import on_base, save
 
-from morsr.cli import main
-from morsr.errors import ConfigError
+from morsr.errors import ConfigError, WeightsError
+from morsr.estimators.learned import LearnedEstimator
+from morsr.models.bases import package_weights
 from morsr.models.loading import load_generator
 
 CLASSES = """import torch
@@ -32,7 +34,7 @@ def file(small_base, tmp_path, monkeypatch):
     return saved
 
 
-def test_the_class_is_given_again(file, photo, capsys):
+def test_the_class_is_given_again(file):
     with pytest.raises(ConfigError, match=r"--estimator own_scores\.Two"):
         load_generator(file)
     assert "own_scores" not in sys.modules, "a file imports nothing"
@@ -40,7 +42,13 @@ def test_the_class_is_given_again(file, photo, capsys):
     assert scores.tolist() == [[0.25, 0.25]]
     with pytest.raises(ConfigError, match="takes 2 scores, Three gives 3"):
         load_generator(file, estimator="own_scores.Three")
-    own = ["upscale", str(photo), "out.png", "--overwrite", "--model", str(file), "--estimator"]
-    assert main([*own, "own_scores.Two"]) == 0
-    assert main([*own, "own_scores.Absent"]) == 2
-    assert "Absent" in capsys.readouterr().err
+
+
+def test_the_learned_ones_file_is_named_anew(small_base, tmp_path, monkeypatch):
+    weights = Path(shutil.copy(package_weights("tiny") / "estimator.safetensors", "mine.safetensors"))
+    saved = save(tmp_path / "own.safetensors", on_base(small_base, LearnedEstimator("mine.safetensors")))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    weights.rename(tmp_path / "moved.safetensors")
+    with pytest.raises(WeightsError, match="--estimator FILE"):
+        load_generator(saved)
+    assert load_generator(saved, estimator="~/moved.safetensors").estimator.dim == 5  # type: ignore[union-attr]

@@ -282,6 +282,18 @@ def test_lossless_webp_stays_lossless():
     assert Path("small.webp").stat().st_size < Path("out.webp").stat().st_size
 
 
+def test_a_photograph_with_the_scan_header_of_some_phones_is_read():
+    Image.fromarray(smooth(3)).save("in.jpg", quality=95)
+    data = bytearray(Path("in.jpg").read_bytes())
+    place = data.index(b"\xff\xda") + 5 + 2 * 3
+    data[place : place + 3] = b"\0\0\0"  # a sequential JPEG has 0, 63, 0 here, and decoders do not care
+    Path("odd.jpg").write_bytes(data)
+    np.testing.assert_array_equal(read("odd.jpg").samples, read("in.jpg").samples)
+    Path("cut.jpg").write_bytes(data[: len(data) * 2 // 3])
+    with pytest.raises(InputError):
+        read("cut.jpg")
+
+
 def test_a_format_is_known_by_its_content_and_chosen_by_its_name():
     Image.fromarray(smooth(3)).save("in.png", "JPEG")
     assert read("in.png").format == "JPEG"

@@ -70,9 +70,6 @@ def test_stable_diffusion_has_the_published_sizes():
 
 def test_the_papers_adapters_have_44_million_parameters():
     base = build()
-    report = inject(base, MoRConfig(targets=("sd_unet@unet", "sd_vae_encoder@vae")), condition_dim=7)
-    assert len(report.layer_names) == 258 + 31 + 1
+    inject(base, MoRConfig(targets=("sd_unet@unet", "sd_vae_encoder@vae")), condition_dim=7)
     # 1.0139 M + 0.0923 M per rank, 40 ranks, and a router of 290 layers x 36 slots x (7 + 1)
     assert sum(p.numel() for p in adapter_parameters(base)) == 44_334_200
-    inject(base, MoRConfig.lora(4, targets=("sd_unet@unet",)), name="score")
-    assert sum(p.numel() for p in adapter_parameters(base, "score")) == 4_055_712

@@ -368,18 +368,6 @@ def test_a_model_by_name():
     assert "morsr/tiny" in repr(restorer)
 
 
-def test_push_to_hub_uploads_the_saved_folder(restorer, monkeypatch):
-    from unittest.mock import MagicMock
-
-    hub = MagicMock()
-    hub.return_value.endpoint, hub.return_value.create_repo.return_value.repo_id = "https://hub", "me/mor"
-    monkeypatch.setattr("huggingface_hub.HfApi", hub)
-    monkeypatch.setattr(restorer, "save_pretrained", lambda folder, **_: Path(folder, "config.json").write_text("{}"))
-    assert restorer.push_to_hub("me/mor", private=True, token="secret") == "https://hub/me/mor"
-    hub().create_repo.assert_called_once_with("me/mor", private=True, exist_ok=True)
-    assert hub().upload_folder.call_args.kwargs["repo_id"] == "me/mor"
-
-
 def test_settings_of_the_call_are_those_of_the_class():
     import inspect
     from dataclasses import fields

@@ -58,10 +58,6 @@ def test_its_imports_exist(path):
     exec("\n".join(imports), {})
 
 
-def test_every_notebook_has_a_short_form():
-    assert [path.stem for path in NOTEBOOKS] == sorted(SHORT)
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

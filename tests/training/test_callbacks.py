@@ -208,6 +208,15 @@ def test_pictures_lie_side_by_side_and_adapters_beside_them(tmp_path):
         torch.testing.assert_close(load_file(path)["offset"], module.generator.offset.detach())
 
 
+def test_a_resumed_run_keeps_the_best_adapters_of_before(tmp_path):
+    fit(tmp_path, Module(), [AdapterCheckpoint()], steps=4, val_check_interval=4).save_checkpoint(tmp_path / "end.ckpt")
+    (best,) = tmp_path.rglob("adapters-best.safetensors")
+    again = AdapterCheckpoint()
+    fit(tmp_path, Module(), [again], steps=5, limit_val_batches=0, ckpt_path=tmp_path / "end.ckpt")
+    kept = next(path for path in tmp_path.rglob("adapters-best.safetensors") if path != best)
+    assert kept.read_bytes() == best.read_bytes()
+
+
 def test_a_monitor_that_is_not_logged_is_named(tmp_path):
     with pytest.raises(ConfigError, match="val/other"):
         fit(tmp_path, Module(), [AdapterCheckpoint(monitor="val/other")])

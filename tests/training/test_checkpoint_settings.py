@@ -54,11 +54,13 @@ def test_a_checkpoint_of_other_settings_is_refused(told, settings, small_base, m
     assert "\n" not in str(stopped.value)
 
 
-def test_a_checkpoint_with_the_states_of_another_optimizer_is_refused(small_base, tmp_path):
+def test_a_checkpoint_with_the_states_of_another_optimizer_or_schedule_is_refused(small_base, tmp_path):
     fit(build(small_base), tmp_path, 1, save_at=1)
     sgd = {"generator": partial(torch.optim.SGD, momentum=0.9)}
-    with pytest.raises(WeightsError, match="AdamW -> SGD"):
-        fit(build(small_base, optimizers=sgd), tmp_path, 2, ckpt=tmp_path / "at-step=1.ckpt")
+    falling = partial(torch.optim.lr_scheduler.ExponentialLR, gamma=0.9)
+    for settings, told in (({"optimizers": sgd}, "AdamW -> SGD"), ({"scheduler": falling}, "LambdaLR -> Exponential")):
+        with pytest.raises(WeightsError, match=told):
+            fit(build(small_base, **settings), tmp_path, 2, ckpt=tmp_path / "at-step=1.ckpt")
 
 
 def renamed(base: Path, folder: Path) -> Path:

@@ -7,6 +7,7 @@ from training_twins import run_options
 
 from morsr.adapters import read_adapters_header
 from morsr.cli import main
+from morsr.models.bases import load_base
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs" / "extend.md").read_text(encoding="utf-8")
@@ -16,7 +17,8 @@ OPTIONS = [line for block in re.findall(r"```\n(--.*?)```", PAGE, re.DOTALL) for
 
 def test_every_class_of_the_page_trains_and_restores(tmp_path, capsys):
     Path("mine.py").write_text("\n\n".join(CLASSES[:-1]))
-    assert len(OPTIONS) == 7
+    load_base("tiny").save("my_base")
+    assert len(OPTIONS) == 9
     one_step = run_options("tiny/mor.yaml", "tiny", max_steps=1, default_root_dir=str(tmp_path / "out"))
     settings = ["--model.adapters.targets=[sd_unet@unet, tiny_vae_encoder@vae]", "--data.batch_size=2"]
     assert main([*one_step, *settings, *OPTIONS]) == 0
@@ -27,18 +29,17 @@ def test_every_class_of_the_page_trains_and_restores(tmp_path, capsys):
     assert header["condition_names"] == ["darkness", "contrast"]
     assert header["extra"]["estimator"]["kind"] == "mine.Darkness"
     assert header["extra"]["router"] == "mine.Worst"
-    restore = ["upscale", "sample:chelsea", "out.png", f"--model={file}", "--estimator=mine.Darkness"]
-    assert main(restore) == 2
-    assert "--router mine.Worst" in capsys.readouterr().err
-    assert main([*restore, "--router=mine.Head"]) == 2
-    assert "subclass" in capsys.readouterr().err
-    assert main([*restore, "--router=mine.Worst"]) == 0
+    restore = ["upscale", "sample:chelsea", "out.png", f"--model={file}"]
+    for option in ("--estimator=mine.Darkness", "--base=mine.MyBase", "--router=mine.Worst"):
+        assert main(restore) == 2
+        assert option.replace("=", " ") in capsys.readouterr().err
+        assert main([*restore, option.replace(option[option.index(".") :], ".Head")]) == 2
+        assert "subclass" in capsys.readouterr().err
+        restore.append(option)
+    assert main(restore) == 0
 
 
-def test_the_python_of_the_page_builds_a_module():
-    scope: dict[str, object] = {}
-    for block in CLASSES:
-        exec(block, scope)
-    module = scope["module"]
-    assert list(module.objective.extra) == ["edge"]
-    assert type(module.generator.adapters.router).__name__ == "Worst"
+def test_a_data_module_of_the_page_trains(small_base, tmp_path):
+    Path("mine.py").write_text("\n\n".join(CLASSES[:-1]))
+    one_step = run_options("tiny/mor.yaml", small_base, max_steps=1, default_root_dir=str(tmp_path / "out"))
+    assert main([*one_step, "--data=mine.Pairs"]) == 0

@@ -1,7 +1,6 @@
 """What `Trainer.fit` itself must set up: the router's training mode, calibration, and where weights are read from."""
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -14,14 +13,6 @@ from training_twins import ADAPTERS, build, fit
 from morsr.models.draws import Draws
 
 
-def validate(module: L.LightningModule, folder: Path, **settings: Any) -> float:
-    trainer = L.Trainer(
-        accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False, default_root_dir=folder
-    )
-    trainer.validate(module, datamodule=twins.Pairs(), verbose=False, **settings)
-    return float(trainer.callback_metrics["val/psnr"])
-
-
 def test_running_means_of_the_balance_take_in_every_training_batch_and_no_other(small_base, tmp_path):
     module = build(small_base, adapters=replace(ADAPTERS, logit_noise=0.0))
     module.eval()  # as after a validation
@@ -30,7 +21,8 @@ def test_running_means_of_the_balance_take_in_every_training_batch_and_no_other(
     assert float(context.images_seen) == 6
     assert context.share.std() > 0
     before = context.share.clone()
-    validate(module, tmp_path)
+    trainer = L.Trainer(accelerator="cpu", logger=False, default_root_dir=tmp_path)
+    trainer.validate(module, datamodule=twins.Pairs(), verbose=False)
     torch.testing.assert_close(context.share, before, atol=0, rtol=0)
 
 

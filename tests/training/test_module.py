@@ -1,5 +1,6 @@
 """The module under Lightning, on a small base: what is trained, saved, resumed and refused."""
 
+import copy
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -155,6 +156,26 @@ def test_loaders_without_a_data_module_are_refused(small_base, tmp_path):
     trainer = L.Trainer(default_root_dir=tmp_path, accelerator="cpu", max_steps=1, logger=False)
     with pytest.raises(ConfigError, match="data module"):
         trainer.fit(build(small_base), twins.Pairs().train_dataloader())
+
+
+def test_the_tasks_share_of_the_routers_gradient(small_base):
+    module = build(small_base, loss={"l2": 1.0})
+    for parameter in module.objective.trained()["generator"]:
+        torch.nn.init.normal_(parameter, std=0.1)
+    phase, router = twins.plain_phase(module), module.generator.adapters.router
+    before = copy.deepcopy(router.state_dict())
+    terms = module.objective.generator_loss(twins.batch(), twins.draws(), step=0).terms
+    pulls = [torch.autograd.grad(terms[one], [router.weight, router.bias], retain_graph=True) for one in terms]
+    task, balance = (torch.cat([one.flatten() for one in pull]).norm() for pull in pulls)
+    router.load_state_dict(before)
+    share = phase.run(twins.batch(), twins.draws(), step=0).task_share
+    torch.testing.assert_close(share, task / (task + balance), rtol=1e-3, atol=0)
+
+
+def test_a_checkpoint_of_release_0_1_says_so(small_base):
+    torch.save({"state_dict": {"generator.backbone.unet.conv_in.down": torch.zeros(1)}, "morsr": {}}, "old.ckpt")
+    with pytest.raises(WeightsError, match=r"morsr 0\.1"):
+        load_generator("old.ckpt")
 
 
 def test_a_run_may_end_by_the_clock(small_base, tmp_path):

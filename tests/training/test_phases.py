@@ -168,7 +168,7 @@ def test_a_step_that_is_not_finite_is_left_out_and_counted(module):
     ],
 )
 def test_strategies_that_would_train_wrongly_are_refused(strategy, networks, works):
-    trainer: Any = SimpleNamespace(precision="32-true", strategy=strategy)
+    trainer: Any = SimpleNamespace(checkpoint_callbacks=[], precision="32-true", strategy=strategy)
     with nullcontext() if works else pytest.raises(ConfigError):
         check_trainer(trainer)
         check_turns(trainer, networks=networks)

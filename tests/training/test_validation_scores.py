@@ -1,5 +1,6 @@
 """What validation logs is what `morsr score` says of the saved images."""
 
+import csv
 from pathlib import Path
 from typing import Any
 
@@ -7,9 +8,10 @@ import lightning as L
 import pytest
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.loggers import CSVLogger
 from torch.utils.data import DataLoader
 from torchvision.utils import save_image
-from training_twins import build
+from training_twins import build, fit
 
 from morsr.evaluation.score import score_folders
 
@@ -27,6 +29,13 @@ class Save(L.Callback):
         for name, images in (("sr", outputs["sr"]), ("hr", batch["hr"])):
             Path(name).mkdir(exist_ok=True)
             save_image(images[0], f"{name}/{batch['stem'][0]}.png")
+
+
+def test_values_stand_at_the_generators_step(small_base, tmp_path):
+    logger = CSVLogger(tmp_path)
+    fit(build(small_base), tmp_path, 2, logger=logger, val_check_interval=2, limit_val_batches=1, log_every_n_steps=1)
+    rows = csv.DictReader(Path(logger.log_dir, "metrics.csv").read_text().splitlines())
+    assert [row["step"] for row in rows if row["val/psnr"]] == ["2"]
 
 
 def test_logged_means_are_those_of_the_saved_files(small_base):

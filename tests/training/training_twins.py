@@ -47,14 +47,14 @@ class Pairs(L.LightningDataModule):
         return batch
 
 
-def build(base: Path, **settings: Any) -> OneStepSRModule:
+def build(base: Path, kind: type[OneStepSRModule] = OneStepSRModule, **settings: Any) -> OneStepSRModule:
     """A seeded module on a small base."""
     torch.manual_seed(0)
     terms, kinds = settings.pop("loss", {}), {"vsd": Distillation, "csd": Distillation, "gan": Gan}
     given = {name: value if isinstance(value, dict) else {"weight": value} for name, value in terms.items()}
     losses = {name: kinds.get(name, Weight)(**value) for name, value in given.items()}
     settings.setdefault("losses", Losses(**losses))
-    module = OneStepSRModule(
+    module = kind(
         **{
             "base": str(base),
             "adapters": ADAPTERS,

@@ -221,7 +221,7 @@ def read_adapters_header(path: str | os.PathLike[str], *, whole: bool = False) -
         with safe_open(str(path), framework="pt") as file:
             metadata = file.metadata() or {}
             if metadata.get("format") != FORMAT:
-                raise WeightsError(f"{path}: not a file of morsr's adapters; a peft LoRA goes through import")
+                raise WeightsError(f"{path}: not a file of morsr's adapters; other LoRA files are not read")
             version = int(metadata["format_version"])
             if version > FORMAT_VERSION:
                 raise WeightsError(f"{path}: format {version}, this version reads up to {FORMAT_VERSION}; update morsr")

@@ -98,12 +98,10 @@ class InjectionReport:
             if tuple(scores.gates.shape) != shape:
                 raise InputError(f"routing: expected gates {shape}, got {tuple(scores.gates.shape)}")
             self.routing = scores
-        elif scores is None or isinstance(scores, Tensor):
+        else:
             self.routing = None if scores is None else self.router(scores, noise)
             if self.routing is not None and keep is not None:
                 self.routing = self.routing._replace(gates=self.routing.gates * keep[:, None])
-        else:
-            raise InputError(f"scores: expected a tensor (B, {self.router.num_scores}), got {type(scores).__name__}")
         self._apply()
         return self.routing
 
@@ -178,14 +176,6 @@ def inject(
     Raises:
         ConfigError: a pattern without a match, a layer that cannot be adapted, a name that is taken, or scores that are
             missing. Nothing has changed then.
-
-    >>> from torch import nn, rand
-    >>> net = nn.Sequential(nn.Linear(4, 8), nn.SiLU(), nn.Linear(8, 4))
-    >>> config = MoRConfig(num_ranks=6, num_shared=2, top_k=2, num_zero=1, targets=["0", "2"])
-    >>> report = inject(net, config, condition_dim=3)
-    >>> routing = report.route(rand(5, 3))
-    >>> net(rand(5, 4)).shape
-    torch.Size([5, 4])
     """
     modules = {module_name: original(module) for module_name, module in modules_of(model)}
     if layers is None:

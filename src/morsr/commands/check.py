@@ -73,15 +73,15 @@ def missing(settings: Mapping[str, Any]) -> Iterator[str]:
         path = model.get(name)
         if path is not None and path not in SHIPPED_BASES and not (expanded(path).is_file() or has_weights(path)):
             yield f"model.{name}: no such file {path}; give an adapters file"
-    for metric in model.get("val_metrics") or ():
+    callbacks = (settings.get("trainer") or {}).get("callbacks") or ()
+    tables = [one.get("init_args") or {} for one in callbacks if isinstance(one, Mapping)]
+    wanted = [*(model.get("val_metrics") or ()), *(name for one in tables for name in one.get("metrics") or ())]
+    for metric in dict.fromkeys(wanted):
         try:
-            files = missing_weights(metric_info(str(metric)))
+            if files := missing_weights(metric_info(str(metric))):
+                yield f"metrics: {metric} needs {', '.join(files)} in torch.hub's cache; score once online"
         except MorsrError as error:
-            yield f"model.val_metrics: {error}"
-        else:
-            if files:
-                wanted = ", ".join(files)
-                yield f"model.val_metrics: {metric} needs {wanted} in torch.hub's cache; score once online"
+            yield f"metrics: {error}"
     yield from _by_class(settings.get("data"), "data")
     checkpoint = str(settings.get("ckpt_path") or "last")
     if checkpoint != "last" and not Path(checkpoint).exists():

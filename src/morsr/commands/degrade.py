@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,14 +65,15 @@ def run(
     sources = _plan(existing(input), folders)
     keys = torch.tensor([image_key(name.removesuffix(".png"), seed) for name in sources])
     parameters, record = loaded.sample(keys), output / PARAMETERS
-    lines = _described(parameters, loaded, sources, seed=seed, scale=scale)
+    pairs = None if hr is None else os.path.relpath(hr, output)
+    lines = _described(parameters, loaded, sources, seed=seed, scale=scale, hr=pairs)
     there = [folder / name for name in sources for folder in folders if (folder / name).exists()]
     if overwrite:
         record.unlink(missing_ok=True)
     elif record.is_file():
         if not set(record.read_text(encoding="utf-8", errors="replace").splitlines()) <= set(lines):
             raise InputError(
-                f"{record}: of other images, recipe, seed or scale; choose an empty folder, or --overwrite"
+                f"{record}: of other images, recipe, seed, scale or --hr; choose an empty folder, or --overwrite"
             )
     elif there:
         raise InputError(f"{there[0]}: exists; choose an empty folder, or --overwrite")
@@ -111,20 +113,20 @@ def _plan(source: Path, folders: Sequence[Path]) -> dict[str, Path]:
 
 
 def _described(
-    parameters: DegradationParameters, recipe: DegradationRecipe, sources: Mapping[str, Path], *, seed: int, scale: int
+    parameters: DegradationParameters, recipe: DegradationRecipe, sources: Mapping[str, Path], **settings: Any
 ) -> list[str]:
-    """A line of JSON for every image: what is done to it, and how bad that is."""
+    """A line of JSON for every image: what is done to it, by which settings, and how bad that is."""
     from morsr.degradation import degradation_measures, true_severity
 
-    severity = true_severity(parameters, recipe, scale=scale)
-    known: dict[str, Any] = {"severity": severity, "measures": degradation_measures(parameters, scale=scale)}
+    severity = true_severity(parameters, recipe, scale=settings["scale"])
+    measures = degradation_measures(parameters, scale=settings["scale"])
+    known: dict[str, Any] = {"severity": severity, "measures": measures}
     called = {"recipe": getattr(recipe, "name", type(recipe).__name__), "recipe_hash": getattr(recipe, "hash", "")}
-    made = {**called, "seed": seed, "scale": scale}
     lines = []
     for place, ((name, path), row) in enumerate(zip(sources.items(), parameters.rows(), strict=True)):
         numbers = {
             what: {key: round(value[place].item(), 5) for key, value in values._asdict().items()}
             for what, values in known.items()
         }
-        lines.append(json.dumps({"file": name, "source": path.name, **made, **numbers, **row}))
+        lines.append(json.dumps({"file": name, "source": path.name, **called, **settings, **numbers, **row}))
     return lines

@@ -76,9 +76,9 @@ def run(
 
     Args:
         model: shipped preset, adapters file, saved folder or checkpoint
-        base: folder or hub id of the base model, if the adapters do not bring it
+        base: folder or hub id of the base model, if the adapters do not bring it, or class path of your own
         prompt: text instead of the model's own; the base must have its text encoder
-        estimator: class path of an estimator of your own, or folder or hub id of CLIP's weights
+        estimator: class path of an estimator of your own, or where CLIP's or the learned one's weights are
         router: class path of a router of your own
         device: auto, cpu, cuda, cuda:1, mps, …
         dtype: precision

@@ -39,8 +39,8 @@ def run(
         input: image, folder of images, or a table that --table wrote
         out: the page, .html
         model: shipped preset, adapters file, saved folder or checkpoint
-        base: folder or hub id of the base model, if the adapters do not bring it
-        estimator: class path of an estimator of your own, or folder or hub id of CLIP's weights
+        base: folder or hub id of the base model, if the adapters do not bring it, or class path of your own
+        estimator: class path of an estimator of your own, or where CLIP's or the learned one's weights are
         router: class path of a router of your own
         table: also write the routing as one .safetensors
         degrade: the images are sharp: degrade them by this recipe first, so that the true degradations are known
@@ -54,8 +54,8 @@ def run(
         output_file(table, "--table", ".safetensors")
     if degrade is None and (seed is not None or copies > 1):
         raise ConfigError("--seed and --copies go with --degrade: an image as it is has one routing")
-    if input.suffix == ".safetensors" and (degrade or table):
-        raise ConfigError("a table holds no images: --degrade and --table go with images")
+    if input.suffix == ".safetensors" and (degrade or table or base or estimator or router or model != "tiny"):
+        raise ConfigError("a table is routed already: --degrade, --table and the model's options go with images")
 
     from morsr.data.sources import distinct_names
     from morsr.degradation import DegradationRecipe

@@ -42,9 +42,9 @@ def run(
         input: image file, folder, or sample:chelsea for a photograph that comes with morsr
         output: image file (its suffix decides the format) or folder
         model: shipped preset, adapters file, saved folder or checkpoint
-        base: folder or hub id of the base model, if the adapters do not bring it
+        base: folder or hub id of the base model, if the adapters do not bring it, or class path of your own
         prompt: text instead of the model's own; the base must have its text encoder
-        estimator: class path of an estimator of your own, such as mine.Mine; or folder or hub id of CLIP's weights
+        estimator: class path of an estimator of your own, or where CLIP's or the learned one's weights are
         router: class path of a router of your own
         scale: enlargement, 1 to 8
         tile: side of tiles in the networks' pixels

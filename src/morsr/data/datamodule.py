@@ -114,7 +114,7 @@ class RealESRGANDataModule(L.LightningDataModule):
             raise ConfigError(f"val_crop: expected at least val_multiple={val_multiple}, got {val_crop}")
         self.skipped: dict[str, str] = {}  # reason by path of every file that was passed over
         self._training: TrainingCrops | None = None
-        self._sampler: EpochSampler | None = None
+        self._epoch = 0  # of the next iterator outside a fit
         self._resumed_batches = 0
         self._sets: dict[str, list[Photo]] = {}
         self._degraded: dict[tuple[str, str], Tensor] = {}  # LR images of evaluation, for the next one
@@ -151,9 +151,9 @@ class RealESRGANDataModule(L.LightningDataModule):
         if stage == "fit":
             self._resumed_batches = 0
             photos, wanted = self._photos("train"), self.samples_per_epoch
-            if wanted is None:
-                wanted = max(round(len(photos) / (1 - self.dead_leaves)) if photos else 0, 100 * self.batch_size)
             at_once = self.batch_size * (self.trainer.world_size if self.trainer is not None else 1)
+            if wanted is None:
+                wanted = max(round(len(photos) / (1 - self.dead_leaves)) if photos else 0, 100 * at_once)
             self._training = self._training or TrainingCrops(
                 photos,
                 samples=-(-wanted // at_once) * at_once,
@@ -215,14 +215,19 @@ class RealESRGANDataModule(L.LightningDataModule):
         assert self._training is not None
         replicas, rank = (self.trainer.world_size, self.trainer.global_rank) if self.trainer is not None else (1, 0)
         batches = len(self._training) // (self.batch_size * replicas)
-        if self._fits(TrainerStatus.RUNNING):
-            epoch, start = divmod(self._batches_done(), _limited(self.trainer, batches))
-        else:  # a loop of one's own may ask for a new loader at every epoch
-            epoch, start = self._sampler.next_epoch if self._sampler is not None else 0, 0
-        self._sampler = EpochSampler(
-            batches=batches, batch_size=self.batch_size, epoch=epoch, start=start, replicas=replicas, rank=rank
-        )
-        return ImageLoader(self._training, sampler=self._sampler, **self._loading(self.batch_size))
+        running = self._fits(TrainerStatus.RUNNING)
+        if running:  # calibration begins with the epoch that the training does
+            self._epoch = 0
+
+        def place() -> tuple[int, int]:
+            # A resumed fit may ask for two iterators before its first step.
+            if running and self.trainer is not None and self.trainer.train_dataloader is not None:
+                return divmod(self._batches_done(), _limited(self.trainer, batches))
+            self._epoch += 1
+            return self._epoch - 1, 0
+
+        sampler = EpochSampler(batches=batches, batch_size=self.batch_size, place=place, replicas=replicas, rank=rank)
+        return ImageLoader(self._training, sampler=sampler, **self._loading(self.batch_size))
 
     def val_dataloader(self) -> DataLoader | list[DataLoader]:
         return self._evaluation_loader("val")

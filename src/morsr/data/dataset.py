@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -61,31 +61,28 @@ class PassOrder:
 
 
 class EpochSampler(DistributedSampler):
-    """Yields sample numbers, epoch * samples_per_epoch + place; every new iterator is the next epoch.
+    """Yields sample numbers, epoch * samples_per_epoch + place.
 
     Devices get whole batches in turn. It is a DistributedSampler so that Lightning does not replace it.
 
     Args:
         batches: per epoch and device.
         batch_size: samples per batch and device.
-        epoch: number of the first epoch.
-        start: batches of the first epoch to pass over, those seen before a checkpoint.
+        place: asked by every new iterator for its epoch, and the batches of it to pass over.
         replicas, rank: number of devices, and which one this is.
     """
 
     def __init__(
-        self, *, batches: int, batch_size: int, epoch: int = 0, start: int = 0, replicas: int = 1, rank: int = 0
+        self, *, batches: int, batch_size: int, place: Callable[[], tuple[int, int]], replicas: int = 1, rank: int = 0
     ) -> None:
         super().__init__(range(batches), num_replicas=replicas, rank=rank, shuffle=False)  # type: ignore[arg-type]
-        self.batches, self.batch_size = batches, batch_size
-        self.next_epoch, self.start = epoch, start
+        self.batches, self.batch_size, self.place = batches, batch_size, place
 
     def __len__(self) -> int:
         return self.batches * self.batch_size
 
     def __iter__(self) -> Iterator[int]:
-        epoch, start = self.next_epoch, self.start
-        self.next_epoch, self.start = epoch + 1, 0
+        epoch, start = self.place()
         for batch in range(start, self.batches):
             first = ((epoch * self.batches + batch) * self.num_replicas + self.rank) * self.batch_size
             yield from range(first, first + self.batch_size)

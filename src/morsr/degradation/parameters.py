@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from morsr.functional.corrupt import RESIZE_MODES
 from morsr.functional.kernels import KERNEL_KINDS
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 NOISE_KINDS = ("gaussian", "poisson")
 NO_JPEG = 101.0

@@ -38,12 +38,6 @@ class DegradationScores(NamedTuple):
 class DegradationEstimator(nn.Module):
     """Base class of the estimators; a subclass sets `names` and writes `estimate`.
 
-        class Darkness(DegradationEstimator):
-            names = ("darkness",)
-
-            def estimate(self, lr):
-                return 1 - lr.mean(dim=(2, 3)).amax(dim=1, keepdim=True)
-
     A call runs without gradient and in float32, also under autocast. One image's scores must not depend on the other
     images of its batch.
 
@@ -161,11 +155,6 @@ def estimator_class(kind: str) -> type[DegradationEstimator]:
     Raises:
         ConfigError: no such name, a path that cannot be imported, or another kind of class.
     """
-    path = _KINDS.get(kind, kind)
-    chosen: Any = class_at(path, "estimator") if "." in path else None
-    if not (isinstance(chosen, type) and issubclass(chosen, DegradationEstimator)):
-        known = ", ".join(_KINDS)
-        raise ConfigError(
-            f"estimator: expected {known} or a subclass of DegradationEstimator, as mine.Mine, got {kind!r}"
-        )
-    return chosen
+    if "." not in (path := _KINDS.get(kind, kind)):
+        raise ConfigError(f"estimator: expected {', '.join(_KINDS)} or a class path such as mine.Mine, got {kind!r}")
+    return class_at(path, "estimator", DegradationEstimator)  # type: ignore[no-any-return]

@@ -150,7 +150,7 @@ def _content(source: str | Path | Mapping[str, Any]) -> Any:
     if isinstance(source, Mapping):
         return source
     shipped = str(source) in prompt_set_names()
-    path = resources.files("morsr.estimators") / "prompts" / f"{source}.yaml" if shipped else Path(source)
+    path = resources.files("morsr.estimators") / "prompts" / f"{source}.yaml" if shipped else expanded(source)
     try:
         return yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:

@@ -13,7 +13,7 @@ from morsr.errors import WeightsError
 from morsr.estimators.base import DegradationEstimator
 from morsr.estimators.statistics import Planes, dct_profile, image_statistics, image_traces
 from morsr.estimators.views import mean_over_crops, pad_to_smallest
-from morsr.files import save_tensors
+from morsr.files import expanded, save_tensors
 from morsr.functional.precision import without_autocast
 
 NAMES = ("blur", "noise", "jpeg", "resize", "overall")
@@ -89,8 +89,7 @@ def load_net(path: str | Path) -> DegradationNet:
         net.load_state_dict(state)
     except (OSError, SafetensorError, KeyError, RuntimeError) as error:
         raise WeightsError(
-            f"estimator weights {path}: cannot be used ({error}); train them with experiments/estimator/learned.yaml, "
-            'or choose estimator "frequency", which needs none'
+            f"estimator weights {path}: cannot be used ({error}); train them by experiments/estimator/learned.yaml"
         ) from error
     return net.requires_grad_(False).eval()
 
@@ -110,9 +109,9 @@ class LearnedEstimator(DegradationEstimator):
 
     def __init__(self, weights: str | Path | None = None, *, worst: bool = False) -> None:
         super().__init__(worst=worst)
-        self.weights = weights
         shipped = resources.files("morsr").joinpath("weights", "tiny", "estimator.safetensors")
-        self.net = load_net(str(shipped) if weights is None else weights)
+        self.weights = weights
+        self.net = load_net(str(shipped) if weights is None else expanded(weights))
 
     def settings(self) -> dict[str, Any]:
         weights = {} if self.weights is None else {"weights": str(self.weights)}

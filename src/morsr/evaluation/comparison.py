@@ -23,27 +23,28 @@ class Comparison:
 
     Attributes:
         name_a, name_b: what the runs are called.
-        rows: metric, mean of A, mean of B, interval of B - A; means over the common images.
+        rows: metric, mean of A, mean of B, interval of B - A, number of images; means over the images of both.
         seeds: number of trainings of each.
-        images: number of images in common.
+        images: number of images that some metric has in common.
         unmatched: images that only one of them has.
     """
 
     name_a: str
     name_b: str
-    rows: Sequence[tuple[Metric, float, float, Interval]]
+    rows: Sequence[tuple[Metric, float, float, Interval, int]]
     seeds: int
     images: int
     unmatched: Sequence[str] = ()
 
     def to_text(self) -> str:
         """A table with one line per metric and a verdict for B."""
-        lines = [
-            [info.label, number(a), number(b), *interval_cells(value), verdict_of(info, value)]
-            for info, a, b, value in self.rows
-        ]
-        count = max(value.count for *_, value in self.rows)
-        photographs = f" of {count} photographs" if count < self.images else ""
+        lines = []
+        for info, a, b, value, n in self.rows:
+            label = info.label + f" (n={n})" * (n < self.images)
+            lines.append([label, number(a), number(b), *interval_cells(value), verdict_of(info, value)])
+        count = max(value.count for *_, value, _ in self.rows)
+        most = max(n for *_, n in self.rows)
+        photographs = f" of {count} photographs" if count < most else ""
         seeds = f", {self.seeds} seeds" if self.seeds > 1 else ""
         head = ["metric", "A", "B", "B - A", "95 % interval (*: without 0)", "B is"]
         text = f"A: {printable(self.name_a)}\nB: {printable(self.name_b)}\n{self.images} images{photographs}{seeds}\n\n"
@@ -87,7 +88,7 @@ def compare_tables(
             common |= set(shared)
             mean = mean_of(values[image] for values in values_a for image in shared)
             interval = paired_difference(values_b, values_a, groups)
-            rows.append((info, mean, mean + interval.mean, interval))
+            rows.append((info, mean, mean + interval.mean, interval, len(shared)))
     if not rows:
         known = [", ".join(info.name for info in report.metrics) for report in pairs[0]]
         raise InputError(f"no image and metric in common: {a} has {known[0]}; {b} has {known[1]}")

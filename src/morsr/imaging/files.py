@@ -142,7 +142,13 @@ def _by_vips(data: bytes) -> Picture:
     if "orientation" in fields and image.get("orientation") > 1:
         image = image.copy_memory().autorot()
     lossless = format != "JPEG" and (format != "WEBP" or b"VP8L" in data)  # the name of a lossless part
-    return from_samples(image.numpy(), format=format, lossless=lossless, notes=notes)
+    try:
+        pixels = image.numpy()
+    except _vips().Error as error:
+        if "Invalid SOS parameters" not in str(error):
+            raise
+        return _by_pillow(data)  # a whole JPEG as some phones write it
+    return from_samples(pixels, format=format, lossless=lossless, notes=notes)
 
 
 def _by_pillow(source: bytes | Image.Image) -> Picture:
@@ -174,7 +180,7 @@ def _check_png(data: bytes) -> None:
             break
         if name == b"IEND":
             return
-        if name == b"acTL" and (frames := int.from_bytes(view[at + 8 : at + 12])) > 1:
+        if name == b"acTL" and (frames := int.from_bytes(view[at + 8 : at + 12], "big")) > 1:
             raise InputError(f"the image has {frames} frames; split it and give one at a time")
         at = end + 4
     raise InputError("damaged or cut short (a checksum does not match)")

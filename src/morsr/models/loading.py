@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,7 +19,7 @@ from morsr.errors import ConfigError, WeightsError, class_at
 from morsr.estimators import DegradationEstimator, build_estimator
 from morsr.files import expanded
 from morsr.hub import fetch, repository_of
-from morsr.models.bases import SHIPPED_BASES, load_base, package_weights
+from morsr.models.bases import SHIPPED_BASES, Base, load_base, package_weights
 from morsr.models.generator import OneStepConfig, OneStepGenerator
 from morsr.models.saving import ADAPTERS_FILE, read_description
 
@@ -58,7 +59,7 @@ def find_model(name_or_path: str | os.PathLike[str], **hub: Any) -> Path:
 def load_generator(
     name_or_path: str | os.PathLike[str] = "tiny",
     *,
-    base: str | os.PathLike[str] | None = None,
+    base: Base | str | os.PathLike[str] | None = None,
     prompt: str | None = None,
     estimator: DegradationEstimator | str | None = None,
     router: RouterFactory | str | None = None,
@@ -116,21 +117,26 @@ def _build(
     estimator = _estimator(path, extra["estimator"], given["estimator"])
     text = extra.get("prompt")
     prompts = given["prompts"] or cached or extra.get("prompts") or (None if text is None else {"clean": text})
-    base = load_base(given["base"] or extra["base"], prompts=prompts)
+    base = _base(given["base"], extra["base"], prompts)
     router = _router(path, extra, given["router"])
     return OneStepGenerator(base, estimator, adapters=config, router=router, one_step=one_step)
+
+
+def _base(given: Any, stored: Any, prompts: Any) -> Base:
+    """The user's own base or its class, else the base that they or the file name; a file's class is not imported."""
+    named = given or stored
+    if isinstance(named, str) and re.fullmatch(r"\w+(\.\w+)+", named) and not expanded(named).exists():
+        if given is None:
+            raise WeightsError(f"this model needs the base {named!r}: give it, as in --base {named}")
+        named = class_at(named, "base", Base)()
+    return named if isinstance(named, Base) else load_base(named, prompts=prompts)
 
 
 def _router(path: Path, extra: Mapping[str, Any], given: RouterFactory | str | None) -> RouterFactory:
     """The class that the user gives; a file only says that it needs one, and nothing is imported because it says so."""
     if given is None and (wanted := extra.get("router")):
         raise WeightsError(f"{path}: this model needs the router {wanted!r}: give it, as in --router {wanted}")
-    if not isinstance(given, str):
-        return given or Router
-    chosen = class_at(given, "router")
-    if not (isinstance(chosen, type) and issubclass(chosen, Router)):
-        raise ConfigError(f"router: expected a subclass of morsr.adapters.Router, got {given}")
-    return chosen
+    return class_at(given, "router", Router) if isinstance(given, str) else given or Router
 
 
 def _estimator(path: Path, spec: Any, given: DegradationEstimator | str | None) -> DegradationEstimator | None:
@@ -144,12 +150,14 @@ def _estimator(path: Path, spec: Any, given: DegradationEstimator | str | None) 
     if given is not None:
         if kind == "clip" and (Path(given).is_dir() or repository_of(given) is not None):
             return build_estimator(spec, model=given)
+        if kind == "learned" and expanded(given).is_file():
+            return build_estimator(spec, weights=given)
         return build_estimator(given, **(args if given == kind else {}))
     try:
         return build_estimator(spec)
     except (KeyError, TypeError, WeightsError) as error:
-        where = "; --estimator FOLDER_OR_ID names the place of CLIP's weights" if kind == "clip" else ""
-        raise WeightsError(f"{path}: {error}{where}") from error
+        where = {"clip": "; --estimator FOLDER_OR_ID names CLIP's place", "learned": "; --estimator FILE names it"}
+        raise WeightsError(f"{path}: {error}{where.get(kind, '')}") from error
 
 
 def read_checkpoint(path: str | os.PathLike[str], *, map_location: Any = "cpu", whole: bool = True) -> dict[str, Any]:
@@ -173,6 +181,8 @@ def read_checkpoint(path: str | os.PathLike[str], *, map_location: Any = "cpu", 
         raise WeightsError(f"{path}: not a whole checkpoint ({reason}); take an earlier one") from error
     if not isinstance(found, dict) or "state_dict" not in found:
         raise WeightsError(f"{path}: expected a checkpoint of Lightning, got a file without a state_dict")
+    if any(".backbone." in key for key in found["state_dict"]):
+        raise WeightsError(f"{path}: a checkpoint of morsr 0.1, which this release cannot resume; run it by 0.1")
     return found
 
 

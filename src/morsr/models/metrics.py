@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from morsr.errors import ConfigError, InputError, MissingDependencyError, MorsrError, WeightsError, check_images
 from morsr.functional.losses import feature_distances
+from morsr.functional.precision import without_autocast
 from morsr.functional.quality import psnr_y, rgb_to_y, ssim_y
 from morsr.hub import say_fetching
 
@@ -85,7 +86,8 @@ class Metric:
                 raise InputError(f"{self.name}: expected a reference of shape {tuple(sr.shape)}, got {got}")
             images.append(hr)
         images = [check_images(each, name=self.name).float().to(self.device) for each in images]
-        return self.function(*images).detach().double().cpu().reshape(-1)
+        with without_autocast(images[0].device):
+            return self.function(*images).detach().double().cpu().reshape(-1)
 
 
 _VGG16 = _TORCHVISION + "vgg16-397923af.pth"

@@ -15,6 +15,7 @@ from morsr.errors import InputError, WeightsError
 from morsr.files import expanded, write_text
 from morsr.hub import repository_of
 from morsr.models.bases import SHIPPED_BASES
+from morsr.models.bases.loading import FAMILIES
 from morsr.models.bases.reading import HUB_IDS
 from morsr.models.generator import OneStepGenerator
 
@@ -42,6 +43,7 @@ def save_generator(
         include_base = source not in (*SHIPPED_BASES, *HUB_IDS) and (
             source is None or repository_of(source) is None or expanded(source).is_dir()
         )
+    include_base &= type(base) in FAMILIES  # a class of the user's own comes with their code
     adapters = generator.adapters
     described: dict[str, Any] = {
         "base": source or "base",

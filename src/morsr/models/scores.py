@@ -10,7 +10,6 @@ import torchmetrics
 from torch import Tensor
 from torchmetrics.utilities import rank_zero_warn
 
-from morsr.errors import InputError
 from morsr.functional.quality import quantize_8bit
 from morsr.models.metrics import Metric, build_metrics
 
@@ -27,7 +26,7 @@ def score_image(metrics: Mapping[str, Metric], sr: Tensor, hr: Tensor | None) ->
             if math.isfinite(scores[name]):
                 continue
             problems.append(f"{name} has no value here (no texture to fit statistics to)")
-        except (InputError, RuntimeError, AssertionError) as error:
+        except Exception as error:  # pyiqa's metrics raise anything
             problems.append(str(error) if name in str(error) else f"{name}: {error}")
         scores[name] = math.nan
     return scores, problems

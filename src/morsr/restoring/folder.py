@@ -50,11 +50,12 @@ def jobs_into(folder: Path, source: Path, format: str | None = None) -> list[Job
         raise InputError(f"{folder}: the outputs would overwrite the inputs; choose another folder")
     found, root = list_images(source), source if source.is_dir() else source.parent
     if source.is_dir() and outside not in inside.parents:
-        found = [path for path in found if outside not in path.resolve().parents]
+        found = [path for path in found if outside not in (path.parent.resolve() / path.name).parents]
     if not found:
         raise InputError(f"{source}: no image in this folder, but those in {folder}")
     targets = [folder / path.relative_to(root) for path in found]
     if format:
+        file_format(f"out.{format.lower().lstrip('.')}")
         targets = [target.with_name(f"{target.stem}.{format.lower().lstrip('.')}") for target in targets]
     return list(map(Job, found, targets))
 

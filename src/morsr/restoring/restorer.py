@@ -13,7 +13,6 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal
 from weakref import WeakKeyDictionary
 
@@ -36,6 +35,7 @@ from morsr.restoring.tiles import enlarged_rows, finished_rows, run_pass, tile_s
 if TYPE_CHECKING:
     from morsr.adapters.inject import RouterFactory
     from morsr.estimators import DegradationEstimator
+    from morsr.models.bases import Base
     from morsr.models.generator import OneStepGenerator
 
 Progress = Callable[[int, int], None]
@@ -85,7 +85,7 @@ class Restorer:
         cls,
         name_or_path: str | os.PathLike[str] = "tiny",
         *,
-        base: str | os.PathLike[str] | None = None,
+        base: Base | str | os.PathLike[str] | None = None,
         prompt: str | None = None,
         estimator: DegradationEstimator | str | None = None,
         router: RouterFactory | str | None = None,
@@ -98,7 +98,7 @@ class Restorer:
         Args:
             name_or_path: a shipped preset ("tiny"), an adapters .safetensors, a saved folder, a training .ckpt, or the
                 hub id of a saved folder.
-            base: folder or hub id of the base model, where the adapters do not bring it.
+            base: folder or hub id of the base model, where the adapters do not bring it, or one of your own.
             prompt: text instead of the prompt that comes with the model; needs the base's text encoder.
             estimator: one of your own, or its class path; or the folder or hub id of CLIP's weights.
             router: class of the router, or its path, where it is one of your own.
@@ -116,7 +116,7 @@ class Restorer:
         return cls(generator, device=device, dtype=dtype)
 
     def save_pretrained(self, folder: str | os.PathLike[str], *, include_base: bool | None = None) -> Path:
-        """Write the model as a folder for `from_pretrained`, here or uploaded to the hub.
+        """Write the model as a folder for `from_pretrained`, here or, uploaded, from the hub.
 
         Args:
             folder: made if it is not there; files of an earlier save are replaced.
@@ -134,26 +134,6 @@ class Restorer:
 
     def _alone(self) -> threading.RLock:
         return _LOCKS.setdefault(self.generator, threading.RLock())
-
-    def push_to_hub(
-        self, repository: str, *, include_base: bool | None = None, private: bool | None = None, token: Any = None
-    ) -> str:
-        """Upload the folder of `save_pretrained` to a repository of the hub, made if it is not there; returns its URL.
-
-        Args:
-            repository: "name/model".
-            include_base: see `save_pretrained`.
-            private: of a new repository.
-            token: as `huggingface_hub` takes it; default the one of `hf auth login`.
-        """
-        from huggingface_hub import HfApi
-
-        api = HfApi(token=token)
-        with TemporaryDirectory() as folder:
-            self.save_pretrained(folder, include_base=include_base)
-            name = api.create_repo(repository, private=private, exist_ok=True).repo_id
-            api.upload_folder(repo_id=name, folder_path=folder, commit_message="Upload a morsr model")
-        return f"{api.endpoint}/{name}"
 
     def __repr__(self) -> str:
         generator, adapters = self.generator, "no adapters"

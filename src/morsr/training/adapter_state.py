@@ -72,14 +72,14 @@ def check_optimizers(stored: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     Warm-up and schedule are no part of those states: a resumed run follows what its config says.
 
     Raises:
-        WeightsError: an optimizer of another class, which cannot take such a state.
+        WeightsError: an optimizer or a schedule of another class, which cannot take such a state.
     """
     changed = {
         name: f"{name} {stored[name]} -> {value}"
         for name, value in now.items()
         if name not in ("warmup", "schedule") and name in stored and _plain(stored[name]) != _plain(value)
     }
-    if other := [text for name, text in changed.items() if name.startswith("optimizers.")]:
+    if other := [text for name, text in changed.items() if name.startswith(("optimizers.", "schedulers."))]:
         raise WeightsError(f"the checkpoint holds the states of other optimizers: {other[0]}{_GO_ON}")
     if changed:
         rank_zero_warn(

@@ -172,8 +172,8 @@ class DiffusionTraining(BasePhase):
 
     Half of the latents are those of sharp images, half those of degraded images enlarged by bicubic interpolation,
     each with its own embedding; some sharp ones get the "degraded" embedding too, so that it serves as the
-    unconditional side of classifier-free guidance. Half of the timesteps are of the lower half, where a one-step
-    generator starts.
+    unconditional side of classifier-free guidance. Three quarters of the timesteps are of the lower half, where a
+    one-step generator starts.
 
     Args:
         base: folder written by `AutoencoderTraining`.

@@ -150,6 +150,11 @@ class MorsrCLI(LightningCLI):
     def instantiate_trainer(self, **settings: Any) -> L.Trainer:
         trainer = super().instantiate_trainer(**settings)
         first = trainer.logger
+        if first is not None and not isinstance(first, (TensorBoardLogger, CSVLogger)) and not trainer.fast_dev_run:
+            raise ConfigError(
+                f"trainer.logger: expected TensorBoardLogger or CSVLogger first, which names the run's folder, got "
+                f"{type(first).__name__}; give both in a list"
+            )
         if isinstance(first, (TensorBoardLogger, CSVLogger)) and first._version is None and trainer.is_global_zero:
             self._claimed = claim_folder(first)
         if isinstance(first, TensorBoardLogger) and not any(isinstance(one, CSVLogger) for one in trainer.loggers):

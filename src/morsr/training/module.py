@@ -221,6 +221,7 @@ class OneStepSRModule(L.LightningModule):
         if not self.scores.rows:  # a process whose images others count: gathering wants its columns
             self.scores.rows.append(torch.empty(0, len(self.scores.metrics), device=self.device))
         self.log_dict({f"val/{name}": mean for name, mean in self.scores.compute().items()}, prog_bar=True)
+        self.log("step", float(self.global_step))  # not Lightning's count of batches
         self.scores.reset()
 
     def test_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
@@ -309,7 +310,7 @@ class OneStepSRModule(L.LightningModule):
     def _find_weights(self) -> None:
         if self.weights_file is not None or self._restored is not None or self._fitted:
             return
-        runs = Path(self.trainer.log_dir or self.trainer.default_root_dir).parent
+        runs = Path(self.trainer.log_dir or self.trainer.default_root_dir).absolute().parent
         files = sorted(runs.glob("*/adapters.safetensors"), key=lambda path: path.stat().st_mtime)
         preset = self.generator.base.base_id.removeprefix("morsr/")
         path = files[-1] if files else find_adapters(preset) if preset in SHIPPED_BASES else None
@@ -367,6 +368,7 @@ class OneStepSRModule(L.LightningModule):
         helpers = {f"{name}.lr": helper.lr for name, helper in self.objective.helpers.items() if helper.lr is not None}
         networks = self.phase.networks if self.phase is not None else ()
         kinds = {f"optimizers.{one.name}": type(one.optimizer).__name__ for one in networks}
+        kinds |= {f"schedulers.{one.name}": type(one.scheduler).__name__ for one in networks}
         return {**self.optimizer_settings, **helpers, **kinds}
 
     def _saved_tensors(self) -> dict[str, Tensor]:

@@ -138,6 +138,8 @@ def check_trainer(trainer: L.Trainer) -> None:
             f"trainer.strategy: expected one device or DDP, got {type(strategy).__name__}: the adapters are small "
             "enough to need no splitting"
         )
+    if any(getattr(one, "_train_time_interval", None) for one in trainer.checkpoint_callbacks):
+        raise ConfigError("ModelCheckpoint: expected every_n_train_steps; train_time_interval would save nothing")
 
 
 def check_turns(trainer: L.Trainer, *, networks: int) -> None:

@@ -59,7 +59,8 @@ class Base(nn.Module):
         prompts: embeddings "clean" and "degraded", each (1, T, width), and "clean_pooled" and "degraded_pooled",
             (1, width'), where the family has them.
         base_id: what adapters record as their base.
-        source: from where `load_base` gets the same base again; None for one that was made by hand.
+        source: from where `load_base` gets the same base again; None for one that was made by hand, the import path for
+            a class of the user's own.
         prompt: text behind the "clean" embedding, where it is known.
 
     Raises:
@@ -102,6 +103,9 @@ class Base(nn.Module):
     ) -> None:
         super().__init__()
         setattr(self, self.network_name, network)
+        kind = type(self)
+        if source is None and not kind.__module__.startswith("morsr."):
+            source = f"{kind.__module__}.{kind.__qualname__}"
         self.vae, self.base_id, self.source, self.prompt = vae, base_id, source, prompt
         if self.in_channels != self.latent_channels:
             raise ConfigError(

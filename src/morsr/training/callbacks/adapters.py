@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -136,11 +137,14 @@ class AdapterCheckpoint(Callback):
     ) -> None:
         self.monitor, self.mode, self.keep_every = monitor, mode, keep_every
         self.best_score: float | None = None
-        self._target = Path()
+        self._best, self._target = Path(), Path()
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         # Here, where all processes are: at an exception some of them may be elsewhere.
         self._target = run_folder(trainer)
+        if trainer.is_global_zero and self._best.is_file() and self._best.parent != self._target:  # of a resumed run
+            self._target.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(self._best, self._target / self._best.name)
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *rest: Any) -> None:
         step = trainer.global_step
@@ -173,10 +177,10 @@ class AdapterCheckpoint(Callback):
                 rank_zero_warn(str(error))
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best_score": self.best_score}
+        return {"best_score": self.best_score, "best": str(self._target / "adapters-best.safetensors")}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.best_score = state_dict["best_score"]
+        self.best_score, self._best = state_dict["best_score"], Path(state_dict.get("best", ""))
 
     def _save(self, trainer: L.Trainer, pl_module: Any, ending: str = "") -> None:
         if trainer.is_global_zero:

@@ -81,7 +81,7 @@ class StopBetweenSteps(Callback):
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if not self.steps:
-            rank_zero_info(f"Nothing left to do at step {trainer.global_step}")
+            rank_zero_info(f"Nothing left to do at step {trainer.global_step}; morsr validate scores it")
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         self._restore()
@@ -99,7 +99,7 @@ class StopBetweenSteps(Callback):
 
 
 class FinalValidation(Callback):
-    """Validates after the last step, however short the run is."""
+    """Validates after the last step, however short the run is, in an epoch that validates at all."""
 
     def on_train_batch_end(self, trainer: L.Trainer, *rest: Any) -> None:
         last_epoch = trainer.is_last_batch and trainer.current_epoch + 1 == trainer.max_epochs
