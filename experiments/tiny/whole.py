@@ -1,7 +1,7 @@
 """Training of a small model whole: the base's own weights, ranks and router, with losses on structure and features."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,13 @@ class WholeModel(OneStepSRModule):
 
     Args:
         base_lr: their learning rate.
+        plain_every: every so many steps the input is the sharp image itself, or a half of it by turns; 0 for never.
         settings: those of `OneStepSRModule`.
     """
 
-    def __init__(self, *, base_lr: float = 3e-4, **settings: Any) -> None:
+    def __init__(self, *, base_lr: float = 3e-4, plain_every: int = 0, **settings: Any) -> None:
         super().__init__(**settings, optimizers={"generator": self._optimizer})
-        self.base_lr = base_lr
+        self.base_lr, self.plain_every = base_lr, plain_every
 
     def _base(self) -> Iterator[tuple[str, nn.Parameter]]:
         return (item for item in self.generator.named_parameters() if item[0] in self._names)
@@ -40,6 +41,13 @@ class WholeModel(OneStepSRModule):
             self._names = {k for k, one in self.generator.named_parameters() if id(one) not in mine | kept}
             for _, parameter in self._base():
                 parameter.requires_grad_(True)
+
+    def training_step(self, batch: Mapping[str, Any], batch_idx: int) -> None:
+        if self.plain_every and self.global_step % self.plain_every == 0:
+            scale = 1 + self.global_step // self.plain_every % 2
+            lr = F.interpolate(batch["hr"], scale_factor=1 / scale, mode="area")
+            batch = {**batch, "lr": lr, "score_lr": lr, "severity": torch.full((len(lr),), torch.nan, device=lr.device)}
+        super().training_step(batch, batch_idx)
 
     def _optimizer(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
         weights = {"params": [one for _, one in self._base()], "lr": self.base_lr, "name": "base"}
