@@ -110,6 +110,7 @@ def test_pages_docstrings_and_messages_are_in_plain_english():
     assert {name: found for name, text in texts.items() if (found := translated.findall(text))} == {}
 
 
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="constraints.txt pins its packages for 3.11 and later")
 @pytest.mark.timeout(300)
 def test_the_site_builds_strictly(tmp_path):
     """Every page is in the navigation, every link and every name of the reference exists."""

@@ -64,7 +64,7 @@ def test_every_layout_of_the_weights_loads(options, sd_original, hub):
 @pytest.mark.parametrize(
     ("spoil", "told"),
     [
-        (lambda folder: [shutil.rmtree(part) for part in folder.glob("*/")], "scheduler_config.json: no such file"),
+        (lambda folder: [shutil.rmtree(one) for one in folder.iterdir() if one.is_dir()], "scheduler_config.json: no"),
         (lambda folder: shutil.rmtree(folder / "vae"), "vae/config.json: no such file"),
         (only_pickles, r"pickles, which are never loaded; save them .*save_pretrained.*org/name@rev"),
         (half_a_file, "cut short"),
