@@ -21,10 +21,10 @@ from jsonargparse.typing import PositiveInt
 from PIL import Image
 from tqdm import tqdm
 
-from morsr.data.sources import find_images, some
+from morsr.data.sources import some
 from morsr.errors import InputError, MorsrError
 from morsr.files import atomic_path
-from morsr.imaging import read_rgb
+from morsr.imaging import list_images, read_rgb
 
 
 def cut(path: str, *, source: Path, target: Path, size: int, step: int) -> str:
@@ -61,7 +61,7 @@ def main(source: Path, target: Path, size: PositiveInt = 512, step: PositiveInt 
             raise InputError(f"--step: expected at most the size {size}, got {step}")
         if target == source or source in target.parents:
             raise InputError(f"{target}: expected a folder outside {source}, or it would be cut again")
-        paths, work = find_images(source), partial(cut, source=source, target=target, size=size, step=step)
+        paths, work = [*map(str, list_images(source))], partial(cut, source=source, target=target, size=size, step=step)
         often = Counter(Path(path).with_suffix("") for path in paths)
         if twins := [str(stem) for stem, count in often.items() if count > 1]:
             raise InputError(f"images of one name would share their sub-images: {some(twins)}; rename some")

@@ -17,7 +17,8 @@ from torch import nn
 RANKS, SHARED, TOP_K, ZERO, SCORES = 6, 2, 3, 2, 3  # 4 experts of one rank and 2 zero slots beside 2 shared ranks
 EXPERTS = RANKS - SHARED
 STEPS, TIMESTEP, LR, ROUTER_LR_SCALE, HELPER_LR, WEIGHT_DECAY, CLIP = 5, 250, 1e-3, 20.0, 2e-3, 1e-2, 1.0
-WEIGHTS = {"l2": 1.0, "features": 0.5, "vsd": 1.0, "gan": 0.1, "balance": 1.0}
+WEIGHTS = {"l1": 0.2, "l2": 1.0, "charbonnier": 0.2, "psnr": 0.01, "features": 0.5}
+WEIGHTS |= {"vsd": 1.0, "csd": 0.5, "gan": 0.1, "balance": 1.0}
 ALPHA, WINDOW, NOISE, NOISE_UNTIL = 0.01, 512, 1.0, 0.8
 SCORE_RANK, SCORE_SCALE, GUIDANCE, SCORE_RANGE, GAN_RANGE, WIDTH = 4, 2.0, 7.5, (20, 979), (0, 200), 8
 ADAPTED = r"(unet\.(?!.*time_emb).*|vae\.encoder\..*|vae\.quant_conv)"
@@ -210,10 +211,14 @@ class Method:
         z0 = (z - (1 - a).sqrt() * self.noise_in(z, torch.tensor(TIMESTEP), active="generator")) / a.sqrt()
         sr = self.base["vae"].decode(z0 / VAE["scaling_factor"]).sample / 2 + 0.5
 
-        terms = {"l2": F.mse_loss(sr * 2 - 1, hr * 2 - 1)}
+        terms = {"l1": F.l1_loss(sr, hr), "l2": F.mse_loss(sr * 2 - 1, hr * 2 - 1)}
+        terms["charbonnier"] = ((sr - hr).square() + 1e-6).sqrt().mean()
+        luma = torch.tensor([65.481, 128.553, 24.966]).view(3, 1, 1) / 255
+        error = ((sr - hr) * luma).sum(1).square().mean((1, 2))
+        terms["psnr"] = 10 * (error + 1e-3).log10().mean()
         levels = zip(self.features(sr), self.features(hr), strict=True)
         terms["features"] = torch.stack([(x - y).square().sum(1).mean() for x, y in levels]).mean()
-        terms["vsd"] = self.distillation(z0, step)
+        terms["vsd"], terms["csd"] = (self.distillation(z0, step, side) for side in ("score", "degraded prompt"))
         terms["gan"] = torch.stack([-v.mean() for v in self.verdicts(*self.shown(z0, step, "adversarial"))]).mean()
         terms["balance"] = balance(logits.softmax(-1), chosen, severity_of(scores), self.running)
         total = sum(WEIGHTS[name] * term for name, term in terms.items())
@@ -237,17 +242,18 @@ class Method:
         return noisy, t
 
     @torch.no_grad()
-    def direction(self, z0, step):
+    def direction(self, z0, step, side):
         noisy, _, t, a = self.noised(z0, step, "distillation", *SCORE_RANGE)
         clean = lambda noise: (noisy - (1 - a).sqrt() * noise) / a.sqrt()  # noqa: E731
         without = self.noise_in(noisy, t, self.degraded_prompt)
         real = clean(without + GUIDANCE * (self.noise_in(noisy, t) - without))
-        fake = clean(self.noise_in(noisy, t, active="score"))
+        fake = clean(self.noise_in(noisy, t, active="score") if side == "score" else without)
         return (fake - real) / (z0 - real).abs().mean((1, 2, 3), keepdim=True).clamp(min=1e-4)
 
-    def distillation(self, z0, step):
-        """Variational score distillation: from what generated latents look like to what the guided teacher sees."""
-        return F.mse_loss(z0, (z0 - self.direction(z0, step)).detach())
+    def distillation(self, z0, step, side):
+        """From what generated latents look like to what the guided teacher sees: to the score network (variational
+        score distillation), or to the teacher under the degraded prompt (classifier score distillation)."""
+        return F.mse_loss(z0, (z0 - self.direction(z0, step, side)).detach())
 
     def update(self, name: str, loss) -> float:
         """Gradient of one network alone, clipped, and one step of AdamW; the norm before clipping."""

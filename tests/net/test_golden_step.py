@@ -83,6 +83,7 @@ def real_steps(page: ModuleType, method: Any, folder: Path) -> Numbers:
             return page.estimate(lr)
 
     estimator = PageEstimator()
+    teacher: Any = {"guidance": page.GUIDANCE, "low": page.SCORE_RANGE[0], "high": page.SCORE_RANGE[1]}
     save_base(page, method, folder)
     module = real.OneStepSRModule(
         base=str(folder), estimator=estimator,
@@ -93,10 +94,10 @@ def real_steps(page: ModuleType, method: Any, folder: Path) -> Numbers:
         ),
         one_step=real.OneStepConfig(timestep=page.TIMESTEP),
         losses=Losses(
-            **{name: Weight(weight=page.WEIGHTS[name]) for name in ("l2", "features", "balance")},
+            **{name: Weight(weight=page.WEIGHTS[name]) for name in page.WEIGHTS if name not in ("vsd", "csd", "gan")},
+            csd=Distillation(weight=page.WEIGHTS["csd"], **teacher),
             vsd=Distillation(
-                weight=page.WEIGHTS["vsd"], rank=page.SCORE_RANK, scale=page.SCORE_SCALE, lr=page.HELPER_LR,
-                guidance=page.GUIDANCE, low=page.SCORE_RANGE[0], high=page.SCORE_RANGE[1],
+                weight=page.WEIGHTS["vsd"], rank=page.SCORE_RANK, scale=page.SCORE_SCALE, lr=page.HELPER_LR, **teacher,
                 targets=tuple(name for name in method.layers if name.startswith("unet")),
             ),
             gan=Gan(

@@ -98,10 +98,12 @@ class InjectionReport:
             if tuple(scores.gates.shape) != shape:
                 raise InputError(f"routing: expected gates {shape}, got {tuple(scores.gates.shape)}")
             self.routing = scores
-        else:
+        elif scores is None or isinstance(scores, Tensor):
             self.routing = None if scores is None else self.router(scores, noise)
             if self.routing is not None and keep is not None:
                 self.routing = self.routing._replace(gates=self.routing.gates * keep[:, None])
+        else:
+            raise InputError(f"scores: expected a tensor (B, {self.router.num_scores}), got {type(scores).__name__}")
         self._apply()
         return self.routing
 

@@ -95,11 +95,6 @@ class Photo(NamedTuple):
         return Pair(self.stem, hr, lr)
 
 
-def find_images(folder: str | Path) -> list[str]:
-    """Paths of all images in a folder and its subfolders, sorted as texts; see `morsr.imaging.list_images`."""
-    return sorted(map(str, list_images(folder)))
-
-
 def find_photos(source: Source) -> list[Photo]:
     """Find the images of one source; no file is opened.
 
@@ -217,7 +212,7 @@ def _single(where: str, root: str | None) -> list[Photo]:
         top = Path(root) if root is not None else Path(where).parent
         paths = _listed(where, top)
     else:
-        paths, top = find_images(where), Path(where)
+        paths, top = sorted(map(str, list_images(where))), Path(where)
     return [Photo(stem, path) for path, stem in distinct_names(dict.fromkeys(paths, top)).items()]
 
 
@@ -234,7 +229,7 @@ def _listed(path: str, root: Path) -> list[str]:
 
 def _by_stem(folder: str | Path) -> dict[str, str]:
     found: dict[str, str] = {}
-    for path in find_images(folder):
+    for path in sorted(map(str, list_images(folder))):
         stem = Path(path).stem
         if stem in found:
             raise InputError(f"{folder}: two images have the stem {stem}: {found[stem]} and {path}")

@@ -54,7 +54,7 @@ class BenchmarkTable(L.Callback):
             self._pairs.setdefault(name, []).append(SimpleNamespace(stem=stem, lr=lr, hr=hr, group=group))
 
     def on_test_end(self, trainer: L.Trainer, pl_module: Any) -> None:
-        folder = Path(self.out or _run_folder(trainer) / "benchmark")
+        folder = Path(self.out or Path(trainer.log_dir or trainer.default_root_dir, "benchmark"))
         methods = module_methods(pl_module, trainer)
         self.reports = {}
         for name, pairs in self._pairs.items():
@@ -105,7 +105,7 @@ class ScoreDump(L.Callback):
             self._rows.append(ImageScore(f"{name}:{stem}", "morsr", values, group))
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: Any) -> None:
-        folder = _run_folder(trainer)  # which asks all processes
+        folder = Path(trainer.log_dir or trainer.default_root_dir)  # all processes are asked
         if self._rows:
             report = BenchmarkReport(self._rows, list(pl_module.scores.metrics.values()))
             process = f".{trainer.global_rank}" if trainer.world_size > 1 else ""  # each writes its share of the images
@@ -119,7 +119,3 @@ def _names(batch: Mapping[str, Any], default: str, places: Sequence[int]) -> lis
     stems, sets = batch.get("stem") or [f"{place:05d}" for place in places], batch.get("set") or [default] * len(places)
     photographs = batch.get("image") or [None] * len(places)
     return [(str(s), str(n), p if p is None else f"{n}:{p}") for s, n, p in zip(stems, sets, photographs, strict=True)]
-
-
-def _run_folder(trainer: L.Trainer) -> Path:
-    return Path(trainer.log_dir or trainer.default_root_dir)

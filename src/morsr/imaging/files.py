@@ -139,10 +139,10 @@ def _by_vips(data: bytes) -> Picture:
     if image.interpretation in ("cmyk", "lab", "labs"):
         image = image.colourspace("rgb16" if image.format == "ushort" else "srgb")
         notes.pop("icc-profile-data", None)
-    if "orientation" in fields and image.get("orientation") > 1:
-        image = image.copy_memory().autorot()
     lossless = format != "JPEG" and (format != "WEBP" or b"VP8L" in data)  # the name of a lossless part
     try:
+        if "orientation" in fields and image.get("orientation") > 1:
+            image = image.copy_memory().autorot()
         pixels = image.numpy()
     except _vips().Error as error:
         if "Invalid SOS parameters" not in str(error):

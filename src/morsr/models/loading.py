@@ -128,8 +128,11 @@ def _base(given: Any, stored: Any, prompts: Any) -> Base:
     if isinstance(named, str) and re.fullmatch(r"\w+(\.\w+)+", named) and not expanded(named).exists():
         if given is None:
             raise WeightsError(f"this model needs the base {named!r}: give it, as in --base {named}")
-        named = class_at(named, "base", Base)()
-    return named if isinstance(named, Base) else load_base(named, prompts=prompts)
+        try:
+            named = class_at(named, "base", Base)()
+        except TypeError as error:
+            raise ConfigError(f"base: {named} is called without arguments ({error}); give it defaults") from error
+    return load_base(named, prompts=prompts)
 
 
 def _router(path: Path, extra: Mapping[str, Any], given: RouterFactory | str | None) -> RouterFactory:
@@ -181,7 +184,7 @@ def read_checkpoint(path: str | os.PathLike[str], *, map_location: Any = "cpu", 
         raise WeightsError(f"{path}: not a whole checkpoint ({reason}); take an earlier one") from error
     if not isinstance(found, dict) or "state_dict" not in found:
         raise WeightsError(f"{path}: expected a checkpoint of Lightning, got a file without a state_dict")
-    if any(".backbone." in key for key in found["state_dict"]):
+    if any(key.startswith("generator.backbone.") for key in found["state_dict"]):
         raise WeightsError(f"{path}: a checkpoint of morsr 0.1, which this release cannot resume; run it by 0.1")
     return found
 

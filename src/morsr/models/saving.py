@@ -43,7 +43,9 @@ def save_generator(
         include_base = source not in (*SHIPPED_BASES, *HUB_IDS) and (
             source is None or repository_of(source) is None or expanded(source).is_dir()
         )
-    include_base &= type(base) in FAMILIES  # a class of the user's own comes with their code
+    elif include_base and type(base) not in FAMILIES:
+        raise InputError(f"include_base: {type(base).__name__} is a class of your own, which comes with your code")
+    include_base &= type(base) in FAMILIES
     adapters = generator.adapters
     described: dict[str, Any] = {
         "base": source or "base",

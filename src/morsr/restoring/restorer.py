@@ -121,7 +121,7 @@ class Restorer:
         Args:
             folder: made if it is not there; files of an earlier save are replaced.
             include_base: put the base's weights in; default only where no preset or hub id names it. Those of a base
-                that was made by hand are always put in.
+                that was made by hand are always put in, those of a class of your own never.
 
         Raises:
             InputError, ConfigError: a folder that is a file, or parts that cannot be described.

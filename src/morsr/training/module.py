@@ -175,7 +175,7 @@ class OneStepSRModule(L.LightningModule):
             if lost := estimator.unsaved():
                 rank_zero_warn(f"no file will hold the estimator's {', '.join(lost)}: override its settings()")
             lpips = build_lpips() if losses and losses.lpips else None
-            base = parts["base"] if isinstance(parts["base"], Base) else load_base(parts["base"], **self.base_settings)
+            base = load_base(parts["base"], **self.base_settings)
             generator = OneStepGenerator(
                 base, estimator, adapters=self.adapters, router=parts["router"], one_step=self.one_step,
                 checkpointing=parts["checkpointing"],

@@ -44,7 +44,7 @@ def package_weights(name: str) -> Path:
 
 
 def load_base(
-    source: str | os.PathLike[str] | Sequence[str] = "tiny",
+    source: Base | str | os.PathLike[str] | Sequence[str] = "tiny",
     *,
     prompts: Mapping[str, str] | Mapping[str, Tensor] | None = None,
     dtype: str | torch.dtype | None = None,
@@ -54,7 +54,7 @@ def load_base(
     Args:
         source: a preset ("tiny" is in the package; "sd21", "sd-turbo" are hub ids tried in order), a local diffusers
             folder, a hub id (org/name or org/name@revision), a list of folders and ids tried in order, or "random:sd21"
-            and the like for random weights in a published model's shapes.
+            and the like for random weights in a published model's shapes; or a base, which is returned.
         prompts: texts for "clean" and "degraded" instead of the fixed prompts, which needs the base's text encoder; or
             both embeddings, which needs none.
         dtype: what the frozen weights are stored as, "float32" (default), "bfloat16" or "float16". What the class keeps
@@ -64,6 +64,12 @@ def load_base(
         WeightsError: nothing could be loaded; the message names everything that was tried and why.
         ConfigError: a scheduler, UNet or autoencoder that a one-step generator cannot use.
     """
+    if isinstance(source, Base):
+        if dtype is not None or any(isinstance(one, str) for one in (prompts or {}).values()):
+            raise ConfigError("base: one of your own has its precision and prompts; leave base_dtype and prompts out")
+        if prompts:
+            source.set_prompts(prompts)  # type: ignore[arg-type]
+        return source
     storage = float_type(dtype or "float32")
     if odd := sorted({*(prompts or {})} - {"clean", "degraded", "clean_pooled", "degraded_pooled"}):
         raise ConfigError(f"prompts: expected clean and degraded, got {odd[0]}")

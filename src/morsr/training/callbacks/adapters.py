@@ -142,7 +142,8 @@ class AdapterCheckpoint(Callback):
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         # Here, where all processes are: at an exception some of them may be elsewhere.
         self._target = run_folder(trainer)
-        if trainer.is_global_zero and self._best.is_file() and self._best.parent != self._target:  # of a resumed run
+        resumed = self._best.is_file() and self._best.parent != self._target.absolute()
+        if resumed and trainer.is_global_zero and not trainer.fast_dev_run:
             self._target.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(self._best, self._target / self._best.name)
 
@@ -177,7 +178,7 @@ class AdapterCheckpoint(Callback):
                 rank_zero_warn(str(error))
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best_score": self.best_score, "best": str(self._target / "adapters-best.safetensors")}
+        return {"best_score": self.best_score, "best": str(self._target.absolute() / "adapters-best.safetensors")}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.best_score, self._best = state_dict["best_score"], Path(state_dict.get("best", ""))
