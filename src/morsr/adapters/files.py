@@ -318,6 +318,8 @@ def _check_same(path: str | os.PathLike[str], report: InjectionReport, header: d
     mine = {**report.config.computing(), "gate": None, "number of scores": report.router.num_scores}
     theirs = {**header["config"].computing(), "gate": None, "number of scores": header["condition_dim"]}
     mine["layers"], theirs["layers"] = list(report.layer_names), [layer["name"] for layer in header["layers"]]
+    if report.score_names and header["condition_names"]:
+        mine["scores"], theirs["scores"] = list(report.score_names), header["condition_names"]
     if changed := [key for key in mine if mine[key] != theirs[key]]:
         raise WeightsError(f"{path}: made with other settings than the set on the model: {', '.join(changed)}")
 

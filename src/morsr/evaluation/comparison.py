@@ -43,8 +43,7 @@ class Comparison:
             label = info.label + f" (n={n})" * (n < self.images)
             lines.append([label, number(a), number(b), *interval_cells(value), verdict_of(info, value)])
         count = max(value.count for *_, value, _ in self.rows)
-        most = max(n for *_, n in self.rows)
-        photographs = f" of {count} photographs" if count < most else ""
+        photographs = f" of {count} photographs" if count < max(n for *_, n in self.rows) else ""
         seeds = f", {self.seeds} seeds" if self.seeds > 1 else ""
         head = ["metric", "A", "B", "B - A", "95 % interval (*: without 0)", "B is"]
         text = f"A: {printable(self.name_a)}\nB: {printable(self.name_b)}\n{self.images} images{photographs}{seeds}\n\n"

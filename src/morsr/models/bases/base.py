@@ -103,9 +103,8 @@ class Base(nn.Module):
     ) -> None:
         super().__init__()
         setattr(self, self.network_name, network)
-        kind = type(self)
-        if source is None and not kind.__module__.startswith("morsr."):
-            source = f"{kind.__module__}.{kind.__qualname__}"
+        if source is None and not type(self).__module__.startswith("morsr."):
+            source = f"{type(self).__module__}.{type(self).__qualname__}"
         self.vae, self.base_id, self.source, self.prompt = vae, base_id, source, prompt
         if self.in_channels != self.latent_channels:
             raise ConfigError(
